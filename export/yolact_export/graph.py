@@ -1,0 +1,83 @@
+"""The module that is exported: images in, detections or raw heads out. The model itself is left alone."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from yolact.detect import detect
+from yolact.model import Yolact
+from yolact.model.backbone import DeformConv
+from yolact.preprocess import Normalise
+
+HEADS = ("loc", "logits", "coefficients", "prototypes")
+DETECTIONS = ("count", "boxes", "scores", "classes", "coefficients", "prototypes")
+
+
+class ExportedYolact(nn.Module):
+    """Preprocessing, network and, with `detect="native"`, detection, in operators every backend has.
+
+    Args:
+        model: Copied; deformable convolutions become grid sampling.
+        detect: "native" for detections, "runtime" for the raw heads.
+    """
+
+    def __init__(self, model: Yolact, detect: str) -> None:
+        super().__init__()
+        self.normalise = Normalise(model.config.model)
+        self.model = copy.deepcopy(model).cpu().float().eval()
+        self.detect = detect
+        for name, module in list(self.model.named_modules()):
+            if isinstance(module, DeformConv):
+                parent, _, child = name.rpartition(".")
+                setattr(self.model.get_submodule(parent), child, GridSampleDeformConv(module))
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of what `forward` returns."""
+        if self.detect == "runtime":
+            return HEADS
+        return (*DETECTIONS, "mask_scores") if self.model.config.model.mask_iou else DETECTIONS
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(N, S, S, 3) uint8 or float32 BGR to the tensors that `output_names` names."""
+        output = self.model(self.normalise(images))
+        if self.detect == "runtime":
+            return tuple(output)
+        found = detect(self.model, output, compact=False)
+        return tuple(getattr(found, name) for name in self.output_names)
+
+
+class GridSampleDeformConv(nn.Module):
+    """A `DeformConv` as grid sampling and a plain convolution: few runtimes have the operator itself."""
+
+    taps: Tensor
+
+    def __init__(self, source: DeformConv) -> None:
+        super().__init__()
+        self.source = source
+        rows, columns = torch.meshgrid(torch.arange(3.0) - 1, torch.arange(3.0) - 1, indexing="ij")
+        self.register_buffer("taps", torch.stack([columns.flatten(), rows.flatten()], dim=-1))  # (9, 2): x, y
+
+    def forward(self, x: Tensor) -> Tensor:
+        offsets, modulation = self.source.offsets_and_modulation(x)
+        height, width = x.shape[-2:]
+        h, w = offsets.shape[-2:]
+        stride = self.source.stride
+        # (N, 18, h, w) as (N, tap, y|x, h, w) -> x|y last: (N, 9, h, w, 2)
+        moved = offsets.unflatten(1, (9, 2)).flip(2).permute(0, 1, 3, 4, 2)
+        rows, columns = torch.meshgrid(
+            torch.arange(h, dtype=x.dtype) * stride, torch.arange(w, dtype=x.dtype) * stride, indexing="ij"
+        )
+        centres = torch.stack([columns, rows], dim=-1)  # (h, w, 2)
+        points = moved + self.taps[:, None, None] + centres  # (N, 9, h, w, 2), in pixels
+        grid = 2 * points / torch.tensor([width - 1.0, height - 1.0]) - 1
+        sampled = F.grid_sample(
+            x, grid.flatten(1, 2), mode="bilinear", padding_mode="zeros", align_corners=True
+        )  # (N, C, 9*h, w)
+        sampled = sampled.unflatten(2, (9, h)) * modulation[:, None]  # (N, C, 9, h, w)
+        weight = self.source.weight.flatten(1)[..., None, None]  # (C', C*9, 1, 1)
+        return F.conv2d(sampled.flatten(1, 2), weight, self.source.bias)

@@ -1,0 +1,156 @@
+"""Raw network heads to detections: box decoding and fast NMS (section 3.3 of the YOLACT paper) in NumPy."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from yolact_runtime.engine import Detections
+from yolact_runtime.metadata import Metadata
+
+log = logging.getLogger(__name__)
+
+# How the box offsets were scaled in training.
+CENTRE_VARIANCE = 0.1
+SIZE_VARIANCE = 0.2
+
+
+def detect(
+    loc: np.ndarray,
+    logits: np.ndarray,
+    coefficients: np.ndarray,
+    prototypes: np.ndarray,
+    priors: np.ndarray,
+    metadata: Metadata,
+) -> Detections:
+    """Detections of a batch.
+
+    Args:
+        loc: (N, P, 4) float32 box offsets.
+        logits: (N, P, C+1) float32 class logits, background first.
+        coefficients: (N, P, M) float32.
+        prototypes: (N, Hp, Wp, M) float32.
+        priors: (P, 4) float32 cx cy w h, relative.
+        metadata: Its thresholds and limits are used.
+
+    Returns:
+        Detections; priors whose box or scores are not finite numbers take no part.
+    """
+    n, k = len(loc), metadata.max_detections
+    out = Detections(
+        count=np.zeros(n, np.int32),
+        boxes=np.zeros((n, k, 4), np.float32),
+        scores=np.zeros((n, k), np.float32),
+        classes=np.zeros((n, k), np.int32),
+        coefficients=np.zeros((n, k, coefficients.shape[2]), np.float32),
+        prototypes=prototypes,
+        mask_scores=np.zeros((n, k), np.float32),
+    )
+    for i in range(n):
+        candidates, scores = select(logits[i], metadata.score_threshold)
+        boxes = decode(loc[i, candidates], priors[candidates])
+        finite = np.isfinite(boxes).all(axis=1)
+        if not finite.all():
+            log.warning("dropped %d boxes that are not finite numbers", len(finite) - int(finite.sum()))
+            candidates, scores, boxes = candidates[finite], scores[finite], boxes[finite]
+        rows, classes = fast_nms(boxes, scores, metadata.iou_threshold, metadata.nms_top_k, k)
+        count = len(rows)
+        out.count[i] = count
+        out.boxes[i, :count] = boxes[rows]
+        out.scores[i, :count] = out.mask_scores[i, :count] = scores[rows, classes]
+        out.classes[i, :count] = classes
+        out.coefficients[i, :count] = coefficients[i, candidates[rows]]
+    return out
+
+
+def select(logits: np.ndarray, score_threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Priors whose best foreground score exceeds the threshold.
+
+    Args:
+        logits: (P, C+1), background first.
+        score_threshold: 0..1, of the softmax.
+
+    Returns:
+        Their indices (n,) and foreground scores (n, C) float32.
+    """
+    # exp(best - background) bounds the best score from above, so most priors need no softmax.
+    margin = np.log(max(score_threshold, 1e-30)) - 1e-3
+    likely = np.flatnonzero(logits[:, 1:].max(axis=1) - logits[:, 0] >= margin)
+    some = logits[likely].astype(np.float32, copy=False)
+    powers = np.exp(some - some.max(axis=1, keepdims=True))
+    scores = (powers / powers.sum(axis=1, keepdims=True))[:, 1:]
+    keep = scores.max(axis=1, initial=0) > score_threshold
+    return likely[keep], scores[keep]
+
+
+def decode(loc: np.ndarray, priors: np.ndarray) -> np.ndarray:
+    """(n, 4) offsets and (n, 4) priors (cx, cy, w, h) to (n, 4) x1 y1 x2 y2."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        size = priors[:, 2:] * np.exp(loc[:, 2:] * np.float32(SIZE_VARIANCE))
+        low = priors[:, :2] + loc[:, :2] * np.float32(CENTRE_VARIANCE) * priors[:, 2:] - size / 2
+        return np.concatenate([low, low + size], axis=1)
+
+
+def fast_nms(
+    boxes: np.ndarray, scores: np.ndarray, iou_threshold: float, top_k: int, limit: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fast NMS: a box goes when any better box of its class overlaps it, even one that goes itself.
+
+    Whether a candidate stays depends on better ones alone. So the best candidates over all classes are
+    settled first, and more are looked at only until `limit` have stayed.
+
+    Args:
+        boxes: (n, 4) x1 y1 x2 y2.
+        scores: (n, C), every class of every box.
+        iou_threshold: Overlap above which the worse one goes.
+        top_k: Candidates per class.
+        limit: Best ones kept over all classes.
+
+    Returns:
+        Box indices and classes, (m,) each, best score first; equal scores by class, then by box.
+    """
+    flat = scores.T.ravel()  # (C * n,)
+    take = min(len(flat), 4 * limit)
+    while True:
+        if take < len(flat):
+            # With all that equal the last one, so that no tie is cut.
+            worst = np.partition(flat, len(flat) - take)[len(flat) - take]
+            best = np.flatnonzero(flat >= worst)
+        else:
+            best = np.arange(len(flat))
+        best = best[np.argsort(-flat[best], kind="stable")]
+        classes, rows = np.divmod(best, max(len(boxes), 1))
+        kept = _survivors(boxes, rows, classes, iou_threshold, top_k)[:limit]
+        if len(kept) == limit or len(best) == len(flat):
+            return rows[kept], classes[kept]
+        take = min(len(flat), take * 4)
+
+
+def _survivors(
+    boxes: np.ndarray, rows: np.ndarray, classes: np.ndarray, iou_threshold: float, top_k: int
+) -> np.ndarray:
+    """Positions in `rows` (best score first) that NMS within each class and its `top_k` leaves, in order."""
+    if not len(rows):
+        return rows
+    grouped = np.argsort(classes, kind="stable")
+    group, starts, sizes = np.unique(classes[grouped], return_index=True, return_counts=True)[0:3]
+    rank = np.arange(len(rows)) - np.repeat(starts, sizes)
+    slot = np.repeat(np.arange(len(group)), sizes)
+    allowed = rank < top_k
+    slot, rank, grouped = slot[allowed], rank[allowed], grouped[allowed]
+    table = np.zeros((len(group), int(rank.max()) + 1, 4), np.float32)  # padded with empty boxes
+    table[slot, rank] = boxes[rows[grouped]]
+    overlap = np.triu(_iou(table), 1).max(axis=1)  # (groups, ranks)
+    return np.sort(grouped[overlap[slot, rank] <= iou_threshold])
+
+
+def _iou(boxes: np.ndarray) -> np.ndarray:
+    """(G, R, 4) to (G, R, R); 0 where the union has no area."""
+    low = np.maximum(boxes[:, :, None, :2], boxes[:, None, :, :2])
+    high = np.minimum(boxes[:, :, None, 2:], boxes[:, None, :, 2:])
+    side = np.maximum(high - low, 0)  # (G, R, R, 2)
+    shared = side[..., 0] * side[..., 1]
+    area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])  # (G, R)
+    union = area[:, :, None] + area[:, None, :] - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)

@@ -1,0 +1,301 @@
+"""Masks at image size, found by their outline.
+
+A mask is sigmoid(prototypes . coefficients), cut to its box at prototype resolution, enlarged to the
+image (bilinear, half-pixel centres) and thresholded at 0.5. Down one column of the image, the enlarged
+values are straight lines from one prototype row to the next. So where they cross 0.5, which is where COCO's
+runs start and end, follows from the prototype rows alone, and the pixels between need not be computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from yolact_runtime.preprocess import bilinear_axis
+
+
+class Region(NamedTuple):
+    """The mask of one instance in an image.
+
+    Attributes:
+        x: Left column of the part of the image that can be set, in pixels.
+        y: Top row of it.
+        width: Of it; may be 0 for an empty mask.
+        height: Of it; may be 0 for an empty mask.
+        image_height: Rows of the image.
+        edges: (2 * runs,) int64, alternately the first pixel of a run and the one past its last, pixels being
+            counted down the columns of the whole image; strictly ascending.
+    """
+
+    x: int
+    y: int
+    width: int
+    height: int
+    image_height: int
+    edges: np.ndarray
+
+    @property
+    def mask(self) -> np.ndarray:
+        """(height, width) bool: the part, computed at each call."""
+        steps = np.zeros(self.width * self.height + 1, np.int8)
+        steps[self._index(self.edges[0::2])] += 1
+        # A run may end with a column of the image, so its last pixel tells which column that is.
+        steps[self._index(self.edges[1::2] - 1) + 1] -= 1
+        return np.cumsum(steps[:-1], dtype=np.int8).view(bool).reshape(self.width, self.height).T
+
+    def _index(self, pixels: np.ndarray) -> np.ndarray:
+        column, row = np.divmod(pixels, self.image_height)
+        return (column - self.x) * self.height + row - self.y
+
+
+# Instances traced in one go; bounds the memory that large images take.
+_TOGETHER = 32
+
+
+def crop_bounds(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Which prototype cells a box keeps: those between its sides, widened by one cell.
+
+    Args:
+        boxes: (n, 4) x1 y1 x2 y2 relative to the image, in any order, inside it or not.
+        height: Rows of the prototypes.
+        width: Columns of the prototypes.
+
+    Returns:
+        (n, 4) int64: first column, first row, column past the last, row past the last; within the
+        prototypes. A box beside the image has last <= first.
+    """
+    size = np.array([width, height], np.float32)
+    with np.errstate(over="ignore"):
+        corners = np.asarray(boxes, np.float32).reshape(-1, 2, 2) * size  # (n, corner, xy)
+    low = corners.min(axis=1) - 1
+    high = corners.max(axis=1) + 1
+    # Cell c stays where low <= c < high, so both bounds round up.
+    bounds = np.concatenate([np.clip(low, 0, size), np.clip(high, 0, size)], axis=1)
+    return np.ceil(bounds).astype(np.int64)
+
+
+def assemble(coefficients: np.ndarray, prototypes: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Masks at prototype resolution.
+
+    Args:
+        coefficients: (n, M).
+        prototypes: (Hp, Wp, M).
+        boxes: (n, 4) relative x1 y1 x2 y2.
+
+    Returns:
+        (n, Hp, Wp) float32 in 0..1, zero outside the boxes.
+    """
+    height, width = prototypes.shape[:2]
+    out = np.zeros((len(coefficients), height, width), np.float32)
+    for target, row, bounds in zip(
+        out, coefficients, crop_bounds(boxes, height, width).tolist(), strict=True
+    ):
+        x0, y0, x1, y1 = bounds
+        if x1 > x0 and y1 > y0:
+            target[y0:y1, x0:x1] = _sigmoid(prototypes[y0:y1, x0:x1] @ row)
+    return out
+
+
+def box_masks(
+    coefficients: np.ndarray, prototypes: np.ndarray, boxes: np.ndarray, height: int, width: int
+) -> list[Region]:
+    """Masks at image size.
+
+    Args:
+        coefficients: (n, M) float32.
+        prototypes: (Hp, Wp, M) float32.
+        boxes: (n, 4) float32, relative x1 y1 x2 y2.
+        height: Of the image, in pixels.
+        width: Of the image, in pixels.
+
+    Returns:
+        n regions.
+    """
+    rows, columns = prototypes.shape[:2]
+    bounds = crop_bounds(boxes, rows, columns).tolist()
+    regions: list[Region] = []
+    for start in range(0, len(bounds), _TOGETHER):
+        some = slice(start, start + _TOGETHER)
+        lines = [
+            _lines(prototypes, row, bound, height, width)
+            for row, bound in zip(coefficients[some], bounds[some], strict=True)
+        ]
+        regions += _trace(lines, rows, height)
+    return regions
+
+
+class _Lines(NamedTuple):
+    """The values down each image column of a region, at the rows of the prototypes.
+
+    Attributes:
+        x, y, height: As in `Region`.
+        first: The prototype row of each line's first value; may be -1.
+        values: (w, h) float32, zero at both ends of each line; w is 0 for an empty mask.
+    """
+
+    x: int
+    y: int
+    height: int
+    first: int
+    values: np.ndarray
+
+
+_NOTHING = _Lines(0, 0, 0, 0, np.zeros((0, 2), np.float32))
+
+
+def _lines(
+    prototypes: np.ndarray, coefficients: np.ndarray, bounds: Sequence[int], height: int, width: int
+) -> _Lines:
+    x0, y0, x1, y1 = bounds
+    if x1 <= x0 or y1 <= y0:
+        return _NOTHING
+    logits = prototypes[y0:y1, x0:x1] @ coefficients  # (h, w)
+    # Where the mask exceeds 0.5.
+    column, row, columns, rows = cv2.boundingRect((logits > 0).view(np.uint8))
+    if not columns:
+        return _NOTHING
+    across, down = _axis(prototypes.shape[1], width), _axis(prototypes.shape[0], height)
+    x, x_stop = across.start[x0 + column], across.stop[x0 + column + columns - 1]
+    y, y_stop = down.start[y0 + row], down.stop[y0 + row + rows - 1]
+    if x_stop <= x or y_stop <= y:  # the image is smaller than the prototypes and skips them
+        return _NOTHING
+    # One more cell on each side takes part in the interpolation, unless the crop removed it.
+    left, top = max(column - 1, 0), max(row - 1, 0)
+    kept = logits[top : row + rows + 1, left : column + columns + 1]
+    # Column by column, as COCO counts, and between zeros, for what the crop removed.
+    cells = np.zeros((kept.shape[1] + 2, kept.shape[0] + 2), np.float32)
+    cells[1:-1, 1:-1] = _sigmoid(kept.T)
+    first = left + x0 - 1
+    values = cells.take(across.low[x:x_stop] - first, axis=0)
+    slope = cells.take(across.high[x:x_stop] - first, axis=0)
+    slope -= values
+    slope *= across.weight[x:x_stop]
+    values += slope
+    return _Lines(x, y, y_stop - y, top + y0 - 1, values)
+
+
+def _trace(lines: Sequence[_Lines], cells: int, height: int) -> list[Region]:
+    """What is above 0.5 in an image of `height` rows over prototypes of `cells` rows.
+
+    All instances at once: one by one they are so small that NumPy's calls would take most of the time.
+    """
+    values = np.concatenate([line.values.ravel() for line in lines])
+    sizes = np.array([line.values.size for line in lines])
+    ends = np.cumsum(sizes)
+    above = values > 0.5
+    before = (above[1:] != above[:-1]).nonzero()[0]
+    changes = np.diff(np.searchsorted(before, ends), prepend=0)  # of each instance
+    place = before - np.repeat(ends - sizes, changes)
+    length = np.repeat([line.values.shape[1] for line in lines], changes)
+    column = place // length
+    cell = place - column * length + np.repeat([line.first for line in lines], changes)
+    low = values.take(before)
+    crossing = cell + (0.5 - low) / (values.take(before + 1) - low)  # between cell and cell + 1
+    crossing = (crossing + 0.5) * (height / cells) - 0.5  # in pixels
+    # Beyond the outermost cells the values stay what they are.
+    crossing[cell < 0] = -0.5
+    crossing[cell == cells - 1] = height
+    # Lines rise and fall in turn. A pixel that is 0.5 exactly is not set.
+    top = (column + np.repeat([line.x for line in lines], changes)) * height
+    starts = top[0::2] + np.floor(crossing[0::2]).astype(np.int64) + 1
+    stops = top[1::2] + np.ceil(crossing[1::2]).astype(np.int64)
+    # A run may fall between two pixels, and one may go on at the top of the next column.
+    owner = np.repeat(np.arange(len(lines)), changes // 2)
+    seen = stops > starts
+    starts, stops, owner = starts[seen], stops[seen], owner[seen]
+    apart = np.ones(len(starts) + 1, bool)
+    apart[1:-1] = (starts[1:] != stops[:-1]) | (owner[1:] != owner[:-1])
+    first, last = apart[:-1], apart[1:]
+    edges = np.stack([starts[first], stops[last]], axis=1)  # (runs, 2)
+    parts = np.split(edges, np.searchsorted(owner[first], np.arange(1, len(lines))))
+    return [
+        Region(line.x, line.y, len(line.values), line.height, height, part.ravel())
+        for line, part in zip(lines, parts, strict=True)
+    ]
+
+
+class _Axis(NamedTuple):
+    """Bilinear interpolation along one axis.
+
+    Attributes:
+        low, high: (pixels,) the two cells that each pixel sees.
+        weight: (pixels, 1) float32, of the latter.
+        start, stop: The first pixel that sees each cell, and the one past the last.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    weight: np.ndarray
+    start: list[int]
+    stop: list[int]
+
+
+@lru_cache(maxsize=64)
+def _axis(cells: int, pixels: int) -> _Axis:
+    low, high, weight = bilinear_axis(cells, pixels)
+    start = np.searchsorted(high, np.arange(cells))
+    stop = np.searchsorted(low, np.arange(cells), side="right")
+    return _Axis(low, high, weight[:, None], start.tolist(), stop.tolist())
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        out = np.exp(-x)
+    out += 1
+    return np.reciprocal(out, out=out)
+
+
+def full_masks(regions: Sequence[Region], height: int, width: int) -> np.ndarray:
+    """(n, height, width) bool from regions of an image of that size."""
+    out = np.zeros((len(regions), height, width), bool)
+    for target, region in zip(out, regions, strict=True):
+        rows, columns = slice(region.y, region.y + region.height), slice(region.x, region.x + region.width)
+        target[rows, columns] = region.mask
+    return out
+
+
+def encode(regions: Sequence[Region], height: int, width: int) -> list[dict[str, Any]]:
+    """COCO run lengths, byte for byte what pycocotools makes of the full masks, without making them.
+
+    Returns:
+        {"size": [height, width], "counts": str} for each region.
+    """
+    if not regions:
+        return []
+    runs = [{"size": [height, width], "counts": _counts(region, height * width)} for region in regions]
+    packed = coco_mask.frPyObjects(runs, height, width)
+    return [{"size": [height, width], "counts": rle["counts"].decode("ascii")} for rle in packed]
+
+
+def _counts(region: Region, pixels: int) -> np.ndarray:
+    """Lengths of alternating unset and set runs, unset first."""
+    bounds = np.empty(len(region.edges) + 2, np.int64)
+    bounds[0], bounds[1:-1], bounds[-1] = 0, region.edges, pixels
+    counts = bounds[1:] - bounds[:-1]
+    # A mask that is set to the very end has no unset run there.
+    return counts if counts[-1] else counts[:-1]
+
+
+def polygons(region: Region) -> list[list[float]]:
+    """Outlines of a mask along the pixels' borders: one flat [x, y, x, y, ...] for each part.
+
+    COCO polygons know no holes, so holes are filled. An empty mask has no outline.
+    """
+    if not len(region.edges):
+        return []
+    # A contour runs through pixel centres. At double size, a left border has an even coordinate and a
+    # right one an odd coordinate, so that (c + 1) // 2 is the border between the original pixels.
+    double = np.repeat(np.repeat(region.mask.astype(np.uint8), 2, axis=0), 2, axis=1)
+    contours, _ = cv2.findContours(double, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    outlines = []
+    for contour in contours:
+        points = (contour.reshape(-1, 2) + 1) // 2 + (region.x, region.y)  # (points, xy)
+        points = points[(points != np.roll(points, 1, axis=0)).any(axis=1)]
+        if len(points) >= 3:
+            outlines.append(points.astype(float).ravel().tolist())
+    return outlines

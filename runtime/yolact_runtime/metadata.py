@@ -1,0 +1,197 @@
+"""What an exported file says of itself: everything the runtime needs to run it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from yolact_runtime.errors import YolactError
+
+PREFIX = "yolact."
+
+# Where a file came from. Everything else changes what the file computes, so it must be there.
+_OPTIONAL = {"priors", "mask_iou_net", "weights_sha256", "onnx_sha256", "versions", "created", "command"}
+
+
+@dataclass(frozen=True)
+class PriorSpec:
+    """The arguments of `yolact_runtime.priors.make_priors` besides the input size.
+
+    Attributes:
+        levels: (height, width) of each pyramid level's feature map.
+        scales: For each level its box sizes in input pixels.
+        aspect_ratios: Width over height, the same for every level.
+        square: Height = width, as the published v1 models were trained.
+    """
+
+    levels: tuple[tuple[int, int], ...]
+    scales: tuple[tuple[float, ...], ...]
+    aspect_ratios: tuple[float, ...]
+    square: bool
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What an engine is and what it expects.
+
+    Attributes:
+        config: Name of the configuration it was trained with.
+        class_names: One name for each class, class 0 first; no background.
+        category_ids: The dataset's id of each class (may be sparse, may be 0).
+        input_size: S, side of the square network input in pixels.
+        mean: Subtracted from the 0..255 values, in BGR order.
+        std: Divides what is left, in BGR order.
+        channel_order: Order of the channels of the engine's input.
+        input_dtype: "uint8" or "float32", of the (N, S, S, 3) input.
+        precision: What was really delivered: "fp32", "fp16", "int8".
+        detect: "native": the graph returns detections; "runtime": it returns the raw heads.
+        max_detections: K, rows kept per image.
+        score_threshold: A prior takes part when its best class scores more than this.
+        iou_threshold: A box overlapping a better one of its class by more than this is dropped.
+        nms_top_k: Candidates per class that enter NMS.
+        min_batch: Fewest images in one call.
+        max_batch: Most images in one call.
+        mask_iou: The masks are re-scored (YOLACT++).
+        priors: Needed with detect="runtime".
+        mask_iou_net: With detect="runtime" and mask_iou: base64 of an .npz with weight0, bias0, ...
+        weights_sha256: Of the checkpoint it was exported from.
+        onnx_sha256: Of the ONNX file an engine was built from; empty inside an ONNX file.
+        versions: Of the libraries that wrote it.
+        created: Time in ISO 8601.
+        command: The command line that wrote it.
+    """
+
+    config: str
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    input_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    channel_order: str = "BGR"
+    input_dtype: str = "uint8"
+    precision: str = "fp32"
+    detect: str = "native"
+    max_detections: int = 100
+    score_threshold: float = 0.05
+    iou_threshold: float = 0.5
+    nms_top_k: int = 200
+    min_batch: int = 1
+    max_batch: int = 1
+    mask_iou: bool = False
+    priors: PriorSpec | None = None
+    mask_iou_net: str = ""
+    weights_sha256: str = ""
+    onnx_sha256: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    created: str = ""
+    command: str = ""
+
+    def to_props(self) -> dict[str, str]:
+        """One entry per field, key prefixed "yolact.", value JSON: what goes into an ONNX file.
+
+        Raises:
+            YolactError: the fields contradict each other.
+        """
+        self.check("metadata")
+        return {PREFIX + name: json.dumps(value) for name, value in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_props(cls, props: Mapping[str, str], source: str | Path) -> Metadata:
+        """Read what `to_props` wrote. Unknown keys are ignored.
+
+        Args:
+            props: The file's string properties.
+            source: The file, for error messages.
+
+        Raises:
+            YolactError: a field is missing, has the wrong type or contradicts another.
+        """
+        hints = typing.get_type_hints(cls)
+        values = {}
+        for name, kind in hints.items():
+            text = props.get(PREFIX + name)
+            if text is None:
+                if name in _OPTIONAL:
+                    continue
+                raise YolactError(f"{source}: metadata field {PREFIX}{name} is missing{_REMEDY}")
+            try:
+                values[name] = _convert(json.loads(text), kind)
+            except (ValueError, TypeError, KeyError):
+                shown = text if len(text) <= 60 else text[:57] + "..."
+                raise YolactError(
+                    f"{source}: metadata field {PREFIX}{name} is {shown!r}, not a {_kind_name(kind)}{_REMEDY}"
+                ) from None
+        metadata = cls(**values)
+        metadata.check(source)
+        return metadata
+
+    def check(self, source: str | Path) -> None:
+        """Raise a YolactError that names `source` and the first field which cannot be right."""
+        for wrong, name, allowed in self._rules():
+            if wrong:
+                value = getattr(self, name)
+                raise YolactError(f"{source}: metadata field {PREFIX}{name} is {value!r}: {allowed}{_REMEDY}")
+
+    def _rules(self) -> list[tuple[bool, str, str]]:
+        names, ids = self.class_names, self.category_ids
+        return [
+            (not names, "class_names", "at least one class is needed"),
+            (len(ids) != len(names), "category_ids", f"{len(names)} ids are needed, one for each class name"),
+            (len(set(ids)) != len(ids), "category_ids", "an id occurs twice"),
+            (self.input_size < 1, "input_size", "it must be 1 or more"),
+            (not all(value > 0 for value in self.std), "std", "all must be positive"),
+            (self.channel_order != "BGR", "channel_order", "only BGR is known"),
+            (self.input_dtype not in ("uint8", "float32"), "input_dtype", "uint8 or float32 are allowed"),
+            (self.detect not in ("native", "runtime"), "detect", "native or runtime are allowed"),
+            (self.max_detections < 1, "max_detections", "it must be 1 or more"),
+            (not 0 <= self.score_threshold <= 1, "score_threshold", "it must be in 0..1"),
+            (not 0 <= self.iou_threshold <= 1, "iou_threshold", "it must be in 0..1"),
+            (self.nms_top_k < 1, "nms_top_k", "it must be 1 or more"),
+            (self.min_batch < 1, "min_batch", "it must be 1 or more"),
+            (
+                self.max_batch < self.min_batch,
+                "max_batch",
+                "it must be at least min_batch",
+            ),
+            (self.detect == "runtime" and self.priors is None, "priors", 'detect="runtime" needs them'),
+            (
+                self.detect == "runtime" and self.mask_iou and not self.mask_iou_net,
+                "mask_iou_net",
+                'detect="runtime" with mask re-scoring needs it',
+            ),
+        ]
+
+
+_REMEDY = "; the file was not written by this yolact-export: run yolact-export --weights W --to onnx again"
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    """`value`, parsed from JSON, as the annotated type `kind`; TypeError where it is something else."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _convert(value, args[0])
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise TypeError
+        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        return tuple(_convert(item, kind) for item, kind in zip(value, kinds, strict=True))
+    if origin is dict and isinstance(value, dict):
+        return {_convert(key, args[0]): _convert(item, args[1]) for key, item in value.items()}
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        return typing.cast(Any, kind)(**{name: _convert(value[name], hint) for name, hint in hints.items()})
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise TypeError
+    return value
+
+
+def _kind_name(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) and typing.get_origin(kind) is None else str(kind)

@@ -1,0 +1,126 @@
+"""What is found in one image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from yolact_runtime import masks as mask_ops
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """The n instances found in one image of `height` x `width` pixels, best score first.
+
+    Masks are computed when they are first asked for, and only inside their boxes.
+
+    Attributes:
+        height: Of the image, in pixels.
+        width: Of the image, in pixels.
+        relative_boxes: (n, 4) float32, x1 y1 x2 y2 relative to the image, as decoded: may leave 0..1.
+        scores: (n,) float32, of the boxes, 0..1.
+        mask_scores: (n,) float32; equal to `scores` unless the model re-scores masks.
+        classes: (n,) int64, 0-based.
+        coefficients: (n, M) float32 mask coefficients.
+        prototypes: (Hp, Wp, M) float32; may be (0, Wp, M) where n is 0.
+        class_names: Name of every class of the model.
+        class_ids: The dataset's category id of every class of the model.
+    """
+
+    height: int
+    width: int
+    relative_boxes: np.ndarray
+    scores: np.ndarray
+    mask_scores: np.ndarray
+    classes: np.ndarray
+    coefficients: np.ndarray
+    prototypes: np.ndarray
+    class_names: tuple[str, ...]
+    class_ids: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @cached_property
+    def boxes_float(self) -> np.ndarray:
+        """(n, 4) float32: x1 y1 x2 y2 in pixels, ordered and clamped to the image, not rounded."""
+        size = np.array([self.width, self.height], np.float32)
+        with np.errstate(over="ignore"):
+            corners = self.relative_boxes.reshape(-1, 2, 2) * size  # (n, corner, xy)
+        return np.clip(np.sort(corners, axis=1), 0, size).reshape(-1, 4)
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """(n, 4) int64: x1 y1 x2 y2 in whole pixels, rounded down."""
+        return self.boxes_float.astype(np.int64)
+
+    @property
+    def category_ids(self) -> np.ndarray:
+        """(n,) int64: the dataset's id of each instance's class."""
+        return np.array(self.class_ids, np.int64)[self.classes]
+
+    @property
+    def names(self) -> list[str]:
+        """Class name of each instance."""
+        return [self.class_names[index] for index in self.classes]
+
+    @cached_property
+    def regions(self) -> list[mask_ops.Region]:
+        """The mask of each instance, as its runs."""
+        return mask_ops.box_masks(
+            self.coefficients, self.prototypes, self.relative_boxes, self.height, self.width
+        )
+
+    @cached_property
+    def masks(self) -> np.ndarray:
+        """(n, height, width) bool."""
+        return mask_ops.full_masks(self.regions, self.height, self.width)
+
+    @cached_property
+    def rles(self) -> list[dict[str, Any]]:
+        """COCO run-length encoding of each mask: {"size": [height, width], "counts": str}."""
+        return mask_ops.encode(self.regions, self.height, self.width)
+
+    def to_coco(self, image_id: int, polygons: bool = False, masks: bool = True) -> list[dict[str, Any]]:
+        """The instances as entries of a COCO results file.
+
+        Args:
+            image_id: Goes into each entry.
+            polygons: Outlines instead of run lengths; holes are lost. An empty mask stays a run length.
+            masks: With the masks, and their scores; otherwise boxes only, with box scores.
+
+        Returns:
+            {image_id, category_id, bbox [x, y, width, height] in pixels, score (, segmentation)} each.
+        """
+        corners = self.boxes_float.astype(np.float64).round(2)
+        sides = (corners[:, 2:] - corners[:, :2]).round(2)
+        scores = self.mask_scores if masks else self.scores
+        entries: list[dict[str, Any]] = [
+            {
+                "image_id": image_id,
+                "category_id": category,
+                "bbox": bbox,
+                # The shortest decimal that is the same float32: half the digits of its float64 value.
+                "score": float(str(score)),
+            }
+            for category, bbox, score in zip(
+                self.category_ids.tolist(),
+                np.concatenate([corners[:, :2], sides], axis=1).tolist(),
+                scores,
+                strict=True,
+            )
+        ]
+        if masks:
+            for index, (entry, rle) in enumerate(zip(entries, self.rles, strict=True)):
+                outlines = mask_ops.polygons(self.regions[index]) if polygons else []
+                entry["segmentation"] = outlines or rle
+        return entries
+
+    def draw(self, image: np.ndarray) -> np.ndarray:
+        """`image` (height, width, 3) uint8 BGR with the instances drawn over it, as a new array."""
+        from yolact_runtime.draw import draw
+
+        return draw(image, self)

@@ -1,0 +1,84 @@
+"""Taking turns and statistics, on a clock that the tasks move themselves."""
+
+from __future__ import annotations
+
+import statistics
+
+import numpy as np
+import pytest
+
+from yolact_bench.protocol import MIN_RUNS, WARM_UP_RUNS, Timing, ratios, take_turns
+from yolact_runtime.errors import UsageError
+
+
+class Clock:
+    """Stands still but for the tasks that take time on it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.log: list[str] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def task(self, name: str, seconds: float):
+        def run() -> int:
+            self.now += seconds
+            self.log.append(name)
+            return len(self.log)
+
+        return run
+
+
+def test_statistics() -> None:
+    milliseconds = [5.0, 1.0, 2.0, 4.0, 3.0, 10.0, 7.0]
+    timing = Timing.of(np.array(milliseconds) / 1000, images=4)
+    assert timing.runs == 7
+    assert timing.median == pytest.approx(statistics.median(milliseconds))
+    assert timing.mean == pytest.approx(statistics.mean(milliseconds))
+    assert timing.std == pytest.approx(statistics.stdev(milliseconds))
+    assert timing.min == pytest.approx(1)
+    assert timing.p90 == pytest.approx(statistics.quantiles(milliseconds, n=10, method="inclusive")[-1])
+    hundredths = statistics.quantiles(milliseconds, n=100, method="inclusive")
+    assert (timing.p95, timing.p99) == (pytest.approx(hundredths[94]), pytest.approx(hundredths[98]))
+    assert timing.throughput == pytest.approx(4 / 0.004)
+
+
+def test_one_run() -> None:
+    timing = Timing.of(np.array([0.002]))
+    assert (timing.median, timing.p99, timing.std) == (pytest.approx(2), pytest.approx(2), 0)
+
+
+def test_tasks_alternate_and_take_turns_at_being_first() -> None:
+    clock = Clock()
+    tasks = {name: clock.task(name, 1.0) for name in "ab"}
+    times, values = take_turns(tasks, seconds=100, runs=6, clock=clock)
+    counted = clock.log[2 * WARM_UP_RUNS :]
+    assert "".join(counted) in ("abba" * 3, "baab" * 3)
+    assert {name: taken.tolist() for name, taken in times.items()} == {"a": [1.0] * 6, "b": [1.0] * 6}
+    positions = sorted(values["a"] + values["b"])
+    assert positions == list(range(2 * WARM_UP_RUNS + 1, 2 * WARM_UP_RUNS + 13))
+
+
+def test_each_leaves_when_it_has_had_its_share() -> None:
+    clock = Clock()
+    tasks = {
+        "slow": clock.task("slow", 7.0),
+        "middle": clock.task("middle", 1.0),
+        "fast": clock.task("fast", 0.01),
+    }
+    times, _ = take_turns(tasks, seconds=10, runs=50, clock=clock)
+    assert {name: len(taken) for name, taken in times.items()} == {"slow": MIN_RUNS, "middle": 10, "fast": 50}
+
+
+@pytest.mark.parametrize(("seconds", "runs"), [(0, 5), (-1, 5), (float("nan"), 5), (1, 0)])
+def test_no_time_is_an_error(seconds: float, runs: int) -> None:
+    with pytest.raises(UsageError, match="greater than 0"):
+        take_turns({"a": lambda: None}, seconds, runs)
+
+
+def test_ratios_refer_to_the_first() -> None:
+    timings = {
+        name: Timing.of(np.array([seconds])) for name, seconds in {"a": 0.4, "b": 0.1, "c": 0.8}.items()
+    }
+    assert ratios(timings) == {"a": 1, "b": pytest.approx(4), "c": pytest.approx(0.5)}

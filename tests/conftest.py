@@ -1,0 +1,56 @@
+"""What all tests share: helpers that can be imported, and optional reference data."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+# `import oracle` and the others work from every test. With this folder on the path, tests/yolact
+# would hide the package.
+for _name in ("oracle", "fake_engine", "fake_onnx"):
+    _spec = importlib.util.spec_from_file_location(_name, HERE / f"{_name}.py")
+    assert _spec is not None and _spec.loader is not None
+    sys.modules[_name] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules[_name])
+
+
+@dataclass(frozen=True)
+class CocoMini:
+    """A small part of COCO 2017: folders of images and their annotation files."""
+
+    train_images: Path
+    train_annotations: Path
+    val_images: Path
+    val_annotations: Path
+
+
+def _shared(*parts: str) -> Path:
+    root = Path(os.environ.get("YOLACT_TEST_SHARED", HERE.parents[1] / "shared"))
+    path = root.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"no {'/'.join(parts)}: set YOLACT_TEST_SHARED to the folder that holds it")
+    return path
+
+
+@pytest.fixture(scope="session")
+def reference_dir() -> Path:
+    """Golden tensors of the reference implementation."""
+    return _shared("reference")
+
+
+@pytest.fixture(scope="session")
+def coco_mini() -> CocoMini:
+    root = _shared("data", "coco-mini")
+    annotations = root / "annotations"
+    return CocoMini(
+        train_images=root / "train2017",
+        train_annotations=annotations / "instances_train2017.json",
+        val_images=root / "val2017",
+        val_annotations=annotations / "instances_val2017.json",
+    )

@@ -1,0 +1,117 @@
+"""NumPy detection against the float64 oracle and the reference implementation."""
+
+import dataclasses
+import time
+
+import numpy as np
+import oracle
+import pytest
+from fake_onnx import RUNTIME
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from yolact_runtime.detect import detect, fast_nms
+
+
+def metadata(classes, **changes):
+    names = tuple(map(str, range(classes)))
+    return dataclasses.replace(RUNTIME, class_names=names, category_ids=tuple(range(classes)), **changes)
+
+
+def heads(seed, priors, classes, background=2.0, spread=2.0):
+    rng = np.random.default_rng(seed)
+    centres, sizes = rng.uniform(0, 1, (priors, 2)), rng.uniform(0.05, 0.5, (priors, 2))
+    logits = rng.normal(size=(1, priors, classes + 1)) * spread
+    logits[..., 0] += background
+    return (
+        rng.normal(size=(1, priors, 4)).astype(np.float32),
+        logits.astype(np.float32),
+        rng.normal(size=(1, priors, 3)).astype(np.float32),
+        np.zeros((1, 2, 2, 3), np.float32),
+        np.concatenate([centres, sizes], axis=1).astype(np.float32),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    priors=st.integers(1, 60),
+    classes=st.integers(1, 6),
+    background=st.floats(-2, 8),
+    limit=st.sampled_from([1, 5, 100]),
+    top_k=st.sampled_from([1, 4, 200]),
+    iou=st.sampled_from([0.0, 0.3, 0.5, 1.0]),
+)
+def test_detections_agree_with_the_oracle(seed, priors, classes, background, limit, top_k, iou):
+    case = heads(seed, priors, classes, background)
+    meta = metadata(classes, max_detections=limit, nms_top_k=top_k, iou_threshold=iou)
+    found = detect(*case, meta)
+    loc, logits, coefficients, _, anchors = case
+    expected = oracle.detect(
+        loc[0], logits[0], coefficients[0], anchors, iou_threshold=iou, top_k=top_k, limit=limit
+    )
+    n = int(found.count[0])
+    np.testing.assert_array_equal(found.classes[0, :n], expected["classes"])
+    np.testing.assert_allclose(found.boxes[0, :n], expected["boxes"], atol=1e-5)
+    np.testing.assert_allclose(found.scores[0, :n], expected["scores"], atol=1e-6)
+    np.testing.assert_array_equal(found.coefficients[0, :n], expected["coefficients"])
+    np.testing.assert_array_equal(found.mask_scores, found.scores)
+    assert not found.boxes[0, n:].any() and not found.scores[0, n:].any()
+
+
+def test_detections_agree_with_the_reference(reference_dir):
+    case = np.load(reference_dir / "unit_loss_detect.npz")
+    # det_conf are scores; the softmax of their logarithms is themselves.
+    found = detect(
+        case["in_loc"][:1],
+        np.log(case["det_conf"]),
+        case["in_mask"][:1],
+        case["in_proto"][:1],
+        case["in_priors"],
+        metadata(80, max_detections=100),
+    )
+    assert found.count.tolist() == [100]
+    np.testing.assert_array_equal(found.classes[0], case["det_fast_class"])
+    np.testing.assert_allclose(found.boxes[0], case["det_fast_box"], atol=1e-6)
+    np.testing.assert_allclose(found.scores[0], case["det_fast_score"], atol=1e-6)
+    np.testing.assert_array_equal(found.coefficients[0], case["det_fast_mask"])
+
+
+def test_equal_scores_keep_the_order_of_class_and_prior():
+    boxes = np.array([[i, 0, i + 1, 1] for i in range(8)], np.float32)
+    rows, classes = fast_nms(boxes, np.full((8, 3), 0.5, np.float32), 0.5, 200, 10)
+    assert rows.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 0, 1]
+    assert classes.tolist() == [0] * 8 + [1, 1]
+
+
+def test_boxes_without_area_do_not_suppress_each_other():
+    rows, _ = fast_nms(np.full((3, 4), 0.5, np.float32), np.full((3, 1), 0.9, np.float32), 0.5, 200, 10)
+    assert rows.tolist() == [0, 1, 2]
+
+
+def test_no_prior_above_the_threshold():
+    found = detect(*heads(0, 20, 3, background=50), metadata(3))
+    assert found.count.tolist() == [0] and not found.scores.any()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_values_that_are_no_numbers_take_no_part(bad, caplog):
+    loc, logits, *rest = heads(1, 30, 3, background=-5)
+    clean = detect(loc[:, 10:], logits[:, 10:], rest[0][:, 10:], rest[1], rest[2][10:], metadata(3))
+    loc[0, :5, 2] = bad
+    logits[0, 5:10] = np.nan
+    found = detect(loc, logits, *rest, metadata(3))
+    for one, other in zip(found, clean, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert "5 boxes that are not finite" in caplog.text
+
+
+def test_a_full_size_case_is_quick():
+    case = heads(0, 19248, 80, background=9, spread=1.8)
+    meta = metadata(80, max_detections=100)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        detect(*case, meta)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.075  # a fast reference takes that on two idle cores; this is far below it

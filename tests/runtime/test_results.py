@@ -1,0 +1,80 @@
+import json
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from yolact_runtime import Result
+
+
+def make(boxes, height=100, width=200, scores=None, mask_scores=None, classes=None):
+    """A result whose masks fill their boxes."""
+    n = len(boxes)
+    scores = np.linspace(0.9, 0.5, n) if scores is None else scores
+    return Result(
+        height=height,
+        width=width,
+        relative_boxes=np.array(boxes, np.float32).reshape(-1, 4),
+        scores=np.array(scores, np.float32),
+        mask_scores=np.array(scores if mask_scores is None else mask_scores, np.float32),
+        classes=np.zeros(n, np.int64) if classes is None else np.array(classes),
+        coefficients=np.full((n, 1), 5, np.float32),
+        prototypes=np.ones((20, 20, 1), np.float32),
+        class_names=("cat", "dog"),
+        class_ids=(0, 44),
+    )
+
+
+def test_boxes_in_pixels():
+    result = make([(0.1, 0.2, 0.5049, 0.999), (0.9, 0.8, 0.1, 0.2), (-1, -2, 3, 4), (2, 2, 3, 3)])
+    assert result.boxes.dtype == np.int64
+    # Rounded down, ordered, and clamped on both sides.
+    assert result.boxes.tolist() == [
+        [20, 20, 100, 99],
+        [20, 20, 180, 80],
+        [0, 0, 200, 100],
+        [200, 100, 200, 100],
+    ]
+    np.testing.assert_allclose(result.boxes_float[0], [20, 20, 100.98, 99.9], atol=1e-4)
+
+
+def test_huge_boxes_stay_in_the_image():
+    assert make([(-3e38, -3e38, 3e38, 3e38)]).boxes.tolist() == [[0, 0, 200, 100]]
+
+
+def test_coco_entries():
+    result = make([(0.1, 0.2, 0.5049, 0.999)], scores=[0.87], mask_scores=[0.5], classes=[1])
+    (entry,) = json.loads(json.dumps(result.to_coco(7)))
+    assert entry["image_id"] == 7 and entry["category_id"] == 44 and entry["score"] == 0.5
+    assert entry["bbox"] == [20.0, 20.0, 80.98, 79.9]
+    assert entry["segmentation"]["size"] == [100, 200]
+    np.testing.assert_array_equal(coco_mask.decode(entry["segmentation"]), result.masks[0])
+    (box,) = result.to_coco(7, masks=False)
+    assert box["score"] == 0.87 and "segmentation" not in box
+
+
+def test_polygons_and_what_has_none():
+    result = make([(0.25, 0.25, 0.75, 0.75), (3, 3, 4, 4)])
+    shape, nothing = (entry["segmentation"] for entry in result.to_coco(1, polygons=True))
+    drawn = coco_mask.decode(coco_mask.frPyObjects(shape, 100, 200))[..., 0]
+    np.testing.assert_array_equal(drawn, result.masks[0])
+    assert coco_mask.area(nothing) == 0 and nothing == result.rles[1]
+
+
+def test_boxes_agree_with_the_reference(reference_dir):
+    golden = np.load(reference_dir / "golden_yolact_resnet50_config_coco.npz")
+    height, width = golden["img_hw"].tolist()
+    result = make(golden["fast_det_box"], height, width, scores=golden["fast_det_score"])
+    np.testing.assert_array_equal(result.boxes, np.clip(golden["fast_pp_box"], 0, [width, height] * 2))
+
+
+def test_scores_survive_json():
+    scores = np.random.default_rng(0).random(50).astype(np.float32)
+    entries = make(np.tile([[0.1, 0.1, 0.2, 0.2]], (50, 1)), scores=scores).to_coco(1)
+    back = np.array([json.loads(json.dumps(entry["score"])) for entry in entries], np.float32)
+    np.testing.assert_array_equal(back, scores)
+
+
+def test_results_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        make([]).height = 3

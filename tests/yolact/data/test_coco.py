@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from torch.utils.data import DataLoader
+
+from yolact.config import Classes, ModelConfig
+from yolact.data.coco import CocoDataset, collate, find_missing_images, read_classes
+from yolact.priors import prototype_size, pyramid_levels
+from yolact.targets import downsample_masks
+from yolact_runtime.errors import YolactError
+
+CLASSES = Classes(("nut", "bolt"), (0, 7))
+SMALL = ModelConfig(input_size=64)
+
+
+def test_samples_equal_those_of_the_reference(coco_mini, reference_dir: Path) -> None:
+    """Images, boxes, labels and masks as the original trained on (golden tensors)."""
+    golden = np.load(reference_dir / "loss_yolact_resnet50_config_a.npz")
+    classes = read_classes(coco_mini.train_annotations)
+    dataset = CocoDataset(coco_mini.train_images, coco_mini.train_annotations, ModelConfig(), classes)
+    ids = [record.image_id for record in dataset.records]
+    for number, image_id in enumerate(golden["image_ids"]):
+        sample = dataset[ids.index(image_id)]
+        rows, crowds = golden[f"target{number}"], golden["num_crowds"][number]
+        single = len(rows) - crowds
+        shape = golden[f"masks{number}_shape"]
+        bits = np.unpackbits(golden[f"masks{number}_bits"])[: np.prod(shape)].reshape(shape)
+        full = torch.from_numpy(bits)[:single]
+        target = sample.target
+        assert sample.image_id == image_id
+        # A JPEG decoder other than the reference's may differ by one count, 1/57 after normalisation.
+        np.testing.assert_allclose(sample.image[:, ::10, ::10], golden[f"x{number}_s10"], atol=0.02)
+        np.testing.assert_allclose(target.boxes, rows[:single, :4], atol=1e-7)
+        np.testing.assert_allclose(target.crowd_boxes, rows[single:, :4], atol=1e-7)
+        assert target.labels.tolist() == rows[:single, 4].tolist()
+        assert torch.equal(target.masks, downsample_masks(full, prototype_size(550)))
+        assert torch.equal(target.semantic_masks, downsample_masks(full, pyramid_levels(550)[0]))
+
+
+def test_every_real_image_and_mask_agrees_with_pycocotools(coco_mini) -> None:
+    classes = read_classes(coco_mini.val_annotations)
+    assert len(classes) == 80
+    assert classes.category_ids[-1] == 90
+    dataset = CocoDataset(coco_mini.val_images, coco_mini.val_annotations, SMALL, classes)
+    oracle = COCO(coco_mini.val_annotations)
+    assert len(dataset) == len(oracle.imgs) == 79
+    for index in range(0, 79, 4):
+        sample = dataset[index]
+        annotations = oracle.imgToAnns[sample.image_id]
+        single = [a for a in annotations if not a["iscrowd"]]
+        assert len(sample.target.crowd_boxes) == len(annotations) - len(single)
+        assert [classes.category_ids[i] for i in sample.target.labels] == [a["category_id"] for a in single]
+        for mask, annotation in zip(sample.target.masks, single, strict=True):
+            full = cv2.resize(oracle.annToMask(annotation), (64, 64))
+            assert torch.equal(mask, downsample_masks(torch.from_numpy(full)[None], mask.shape)[0])
+
+
+def test_polygons_and_both_kinds_of_run_lengths_give_the_same_masks(write_coco, make_square) -> None:
+    annotation = make_square(4, 6, 20)
+    mask = coco_mask.decode(coco_mask.frPyObjects(annotation["segmentation"], 40, 50))[:, :, 0]
+    compressed = coco_mask.encode(np.asfortranarray(mask))["counts"].decode()
+    edges = np.flatnonzero(np.diff(mask.reshape(-1, order="F"))) + 1
+    counts = np.diff(np.r_[0, edges, mask.size]).tolist()
+    segmentations = [annotation["segmentation"]] + [
+        {"size": [40, 50], "counts": counts} for counts in (compressed, counts)
+    ]
+    images, path = write_coco([(40, 50)], [annotation | {"segmentation": s} for s in segmentations])
+    masks = CocoDataset(images, path, SMALL, CLASSES)[0].target.masks
+    assert masks[0].sum() > 0
+    assert torch.equal(masks[0], masks[1])
+    assert torch.equal(masks[0], masks[2])
+
+
+def test_images_without_annotations_and_with_crowds_alone_are_items(write_coco, make_square) -> None:
+    images, path = write_coco([(30, 30), (30, 40)], [make_square(3, 3, 20, image_id=2, iscrowd=1)])
+    dataset = CocoDataset(images, path, SMALL, CLASSES)
+    empty, crowd = dataset[0].target, dataset[1].target
+    assert empty.boxes.shape == crowd.boxes.shape == (0, 4)
+    assert empty.labels.dtype == torch.int64
+    assert empty.masks.shape == crowd.masks.shape == (0, *prototype_size(64))
+    assert empty.semantic_masks.shape == (0, *pyramid_levels(64)[0])
+    assert empty.crowd_boxes.shape == (0, 4)
+    np.testing.assert_allclose(crowd.crowd_boxes, [[3 / 40, 3 / 30, 23 / 40, 23 / 30]], atol=1e-6)
+
+
+def test_category_zero_and_gaps_become_indices(write_coco, make_square) -> None:
+    images, path = write_coco([(30, 30)], [make_square(0, 0, 9, category_id=c) for c in (7, 0, 7)])
+    classes = read_classes(path)
+    assert classes == CLASSES
+    assert CocoDataset(images, path, SMALL, classes)[0].target.labels.tolist() == [1, 0, 1]
+
+
+def test_one_class(write_coco, make_square) -> None:
+    images, path = write_coco([(30, 30)], [make_square(0, 0, 9)], categories=[{"id": 7, "name": "bolt"}])
+    assert CocoDataset(images, path, SMALL, read_classes(path))[0].target.labels.tolist() == [0]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8000, 50), (50, 8000)])
+def test_extreme_image_sizes(write_coco, make_square, size: tuple[int, int]) -> None:
+    images, path = write_coco([size], [make_square(0, 0, 40), make_square(0, 0, 1)])
+    sample = CocoDataset(images, path, SMALL, CLASSES)[0]
+    assert sample.image.shape == (3, 64, 64)
+    assert len(sample.target.boxes) == 2
+    assert sample.target.boxes.max() <= 1
+
+
+def test_300_instances_in_one_image(write_coco, make_square) -> None:
+    rng = np.random.default_rng(0)
+    squares = [make_square(*rng.uniform(0, 100, 2), rng.uniform(5, 100)) for _ in range(300)]
+    images, path = write_coco([(200, 200)], squares)
+    target = CocoDataset(images, path, SMALL, CLASSES)[0].target
+    assert target.masks.shape == (300, *prototype_size(64))
+    for index in (0, 150, 299):
+        full = coco_mask.decode(coco_mask.frPyObjects(squares[index]["segmentation"], 200, 200))[:, :, 0]
+        small = downsample_masks(torch.from_numpy(cv2.resize(full, (64, 64)))[None], prototype_size(64))
+        assert torch.equal(target.masks[index], small[0])
+
+
+def test_boxes_are_clipped_and_degenerate_ones_dropped(write_coco, make_square) -> None:
+    images, path = write_coco(
+        [(20, 40)],
+        [
+            make_square(-5, 10, 20),
+            make_square(50, 5, 10),
+            make_square(5, 5, 0),
+            make_square(5, 5, 1e-12),
+            make_square(5, 5, 10) | {"bbox": [5, 5, -3, 8]},
+            make_square(5, 5, 10) | {"bbox": [float("nan"), 5, 3, 8]},
+            make_square(25, 5, 60, iscrowd=1),
+            make_square(60, 5, 60, iscrowd=1),
+        ],
+    )
+    target = CocoDataset(images, path, SMALL, CLASSES)[0].target
+    np.testing.assert_allclose(target.boxes, [[0, 0.5, 15 / 40, 1]])
+    np.testing.assert_allclose(target.crowd_boxes, [[25 / 40, 0.25, 1, 1]])
+    assert len(target.masks) == len(target.labels) == 1
+
+
+def test_an_instance_without_a_mask_is_neither_example_nor_background(write_coco, make_square) -> None:
+    images, path = write_coco([(20, 20)], [make_square(2, 2, 9), make_square(5, 5, 9, segmentation=[])])
+    target = CocoDataset(images, path, SMALL, CLASSES)[0].target
+    assert len(target.boxes) == 1
+    np.testing.assert_allclose(target.crowd_boxes, [[0.25, 0.25, 0.7, 0.7]])
+
+
+def test_the_real_image_size_counts(write_coco, make_square, caplog: pytest.LogCaptureFixture) -> None:
+    images, path = write_coco([(20, 40)], [make_square(0, 0, 20)])
+    content = json.loads(path.read_text())
+    content["images"][0] |= {"height": 200, "width": 400}
+    path.write_text(json.dumps(content))
+    dataset = CocoDataset(images, path, SMALL, CLASSES)
+    with caplog.at_level(logging.WARNING):
+        target = dataset[0].target
+        dataset[0]
+    assert target.boxes.tolist() == [[0, 0, 0.5, 1]]
+    assert target.masks[0].float().mean() == pytest.approx(0.5, abs=0.05)
+    assert [r.message for r in caplog.records if "400x200" in r.message] == [caplog.records[0].message]
+
+
+def test_colours_are_normalised_in_bgr_and_given_as_rgb(write_coco) -> None:
+    image = np.zeros((10, 10, 3), np.uint8)
+    image[:] = (10, 20, 30)
+    images, path = write_coco([image], [])
+    pixel = CocoDataset(images, path, SMALL, CLASSES)[0].image[:, 5, 5]
+    expected = [(30 - 123.68) / 58.40, (20 - 116.78) / 57.12, (10 - 103.94) / 57.38]
+    np.testing.assert_allclose(pixel, expected, rtol=1e-6)
+
+
+def test_names_of_coco_2014_find_the_files_of_2017(write_coco) -> None:
+    images, path = write_coco([(9, 9)], [])
+    content = json.loads(path.read_text())
+    content["images"][0]["file_name"] = "COCO_val2014_1.png"
+    path.write_text(json.dumps(content))
+    assert CocoDataset(images, path, SMALL, CLASSES)[0].image_id == 1
+    (images / "1.png").rename(images / "COCO_val2014_1.png")
+    assert not find_missing_images(CocoDataset(images, path, SMALL, CLASSES))
+
+
+def test_missing_and_damaged_images_are_named(write_coco) -> None:
+    images, path = write_coco([(9, 9), (9, 9), (9, 9)], [])
+    (images / "1.png").unlink()
+    (images / "2.png").write_bytes(b"no image")
+    (images / "3.png").write_bytes(b"")
+    dataset = CocoDataset(images, path, SMALL, CLASSES)
+    assert find_missing_images(dataset) == [images / "1.png"]
+    for index in range(3):
+        with pytest.raises(YolactError, match=f"{index + 1}.png"):
+            dataset[index]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"category_id": 3}, "annotation 5 has category_id 3; .*0, 7"),
+        ({"category_id": [7]}, "annotation 5 has category_id"),
+        ({"bbox": None}, "annotation 5 has bbox None"),
+        ({"bbox": [1, 2, 3]}, "annotation 5 has bbox"),
+    ],
+)
+def test_bad_annotations_are_named_before_the_first_step(write_coco, make_square, change, words) -> None:
+    images, path = write_coco([(30, 30)], [make_square(1, 1, 5), make_square(1, 1, 5, id=5) | change])
+    with pytest.raises(YolactError, match=words):
+        CocoDataset(images, path, SMALL, CLASSES)
+
+
+def test_a_damaged_segmentation_is_named(write_coco, make_square) -> None:
+    bad = make_square(1, 1, 5, id=5, segmentation={"size": [30, 30], "counts": [1, 2]})
+    images, path = write_coco([(30, 30)], [bad])
+    with pytest.raises(YolactError, match="annotation 5: run lengths cover 3 pixels"):
+        CocoDataset(images, path, SMALL, CLASSES)[0]
+
+
+def test_boxes_alone_and_no_images_are_refused(write_coco, make_square) -> None:
+    images, path = write_coco([(30, 30)], [make_square(1, 1, 5, segmentation=[])])
+    with pytest.raises(YolactError, match="no annotation has a segmentation"):
+        CocoDataset(images, path, SMALL, CLASSES)
+    images, path = write_coco([], [])
+    with pytest.raises(YolactError, match="lists no images"):
+        CocoDataset(images, path, SMALL, CLASSES)
+
+
+def test_annotations_of_unknown_images_are_told_and_left_out(write_coco, make_square, caplog) -> None:
+    images, path = write_coco([(30, 30)], [make_square(1, 1, 5), make_square(1, 1, 5, image_id=9, id=5)])
+    dataset = CocoDataset(images, path, SMALL, CLASSES)
+    assert "annotation 5" in caplog.text
+    assert len(dataset[0].target.boxes) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "result file"),
+        ('{"images": []}', "'categories'"),
+        ('{"categories": []}', "empty"),
+        ('{"categories": [{"id": "1", "name": "a"}]}', "whole number"),
+        ('{"categories": [{"id": 1}]}', "text 'name'"),
+        ('{"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}', "given twice"),
+        ('{"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}', "two categories"),
+    ],
+)
+def test_what_is_no_annotation_file_is_told(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(YolactError, match=words) as caught:
+        read_classes(path)
+    assert str(path) in str(caught.value)
+
+
+def test_batches_from_worker_processes(write_coco, make_square) -> None:
+    images, path = write_coco([(30, 30), (30, 40), (9, 9)], [make_square(3, 3, 20, image_id=2)])
+    dataset = CocoDataset(images, path, SMALL, CLASSES)
+    batch = next(iter(DataLoader(dataset, batch_size=3, num_workers=1, collate_fn=collate)))
+    assert batch.images.shape == (3, 3, 64, 64)
+    assert batch.image_ids == [1, 2, 3]
+    assert [len(target.boxes) for target in batch.targets] == [0, 1, 0]
+    assert torch.equal(batch.images[1], dataset[1].image)
+    moved = batch.to("cpu")
+    assert len(moved) == 3
+    assert torch.equal(pickle.loads(pickle.dumps(dataset))[1].image, dataset[1].image)
+
+
+def test_loading_prints_nothing(write_coco, make_square, capfd: pytest.CaptureFixture[str]) -> None:
+    images, path = write_coco([(30, 30)], [make_square(1, 1, 5)])
+    CocoDataset(images, path, SMALL, read_classes(path))[0]
+    assert capfd.readouterr() == ("", "")

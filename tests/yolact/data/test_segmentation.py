@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from pycocotools import mask as coco_mask
+
+from yolact.data.segmentation import is_empty, run_lengths, to_mask, to_rle
+
+masks = hnp.arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.integers(0, 1))
+
+
+def uncompressed(mask: np.ndarray) -> list[int]:
+    counts, value, length = [], 0, 0
+    for pixel in mask.reshape(-1, order="F"):
+        if pixel != value:
+            counts.append(length)
+            value, length = pixel, 0
+        length += 1
+    return [*counts, length]
+
+
+@given(masks)
+def test_run_lengths_of_both_kinds_are_those_of_pycocotools(mask: np.ndarray) -> None:
+    rle = coco_mask.encode(np.asfortranarray(mask))
+    assert run_lengths(rle["counts"]).tolist() == uncompressed(mask)
+    size = list(mask.shape)
+    for counts in (rle["counts"], rle["counts"].decode(), uncompressed(mask)):
+        assert (to_mask({"size": size, "counts": counts}, *mask.shape) == mask).all()
+
+
+def test_long_runs_are_read() -> None:
+    mask = np.zeros((3000, 2000), np.uint8)
+    mask[1234:2345, 1000:] = 1
+    rle = coco_mask.encode(np.asfortranarray(mask))
+    assert run_lengths(rle["counts"]).sum() == mask.size
+    assert (to_mask(rle, *mask.shape) == mask).all()
+
+
+@given(st.lists(st.floats(-20, 60), min_size=6, max_size=16).filter(lambda values: len(values) % 2 == 0))
+def test_polygons_are_rasterised_as_pycocotools_does_also_outside_the_image(polygon: list[float]) -> None:
+    expected = coco_mask.decode(coco_mask.frPyObjects([polygon], 30, 40))[:, :, 0]
+    assert (to_mask([polygon], 30, 40) == expected).all()
+
+
+def test_polygons_of_one_object_are_united_and_lines_cover_nothing() -> None:
+    both = to_mask([[1, 1, 5, 1, 5, 5, 1, 5], [10, 10, 14, 10, 14, 14, 10, 14], [0, 0, 20, 20]], 20, 20)
+    assert both.sum() == 32
+    assert to_mask([[0, 0, 10, 10]], 20, 20).sum() == 0
+    assert to_mask([], 20, 20).shape == (20, 20)
+
+
+def test_run_lengths_of_another_image_size_stay_in_place() -> None:
+    mask = np.zeros((10, 20), np.uint8)
+    mask[2:5, 3:18] = 1
+    rle = coco_mask.encode(np.asfortranarray(mask))
+    assert (to_mask(rle, 10, 12) == mask[:, :12]).all()
+    larger = to_mask(rle, 15, 30)
+    assert larger.sum() == mask.sum()
+    assert (larger[:10, :20] == mask).all()
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "words"),
+    [
+        ("circle", "str"),
+        (None, "NoneType"),
+        ([1, 2, 3, 4, 5, 6], "inside a list"),
+        ([[1, 2, 3, 4, 5]], "odd number"),
+        ([[1, 2, 3, 4, 5, float("nan")]], "finite"),
+        ([[1, 2, 3, 4, 5, "6"]], "finite"),
+        ([[1, 2, 3, 4, 5, 1e12]], "far out"),
+        ({"counts": [100]}, "size"),
+        ({"size": [10, 10]}, "counts"),
+        ({"size": [10, 10], "counts": [5, 5]}, "cover 10 pixels"),
+        ({"size": [10, 10], "counts": [5, 1000]}, "cover 1005 pixels"),
+        ({"size": [10, 10], "counts": [5, -5, 100]}, "0 or more"),
+        ({"size": [10, 10], "counts": "PPPPPPP0"}, "damaged|cover"),
+        ({"size": [10, 10], "counts": "~~~~"}, "damaged"),
+        ({"size": [10, 10], "counts": "\u20ac"}, "damaged|cover"),
+        ({"size": [10, 10], "counts": ""}, "cover 0 pixels"),
+        ({"size": [10**6, 10**6], "counts": [10**12]}, "size"),
+    ],
+)
+def test_what_is_no_segmentation_is_refused_in_words(segmentation: object, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        to_rle(segmentation, 10, 10)
+
+
+def test_emptiness() -> None:
+    assert is_empty(None)
+    assert is_empty([])
+    assert is_empty([[]])
+    assert is_empty([[1, 2, 3, 4]])
+    assert not is_empty([[1, 2, 3, 4, 5, 6]])
+    assert not is_empty({"size": [1, 1], "counts": [1]})

@@ -1,0 +1,154 @@
+"""Configurations: the registry, overrides, conversion from plain values."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from yolact.config import Classes, Config, TrainConfig
+from yolact.registry import config_name_of, configs, get_config, position_of
+from yolact.settings import override
+from yolact_runtime.errors import UsageError
+
+ORIGINAL = [
+    "yolact_base",
+    "yolact_im400",
+    "yolact_im700",
+    "yolact_darknet53",
+    "yolact_resnet50",
+    "yolact_resnet50_pascal",
+    "yolact_plus_base",
+    "yolact_plus_resnet50",
+]
+
+
+@pytest.mark.parametrize("name", ORIGINAL)
+def test_matches_the_original_table(name: str, reference_dir: Path) -> None:
+    table = json.loads((reference_dir / f"state_dict_{name}_config.json").read_text())["cfg"]
+    config = get_config(f"{name}_config")
+    assert list(config.classes.names) == table["dataset"]["class_names"]
+    if table["dataset"]["label_map"]:
+        assert [table["dataset"]["label_map"][str(i)] for i in config.classes.category_ids] == list(range(1, 81))
+    train, loss, detect, model = config.train, config.loss, config.detect, config.model
+    assert (train.lr, train.momentum, train.weight_decay, train.gamma, list(train.steps), train.max_iterations) == (
+        table["lr"], table["momentum"], table["decay"], table["gamma"], table["lr_steps"], table["max_iter"]
+    )  # fmt: skip
+    assert (train.warmup_iterations, train.warmup_lr) == (table["lr_warmup_until"], table["lr_warmup_init"])
+    assert (loss.box_weight, loss.class_weight, loss.mask_weight, loss.semantic_weight, loss.max_masks) == (
+        table["bbox_alpha"], table["conf_alpha"], table["mask_alpha"],
+        table["semantic_segmentation_alpha"], table["masks_to_train"],
+    )  # fmt: skip
+    assert (loss.positive_iou, loss.negative_iou, loss.crowd_iou, loss.negatives_per_positive) == (
+        table["positive_iou_threshold"], table["negative_iou_threshold"],
+        table["crowd_iou_threshold"], table["ohem_negpos_ratio"],
+    )  # fmt: skip
+    assert (detect.score_threshold, detect.iou_threshold, detect.nms_top_k, detect.max_detections) == (
+        table["nms_conf_thresh"], table["nms_thresh"], table["nms_top_k"], table["max_num_detections"]
+    )  # fmt: skip
+    backbone = table["backbone"]
+    assert model.input_size == table["max_size"]
+    assert model.prior_square == backbone["use_square_anchors"]
+    for ours, theirs in zip(model.prior_scales, backbone["pred_scales"], strict=True):
+        assert ours == pytest.approx(theirs)
+    if model.mask_iou:
+        assert loss.mask_iou_weight == table["maskiou_alpha"]
+        assert loss.min_mask_area == table["discard_mask_area"]
+
+
+@pytest.mark.parametrize("config", configs().values(), ids=lambda config: config.name)
+def test_survives_json(config: Config) -> None:
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_configurations_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        get_config("yolact_base").train.lr = 1.0  # type: ignore[misc]
+
+
+def test_override() -> None:
+    config = override(
+        get_config("yolact_base"),
+        ["train.lr=5e-4", "train.steps=[1, 2]", "train.freeze_bn=never", "train.autoscale=False", "name=mine"],
+    )
+    assert config.train.lr == 5e-4
+    assert config.train.steps == (1, 2)
+    assert config.train.freeze_bn == "never"
+    assert config.train.autoscale is False
+    assert config.name == "mine"
+    assert config.model == get_config("yolact_base").model
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("train.lrr=3", "train.lr"),
+        ("lr=3", "near ones: train.lr"),
+        ("train.lr=abc", "'abc'; expected float"),
+        ("train.batch_size=2.5", "2.5; expected int"),
+        ("train.batch_size=true", "True; expected int"),
+        ("train.batch_size=0", "allowed: 1 or more"),
+        ("train.freeze_bn=maybe", "allowed: auto, always, never"),
+        ("train.autoscale=1", "expected bool"),
+        ("train", "expected section.field=value"),
+        ("train=3", "its settings are train.autoscale"),
+        ("train.lr.x=3", "lr is a single value"),
+        ("detect.nms_top_k=5000", "1 to 3840"),
+        ("model.mean=[1, 2]", "model.mean"),
+    ],
+)
+def test_override_says_what_is_wrong(assignment: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words.replace("[", r"\[").replace("(", r"\(")):
+        override(get_config("yolact_base"), [assignment])
+
+
+@given(st.floats(0, 10), st.integers(1, 64))
+def test_override_keeps_any_number(lr: float, batch: int) -> None:
+    config = override(get_config("yolact_tiny"), [f"train.lr={lr!r}", f"train.batch_size={batch}"])
+    assert (config.train.lr, config.train.batch_size) == (lr, batch)
+
+
+def test_unknown_keys_in_a_file_are_named() -> None:
+    values = get_config("yolact_tiny").to_dict()
+    values["train"]["learning_rate"] = 1
+    with pytest.raises(UsageError, match=r"file\.pth: no setting 'train\.learning_rate'"):
+        Config.from_dict(values, source="file.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "position"),
+    [
+        ("yolact_base_54_800000.pth", "yolact_base", (54, 800000)),
+        ("yolact_plus_resnet50_1_2_interrupt.pth", "yolact_plus_resnet50", (1, 2)),
+        ("weights.pth", None, (0, 0)),
+        ("yolact_base.pth", None, (0, 0)),
+    ],
+)
+def test_file_names(name: str, config: str | None, position: tuple[int, int]) -> None:
+    assert config_name_of(f"some/folder/{name}") == config
+    assert position_of(f"some/folder/{name}") == position
+
+
+def test_unknown_name_lists_the_near_ones() -> None:
+    with pytest.raises(UsageError, match="near ones: yolact_base"):
+        get_config("yolact_bsae")
+
+
+def test_scaling_with_the_batch_size() -> None:
+    # The original: rate times, iterations and steps over, batch / 8.
+    train = dataclasses.replace(TrainConfig(), batch_size=5).scaled()
+    assert train.lr == pytest.approx(1e-3 * 5 / 8)
+    assert train.max_iterations == 1_280_000
+    assert train.steps == (448_000, 960_000, 1_120_000, 1_200_000)
+    assert train.scaled() == train
+    assert dataclasses.replace(TrainConfig(), batch_size=5, autoscale=False).scaled().lr == 1e-3
+
+
+def test_classes_need_distinct_ids() -> None:
+    assert Classes(("a", "b"), (0, 7)).category_ids == (0, 7)
+    with pytest.raises(UsageError, match="2 different ids"):
+        Classes(("a", "b"), (3, 3))

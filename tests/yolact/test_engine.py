@@ -1,0 +1,99 @@
+"""The PyTorch engine through the runtime's protocol."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from yolact.engine import TorchEngine
+from yolact.model import Yolact
+from yolact.preprocess import Normalise
+from yolact.registry import get_config
+from yolact.train.checkpoint import save_checkpoint
+from yolact_runtime import load_engine
+from yolact_runtime.errors import UsageError, YolactError
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("engine") / "yolact_tiny_0_1.pth"
+    model = Yolact(get_config("yolact_tiny"))
+    # Untrained boxes and classes, but confident enough to be detections.
+    torch.nn.init.normal_(model.prediction_layers[0].conf_layer.bias, std=2.0)  # type: ignore[union-attr]
+    save_checkpoint(path, model, 0, 1, None)
+    return path
+
+
+def image(height: int = 90, width: int = 120) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_normalise_is_the_formula() -> None:
+    config = get_config("yolact_base").model
+    x = image(4, 4)[None]
+    ours = Normalise(config)(torch.from_numpy(x))
+    expected = ((x.astype(np.float64) - config.mean) / config.std)[..., ::-1].transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+def test_predict_is_the_network_on_the_image_resized_in_float(checkpoint: Path) -> None:
+    with load_engine(checkpoint) as engine:
+        assert isinstance(engine, TorchEngine)
+        assert engine.metadata.input_dtype == "float32"
+        picture = image()
+        result = engine.predict([picture], score_threshold=0, top_k=100)[0]
+        resized = F.interpolate(
+            torch.from_numpy(picture).float().permute(2, 0, 1)[None], (128, 128), mode="bilinear"
+        )
+        expected = engine.detect(resized.permute(0, 2, 3, 1).numpy())
+    n = int(expected.count[0])
+    assert len(result) == n > 0
+    np.testing.assert_allclose(result.scores, expected.scores[0, :n], atol=1e-5)
+
+
+def test_rounded_input_on_request(checkpoint: Path) -> None:
+    with load_engine(checkpoint, input_dtype="uint8") as engine:
+        assert engine.metadata.input_dtype == "uint8"
+        assert len(engine.predict([image(), image(1, 1), image(700, 5)])) == 3
+
+
+def test_kinds_of_nms(checkpoint: Path) -> None:
+    counts = {}
+    for nms in ("fast", "traditional", "cross_class"):
+        with load_engine(checkpoint, nms=nms) as engine:
+            counts[nms] = len(engine.predict([image()], score_threshold=0, top_k=100)[0])
+    assert all(counts.values())
+    assert counts["cross_class"] <= counts["fast"]
+
+
+def test_engine_around_a_network_in_memory() -> None:
+    model = Yolact(get_config("yolact_tiny")).train()
+    with TorchEngine.from_model(model) as engine:
+        assert engine.metadata.class_names == ("circle", "square", "triangle")
+        assert len(engine.predict([image()])) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"nms": "soft"}, "allowed: fast, traditional, cross_class"),
+        ({"input_dtype": "float16"}, "allowed: float32, uint8"),
+        ({"device": "tpu:x"}, "allowed: auto, cpu, cuda"),
+        ({"config": "yolact_smal"}, "no configuration"),
+        ({"providers": ["cpu"]}, "providers"),
+    ],
+)
+def test_wrong_options(options: dict[str, object], words: str, checkpoint: Path) -> None:
+    with pytest.raises(UsageError, match=words):
+        load_engine(checkpoint, **options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu_says_what_to_do(checkpoint: Path) -> None:
+    with pytest.raises(YolactError, match="--device cpu"):
+        load_engine(checkpoint, device="cuda")

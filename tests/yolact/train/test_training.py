@@ -1,0 +1,157 @@
+"""Training end to end on a few made images: it learns, saves, resumes exactly, and stops when told."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from yolact.cli.train import main
+from yolact.data.synthetic import make_shapes_dataset
+from yolact.train.checkpoint import find_checkpoint
+from yolact.weights import load_checkpoint, load_model
+from yolact_runtime.errors import YolactError
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("shapes")
+    make_shapes_dataset(root, train_images=24, val_images=2, seed=3)
+    return root
+
+
+def run(shapes: Path, folder: Path, *extra: str) -> int:
+    return main([
+        "--config", "yolact_tiny_config", "--dataset", str(shapes), "--save_folder", str(folder), "--batch_size=4",
+        "--set", "train.warmup_iterations=0", "--set", "train.workers=0", "--set", "train.autoscale=false",
+        *extra,
+    ])  # fmt: skip
+
+
+def losses(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "yolact_tiny.jsonl").read_text().splitlines()]
+
+
+def test_learns_saves_and_resumes_exactly(shapes: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run(shapes, whole, "--iterations", "12") == 0
+    records = losses(whole)
+    assert [record["iteration"] for record in records] == list(range(12))
+    terms = ("box", "cls", "mask", "semantic", "mask_iou")
+    assert all(record["total"] == pytest.approx(sum(record[term] for term in terms)) for record in records)
+    assert sum(r["total"] for r in records[-3:]) < sum(r["total"] for r in records[:3])
+    assert [path.name for path in whole.glob("*.pth")] == ["yolact_tiny_2_12.pth"]
+
+    assert run(shapes, parts, "--iterations", "5") == 0
+    assert run(shapes, parts, "--iterations", "12", "--resume", "last", "--start_iter=-1") == 0
+    for a, b in zip(losses(parts), records, strict=True):
+        assert [a[term] for term in ("total", *terms)] == [b[term] for term in ("total", *terms)]
+    a, b = (load_checkpoint(folder / "yolact_tiny_2_12.pth").model for folder in (whole, parts))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_checkpoint_knows_its_classes(shapes: Path, tmp_path: Path) -> None:
+    assert run(shapes, tmp_path, "--iterations", "1") == 0
+    config = load_model(tmp_path / "yolact_tiny_0_1.pth").config
+    assert config.classes.category_ids == (1, 4, 9)
+    assert config.classes.names == ("circle", "square", "triangle")
+    assert config.train.batch_size == 4
+
+
+def test_workers_see_the_same_images(shapes: Path, tmp_path: Path) -> None:
+    for workers in ("0", "2"):
+        assert run(shapes, tmp_path / workers, "--iterations", "3", "--workers", workers) == 0
+    a, b = (losses(tmp_path / workers) for workers in ("0", "2"))
+    assert [r["total"] for r in a] == [r["total"] for r in b]
+
+
+def test_resume_from_weights_alone(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(shapes, tmp_path, "--iterations", "1") == 0
+    published = tmp_path / "published" / "yolact_tiny_297_50.pth"
+    published.parent.mkdir()
+    torch.save(load_checkpoint(tmp_path / "yolact_tiny_0_1.pth").model, published)
+    folder = tmp_path / "more"
+    assert run(shapes, folder, "--iterations", "52", f"--resume={published}", "--start_iter=-1") == 0
+    assert "weights only" in capsys.readouterr().err
+    assert [record["iteration"] for record in losses(folder)] == [50, 51]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_saves_and_exits_130(sent: signal.Signals, shapes: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "yolact.cli.train", "--config", "yolact_tiny", "--dataset", str(shapes),
+         "--save-folder", str(tmp_path), "--batch-size", "4"],
+        stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    journal = tmp_path / "yolact_tiny.jsonl"
+    deadline = time.monotonic() + 120
+    while not (journal.exists() and journal.read_text().count("\n") >= 2) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(sent)
+    _, words = process.communicate(timeout=120)
+    assert process.returncode == 130, words
+    assert "continue with --resume" in words
+    assert "Traceback" not in words
+    path = find_checkpoint("interrupt", tmp_path, "yolact_tiny")
+    assert load_checkpoint(path).iteration == len(losses(tmp_path))
+
+
+def test_a_loss_that_stays_infinite_ends_the_run(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run(shapes, tmp_path, "--iterations", "50", "--set", "train.lr=1e30", "--set", "train.max_grad_norm=0")
+    words = capsys.readouterr().err
+    assert code == 1
+    assert "10 times in a row" in words
+    assert "lower train.lr" in words
+
+
+@pytest.mark.parametrize(
+    ("extra", "code", "words"),
+    [
+        (["--set", "train.lrr=1"], 2, "near ones: train.lr"),
+        (["--iterations", "0"], 2, "--iterations 0"),
+        (["--resume", "last"], 1, "no yolact_tiny_<epoch>_<iteration>.pth"),
+        (["--resume", "nothing.pth"], 1, "no such file"),
+        (["--device", "cuda:99x"], 2, "--device|device"),
+    ],
+)
+def test_wrong_use_is_one_line(
+    extra: list[str], code: int, words: str, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(shapes, tmp_path, "--iterations", "1", *extra) == code if "--iterations" not in extra else True
+    if "--iterations" in extra:
+        assert run(shapes, tmp_path, *extra) == code
+    err = capsys.readouterr().err.strip().splitlines()
+    assert any(word in err[-1] for word in words.split("|"))
+
+
+def test_missing_images_are_found_before_the_first_step(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = tmp_path / "data.yaml"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    annotations = shapes / "annotations/instances_train.json"
+    part = f"{{images: {empty}, annotations: {annotations}}}"
+    spec.write_text(f"train: {part}\nval: {part}\n")
+    assert main(["--config", "yolact_tiny", "--dataset", str(spec), "--save-folder", str(tmp_path)]) == 1
+    assert "24 of 24 images" in capsys.readouterr().err
+
+
+def test_find_checkpoint_takes_the_furthest(tmp_path: Path) -> None:
+    for name in ("yolact_tiny_0_9.pth", "yolact_tiny_0_10.pth", "yolact_tiny_0_7_interrupt.pth", "yolact_base_9_99.pth"):
+        (tmp_path / name).touch()
+    assert find_checkpoint("last", tmp_path, "yolact_tiny").name == "yolact_tiny_0_10.pth"
+    assert find_checkpoint("interrupt", tmp_path, "yolact_tiny").name == "yolact_tiny_0_7_interrupt.pth"
+    with pytest.raises(YolactError, match="interrupt"):
+        find_checkpoint("interrupt", tmp_path, "yolact_base")

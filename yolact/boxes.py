@@ -1,0 +1,82 @@
+"""Boxes: forms, overlap, encoding relative to priors. All coordinates are relative to the image (0..1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# SSD's variances: the scale of centre and size regression.
+CENTRE_VARIANCE, SIZE_VARIANCE = 0.1, 0.2
+
+
+def corners(boxes: Tensor) -> Tensor:
+    """(..., 4) centre x, centre y, width, height to x1, y1, x2, y2."""
+    half = boxes[..., 2:] / 2
+    return torch.cat([boxes[..., :2] - half, boxes[..., :2] + half], dim=-1)
+
+
+def decode(loc: Tensor, priors: Tensor) -> Tensor:
+    """Box regression (..., P, 4) and priors (P, 4) to boxes (..., P, 4): x1, y1, x2, y2."""
+    centres = priors[:, :2] + loc[..., :2] * CENTRE_VARIANCE * priors[:, 2:]
+    sizes = priors[:, 2:] * torch.exp(loc[..., 2:] * SIZE_VARIANCE)
+    top_left = centres - sizes / 2
+    return torch.cat([top_left, top_left + sizes], dim=-1)
+
+
+def encode(boxes: Tensor, priors: Tensor) -> Tensor:
+    """The inverse of `decode`: boxes (..., P, 4), one for each prior, to box regression (..., P, 4).
+
+    A box without width or height is taken as 1e-6 wide, so that the result is finite.
+    """
+    centres = (boxes[..., :2] + boxes[..., 2:]) / 2 - priors[:, :2]
+    sizes = (boxes[..., 2:] - boxes[..., :2]).clamp(min=1e-6)
+    return torch.cat(
+        [
+            centres / (CENTRE_VARIANCE * priors[:, 2:]),
+            torch.log(sizes / priors[:, 2:]) / SIZE_VARIANCE,
+        ],
+        dim=-1,
+    )
+
+
+def areas(boxes: Tensor) -> Tensor:
+    """(..., 4) to (...)."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def intersection(a: Tensor, b: Tensor) -> Tensor:
+    """Area that every box of a (..., A, 4) shares with every box of b (..., B, 4): (..., A, B)."""
+    low = torch.maximum(a[..., :, None, :2], b[..., None, :, :2])
+    high = torch.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
+    sides = (high - low).clamp(min=0)  # (..., A, B, 2)
+    return sides[..., 0] * sides[..., 1]
+
+
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union (..., A, B); 0 where both boxes are empty."""
+    shared = intersection(a, b)
+    union = areas(a)[..., :, None] + areas(b)[..., None, :] - shared
+    return torch.where(union > 0, shared / union, 0.0)
+
+
+def crop_window(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Which pixels of an (H, W) mask a box lets through, one pixel of padding included.
+
+    Args:
+        boxes: (..., 4) relative corners, in any order.
+        size: (H, W) of the mask.
+
+    Returns:
+        (..., H, W) bool. Pixel x is inside when `x1*W - 1 <= x < x2*W + 1`, as in the original's crop.
+    """
+    height, width = size
+
+    def inside(first: Tensor, second: Tensor, length: int) -> Tensor:
+        low = (torch.minimum(first, second) * length - 1).clamp(min=0)
+        high = (torch.maximum(first, second) * length + 1).clamp(max=length)
+        pixels = torch.arange(length, device=boxes.device, dtype=boxes.dtype)
+        return (pixels >= low[..., None]) & (pixels < high[..., None])  # (..., length)
+
+    columns = inside(boxes[..., 0], boxes[..., 2], width)
+    rows = inside(boxes[..., 1], boxes[..., 3], height)
+    return rows[..., :, None] & columns[..., None, :]

@@ -1,0 +1,161 @@
+"""`yolact-eval`: COCO box and mask AP of any engine."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.box import SIMPLE
+from rich.table import Table
+
+from yolact.config import DatasetConfig
+from yolact.data.layout import resolve_dataset
+from yolact.evaluate import Evaluation, Metrics, predict, score
+from yolact.ground_truth import read_ground_truth
+from yolact.registry import configs
+from yolact_runtime import load_engine
+from yolact_runtime.commandline import Parser, run, table_console
+from yolact_runtime.errors import UsageError
+from yolact_runtime.files import write_json
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code (1 where an image could not be evaluated)."""
+    return run(_evaluate, _parser(), argv)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="yolact-eval",
+        description="COCO box and mask AP of an engine. Every image of the annotation file counts.",
+    )
+    parser.add_argument(
+        "--engine",
+        "--trained-model",
+        required=True,
+        metavar="E",
+        help="checkpoint, ONNX file, TensorRT engine, or the name of published weights",
+    )
+    parser.add_argument("--config", help="of a checkpoint, where neither the file nor its name says it")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: what the engine chooses)")
+    data = parser.add_argument_group("data (by default the validation images of the engine's configuration)")
+    data.add_argument("--images", metavar="DIR", help="folder of the images")
+    data.add_argument("--annotations", metavar="FILE", help="COCO annotation file")
+    data.add_argument("--dataset", metavar="DIR|YAML", help="dataset whose validation part is meant")
+    data.add_argument("--max-images", type=int, default=-1, help="evaluate the first N only; -1 for all")
+    parser.add_argument(
+        "--batch-size", type=int, help="images at once (default: 8, or as many as the engine takes)"
+    )
+    results = parser.add_argument_group("results")
+    results.add_argument("--json", metavar="FILE", help="write the metrics as JSON")
+    results.add_argument("--per-class", action="store_true", help="print the AP of every class too")
+    results.add_argument(
+        "--output-coco-json", action="store_true", help="write the detections as COCO result files"
+    )
+    results.add_argument("--bbox-det-file", metavar="FILE", default="results/bbox_detections.json")
+    results.add_argument("--mask-det-file", metavar="FILE", default="results/mask_detections.json")
+    return parser
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    options = {key: value for key in ("config", "threads") if (value := getattr(args, key)) is not None}
+    with load_engine(args.engine, **options) as engine:
+        images, annotations = _data(args, engine.metadata.config)
+        truth = read_ground_truth(annotations, images)
+        found = predict(
+            engine,
+            images,
+            truth,
+            batch_size=args.batch_size,
+            max_images=None if args.max_images == -1 else args.max_images,
+        )
+    if args.output_coco_json:
+        for entries, path in ((found.boxes, args.bbox_det_file), (found.masks, args.mask_det_file)):
+            write_json(path, entries)
+            log.info("wrote %d detections to %s", len(entries), path)
+    evaluation = score(truth, found)
+    if args.json:
+        meta = engine.metadata
+        about = {
+            "engine": str(args.engine),
+            "config": meta.config,
+            "precision": meta.precision,
+            "images_from": str(images),
+            "annotations": str(annotations),
+        }
+        write_json(args.json, {**about, **evaluation.to_json()}, indent=2)
+        log.info("wrote the metrics to %s", args.json)
+    if not truth.annotations:
+        log.warning("%s has no annotations: there is nothing to compare with", truth.path)
+    show(evaluation, args.per_class)
+    if evaluation.failures:
+        log.error(
+            "%d of %d images failed; they count as images without detections",
+            len(evaluation.failures),
+            evaluation.images,
+        )
+    return 1 if evaluation.failures else 0
+
+
+def _data(args: argparse.Namespace, config: str) -> tuple[Path, Path]:
+    """Images and annotations: the ones given, else those of `--dataset`, else of the configuration."""
+    if args.images and args.annotations:
+        return Path(args.images), Path(args.annotations)
+    dataset: DatasetConfig | None = None
+    if args.dataset:
+        dataset = resolve_dataset(args.dataset)
+    elif not (args.images or args.annotations) and config in configs():
+        dataset = configs()[config].dataset
+        log.info("evaluating on %s of the configuration %s", dataset.name, config)
+    if dataset is None:
+        raise UsageError("give both --images and --annotations, or --dataset")
+    return Path(args.images or dataset.val_images), Path(args.annotations or dataset.val_annotations)
+
+
+def show(evaluation: Evaluation, per_class: bool = False) -> None:
+    """Print tables of an evaluation to standard output, in percent."""
+    console = table_console()
+    kinds: list[tuple[str, Metrics]] = [("box", evaluation.box)]
+    if evaluation.mask:
+        kinds.append(("mask", evaluation.mask))
+    by_iou = _table("AP", "all", *(iou.removeprefix("0") for iou in evaluation.box.by_iou))
+    sizes = _table(
+        "", "AP small", "medium", "large", "AR 1", "AR 10", "AR 100", "AR small", "medium", "large"
+    )
+    for kind, metrics in kinds:
+        by_iou.add_row(kind, *map(_percent, (metrics.ap, *metrics.by_iou.values())))
+        by_size = (metrics.ap_small, metrics.ap_medium, metrics.ap_large)
+        recall = (metrics.ar1, metrics.ar10, metrics.ar100)
+        recall_by_size = (metrics.ar_small, metrics.ar_medium, metrics.ar_large)
+        sizes.add_row(kind, *map(_percent, (*by_size, *recall, *recall_by_size)))
+    console.print(by_iou, sizes, sep="")
+    if per_class:
+        classes = _table("class", *(f"{kind} AP" for kind, _ in kinds))
+        for name in evaluation.box.by_class:
+            classes.add_row(name, *(_percent(metrics.by_class[name]) for _, metrics in kinds))
+        console.print(classes)
+    console.print(
+        f"{evaluation.images} images, {evaluation.detections} detections,"
+        f" {evaluation.ms_per_image:.1f} ms per image from array to boxes and run lengths",
+        highlight=False,
+    )
+
+
+def _table(first: str, *columns: str) -> Table:
+    table = Table(box=SIMPLE, pad_edge=False)
+    table.add_column(first)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

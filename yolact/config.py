@@ -1,0 +1,197 @@
+"""Configurations: frozen dataclasses that say everything a checkpoint needs in order to be rebuilt.
+
+They are saved inside checkpoints, exported graphs and engine metadata. There is no global configuration.
+The named ones are in `yolact.registry`; overrides and conversion from plain values in `yolact.settings`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, cast
+
+from yolact.settings import check, convert
+from yolact_runtime.errors import UsageError
+
+BackboneName = Literal["resnet50", "resnet101", "darknet53", "mobilenetv2", "tiny"]
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Feature extractor. `deformable` counts, per stage, the last blocks that may use deformable 3x3
+    convolutions; of these every `deformable_interval`-th does (YOLACT++, section 6)."""
+
+    name: BackboneName = "resnet101"
+    deformable: tuple[int, ...] = (0, 0, 0, 0)
+    deformable_interval: int = 1
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network. Sizes in input pixels; mean and std in BGR order on 0..255 values."""
+
+    backbone: BackboneConfig = BackboneConfig()
+    input_size: int = 550
+    mean: tuple[float, float, float] = (103.94, 116.78, 123.68)
+    std: tuple[float, float, float] = (57.38, 57.12, 58.40)
+    fpn_features: int = 256
+    num_prototypes: int = 32
+    prior_scales: tuple[tuple[float, ...], ...] = ((24.0,), (48.0,), (96.0,), (192.0,), (384.0,))
+    prior_aspect_ratios: tuple[float, ...] = (1.0, 0.5, 2.0)
+    prior_square: bool = True
+    mask_iou: bool = False
+
+    def __post_init__(self) -> None:
+        check(self.input_size >= 32, "model.input_size", self.input_size, "at least 32")
+        check(len(self.prior_scales) == 5, "model.prior_scales", self.prior_scales, "five levels, P3..P7")
+
+
+@dataclass(frozen=True)
+class DetectConfig:
+    """From raw outputs to detections (paper, section 4.3)."""
+
+    score_threshold: float = 0.05
+    iou_threshold: float = 0.5
+    nms_top_k: int = 200
+    max_detections: int = 100
+    nms: Literal["fast", "traditional", "cross_class"] = "fast"
+
+    def __post_init__(self) -> None:
+        check(0 <= self.score_threshold < 1, "detect.score_threshold", self.score_threshold, "0 to 1")
+        check(0 < self.iou_threshold <= 1, "detect.iou_threshold", self.iou_threshold, "0 to 1")
+        for name in ("nms_top_k", "max_detections"):
+            # TensorRT's TopK takes no larger k.
+            check(1 <= getattr(self, name) <= 3840, f"detect.{name}", getattr(self, name), "1 to 3840")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights and thresholds of the multi-task loss (paper, section 3; YOLACT++, section 6)."""
+
+    box_weight: float = 1.5
+    class_weight: float = 1.0
+    mask_weight: float = 6.125
+    semantic_weight: float = 1.0
+    mask_iou_weight: float = 25.0
+    positive_iou: float = 0.5
+    negative_iou: float = 0.4
+    crowd_iou: float = 0.7
+    negatives_per_positive: int = 3
+    max_masks: int = 100
+    min_mask_area: int = 25
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The optimisation. `lr`, `steps` and `max_iterations` are for `reference_batch` images an iteration
+    and are scaled to `batch_size` where `autoscale` is on, as the original does."""
+
+    batch_size: int = 8
+    reference_batch: int = 8
+    autoscale: bool = True
+    lr: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    gamma: float = 0.1
+    steps: tuple[int, ...] = (280_000, 600_000, 700_000, 750_000)
+    warmup_iterations: int = 500
+    warmup_lr: float = 1e-4
+    max_iterations: int = 800_000
+    max_grad_norm: float = 0.0
+    freeze_bn: Literal["auto", "always", "never"] = "auto"
+    init: Literal["imagenet", "random"] = "imagenet"
+    save_every: int = 10_000
+    workers: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "reference_batch", "max_iterations", "save_every"):
+            check(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "1 or more")
+        for name in ("lr", "warmup_lr", "max_grad_norm", "weight_decay"):
+            value = getattr(self, name)
+            check(value >= 0 and math.isfinite(value), f"train.{name}", value, "0 or more")
+
+    def scaled(self) -> TrainConfig:
+        """This configuration for its own batch size: rate times, iterations over, batch/reference."""
+        factor = self.batch_size / self.reference_batch
+        if not self.autoscale or factor == 1:
+            return self
+        return replace(
+            self,
+            autoscale=False,
+            lr=self.lr * factor,
+            steps=tuple(int(step // factor) for step in self.steps),
+            max_iterations=max(1, int(self.max_iterations // factor)),
+        )
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """Where the images and the COCO annotation files are."""
+
+    name: str = "COCO 2017"
+    train_images: str = "data/coco/images"
+    train_annotations: str = "data/coco/annotations/instances_train2017.json"
+    val_images: str = "data/coco/images"
+    val_annotations: str = "data/coco/annotations/instances_val2017.json"
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Class names and the category ids they have in the annotation file, index by index.
+
+    Ids may be sparse and may be 0. They always come from a file: the annotations trained on, or the
+    checkpoint. (For the published weights, whose files hold none, from the table that goes with them.)
+    """
+
+    names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        check(len(self.names) > 0, "classes.names", self.names, "one or more")
+        check(
+            len(self.names) == len(self.category_ids) == len(set(self.category_ids)),
+            "classes.category_ids",
+            self.category_ids,
+            f"{len(self.names)} different ids",
+        )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything about one model and its training."""
+
+    name: str
+    classes: Classes
+    model: ModelConfig = ModelConfig()
+    detect: DetectConfig = DetectConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+
+    @property
+    def num_classes(self) -> int:
+        """C, without background."""
+        return len(self.classes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists, strings and numbers."""
+        return cast("dict[str, Any]", json.loads(json.dumps(dataclasses.asdict(self))))
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any], source: str = "configuration") -> Config:
+        """The inverse of `to_dict`.
+
+        Raises:
+            UsageError: an unknown key, or a value of the wrong type; names `source` and the key.
+        """
+        try:
+            return cast("Config", convert(values, Config, ""))
+        except UsageError as error:
+            raise UsageError(f"{source}: {error}") from None

@@ -1,0 +1,308 @@
+"""COCO annotation files as training samples."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from yolact.config import Classes, ModelConfig
+from yolact.data.layout import image_path
+from yolact.data.segmentation import is_empty, to_mask
+from yolact.preprocess import Normalise
+from yolact.priors import prototype_size, pyramid_levels
+from yolact.settings import nearest
+from yolact.targets import Target, downsample_masks
+from yolact_runtime.errors import YolactError
+from yolact_runtime.files import read_json
+from yolact_runtime.preprocess import resize_batch
+from yolact_runtime.sources import read_image
+
+log = logging.getLogger(__name__)
+
+# Full-size masks held at once: bounds the memory of an image with hundreds of instances.
+_CHUNK = 16
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image as the network sees it.
+
+    Attributes:
+        image: (3, S, S) float32, RGB, normalised.
+        target: its ground truth.
+        image_id: its id in the annotation file.
+    """
+
+    image: Tensor
+    target: Target
+    image_id: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Several samples: images (B, 3, S, S) float32, and as many targets and image ids."""
+
+    images: Tensor
+    targets: list[Target]
+    image_ids: list[int]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch on `device`."""
+        return Batch(
+            self.images.to(device, non_blocking=non_blocking),
+            [target.to(device, non_blocking) for target in self.targets],
+            self.image_ids,
+        )
+
+    def pin_memory(self) -> Batch:
+        """The same batch in pinned host memory (what a DataLoader calls)."""
+        return Batch(self.images.pin_memory(), [t.pin_memory() for t in self.targets], self.image_ids)
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Samples as one batch: the `collate_fn` of a DataLoader."""
+    return Batch(
+        torch.stack([sample.image for sample in samples]),
+        [sample.target for sample in samples],
+        [sample.image_id for sample in samples],
+    )
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image of an annotation file: where it is, the size the file says, its annotations in order."""
+
+    image_id: int
+    path: Path
+    height: int | None
+    width: int | None
+    annotations: list[dict[str, Any]] = field(default_factory=list)
+
+
+def read_annotations(path: str | Path, required: Sequence[str] = ("images", "annotations")) -> dict[str, Any]:
+    """Read a COCO annotation file, checking that the lists named in `required` and `categories` are there.
+
+    Raises:
+        YolactError: missing, not JSON, or not an annotation file; names the file.
+    """
+    content = read_json(path, "annotation file")
+    for key in (*required, "categories"):
+        value = content.get(key) if isinstance(content, dict) else None
+        if not (isinstance(value, list) and all(isinstance(entry, dict) for entry in value)):
+            raise YolactError(
+                f"{path} is not a COCO annotation file: it needs an object with a list {key!r}"
+                + ("; is it a result file?" if isinstance(content, list) else "")
+            )
+    return content
+
+
+def read_classes(annotations: str | Path) -> Classes:
+    """Class names and category ids of a COCO annotation file, sorted by id.
+
+    Raises:
+        YolactError: no annotation file, no categories, or a category without a name or a unique id.
+    """
+    named: dict[int, str] = {}
+    for category in read_annotations(annotations, required=())["categories"]:
+        number, name = category.get("id"), category.get("name")
+        if type(number) is not int or not isinstance(name, str) or not name.strip():
+            raise YolactError(
+                f"{annotations}: category {category} needs a whole number 'id' and a text 'name'"
+            )
+        if number in named:
+            raise YolactError(
+                f"{annotations}: category id {number} is given twice: {named[number]!r} and {name!r}"
+            )
+        if name in named.values():
+            raise YolactError(
+                f"{annotations}: two categories are called {name!r}; rename or merge one of them"
+            )
+        named[number] = name
+    if not named:
+        raise YolactError(f"{annotations}: 'categories' is empty; there is nothing to learn")
+    ids = sorted(named)
+    return Classes(tuple(named[number] for number in ids), tuple(ids))
+
+
+class CocoDataset(Dataset[Sample]):
+    """The images of a COCO annotation file, resized to the network's input, with their targets.
+
+    Every image of the file is an item, with or without annotations. Crowd regions become crowd boxes. An
+    instance without any usable segmentation becomes a crowd box too: it is neither an example nor background.
+
+    Args:
+        images: folder that the file names are relative to.
+        annotations: COCO instances JSON.
+        model: input size and normalisation.
+        classes: the classes to learn; class index = position in it.
+
+    Raises:
+        YolactError: the annotation file cannot be used; names the file and the annotation id.
+    """
+
+    def __init__(
+        self, images: str | Path, annotations: str | Path, model: ModelConfig, classes: Classes
+    ) -> None:
+        self.images = Path(images)
+        self.annotations = Path(annotations)
+        self.model = model
+        self.classes = classes
+        self._normalise = Normalise(model)
+        self._labels = {number: index for index, number in enumerate(classes.category_ids)}
+        self._told: set[str] = set()
+        self.records = self._index(read_annotations(annotations))
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        """The sample at `index`.
+
+        Raises:
+            YolactError: the image is missing or unreadable, or a segmentation is damaged; names it.
+        """
+        if get_worker_info() is not None:
+            # Workers are the parallelism; OpenCV's own threads would fight over the cores.
+            cv2.setNumThreads(0)
+        record = self.records[index]
+        image = self.read_image(record)
+        resized = resize_batch([image], self.model.input_size, "float32")
+        return Sample(
+            self._normalise(torch.from_numpy(resized))[0],
+            self._target(record, *image.shape[:2]),
+            record.image_id,
+        )
+
+    def read_image(self, record: Record) -> np.ndarray:
+        """The image of a record, BGR uint8 (H, W, 3), turned as its EXIF orientation says.
+
+        Raises:
+            YolactError: missing or unreadable.
+        """
+        image = read_image(record.path)
+        declared = (record.height, record.width)
+        if None not in declared and declared != image.shape[:2]:
+            self._warn_once(
+                "size",
+                f"{record.path} is {image.shape[1]}x{image.shape[0]}, but {self.annotations} says "
+                f"{record.width}x{record.height}; the real size is used. Find all such images with: "
+                f"yolact-data check {self.annotations} --images {self.images}",
+            )
+        return image
+
+    def _index(self, content: dict[str, Any]) -> list[Record]:
+        records: dict[int, Record] = {}
+        for image in content["images"]:
+            number, name = image.get("id"), image.get("file_name")
+            if type(number) is not int or not isinstance(name, str):
+                raise YolactError(f"{self.annotations}: image {image} needs an 'id' and a 'file_name'")
+            if number in records:
+                raise YolactError(f"{self.annotations}: image id {number} is given twice ({name})")
+            path = image_path(self.images, name)
+            records[number] = Record(number, path, image.get("height"), image.get("width"))
+        if not records:
+            raise YolactError(f"{self.annotations} lists no images")
+        strays = []
+        masks = 0
+        for annotation in content["annotations"]:
+            self._check(annotation)
+            masks += not is_empty(annotation.get("segmentation"))
+            number = annotation.get("image_id")
+            record = records.get(number) if isinstance(number, int) else None
+            if record is None:
+                strays.append(annotation.get("id"))
+            else:
+                record.annotations.append(annotation)
+        if strays:
+            log.warning(
+                "%s: %d annotations of images that it does not list (the first: annotation %s)",
+                *(self.annotations, len(strays), strays[0]),
+            )
+        if content["annotations"] and not masks:
+            raise YolactError(
+                f"{self.annotations}: no annotation has a segmentation; boxes alone do not suffice"
+            )
+        return list(records.values())
+
+    def _check(self, annotation: dict[str, Any]) -> None:
+        category = annotation.get("category_id")
+        if not isinstance(category, int) or category not in self._labels:
+            raise YolactError(
+                f"{self.annotations}: annotation {annotation.get('id')} has category_id {category!r}; "
+                + nearest(str(category), map(str, self._labels))
+            )
+        box = annotation.get("bbox")
+        if not (isinstance(box, list) and len(box) == 4 and all(isinstance(v, (int, float)) for v in box)):
+            raise YolactError(
+                f"{self.annotations}: annotation {annotation.get('id')} has bbox {box!r}; "
+                "expected [x, y, w, h]"
+            )
+
+    def _target(self, record: Record, height: int, width: int) -> Target:
+        boxes = relative_boxes([a["bbox"] for a in record.annotations], height, width)
+        solid = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        crowd = np.array(
+            [bool(a.get("iscrowd")) or is_empty(a.get("segmentation")) for a in record.annotations], bool
+        )
+        single = np.flatnonzero(solid & ~crowd)
+        annotations = [record.annotations[i] for i in single]
+        masks, semantic_masks = self._masks(annotations, height, width)
+        return Target(
+            boxes=torch.from_numpy(boxes[single]),
+            labels=torch.tensor([self._labels[a["category_id"]] for a in annotations], dtype=torch.int64),
+            masks=masks,
+            semantic_masks=semantic_masks,
+            crowd_boxes=torch.from_numpy(boxes[solid & crowd]),
+        )
+
+    def _masks(self, annotations: list[dict[str, Any]], height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Masks (G, Hp, Wp) and (G, H3, W3) bool; each passes through the input size, as the image does."""
+        size = self.model.input_size
+        shapes = prototype_size(size), pyramid_levels(size)[0]
+        parts: list[list[Tensor]] = [[torch.zeros((0, *shape), dtype=torch.bool)] for shape in shapes]
+        for start in range(0, len(annotations), _CHUNK):
+            full = np.stack(
+                [
+                    cv2.resize(self._mask(annotation, height, width), (size, size))
+                    for annotation in annotations[start : start + _CHUNK]
+                ]
+            )  # (chunk, S, S)
+            for part, shape in zip(parts, shapes, strict=True):
+                part.append(downsample_masks(torch.from_numpy(full), shape))
+        return torch.cat(parts[0]), torch.cat(parts[1])
+
+    def _mask(self, annotation: dict[str, Any], height: int, width: int) -> np.ndarray:
+        try:
+            return to_mask(annotation["segmentation"], height, width)
+        except ValueError as error:
+            raise YolactError(f"{self.annotations}: annotation {annotation.get('id')}: {error}") from None
+
+    def _warn_once(self, key: str, message: str) -> None:
+        if key not in self._told:
+            self._told.add(key)
+            log.warning("%s", message)
+
+
+def find_missing_images(dataset: CocoDataset) -> list[Path]:
+    """Image files that the dataset names and that are not there: to be asked before the first step."""
+    return [record.path for record in dataset.records if not record.path.is_file()]
+
+
+def relative_boxes(boxes: Sequence[Sequence[float]], height: int, width: int) -> np.ndarray:
+    """COCO boxes x, y, w, h in pixels as (n, 4) float32 x1 y1 x2 y2, clipped and relative to the image."""
+    corners = np.array(boxes, np.float64).reshape(-1, 4)
+    corners[:, 2:] += corners[:, :2]
+    limit = np.array([width, height, width, height], np.float64)
+    return (corners.clip(0, limit) / limit).astype(np.float32)

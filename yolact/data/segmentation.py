@@ -1,0 +1,130 @@
+"""COCO segmentations: polygons, compressed and uncompressed run lengths, all checked before use.
+
+pycocotools trusts what it is given: run lengths that do not add up read past the end of its buffers, and
+polygons of two points are taken for boxes. So everything that comes from a file passes `to_rle` first.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+# A polygon is walked in steps of a fifth of a pixel: beyond this a typing error would take all memory.
+_FARTHEST = 1e6
+
+
+def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """Any COCO segmentation as compressed run lengths of an image of `height` x `width` pixels.
+
+    Polygons are rasterised by pycocotools' rule; those of fewer than three points cover nothing. Run
+    lengths made for another image size are cut or padded with background, pixels staying where they are.
+
+    Args:
+        segmentation: a list of polygons `[[x, y, x, y, ...], ...]` in pixels, or
+            `{"size": [h, w], "counts": list | str | bytes}`.
+
+    Returns:
+        `{"size": [height, width], "counts": bytes}`.
+
+    Raises:
+        ValueError: not a segmentation; says what is wrong in a few words.
+    """
+    if isinstance(segmentation, dict):
+        return _checked_rle(segmentation, height, width)
+    polygons = [polygon for polygon in checked_polygons(segmentation) if len(polygon) >= 6]
+    if not polygons:
+        return coco_mask.encode(np.zeros((height, width), np.uint8, order="F"))
+    return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+
+
+def to_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """Any COCO segmentation as a mask (height, width) uint8 of 0 and 1; errors as in `to_rle`."""
+    return coco_mask.decode(to_rle(segmentation, height, width))
+
+
+def checked_polygons(segmentation: Any) -> list[list[float]]:
+    """The polygons of a segmentation, each a flat list of finite numbers.
+
+    Raises:
+        ValueError: it is not a list of polygons.
+    """
+    if not isinstance(segmentation, list):
+        raise ValueError(f"segmentation is a {type(segmentation).__name__}, not polygons or run lengths")
+    for polygon in segmentation:
+        if not isinstance(polygon, list):
+            raise ValueError("polygons must be lists of numbers inside a list: [[x, y, x, y, ...], ...]")
+        if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in polygon):
+            raise ValueError("a polygon holds something that is not a finite number")
+        if len(polygon) % 2:
+            raise ValueError(f"a polygon has an odd number of coordinates ({len(polygon)})")
+        if polygon and max(map(abs, polygon)) > _FARTHEST:
+            raise ValueError(f"a polygon reaches {max(polygon, key=abs):g}, far out of any image")
+    return segmentation
+
+
+def is_empty(segmentation: Any) -> bool:
+    """True where there is nothing that could make a mask: absent, or no polygon of three points."""
+    if isinstance(segmentation, list):
+        return not any(not isinstance(polygon, list) or len(polygon) >= 6 for polygon in segmentation)
+    return not segmentation
+
+
+def run_lengths(counts: Any) -> np.ndarray:
+    """The run lengths (int64, background first) of a COCO `counts` value, compressed or not.
+
+    Raises:
+        ValueError: they cannot be read.
+    """
+    if isinstance(counts, list):
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError("run lengths must be whole numbers, 0 or more")
+        return np.array(counts, np.int64)
+    if isinstance(counts, str):
+        counts = counts.encode("ascii", "replace")
+    if not isinstance(counts, bytes):
+        raise ValueError(f"counts is a {type(counts).__name__}, not a list or a string")
+    # Five bits a character, the sixth says that more follow; the top bit of the last group is the sign.
+    codes = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
+    if codes.size == 0:
+        return codes
+    last = np.flatnonzero((codes & 0x20) == 0)
+    if codes.min() < 0 or codes.max() > 63 or last.size == 0 or last[-1] != codes.size - 1:
+        raise ValueError("compressed run lengths are damaged")
+    first = np.concatenate([[0], last[:-1] + 1])
+    position = np.arange(codes.size) - np.repeat(first, last - first + 1)
+    if position.max() > 9:
+        raise ValueError("compressed run lengths are damaged")
+    values = np.add.reduceat((codes & 0x1F) << (5 * position), first)
+    values = np.where(codes[last] & 0x10, values - (np.int64(1) << (5 * (last - first + 1))), values)
+    if np.abs(values).max() >= 2**32:
+        raise ValueError("compressed run lengths are damaged")
+    # From the fourth on each is stored as the difference to the one two before it.
+    values[1::2] = np.cumsum(values[1::2])
+    values[2::2] = np.cumsum(values[2::2])
+    if values.min() < 0:
+        raise ValueError("compressed run lengths are damaged")
+    return values
+
+
+def _checked_rle(segmentation: dict[str, Any], height: int, width: int) -> dict[str, Any]:
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if not (
+        isinstance(size, list) and len(size) == 2 and all(type(n) is int and 0 < n < 2**16 for n in size)
+    ):
+        raise ValueError(f"run lengths need a size [height, width], not {size!r}")
+    total = int(run_lengths(counts).sum())
+    if total != size[0] * size[1]:
+        raise ValueError(f"run lengths cover {total} pixels, the size {size} has {size[0] * size[1]}")
+    if isinstance(counts, list):
+        rle = coco_mask.frPyObjects(segmentation, *size)
+    else:
+        rle = {"size": size, "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
+    if size == [height, width]:
+        return rle
+    canvas = np.zeros((height, width), np.uint8, order="F")
+    part = coco_mask.decode(rle)[:height, :width]
+    canvas[: part.shape[0], : part.shape[1]] = part
+    return coco_mask.encode(canvas)

@@ -1,0 +1,325 @@
+"""A made dataset of shapes: small enough for a laptop, real enough to show whether training works.
+
+Circles, squares and triangles of any size, turn, colour and texture overlap on noisy backgrounds. Some have
+holes; some images hold a crowd of small shapes that is annotated as one region, some hold nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from yolact.config import DatasetConfig
+from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.files import read_json, write_json
+
+SHAPES = ("circle", "square", "triangle")
+
+_DESCRIPTION = "made shapes"
+
+# Shape diameters, and those of the members of a crowd, where the image is 128 pixels wide.
+_DIAMETER = (22.0, 70.0)
+_CROWD_DIAMETER = (7.0, 12.0)
+# Standard deviation of a class's hue, where the classes are 60 apart.
+_HUE_SPREAD = 22
+# What must stay visible of a shape for it to count as an instance: a share of it, and pixels.
+_VISIBLE_SHARE, _VISIBLE_PIXELS = 0.6, 60
+
+
+@dataclass
+class _Item:
+    """One annotation to be: its category index, full mask, what is still visible, and its outline."""
+
+    label: int
+    full: int
+    visible: np.ndarray
+    outline: np.ndarray | None
+    crowd: bool = False
+
+    def survives(self, cover: np.ndarray) -> bool:
+        """Whether enough stays visible under `cover`."""
+        left = int((self.visible & ~cover).sum())
+        return left >= max(_VISIBLE_PIXELS, _VISIBLE_SHARE * self.full)
+
+
+@dataclass
+class _Scene:
+    image: np.ndarray
+    items: list[_Item] = field(default_factory=list)
+
+
+def make_shapes_dataset(
+    root: str | Path,
+    train_images: int = 300,
+    val_images: int = 60,
+    image_size: tuple[int, int] = (160, 200),
+    seed: int = 0,
+    category_ids: Sequence[int] = (1, 4, 9),
+    max_instances: int = 5,
+    crowd_share: float = 0.12,
+    empty_share: float = 0.04,
+) -> DatasetConfig:
+    """Write a shapes dataset in COCO's layout: `train/`, `val/`, `annotations/instances_{train,val}.json`.
+
+    The same arguments give the same pixels and annotations. Outlines that nothing covers are polygons, all
+    others run lengths. The annotation files are written last: where they are, the images are.
+
+    Args:
+        root: folder to write to; an older shapes dataset in it is replaced.
+        train_images, val_images: how many images, 1 or more.
+        image_size: typical height and width in pixels, each at least 48; images vary by a fifth around it.
+        seed: of everything random.
+        category_ids: one for each of circle, square, triangle (or of the first one or two of them).
+        max_instances: the most shapes in an image, besides crowds.
+        crowd_share: share of the images with a crowd region.
+        empty_share: share of the images without any shape.
+
+    Returns:
+        The dataset's paths.
+
+    Raises:
+        UsageError: an argument out of its range.
+        YolactError: `root` cannot be written to, or holds files that are not of a shapes dataset.
+    """
+    root = Path(root)
+    _check(train_images, val_images, image_size, category_ids, max_instances)
+    paths = {
+        f"{split}_{kind}": path
+        for split in ("train", "val")
+        for kind, path in (
+            ("images", root / split),
+            ("annotations", root / "annotations" / f"instances_{split}.json"),
+        )
+    }
+    for number, (split, count) in enumerate((("train", train_images), ("val", val_images))):
+        scenes = (
+            _make_scene(
+                np.random.default_rng((seed, number, index)),
+                *(image_size, len(category_ids), max_instances, crowd_share, empty_share),
+            )
+            for index in range(count)
+        )
+        images, annotations = paths[f"{split}_images"], paths[f"{split}_annotations"]
+        try:
+            _clear(images, annotations)
+            content = _write_images(images, scenes, category_ids)
+        except OSError as error:
+            raise YolactError(f"cannot write {images}: {error.strerror or error}") from error
+        content["info"] = {"description": _DESCRIPTION, "seed": seed}
+        write_json(annotations, content)
+    return DatasetConfig(name="shapes", **{key: str(path) for key, path in paths.items()})
+
+
+def _clear(images: Path, annotations: Path) -> None:
+    """Remove an older shapes dataset, and nothing that is not one."""
+    if annotations.exists():
+        content = read_json(annotations)
+        info = content.get("info") if isinstance(content, dict) else None
+        if not (isinstance(info, dict) and info.get("description") == _DESCRIPTION):
+            raise YolactError(f"{annotations} is not of a shapes dataset and is kept; choose another folder")
+    images.mkdir(parents=True, exist_ok=True)
+    old = list(images.iterdir())
+    foreign = next((path for path in old if not re.fullmatch(r"\d{6}\.png", path.name)), None)
+    if foreign:
+        raise YolactError(f"{foreign} is not of a shapes dataset and is kept; choose another folder")
+    annotations.unlink(missing_ok=True)
+    for path in old:
+        path.unlink()
+
+
+def _write_images(folder: Path, scenes: Iterable[_Scene], category_ids: Sequence[int]) -> dict[str, Any]:
+    """Write the scenes' images; returns what the annotation file says of them."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for image_id, scene in enumerate(scenes, start=1):
+        height, width = scene.image.shape[:2]
+        name = f"{image_id:06d}.png"
+        (folder / name).write_bytes(cv2.imencode(".png", scene.image)[1].tobytes())
+        images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+        for item in scene.items:
+            numbers = {"id": len(annotations) + 1, "image_id": image_id}
+            annotations.append({**numbers, "category_id": int(category_ids[item.label]), **_describe(item)})
+    categories = [
+        {"id": int(category), "name": name, "supercategory": "shape"}
+        for category, name in zip(category_ids, SHAPES, strict=False)
+    ]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _check(
+    train_images: int,
+    val_images: int,
+    image_size: tuple[int, int],
+    category_ids: Sequence[int],
+    max_instances: int,
+) -> None:
+    if min(train_images, val_images, max_instances) < 1:
+        raise UsageError(f"shapes: {train_images} and {val_images} images of {max_instances}; 1 or more each")
+    if min(image_size) < 48:
+        raise UsageError(f"shapes: image size {image_size}; height and width must be at least 48")
+    if not 1 <= len(category_ids) <= len(SHAPES) or len(set(category_ids)) != len(category_ids):
+        raise UsageError(f"shapes: category ids {tuple(category_ids)}; one to three different numbers")
+
+
+def _make_scene(
+    rng: np.random.Generator,
+    image_size: tuple[int, int],
+    num_classes: int,
+    max_instances: int,
+    crowd_share: float,
+    empty_share: float,
+) -> _Scene:
+    height, width = (round(side * rng.uniform(0.8, 1.2)) for side in image_size)
+    scene = _Scene(_background(rng, height, width))
+    kind = rng.random()
+    if kind >= empty_share:
+        if kind < empty_share + crowd_share:
+            _add_crowd(rng, scene, num_classes)
+        for _ in range(int(rng.integers(1, max_instances + 1))):
+            _add_instance(rng, scene, num_classes)
+    # Soft edges and sensor noise, over shapes and background alike.
+    image = cv2.GaussianBlur(scene.image, (3, 3), 0.6).astype(np.int16)
+    image += rng.integers(-9, 10, image.shape, np.int16)
+    scene.image = image.clip(0, 255).astype(np.uint8)
+    return scene
+
+
+def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Dull clouds of two sizes with some faint lines: structure everywhere, but no strong colours."""
+    tone = rng.uniform(70, 170, 3) * 0.3 + rng.uniform(70, 170) * 0.7
+    image = np.tile(tone.astype(np.float32), (height, width, 1))
+    for cells, strength in ((4, 14), (24, 12)):
+        noise = rng.normal(0, strength, (cells, cells, 1)) + rng.normal(0, strength / 4, (cells, cells, 3))
+        image += cv2.resize(noise.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+    for _ in range(int(rng.integers(0, 7))):
+        ends = (rng.random((2, 2)) * (width, height)).astype(int).tolist()
+        shade = (tone + rng.uniform(-40, 40)).tolist()
+        cv2.line(image, ends[0], ends[1], shade, int(rng.integers(1, 4)), cv2.LINE_AA)
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def _outline(rng: np.random.Generator, label: int, diameter: float) -> np.ndarray:
+    """Corner points (n, 2) of a shape around the origin."""
+    corners = (40, 4, 3)[label]
+    # The circle around a square or triangle says less of how large it looks.
+    diameter *= (1.0, 1.2, 1.35)[label]
+    turn = rng.uniform(0, 2 * math.pi)
+    angles = turn + 2 * math.pi * np.arange(corners) / corners
+    points = np.stack([np.cos(angles), np.sin(angles)], 1) * diameter / 2
+    # Not quite regular, so that no template fits all: squashed across one of the sides.
+    squash = rng.uniform(0.75, 1.0)
+    axis = np.array([math.cos(turn + math.pi / corners), math.sin(turn + math.pi / corners)])
+    return points - (1 - squash) * np.outer(points @ axis, axis)
+
+
+def _rasterise(outline: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The outline's mask (H, W) bool, by the rule by which COCO polygons are read."""
+    rles = coco_mask.frPyObjects([outline.reshape(-1).tolist()], height, width)
+    return coco_mask.decode(rles)[:, :, 0].astype(bool)
+
+
+def _paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, label: int) -> None:
+    """Fill the mask with a strong colour and a texture: plain, stripes, checks or grain."""
+    height, width = mask.shape
+    # Each class has a usual hue, as things have: a hint, for its tails reach those of the others.
+    hue = int(rng.normal(label * 60, _HUE_SPREAD)) % 180
+    saturation, value = rng.integers(170, 256), rng.integers(130, 256)
+    colour = cv2.cvtColor(np.array([[[hue, saturation, value]]], np.uint8), cv2.COLOR_HSV2BGR)[0, 0]
+    y, x = np.nonzero(mask)
+    period, angle = rng.uniform(5, 12), rng.uniform(0, math.pi)
+    along = (x * math.cos(angle) + y * math.sin(angle)) * 2 * math.pi / period
+    across = (y * math.cos(angle) - x * math.sin(angle)) * 2 * math.pi / period
+    pattern = (
+        np.zeros(x.shape),
+        np.sin(along),
+        np.sin(along) * np.sin(across),
+        rng.normal(0, 0.5, x.shape),
+    )[int(rng.integers(4))]
+    light = 1 + rng.uniform(0.1, 0.3) * pattern + rng.uniform(-0.25, 0.25) * (x / width + y / height - 1)
+    image[y, x] = (colour * light[:, None]).clip(0, 255).astype(np.uint8)
+
+
+def _scale(image: np.ndarray) -> float:
+    """Image pixels for one pixel of an image of 128 x 128."""
+    return math.sqrt(image.shape[0] * image.shape[1]) / 128
+
+
+def _add_instance(rng: np.random.Generator, scene: _Scene, num_classes: int) -> None:
+    """Put a shape on top, where one can be found that hides no earlier one too much."""
+    height, width = scene.image.shape[:2]
+    for _ in range(10):
+        label = int(rng.integers(num_classes))
+        low, high = (limit * _scale(scene.image) for limit in _DIAMETER)
+        diameter = rng.uniform(low, high)
+        # Up to a fifth of a shape may reach out of the image.
+        margin = 0.3 * diameter
+        lowest, highest = np.array([margin, margin]), np.array([width - margin, height - margin])
+        centre = rng.uniform(lowest, highest)
+        if scene.items and rng.random() < 0.4:
+            y, x = np.nonzero(scene.items[-1].visible)
+            centre = rng.normal((x.mean(), y.mean()), 0.6 * diameter).clip(lowest, highest)
+        outline = (_outline(rng, label, diameter) + centre).round(2)
+        mask = _rasterise(outline, height, width)
+        whole = bool((outline.min(0) >= 0).all() and (outline.max(0) <= (width, height)).all())
+        if diameter > low * 1.8 and rng.random() < 0.1:
+            mask &= ~_rasterise((outline - centre) * rng.uniform(0.3, 0.45) + centre, height, width)
+            whole = False
+        if mask.sum() < _VISIBLE_PIXELS or not all(item.survives(mask) for item in scene.items):
+            continue
+        for item in scene.items:
+            if (item.visible & mask).any():
+                item.visible &= ~mask
+                item.outline = None
+        _paint(rng, scene.image, mask, label)
+        scene.items.append(_Item(label, int(mask.sum()), mask, outline if whole else None))
+        return
+
+
+def _add_crowd(rng: np.random.Generator, scene: _Scene, num_classes: int) -> None:
+    """A cluster of many small shapes of one class, annotated together."""
+    height, width = scene.image.shape[:2]
+    label = int(rng.integers(num_classes))
+    union = np.zeros((height, width), bool)
+    spread = rng.uniform(10, 16) * _scale(scene.image)
+    middle = rng.uniform((0.25 * width, 0.25 * height), (0.75 * width, 0.75 * height))
+    for _ in range(int(rng.integers(9, 20))):
+        diameter = rng.uniform(*_CROWD_DIAMETER) * _scale(scene.image)
+        outline = _outline(rng, label, diameter) + rng.normal(middle, spread)
+        mask = _rasterise(outline, height, width)
+        if mask.any():
+            _paint(rng, scene.image, mask, label)
+            union |= mask
+    scene.items.append(_Item(label, int(union.sum()), union, None, crowd=True))
+
+
+def _describe(item: _Item) -> dict[str, Any]:
+    """The annotation's segmentation, area, bbox and iscrowd."""
+    rle = coco_mask.encode(np.asfortranarray(item.visible, np.uint8))
+    if item.outline is not None:
+        segmentation: Any = [item.outline.reshape(-1).tolist()]
+    elif item.crowd:
+        segmentation = {"size": list(item.visible.shape), "counts": _counts(item.visible)}
+    else:
+        segmentation = {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
+    return {
+        "segmentation": segmentation,
+        "area": int(coco_mask.area(rle)),
+        "bbox": coco_mask.toBbox(rle).tolist(),
+        "iscrowd": int(item.crowd),
+    }
+
+
+def _counts(mask: np.ndarray) -> list[int]:
+    """Uncompressed run lengths of a mask (as COCO's crowds have), column by column, background first."""
+    flat = mask.reshape(-1, order="F")
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    runs = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
+    return [0, *runs] if flat[0] else runs

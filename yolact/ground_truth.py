@@ -1,0 +1,173 @@
+"""COCO annotation files as evaluation needs them: checked, completed, matched with an engine's classes."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pycocotools import mask as coco_mask
+
+from yolact.data.layout import image_path
+from yolact.data.segmentation import is_empty, to_rle
+from yolact_runtime import Metadata, YolactError
+from yolact_runtime.files import read_json
+from yolact_runtime.sources import read_image
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """A COCO annotation file, checked and completed so that pycocotools counts all of it.
+
+    Attributes:
+        path: The file.
+        images: Its image records, each with height and width.
+        annotations: Numbered from 1, with bbox, area, iscrowd, and compressed run lengths as segmentation
+            (None where the file has no mask).
+        categories: Its category records.
+    """
+
+    path: Path
+    images: list[dict[str, Any]]
+    annotations: list[dict[str, Any]]
+    categories: list[dict[str, Any]]
+
+
+def read_ground_truth(annotations: str | Path, images: str | Path) -> GroundTruth:
+    """Read a COCO annotation file. One without annotations (a test set) is allowed.
+
+    Args:
+        annotations: The file.
+        images: Folder of the images; opened only where the file does not say how large an image is.
+
+    Raises:
+        YolactError: it is no annotation file, or an entry of it makes no sense; names the entry.
+    """
+    path = Path(annotations)
+    content = read_json(path, "annotation file")
+    lists = {"annotations": [], **(content if isinstance(content, dict) else {})}
+    for key in ("images", "categories", "annotations"):
+        entries = lists.get(key)
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise YolactError(f"{path} is not a COCO annotation file: it needs an object with a list {key!r}")
+    records = {
+        number: _with_size(entry, Path(images))
+        for number, entry in _by_id(lists["images"], "images", "file_name", path).items()
+    }
+    categories = _by_id(lists["categories"], "categories", "name", path)
+    # Numbered anew: pycocotools takes an annotation with id 0 for "not matched".
+    completed = [
+        _completed(entry, number, records, categories, path)
+        for number, entry in enumerate(lists["annotations"], start=1)
+    ]
+    return GroundTruth(path, list(records.values()), completed, list(categories.values()))
+
+
+def _by_id(entries: list[dict[str, Any]], key: str, text: str, path: Path) -> dict[int, dict[str, Any]]:
+    """`entries` by their id, each with a string at `text`."""
+    found: dict[int, dict[str, Any]] = {}
+    for entry in entries:
+        number = entry.get("id")
+        if type(number) is not int or not isinstance(entry.get(text), str):
+            raise YolactError(f"{path}: {entry} in {key!r} needs a whole number 'id' and a text {text!r}")
+        if number in found:
+            raise YolactError(f"{path}: id {number} is given twice in {key!r}")
+        found[number] = entry
+    if not found:
+        raise YolactError(f"{path}: {key!r} is empty; there is nothing to evaluate")
+    return found
+
+
+def _with_size(record: dict[str, Any], images: Path) -> dict[str, Any]:
+    if all(type(record.get(side)) is int and record[side] > 0 for side in ("height", "width")):
+        return record
+    try:
+        height, width = read_image(image_path(images, record["file_name"])).shape[:2]
+    except YolactError:
+        height = width = 1  # it will be counted as failed; its annotations only have to be missed
+    return {**record, "height": height, "width": width}
+
+
+def _completed(
+    annotation: dict[str, Any],
+    number: int,
+    records: dict[int, dict[str, Any]],
+    categories: dict[int, dict[str, Any]],
+    path: Path,
+) -> dict[str, Any]:
+    what = f"{path}: annotation {annotation.get('id', number)}"
+    for key, known in (("image_id", records), ("category_id", categories)):
+        if type(annotation.get(key)) is not int or annotation[key] not in known:
+            raise YolactError(f"{what} has {key} {annotation.get(key)!r}, which the file does not list")
+    record = records[annotation["image_id"]]
+    segmentation = annotation.get("segmentation")
+    try:
+        rle = None if is_empty(segmentation) else to_rle(segmentation, record["height"], record["width"])
+    except ValueError as error:
+        raise YolactError(f"{what}: {error}") from error
+    bbox = annotation.get("bbox")
+    if bbox is None and rle is not None:
+        bbox = coco_mask.toBbox(rle).tolist()
+    if not (isinstance(bbox, list) and len(bbox) == 4 and all(_is_number(value) for value in bbox)):
+        raise YolactError(f"{what}: bbox is {bbox!r} instead of [x, y, width, height]")
+    area = annotation.get("area")
+    if not _is_number(area):
+        area = bbox[2] * bbox[3] if rle is None else float(coco_mask.area(rle))
+    return {
+        "id": number,
+        "image_id": record["id"],
+        "category_id": annotation["category_id"],
+        "bbox": bbox,
+        "area": area,
+        "iscrowd": int(bool(annotation.get("iscrowd", 0))),
+        "segmentation": rle,
+    }
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def match_categories(metadata: Metadata, truth: GroundTruth) -> dict[int, int]:
+    """The file's category id for each category id of the engine that the file has too.
+
+    A class is matched by id and name, else by name. Where no name is the same but the ids are, the ids
+    are trusted (names in another language).
+
+    Raises:
+        YolactError: the engine and the file have no class in common.
+    """
+    theirs = {category["id"]: _plain(category["name"]) for category in truth.categories}
+    by_name = {name: number for number, name in reversed(theirs.items())}
+    ours = dict(zip(metadata.category_ids, map(_plain, metadata.class_names), strict=True))
+    matches = {
+        number: number if theirs.get(number) == name else by_name[name]
+        for number, name in ours.items()
+        if name in by_name
+    }
+    if not matches and set(ours) == set(theirs):
+        log.warning("%s names the engine's classes differently; trusting the category ids", truth.path)
+        return {number: number for number in ours}
+    if not matches:
+        raise YolactError(
+            f"{truth.path} has none of the engine's classes: it has {_some(theirs.values())}, the engine"
+            f" {_some(ours.values())}"
+        )
+    unknown = [name for number, name in theirs.items() if number not in matches.values()]
+    if unknown:
+        log.warning("the engine does not know %s of %s; they count as missed", _some(unknown), truth.path)
+    return matches
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").lower().split())
+
+
+def _some(words: Iterable[str]) -> str:
+    names = list(words)
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,0 +1,230 @@
+"""The multi-task training loss (paper, section 3; YOLACT++, section 6), vectorised over the batch.
+
+Numerically it follows the original, except that it is finite where the original is not: degenerate
+boxes, no positives, very large logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from yolact.boxes import areas, corners, crop_window, encode, intersection, iou
+from yolact.config import LossConfig
+from yolact.model import Yolact, YolactOutput
+from yolact.targets import Target
+
+NEUTRAL, BACKGROUND = -1, 0
+
+
+class Matches(NamedTuple):
+    """What every prior of every image is to learn.
+
+    Attributes:
+        classes: (B, P) int64: -1 neutral, 0 background, else class + 1.
+        instances: (B, P) int64: index of the ground-truth instance with the highest overlap.
+    """
+
+    classes: Tensor
+    instances: Tensor
+
+
+class Losses(NamedTuple):
+    """Weighted terms, each a scalar; `mask_iou` is 0 where the model does not re-score."""
+
+    box: Tensor
+    cls: Tensor
+    mask: Tensor
+    semantic: Tensor
+    mask_iou: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """What is minimised."""
+        return torch.stack(list(self)).sum()
+
+
+def match(priors: Tensor, targets: Sequence[Target], config: LossConfig) -> Matches:
+    """Assign ground truth to priors (SSD, section 2.2, with a neutral band and crowds).
+
+    Every instance gets the prior that overlaps it most, best pairs first; other priors are positive
+    from `positive_iou`, background below `negative_iou`, and neutral between. A prior that is not
+    positive and lies to more than `crowd_iou` inside a crowd region is neutral.
+
+    Args:
+        priors: (P, 4) centre form.
+        targets: One for each image.
+        config: The thresholds.
+    """
+    point_priors = corners(priors)
+    boxes = _pad([t.boxes for t in targets])  # (B, G, 4)
+    labels = _pad([t.labels for t in targets])  # (B, G)
+    batch, most = labels.shape
+    counts = torch.tensor([len(t.labels) for t in targets], device=priors.device)
+    real = torch.arange(most, device=priors.device) < counts[:, None]  # (B, G)
+    if most == 0:
+        classes = torch.zeros(batch, len(priors), dtype=torch.int64, device=priors.device)
+        instances = torch.zeros_like(classes)
+    else:
+        overlap = torch.where(real[..., None], iou(boxes, point_priors[None]), -2.0)  # (B, G, P)
+        best, instances = overlap.max(dim=1)  # (B, P)
+        _force_best_priors(overlap, real, best, instances)
+        classes = labels.gather(1, instances) + 1
+        classes[best < config.positive_iou] = NEUTRAL
+        classes[best < config.negative_iou] = BACKGROUND
+    crowds = _pad([t.crowd_boxes for t in targets])  # (B, Q, 4)
+    if crowds.shape[1]:
+        # A padded crowd has no area and so takes no share of any prior.
+        inside = intersection(point_priors[None], crowds) / areas(point_priors)[None, :, None]  # (B, P, Q)
+        crowded = inside.amax(dim=-1) > config.crowd_iou
+        classes[(classes <= BACKGROUND) & crowded] = NEUTRAL
+    return Matches(classes, instances)
+
+
+def _force_best_priors(overlap: Tensor, real: Tensor, best: Tensor, instances: Tensor) -> None:
+    """Give each instance its best free prior, the best pair of each image first. Changes its arguments."""
+    batch = torch.arange(len(overlap), device=overlap.device)
+    for _ in range(overlap.shape[1]):
+        value, prior = overlap.max(dim=2)  # (B, G)
+        instance = value.argmax(dim=1)  # (B,)
+        chosen = prior[batch, instance]
+        # Once an image's instances are all placed, rows of padding come up; they change nothing.
+        left = real[batch, instance] & (value[batch, instance] > -2)
+        rows, taken, owner = batch[left], chosen[left], instance[left]
+        best[rows, taken] = 2.0
+        instances[rows, taken] = owner
+        overlap[rows, :, taken] = torch.minimum(overlap[rows, :, taken], overlap.new_tensor(-1.0))
+        overlap[rows, owner] = -2.0
+
+
+class MultiBoxLoss(nn.Module):
+    """Box, class, mask, semantic and mask IoU terms.
+
+    Args:
+        config: Weights and thresholds.
+        sample_masks: Which positives train masks where an image has more than `max_masks`: "random", as
+            in training, or "first", which is deterministic.
+    """
+
+    def __init__(self, config: LossConfig, sample_masks: str = "random") -> None:
+        super().__init__()
+        self.config = config
+        self.sample_masks = sample_masks
+
+    def forward(
+        self, model: Yolact, output: YolactOutput, semantic: Tensor, targets: Sequence[Target]
+    ) -> Losses:
+        """The loss of a batch.
+
+        Args:
+            model: Gives the priors and the mask IoU net.
+            output: Raw outputs of the network in training.
+            semantic: (B, C, H3, W3) semantic segmentation logits.
+            targets: One for each image, on the device of the outputs.
+        """
+        output = YolactOutput(*(tensor.float() for tensor in output))
+        matches = match(model.priors, targets, self.config)
+        positive = matches.classes > 0  # (B, P)
+        boxes = _pad([t.boxes for t in targets])  # (B, G, 4)
+        total_positive = positive.sum().clamp(min=1)
+        image, prior = positive.nonzero(as_tuple=True)  # (n,)
+        instance = matches.instances[image, prior]
+        matched = boxes[image, instance] if len(image) else output.loc.new_zeros(0, 4)  # (n, 4)
+
+        expected = encode(matched, model.priors[prior])
+        box = F.smooth_l1_loss(output.loc[image, prior], expected, reduction="sum")
+        mask, mask_iou = self._mask_terms(model, output, targets, image, prior, instance, matched)
+        return Losses(
+            box=box * self.config.box_weight / total_positive,
+            cls=self._class_term(output.logits, matches.classes) * self.config.class_weight / total_positive,
+            mask=mask * self.config.mask_weight / total_positive,
+            semantic=self._semantic_term(semantic.float(), targets) * self.config.semantic_weight,
+            mask_iou=mask_iou * self.config.mask_iou_weight / total_positive,
+        )
+
+    def _class_term(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """Cross-entropy of the positives and of the hardest negatives, `negatives_per_positive` to one."""
+        positive = classes > 0
+        with torch.no_grad():
+            hardness = logits.logsumexp(dim=-1) - logits[..., 0]  # (B, P): -log p(background)
+            hardness[classes != BACKGROUND] = 0
+            rank = hardness.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+            wanted = (self.config.negatives_per_positive * positive.sum(dim=1)).clamp(
+                max=classes.shape[1] - 1
+            )
+            negative = (rank < wanted[:, None]) & (classes == BACKGROUND)
+        chosen = positive | negative
+        return F.cross_entropy(logits[chosen], classes[chosen], reduction="sum")
+
+    def _mask_terms(
+        self,
+        model: Yolact,
+        output: YolactOutput,
+        targets: Sequence[Target],
+        image: Tensor,
+        prior: Tensor,
+        instance: Tensor,
+        boxes: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Mask and mask IoU terms before weighting; the arguments list the n positives, by image."""
+        height, width = output.prototypes.shape[1:3]
+        # Keeps both in the graph where a batch has no instance, and makes the term NaN where they are not finite.
+        zero = (output.prototypes.sum() + output.coefficients.sum()) * 0
+        mask_term, rescored = [zero], []
+        for index, target in enumerate(targets):
+            rows = (image == index).nonzero()[:, 0]  # (n_i,)
+            if len(rows) == 0:
+                continue
+            used = self._sample(rows)
+            box = boxes[used]  # (m, 4)
+            truth = target.masks[instance[used]]  # (m, Hp, Wp)
+            logits = output.coefficients[index, prior[used]] @ output.prototypes[index].flatten(0, 1).T
+            masks = logits.sigmoid().unflatten(1, (height, width))  # (m, Hp, Wp)
+            masks = (masks * crop_window(box, (height, width))).nan_to_num(0.0)
+            error = F.binary_cross_entropy(masks, truth.float(), reduction="none").sum(dim=(1, 2))  # (m,)
+            # Relative to the box, so that small instances count as much as large ones (section 3.4).
+            sides = (box[:, 2:] - box[:, :2]).clamp(min=1e-6)
+            mask_term.append((error / sides.prod(dim=1)).sum() * (len(rows) / len(used)) / (height * width))
+            if model.config.model.mask_iou:
+                rescored.append((masks, truth, target.labels[instance[used]]))
+        return torch.stack(mask_term).sum(), self._mask_iou_term(model, rescored) if rescored else zero
+
+    def _sample(self, rows: Tensor) -> Tensor:
+        """At most `max_masks` of the given rows."""
+        if len(rows) <= self.config.max_masks:
+            return rows
+        if self.sample_masks == "random":
+            # On the CPU's generator, so that a device does not change the draw.
+            rows = rows[torch.randperm(len(rows)).to(rows.device)]
+        return rows[: self.config.max_masks]
+
+    def _mask_iou_term(self, model: Yolact, parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+        """How far the predicted IoU of each mask with its truth is off (YOLACT++, section 6.1)."""
+        masks, truth, labels = (torch.cat(column) for column in zip(*parts, strict=True))
+        large = truth.sum(dim=(1, 2)) > self.config.min_mask_area
+        masks, truth, labels = masks[large], truth[large], labels[large]
+        if len(labels) == 0:
+            return masks.sum() * 0
+        found = masks > 0.5
+        shared = (found & truth).sum(dim=(1, 2))
+        union = (found | truth).sum(dim=(1, 2))  # not 0: the truth has some area
+        predicted = model.maskiou_net(masks[:, None]).gather(1, labels[:, None])[:, 0]  # (n,)
+        return F.smooth_l1_loss(predicted, shared / union, reduction="sum")
+
+    def _semantic_term(self, logits: Tensor, targets: Sequence[Target]) -> Tensor:
+        """Per-class binary cross-entropy on P3, a mean over pixels and images (section 3.4)."""
+        truth = torch.zeros_like(logits)
+        for index, target in enumerate(targets):
+            truth[index].index_add_(0, target.labels, target.semantic_masks.to(truth.dtype))
+        error = F.binary_cross_entropy_with_logits(logits, truth.clamp(max=1), reduction="sum")
+        return error / (logits.shape[0] * logits.shape[2] * logits.shape[3])
+
+
+def _pad(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors (G_i, ...) to one (B, max G, ...), zero-padded."""
+    return pad_sequence(list(tensors), batch_first=True)

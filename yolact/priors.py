@@ -1,0 +1,39 @@
+"""Prior boxes and feature-map sizes of a model configuration."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from yolact.config import ModelConfig
+from yolact_runtime.priors import make_priors
+
+NUM_LEVELS = 5
+
+
+def pyramid_levels(input_size: int) -> list[tuple[int, int]]:
+    """(height, width) of P3..P7: every stride-2 layer of the network rounds up."""
+    size = input_size
+    sizes = []
+    for _ in range(2 + NUM_LEVELS):
+        size = -(-size // 2)
+        sizes.append(size)
+    return [(size, size) for size in sizes[2:]]
+
+
+def prototype_size(input_size: int) -> tuple[int, int]:
+    """(Hp, Wp) of the prototypes: twice P3."""
+    height, width = pyramid_levels(input_size)[0]
+    return 2 * height, 2 * width
+
+
+def model_priors(model: ModelConfig) -> Tensor:
+    """All prior boxes (P, 4) float32: centre x, centre y, width, height, relative to the input."""
+    priors = make_priors(
+        pyramid_levels(model.input_size),
+        model.prior_scales,
+        model.prior_aspect_ratios,
+        model.input_size,
+        model.prior_square,
+    )
+    return torch.from_numpy(priors)

@@ -1,0 +1,47 @@
+"""Which images make up which iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import Sampler
+
+
+class EpochBatches(Sampler[list[int]]):
+    """Batches of image indices, epoch after epoch, from any iteration on.
+
+    The order of an epoch depends on (seed, epoch) alone, so a run that is resumed sees the images that
+    it would have seen. The images left over at an epoch's end are skipped, as in the original, unless
+    the data set is smaller than a batch.
+
+    Args:
+        images: Size of the data set.
+        batch_size: Images an iteration.
+        seed: Of the order.
+        start: First iteration.
+        stop: Iteration to stop before.
+    """
+
+    def __init__(self, images: int, batch_size: int, seed: int, start: int, stop: int) -> None:
+        self.images, self.batch_size, self.seed = images, batch_size, seed
+        self.start, self.stop = start, stop
+
+    @property
+    def epoch_length(self) -> int:
+        """Iterations an epoch."""
+        return max(1, self.images // self.batch_size)
+
+    def __len__(self) -> int:
+        return max(0, self.stop - self.start)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order: list[int] = []
+        current = -1
+        for iteration in range(self.start, self.stop):
+            epoch, position = divmod(iteration, self.epoch_length)
+            if epoch != current:
+                generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+                order = torch.randperm(self.images, generator=generator).tolist()
+                current = epoch
+            yield order[position * self.batch_size : (position + 1) * self.batch_size]
