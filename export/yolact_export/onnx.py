@@ -114,9 +114,14 @@ def _trace(module: ExportedYolact, path: Path, options: OnnxOptions) -> onnx.Mod
             do_constant_folding=True,
             dynamo=False,
         )
-    graph = onnx.load(path)
-    optimized = optimizer.optimize(graph)
-    return onnx.shape_inference.infer_shapes(optimized, data_prop=True)
+        outputs = module(images)
+    graph = onnx.shape_inference.infer_shapes(optimizer.optimize(onnx.load(path)), data_prop=True)
+    for value, output in zip(graph.graph.output, outputs, strict=True):
+        # Inference loses sizes on the way; only the batch is really open.
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if axis or not options.max_batch:
+                dim.dim_value = output.shape[axis]
+    return graph
 
 
 def check_graph(graph: onnx.ModelProto) -> None:
