@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 # `import oracle` and the others work from every test. With this folder on the path, tests/yolact
 # would hide the package.
-for _name in ("oracle", "fake_engine", "fake_onnx"):
+for _name in ("oracle", "fake_engine", "fake_onnx", "shared_data"):
     _spec = importlib.util.spec_from_file_location(_name, HERE / f"{_name}.py")
     assert _spec is not None and _spec.loader is not None
     sys.modules[_name] = importlib.util.module_from_spec(_spec)
@@ -31,8 +30,7 @@ class CocoMini:
 
 
 def _shared(*parts: str) -> Path:
-    root = Path(os.environ.get("YOLACT_TEST_SHARED", HERE.parents[1] / "shared"))
-    path = root.joinpath(*parts)
+    path = sys.modules["shared_data"].SHARED.joinpath(*parts)
     if not path.exists():
         pytest.skip(f"no {'/'.join(parts)}: set YOLACT_TEST_SHARED to the folder that holds it")
     return path

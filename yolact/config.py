@@ -92,6 +92,7 @@ class TrainConfig:
     batch_size: int = 8
     reference_batch: int = 8
     autoscale: bool = True
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 1e-3
     momentum: float = 0.9
     weight_decay: float = 5e-4

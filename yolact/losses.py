@@ -173,7 +173,7 @@ class MultiBoxLoss(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Mask and mask IoU terms before weighting; the arguments list the n positives, by image."""
         height, width = output.prototypes.shape[1:3]
-        # Keeps both in the graph where a batch has no instance, and makes the term NaN where they are not finite.
+        # Keeps both in the graph where a batch has no instance; not finite where they are not.
         zero = (output.prototypes.sum() + output.coefficients.sum()) * 0
         mask_term, rescored = [zero], []
         for index, target in enumerate(targets):

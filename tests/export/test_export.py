@@ -137,7 +137,9 @@ def test_command_writes_a_file_that_describes_itself(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "model.onnx"
-    assert main(["--weights", str(checkpoint), "--to", "onnx", "--output", str(output), "--max_batch", "4"]) == 0
+    assert (
+        main(["--weights", str(checkpoint), "--to", "onnx", "--output", str(output), "--max_batch", "4"]) == 0
+    )
     assert "largest difference" in capsys.readouterr().out
     with load_engine(output, providers=["cpu"]) as engine:
         meta = engine.metadata
@@ -177,7 +179,9 @@ def test_a_file_that_differs_is_not_left_behind(
     with torch.no_grad():
         model.proto_net[0].weight[0] += 0.1
     save_checkpoint(other, model, 0, 2, None)
-    monkeypatch.setattr(verify, "reference_engine", lambda *_: TorchEngine(other, device="cpu", input_dtype="uint8"))
+    monkeypatch.setattr(
+        verify, "reference_engine", lambda *_: TorchEngine(other, device="cpu", input_dtype="uint8")
+    )
     output = tmp_path / "out" / "model.onnx"
     assert main(["--weights", str(checkpoint), "--output", str(output)]) == 1
     assert "verification failed" in capsys.readouterr().err
@@ -217,7 +221,12 @@ def test_verification_sees_small_differences(change: dict[str, float], word: str
     ],
 )
 def test_wrong_use(
-    arguments: list[str], code: int, words: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    code: int,
+    words: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = tmp_path / "model.onnx"
     assert main(["--weights", str(checkpoint), "--output", str(output), *arguments]) == code

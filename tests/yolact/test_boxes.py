@@ -48,7 +48,9 @@ def test_reference_units(reference_dir: Path) -> None:
     priors = torch.from_numpy(golden["in_priors"])
     encoded = encode(torch.from_numpy(golden["enc_boxes"]), priors)
     np.testing.assert_allclose(encoded, golden["enc_out"], atol=1e-4)
-    np.testing.assert_allclose(decode(torch.from_numpy(golden["in_loc"][0]), priors), golden["dec_out"], atol=1e-6)
+    np.testing.assert_allclose(
+        decode(torch.from_numpy(golden["in_loc"][0]), priors), golden["dec_out"], atol=1e-6
+    )
     masks = torch.from_numpy(golden["crop_in"]).permute(2, 0, 1)
     window = crop_window(torch.from_numpy(golden["crop_boxes"]), masks.shape[1:])  # type: ignore[arg-type]
     np.testing.assert_array_equal((masks * window).permute(1, 2, 0), golden["crop_out"])

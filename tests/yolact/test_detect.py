@@ -34,7 +34,9 @@ def make_output(model: Yolact, images: int = 2, background: float = 2.0, seed: i
     p, c = len(model.priors), model.config.num_classes
     logits = 2 * normal(images, p, c + 1)
     logits[..., 0] += background
-    return YolactOutput(normal(images, p, 4), logits, normal(images, p, 16).tanh(), normal(images, 32, 32, 16).relu())
+    return YolactOutput(
+        normal(images, p, 4), logits, normal(images, p, 16).tanh(), normal(images, 32, 32, 16).relu()
+    )
 
 
 @pytest.mark.parametrize("compact", [True, False])
@@ -46,7 +48,10 @@ def test_fast_nms_is_the_oracles(classes: int, background: float, compact: bool)
         found = detect(model, output, compact=compact)
     for i in range(2):
         expected = oracle.detect(
-            output.loc[i].numpy(), output.logits[i].numpy(), output.coefficients[i].numpy(), model.priors.numpy()
+            output.loc[i].numpy(),
+            output.logits[i].numpy(),
+            output.coefficients[i].numpy(),
+            model.priors.numpy(),
         )
         n = int(found.count[i])
         assert n == len(expected["scores"])
@@ -136,7 +141,9 @@ def test_rescoring_multiplies_by_the_predicted_iou() -> None:
         n = int(found.count[0])
         masks = assemble_masks(found.coefficients, found.prototypes, found.boxes)[0, :n]
         predicted = model.maskiou_net(masks[:, None])[torch.arange(n), found.classes[0, :n].long()]
-    torch.testing.assert_close(found.mask_scores[0, :n], found.scores[0, :n] * predicted, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        found.mask_scores[0, :n], found.scores[0, :n] * predicted, rtol=1e-4, atol=1e-6
+    )
     assert (found.mask_scores[0, n:] == 0).all()
 
 

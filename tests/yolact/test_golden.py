@@ -6,11 +6,9 @@ Every `golden_<config>_config_<image>.npz` in the reference folder is a case.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
-import os
+import json
 import re
 from pathlib import Path
-from types import ModuleType
 
 import cv2
 import numpy as np
@@ -18,6 +16,7 @@ import pytest
 import torch
 from oracle import full_masks
 from pycocotools import mask as coco_mask
+from shared_data import COCO_MINI, REFERENCE, load_fill
 
 from yolact.detect import Detections, detect
 from yolact.engine import TorchEngine
@@ -26,20 +25,11 @@ from yolact.registry import get_config
 from yolact.weights import load_model
 from yolact_runtime.preprocess import resize_batch
 
-SHARED = Path(os.environ.get("YOLACT_TEST_SHARED", Path(__file__).parents[3] / "shared"))
-CASES = sorted(SHARED.glob("reference/golden_*.npz"))
+CASES = sorted(REFERENCE.glob("golden_*.npz"))
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not CASES, reason="the reference tables are not here"),
 ]
-
-
-def load_fill() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reference_fill", SHARED / "reference/fill.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Case:
@@ -58,7 +48,7 @@ class Case:
         if match[2] == "synth":
             self.image = fill.synthetic_image()
         else:
-            self.image = cv2.imread(str(SHARED / "data/coco-mini/val2017/000000000139.jpg"))
+            self.image = cv2.imread(str(COCO_MINI / "val2017/000000000139.jpg"))
         assert hashlib.sha1(self.image.tobytes()).digest() == bytes(self.golden["img_sha1"])
         batch = resize_batch([self.image], self.model.config.model.input_size, np.float32)
         mean, std = (np.float32(getattr(self.model.config.model, key)) for key in ("mean", "std"))
@@ -158,9 +148,7 @@ def test_engine_gives_the_reference_boxes_and_masks(case: Case) -> None:
 
 
 def test_every_named_config_has_the_published_keys() -> None:
-    import json
-
-    for path in sorted(SHARED.glob("reference/state_dict_*_config.json")):
+    for path in sorted(REFERENCE.glob("state_dict_*_config.json")):
         name = re.fullmatch(r"state_dict_(\w+)_config", path.stem)[1]  # type: ignore[index]
         table = json.loads(path.read_text())
         state = Yolact(get_config(name)).state_dict()

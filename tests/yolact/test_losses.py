@@ -1,8 +1,7 @@
-"""The loss against the reference implementation's, case by case, and against itself where that is not finite."""
+"""The loss against the reference implementation's, and where that is not finite."""
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from test_golden import load_fill
+from shared_data import COCO_MINI, REFERENCE, load_fill
 
 from yolact.config import LossConfig
 from yolact.losses import Losses, MultiBoxLoss, match
@@ -19,9 +18,7 @@ from yolact.model import Yolact, YolactOutput
 from yolact.registry import get_config
 from yolact.targets import Target, downsample_masks
 
-SHARED = Path(os.environ.get("YOLACT_TEST_SHARED", Path(__file__).parents[3] / "shared"))
-CASES = sorted(SHARED.glob("reference/loss_*.npz"))
-COCO = SHARED / "data/coco-mini/train2017"
+CASES = sorted(REFERENCE.glob("loss_*.npz"))
 
 
 def make_target(
@@ -106,7 +103,7 @@ def test_network_losses_and_gradients(path: Path) -> None:
     mean, std = np.float32(config.mean), np.float32(config.std)
     images, targets = [], []
     for i, image_id in enumerate(golden["image_ids"]):
-        image = cv2.imread(str(COCO / f"{image_id:012d}.jpg")).astype(np.float32)
+        image = cv2.imread(str(COCO_MINI / "train2017" / f"{image_id:012d}.jpg")).astype(np.float32)
         image = (cv2.resize(image, (config.input_size, config.input_size)) - mean) / std
         images.append(torch.from_numpy(image[..., ::-1].transpose(2, 0, 1).copy()))
         shape = golden[f"masks{i}_shape"]

@@ -117,7 +117,7 @@ def test_unreadable_files_are_one_line(content: str, suffix: str, model: Yolact,
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
-    with pytest.raises(YolactError, match="does not exist|do not exist"):
+    with pytest.raises(YolactError, match="do not exist"):
         load_model(tmp_path / "nothing.pth")
     with pytest.raises(YolactError, match="is a folder"):
         load_model(tmp_path)
@@ -125,8 +125,9 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "build"), [("yolact_resnet50", resnet50), ("yolact_plus_resnet50", resnet50), ("yolact_mobilenetv2", mobilenet_v2)]
-)  # fmt: skip
+    ("name", "build"),
+    [("yolact_resnet50", resnet50), ("yolact_plus_resnet50", resnet50), ("yolact_mobilenetv2", mobilenet_v2)],
+)
 def test_imagenet_weights_reach_the_backbone(
     name: str, build: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

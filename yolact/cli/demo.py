@@ -44,8 +44,8 @@ def build_parser() -> Parser:
         description="Make a dataset, train, evaluate, export, verify, infer, measure; then read report.html.",
     )
     parser.add_argument("--output", type=Path, default=Path("results/demo"), help="folder for everything")
-    parser.add_argument("--train-images", type=int, default=400, help="made images to train on")
-    parser.add_argument("--val-images", type=int, default=60, help="made images to evaluate on")
+    parser.add_argument("--train-images", type=int, default=1600, help="made images to train on")
+    parser.add_argument("--val-images", type=int, default=80, help="made images to evaluate on")
     parser.add_argument("--iterations", type=int, help="of training; the configuration's if not given")
     parser.add_argument("--seed", type=int, default=0, help="of the dataset and the training")
     return parser

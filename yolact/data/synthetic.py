@@ -1,7 +1,8 @@
 """A made dataset of shapes: small enough for a laptop, real enough to show whether training works.
 
-Circles, squares and triangles of any size, turn, colour and texture overlap on noisy backgrounds. Some have
-holes; some images hold a crowd of small shapes that is annotated as one region, some hold nothing.
+Circles, squares and triangles of any size, turn and texture overlap on noisy backgrounds; colours only lean
+towards one for each class. Some shapes have holes; some images hold a crowd of small shapes that is annotated
+as one region, some hold nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SHAPES = ("circle", "square", "triangle")
 _DESCRIPTION = "made shapes"
 
 # Shape diameters, and those of the members of a crowd, where the image is 128 pixels wide.
-_DIAMETER = (22.0, 70.0)
+_DIAMETER = (28.0, 76.0)
 _CROWD_DIAMETER = (7.0, 12.0)
 # Standard deviation of a class's hue, where the classes are 60 apart.
 _HUE_SPREAD = 22

@@ -171,9 +171,9 @@ class Tiny(Backbone):
             nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)
         )
         self.layers = nn.ModuleList(
-            [TinyBlock(16, 32), TinyBlock(32, 64), TinyBlock(64, 96), TinyBlock(96, 128)]
+            [TinyBlock(16, 24), TinyBlock(24, 48), TinyBlock(48, 80), TinyBlock(80, 112)]
         )
-        self.channels = (64, 96, 128)
+        self.channels = (48, 80, 112)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         c2, c3, c4, c5 = self.layers

@@ -31,7 +31,8 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(shapes: Path, folder: Path, *extra: str) -> int:
     return main([
-        "--config", "yolact_tiny_config", "--dataset", str(shapes), "--save_folder", str(folder), "--batch_size=4",
+        "--config", "yolact_tiny_config", "--dataset", str(shapes), "--save_folder", str(folder),
+        "--batch_size=4",
         "--set", "train.warmup_iterations=0", "--set", "train.workers=0", "--set", "train.autoscale=false",
         *extra,
     ])  # fmt: skip
@@ -108,7 +109,9 @@ def test_interruption_saves_and_exits_130(sent: signal.Signals, shapes: Path, tm
 def test_a_loss_that_stays_infinite_ends_the_run(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = run(shapes, tmp_path, "--iterations", "50", "--set", "train.lr=1e30", "--set", "train.max_grad_norm=0")
+    code = run(
+        shapes, tmp_path, "--iterations", "50", "--set", "train.lr=1e30", "--set", "train.max_grad_norm=0"
+    )
     words = capsys.readouterr().err
     assert code == 1
     assert "10 times in a row" in words
@@ -149,7 +152,12 @@ def test_missing_images_are_found_before_the_first_step(
 
 
 def test_find_checkpoint_takes_the_furthest(tmp_path: Path) -> None:
-    for name in ("yolact_tiny_0_9.pth", "yolact_tiny_0_10.pth", "yolact_tiny_0_7_interrupt.pth", "yolact_base_9_99.pth"):
+    for name in (
+        "yolact_tiny_0_9.pth",
+        "yolact_tiny_0_10.pth",
+        "yolact_tiny_0_7_interrupt.pth",
+        "yolact_base_9_99.pth",
+    ):
         (tmp_path / name).touch()
     assert find_checkpoint("last", tmp_path, "yolact_tiny").name == "yolact_tiny_0_10.pth"
     assert find_checkpoint("interrupt", tmp_path, "yolact_tiny").name == "yolact_tiny_0_7_interrupt.pth"
