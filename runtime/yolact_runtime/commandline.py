@@ -6,6 +6,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -39,6 +40,7 @@ class Parser(argparse.ArgumentParser):
         group = self.add_argument_group("output")
         group.add_argument("--debug", action="store_true", help="show the traceback of an error")
         group.add_argument("--quiet", action="store_true", help="print warnings and results only")
+        group.add_argument("--version", action="version", version=f"%(prog)s {version('yolact')}")
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         argv = list(sys.argv[1:] if args is None else args)

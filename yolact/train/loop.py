@@ -171,9 +171,12 @@ def training_step(
 
 
 def set_training_mode(model: Yolact, settings: TrainConfig) -> None:
-    """Training mode, with batch norm frozen where the settings or a small batch ask for it."""
+    """Training mode, with batch norm frozen where the settings or a small batch ask for it.
+
+    Random weights have no statistics worth freezing, and explode without normalisation.
+    """
     model.train()
-    small = settings.batch_size < MIN_BATCH_FOR_BATCH_NORM
+    small = settings.batch_size < MIN_BATCH_FOR_BATCH_NORM and settings.init != "random"
     if settings.freeze_bn == "always" or (settings.freeze_bn == "auto" and small):
         log.info(
             "batch norm is frozen (batch size %d; train.freeze_bn is %s)",

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,10 @@ import torch
 
 from yolact.cli.train import main
 from yolact.data.synthetic import make_shapes_dataset
+from yolact.model import Yolact
+from yolact.registry import get_config
 from yolact.train.checkpoint import find_checkpoint
+from yolact.train.loop import set_training_mode
 from yolact.weights import load_checkpoint, load_model
 from yolact_runtime.errors import YolactError
 
@@ -84,6 +88,25 @@ def test_resume_from_weights_alone(shapes: Path, tmp_path: Path, capsys: pytest.
     assert run(shapes, folder, "--iterations", "52", f"--resume={published}", "--start_iter=-1") == 0
     assert "weights only" in capsys.readouterr().err
     assert [record["iteration"] for record in losses(folder)] == [50, 51]
+
+
+@pytest.mark.parametrize(
+    ("freeze", "batch", "init", "frozen"),
+    [
+        ("auto", 4, "imagenet", True),
+        ("auto", 6, "imagenet", False),
+        # Without statistics to keep, a frozen ResNet would explode.
+        ("auto", 4, "random", False),
+        ("always", 8, "random", True),
+        ("never", 1, "imagenet", False),
+    ],
+)
+def test_when_batch_norm_is_frozen(freeze: str, batch: int, init: str, frozen: bool) -> None:
+    model = Yolact(get_config("yolact_tiny"))
+    settings = replace(model.config.train, freeze_bn=freeze, batch_size=batch, init=init)  # type: ignore[arg-type]
+    set_training_mode(model, settings)
+    assert model.training
+    assert model.backbone.get_submodule("stem.1").training is not frozen
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
