@@ -26,10 +26,6 @@ log = logging.getLogger(__name__)
 DUMP_FORMAT = "yolact-bad-batch/1"
 
 
-class WorkerError(YolactError):
-    """A process that loads images ended. The training itself is as it was."""
-
-
 class ReplacingDataset(Dataset[tuple[Sample, dict[int, str]]]):
     """A dataset that gives the next readable image for one that cannot be read, and says why.
 
@@ -101,9 +97,9 @@ def explain(error: RuntimeError, settings: TrainConfig) -> YolactError | None:
             " or take a configuration with a smaller input size or backbone"
         )
     if "DataLoader worker" in text:
-        return WorkerError(
-            f"a process that loads images ended ({_first(text)}): lower --workers (now"
-            f" {settings.workers}) where memory is short, or use --workers 0 to see its error"
+        return YolactError(
+            f"a process that loads images ended ({_first(text)}): lower --workers (now {settings.workers})"
+            " where memory is short, or use --workers 0 to see its error; continue with --resume last"
         )
     if isinstance(error, torch.distributed.DistError) or any(
         word in text for word in ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL")

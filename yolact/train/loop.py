@@ -23,7 +23,6 @@ from yolact.train.ema import Ema
 from yolact.train.health import (
     ReplacingDataset,
     Unreadable,
-    WorkerError,
     collate_replaced,
     dump_batch,
     explain,
@@ -206,8 +205,6 @@ def train(
         known = explain(error, settings)
         if known is None:
             raise
-        if isinstance(known, WorkerError) and processes.main and iteration > start:
-            log.error("continue with --resume %s", save(interrupt=True))
         raise known from error
 
     failed = {
