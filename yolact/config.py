@@ -87,37 +87,86 @@ class LossConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     """The optimisation. `lr`, `steps` and `max_iterations` are for `reference_batch` images an iteration
-    and are scaled to `batch_size` where `autoscale` is on, as the original does."""
+    and are scaled to `effective_batch` where `autoscale` is on, as the original does.
+
+    Attributes:
+        batch_size: Images at once, over all processes.
+        accumulate: Batches whose gradients are added up before a step.
+        schedule: What follows the warm-up: `gamma` at each of `steps`, or half a cosine down to
+            `cosine_final` times `lr` at `max_iterations`.
+        max_grad_norm: Clip the gradient to this L2 norm; 0 does not.
+        freeze_bn: Keep batch norm as it is; `auto` where a process sees few images at once.
+        sync_bn: Share batch norm's statistics between processes (GPUs only).
+        amp: Type of the network's arithmetic; weights and loss stay in float32.
+        ema_decay: Keep an exponential moving average of the weights, such as 0.9998; 0 does not.
+        save_every: Iterations between checkpoints.
+        save_epochs: Epochs between the checkpoints at an epoch's end; 0 saves none there.
+        keep_last: How many of the run's checkpoints to keep; 0 keeps all.
+        validate_every: Epochs between validations, which keep the best weights too; 0 never validates.
+        overfit: Train and validate on the first so many images; 0 takes all.
+        max_bad_steps: Stop once the loss was not finite so many times in a row.
+        max_unreadable: Stop once more images than this could not be read.
+    """
 
     batch_size: int = 8
+    accumulate: int = 1
     reference_batch: int = 8
     autoscale: bool = True
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 1e-3
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    schedule: Literal["steps", "cosine"] = "steps"
     gamma: float = 0.1
+    cosine_final: float = 0.0
     steps: tuple[int, ...] = (280_000, 600_000, 700_000, 750_000)
     warmup_iterations: int = 500
     warmup_lr: float = 1e-4
     max_iterations: int = 800_000
     max_grad_norm: float = 0.0
     freeze_bn: Literal["auto", "always", "never"] = "auto"
+    sync_bn: bool = False
     init: Literal["imagenet", "random"] = "imagenet"
+    amp: Literal["none", "bf16", "fp16"] = "none"
+    compile: bool = False
+    ema_decay: float = 0.0
     save_every: int = 10_000
+    save_epochs: int = 1
+    keep_last: int = 5
+    validate_every: int = 2
+    overfit: int = 0
+    max_bad_steps: int = 10
+    max_unreadable: int = 100
+    tensorboard: bool = False
     workers: int = 2
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "reference_batch", "max_iterations", "save_every"):
+        counts = (
+            "batch_size",
+            "reference_batch",
+            "max_iterations",
+            "save_every",
+            "accumulate",
+            "max_bad_steps",
+        )
+        for name in counts:
             check(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "1 or more")
-        for name in ("lr", "warmup_lr", "max_grad_norm", "weight_decay"):
+        limits = ("save_epochs", "keep_last", "validate_every", "overfit", "max_unreadable", "workers")
+        for name in ("lr", "warmup_lr", "max_grad_norm", "weight_decay", *limits):
             value = getattr(self, name)
             check(value >= 0 and math.isfinite(value), f"train.{name}", value, "0 or more")
+        check(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "0 to below 1")
+        check(0 <= self.cosine_final <= 1, "train.cosine_final", self.cosine_final, "0 to 1")
+
+    @property
+    def effective_batch(self) -> int:
+        """Images whose gradients one step is made of."""
+        return self.batch_size * self.accumulate
 
     def scaled(self) -> TrainConfig:
-        """This configuration for its own batch size: rate times, iterations over, batch/reference."""
-        factor = self.batch_size / self.reference_batch
+        """This configuration for its own effective batch: rate times, iterations over, batch/reference."""
+        factor = self.effective_batch / self.reference_batch
         if not self.autoscale or factor == 1:
             return self
         return replace(

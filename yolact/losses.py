@@ -34,6 +34,18 @@ class Matches(NamedTuple):
     instances: Tensor
 
 
+class Totals(NamedTuple):
+    """What the sums over a batch are divided by. A batch that is computed in parts has those of the whole.
+
+    Attributes:
+        positives: Scalar int64: positive priors.
+        images: Scalar int64.
+    """
+
+    positives: Tensor
+    images: Tensor
+
+
 class Losses(NamedTuple):
     """Weighted terms, each a scalar; `mask_iou` is 0 where the model does not re-score."""
 
@@ -117,21 +129,30 @@ class MultiBoxLoss(nn.Module):
         self.sample_masks = sample_masks
 
     def forward(
-        self, model: Yolact, output: YolactOutput, semantic: Tensor, targets: Sequence[Target]
+        self,
+        model: Yolact,
+        output: YolactOutput,
+        semantic: Tensor,
+        targets: Sequence[Target],
+        matches: Matches | None = None,
+        totals: Totals | None = None,
     ) -> Losses:
-        """The loss of a batch.
+        """The loss of a batch, or the share of it that a part of a batch has.
 
         Args:
             model: Gives the priors and the mask IoU net.
             output: Raw outputs of the network in training.
             semantic: (B, C, H3, W3) semantic segmentation logits.
             targets: One for each image, on the device of the outputs.
+            matches: Of these targets with the priors, where they are known already.
+            totals: Of the whole batch, where this is a part of it; the parts' losses then add up to its loss.
         """
         output = YolactOutput(*(tensor.float() for tensor in output))
-        matches = match(model.priors, targets, self.config)
+        matches = match(model.priors, targets, self.config) if matches is None else matches
+        totals = count_totals([matches]) if totals is None else totals
         positive = matches.classes > 0  # (B, P)
         boxes = _pad([t.boxes for t in targets])  # (B, G, 4)
-        total_positive = positive.sum().clamp(min=1)
+        total_positive = totals.positives.clamp(min=1)
         image, prior = positive.nonzero(as_tuple=True)  # (n,)
         instance = matches.instances[image, prior]
         matched = boxes[image, instance] if len(image) else output.loc.new_zeros(0, 4)  # (n, 4)
@@ -143,7 +164,9 @@ class MultiBoxLoss(nn.Module):
             box=box * self.config.box_weight / total_positive,
             cls=self._class_term(output.logits, matches.classes) * self.config.class_weight / total_positive,
             mask=mask * self.config.mask_weight / total_positive,
-            semantic=self._semantic_term(semantic.float(), targets) * self.config.semantic_weight,
+            semantic=self._semantic_term(semantic.float(), targets)
+            * self.config.semantic_weight
+            / totals.images,
             mask_iou=mask_iou * self.config.mask_iou_weight / total_positive,
         )
 
@@ -173,7 +196,7 @@ class MultiBoxLoss(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Mask and mask IoU terms before weighting; the arguments list the n positives, by image."""
         height, width = output.prototypes.shape[1:3]
-        # Keeps both in the graph where a batch has no instance; not finite where they are not.
+        # Keeps both in the graph where a batch has no instance; the term is NaN where they are not finite.
         zero = (output.prototypes.sum() + output.coefficients.sum()) * 0
         mask_term, rescored = [zero], []
         for index, target in enumerate(targets):
@@ -217,12 +240,19 @@ class MultiBoxLoss(nn.Module):
         return F.smooth_l1_loss(predicted, shared / union, reduction="sum")
 
     def _semantic_term(self, logits: Tensor, targets: Sequence[Target]) -> Tensor:
-        """Per-class binary cross-entropy on P3, a mean over pixels and images (section 3.4)."""
+        """Per-class binary cross-entropy on P3, a mean over pixels, summed over images (section 3.4)."""
         truth = torch.zeros_like(logits)
         for index, target in enumerate(targets):
             truth[index].index_add_(0, target.labels, target.semantic_masks.to(truth.dtype))
         error = F.binary_cross_entropy_with_logits(logits, truth.clamp(max=1), reduction="sum")
-        return error / (logits.shape[0] * logits.shape[2] * logits.shape[3])
+        return error / (logits.shape[2] * logits.shape[3])
+
+
+def count_totals(parts: Sequence[Matches]) -> Totals:
+    """Totals of a batch whose images are matched in `parts`."""
+    positives = torch.stack([(part.classes > 0).sum() for part in parts]).sum()
+    images = positives.new_tensor(sum(len(part.classes) for part in parts))
+    return Totals(positives, images)
 
 
 def _pad(tensors: Sequence[Tensor]) -> Tensor:

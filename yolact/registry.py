@@ -130,6 +130,9 @@ def configs() -> dict[str, Config]:
                 freeze_bn="never",
                 init="random",
                 save_every=1000,
+                # It is trained in minutes, with epochs of a second.
+                save_epochs=0,
+                validate_every=0,
             ),
             dataset=shapes,
         ),

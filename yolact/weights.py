@@ -41,6 +41,7 @@ class Checkpoint:
         model: State dict.
         training: Optimizer, schedule and random state; None where the file holds weights only.
         epoch, iteration: Where training was.
+        ema: State dict of the moving average of the weights; None where there is none.
     """
 
     config: Config
@@ -48,10 +49,11 @@ class Checkpoint:
     training: dict[str, Any] | None = None
     epoch: int = 0
     iteration: int = 0
+    ema: dict[str, Tensor] | None = None
 
 
 def load_model(weights: str | Path, config: str | Config | None = None) -> Yolact:
-    """Open a checkpoint as a network in evaluation mode.
+    """Open a checkpoint as a network in evaluation mode, with the averaged weights where it has some.
 
     Args:
         weights: A published or own `.pth`, a `.safetensors`, or the name of published weights such as
@@ -63,7 +65,9 @@ def load_model(weights: str | Path, config: str | Config | None = None) -> Yolac
     """
     checkpoint = load_checkpoint(weights, config)
     model = Yolact(checkpoint.config)
-    load_state(model, checkpoint.model, str(weights))
+    if checkpoint.ema is not None:
+        log.info("%s: opening the moving average (EMA) of the weights", weights)
+    load_state(model, checkpoint.ema or checkpoint.model, str(weights))
     return model.eval()
 
 
@@ -75,7 +79,12 @@ def load_checkpoint(weights: str | Path, config: str | Config | None = None) -> 
     if content.get("format") == FORMAT:
         own = given or Config.from_dict(content["config"], source=str(path))
         return Checkpoint(
-            own, content["model"], content.get("training"), content["epoch"], content["iteration"]
+            config=own,
+            model=content["model"],
+            training=content.get("training"),
+            epoch=content["epoch"],
+            iteration=content["iteration"],
+            ema=content.get("ema"),
         )
     if "config" in metadata:
         given = given or Config.from_dict(json.loads(metadata["config"]), source=str(path))
@@ -166,6 +175,40 @@ def load_state(model: torch.nn.Module, state: Mapping[str, Tensor], source: str)
         name = getattr(getattr(model, "config", None), "name", type(model).__name__)
         raise YolactError(f"{source} does not fit {name}: {'; '.join(words)}")
     model.load_state_dict(dict(state))
+
+
+# The layers whose shape depends on the number of classes.
+CLASS_LAYERS = ("prediction_layers.0.conf_layer.", "semantic_seg_conv.", "maskiou_net.maskiou_net.10.")
+
+
+def load_for_fine_tuning(model: Yolact, checkpoint: Checkpoint, source: str) -> None:
+    """Give `model` the weights of a checkpoint that may have been trained for other classes.
+
+    Where the number of classes is another, the layers that depend on it keep their initial values. All
+    else must fit. The averaged weights are taken where there are some.
+
+    Raises:
+        YolactError: another network; names the keys that do not fit.
+    """
+    state = checkpoint.ema or checkpoint.model
+    initial = model.state_dict()
+    fresh = [
+        key
+        for key, value in initial.items()
+        if key.startswith(CLASS_LAYERS) and key in state and state[key].shape != value.shape
+    ]
+    load_state(model, {**state, **{key: initial[key] for key in fresh}}, source)
+    old, new = checkpoint.config.classes, model.config.classes
+    if fresh:
+        layers = sorted({key.rpartition(".")[0] for key in fresh})
+        log.info(
+            "fine-tuning from %s: %d classes instead of %d, so these layers start afresh: %s",
+            source, len(new), len(old), ", ".join(layers),
+        )  # fmt: skip
+    elif old.names != new.names:
+        log.info("fine-tuning from %s: as many classes under other names; all layers are taken over", source)
+    else:
+        log.info("fine-tuning from %s: the same classes; all layers are taken over", source)
 
 
 def _some(keys: list[str], limit: int = 4) -> str:

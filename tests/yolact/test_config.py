@@ -104,7 +104,7 @@ def test_override() -> None:
         ("train.freeze_bn=maybe", "allowed: auto, always, never"),
         ("train.autoscale=1", "expected bool"),
         ("train", "expected section.field=value"),
-        ("train=3", "its settings are train.autoscale"),
+        ("train=3", "its settings are train.accumulate"),
         ("train.lr.x=3", "lr is a single value"),
         ("detect.nms_top_k=5000", "1 to 3840"),
         ("model.mean=[1, 2]", "model.mean"),

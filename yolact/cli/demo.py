@@ -137,7 +137,7 @@ def write_report(demo: Demo, journal: Path, overlays: Path, found: Path) -> Path
     page = demo.folder / "report.html"
     html = template.render(
         curves=loss_curves(records),
-        iterations=len(records),
+        iterations=sum("total" in record for record in records),
         engines=engines,
         pictures=[b64encode(path.read_bytes()).decode("ascii") for path in pictures],
         detections=len(read_json(found)),
@@ -158,7 +158,7 @@ def loss_curves(
     """Smoothed loss terms as SVG polylines on a logarithmic scale, `width` x `height` in size."""
     import numpy as np
 
-    rows = [record for record in records if record["total"] is not None]
+    rows = [record for record in records if record.get("total") is not None]
     if len(rows) < 2:
         return []
     values = np.array([[row[name] for name in LOSS_TERMS] for row in rows])  # (n, terms)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from yolact.config import TrainConfig
 from yolact.registry import config_name_of, configs, get_config
 from yolact.settings import override
 from yolact_runtime.commandline import Parser, run
@@ -24,12 +25,23 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--dataset", help="a folder in COCO layout or a .yaml; the configuration's own if not given"
     )
-    parser.add_argument("--batch-size", type=int, help="images an iteration; rate and schedule scale with it")
+    parser.add_argument(
+        "--batch-size", type=int, help="images at once, over all processes; rate and schedule scale with it"
+    )
+    parser.add_argument(
+        "--accumulate", type=int, help="batches added up before a step; multiplies the batch size"
+    )
+    parser.add_argument("--amp", choices=("none", "bf16", "fp16"), help="arithmetic of the network")
     parser.add_argument(
         "--iterations", type=int, help="stop after this many (not scaled with the batch size)"
     )
     parser.add_argument("--lr", "--learning-rate", type=float, help="rate for the reference batch size")
-    parser.add_argument("--resume", help="a checkpoint, `last` or `interrupt`")
+    parser.add_argument(
+        "--resume", help="a checkpoint, `last`, `interrupt`, or `auto`: the last one if there is any"
+    )
+    parser.add_argument(
+        "--init-from", metavar="W", help="fine-tune these weights; the classes may be others than theirs"
+    )
     parser.add_argument(
         "--start-iter", type=int, default=-1, help="first iteration; -1 takes the checkpoint's"
     )
@@ -37,10 +49,19 @@ def build_parser() -> Parser:
         "--save-folder", type=Path, default=Path("weights"), help="for checkpoints and the log"
     )
     parser.add_argument("--save-every", "--save-interval", type=int, help="iterations between checkpoints")
+    parser.add_argument("--keep-last", type=int, help="checkpoints of this run to keep; 0 keeps all")
+    parser.add_argument("--validate-every", type=int, help="epochs between validations; 0 for none")
     parser.add_argument("--workers", "--num-workers", type=int, help="processes that load images")
     parser.add_argument("--seed", type=int, help="of the order of images and of all draws")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--overfit", type=int, metavar="N", help="train and validate on the first N images")
+    parser.add_argument(
+        "--debug-batch",
+        type=Path,
+        metavar="FILE",
+        help="look into a batch saved when the loss was not finite",
+    )
     parser.add_argument("--no-autoscale", action="store_true", help="leave rate and schedule as configured")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, such as train.lr=5e-4"
@@ -48,51 +69,76 @@ def build_parser() -> Parser:
     return parser
 
 
-def command(args: argparse.Namespace) -> None:
-    """Run the command."""
-    name = args.config or (config_name_of(args.resume) if args.resume else None)
+def command(args: argparse.Namespace) -> int:
+    """Run the command; returns the exit code."""
+    if args.debug_batch:
+        from yolact.engine import pick_device
+        from yolact.train.health import debug_batch
+
+        return 0 if debug_batch(args.debug_batch, pick_device(args.device)) else 1
+    if args.resume and args.init_from:
+        raise UsageError("--resume continues a training, --init-from begins one: give one of them")
+    named = next((str(path) for path in (args.resume, args.init_from) if path), None)
+    name = args.config or (config_name_of(named) if named else None)
     if name is None:
         raise UsageError(f"--config is missing; one of {', '.join(configs())}")
     config = override(get_config(name), args.set)
-    given = {
-        "batch_size": args.batch_size,
-        "lr": args.lr,
-        "save_every": args.save_every,
-        "workers": args.workers,
-        "seed": args.seed,
-        "autoscale": False if args.no_autoscale else None,
-    }
-    settings = replace(config.train, **{key: value for key, value in given.items() if value is not None})
-    # From here on the schedule is in iterations of this batch size.
-    settings = settings.scaled()
-    if args.iterations is not None:
-        if args.iterations < 1:
-            raise UsageError(f"--iterations {args.iterations}; allowed: 1 or more")
-        settings = replace(settings, max_iterations=args.iterations, autoscale=False)
+    config = replace(config, train=_settings(args, config.train))
 
     import torch
 
     from yolact.data.coco import read_classes
     from yolact.data.layout import resolve_dataset
-    from yolact.engine import pick_device
     from yolact.train.checkpoint import find_checkpoint
+    from yolact.train.distributed import join_processes
     from yolact.train.loop import train
     from yolact.weights import load_checkpoint
 
     if args.threads:
         torch.set_num_threads(args.threads)
     dataset = resolve_dataset(args.dataset) if args.dataset else config.dataset
-    config = replace(
-        config, train=settings, dataset=dataset, classes=read_classes(Path(dataset.train_annotations))
-    )
+    config = replace(config, dataset=dataset, classes=read_classes(Path(dataset.train_annotations)))
     resume, start = None, max(args.start_iter, 0)
-    if args.resume:
-        path = find_checkpoint(args.resume, args.save_folder, config.name)
+    path = find_checkpoint(args.resume, args.save_folder, config.name) if args.resume else None
+    if path is not None:
         resume = load_checkpoint(path, config)
         start = resume.iteration if args.start_iter < 0 else args.start_iter
         if resume.training is None:
             log.warning("%s holds weights only: the optimizer starts afresh at iteration %d", path, start)
-    train(config, args.save_folder, pick_device(args.device), resume, start)
+    init_from = load_checkpoint(args.init_from) if args.init_from else None
+    with join_processes(args.device) as (processes, device):
+        train(config, args.save_folder, device, resume, start, init_from, processes)
+    return 0
+
+
+def _settings(args: argparse.Namespace, configured: TrainConfig) -> TrainConfig:
+    """The configured settings with those of the command line; the schedule in iterations of their batch."""
+    given = {
+        "batch_size": args.batch_size,
+        "accumulate": args.accumulate,
+        "amp": args.amp,
+        "lr": args.lr,
+        "save_every": args.save_every,
+        "keep_last": args.keep_last,
+        "validate_every": args.validate_every,
+        "workers": args.workers,
+        "overfit": args.overfit,
+        "seed": args.seed,
+        "autoscale": False if args.no_autoscale else None,
+    }
+    settings = replace(configured, **{key: value for key, value in given.items() if value is not None})
+    settings = settings.scaled()
+    if args.iterations is not None:
+        if args.iterations < 1:
+            raise UsageError(f"--iterations {args.iterations}; allowed: 1 or more")
+        settings = replace(settings, max_iterations=args.iterations, autoscale=False)
+    if settings.overfit:
+        # An epoch is a step or a few: nothing worth saving or measuring at the end of each.
+        length = max(1, settings.overfit // settings.effective_batch)
+        settings = replace(
+            settings, save_epochs=0, validate_every=max(settings.validate_every, 100 // length)
+        )
+    return settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:

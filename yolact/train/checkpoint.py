@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from yolact.weights import FORMAT
 from yolact_runtime.errors import YolactError
 from yolact_runtime.files import atomic_path
 
+log = logging.getLogger(__name__)
+
 
 def checkpoint_name(config: str, epoch: int, iteration: int, interrupt: bool = False) -> str:
     """`<config>_<epoch>_<iteration>.pth`, the original's names."""
@@ -20,11 +24,20 @@ def checkpoint_name(config: str, epoch: int, iteration: int, interrupt: bool = F
 
 
 def save_checkpoint(
-    path: str | Path, model: Yolact, epoch: int, iteration: int, training: dict[str, Any] | None
+    path: str | Path,
+    model: Yolact,
+    epoch: int,
+    iteration: int,
+    training: dict[str, Any] | None,
+    ema: Yolact | None = None,
 ) -> None:
     """Write weights, configuration, position and (for resuming) `training`, atomically.
 
     The file holds tensors, numbers, strings, lists and dicts only, so that `weights_only=True` opens it.
+    `ema` is the averaged network, which `load_model` then opens instead of `model`.
+
+    Raises:
+        YolactError: it cannot be written; what was there before is untouched.
     """
     content = {
         "format": FORMAT,
@@ -34,46 +47,91 @@ def save_checkpoint(
         "epoch": epoch,
         "iteration": iteration,
     }
+    if ema is not None:
+        content["ema"] = ema.state_dict()
+    write_torch(content, path)
+
+
+def write_torch(content: Any, path: str | Path) -> None:
+    """`torch.save`, atomically.
+
+    Raises:
+        YolactError: the folder cannot be written to, or the disk is full.
+    """
     with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+        try:
+            # Through a file of Python's, whose errors say what the matter is.
+            with temporary.open("wb") as file:
+                torch.save(content, file)
+        except RuntimeError as error:
+            reason = error.__context__ if isinstance(error.__context__, OSError) else error
+            words = getattr(reason, "strerror", None) or str(reason).splitlines()[0]
+            raise YolactError(f"cannot write {path}: {words}") from error
 
 
-def training_state(optimizer: torch.optim.Optimizer, device: torch.device) -> dict[str, Any]:
-    """Everything besides the weights that the next iteration depends on."""
-    state: dict[str, Any] = {"optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda_rng"] = torch.cuda.get_rng_state(device)
-    return state
+class Checkpoints:
+    """The checkpoints of a training in its folder: written whole, the oldest deleted.
+
+    Args:
+        folder: Where they are.
+        config: Name of the configuration.
+        keep_last: How many to keep; 0 keeps all. Only files that this training wrote are ever deleted.
+        written: Names of those that earlier parts of a resumed training wrote, oldest first.
+    """
+
+    def __init__(self, folder: Path, config: str, keep_last: int, written: Sequence[str] = ()) -> None:
+        self.folder, self.config, self.keep_last = folder, config, keep_last
+        self.written = list(written)
+        # What a killed process was writing.
+        for path in folder.glob(f".{config}_*.pth"):
+            path.unlink(missing_ok=True)
+
+    @property
+    def best(self) -> Path:
+        """Where the weights with the highest validation AP are."""
+        return self.folder / f"{self.config}_best.pth"
+
+    def save(
+        self,
+        model: Yolact,
+        epoch: int,
+        iteration: int,
+        training: dict[str, Any],
+        ema: Yolact | None,
+        interrupt: bool = False,
+    ) -> Path:
+        """Write one and return its path; see `save_checkpoint`."""
+        path = self.folder / checkpoint_name(self.config, epoch, iteration, interrupt)
+        written = [name for name in self.written if name != path.name] + [path.name]
+        kept = written[-self.keep_last :]
+        save_checkpoint(path, model, epoch, iteration, {**training, "written": kept}, ema)
+        for name in written[: len(written) - len(kept)]:
+            (self.folder / name).unlink(missing_ok=True)
+        self.written = kept
+        log.info("saved %s", path)
+        return path
 
 
-def restore_training_state(
-    state: dict[str, Any], optimizer: torch.optim.Optimizer, device: torch.device
-) -> None:
-    """The inverse of `training_state`."""
-    optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["rng"])
-    if device.type == "cuda" and "cuda_rng" in state:
-        torch.cuda.set_rng_state(state["cuda_rng"], device)
-
-
-def find_checkpoint(resume: str, folder: Path, config: str) -> Path:
-    """The file that `--resume` means.
+def find_checkpoint(resume: str, folder: Path, config: str) -> Path | None:
+    """The file that `--resume` means; None only for `auto` where there is none.
 
     Args:
         resume: A path; `last` (or the original's `latest`) for the furthest checkpoint of `config` in
-            `folder`; `interrupt` for the furthest one that an interruption left.
+            `folder`; `interrupt` for the furthest one that an interruption left; `auto` for `last` or none.
         folder: Where checkpoints are saved.
         config: Name of the configuration.
 
     Raises:
         YolactError: there is none.
     """
-    if resume not in ("last", "latest", "interrupt"):
+    if resume not in ("last", "latest", "interrupt", "auto"):
         if not Path(resume).is_file():
-            raise YolactError(f"--resume {resume}: no such file; give a path, last or interrupt")
+            raise YolactError(f"--resume {resume}: no such file; give a path, last, interrupt or auto")
         return Path(resume)
     ending = "_interrupt.pth" if resume == "interrupt" else ".pth"
     found = [p for p in folder.glob(f"{config}_*{ending}") if config_name_of(p) == config]
+    if not found and resume == "auto":
+        return None
     if not found:
         raise YolactError(f"--resume {resume}: no {config}_<epoch>_<iteration>{ending} in {folder}")
     # An interrupted save is a full one; of two at the same iteration either will do.

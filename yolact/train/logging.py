@@ -1,20 +1,23 @@
-"""What a training run leaves to read: a JSON Lines file, a progress bar, log lines."""
+"""What a training run leaves to read: a JSON Lines file, a progress bar, log lines, TensorBoard."""
 
 from __future__ import annotations
 
 import json
 import logging
 import math
+import sys
 import time
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from yolact.config import TrainConfig
-from yolact.losses import Losses
-from yolact_runtime.errors import YolactError
+from yolact.train.step import Step
+from yolact_runtime.errors import YolactError, missing_extra
+from yolact_runtime.files import atomic_path
 
 log = logging.getLogger(__name__)
 
@@ -22,11 +25,22 @@ LOG_EVERY = 10
 
 
 class TrainingLog:
-    """The loss of every iteration: to a JSON Lines file, and to a progress bar or, now and then, the log."""
+    """Every iteration and validation: to a JSON Lines file, to TensorBoard where `settings` ask for it, and
+    to a progress bar or, now and then, the log.
 
-    def __init__(self, path: Path, start: int, settings: TrainConfig) -> None:
-        self.path, self.start, self.total = path, start, settings.max_iterations
+    Args:
+        path: The JSON Lines file. A run that starts over replaces it; one that is resumed continues it at
+            `start`.
+        start: First iteration.
+        settings: Of the training.
+        enabled: False for a process that does not write.
+    """
+
+    def __init__(self, path: Path, start: int, settings: TrainConfig, enabled: bool = True) -> None:
+        self.path, self.start, self.total, self.enabled = path, start, settings.max_iterations, enabled
+        self.tensorboard = settings.tensorboard
         self.file: TextIO | None = None
+        self.writer: Any = None
         self.last = time.perf_counter()
         self.smooth: float | None = None
         console = Console(stderr=True)
@@ -38,46 +52,107 @@ class TrainingLog:
             TimeRemainingColumn(),
             TextColumn("{task.fields[words]}"),
             console=console,
-            disable=self.quiet,
+            disable=self.quiet or not enabled,
         )
 
     def __enter__(self) -> TrainingLog:
+        if not self.enabled:
+            return self
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # A run that starts over replaces the old log; one that is resumed continues it.
+            if self.start and self.path.exists():
+                self._cut()
             self.file = self.path.open("a" if self.start else "w", encoding="utf-8")
         except OSError as error:
             raise YolactError(f"cannot write {self.path}: {error.strerror or error}") from error
+        if self.tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise missing_extra("train.tensorboard", "train") from None
+            self.writer = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=self.start)
         self.bar.start()
         self.task = self.bar.add_task("", total=self.total, completed=self.start, words="")
+        self.last = time.perf_counter()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.bar.stop()
+        if self.writer:
+            self.writer.close()
         if self.file:
             self.file.close()
 
-    def add(self, iteration: int, epoch: int, losses: Losses | None, rate: float, images: int) -> None:
-        """Note one iteration; `losses` is None where its step was skipped."""
+    def _cut(self) -> None:
+        """Drop what a killed run noted after the checkpoint it is resumed from."""
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["iteration"] < self.start:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError, TypeError):
+                continue  # torn
+        with atomic_path(self.path) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
+
+    def add(
+        self, iteration: int, epoch: int, step: Step, rate: float, images: int, device: torch.device
+    ) -> None:
+        """Note one iteration on `images` images; the total is None where its step was skipped."""
+        if not self.enabled:
+            return
         now = time.perf_counter()
         seconds, self.last = now - self.last, now
-        terms = {name: term.item() for name, term in losses._asdict().items()} if losses else {}
-        total = sum(terms.values()) if terms else math.nan
-        if terms:
+        total = sum(step.losses.values())
+        if step.applied:
             self.smooth = total if self.smooth is None else 0.95 * self.smooth + 0.05 * total
         record = {
             "iteration": iteration,
             "epoch": epoch,
             "lr": rate,
             "images_per_second": round(images / seconds, 3),
-            "total": total if terms else None,
-            **terms,
+            "memory_mib": memory_mib(device),
+            "total": total if step.applied else None,
+            **{name: value if math.isfinite(value) else None for name, value in step.losses.items()},
+            "grad_norm": step.grad_norm if math.isfinite(step.grad_norm) else None,
         }
-        assert self.file is not None
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
+        self._write(record, iteration)
         words = f"loss {self.smooth or math.nan:.3f} {images / seconds:.1f} images/s"
         self.bar.update(self.task, completed=iteration + 1, words=words)
         if self.quiet and (iteration % LOG_EVERY == 0 or iteration + 1 == self.total):
-            detail = " ".join(f"{name} {value:.3f}" for name, value in terms.items())
+            detail = " ".join(f"{name} {value:.3f}" for name, value in step.losses.items())
             log.info("[%d] %d/%d %s | %s | lr %.2e", epoch, iteration, self.total, words, detail, rate)
+
+    def add_validation(self, iteration: int, epoch: int, metrics: dict[str, float | None]) -> None:
+        """Note AP values of the weights after `iteration`."""
+        if not self.enabled:
+            return
+        self._write({"iteration": iteration, "epoch": epoch, "validation": metrics}, iteration)
+        words = ", ".join(f"{k.replace('_', ' ')} {100 * v:.2f}" for k, v in metrics.items() if v is not None)
+        log.info("[%d] %d/%d validation: %s", epoch, iteration, self.total, words or "nothing to find")
+        self.last = time.perf_counter()
+
+    def _write(self, record: dict[str, Any], iteration: int) -> None:
+        assert self.file is not None
+        try:
+            self.file.write(json.dumps(record) + "\n")
+            self.file.flush()
+        except OSError as error:
+            raise YolactError(f"cannot write {self.path}: {error.strerror or error}") from error
+        if self.writer:
+            values = {**record, **(record.get("validation") or {})}
+            for name, value in values.items():
+                if isinstance(value, float):
+                    self.writer.add_scalar(name, value, iteration)
+
+
+def memory_mib(device: torch.device) -> int | None:
+    """The most memory this process has held so far, in MiB: of the GPU, or else of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) >> 20
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak >> (20 if sys.platform == "darwin" else 10)

@@ -10,29 +10,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
 from yolact.config import Config, TrainConfig
-from yolact.data.coco import Batch, CocoDataset, collate, find_missing_images
-from yolact.losses import Losses, MultiBoxLoss
+from yolact.data.coco import Batch, CocoDataset, find_missing_images
+from yolact.losses import MultiBoxLoss
 from yolact.model import Yolact
-from yolact.train.checkpoint import (
-    checkpoint_name,
-    restore_training_state,
-    save_checkpoint,
-    training_state,
+from yolact.train.checkpoint import Checkpoints, save_checkpoint
+from yolact.train.distributed import Processes
+from yolact.train.ema import Ema
+from yolact.train.health import (
+    ReplacingDataset,
+    Unreadable,
+    collate_replaced,
+    dump_batch,
+    explain,
 )
 from yolact.train.logging import TrainingLog
-from yolact.train.sampler import EpochBatches
+from yolact.train.sampler import EpochBatches, SharedBatches
 from yolact.train.schedule import learning_rate
-from yolact.weights import Checkpoint, load_pretrained_backbone, load_state
-from yolact_runtime.errors import YolactError
+from yolact.train.step import NetworkWithLoss, build_optimizer, training_step
+from yolact.train.validation import Validation, quality
+from yolact.weights import Checkpoint, load_for_fine_tuning, load_pretrained_backbone, load_state
+from yolact_runtime.errors import UsageError, YolactError
 
 log = logging.getLogger(__name__)
 
 # Below this, statistics of a batch are too noisy to train batch norm with (the original's limit).
 MIN_BATCH_FOR_BATCH_NORM = 6
-MAX_BAD_STEPS = 10
 
 
 class TrainingInterruptedError(YolactError):
@@ -42,9 +48,19 @@ class TrainingInterruptedError(YolactError):
 
 
 def train(
-    config: Config, folder: Path, device: torch.device, resume: Checkpoint | None = None, start: int = 0
+    config: Config,
+    folder: Path,
+    device: torch.device,
+    resume: Checkpoint | None = None,
+    start: int = 0,
+    init_from: Checkpoint | None = None,
+    processes: Processes = Processes(),  # noqa: B008
 ) -> Path:
     """Train a network and return its last checkpoint.
+
+    Every process of a training calls this; the first one writes. What happens in an iteration depends on
+    the checkpoint, the settings and the iteration's number alone, so that a resumed run repeats one that
+    was never stopped.
 
     Args:
         config: Everything about the model, the data and the schedule.
@@ -52,152 +68,217 @@ def train(
         device: Where to train.
         resume: Weights to begin with, and, where the file holds it, the state of the training.
         start: Iteration to begin at (0-based).
+        init_from: Weights to begin with instead, which may be for other classes.
+        processes: Who takes part.
 
     Raises:
-        YolactError: the data cannot be used, or the loss stays infinite.
+        YolactError: the data cannot be used, the loss stays infinite, memory is short, or (once all is saved)
+            an image could not be read.
         TrainingInterruptedError: on Ctrl-C or SIGTERM; `<config>_<epoch>_<iteration>_interrupt.pth` is saved.
     """
     settings = config.train.scaled()
-    torch.manual_seed(settings.seed)
-    dataset = CocoDataset(
-        Path(config.dataset.train_images),
-        Path(config.dataset.train_annotations),
-        config.model,
-        config.classes,
-    )
-    missing = find_missing_images(dataset)
-    if missing:
+    if start >= settings.max_iterations:
         raise YolactError(
-            f"{len(missing)} of {len(dataset)} images of {config.dataset.train_annotations} are missing,"
-            f" such as {missing[0]}"
+            f"nothing to train: --start-iter is {start} and train.max_iterations is {settings.max_iterations}"
+            f" (scaled to batch size {settings.effective_batch})"
         )
-    if len(dataset) == 0:
-        raise YolactError(f"{config.dataset.train_annotations} lists no images")
+    torch.manual_seed(settings.seed)
+    dataset = _dataset(config, settings, processes)
+    validation = Validation(config, processes) if settings.validate_every else None
 
     model = Yolact(config)
     if resume is not None:
         load_state(model, resume.model, "the checkpoint to resume")
+    elif init_from is not None:
+        load_for_fine_tuning(model, init_from, "--init-from")
     elif settings.init == "imagenet":
         load_pretrained_backbone(model)
     # The layout that convolutions are fastest in, on CPUs as on GPUs.
     model.to(device).to(memory_format=torch.channels_last)
-    criterion = MultiBoxLoss(config.loss)
-    optimizer = build_optimizer(model, settings)
-    if resume is not None and resume.training is not None:
-        restore_training_state(resume.training, optimizer, device)
+    log.info("%s", set_training_mode(model, settings, processes.count))
+    if settings.sync_bn and processes.count > 1:
+        if device.type == "cpu":
+            raise UsageError("train.sync_bn = true; on CPUs PyTorch has no synchronised batch norm")
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place: all of it is below the top
 
-    batches = EpochBatches(len(dataset), settings.batch_size, settings.seed, start, settings.max_iterations)
-    set_training_mode(model, settings)
+    module = processes.wrap(NetworkWithLoss(model, MultiBoxLoss(config.loss), settings))
+    optimizer = build_optimizer(model, settings)
+    scaler = torch.amp.GradScaler(device.type, enabled=settings.amp == "fp16")
+    ema = Ema(model, settings.ema_decay) if settings.ema_decay else None
+    state = resume.training if resume is not None and resume.training is not None else {}
+    if state:
+        optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state.get("scaler", {}) if scaler.is_enabled() else {})
+        if ema is not None and resume is not None and resume.ema is not None:
+            load_state(ema.model, resume.ema, "the average of the checkpoint to resume")
+            ema.updates = state["ema_updates"]
+    best = state.get("best", -1.0)
+    checkpoints = Checkpoints(folder, config.name, settings.keep_last, state.get("written", ()))
+
+    batches = EpochBatches(
+        len(dataset), settings.effective_batch, settings.seed, start, settings.max_iterations
+    )
+    shared = SharedBatches(batches, settings.accumulate, processes.rank, processes.count)
+    unreadable = Unreadable(settings.max_unreadable)
+    epoch_length = batches.epoch_length
     iteration = start
 
     def save(interrupt: bool = False) -> Path:
-        epoch = iteration // batches.epoch_length
-        path = folder / checkpoint_name(config.name, epoch, iteration, interrupt)
-        save_checkpoint(path, model, epoch, iteration, training_state(optimizer, device))
-        return path
+        training = {
+            "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict(),
+            "ema_updates": ema.updates if ema else 0,
+            "best": best,
+        }
+        average = ema.model if ema else None
+        return checkpoints.save(model, iteration // epoch_length, iteration, training, average, interrupt)
 
     bad_steps = 0
-    path = None
+    path = Path()
     log.info(
-        "training %s on %d images, batch %d, iterations %d to %d, %s",
-        config.name, len(dataset), settings.batch_size, start, settings.max_iterations, device,
+        "training %s on %d images, batch %s, iterations %d to %d, %s",
+        config.name, len(dataset), _batch_words(settings, processes), start, settings.max_iterations, device,
     )  # fmt: skip
-    with _stop_signal() as stop, TrainingLog(folder / f"{config.name}.jsonl", start, settings) as journal:
-        for batch in _loader(dataset, batches, settings, device):
-            rate = learning_rate(iteration, settings)
-            losses = training_step(
-                model, criterion, optimizer, batch.to(device, non_blocking=True), rate, settings
-            )
-            bad_steps = bad_steps + 1 if losses is None else 0
-            if bad_steps == MAX_BAD_STEPS:
-                raise YolactError(
-                    f"the loss was not finite {bad_steps} times in a row, last at iteration {iteration}"
-                    f" on images {batch.image_ids}; lower train.lr (now {rate:g}) or set train.max_grad_norm"
-                )
-            journal.add(iteration, iteration // batches.epoch_length, losses, rate, len(batch))
-            iteration += 1
-            if stop:
-                path = save(interrupt=True)
-                raise TrainingInterruptedError(
-                    f"stopped at iteration {iteration}; continue with --resume {path}"
-                )
-            if iteration % settings.save_every == 0 or iteration == settings.max_iterations:
-                path = save()
-                log.info("saved %s", path)
-    if path is None:
+    journal = TrainingLog(folder / f"{config.name}.jsonl", start, settings, processes.main)
+    try:
+        with _stop_signal() as stop, journal:
+            for parts in _iterations(dataset, shared, settings, device):
+                epoch = iteration // epoch_length
+                for _, failures in parts:
+                    unreadable.add(failures)
+                rate = learning_rate(iteration, settings)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                # Draws depend on the iteration alone, and no checkpoint need hold a generator's state.
+                torch.manual_seed((settings.seed * 1_000_003 + iteration) * processes.count + processes.rank)
+                own = [batch.to(device, non_blocking=True) for batch, _ in parts]
+                step = training_step(module, optimizer, scaler, own, settings.max_grad_norm, processes)
+                if ema and step.applied:
+                    ema.update(model)
+
+                bad_steps = 0 if step.healthy else bad_steps + 1
+                if not step.healthy:
+                    log.warning("loss or gradient not finite at iteration %d: step skipped", iteration)
+                if bad_steps == settings.max_bad_steps:
+                    rank = f"_rank{processes.rank}" if processes.rank else ""
+                    dump = folder / f"{config.name}_bad_batch{rank}.pt"
+                    suspect = own[step.suspect or 0]
+                    if step.suspect is not None or processes.main:
+                        dump_batch(dump, model, suspect, iteration, step.losses, rate)
+                    terms = ", ".join(f"{name} {value:g}" for name, value in step.losses.items())
+                    raise YolactError(
+                        f"the loss was not finite {bad_steps} times in a row, last at iteration {iteration}"
+                        f" on images {suspect.image_ids} ({terms}; gradient {step.grad_norm:g}); lower"
+                        f" train.lr (now {rate:g}) or set train.max_grad_norm; look closer with"
+                        f" --debug-batch {dump}"
+                    )
+                journal.add(iteration, epoch, step, rate, settings.effective_batch, device)
+
+                iteration += 1
+                last = iteration == settings.max_iterations
+                if processes.any(bool(stop)) and not last:
+                    if processes.main:
+                        path = save(interrupt=True)
+                    raise TrainingInterruptedError(
+                        f"stopped at iteration {iteration}; continue with --resume"
+                        f" {path if processes.main else 'interrupt'}"
+                    )
+                if validation and (last or _ends_epoch(iteration, epoch_length, settings.validate_every)):
+                    metrics = validation.run(ema.model if ema else model, device)
+                    set_training_mode(model, settings, processes.count)
+                    journal.add_validation(iteration - 1, epoch, metrics)
+                    if processes.main and quality(metrics) > best:
+                        best = quality(metrics)
+                        save_checkpoint(
+                            checkpoints.best, model, epoch, iteration, None, ema.model if ema else None
+                        )
+                        log.info("saved %s", checkpoints.best)
+                if processes.main and (
+                    last
+                    or iteration % settings.save_every == 0
+                    or _ends_epoch(iteration, epoch_length, settings.save_epochs)
+                ):
+                    path = save()
+    except RuntimeError as error:
+        known = explain(error, settings)
+        if known is None:
+            raise
+        raise known from error
+
+    failed = {
+        index: reason for part in processes.gather(unreadable.reasons) for index, reason in part.items()
+    }
+    if failed and processes.main:
         raise YolactError(
-            f"nothing to train: --start-iter is {start} and train.max_iterations is {settings.max_iterations}"
-            f" (scaled to batch size {settings.batch_size})"
+            f"training is complete ({path}), but {len(failed)} of {len(dataset)} images could not be read and"
+            f" were replaced, such as: {next(iter(failed.values()))}"
         )
     return path
 
 
-def build_optimizer(model: Yolact, settings: TrainConfig) -> torch.optim.Optimizer:
-    """SGD with momentum, as published, or AdamW, which gets small networks off the ground sooner."""
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(
-            model.parameters(),
-            lr=settings.lr,
-            betas=(settings.momentum, 0.999),
-            weight_decay=settings.weight_decay,
+def _dataset(config: Config, settings: TrainConfig, processes: Processes) -> CocoDataset:
+    """The images to train on; all are there, and enough for every process to have some."""
+    data = config.dataset
+    dataset = CocoDataset(data.train_images, data.train_annotations, config.model, config.classes)
+    if settings.overfit:
+        dataset.records = dataset.records[: settings.overfit]
+    missing = find_missing_images(dataset)
+    if missing:
+        raise YolactError(
+            f"{len(missing)} of {len(dataset)} images of {data.train_annotations} are missing,"
+            f" such as {missing[0]}"
         )
-    return torch.optim.SGD(
-        model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-    )
+    parts = processes.count * settings.accumulate
+    if parts > min(len(dataset), settings.effective_batch):
+        raise UsageError(
+            f"{processes.count} processes with train.accumulate {settings.accumulate} need {parts} images an"
+            f" iteration; there are {len(dataset)} images and train.batch_size is {settings.batch_size}"
+        )
+    return dataset
 
 
-def training_step(
-    model: Yolact,
-    criterion: MultiBoxLoss,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    rate: float,
-    settings: TrainConfig,
-) -> Losses | None:
-    """One optimisation step; None, and no change, where the loss is not finite."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)
-    output, semantic = model.forward_train(batch.images.contiguous(memory_format=torch.channels_last))
-    losses = criterion(model, output, semantic, batch.targets)
-    if not torch.isfinite(losses.total):
-        log.warning("loss not finite on images %s: step skipped", batch.image_ids)
-        return None
-    losses.total.backward()
-    if settings.max_grad_norm:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
-    optimizer.step()
-    return losses
-
-
-def set_training_mode(model: Yolact, settings: TrainConfig) -> None:
-    """Training mode, with batch norm frozen where the settings or a small batch ask for it.
+def set_training_mode(model: Yolact, settings: TrainConfig, processes: int = 1) -> str:
+    """Training mode, with batch norm frozen where the settings or a small batch ask for it; says which.
 
     Random weights have no statistics worth freezing, and explode without normalisation.
     """
     model.train()
-    small = settings.batch_size < MIN_BATCH_FOR_BATCH_NORM and settings.init != "random"
+    images = settings.batch_size if settings.sync_bn else settings.batch_size // processes
+    small = images < MIN_BATCH_FOR_BATCH_NORM and settings.init != "random"
     if settings.freeze_bn == "always" or (settings.freeze_bn == "auto" and small):
-        log.info(
-            "batch norm is frozen (batch size %d; train.freeze_bn is %s)",
-            settings.batch_size,
-            settings.freeze_bn,
-        )
         model.freeze_batch_norm()
+        return f"batch norm is frozen ({images} images at once; train.freeze_bn is {settings.freeze_bn})"
+    return f"batch norm is trained on {images} images at once"
 
 
-def _loader(
-    dataset: CocoDataset, batches: EpochBatches, settings: TrainConfig, device: torch.device
-) -> DataLoader[Any]:
-    return DataLoader(
-        dataset,
+def _ends_epoch(iteration: int, epoch_length: int, every: int) -> bool:
+    """Whether `iteration` iterations are a multiple of `every` epochs."""
+    return every > 0 and iteration % (epoch_length * every) == 0
+
+
+def _batch_words(settings: TrainConfig, processes: Processes) -> str:
+    words = str(settings.batch_size)
+    if settings.accumulate > 1:
+        words += f" x {settings.accumulate} accumulated"
+    return words + (f" over {processes.count} processes" if processes.count > 1 else "")
+
+
+def _iterations(
+    dataset: CocoDataset, batches: SharedBatches, settings: TrainConfig, device: torch.device
+) -> Iterator[list[tuple[Batch, dict[int, str]]]]:
+    """This process's batches of each iteration, with the reasons of images that could not be read."""
+    loader: DataLoader[Any] = DataLoader(
+        ReplacingDataset(dataset),
         batch_sampler=batches,
-        collate_fn=collate,
+        collate_fn=collate_replaced,
         num_workers=settings.workers,
         worker_init_fn=_ignore_interrupts,
         pin_memory=device.type == "cuda",
         multiprocessing_context="fork" if settings.workers else None,
     )
+    parts = iter(loader)
+    for first in parts:
+        yield [first, *(next(parts) for _ in range(settings.accumulate - 1))]
 
 
 def _ignore_interrupts(worker: int) -> None:

@@ -45,3 +45,28 @@ class EpochBatches(Sampler[list[int]]):
                 order = torch.randperm(self.images, generator=generator).tolist()
                 current = epoch
             yield order[position * self.batch_size : (position + 1) * self.batch_size]
+
+
+class SharedBatches(Sampler[list[int]]):
+    """The part of every iteration's images that one process computes, one batch at a time.
+
+    Together the processes see what one process would see. Parts may differ by an image.
+
+    Args:
+        batches: Images of each whole iteration.
+        accumulate: Batches that an iteration is split into, one after the other.
+        rank: This process.
+        processes: How many there are.
+    """
+
+    def __init__(self, batches: EpochBatches, accumulate: int, rank: int = 0, processes: int = 1) -> None:
+        self.batches, self.accumulate, self.rank, self.processes = batches, accumulate, rank, processes
+
+    def __len__(self) -> int:
+        return len(self.batches) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[int]]:
+        parts = self.accumulate * self.processes
+        for whole in self.batches:
+            for part in range(self.accumulate):
+                yield whole[part * self.processes + self.rank :: parts]

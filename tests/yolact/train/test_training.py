@@ -15,22 +15,15 @@ import pytest
 import torch
 
 from yolact.cli.train import main
-from yolact.data.synthetic import make_shapes_dataset
+from yolact.config import Classes
 from yolact.model import Yolact
 from yolact.registry import get_config
-from yolact.train.checkpoint import find_checkpoint
+from yolact.train.checkpoint import find_checkpoint, save_checkpoint
 from yolact.train.loop import set_training_mode
 from yolact.weights import load_checkpoint, load_model
 from yolact_runtime.errors import YolactError
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("shapes")
-    make_shapes_dataset(root, train_images=24, val_images=2, seed=3)
-    return root
 
 
 def run(shapes: Path, folder: Path, *extra: str) -> int:
@@ -132,9 +125,8 @@ def test_interruption_saves_and_exits_130(sent: signal.Signals, shapes: Path, tm
 def test_a_loss_that_stays_infinite_ends_the_run(
     shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = run(
-        shapes, tmp_path, "--iterations", "50", "--set", "train.lr=1e30", "--set", "train.max_grad_norm=0"
-    )
+    options = ("--iterations", "50", "--set", "train.lr=1e30", "--set", "train.max_grad_norm=0")
+    code = run(shapes, tmp_path, *options)
     words = capsys.readouterr().err
     assert code == 1
     assert "10 times in a row" in words
@@ -175,14 +167,68 @@ def test_missing_images_are_found_before_the_first_step(
 
 
 def test_find_checkpoint_takes_the_furthest(tmp_path: Path) -> None:
-    for name in (
-        "yolact_tiny_0_9.pth",
-        "yolact_tiny_0_10.pth",
-        "yolact_tiny_0_7_interrupt.pth",
-        "yolact_base_9_99.pth",
-    ):
-        (tmp_path / name).touch()
+    for name in ("tiny_0_9", "tiny_0_10", "tiny_0_7_interrupt", "base_9_99", "tiny_best"):
+        (tmp_path / f"yolact_{name}.pth").touch()
     assert find_checkpoint("last", tmp_path, "yolact_tiny").name == "yolact_tiny_0_10.pth"
     assert find_checkpoint("interrupt", tmp_path, "yolact_tiny").name == "yolact_tiny_0_7_interrupt.pth"
     with pytest.raises(YolactError, match="interrupt"):
         find_checkpoint("interrupt", tmp_path, "yolact_base")
+
+
+def test_fine_tuning_for_other_classes(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(7)
+    pretrained = Yolact(replace(get_config("yolact_tiny"), classes=Classes(("cat", "dog"), (1, 2))))
+    path = tmp_path / "yolact_tiny_3_99.pth"
+    save_checkpoint(path, pretrained, 3, 99, None)
+    # At rate 0 the checkpoint holds what training began with.
+    folder = tmp_path / "tuned"
+    assert run(shapes, folder, "--iterations", "1", "--lr", "0", f"--init-from={path}") == 0
+    words = capsys.readouterr().err
+    assert "3 classes instead of 2, so these layers start afresh" in words
+    assert "prediction_layers.0.conf_layer, semantic_seg_conv" in words
+    tuned = load_checkpoint(folder / "yolact_tiny_0_1.pth").model
+    for key, value in pretrained.state_dict().items():
+        if key.startswith(("prediction_layers.0.conf_layer", "semantic_seg_conv")):
+            assert tuned[key].shape != value.shape
+        elif "running" not in key and "num_batches" not in key:
+            assert torch.equal(tuned[key], value), key
+
+    other = tmp_path / "yolact_tiny_4_99.pth"
+    state = pretrained.state_dict()
+    torch.save({key: value for key, value in state.items() if "proto_net.0" not in key}, other)
+    # A bare state dict has the classes of the configuration that its name names.
+    assert run(shapes, folder, "--iterations", "1", f"--init-from={other}") == 1
+    assert "missing: proto_net.0" in capsys.readouterr().err
+    assert run(shapes, folder, f"--init-from={path}", "--resume=last") == 2
+
+
+def test_overfit_trains_and_validates_on_the_same_images(shapes: Path, tmp_path: Path) -> None:
+    options = ("--overfit", "2", "--batch-size", "2", "--lr", "0.01", "--set", "train.max_grad_norm=5")
+    assert run(shapes, tmp_path, "--iterations", "120", *options) == 0
+    lines = [json.loads(line) for line in (tmp_path / "yolact_tiny.jsonl").read_text().splitlines()]
+    validations = [line["validation"] for line in lines if "validation" in line]
+    assert len(validations) == 2
+    assert validations[-1]["box_ap"] > 0.2
+    names = {path.name for path in tmp_path.glob("*.pth")}
+    assert names == {"yolact_tiny_120_120.pth", "yolact_tiny_best.pth"}
+
+
+def test_averaged_weights_are_opened(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model, average = Yolact(get_config("yolact_tiny")), Yolact(get_config("yolact_tiny"))
+    path = tmp_path / "yolact_tiny_0_1.pth"
+    save_checkpoint(path, model, 0, 1, None, average)
+    with caplog.at_level("INFO", "yolact"):
+        opened = load_model(path).state_dict()
+    assert "moving average (EMA)" in caplog.text
+    assert torch.equal(opened["semantic_seg_conv.weight"], average.state_dict()["semantic_seg_conv.weight"])
+
+
+def test_tensorboard_holds_what_the_log_holds(shapes: Path, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert run(shapes, tmp_path, "--iterations", "3", "--set", "train.tensorboard=true") == 0
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    logged = [(event.step, event.value) for event in events.Scalars("box")]
+    assert logged == [(r["iteration"], pytest.approx(r["box"], rel=1e-6)) for r in losses(tmp_path)]
+    assert {"total", "lr", "images_per_second", "grad_norm"} <= set(events.Tags()["scalars"])

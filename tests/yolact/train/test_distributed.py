@@ -1,0 +1,128 @@
+"""Two processes compute what one does, share a validation, and end together."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from yolact.data.layout import resolve_dataset
+from yolact.evaluate import Predictions
+from yolact.ground_truth import GroundTruth
+from yolact.model import Yolact
+from yolact.registry import get_config
+from yolact.train.checkpoint import find_checkpoint
+from yolact.train.distributed import Processes
+from yolact.train.validation import Validation
+from yolact.weights import load_checkpoint
+
+pytestmark = pytest.mark.slow
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+# Ten images in two parts and two processes: 3, 3, 2 and 2. Batch norm is the one thing that is not shared.
+OPTIONS = (
+    "--iterations", "3", "--batch-size", "5", "--accumulate", "2", "--validate-every", "1",
+    "--set", "train.freeze_bn=always", "--set", "train.ema_decay=0.9",
+)  # fmt: skip
+
+
+def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*TORCHRUN, *words], capture_output=True, text=True, check=False, timeout=200)
+
+
+def test_two_processes_equal_one(
+    run: Any, command: Callable[..., list[str]], records: Any, tmp_path: Path
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert run(one, *OPTIONS) == 0
+    done = torchrun("-m", "yolact.cli.train", *command(two, *OPTIONS))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("INFO: training yolact_tiny on 24 images") == 1
+    for a, b in zip(records(one), records(two), strict=True):
+        for name in ("box", "cls", "mask", "semantic", "grad_norm", "lr"):
+            assert b[name] == pytest.approx(a[name], rel=1e-4), (a["iteration"], name)
+    a, b = (load_checkpoint(find_checkpoint("last", folder, "yolact_tiny")) for folder in (one, two))
+    for key in a.model:
+        torch.testing.assert_close(b.model[key], a.model[key], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(b.ema[key], a.ema[key], rtol=1e-4, atol=1e-6)
+    merged, whole = (records(folder, "validation")[-1]["validation"] for folder in (two, one))
+    assert merged == pytest.approx(whole, abs=2e-3)
+
+
+class SimulatedProcess(Processes):
+    """One of several processes that run one after the other; the last to run is the first."""
+
+    gathered: ClassVar[list[Any]] = []
+
+    def gather(self, value: Any) -> list[Any]:
+        self.gathered.append(value)
+        return list(reversed(self.gathered))
+
+
+def test_shares_of_a_validation_make_up_its_ap(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = get_config("yolact_tiny")
+    config = replace(config, dataset=resolve_dataset(shapes), train=replace(config.train, overfit=9))
+    truth = Validation(config, Processes()).truth
+    assert len(truth.images) == 9
+
+    def half_right(engine: Any, images: Path, part: GroundTruth, progress: bool) -> Predictions:
+        """Each annotation of every other image, found exactly."""
+        ids = [image["id"] for image in part.images]
+        entries = [
+            {**entry, "score": 0.5 + entry["id"] / 1000}
+            for entry in truth.annotations
+            if entry["image_id"] in ids and entry["image_id"] % 2
+        ]
+        return Predictions(ids, entries, entries)
+
+    monkeypatch.setattr("yolact.train.validation.predict", half_right)
+    model = Yolact(config)
+    device = torch.device("cpu")
+    whole = Validation(config, Processes()).run(model, device)
+    assert 0.3 < whole["mask_ap"] < 0.7
+    for rank in (2, 1, 0):
+        shared = Validation(config, SimulatedProcess(rank, 3)).run(model, device)
+    assert shared == whole
+
+
+# One process fails on its own, in the middle: the other waits for it in an exchange.
+FAILING = """
+import os, sys
+from yolact.cli.train import main
+from yolact.data.coco import CocoDataset
+from yolact_runtime.errors import YolactError
+
+get, seen = CocoDataset.__getitem__, []
+
+def failing(dataset, index):
+    seen.append(index)
+    if os.environ["RANK"] == "1" and len(seen) > 5:
+        raise YolactError("rank 1 reads nothing any more")
+    return get(dataset, index)
+
+CocoDataset.__getitem__ = failing
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_one_failing_process_ends_all(command: Callable[..., list[str]], tmp_path: Path) -> None:
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING)
+    done = torchrun(str(script), *command(tmp_path, "--iterations", "30", "--save-every", "1"))
+    assert done.returncode == 1
+    assert "not one image can be read: rank 1 reads nothing any more" in done.stderr
+    assert "ERROR: another process of the training failed" in done.stderr or "SIGTERM" in done.stderr
+    load_checkpoint(find_checkpoint("last", tmp_path, "yolact_tiny"))
+
+
+def test_too_few_images_for_the_processes(
+    run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, "--iterations", "1", "--overfit", "1", "--accumulate", "2") == 2
+    assert "need 2 images an iteration; there are 1 images" in capsys.readouterr().err
