@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 from yolact.config import (
+    AugmentConfig,
     BackboneConfig,
     Classes,
     Config,
@@ -122,6 +123,7 @@ def configs() -> dict[str, Config]:
                 init="random",
                 save_every=500,
             ),
+            augment=AugmentConfig(enabled=False),
             dataset=shapes,
         ),
     ]

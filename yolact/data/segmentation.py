@@ -45,6 +45,50 @@ def to_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
     return coco_mask.decode(to_rle(segmentation, height, width))
 
 
+def to_region(
+    segmentation: Any, height: int, width: int, window: tuple[int, int, int, int]
+) -> tuple[np.ndarray, int, int]:
+    """The part of `to_mask` that can be set and lies in a window, without making the rest.
+
+    Args:
+        window: x1, y1, x2, y2 in pixels of the image.
+
+    Returns:
+        The mask there, uint8 (h, w) of 0 and 1, perhaps of no pixels, and the x and y of its first pixel.
+
+    Raises:
+        ValueError: as in `to_rle`.
+    """
+    x1, y1, x2, y2 = (
+        max(window[0], 0), max(window[1], 0), min(window[2], width), min(window[3], height)
+    )  # fmt: skip
+    if isinstance(segmentation, dict):
+        rle = _checked_rle(segmentation, height, width)
+        left, top, wide, high = (int(side) for side in coco_mask.toBbox(rle))
+        x1, y1, x2, y2 = max(x1, left), max(y1, top), min(x2, left + wide), min(y2, top + high)
+        if x1 >= x2 or y1 >= y2:
+            return np.zeros((0, 0), np.uint8), 0, 0
+        return coco_mask.decode(rle)[y1:y2, x1:x2], x1, y1
+    polygons = [polygon for polygon in checked_polygons(segmentation) if len(polygon) >= 6]
+    if not polygons:
+        return np.zeros((0, 0), np.uint8), 0, 0
+    flat = np.fromiter((value for polygon in polygons for value in polygon), np.float64)
+    left, right = math.floor(flat[::2].min()) - 1, math.ceil(flat[::2].max()) + 1
+    top, bottom = math.floor(flat[1::2].min()) - 1, math.ceil(flat[1::2].max()) + 1
+    x1, y1, x2, y2 = max(x1, left), max(y1, top), min(x2, right), min(y2, bottom)
+    if x1 >= x2 or y1 >= y2:
+        return np.zeros((0, 0), np.uint8), 0, 0
+    # pycocotools rounds to a fifth of a pixel, towards zero: done here before the shift, which changes signs,
+    # and given in a form that rounds to the same fifths again.
+    fifths = np.trunc(5 * flat + 0.5)
+    fifths[::2] -= 5 * x1
+    fifths[1::2] -= 5 * y1
+    fifths[fifths < 0] -= 0.9
+    shifted = np.split(fifths / 5, np.cumsum([len(polygon) for polygon in polygons])[:-1])
+    runs = coco_mask.frPyObjects([polygon.tolist() for polygon in shifted], y2 - y1, x2 - x1)
+    return coco_mask.decode(runs[0] if len(runs) == 1 else coco_mask.merge(runs)), x1, y1
+
+
 def checked_polygons(segmentation: Any) -> list[list[float]]:
     """The polygons of a segmentation, each a flat list of finite numbers.
 

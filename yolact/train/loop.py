@@ -64,6 +64,8 @@ def train(
         Path(config.dataset.train_annotations),
         config.model,
         config.classes,
+        config.augment,
+        settings.seed,
     )
     missing = find_missing_images(dataset)
     if missing:

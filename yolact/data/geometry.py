@@ -1,0 +1,146 @@
+"""Where the pixels of an image go in the network's input: crop, resize, mirror, flip, quarter turns in one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import cv2
+import numpy as np
+
+Image = TypeVar("Image", bound=np.ndarray)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """One affine map from an image to a square input.
+
+    The crop is stretched to the square, which then is mirrored, flipped and turned, in this order.
+
+    Attributes:
+        crop: x1, y1, x2, y2 in whole pixels of the image; it may reach out of the image (expansion).
+        mirror: exchange left and right.
+        flip: exchange top and bottom.
+        turns: quarter turns, counter-clockwise, 0 to 3.
+    """
+
+    crop: tuple[int, int, int, int]
+    mirror: bool = False
+    flip: bool = False
+    turns: int = 0
+
+    @staticmethod
+    def whole(height: int, width: int) -> Geometry:
+        """The whole image and nothing but the resize."""
+        return Geometry((0, 0, width, height))
+
+    def turn(self, image: Image, axes: tuple[int, int] = (0, 1)) -> Image:
+        """Mirror, flip and turn a square array; a view. `axes` are those of y and x."""
+        y, x = axes
+        if self.mirror:
+            image = np.flip(image, x)  # type: ignore[assignment]
+        if self.flip:
+            image = np.flip(image, y)  # type: ignore[assignment]
+        return np.rot90(image, self.turns, axes) if self.turns else image  # type: ignore[return-value]
+
+    def matrix(self, size: int) -> np.ndarray:
+        """(2, 3) float64 from x, y, 1 in pixels of the image to pixels of the input.
+
+        Coordinates are of corners: pixel i reaches from i to i + 1.
+        """
+        x1, y1, x2, y2 = self.crop
+        unit = np.array([[1 / (x2 - x1), 0, -x1 / (x2 - x1)], [0, 1 / (y2 - y1), -y1 / (y2 - y1)], [0, 0, 1]])
+        steps = [
+            (self.mirror, [[-1, 0, 1], [0, 1, 0], [0, 0, 1]]),
+            (self.flip, [[1, 0, 0], [0, -1, 1], [0, 0, 1]]),
+            *[(True, [[0, 1, 0], [-1, 0, 1], [0, 0, 1]])] * self.turns,
+        ]
+        for wanted, step in steps:
+            if wanted:
+                unit = np.array(step, np.float64) @ unit
+        return unit[:2] * size
+
+    def boxes(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes (n, 4) x1 y1 x2 y2 in pixels of the image, as (n, 4) float32 relative to the input, clipped."""
+        x1, y1, x2, y2 = self.crop
+        sides = np.array([x2 - x1, y2 - y1] * 2, np.float64)
+        moved = ((boxes - np.array([x1, y1, x1, y1])) / sides).clip(0, 1)
+        left, top, right, bottom = moved.T
+        if self.mirror:
+            left, right = 1 - right, 1 - left
+        if self.flip:
+            top, bottom = 1 - bottom, 1 - top
+        for _ in range(self.turns):
+            left, top, right, bottom = top, 1 - right, bottom, 1 - left
+        return np.stack([left, top, right, bottom], axis=1).astype(np.float32)
+
+    def keeps(self, boxes: np.ndarray) -> np.ndarray:
+        """Which boxes (n, 4), in pixels of the image, have their centre in the crop: bool (n,)."""
+        return centres_in(boxes, np.array([self.crop], np.float64))[0]
+
+    def resize(self, part: np.ndarray, size: int, fill: np.ndarray) -> np.ndarray:
+        """The crop as a square input, before mirroring and turning.
+
+        Bilinear with half-pixel centres, as `cv2.resize` of the crop would be.
+
+        Args:
+            part: (h, w, 3) float32, the pixels of `visible`.
+            size: S.
+            fill: (3,) float32, the colour outside the image.
+
+        Returns:
+            (S, S, 3) float32.
+        """
+        x1, y1, x2, y2 = self.crop
+        height, width = part.shape[:2]
+        if (height, width) == (y2 - y1, x2 - x1):
+            return cv2.resize(part, (size, size), interpolation=cv2.INTER_LINEAR)
+        canvas = np.empty((size, size * 3), np.float32)
+        canvas[:] = np.tile(fill, size)
+        canvas = canvas.reshape(size, size, 3)
+        if part.size == 0:
+            return canvas
+        # One pixel around: the colour outside, but at the edges of the crop the pixels there.
+        left, top = max(0, -x1), max(0, -y1)
+        right, bottom = x2 - x1 - left - width, y2 - y1 - top - height
+        sides = (int(top > 0), int(bottom > 0), int(left > 0), int(right > 0))
+        colour = [float(value) for value in fill]
+        part = cv2.copyMakeBorder(part, *sides, borderType=cv2.BORDER_CONSTANT, value=colour)
+        left, top = left - sides[2], top - sides[0]
+        wide, high = (x2 - x1) / size, (y2 - y1) / size
+        # The pixels of the input that see any of it.
+        i1, i2 = _reached(left, part.shape[1], wide, size)
+        j1, j2 = _reached(top, part.shape[0], high, size)
+        if i1 >= i2 or j1 >= j2:
+            return canvas
+        inverse = np.array(
+            [[wide, 0, (i1 + 0.5) * wide - 0.5 - left], [0, high, (j1 + 0.5) * high - 0.5 - top]]
+        )
+        cv2.warpAffine(
+            part,
+            inverse,
+            (i2 - i1, j2 - j1),
+            dst=canvas[j1:j2, i1:i2],
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+        return canvas
+
+    def visible(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """The part of the crop inside an image, x1, y1, x2, y2; of no pixels where they do not meet."""
+        x1, y1 = (min(max(side, 0), limit) for side, limit in zip(self.crop[:2], (width, height), strict=True))
+        x2, y2 = (min(max(side, 0), limit) for side, limit in zip(self.crop[2:], (width, height), strict=True))
+        return x1, y1, x2, y2
+
+
+def centres_in(boxes: np.ndarray, crops: np.ndarray) -> np.ndarray:
+    """Which boxes (n, 4) have their centre inside which crops (c, 4): bool (c, n)."""
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2  # (n, 2)
+    return ((crops[:, None, :2] < centres) & (centres < crops[:, None, 2:])).all(2)
+
+
+def _reached(start: int, length: int, scale: float, size: int) -> tuple[int, int]:
+    """First and past-the-last input pixel whose centre falls on `length` pixels from `start` on."""
+    first = int(np.ceil((start + 0.5) / scale - 0.5))
+    last = int(np.floor((start + length - 0.5) / scale - 0.5))
+    return max(first, 0), min(last + 1, size)
