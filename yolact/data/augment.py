@@ -8,7 +8,6 @@ touched; the recipe is in `yolact.config.AugmentConfig`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import cv2
 import numpy as np
@@ -38,9 +37,8 @@ class Photometric:
     hue: float = 0.0
     late_contrast: float = 1.0
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """A changed copy of a BGR image (h, w, 3), values 0..255, as float32."""
-        pixels = image.astype(np.float32)
+    def __call__(self, pixels: np.ndarray) -> None:
+        """Change BGR pixels (h, w, 3) float32, values 0..255, in place."""
         coloured = self.saturation != 1 or self.hue != 0
         # Without a change of colour both contrasts are one factor.
         factor = self.contrast if coloured else self.contrast * self.late_contrast
@@ -49,14 +47,15 @@ class Photometric:
         if factor != 1:
             pixels *= np.float32(factor)
         if coloured and pixels.size:
-            hsv = cv2.cvtColor(pixels, cv2.COLOR_BGR2HSV, dst=pixels)
-            hsv[..., 1] *= np.float32(self.saturation)
-            # OpenCV takes hues beyond 360 degrees for what they are, negative ones not.
-            hsv[..., 0] += np.float32(self.hue % 360)
-            pixels = cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR, dst=hsv)
+            cv2.cvtColor(pixels, cv2.COLOR_BGR2HSV, dst=pixels)
+            if self.saturation != 1:
+                pixels[..., 1] *= np.float32(self.saturation)
+            if self.hue:
+                # OpenCV takes hues beyond 360 degrees for what they are, negative ones not.
+                pixels[..., 0] += np.float32(self.hue % 360)
+            cv2.cvtColor(pixels, cv2.COLOR_HSV2BGR, dst=pixels)
             if self.late_contrast != 1:
                 pixels *= np.float32(self.late_contrast)
-        return pixels
 
 
 class Augmenter:
@@ -72,6 +71,9 @@ class Augmenter:
         self.config = config
         self.model = model
         self.seed = seed
+        # BGR; `fill` is the colour outside the image, which becomes 0.
+        self.fill = np.array(model.mean, np.float32)
+        self._scale = 1 / np.array(model.std, np.float32)
 
     def draw(
         self, epoch: int, index: int, boxes: np.ndarray, crowd: np.ndarray, height: int, width: int
@@ -94,22 +96,17 @@ class Augmenter:
         Args:
             image: (H, W, 3) uint8 BGR.
         """
-        x1, y1, x2, y2 = geometry.visible(*image.shape[:2])
-        pixels = photometric(image[y1:y2, x1:x2])
-        return geometry.turn(geometry.resize(pixels, self.model.input_size, self._colours[0]))
+        part, inside = geometry.part(image, self.fill)
+        photometric(part[inside])
+        return geometry.turn(geometry.resize(part, image.shape[:2], self.model.input_size, self.fill))
 
     def normalise(self, pixels: np.ndarray) -> np.ndarray:
         """(S, S, 3) float32 BGR as (3, S, S) float32 RGB, minus mean, over std."""
         planes = np.empty((3, *pixels.shape[:2]), np.float32)
         for plane, channel in zip(planes, (2, 1, 0), strict=True):
-            np.subtract(pixels[..., channel], self._colours[0][channel], out=plane)
-            plane *= self._colours[1][channel]
+            np.subtract(pixels[..., channel], self.fill[channel], out=plane)
+            plane *= self._scale[channel]
         return planes
-
-    @cached_property
-    def _colours(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and 1 / std, each (3,) float32 BGR."""
-        return np.array(self.model.mean, np.float32), 1 / np.array(self.model.std, np.float32)
 
 
 def draw_photometric(rng: np.random.Generator, config: AugmentConfig) -> Photometric:

@@ -171,7 +171,7 @@ class CocoDataset(Dataset[Sample]):
         self.model = model
         self.classes = classes
         self._normalise = Normalise(model)
-        self._augmenter = Augmenter(augment, model, seed) if augment and augment.enabled else None
+        self.augmenter = Augmenter(augment, model, seed) if augment and augment.enabled else None
         self._labels = {number: index for index, number in enumerate(classes.category_ids)}
         self._told: set[str] = set()
         self.records = self._index(read_annotations(annotations))
@@ -192,18 +192,18 @@ class CocoDataset(Dataset[Sample]):
         record = self.records[index]
         image = self.read_image(record)
         height, width = image.shape[:2]
-        boxes, crowd = self._boxes(record, height, width)
-        if self._augmenter is None:
+        boxes, crowd = self.boxes(record, height, width)
+        if self.augmenter is None:
             geometry = Geometry.whole(height, width)
             resized = resize_batch([image], self.model.input_size, "float32")
             pixels = self._normalise(torch.from_numpy(resized))[0]
         else:
-            photometric, geometry = self._augmenter.draw(
+            photometric, geometry = self.augmenter.draw(
                 epoch, index % len(self), boxes, crowd, height, width
             )
-            augmented = self._augmenter.image(image, photometric, geometry)
-            pixels = torch.from_numpy(self._augmenter.normalise(augmented))
-        return Sample(pixels, self._target(record, boxes, crowd, geometry, height, width), record.image_id)
+            augmented = self.augmenter.image(image, photometric, geometry)
+            pixels = torch.from_numpy(self.augmenter.normalise(augmented))
+        return Sample(pixels, self.target(record, boxes, crowd, geometry, height, width), record.image_id)
 
     def read_image(self, record: Record) -> np.ndarray:
         """The image of a record, BGR uint8 (H, W, 3), turned as its EXIF orientation says.
@@ -270,7 +270,7 @@ class CocoDataset(Dataset[Sample]):
                 "expected [x, y, w, h]"
             )
 
-    def _boxes(self, record: Record, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    def boxes(self, record: Record, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """Boxes (n, 4) float64 x1 y1 x2 y2 in pixels, clipped to the image, and which are crowds (n,)."""
         corners = np.array([a["bbox"] for a in record.annotations], np.float64).reshape(-1, 4)
         corners[:, 2:] += corners[:, :2]
@@ -279,7 +279,7 @@ class CocoDataset(Dataset[Sample]):
         )
         return corners.clip(0, np.array([width, height, width, height], np.float64)), crowd
 
-    def _target(
+    def target(
         self,
         record: Record,
         boxes: np.ndarray,
@@ -288,12 +288,21 @@ class CocoDataset(Dataset[Sample]):
         height: int,
         width: int,
     ) -> Target:
+        """What the network is to find in a record's image after `geometry`.
+
+        Args:
+            boxes, crowd: from `boxes`.
+            height, width: of the image.
+
+        Raises:
+            YolactError: a segmentation is damaged; names the annotation.
+        """
         relative = geometry.boxes(boxes)  # (n, 4)
         sides = relative[:, 2:] - relative[:, :2]
         kept = (sides > 0).all(1)
-        if self._augmenter is not None:
+        if self.augmenter is not None:
             kept &= geometry.keeps(boxes)
-            kept &= (sides * self.model.input_size > self._augmenter.config.min_box_side).all(1)
+            kept &= (sides * self.model.input_size > self.augmenter.config.min_box_side).all(1)
         annotations = [record.annotations[i] for i in np.flatnonzero(kept & ~crowd)]
         size = self.model.input_size
         sampler = MaskSampler(geometry, size, (prototype_size(size), pyramid_levels(size)[0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -78,13 +79,36 @@ class Geometry:
         """Which boxes (n, 4), in pixels of the image, have their centre in the crop: bool (n,)."""
         return centres_in(boxes, np.array([self.crop], np.float64))[0]
 
-    def resize(self, part: np.ndarray, size: int, fill: np.ndarray) -> np.ndarray:
+    def part(self, image: np.ndarray, fill: np.ndarray) -> tuple[np.ndarray, tuple[slice, slice]]:
+        """The pixels that `resize` needs, to be changed in between.
+
+        Args:
+            image: (H, W, 3) uint8.
+            fill: (3,) float32, the colour outside the image.
+
+        Returns:
+            (h, w, 3) float32: the part of the image in the crop, where the crop reaches out of the image with
+            a border of one pixel; and where in it the image is.
+        """
+        x1, y1, x2, y2 = self._visible(*image.shape[:2])
+        if (x1, y1, x2, y2) == self.crop:
+            return image[y1:y2, x1:x2].astype(np.float32), (slice(None), slice(None))
+        pixels = np.empty((y2 - y1 + 2, x2 - x1 + 2, 3), np.float32)
+        for line in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
+            line[:] = fill
+        pixels[1:-1, 1:-1] = image[y1:y2, x1:x2]
+        return pixels, (slice(1, -1), slice(1, -1))
+
+    def resize(
+        self, part: np.ndarray, shape: tuple[int, int], size: int, fill: np.ndarray
+    ) -> np.ndarray:
         """The crop as a square input, before mirroring and turning.
 
         Bilinear with half-pixel centres, as `cv2.resize` of the crop would be.
 
         Args:
-            part: (h, w, 3) float32, the pixels of `visible`.
+            part: the pixels of `part`.
+            shape: (height, width) of the image.
             size: S.
             fill: (3,) float32, the colour outside the image.
 
@@ -92,45 +116,42 @@ class Geometry:
             (S, S, 3) float32.
         """
         x1, y1, x2, y2 = self.crop
-        height, width = part.shape[:2]
-        if (height, width) == (y2 - y1, x2 - x1):
+        seen = self._visible(*shape)
+        if seen == self.crop:
             return cv2.resize(part, (size, size), interpolation=cv2.INTER_LINEAR)
         canvas = np.empty((size, size * 3), np.float32)
         canvas[:] = np.tile(fill, size)
         canvas = canvas.reshape(size, size, 3)
-        if part.size == 0:
+        if seen[0] >= seen[2] or seen[1] >= seen[3]:
             return canvas
-        # One pixel around: the colour outside, but at the edges of the crop the pixels there.
-        left, top = max(0, -x1), max(0, -y1)
-        right, bottom = x2 - x1 - left - width, y2 - y1 - top - height
-        sides = (int(top > 0), int(bottom > 0), int(left > 0), int(right > 0))
-        colour = [float(value) for value in fill]
-        part = cv2.copyMakeBorder(part, *sides, borderType=cv2.BORDER_CONSTANT, value=colour)
-        left, top = left - sides[2], top - sides[0]
+        # Inside the image the crop's edge repeats its own pixels, not those beyond.
+        for edge, (beyond, line, own) in enumerate(
+            ((part[:, 0], x1, part[:, 1]), (part[0], y1, part[1]), (part[:, -1], x2, part[:, -2]), (part[-1], y2, part[-2]))
+        ):
+            if seen[edge] == line:
+                beyond[:] = own
+        left, top = seen[0] - 1 - x1, seen[1] - 1 - y1
         wide, high = (x2 - x1) / size, (y2 - y1) / size
         # The pixels of the input that see any of it.
         i1, i2 = _reached(left, part.shape[1], wide, size)
         j1, j2 = _reached(top, part.shape[0], high, size)
-        if i1 >= i2 or j1 >= j2:
-            return canvas
-        inverse = np.array(
-            [[wide, 0, (i1 + 0.5) * wide - 0.5 - left], [0, high, (j1 + 0.5) * high - 0.5 - top]]
-        )
-        cv2.warpAffine(
-            part,
-            inverse,
-            (i2 - i1, j2 - j1),
-            dst=canvas[j1:j2, i1:i2],
-            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-            borderMode=cv2.BORDER_REPLICATE,
-        )
+        if i1 < i2 and j1 < j2:
+            inverse = [[wide, 0, (i1 + 0.5) * wide - 0.5 - left], [0, high, (j1 + 0.5) * high - 0.5 - top]]
+            cv2.warpAffine(
+                part,
+                np.array(inverse),
+                (i2 - i1, j2 - j1),
+                dst=canvas[j1:j2, i1:i2],
+                flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                borderMode=cv2.BORDER_REPLICATE,
+            )
         return canvas
 
-    def visible(self, height: int, width: int) -> tuple[int, int, int, int]:
+    def _visible(self, height: int, width: int) -> tuple[int, int, int, int]:
         """The part of the crop inside an image, x1, y1, x2, y2; of no pixels where they do not meet."""
-        x1, y1 = (min(max(side, 0), limit) for side, limit in zip(self.crop[:2], (width, height), strict=True))
-        x2, y2 = (min(max(side, 0), limit) for side, limit in zip(self.crop[2:], (width, height), strict=True))
-        return x1, y1, x2, y2
+        x1, y1, x2, y2 = self.crop
+        x1, y1 = min(max(x1, 0), width), min(max(y1, 0), height)
+        return x1, y1, max(min(x2, width), x1), max(min(y2, height), y1)
 
 
 def centres_in(boxes: np.ndarray, crops: np.ndarray) -> np.ndarray:
@@ -140,7 +161,10 @@ def centres_in(boxes: np.ndarray, crops: np.ndarray) -> np.ndarray:
 
 
 def _reached(start: int, length: int, scale: float, size: int) -> tuple[int, int]:
-    """First and past-the-last input pixel whose centre falls on `length` pixels from `start` on."""
-    first = int(np.ceil((start + 0.5) / scale - 0.5))
-    last = int(np.floor((start + length - 0.5) / scale - 0.5))
+    """First and past-the-last input pixel whose centre falls on `length` pixels from `start` on.
+
+    Input pixels before the first or after the last pixel's centre count where there are none before or after.
+    """
+    first = math.ceil((start + 0.5) / scale - 0.5)
+    last = math.floor((start + length - 0.5) / scale - 0.5)
     return max(first, 0), min(last + 1, size)
