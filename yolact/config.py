@@ -134,7 +134,7 @@ class AugmentConfig:
 
     In this order, each switch with its own draws: `photometric` (brightness in counts of 0..255, contrast and
     saturation as factors, hue in degrees; each on every second image), `expand` (every second image, into a
-    canvas of the mean colour and up to `expand_ratio` times its sides), `crop` (sides at least `crop_min_side`
+    canvas of the colour `expand_fill`, BGR, and up to `expand_ratio` times its sides), `crop` (sides at least `crop_min_side`
     of the canvas, height / width within `crop_aspect`), `mirror`, `flip` and `rotate` (each with equal chances;
     `rotate` by multiples of 90 degrees), and the resize to the network's input.
 
@@ -152,6 +152,7 @@ class AugmentConfig:
     hue: float = 18.0
     expand: bool = True
     expand_ratio: float = 4.0
+    expand_fill: tuple[float, float, float] = (103.94, 116.78, 123.68)
     crop: bool = True
     crop_min_side: float = 0.3
     crop_aspect: tuple[float, float] = (0.5, 2.0)

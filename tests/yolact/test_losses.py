@@ -11,13 +11,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from oracle import downsample_masks
 from test_golden import load_fill
 
 from yolact.config import LossConfig
 from yolact.losses import Losses, MultiBoxLoss, match
 from yolact.model import Yolact, YolactOutput
 from yolact.registry import get_config
-from yolact.targets import Target, downsample_masks
+from yolact.targets import Target
 
 SHARED = Path(os.environ.get("YOLACT_TEST_SHARED", Path(__file__).parents[3] / "shared"))
 CASES = sorted(SHARED.glob("reference/loss_*.npz"))

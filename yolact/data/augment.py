@@ -71,8 +71,8 @@ class Augmenter:
         self.config = config
         self.model = model
         self.seed = seed
-        # BGR; `fill` is the colour outside the image, which becomes 0.
-        self.fill = np.array(model.mean, np.float32)
+        self.fill = np.array(config.expand_fill, np.float32)  # BGR
+        self._mean = np.array(model.mean, np.float32)
         self._scale = 1 / np.array(model.std, np.float32)
 
     def draw(
@@ -85,7 +85,7 @@ class Augmenter:
             crowd: bool (n,), which of them are crowds.
             height, width: of the image.
         """
-        rng = np.random.default_rng((self.seed, epoch, index))
+        rng = np.random.default_rng((self.seed % 2**64, epoch, index))
         solid = (boxes[:, 2:] > boxes[:, :2]).all(1)
         photometric = draw_photometric(rng, self.config)
         return photometric, draw_geometry(rng, self.config, boxes[solid & ~crowd], height, width)
@@ -104,7 +104,7 @@ class Augmenter:
         """(S, S, 3) float32 BGR as (3, S, S) float32 RGB, minus mean, over std."""
         planes = np.empty((3, *pixels.shape[:2]), np.float32)
         for plane, channel in zip(planes, (2, 1, 0), strict=True):
-            np.subtract(pixels[..., channel], self.fill[channel], out=plane)
+            np.subtract(pixels[..., channel], self._mean[channel], out=plane)
             plane *= self._scale[channel]
         return planes
 

@@ -35,14 +35,29 @@ class Geometry:
         """The whole image and nothing but the resize."""
         return Geometry((0, 0, width, height))
 
-    def turn(self, image: Image, axes: tuple[int, int] = (0, 1)) -> Image:
-        """Mirror, flip and turn a square array; a view. `axes` are those of y and x."""
-        y, x = axes
-        if self.mirror:
-            image = np.flip(image, x)  # type: ignore[assignment]
-        if self.flip:
-            image = np.flip(image, y)  # type: ignore[assignment]
-        return np.rot90(image, self.turns, axes) if self.turns else image  # type: ignore[return-value]
+    def turn(self, image: Image) -> Image:
+        """Mirror, flip and turn an array of rows and columns; a view."""
+        image = image[:, ::-1] if self.mirror else image  # type: ignore[assignment]
+        image = image[::-1] if self.flip else image  # type: ignore[assignment]
+        return np.rot90(image, self.turns) if self.turns else image  # type: ignore[return-value]
+
+    def turn_region(self, region: np.ndarray, x: int, y: int) -> tuple[np.ndarray, int, int]:
+        """A part of an image whose first pixel is at x, y: turned, and where it then is in the turned crop."""
+        high, wide = region.shape[:2]
+        x, y = x - self.crop[0], y - self.crop[1]
+        full_width, full_height = self.crop[2] - self.crop[0], self.crop[3] - self.crop[1]
+        x = full_width - x - wide if self.mirror else x
+        y = full_height - y - high if self.flip else y
+        for _ in range(self.turns):
+            x, y, wide, high = y, full_width - x - wide, high, wide
+            full_width, full_height = full_height, full_width
+        return self.turn(region), x, y
+
+    @property
+    def turned_sides(self) -> tuple[int, int]:
+        """Width and height of the crop after turning."""
+        x1, y1, x2, y2 = self.crop
+        return (y2 - y1, x2 - x1) if self.turns % 2 else (x2 - x1, y2 - y1)
 
     def matrix(self, size: int) -> np.ndarray:
         """(2, 3) float64 from x, y, 1 in pixels of the image to pixels of the input.

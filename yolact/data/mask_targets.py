@@ -23,12 +23,12 @@ _ONE = 2048
 
 @dataclass(frozen=True)
 class _Axis:
-    """How the pixels of a target (n of them) come from those of the image, along one axis.
+    """How the pixels of a target (n of them) come from those of the turned crop, along one axis.
 
     Of the 2n rows, the first n are the input pixel before, the others the one after.
 
     Attributes:
-        reads: (4, n) int64, image pixels: the two before, then the two after; not decreasing along n.
+        reads: (4, n) int64, pixels of the crop: the two before, then the two after; not decreasing along n.
         weights: (2, 2, n) int32, their weights, `_ONE` together.
         blend: (2, n) float32, weights of the two input pixels.
     """
@@ -38,7 +38,7 @@ class _Axis:
     blend: np.ndarray
 
     def parts(self, starts: np.ndarray, ends: np.ndarray) -> tuple[list[int], list[int]]:
-        """First and past-the-last target pixels that read any of the image pixels from starts to ends."""
+        """First and past-the-last target pixels that read any pixel from starts to ends (exclusive)."""
         first = np.searchsorted(self.reads[3], starts, "left")
         last = np.searchsorted(self.reads[0], ends, "left")
         return first.tolist(), last.tolist()
@@ -64,18 +64,19 @@ def _shrink(size: int, sizes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([before, after]), np.stack([1 - across, across])
 
 
-def _axes(start: int, length: int, size: int, sizes: tuple[int, ...]) -> list[_Axis]:
-    """From the crop's `length` image pixels at `start`, by `size` input pixels, to each of `sizes`."""
+def _axes(length: int, size: int, sizes: tuple[int, ...], rows: bool) -> list[_Axis]:
+    """From the `length` rows or columns of the crop, by `size` input pixels, to each of `sizes`."""
     pixels, blend = _shrink(size, sizes)
     at = ((pixels + 0.5) * (length / size) - 0.5).astype(np.float32)
     before = np.floor(at).astype(np.int64)
     across = at - before.astype(np.float32)
-    across[(before < 0) | (before >= length - 1)] = 0
+    if not rows:
+        # Beyond the outermost columns cv2.resize takes the edge alone; of rows it blends the edge with itself.
+        across[(before < 0) | (before >= length - 1)] = 0
+    after = np.minimum(np.maximum(before + 1, 0), length - 1)
     before = np.minimum(np.maximum(before, 0), length - 1)
-    after = np.minimum(before + 1, length - 1)
     weights = np.rint(np.stack([1 - across, across]) * np.float32(_ONE)).astype(np.int32)
     reads = np.concatenate([before, after])
-    reads += start
     axes = []
     for n, end in zip(sizes, accumulate(sizes), strict=True):
         part = slice(end - n, end)
@@ -96,9 +97,9 @@ class MaskSampler:
         self._geometry = geometry
         self._shapes = list(shapes)
         heights, widths = zip(*self._shapes, strict=True)
-        x1, y1, x2, y2 = geometry.crop
-        self._rows = _axes(y1, y2 - y1, size, heights)
-        self._columns = _axes(x1, x2 - x1, size, widths)
+        wide, high = geometry.turned_sides
+        self._rows = _axes(high, size, heights, rows=True)
+        self._columns = _axes(wide, size, widths, rows=False)
 
     def __call__(self, regions: Sequence[tuple[np.ndarray, int, int]]) -> list[np.ndarray]:
         """Targets of instances.
@@ -112,6 +113,8 @@ class MaskSampler:
         """
         targets = [np.zeros((len(regions), *shape), bool) for shape in self._shapes]
         if regions:
+            # Turned first and resized then, as in the original: the roundings of cv2.resize have a direction.
+            regions = [self._geometry.turn_region(*region) for region in regions]
             corners = np.array([[x, y, x + region.shape[1], y + region.shape[0]] for region, x, y in regions])
             # Columns first, as the arrays of pycocotools lie in memory; a border of background around.
             padded = [_padded(region.T) for region, _, _ in regions]
@@ -124,7 +127,7 @@ class MaskSampler:
                         weights = columns.weights[:, :, i1:i2], rows.weights[:, :, j1:j2]
                         blends = columns.blend[:, i1:i2], rows.blend[:, j1:j2]
                         target[index, j1:j2, i1:i2] = _sample(padded[index], reads, weights, blends)
-        return [np.ascontiguousarray(self._geometry.turn(target, (1, 2))) for target in targets]
+        return targets
 
 
 def _padded(region: np.ndarray) -> np.ndarray:
