@@ -7,9 +7,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 HERE = Path(__file__).resolve().parent
+# A machine that others use as well makes any single example slow at times.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 # `import oracle` and the others work from every test. With this folder on the path, tests/yolact
 # would hide the package.
 for _name in ("oracle", "fake_engine", "fake_onnx", "shared_data"):

@@ -116,3 +116,14 @@ def run_lengths(mask):
             current, length = bool(value), 0
         length += 1
     return [*counts, length]
+
+
+def downsample_masks(masks, size):
+    """Binary masks (G, H, W) as the original makes its mask targets, bool tensor (G, *size)."""
+    import torch
+
+    masks = torch.as_tensor(masks)
+    if len(masks) == 0:
+        return torch.zeros((0, *size), dtype=torch.bool)
+    small = torch.nn.functional.interpolate(masks[None].float(), size, mode="bilinear", align_corners=False)
+    return small[0] > 0.5

@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 from yolact.config import (
+    AugmentConfig,
     BackboneConfig,
     Classes,
     Config,
@@ -134,6 +135,7 @@ def configs() -> dict[str, Config]:
                 save_epochs=0,
                 validate_every=0,
             ),
+            augment=AugmentConfig(enabled=False),
             dataset=shapes,
         ),
     ]

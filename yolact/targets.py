@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -34,14 +33,3 @@ class Target:
     def pin_memory(self) -> Target:
         """The same target in pinned host memory (what a DataLoader calls)."""
         return Target(**{name: tensor.pin_memory() for name, tensor in vars(self).items()})
-
-
-def downsample_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Shrink binary masks (G, H, W) to bool (G, *size): bilinear with half-pixel centres, then > 0.5.
-
-    The rule of the original for both mask targets.
-    """
-    if masks.shape[0] == 0:
-        return masks.new_zeros((0, *size), dtype=torch.bool)
-    small = F.interpolate(masks[None].float(), size, mode="bilinear", align_corners=False)[0]  # (G, h, w)
-    return small > 0.5

@@ -91,6 +91,8 @@ def read_image(path: str | Path) -> np.ndarray:
 def _is_cut_off(data: bytes) -> bool:
     """Whether a JPEG or PNG lacks its end: some decoders fill the rest with grey instead of failing."""
     if data.startswith(b"\xff\xd8"):
+        if data.endswith(b"\xff\xd9"):
+            return False
         # Compressed data never holds these markers. The last scan is the image's, not its thumbnail's.
         return data.find(b"\xff\xd9", data.rfind(b"\xff\xda")) < 0
     return data.startswith(b"\x89PNG") and b"IEND" not in data

@@ -10,13 +10,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from oracle import downsample_masks
 from shared_data import COCO_MINI, REFERENCE, load_fill
 
 from yolact.config import LossConfig
 from yolact.losses import Losses, MultiBoxLoss, match
 from yolact.model import Yolact, YolactOutput
 from yolact.registry import get_config
-from yolact.targets import Target, downsample_masks
+from yolact.targets import Target
 
 CASES = sorted(REFERENCE.glob("loss_*.npz"))
 

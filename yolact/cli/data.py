@@ -7,6 +7,7 @@ import logging
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from yolact.data.show import draw_sample
 from yolact.data.synthetic import make_shapes_dataset
 from yolact.registry import get_config
 from yolact_runtime.commandline import Parser, run
-from yolact_runtime.errors import YolactError
+from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import atomic_path, write_json
 
 log = logging.getLogger(__name__)
@@ -63,8 +64,12 @@ def _parser() -> Parser:
     show.add_argument("--images", type=Path, required=True, help="folder of the images")
     show.add_argument("--output", type=Path, required=True, help="folder for the pictures")
     show.add_argument("--count", type=int, default=16, help="how many")
-    show.add_argument("--seed", type=int, default=0, help="which ones")
-    show.add_argument("--config", default="yolact_base", help="configuration whose input size is used")
+    show.add_argument("--seed", type=int, default=0, help="which ones, and how they are augmented")
+    show.add_argument(
+        "--config", default="yolact_base", help="configuration whose input size and augmentation are used"
+    )
+    show.add_argument("--augment", action="store_true", help="augment them as training does")
+    show.add_argument("--epoch", type=int, default=0, help="of the augmentation: another one draws anew")
 
     shapes = add("shapes", _shapes, "write a made dataset of shapes")
     shapes.add_argument("folder", type=Path, help="folder to write to")
@@ -126,14 +131,18 @@ def _print_report(report: Report, console: Console) -> None:
 
 def _show(args: argparse.Namespace) -> int:
     classes = read_classes(args.annotations)
-    model = get_config(args.config).model
-    dataset = CocoDataset(args.images, args.annotations, model, classes)
+    if min(args.seed, args.epoch) < 0:
+        raise UsageError(f"--seed {args.seed}, --epoch {args.epoch}; allowed: 0 or more")
+    config = get_config(args.config)
+    model = config.model
+    augment = replace(config.augment, enabled=True) if args.augment else None
+    dataset = CocoDataset(args.images, args.annotations, model, classes, augment, args.seed)
     count = min(args.count, len(dataset))
     failed = 0
     for index in np.random.default_rng(args.seed).permutation(len(dataset))[:count].tolist():
         record = dataset.records[index]
         try:
-            picture = draw_sample(dataset[index], classes, model)
+            picture = draw_sample(dataset[args.epoch, index], classes, model)
         except YolactError as error:
             log.error("%s", error)
             failed += 1

@@ -14,22 +14,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from yolact.config import Classes, ModelConfig
+from yolact.config import AugmentConfig, Classes, ModelConfig
+from yolact.data.augment import Augmenter
+from yolact.data.geometry import Geometry
 from yolact.data.layout import image_path
-from yolact.data.segmentation import is_empty, to_mask
+from yolact.data.mask_targets import MaskSampler
+from yolact.data.segmentation import is_empty, to_region
 from yolact.preprocess import Normalise
 from yolact.priors import prototype_size, pyramid_levels
 from yolact.settings import nearest
-from yolact.targets import Target, downsample_masks
+from yolact.targets import Target
 from yolact_runtime.errors import YolactError
 from yolact_runtime.files import read_json
 from yolact_runtime.preprocess import resize_batch
 from yolact_runtime.sources import read_image
 
 log = logging.getLogger(__name__)
-
-# Full-size masks held at once: bounds the memory of an image with hundreds of instances.
-_CHUNK = 16
 
 
 @dataclass(frozen=True)
@@ -142,24 +142,36 @@ class CocoDataset(Dataset[Sample]):
     Every image of the file is an item, with or without annotations. Crowd regions become crowd boxes. An
     instance without any usable segmentation becomes a crowd box too: it is neither an example nor background.
 
+    With augmentation, instances and crowds whose centre the crop leaves out are dropped, and the boxes of the
+    others clipped; where none is left, the image is a sample without instances.
+
     Args:
         images: folder that the file names are relative to.
         annotations: COCO instances JSON.
         model: input size and normalisation.
         classes: the classes to learn; class index = position in it.
+        augment: random changes to make; None for none.
+        seed: of these changes.
 
     Raises:
         YolactError: the annotation file cannot be used; names the file and the annotation id.
     """
 
     def __init__(
-        self, images: str | Path, annotations: str | Path, model: ModelConfig, classes: Classes
+        self,
+        images: str | Path,
+        annotations: str | Path,
+        model: ModelConfig,
+        classes: Classes,
+        augment: AugmentConfig | None = None,
+        seed: int = 0,
     ) -> None:
         self.images = Path(images)
         self.annotations = Path(annotations)
         self.model = model
         self.classes = classes
         self._normalise = Normalise(model)
+        self.augmenter = Augmenter(augment, model, seed) if augment and augment.enabled else None
         self._labels = {number: index for index, number in enumerate(classes.category_ids)}
         self._told: set[str] = set()
         self.records = self._index(read_annotations(annotations))
@@ -167,8 +179,8 @@ class CocoDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> Sample:
-        """The sample at `index`.
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        """The sample of an index, or of an (epoch, index): augmentation depends on both (epoch 0 if not given).
 
         Raises:
             YolactError: the image is missing or unreadable, or a segmentation is damaged; names it.
@@ -176,14 +188,20 @@ class CocoDataset(Dataset[Sample]):
         if get_worker_info() is not None:
             # Workers are the parallelism; OpenCV's own threads would fight over the cores.
             cv2.setNumThreads(0)
+        epoch, index = key if isinstance(key, tuple) else (0, key)
         record = self.records[index]
         image = self.read_image(record)
-        resized = resize_batch([image], self.model.input_size, "float32")
-        return Sample(
-            self._normalise(torch.from_numpy(resized))[0],
-            self._target(record, *image.shape[:2]),
-            record.image_id,
-        )
+        height, width = image.shape[:2]
+        boxes, crowd = self.boxes(record, height, width)
+        if self.augmenter is None:
+            geometry = Geometry.whole(height, width)
+            resized = resize_batch([image], self.model.input_size, "float32")
+            pixels = self._normalise(torch.from_numpy(resized))[0]
+        else:
+            photometric, geometry = self.augmenter.draw(epoch, index % len(self), boxes, crowd, height, width)
+            augmented = self.augmenter.image(image, photometric, geometry)
+            pixels = torch.from_numpy(self.augmenter.normalise(augmented))
+        return Sample(pixels, self.target(record, boxes, crowd, geometry, height, width), record.image_id)
 
     def read_image(self, record: Record) -> np.ndarray:
         """The image of a record, BGR uint8 (H, W, 3), turned as its EXIF orientation says.
@@ -250,42 +268,58 @@ class CocoDataset(Dataset[Sample]):
                 "expected [x, y, w, h]"
             )
 
-    def _target(self, record: Record, height: int, width: int) -> Target:
-        boxes = relative_boxes([a["bbox"] for a in record.annotations], height, width)
-        solid = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    def boxes(self, record: Record, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Boxes (n, 4) float64 x1 y1 x2 y2 in pixels, clipped to the image, and which are crowds (n,)."""
+        corners = np.array([a["bbox"] for a in record.annotations], np.float64).reshape(-1, 4)
+        corners[:, 2:] += corners[:, :2]
         crowd = np.array(
             [bool(a.get("iscrowd")) or is_empty(a.get("segmentation")) for a in record.annotations], bool
         )
-        single = np.flatnonzero(solid & ~crowd)
-        annotations = [record.annotations[i] for i in single]
-        masks, semantic_masks = self._masks(annotations, height, width)
+        return corners.clip(0, np.array([width, height, width, height], np.float64)), crowd
+
+    def target(
+        self,
+        record: Record,
+        boxes: np.ndarray,
+        crowd: np.ndarray,
+        geometry: Geometry,
+        height: int,
+        width: int,
+    ) -> Target:
+        """What the network is to find in a record's image after `geometry`.
+
+        Args:
+            boxes, crowd: from `boxes`.
+            height, width: of the image.
+
+        Raises:
+            YolactError: a segmentation is damaged; names the annotation.
+        """
+        relative = geometry.boxes(boxes)  # (n, 4)
+        sides = relative[:, 2:] - relative[:, :2]
+        kept = (sides > 0).all(1)
+        if self.augmenter is not None:
+            kept &= geometry.keeps(boxes)
+            kept &= (sides * self.model.input_size > self.augmenter.config.min_box_side).all(1)
+        annotations = [record.annotations[i] for i in np.flatnonzero(kept & ~crowd)]
+        size = self.model.input_size
+        sampler = MaskSampler(geometry, size, (prototype_size(size), pyramid_levels(size)[0]))
+        masks, semantic_masks = sampler(
+            [self._region(annotation, height, width, geometry) for annotation in annotations]
+        )
         return Target(
-            boxes=torch.from_numpy(boxes[single]),
+            boxes=torch.from_numpy(relative[kept & ~crowd]),
             labels=torch.tensor([self._labels[a["category_id"]] for a in annotations], dtype=torch.int64),
-            masks=masks,
-            semantic_masks=semantic_masks,
-            crowd_boxes=torch.from_numpy(boxes[solid & crowd]),
+            masks=torch.from_numpy(masks),
+            semantic_masks=torch.from_numpy(semantic_masks),
+            crowd_boxes=torch.from_numpy(relative[kept & crowd]),
         )
 
-    def _masks(self, annotations: list[dict[str, Any]], height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Masks (G, Hp, Wp) and (G, H3, W3) bool; each passes through the input size, as the image does."""
-        size = self.model.input_size
-        shapes = prototype_size(size), pyramid_levels(size)[0]
-        parts: list[list[Tensor]] = [[torch.zeros((0, *shape), dtype=torch.bool)] for shape in shapes]
-        for start in range(0, len(annotations), _CHUNK):
-            full = np.stack(
-                [
-                    cv2.resize(self._mask(annotation, height, width), (size, size))
-                    for annotation in annotations[start : start + _CHUNK]
-                ]
-            )  # (chunk, S, S)
-            for part, shape in zip(parts, shapes, strict=True):
-                part.append(downsample_masks(torch.from_numpy(full), shape))
-        return torch.cat(parts[0]), torch.cat(parts[1])
-
-    def _mask(self, annotation: dict[str, Any], height: int, width: int) -> np.ndarray:
+    def _region(
+        self, annotation: dict[str, Any], height: int, width: int, geometry: Geometry
+    ) -> tuple[np.ndarray, int, int]:
         try:
-            return to_mask(annotation["segmentation"], height, width)
+            return to_region(annotation["segmentation"], height, width, geometry.crop)
         except ValueError as error:
             raise YolactError(f"{self.annotations}: annotation {annotation.get('id')}: {error}") from None
 
@@ -298,11 +332,3 @@ class CocoDataset(Dataset[Sample]):
 def find_missing_images(dataset: CocoDataset) -> list[Path]:
     """Image files that the dataset names and that are not there: to be asked before the first step."""
     return [record.path for record in dataset.records if not record.path.is_file()]
-
-
-def relative_boxes(boxes: Sequence[Sequence[float]], height: int, width: int) -> np.ndarray:
-    """COCO boxes x, y, w, h in pixels as (n, 4) float32 x1 y1 x2 y2, clipped and relative to the image."""
-    corners = np.array(boxes, np.float64).reshape(-1, 4)
-    corners[:, 2:] += corners[:, :2]
-    limit = np.array([width, height, width, height], np.float64)
-    return (corners.clip(0, limit) / limit).astype(np.float32)

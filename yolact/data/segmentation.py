@@ -7,6 +7,7 @@ polygons of two points are taken for boxes. So everything that comes from a file
 from __future__ import annotations
 
 import math
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,49 @@ def to_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
     return coco_mask.decode(to_rle(segmentation, height, width))
 
 
+def to_region(
+    segmentation: Any, height: int, width: int, window: tuple[int, int, int, int]
+) -> tuple[np.ndarray, int, int]:
+    """The part of `to_mask` that can be set and lies in a window, without making the rest.
+
+    Args:
+        window: x1, y1, x2, y2 in pixels of the image.
+
+    Returns:
+        The mask there, uint8 (h, w) of 0 and 1, perhaps of no pixels, and the x and y of its first pixel.
+
+    Raises:
+        ValueError: as in `to_rle`.
+    """
+    x1, y1, x2, y2 = (
+        max(window[0], 0), max(window[1], 0), min(window[2], width), min(window[3], height)
+    )  # fmt: skip
+    if isinstance(segmentation, dict):
+        rle = _checked_rle(segmentation, height, width)
+        left, top, wide, high = (int(side) for side in coco_mask.toBbox(rle))
+        x1, y1, x2, y2 = max(x1, left), max(y1, top), min(x2, left + wide), min(y2, top + high)
+        if x1 >= x2 or y1 >= y2:
+            return np.zeros((0, 0), np.uint8), 0, 0
+        return coco_mask.decode(rle)[y1:y2, x1:x2], x1, y1
+    polygons = [polygon for polygon in checked_polygons(segmentation) if len(polygon) >= 6]
+    if not polygons:
+        return np.zeros((0, 0), np.uint8), 0, 0
+    flat = np.fromiter(chain.from_iterable(polygons), np.float64)
+    (left, top), (right, bottom) = flat.reshape(-1, 2).min(0).tolist(), flat.reshape(-1, 2).max(0).tolist()
+    x1, y1 = max(x1, math.floor(left) - 1), max(y1, math.floor(top) - 1)
+    x2, y2 = min(x2, math.ceil(right) + 1), min(y2, math.ceil(bottom) + 1)
+    if x1 >= x2 or y1 >= y2:
+        return np.zeros((0, 0), np.uint8), 0, 0
+    # pycocotools rounds to a fifth of a pixel, towards zero: done here before the shift, which changes signs,
+    # and given in a form that rounds to the same fifths again.
+    fifths = np.trunc(5 * flat + 0.5).reshape(-1, 2) - np.array([5.0 * x1, 5.0 * y1])
+    shifted = ((fifths - 0.9 * (fifths < 0)) / 5).reshape(-1).tolist()
+    ends = list(accumulate(map(len, polygons)))
+    parts = [shifted[end - len(polygon) : end] for polygon, end in zip(polygons, ends, strict=True)]
+    runs = coco_mask.frPyObjects(parts, y2 - y1, x2 - x1)
+    return coco_mask.decode(runs[0] if len(runs) == 1 else coco_mask.merge(runs)), x1, y1
+
+
 def checked_polygons(segmentation: Any) -> list[list[float]]:
     """The polygons of a segmentation, each a flat list of finite numbers.
 
@@ -56,7 +100,9 @@ def checked_polygons(segmentation: Any) -> list[list[float]]:
     for polygon in segmentation:
         if not isinstance(polygon, list):
             raise ValueError("polygons must be lists of numbers inside a list: [[x, y, x, y, ...], ...]")
-        if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in polygon):
+        # The kinds of numbers first: few, whatever the number of points.
+        numbers = all(issubclass(kind, (int, float)) for kind in set(map(type, polygon)))
+        if not (numbers and all(map(math.isfinite, polygon))):
             raise ValueError("a polygon holds something that is not a finite number")
         if len(polygon) % 2:
             raise ValueError(f"a polygon has an odd number of coordinates ({len(polygon)})")

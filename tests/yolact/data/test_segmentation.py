@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
 
-from yolact.data.segmentation import is_empty, run_lengths, to_mask, to_rle
+from yolact.data.segmentation import is_empty, run_lengths, to_mask, to_region, to_rle
 
 masks = hnp.arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.integers(0, 1))
 
@@ -96,3 +96,23 @@ def test_emptiness() -> None:
     assert is_empty([[1, 2, 3, 4]])
     assert not is_empty([[1, 2, 3, 4, 5, 6]])
     assert not is_empty({"size": [1, 1], "counts": [1]})
+
+
+coordinates = st.floats(-20, 60) | st.integers(-200, 600).map(lambda tenths: tenths / 10)
+shapes = st.lists(
+    st.lists(coordinates, min_size=6, max_size=16).filter(lambda p: len(p) % 2 == 0), max_size=3
+)
+windows = st.tuples(*[st.integers(-10, 30)] * 2, *[st.integers(20, 60)] * 2)
+
+
+@given(shapes | masks.map(lambda m: coco_mask.encode(np.asfortranarray(m))), windows)
+def test_a_region_is_that_part_of_the_mask(segmentation, window) -> None:
+    full = to_mask(segmentation, 30, 40)
+    x1, y1, x2, y2 = window
+    expected = np.zeros_like(full)
+    inside = np.s_[max(y1, 0) : max(y2, 0), max(x1, 0) : max(x2, 0)]
+    expected[inside] = full[inside]
+    region, x, y = to_region(segmentation, 30, 40, window)
+    placed = np.zeros_like(full)
+    placed[y : y + region.shape[0], x : x + region.shape[1]] = region
+    assert (placed == expected).all()

@@ -39,12 +39,15 @@ def test_a_run_resumed_anywhere_sees_the_same_images(images: int, batch: int, st
 @given(st.integers(1, 50), st.integers(1, 12))
 def test_an_epoch_has_no_image_twice(images: int, batch: int) -> None:
     batches = EpochBatches(images, batch, 0, 0, 40)
-    epoch = [index for batch in list(batches)[: batches.epoch_length] for index in batch]
+    first = [key for batch in list(batches)[: batches.epoch_length] for key in batch]
+    assert {number for number, _ in first} == {0}
+    epoch = [index for _, index in first]
     assert len(set(epoch)) == len(epoch)
     assert set(epoch) <= set(range(images))
 
 
 def test_epochs_differ_and_seeds_differ() -> None:
     batches = list(EpochBatches(100, 100, 0, 0, 2))
-    assert batches[0] != batches[1]
+    assert [[epoch for epoch, _ in batch] for batch in batches] == [[0] * 100, [1] * 100]
+    assert [index for _, index in batches[0]] != [index for _, index in batches[1]]
     assert batches[0] != next(iter(EpochBatches(100, 100, 1, 0, 1)))

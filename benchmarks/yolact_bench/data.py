@@ -1,0 +1,213 @@
+"""How fast one process makes training samples, and where its time goes.
+
+    python -m yolact_bench.data --dataset DIR|data.yaml [--config yolact_base] [--rounds 3] [--torchvision]
+
+One thread, as in a worker of a DataLoader. Every image is decoded and augmented anew. Times are of the wall and,
+for a machine that others use as well, of the processor. `--torchvision` runs the same recipe through
+`torchvision.transforms.v2` on tv_tensors in turns with ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yolact_runtime.commandline import Parser, run
+
+if TYPE_CHECKING:
+    from yolact.data.coco import CocoDataset, Record
+
+STAGES = ("decode", "draw", "photometric", "geometry", "normalise", "masks")
+
+
+class Clock:
+    """Seconds of wall and processor time by name."""
+
+    def __init__(self) -> None:
+        self.wall: dict[str, float] = defaultdict(float)
+        self.cpu: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Add the time of a block to `name`."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        yield
+        self.wall[name] += time.perf_counter() - wall
+        self.cpu[name] += time.process_time() - cpu
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = Parser(prog="python -m yolact_bench.data", description=__doc__.split("\n")[0])
+    parser.add_argument("--dataset", required=True, help="a folder in COCO layout or a .yaml")
+    parser.add_argument("--config", default="yolact_base", help="configuration to make samples for")
+    parser.add_argument("--rounds", type=int, default=3, help="times through the data set")
+    parser.add_argument(
+        "--torchvision", action="store_true", help="torchvision.transforms.v2 in turns with ours"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    return run(_bench, parser, argv)
+
+
+def _bench(args: argparse.Namespace) -> None:
+    # Read by the libraries when they are first imported.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import cv2
+    import torch
+
+    from yolact.data.coco import CocoDataset, read_classes
+    from yolact.data.layout import resolve_dataset
+    from yolact.registry import get_config
+    from yolact_runtime.errors import UsageError
+    from yolact_runtime.files import write_json
+
+    if args.rounds < 1:
+        raise UsageError(f"--rounds {args.rounds}; allowed: 1 or more")
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    config, folders = get_config(args.config), resolve_dataset(args.dataset)
+    dataset = CocoDataset(
+        folders.train_images,
+        folders.train_annotations,
+        config.model,
+        read_classes(folders.train_annotations),
+        replace(config.augment, enabled=True),
+    )
+    ways: dict[str, Callable[[int, int, Clock], object]] = {
+        "samples": lambda epoch, index, clock: dataset[epoch, index],
+        "stages": lambda epoch, index, clock: _stages(dataset, epoch, index, clock),
+    }
+    if args.torchvision:
+        peer = TorchvisionRecipe(dataset)
+        ways["torchvision"] = lambda epoch, index, clock: peer(dataset.records[index])
+    clock = Clock()
+    # The first round fills the caches of the file system and of the libraries.
+    for epoch in range(args.rounds + 1):
+        if epoch == 1:
+            clock = Clock()
+        for way, make in ways.items():
+            with clock(way):
+                for index in range(len(dataset)):
+                    make(epoch, index, clock)
+    made = args.rounds * len(dataset)
+    figures = {
+        name: {"images_per_s": made / clock.wall[name], "images_per_cpu_s": made / clock.cpu[name]}
+        for name in (*STAGES, *ways)
+    }
+    instances = sum(len(record.annotations) for record in dataset.records) / len(dataset)
+    print(
+        f"{len(dataset)} images, {instances:.1f} instances each, input {config.model.input_size},"
+        f" {args.rounds} rounds, one process, one thread"
+    )
+    print(f"{'':14s}{'images/s':>10s}{'ms/image':>10s}{'CPU ms':>10s}")
+    for name, figure in figures.items():
+        if name != "stages":
+            wall, cpu = figure["images_per_s"], figure["images_per_cpu_s"]
+            label = {"samples": "whole sample"}.get(name, name)
+            print(f"{label:14s}{wall:10.1f}{1000 / wall:10.2f}{1000 / cpu:10.2f}")
+    if args.json:
+        write_json(args.json, figures, indent=2)
+
+
+def _stages(dataset: CocoDataset, epoch: int, index: int, clock: Clock) -> None:
+    """What `dataset[epoch, index]` does, step by step."""
+    augmenter = dataset.augmenter
+    assert augmenter is not None
+    record = dataset.records[index]
+    with clock("decode"):
+        image = dataset.read_image(record)
+    height, width = image.shape[:2]
+    with clock("draw"):
+        boxes, crowd = dataset.boxes(record, height, width)
+        photometric, geometry = augmenter.draw(epoch, index, boxes, crowd, height, width)
+    with clock("geometry"):
+        part, inside = geometry.part(image, augmenter.fill)
+    with clock("photometric"):
+        photometric(part[inside])
+    with clock("geometry"):
+        pixels = geometry.resize(part, (height, width), dataset.model.input_size, augmenter.fill)
+        pixels = geometry.turn(pixels)
+    with clock("normalise"):
+        augmenter.normalise(pixels)
+    with clock("masks"):
+        dataset.target(record, boxes, crowd, geometry, height, width)
+
+
+class TorchvisionRecipe:
+    """The default recipe with the transforms of torchvision, masks carried at full size.
+
+    Its colours are clipped after each step and its crops do reach their IoU: close to the original, not equal.
+    """
+
+    def __init__(self, dataset: CocoDataset) -> None:
+        import torch
+        from torchvision import tv_tensors
+        from torchvision.transforms import v2
+
+        model, recipe = dataset.model, dataset.augmenter.config  # type: ignore[union-attr]
+        self.dataset = dataset
+        mean, std = model.mean[::-1], model.std[::-1]
+        fill = {tv_tensors.Image: [round(value) for value in mean], "others": 0}
+        self.transform = v2.Compose(
+            [
+                v2.RandomPhotometricDistort(
+                    brightness=(1 - recipe.brightness / 255, 1 + recipe.brightness / 255),
+                    contrast=recipe.contrast,
+                    saturation=recipe.saturation,
+                    hue=(-recipe.hue / 360, recipe.hue / 360),
+                ),
+                v2.RandomZoomOut(fill=fill, side_range=(1, recipe.expand_ratio)),
+                v2.RandomIoUCrop(),
+                v2.RandomHorizontalFlip(),
+                v2.Resize((model.input_size, model.input_size), antialias=False),
+                v2.SanitizeBoundingBoxes(),
+                v2.ToDtype(torch.float32),
+                v2.Normalize(list(mean), list(std)),
+            ]
+        )
+
+    def __call__(self, record: Record) -> Any:
+        """A sample of a record: the dictionary that the transforms give, with both mask targets."""
+        import numpy as np
+        import torch
+        import torch.nn.functional as F
+        from torchvision import tv_tensors
+
+        from yolact.data.segmentation import to_mask
+        from yolact.priors import prototype_size, pyramid_levels
+
+        image = self.dataset.read_image(record)
+        height, width = image.shape[:2]
+        boxes, crowd = self.dataset.boxes(record, height, width)
+        single = np.flatnonzero(~crowd & (boxes[:, 2:] > boxes[:, :2]).all(1))
+        if len(single) == 0:
+            return None
+        masks = [to_mask(record.annotations[i]["segmentation"], height, width) for i in single]
+        sample = self.transform(
+            {
+                "image": tv_tensors.Image(torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)),
+                "boxes": tv_tensors.BoundingBoxes(
+                    torch.from_numpy(boxes[single]), format="XYXY", canvas_size=(height, width)
+                ),
+                "masks": tv_tensors.Mask(torch.from_numpy(np.stack(masks))),
+                "labels": torch.from_numpy(single),
+            }
+        )
+        full = sample["masks"].as_subclass(torch.Tensor).float()[None]  # (1, G, S, S)
+        size = self.dataset.model.input_size
+        for name, shape in (("prototype", prototype_size(size)), ("semantic", pyramid_levels(size)[0])):
+            if full.shape[1]:
+                sample[name] = F.interpolate(full, shape, mode="bilinear") > 0.5
+        return sample
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""The original's training augmentation, drawn per sample: first what to do, then all of it at once.
+
+Every draw of an image comes from a generator seeded by (seed, epoch, index), so a sample is the same
+whichever process makes it and whatever was made before. Geometry is drawn as one `Geometry` before a pixel is
+touched; the recipe is in `yolact.config.AugmentConfig`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from yolact.config import AugmentConfig, ModelConfig
+from yolact.data.geometry import Geometry, centres_in
+
+# Crops tried before another kind of crop is drawn.
+_TRIES = 50
+
+
+@dataclass(frozen=True)
+class Photometric:
+    """Colour changes: `(x + brightness) * contrast`, saturation and hue, then `* late_contrast`.
+
+    Nothing is clipped in between or after, as in the original.
+
+    Attributes:
+        brightness: counts of 0..255.
+        contrast, saturation, late_contrast: factors.
+        hue: degrees.
+    """
+
+    brightness: float = 0.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+    hue: float = 0.0
+    late_contrast: float = 1.0
+
+    def __call__(self, pixels: np.ndarray) -> None:
+        """Change BGR pixels (h, w, 3) float32, values 0..255, in place."""
+        coloured = self.saturation != 1 or self.hue != 0
+        # Without a change of colour both contrasts are one factor.
+        factor = self.contrast if coloured else self.contrast * self.late_contrast
+        if self.brightness:
+            pixels += np.float32(self.brightness)
+        if factor != 1:
+            pixels *= np.float32(factor)
+        if coloured and pixels.size:
+            cv2.cvtColor(pixels, cv2.COLOR_BGR2HSV, dst=pixels)
+            if self.saturation != 1:
+                pixels[..., 1] *= np.float32(self.saturation)
+            if self.hue:
+                # OpenCV takes hues beyond 360 degrees for what they are, negative ones not.
+                pixels[..., 0] += np.float32(self.hue % 360)
+            cv2.cvtColor(pixels, cv2.COLOR_HSV2BGR, dst=pixels)
+            if self.late_contrast != 1:
+                pixels *= np.float32(self.late_contrast)
+
+
+class Augmenter:
+    """Draws augmentations and makes network inputs.
+
+    Args:
+        config: the recipe.
+        model: input size and normalisation.
+        seed: of all draws.
+    """
+
+    def __init__(self, config: AugmentConfig, model: ModelConfig, seed: int) -> None:
+        self.config = config
+        self.model = model
+        self.seed = seed
+        self.fill = np.array(config.expand_fill, np.float32)  # BGR
+        self._mean = np.array(model.mean, np.float32)
+        self._scale = 1 / np.array(model.std, np.float32)
+
+    def draw(
+        self, epoch: int, index: int, boxes: np.ndarray, crowd: np.ndarray, height: int, width: int
+    ) -> tuple[Photometric, Geometry]:
+        """What to do with image `index` in `epoch`; the same for the same arguments.
+
+        Args:
+            boxes: (n, 4) of the image's annotations, x1 y1 x2 y2 in pixels.
+            crowd: bool (n,), which of them are crowds.
+            height, width: of the image.
+        """
+        rng = np.random.default_rng((self.seed % 2**64, epoch, index))
+        solid = (boxes[:, 2:] > boxes[:, :2]).all(1)
+        photometric = draw_photometric(rng, self.config)
+        return photometric, draw_geometry(rng, self.config, boxes[solid & ~crowd], height, width)
+
+    def image(self, image: np.ndarray, photometric: Photometric, geometry: Geometry) -> np.ndarray:
+        """The augmented image (S, S, 3) float32 BGR, values about 0..255; a view of a new array.
+
+        Args:
+            image: (H, W, 3) uint8 BGR.
+        """
+        part, inside = geometry.part(image, self.fill)
+        photometric(part[inside])
+        return geometry.turn(geometry.resize(part, image.shape[:2], self.model.input_size, self.fill))
+
+    def normalise(self, pixels: np.ndarray) -> np.ndarray:
+        """(S, S, 3) float32 BGR as (3, S, S) float32 RGB, minus mean, over std."""
+        planes = np.empty((3, *pixels.shape[:2]), np.float32)
+        for plane, channel in zip(planes, (2, 1, 0), strict=True):
+            np.subtract(pixels[..., channel], self._mean[channel], out=plane)
+            plane *= self._scale[channel]
+        return planes
+
+
+def draw_photometric(rng: np.random.Generator, config: AugmentConfig) -> Photometric:
+    """Colour changes at random: each on every second image, contrast before or after saturation and hue."""
+    if not config.photometric:
+        return Photometric()
+    wanted = rng.random(4) < 0.5
+    contrast_first = rng.random() < 0.5
+    brightness = rng.uniform(-config.brightness, config.brightness) if wanted[0] else 0.0
+    contrast = rng.uniform(*config.contrast) if wanted[1] else 1.0
+    saturation = rng.uniform(*config.saturation) if wanted[2] else 1.0
+    hue = rng.uniform(-config.hue, config.hue) if wanted[3] else 0.0
+    early, late = (contrast, 1.0) if contrast_first else (1.0, contrast)
+    return Photometric(brightness, early, saturation, hue, late)
+
+
+def draw_geometry(
+    rng: np.random.Generator, config: AugmentConfig, boxes: np.ndarray, height: int, width: int
+) -> Geometry:
+    """Expansion, crop, mirror, flip and turns at random.
+
+    Args:
+        boxes: (n, 4), the instances that are no crowds, x1 y1 x2 y2 in pixels. Where there are none, any
+            crop will do.
+        height, width: of the image.
+    """
+    left = top = 0
+    wide, high = width, height
+    if config.expand and rng.random() < 0.5:
+        ratio = rng.uniform(1, config.expand_ratio)
+        wide, high = int(width * ratio), int(height * ratio)
+        left, top = int(rng.uniform(0, width * (ratio - 1))), int(rng.uniform(0, height * (ratio - 1)))
+        # Rounding is not to cut the image.
+        wide, high = max(wide, left + width), max(high, top + height)
+    crop = np.array([0, 0, wide, high])
+    if config.crop:
+        crop = _draw_crop(rng, config, boxes + np.array([left, top, left, top]), high, wide)
+    x1, y1, x2, y2 = (crop - np.array([left, top, left, top])).tolist()
+    mirror, flip = (rng.random(2) < 0.5).tolist()
+    turns = int(rng.integers(4))
+    return Geometry(
+        (x1, y1, x2, y2),
+        mirror=config.mirror and mirror,
+        flip=config.flip and flip,
+        turns=turns if config.rotate else 0,
+    )
+
+
+def _draw_crop(
+    rng: np.random.Generator, config: AugmentConfig, boxes: np.ndarray, height: int, width: int
+) -> np.ndarray:
+    """A crop x1, y1, x2, y2 in whole pixels; the whole as one kind of several."""
+    whole = np.array([0, 0, width, height])
+    while True:
+        kind = int(rng.integers(len(config.crop_min_ious) + 2))
+        if kind == 0:
+            return whole
+        sides = rng.uniform(config.crop_min_side, 1, (_TRIES, 2)) * whole[2:]
+        corners = rng.random((_TRIES, 2)) * (whole[2:] - sides)
+        crops = np.concatenate([corners, corners + sides], axis=1).astype(np.int64)  # (tries, 4)
+        aspects = sides[:, 1] / sides[:, 0]
+        good = (config.crop_aspect[0] <= aspects) & (aspects <= config.crop_aspect[1])
+        good &= (crops[:, 2:] > crops[:, :2]).all(1)
+        if len(boxes):
+            good &= centres_in(boxes, crops).any(1)
+            if config.crop_enforce_iou and kind <= len(config.crop_min_ious):
+                good &= _best_iou(boxes, crops) >= config.crop_min_ious[kind - 1]
+        if good.any():
+            return crops[good.argmax()]
+
+
+def _best_iou(boxes: np.ndarray, crops: np.ndarray) -> np.ndarray:
+    """The highest IoU of each crop (c, 4) with any of the boxes (n, 4): (c,)."""
+    crops = crops[:, None]  # (c, 1, 4)
+    shared = np.minimum(boxes[:, 2:], crops[..., 2:]) - np.maximum(boxes[:, :2], crops[..., :2])
+    shared = shared.clip(0).prod(2)  # (c, n)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1) + (crops[..., 2:] - crops[..., :2]).prod(2)
+    return (shared / (areas - shared)).max(1)

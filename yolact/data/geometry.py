@@ -1,0 +1,188 @@
+"""Where the pixels of an image go in the network's input: crop, resize, mirror, flip, quarter turns in one."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypeVar
+
+import cv2
+import numpy as np
+
+Image = TypeVar("Image", bound=np.ndarray)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """One affine map from an image to a square input.
+
+    The crop is stretched to the square, which then is mirrored, flipped and turned, in this order.
+
+    Attributes:
+        crop: x1, y1, x2, y2 in whole pixels of the image; it may reach out of the image (expansion).
+        mirror: exchange left and right.
+        flip: exchange top and bottom.
+        turns: quarter turns, counter-clockwise, 0 to 3.
+    """
+
+    crop: tuple[int, int, int, int]
+    mirror: bool = False
+    flip: bool = False
+    turns: int = 0
+
+    @staticmethod
+    def whole(height: int, width: int) -> Geometry:
+        """The whole image and nothing but the resize."""
+        return Geometry((0, 0, width, height))
+
+    def turn(self, image: Image) -> Image:
+        """Mirror, flip and turn an array of rows and columns; a view."""
+        image = image[:, ::-1] if self.mirror else image  # type: ignore[assignment]
+        image = image[::-1] if self.flip else image  # type: ignore[assignment]
+        return np.rot90(image, self.turns) if self.turns else image  # type: ignore[return-value]
+
+    def turn_region(self, region: np.ndarray, x: int, y: int) -> tuple[np.ndarray, int, int]:
+        """A part of an image whose first pixel is at x, y: turned, and where it then is in the turned crop."""
+        high, wide = region.shape[:2]
+        x, y = x - self.crop[0], y - self.crop[1]
+        full_width, full_height = self.crop[2] - self.crop[0], self.crop[3] - self.crop[1]
+        x = full_width - x - wide if self.mirror else x
+        y = full_height - y - high if self.flip else y
+        for _ in range(self.turns):
+            x, y, wide, high = y, full_width - x - wide, high, wide
+            full_width, full_height = full_height, full_width
+        return self.turn(region), x, y
+
+    @property
+    def turned_sides(self) -> tuple[int, int]:
+        """Width and height of the crop after turning."""
+        x1, y1, x2, y2 = self.crop
+        return (y2 - y1, x2 - x1) if self.turns % 2 else (x2 - x1, y2 - y1)
+
+    def matrix(self, size: int) -> np.ndarray:
+        """(2, 3) float64 from x, y, 1 in pixels of the image to pixels of the input.
+
+        Coordinates are of corners: pixel i reaches from i to i + 1.
+        """
+        x1, y1, x2, y2 = self.crop
+        unit = np.array([[1 / (x2 - x1), 0, -x1 / (x2 - x1)], [0, 1 / (y2 - y1), -y1 / (y2 - y1)], [0, 0, 1]])
+        steps = [
+            (self.mirror, [[-1, 0, 1], [0, 1, 0], [0, 0, 1]]),
+            (self.flip, [[1, 0, 0], [0, -1, 1], [0, 0, 1]]),
+            *[(True, [[0, 1, 0], [-1, 0, 1], [0, 0, 1]])] * self.turns,
+        ]
+        for wanted, step in steps:
+            if wanted:
+                unit = np.array(step, np.float64) @ unit
+        return unit[:2] * size
+
+    def boxes(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes (n, 4) x1 y1 x2 y2 in pixels of the image, as (n, 4) float32 relative to the input, clipped."""
+        x1, y1, x2, y2 = self.crop
+        sides = np.array([x2 - x1, y2 - y1] * 2, np.float64)
+        moved = ((boxes - np.array([x1, y1, x1, y1])) / sides).clip(0, 1)
+        left, top, right, bottom = moved.T
+        if self.mirror:
+            left, right = 1 - right, 1 - left
+        if self.flip:
+            top, bottom = 1 - bottom, 1 - top
+        for _ in range(self.turns):
+            left, top, right, bottom = top, 1 - right, bottom, 1 - left
+        return np.stack([left, top, right, bottom], axis=1).astype(np.float32)
+
+    def keeps(self, boxes: np.ndarray) -> np.ndarray:
+        """Which boxes (n, 4), in pixels of the image, have their centre in the crop: bool (n,)."""
+        return centres_in(boxes, np.array([self.crop], np.float64))[0]
+
+    def part(self, image: np.ndarray, fill: np.ndarray) -> tuple[np.ndarray, tuple[slice, slice]]:
+        """The pixels that `resize` needs, to be changed in between.
+
+        Args:
+            image: (H, W, 3) uint8.
+            fill: (3,) float32, the colour outside the image.
+
+        Returns:
+            (h, w, 3) float32: the part of the image in the crop, where the crop reaches out of the image with
+            a border of one pixel; and where in it the image is.
+        """
+        x1, y1, x2, y2 = self._visible(*image.shape[:2])
+        if (x1, y1, x2, y2) == self.crop:
+            return image[y1:y2, x1:x2].astype(np.float32), (slice(None), slice(None))
+        pixels = np.empty((y2 - y1 + 2, x2 - x1 + 2, 3), np.float32)
+        for line in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
+            line[:] = fill
+        pixels[1:-1, 1:-1] = image[y1:y2, x1:x2]
+        return pixels, (slice(1, -1), slice(1, -1))
+
+    def resize(self, part: np.ndarray, shape: tuple[int, int], size: int, fill: np.ndarray) -> np.ndarray:
+        """The crop as a square input, before mirroring and turning.
+
+        Bilinear with half-pixel centres, as `cv2.resize` of the crop would be.
+
+        Args:
+            part: the pixels of `part`.
+            shape: (height, width) of the image.
+            size: S.
+            fill: (3,) float32, the colour outside the image.
+
+        Returns:
+            (S, S, 3) float32.
+        """
+        x1, y1, x2, y2 = self.crop
+        seen = self._visible(*shape)
+        if seen == self.crop:
+            return cv2.resize(part, (size, size), interpolation=cv2.INTER_LINEAR)
+        canvas = np.empty((size, size * 3), np.float32)
+        canvas[:] = np.tile(fill, size)
+        canvas = canvas.reshape(size, size, 3)
+        if seen[0] >= seen[2] or seen[1] >= seen[3]:
+            return canvas
+        # Inside the image the crop's edge repeats its own pixels, not those beyond.
+        for edge, (beyond, line, own) in enumerate(
+            (
+                (part[:, 0], x1, part[:, 1]),
+                (part[0], y1, part[1]),
+                (part[:, -1], x2, part[:, -2]),
+                (part[-1], y2, part[-2]),
+            )
+        ):
+            if seen[edge] == line:
+                beyond[:] = own
+        left, top = seen[0] - 1 - x1, seen[1] - 1 - y1
+        wide, high = (x2 - x1) / size, (y2 - y1) / size
+        # The pixels of the input that see any of it.
+        i1, i2 = _reached(left, part.shape[1], wide, size)
+        j1, j2 = _reached(top, part.shape[0], high, size)
+        if i1 < i2 and j1 < j2:
+            inverse = [[wide, 0, (i1 + 0.5) * wide - 0.5 - left], [0, high, (j1 + 0.5) * high - 0.5 - top]]
+            cv2.warpAffine(
+                part,
+                np.array(inverse),
+                (i2 - i1, j2 - j1),
+                dst=canvas[j1:j2, i1:i2],
+                flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                borderMode=cv2.BORDER_REPLICATE,
+            )
+        return canvas
+
+    def _visible(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """The part of the crop inside an image, x1, y1, x2, y2; of no pixels where they do not meet."""
+        x1, y1, x2, y2 = self.crop
+        x1, y1 = min(max(x1, 0), width), min(max(y1, 0), height)
+        return x1, y1, max(min(x2, width), x1), max(min(y2, height), y1)
+
+
+def centres_in(boxes: np.ndarray, crops: np.ndarray) -> np.ndarray:
+    """Which boxes (n, 4) have their centre inside which crops (c, 4): bool (c, n)."""
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2  # (n, 2)
+    return ((crops[:, None, :2] < centres) & (centres < crops[:, None, 2:])).all(2)
+
+
+def _reached(start: int, length: int, scale: float, size: int) -> tuple[int, int]:
+    """First and past-the-last input pixel whose centre falls on `length` pixels from `start` on.
+
+    Input pixels before the first or after the last pixel's centre count where there are none before or after.
+    """
+    first = math.ceil((start + 0.5) / scale - 0.5)
+    last = math.floor((start + length - 0.5) / scale - 0.5)
+    return max(first, 0), min(last + 1, size)
