@@ -44,7 +44,7 @@ def test_a_bad_batch_is_saved_and_can_be_looked_into(
 
     assert main(["--debug-batch", str(dump), "--device", "cpu"]) == 1
     words = capsys.readouterr().err
-    assert "weight fpn.lat_layers.0.bias (64,): 1 of 64 are not finite" in words
+    assert "weight fpn.lat_layers.0.bias (48,): 1 of 48 are not finite" in words
     assert "activation fpn.lat_layers.0[0]" in words
     assert "backbone" not in words.partition("losses now")[0].partition("activation")[2].partition("\n")[0]
 
