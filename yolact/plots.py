@@ -91,7 +91,7 @@ def class_pr_plot(curves: Curves, kind: str, confusion: Confusion) -> bytes:
     )
     figure.supxlabel("recall", fontsize=10, y=0.05 / height)
     figure.supylabel("precision", fontsize=10, x=0.05 / width)
-    return _png(figure, crop=False)
+    return _png(figure)
 
 
 def confusion_plot(confusion: Confusion) -> bytes:
@@ -100,39 +100,40 @@ def confusion_plot(confusion: Confusion) -> bytes:
     cells = len(counts)
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     side = max(3.2, cells * (0.45 if cells <= NUMBERED_CELLS else 0.2))
-    figure = _figure(side + 2.4, side + 1.6)
-    axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    # The matrix fills it; the picture grows by what is around it, names of any length included.
+    figure = _figure(side, side, layout=None)
+    axes = figure.add_axes((0, 0, 1, 1))
+    # Lines between the cells lead the eye to the names.
+    places = np.arange(cells)
+    image = axes.pcolormesh(
+        places, places, shares, cmap="Blues", vmin=0, vmax=1, edgecolors="#d1d5db", linewidth=0.4
+    )
+    axes.invert_yaxis()
+    axes.set_aspect("equal")
     labels = [_short(name) for name in names]
-    axes.set_xticks(range(cells), [*labels, "missed"], rotation=90, fontsize=8)
-    axes.set_yticks(range(cells), [*labels, "nothing there"], fontsize=8)
+    axes.set_xticks(places, [*labels, "missed"], rotation=90, fontsize=8)
+    axes.set_yticks(places, [*labels, "nothing there"], fontsize=8)
     if cells <= NUMBERED_CELLS:
         for row, column in np.argwhere(counts):
             value = int(counts[row, column])
             axes.text(
                 column,
                 row,
-                str(value) if value < 100_000 else f"{value / 1000:.0f}k",
+                str(value) if value < 10_000 else f"{value / 1000:.0f}k",
                 ha="center",
                 va="center",
                 fontsize=7,
                 color="white" if shares[row, column] > 0.5 else "black",
             )
-    # Thin lines between cells, along which the eye finds the names.
-    axes.set_xticks(np.arange(cells + 1) - 0.5, minor=True)
-    axes.set_yticks(np.arange(cells + 1) - 0.5, minor=True)
-    axes.grid(which="minor", color="#d1d5db", linewidth=0.4)
-    axes.tick_params(which="minor", length=0)
     axes.set_xlabel("found as")
     axes.set_ylabel("true class")
     axes.set_title(
         f"Confusion at {confusion.kind} IoU {confusion.iou_threshold:g}, score {confusion.score_threshold:g}",
         fontsize=11,
     )
-    # As high as the matrix, however large that is.
-    bar = figure.colorbar(image, ax=axes, fraction=0.3 / (side + 2.4), pad=0.02)
+    bar = figure.colorbar(image, cax=axes.inset_axes((1 + 0.15 / side, 0, 0.2 / side, 1)))
     bar.set_label("share of the row")
-    return _png(figure)
+    return _png(figure, crop=True)
 
 
 def class_ap_plot(metrics: dict[str, Metrics], confusion: Confusion) -> bytes:
@@ -232,8 +233,9 @@ def _of_how_many(shown: int, every: int) -> str:
 
 
 def _short(name: str) -> str:
-    """Cut to `NAME_LENGTH`; a dollar sign does not begin a formula."""
-    cut = name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"
+    """Cut out the middle of what is longer than `NAME_LENGTH`; a dollar sign does not begin a formula."""
+    half = NAME_LENGTH // 2
+    cut = name if len(name) <= NAME_LENGTH else f"{name[: half - 1]}…{name[-half:]}"
     return cut.replace("$", r"\$")
 
 
@@ -245,7 +247,7 @@ def _figure(width: float, height: float, layout: Literal["constrained"] | None =
     return Figure(figsize=(width, height), layout=layout)
 
 
-def _png(figure: Figure, crop: bool = True) -> bytes:
+def _png(figure: Figure, crop: bool = False) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         # Names in scripts that the font lacks; the tables of the report have them.

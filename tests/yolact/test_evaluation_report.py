@@ -1,4 +1,4 @@
-"""Curves against pycocotools, the faster library against pycocotools, and the report for every kind of result."""
+"""Curves and the faster library against pycocotools; the report for every kind of result."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_faster_is_asked_for_but_missing(
     noisy: tuple[GroundTruth, Predictions], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-    with pytest.raises(YolactError, match="pip install faster-coco-eval$"):
+    with pytest.raises(YolactError, match=r"pip install faster-coco-eval$"):
         score(*noisy, faster=True)
 
 
@@ -157,7 +157,8 @@ def test_report(noisy: tuple[GroundTruth, Predictions], tmp_path: Path) -> None:
     root = report(evaluation, tmp_path / "report")
     assert {path.stem for path in (tmp_path / "report").glob("*.png")} == ALL_PICTURES
     head, cat, dog, emu = rows(root, "classes")
-    assert head == "class|objects|detections|precision|recall|box AP|box AP50|mask AP|mask AP50".split("|")
+    assert head[:5] == ["class", "objects", "detections", "precision", "recall"]
+    assert head[5:] == ["box AP", "box AP50", "mask AP", "mask AP50"]
     assert [cat[0], dog[0]] == ["cat", "dog"]
     assert emu == ["emu", "0", "0", *"––––––"]
     assert int(cat[1]) + int(dog[1]) == len(noisy[0].annotations)
@@ -172,7 +173,6 @@ def test_report(noisy: tuple[GroundTruth, Predictions], tmp_path: Path) -> None:
 CASES = {
     "no detections": (coco_file([1], [annotation(1, 1, BOX)]), {}),
     "no annotations": (coco_file([1], []), {1: [Found(BOX)]}),
-    "nothing at all": (coco_file([1], []), {}),
     "one class": (coco_file([1], [annotation(1, 1, BOX)], ["cat"]), {1: [Found(BOX), Found(OTHER)]}),
     "crowds only": (
         coco_file([1], [annotation(1, 1, BOX, iscrowd=1)], ["cat"]), {1: [Found(BOX), Found(OTHER)]},
@@ -196,6 +196,7 @@ def test_report_of_little(case: str, tmp_path: Path) -> None:
     assert shown == {name for name in ALL_PICTURES if case != "boxes only" or "mask" not in name}
 
 
+@pytest.mark.slow
 def test_many_classes_are_added_up() -> None:
     random = np.random.default_rng(1)
     counts = random.integers(0, 9, (301, 301))
