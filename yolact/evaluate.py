@@ -230,7 +230,7 @@ def score(
         faster: Compute with faster-coco-eval, whose numbers are the same.
 
     Raises:
-        UsageError: `confusion_score` is out of range.
+        UsageError: `confusion_score` is out of range, where `details` are asked for.
         YolactError: faster-coco-eval is not installed.
     """
     library = coco_library(faster)
