@@ -6,8 +6,6 @@ at all. Boxes are ranked by box scores, masks by mask scores (which differ where
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import time
 from collections.abc import Iterator
@@ -16,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from rich.console import Console
 from rich.progress import track
 
+from yolact.confusion import SCORE_THRESHOLD, Confusion, confusion_matrix
+from yolact.curves import Curves
 from yolact.data.layout import image_path
 from yolact.ground_truth import GroundTruth, match_categories, read_ground_truth
+from yolact.metrics import Metrics, coco_library, metrics_of
 from yolact_runtime import Engine, Result, YolactError
 from yolact_runtime.errors import UsageError
 from yolact_runtime.sources import read_image
@@ -33,40 +32,18 @@ DEFAULT_BATCH = 8
 
 
 @dataclass(frozen=True)
-class Metrics:
-    """COCO's summary for boxes or masks, 0..1. None where there is nothing to find (no such annotations).
+class Details:
+    """What a report shows beyond the numbers.
 
     Attributes:
-        ap: Average precision over IoU thresholds .50, .55 ... .95 and all classes.
-        ap50: At IoU 0.50.
-        ap75: At IoU 0.75.
-        ap_small: Of objects below 32 x 32 pixels.
-        ap_medium: Of objects from there to 96 x 96 pixels.
-        ap_large: Of objects above.
-        ar1: Average recall with one detection per image and class.
-        ar10: With ten.
-        ar100: With a hundred.
-        ar_small: With a hundred, of small objects.
-        ar_medium: Of medium ones.
-        ar_large: Of large ones.
-        by_iou: AP at each threshold, `"0.50"` to `"0.95"`.
-        by_class: AP of each category of the annotation file, by name.
+        box: Curves of the boxes.
+        mask: Of the masks; None where the annotations have none.
+        confusion: Of masks, or of boxes where the annotations have no masks.
     """
 
-    ap: float | None
-    ap50: float | None
-    ap75: float | None
-    ap_small: float | None
-    ap_medium: float | None
-    ap_large: float | None
-    ar1: float | None
-    ar10: float | None
-    ar100: float | None
-    ar_small: float | None
-    ar_medium: float | None
-    ar_large: float | None
-    by_iou: dict[str, float | None]
-    by_class: dict[str, float | None]
+    box: Curves
+    mask: Curves | None
+    confusion: Confusion
 
 
 @dataclass(frozen=True)
@@ -81,6 +58,7 @@ class Evaluation:
         failures: Reason for each image, by file name, that could not be evaluated. They count as images
             in which nothing was found.
         ms_per_image: Mean time from image in memory to boxes and run lengths, in milliseconds.
+        details: Curves and confusion matrix, where `score` was asked for them.
     """
 
     box: Metrics
@@ -89,10 +67,14 @@ class Evaluation:
     detections: int
     failures: dict[str, str]
     ms_per_image: float
+    details: Details | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dicts, numbers and None."""
-        return asdict(self)
+        """Plain dicts, numbers and None; `details` only where there are any."""
+        content = asdict(self)
+        if self.details is None:
+            del content["details"]
+        return content
 
 
 @dataclass
@@ -230,87 +212,59 @@ def _fail(record: dict[str, Any], error: YolactError, found: Predictions) -> Non
     found.failures[record["file_name"]] = str(error)
 
 
-def score(truth: GroundTruth, found: Predictions) -> Evaluation:
-    """Compare predictions with an annotation file."""
+def score(
+    truth: GroundTruth,
+    found: Predictions,
+    *,
+    details: bool = False,
+    confusion_score: float = SCORE_THRESHOLD,
+    faster: bool = False,
+) -> Evaluation:
+    """Compare predictions with an annotation file.
+
+    Args:
+        truth: The annotation file.
+        found: The predictions.
+        details: Keep the precision-recall curves and count the confusion matrix, too.
+        confusion_score: The least score, 0..1, of detections in the confusion matrix.
+        faster: Compute with faster-coco-eval, whose numbers are the same.
+
+    Raises:
+        UsageError: `confusion_score` is out of range, where `details` are asked for.
+        YolactError: faster-coco-eval is not installed.
+    """
+    library = coco_library(faster)
     with_mask = [entry for entry in truth.annotations if entry["segmentation"] is not None]
     without = len(truth.annotations) - len(with_mask)
-    mask = None
+    mask, mask_curves = None, None
     if with_mask or not without:
         if without:
             log.warning("%d annotations of %s have no mask; they count for boxes only", without, truth.path)
         # Without their boxes: pycocotools would take their areas for the areas of the masks.
         bare = [{key: value for key, value in entry.items() if key != "bbox"} for entry in found.masks]
-        mask = _metrics(truth, with_mask, bare, found.image_ids, "segm")
+        mask, mask_curves = metrics_of(truth, with_mask, bare, found.image_ids, "segm", library)
     else:
         log.warning("%s has no masks; only boxes are evaluated", truth.path)
+    box, box_curves = metrics_of(truth, truth.annotations, found.boxes, found.image_ids, "bbox", library)
+    extra = None
+    if details:
+        kind = "box" if mask is None else "mask"
+        confusion = confusion_matrix(
+            truth.annotations if mask is None else with_mask,
+            found.boxes if mask is None else found.masks,
+            found.image_ids,
+            truth.class_names,
+            kind=kind,
+            score_threshold=confusion_score,
+        )
+        extra = Details(box_curves, mask_curves, confusion)
     processed = len(found.image_ids) - len(found.failures)
     return Evaluation(
-        box=_metrics(truth, truth.annotations, found.boxes, found.image_ids, "bbox"),
+        box=box,
         mask=mask,
         images=len(found.image_ids),
         detections=len(found.boxes),
         failures=dict(found.failures),
         ms_per_image=1000 * found.seconds / max(1, processed),
+        details=extra,
     )
-
-
-def _metrics(
-    truth: GroundTruth,
-    annotations: list[dict[str, Any]],
-    predictions: list[dict[str, Any]],
-    image_ids: list[int],
-    kind: str,
-) -> Metrics:
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        expected = _coco(truth, [dict(entry) for entry in annotations])
-        # loadRes cannot take an empty list.
-        actual = expected.loadRes([dict(entry) for entry in predictions]) if predictions else _coco(truth, [])
-        run = COCOeval(expected, actual, kind)
-        run.params.imgIds = image_ids
-        run.evaluate()
-        run.accumulate()
-    log.debug("pycocotools (%s): %s", kind, " ".join(printed.getvalue().split()))
-    # (IoU threshold, recall, class, area all/small/medium/large, at most 1/10/100 detections); -1: undefined
-    precision = run.eval["precision"][..., -1]
-    recall = run.eval["recall"]  # (IoU threshold, class, area, at most)
-    every = [category["name"] for category in truth.categories]
-    names = {
-        category["id"]: name if every.count(name) == 1 else f"{name} ({category['id']})"
-        for category, name in zip(truth.categories, every, strict=True)
-    }
-    return Metrics(
-        ap=_mean(precision[..., 0]),
-        ap50=_mean(precision[0, ..., 0]),
-        ap75=_mean(precision[5, ..., 0]),
-        ap_small=_mean(precision[..., 1]),
-        ap_medium=_mean(precision[..., 2]),
-        ap_large=_mean(precision[..., 3]),
-        ar1=_mean(recall[..., 0, 0]),
-        ar10=_mean(recall[..., 0, 1]),
-        ar100=_mean(recall[..., 0, 2]),
-        ar_small=_mean(recall[..., 1, 2]),
-        ar_medium=_mean(recall[..., 2, 2]),
-        ar_large=_mean(recall[..., 3, 2]),
-        by_iou={
-            f"{iou:.2f}": _mean(row[..., 0]) for iou, row in zip(run.params.iouThrs, precision, strict=True)
-        },
-        by_class={names[number]: _mean(precision[:, :, i, 0]) for i, number in enumerate(run.params.catIds)},
-    )
-
-
-def _coco(truth: GroundTruth, annotations: list[dict[str, Any]]) -> COCO:
-    coco = COCO()
-    coco.dataset = {
-        "info": {},
-        "images": truth.images,
-        "categories": truth.categories,
-        "annotations": annotations,
-    }
-    coco.createIndex()
-    return coco
-
-
-def _mean(values: np.ndarray) -> float | None:
-    defined = values[values > -1]
-    return float(defined.mean()) if defined.size else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,16 @@ class GroundTruth:
     images: list[dict[str, Any]]
     annotations: list[dict[str, Any]]
     categories: list[dict[str, Any]]
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """Names by category id, in the order of ids; the id is added to a name that is not unique."""
+        names = {category["id"]: category["name"] for category in self.categories}
+        uses = Counter(names.values())
+        return {
+            number: name if uses[name] == 1 else f"{name} ({number})"
+            for number, name in sorted(names.items())
+        }
 
 
 def read_ground_truth(annotations: str | Path, images: str | Path) -> GroundTruth:

@@ -11,9 +11,12 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from yolact.config import DatasetConfig
+from yolact.confusion import SCORE_THRESHOLD, check_score_threshold
 from yolact.data.layout import resolve_dataset
-from yolact.evaluate import Evaluation, Metrics, predict, score
+from yolact.evaluate import Evaluation, predict, score
+from yolact.evaluation_report import check_report_packages, write_report
 from yolact.ground_truth import read_ground_truth
+from yolact.metrics import Metrics, coco_library
 from yolact.registry import configs
 from yolact_runtime import load_engine
 from yolact_runtime.commandline import Parser, run, table_console
@@ -50,8 +53,24 @@ def _parser() -> Parser:
     parser.add_argument(
         "--batch-size", type=int, help="images at once (default: 8, or as many as the engine takes)"
     )
+    parser.add_argument(
+        "--faster", action="store_true", help="compute AP with faster-coco-eval; the numbers are the same"
+    )
     results = parser.add_argument_group("results")
     results.add_argument("--json", metavar="FILE", help="write the metrics as JSON")
+    results.add_argument(
+        "--report",
+        metavar="DIR",
+        help="write precision-recall curves and a confusion matrix as PNG files and a page report.html, and"
+        " add their numbers to the JSON as `details`",
+    )
+    results.add_argument(
+        "--confusion-score",
+        type=float,
+        default=SCORE_THRESHOLD,
+        metavar="S",
+        help=f"least score of detections in the confusion matrix (default: {SCORE_THRESHOLD})",
+    )
     results.add_argument("--per-class", action="store_true", help="print the AP of every class too")
     results.add_argument(
         "--output-coco-json", action="store_true", help="write the detections as COCO result files"
@@ -62,6 +81,11 @@ def _parser() -> Parser:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    # What is missing is said before the work, not after it.
+    coco_library(args.faster)
+    check_score_threshold(args.confusion_score)
+    if args.report:
+        check_report_packages()
     options = {key: value for key in ("config", "threads") if (value := getattr(args, key)) is not None}
     with load_engine(args.engine, **options) as engine:
         images, annotations = _data(args, engine.metadata.config)
@@ -77,18 +101,26 @@ def _evaluate(args: argparse.Namespace) -> int:
         for entries, path in ((found.boxes, args.bbox_det_file), (found.masks, args.mask_det_file)):
             write_json(path, entries)
             log.info("wrote %d detections to %s", len(entries), path)
-    evaluation = score(truth, found)
+    evaluation = score(
+        truth,
+        found,
+        details=bool(args.report),
+        confusion_score=args.confusion_score,
+        faster=args.faster,
+    )
+    about = {
+        "engine": str(args.engine),
+        "config": engine.metadata.config,
+        "precision": engine.metadata.precision,
+        "images_from": str(images),
+        "annotations": str(annotations),
+    }
     if args.json:
-        meta = engine.metadata
-        about = {
-            "engine": str(args.engine),
-            "config": meta.config,
-            "precision": meta.precision,
-            "images_from": str(images),
-            "annotations": str(annotations),
-        }
         write_json(args.json, {**about, **evaluation.to_json()}, indent=2)
         log.info("wrote the metrics to %s", args.json)
+    if args.report:
+        page = write_report(evaluation, args.report, about)
+        log.info("wrote the report to %s", page)
     if not truth.annotations:
         log.warning("%s has no annotations: there is nothing to compare with", truth.path)
     show(evaluation, args.per_class)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,44 @@ def test_writes_the_metrics(dataset: Path) -> None:
     assert metrics["mask"]["ap_large"] is None
 
 
+def test_writes_a_report(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--engine", "e.onnx", *DATA, "--json", "plain.json"]) == 0
+    options = ["--report", "out/report", "--confusion-score", "0.95", "--json", "detailed.json"]
+    assert command.main(["--engine", "e.onnx", *DATA, *options]) == 0
+    assert "report.html" in capsys.readouterr().err
+    assert "e.onnx" in (dataset / "out" / "report" / "report.html").read_text()
+    assert (dataset / "out" / "report" / "confusion.png").exists()
+    plain, detailed = (json.loads((dataset / f"{name}.json").read_text()) for name in ("plain", "detailed"))
+    assert detailed.keys() - plain.keys() == {"details"}
+    confusion = detailed["details"]["confusion"]
+    assert (confusion["score_threshold"], confusion["counts"][0]) == (0.95, [0, 0, 2])
+    assert len(detailed["details"]["mask"]["by_class"]["cat"]) == len(detailed["details"]["mask"]["recall"])
+
+
+@pytest.mark.parametrize(
+    ("library", "option", "message"),
+    [
+        ("matplotlib", ["--report", "out"], 'pip install "yolact[train]"'),
+        ("jinja2", ["--report", "out"], 'pip install "yolact[train]"'),
+        ("faster_coco_eval", ["--faster"], "pip install faster-coco-eval"),
+    ],
+)
+def test_what_is_missing_is_said_before_the_work(
+    dataset: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    library,
+    option,
+    message,
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.setattr(command, "load_engine", lambda *_, **__: pytest.fail("work was begun"))
+    assert command.main(["--engine", "e", *DATA, *option]) == 1
+    said = capsys.readouterr().err.strip()
+    assert said.endswith(message)
+    assert "\n" not in said
+
+
 def test_writes_result_files_that_coco_opens(dataset: Path) -> None:
     assert command.main(["--trained_model=e.pth", *DATA, "--output_coco_json"]) == 0
     truth = COCO(str(dataset / "annotations" / "instances_val.json"))
@@ -89,6 +128,7 @@ def test_a_test_set_is_only_run(dataset: Path, capsys: pytest.CaptureFixture[str
         (["--engine", "e"], 2, "give both --images and --annotations, or --dataset"),
         (["--engine", "e", "--images", "val"], 2, "give both --images and --annotations"),
         (["--engine", "e", *DATA, "--max-images", "0"], 2, "max_images is 0"),
+        (["--engine", "e", *DATA, "--confusion-score", "30"], 2, "is 30.0; it must be 0 to 1"),
         (["--engine", "e", "--images", "val", "--annotations", "no.json"], 1, "no.json does not exist"),
     ],
 )

@@ -1,0 +1,132 @@
+"""Which classes are taken for which others: a confusion matrix over instances."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from yolact_runtime.errors import UsageError
+
+IOU_THRESHOLD = 0.5
+SCORE_THRESHOLD = 0.3
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How often an object of one class was found as another; see `confusion_matrix` for what is counted.
+
+    Attributes:
+        kind: What was compared, `"mask"` or `"box"`.
+        iou_threshold: The least IoU of an object and its detection.
+        score_threshold: The least score of a detection that counts.
+        classes: The C categories of the annotation file.
+        counts: (C + 1, C + 1) how often: row, the true class; column, the found one. The last column holds
+            objects that were missed, the last row detections of nothing; their corner is 0.
+    """
+
+    kind: str
+    iou_threshold: float
+    score_threshold: float
+    classes: list[str]
+    counts: list[list[int]]
+
+
+def confusion_matrix(
+    annotations: Iterable[dict[str, Any]],
+    predictions: Iterable[dict[str, Any]],
+    image_ids: Iterable[int],
+    names: dict[int, str],
+    *,
+    kind: str = "mask",
+    score_threshold: float = SCORE_THRESHOLD,
+    iou_threshold: float = IOU_THRESHOLD,
+) -> Confusion:
+    """Count pairs of annotated and found instances, whatever their classes.
+
+    In each image the detections of at least `score_threshold` choose in the order of their scores: each takes
+    the object that it overlaps most among those not yet taken, where their IoU is at least `iou_threshold`
+    (of equal IoU the first in the file). So one object is found once; a second detection of it, of any class,
+    is a detection of nothing. One of these is not counted at all if at least `iou_threshold` of its own area
+    lies in a crowd region of its class, as in COCO. Crowd regions are never missed.
+
+    Args:
+        annotations: As in `GroundTruth`; with segmentations for masks.
+        predictions: COCO result entries; with run lengths for masks.
+        image_ids: The images that count.
+        names: Of the categories by their ids, in the order of the matrix.
+        kind: `"mask"` or `"box"`.
+        score_threshold: 0..1.
+        iou_threshold: Above 0, up to 1.
+
+    Raises:
+        UsageError: `score_threshold` is out of range.
+    """
+    check_score_threshold(score_threshold)
+    index = {number: i for i, number in enumerate(names)}
+    counts = np.zeros((len(names) + 1, len(names) + 1), np.int64)
+    strong = (entry for entry in predictions if entry["score"] >= score_threshold)
+    truth, found = _by_image(annotations), _by_image(strong)
+    for image in image_ids:
+        _count(counts, truth[image], found[image], index, kind, iou_threshold)
+    return Confusion(kind, iou_threshold, score_threshold, list(names.values()), counts.tolist())
+
+
+def check_score_threshold(value: float) -> None:
+    """Raise a `UsageError` where `value` is not in 0..1."""
+    if not 0 <= value <= 1:
+        raise UsageError(f"the score threshold of the confusion matrix is {value}; it must be 0 to 1")
+
+
+def _by_image(entries: Iterable[dict[str, Any]]) -> defaultdict[int, list[dict[str, Any]]]:
+    images = defaultdict(list)
+    for entry in entries:
+        images[entry["image_id"]].append(entry)
+    return images
+
+
+def _count(
+    counts: np.ndarray,
+    truth: Sequence[dict[str, Any]],
+    found: Sequence[dict[str, Any]],
+    index: dict[int, int],
+    kind: str,
+    iou_threshold: float,
+) -> None:
+    """Add the pairs of one image to `counts`."""
+    nothing = len(counts) - 1
+    objects = [entry for entry in truth if not entry["iscrowd"]]
+    crowds = [entry for entry in truth if entry["iscrowd"]]
+    ranked = sorted(found, key=lambda entry: -entry["score"])
+    iou = _overlap(ranked, objects, kind, crowd=False)  # (detections, objects)
+    inside = _overlap(ranked, crowds, kind, crowd=True)  # (detections, crowds)
+    free = np.ones(len(objects), bool)
+    for row, entry in enumerate(ranked):
+        label = index[entry["category_id"]]
+        candidates = np.where(free & (iou[row] >= iou_threshold), iou[row], -1.0)
+        if candidates.size and candidates.max() > 0:
+            best = int(candidates.argmax())
+            free[best] = False
+            counts[index[objects[best]["category_id"]], label] += 1
+        elif not any(
+            share >= iou_threshold and crowd["category_id"] == entry["category_id"]
+            for share, crowd in zip(inside[row], crowds, strict=True)
+        ):
+            counts[nothing, label] += 1
+    for taken, entry in zip(~free, objects, strict=True):
+        counts[index[entry["category_id"]], nothing] += int(not taken)
+
+
+def _overlap(
+    found: Sequence[dict[str, Any]], truth: Sequence[dict[str, Any]], kind: str, crowd: bool
+) -> np.ndarray:
+    """(found, truth) IoU; for crowds the share of the found one's area instead."""
+    if not found or not truth:
+        return np.zeros((len(found), len(truth)))
+    key = "segmentation" if kind == "mask" else "bbox"
+    left, right = ([entry[key] for entry in side] for side in (found, truth))
+    return np.asarray(coco_mask.iou(left, right, [crowd] * len(truth)))
