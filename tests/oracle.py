@@ -125,7 +125,5 @@ def downsample_masks(masks, size):
     masks = torch.as_tensor(masks)
     if len(masks) == 0:
         return torch.zeros((0, *size), dtype=torch.bool)
-    small = torch.nn.functional.interpolate(
-        masks[None].float(), size, mode="bilinear", align_corners=False
-    )
+    small = torch.nn.functional.interpolate(masks[None].float(), size, mode="bilinear", align_corners=False)
     return small[0] > 0.5

@@ -1,10 +1,10 @@
 """How fast one process makes training samples, and where its time goes.
 
-    python -m yolact_bench.data --dataset DIR|data.yaml [--config yolact_base] [--rounds 3] [--torchvision]
+    python -m yolact_bench.data --dataset DIR|data.yaml [--config yolact_base] [--torchvision]
 
-One thread, as in a worker of a DataLoader. Every image is decoded and augmented anew. Times are of the wall and,
-for a machine that others use as well, of the processor. `--torchvision` runs the same recipe through
-`torchvision.transforms.v2` on tv_tensors in turns with ours.
+One thread, as in a worker of a DataLoader. Every image is decoded and augmented anew. Times are wall-clock
+and, for machines that others use as well, processor time. `--torchvision` runs the same recipe through
+`torchvision.transforms.v2` on tv_tensors, in turns with ours.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dataset", required=True, help="a folder in COCO layout or a .yaml")
     parser.add_argument("--config", default="yolact_base", help="configuration to make samples for")
     parser.add_argument("--rounds", type=int, default=3, help="times through the data set")
-    parser.add_argument("--torchvision", action="store_true", help="torchvision.transforms.v2 in turns with ours")
+    parser.add_argument(
+        "--torchvision", action="store_true", help="torchvision.transforms.v2 in turns with ours"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     return run(_bench, parser, argv)
 
@@ -142,7 +144,7 @@ def _stages(dataset: CocoDataset, epoch: int, index: int, clock: Clock) -> None:
 class TorchvisionRecipe:
     """The default recipe with the transforms of torchvision, masks carried at full size.
 
-    Its colours are clipped after each step and its crops do reach their IoU: close to the original, not equal.
+    It clips colours after each step, and its crops do reach their IoU: close to the original, not equal.
     """
 
     def __init__(self, dataset: CocoDataset) -> None:

@@ -180,7 +180,7 @@ class CocoDataset(Dataset[Sample]):
         return len(self.records)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
-        """The sample of an index, or of an (epoch, index): augmentation depends on both (epoch 0 if not given).
+        """The sample of an index, or of (epoch, index): augmentation depends on both; epoch 0 if not given.
 
         Raises:
             YolactError: the image is missing or unreadable, or a segmentation is damaged; names it.
@@ -198,9 +198,7 @@ class CocoDataset(Dataset[Sample]):
             resized = resize_batch([image], self.model.input_size, "float32")
             pixels = self._normalise(torch.from_numpy(resized))[0]
         else:
-            photometric, geometry = self.augmenter.draw(
-                epoch, index % len(self), boxes, crowd, height, width
-            )
+            photometric, geometry = self.augmenter.draw(epoch, index % len(self), boxes, crowd, height, width)
             augmented = self.augmenter.image(image, photometric, geometry)
             pixels = torch.from_numpy(self.augmenter.normalise(augmented))
         return Sample(pixels, self.target(record, boxes, crowd, geometry, height, width), record.image_id)

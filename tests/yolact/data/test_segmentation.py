@@ -99,7 +99,9 @@ def test_emptiness() -> None:
 
 
 coordinates = st.floats(-20, 60) | st.integers(-200, 600).map(lambda tenths: tenths / 10)
-shapes = st.lists(st.lists(coordinates, min_size=6, max_size=16).filter(lambda p: len(p) % 2 == 0), max_size=3)
+shapes = st.lists(
+    st.lists(coordinates, min_size=6, max_size=16).filter(lambda p: len(p) % 2 == 0), max_size=3
+)
 windows = st.tuples(*[st.integers(-10, 30)] * 2, *[st.integers(20, 60)] * 2)
 
 
