@@ -182,16 +182,16 @@ class TrainConfig:
 class AugmentConfig:
     """Random changes to training images; the defaults are the original's recipe. Evaluation never augments.
 
-    In this order, each switch with its own draws: `photometric` (brightness in counts of 0..255, contrast and
+    In this order, each with its own switch: `photometric` (brightness in counts of 0..255, contrast and
     saturation as factors, hue in degrees; each on every second image), `expand` (every second image, into a
-    canvas of the colour `expand_fill`, BGR, and up to `expand_ratio` times its sides), `crop` (sides at least `crop_min_side`
-    of the canvas, height / width within `crop_aspect`), `mirror`, `flip` and `rotate` (each with equal chances;
-    `rotate` by multiples of 90 degrees), and the resize to the network's input.
+    canvas of the colour `expand_fill`, BGR, up to `expand_ratio` times its sides), `crop` (sides at least
+    `crop_min_side` of the canvas, height / width within `crop_aspect`), `mirror`, `flip` and `rotate` (with
+    equal chances; `rotate` by multiples of 90 degrees), and the resize to the network's input.
 
     A crop keeps the instances whose centres lie in it, one at least. It draws one of `crop_min_ious` to reach
-    with an instance, or none. The original never enforces that number (its author reports that a repair halved
-    the AP); `crop_enforce_iou` does. Instances with a side of at most `min_box_side` pixels of the input are
-    dropped (the original's 4 / 550, which it compares with pixels).
+    with an instance, or none. The original never enforces that number (its author reports that a repair
+    halved the AP); `crop_enforce_iou` does. Instances with a side of at most `min_box_side` pixels of the
+    input are dropped (the original's 4 / 550, which it compares with pixels).
     """
 
     enabled: bool = True

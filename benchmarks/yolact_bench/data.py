@@ -1,10 +1,10 @@
 """How fast one process makes training samples, and where its time goes.
 
-    python -m yolact_bench.data --dataset DIR|data.yaml [--config yolact_base] [--rounds 3] [--torchvision]
+    python -m yolact_bench.data --dataset DIR|data.yaml [--config yolact_base] [--torchvision]
 
-One thread, as in a worker of a DataLoader. Every image is decoded and augmented anew. Times are of the wall and,
-for a machine that others use as well, of the processor. `--torchvision` runs the same recipe through
-`torchvision.transforms.v2` on tv_tensors in turns with ours.
+One thread, as in a worker of a DataLoader. Every image is decoded and augmented anew. Times are wall-clock
+and, for machines that others use as well, processor time. `--torchvision` runs the same recipe through
+`torchvision.transforms.v2` on tv_tensors, in turns with ours.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def _stages(dataset: CocoDataset, epoch: int, index: int, clock: Clock) -> None:
 class TorchvisionRecipe:
     """The default recipe with the transforms of torchvision, masks carried at full size.
 
-    Its colours are clipped after each step and its crops do reach their IoU: close to the original, not equal.
+    It clips colours after each step, and its crops do reach their IoU: close to the original, not equal.
     """
 
     def __init__(self, dataset: CocoDataset) -> None:

@@ -91,6 +91,7 @@ def read_image(path: str | Path) -> np.ndarray:
 def _is_cut_off(data: bytes) -> bool:
     """Whether a JPEG or PNG lacks its end: some decoders fill the rest with grey instead of failing."""
     if data.startswith(b"\xff\xd8"):
+        # The search takes half a millisecond; nearly every whole file makes it needless.
         if data.endswith(b"\xff\xd9"):
             return False
         # Compressed data never holds these markers. The last scan is the image's, not its thumbnail's.

@@ -180,7 +180,7 @@ class CocoDataset(Dataset[Sample]):
         return len(self.records)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
-        """The sample of an index, or of an (epoch, index): augmentation depends on both (epoch 0 if not given).
+        """The sample of an index, or of (epoch, index): augmentation depends on both; epoch 0 if not given.
 
         Raises:
             YolactError: the image is missing or unreadable, or a segmentation is damaged; names it.

@@ -1,15 +1,12 @@
-"""Where the pixels of an image go in the network's input: crop, resize, mirror, flip, quarter turns in one."""
+"""Where the pixels of an image go in the network's input: crop, resize, mirror, flip and turns in one."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeVar
 
 import cv2
 import numpy as np
-
-Image = TypeVar("Image", bound=np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -35,14 +32,16 @@ class Geometry:
         """The whole image and nothing but the resize."""
         return Geometry((0, 0, width, height))
 
-    def turn(self, image: Image) -> Image:
+    def turn(self, image: np.ndarray) -> np.ndarray:
         """Mirror, flip and turn an array of rows and columns; a view."""
-        image = image[:, ::-1] if self.mirror else image  # type: ignore[assignment]
-        image = image[::-1] if self.flip else image  # type: ignore[assignment]
-        return np.rot90(image, self.turns) if self.turns else image  # type: ignore[return-value]
+        if self.mirror:
+            image = image[:, ::-1]
+        if self.flip:
+            image = image[::-1]
+        return np.rot90(image, self.turns) if self.turns else image
 
     def turn_region(self, region: np.ndarray, x: int, y: int) -> tuple[np.ndarray, int, int]:
-        """A part of an image whose first pixel is at x, y: turned, and where it then is in the turned crop."""
+        """A part of an image, first pixel at x, y: turned, and where it then is in the turned crop."""
         high, wide = region.shape[:2]
         x, y = x - self.crop[0], y - self.crop[1]
         full_width, full_height = self.crop[2] - self.crop[0], self.crop[3] - self.crop[1]
@@ -59,25 +58,8 @@ class Geometry:
         x1, y1, x2, y2 = self.crop
         return (y2 - y1, x2 - x1) if self.turns % 2 else (x2 - x1, y2 - y1)
 
-    def matrix(self, size: int) -> np.ndarray:
-        """(2, 3) float64 from x, y, 1 in pixels of the image to pixels of the input.
-
-        Coordinates are of corners: pixel i reaches from i to i + 1.
-        """
-        x1, y1, x2, y2 = self.crop
-        unit = np.array([[1 / (x2 - x1), 0, -x1 / (x2 - x1)], [0, 1 / (y2 - y1), -y1 / (y2 - y1)], [0, 0, 1]])
-        steps = [
-            (self.mirror, [[-1, 0, 1], [0, 1, 0], [0, 0, 1]]),
-            (self.flip, [[1, 0, 0], [0, -1, 1], [0, 0, 1]]),
-            *[(True, [[0, 1, 0], [-1, 0, 1], [0, 0, 1]])] * self.turns,
-        ]
-        for wanted, step in steps:
-            if wanted:
-                unit = np.array(step, np.float64) @ unit
-        return unit[:2] * size
-
     def boxes(self, boxes: np.ndarray) -> np.ndarray:
-        """Boxes (n, 4) x1 y1 x2 y2 in pixels of the image, as (n, 4) float32 relative to the input, clipped."""
+        """Boxes (n, 4) x1 y1 x2 y2 in pixels of the image: (n, 4) float32 relative to the input, clipped."""
         x1, y1, x2, y2 = self.crop
         sides = np.array([x2 - x1, y2 - y1] * 2, np.float64)
         moved = ((boxes - np.array([x1, y1, x1, y1])) / sides).clip(0, 1)
@@ -132,21 +114,15 @@ class Geometry:
         seen = self._visible(*shape)
         if seen == self.crop:
             return cv2.resize(part, (size, size), interpolation=cv2.INTER_LINEAR)
-        canvas = np.empty((size, size * 3), np.float32)
-        canvas[:] = np.tile(fill, size)
-        canvas = canvas.reshape(size, size, 3)
+        rows = np.empty((size, size * 3), np.float32)
+        rows[:] = np.tile(fill, size)
+        canvas = rows.reshape(size, size, 3)
         if seen[0] >= seen[2] or seen[1] >= seen[3]:
             return canvas
         # Inside the image the crop's edge repeats its own pixels, not those beyond.
-        for edge, (beyond, line, own) in enumerate(
-            (
-                (part[:, 0], x1, part[:, 1]),
-                (part[0], y1, part[1]),
-                (part[:, -1], x2, part[:, -2]),
-                (part[-1], y2, part[-2]),
-            )
-        ):
-            if seen[edge] == line:
+        lines = (part[:, 0], part[:, 1]), (part[0], part[1]), (part[:, -1], part[:, -2]), (part[-1], part[-2])
+        for (beyond, own), edge, limit in zip(lines, self.crop, seen, strict=True):
+            if edge == limit:
                 beyond[:] = own
         left, top = seen[0] - 1 - x1, seen[1] - 1 - y1
         wide, high = (x2 - x1) / size, (y2 - y1) / size
@@ -179,10 +155,7 @@ def centres_in(boxes: np.ndarray, crops: np.ndarray) -> np.ndarray:
 
 
 def _reached(start: int, length: int, scale: float, size: int) -> tuple[int, int]:
-    """First and past-the-last input pixel whose centre falls on `length` pixels from `start` on.
-
-    Input pixels before the first or after the last pixel's centre count where there are none before or after.
-    """
+    """First and past-the-last input pixel whose centre falls on `length` pixels from `start` on."""
     first = math.ceil((start + 0.5) / scale - 0.5)
     last = math.floor((start + length - 0.5) / scale - 0.5)
     return max(first, 0), min(last + 1, size)

@@ -1,8 +1,8 @@
 """Mask targets at the sizes the loss needs, straight from COCO segmentations.
 
-The rule of the original: rasterise at image size, resize to the input as `cv2.resize` does with 0 and 1, shrink
-bilinearly to the target and binarise. The last step reads four pixels of the input-sized mask for each of its
-own, so only these are made, of the part of the image that an instance covers: same bits, a tenth of the time.
+The rule of the original: rasterise at image size, resize to the input as `cv2.resize` does with 0 and 1,
+shrink bilinearly to the target and binarise. The last step reads four pixels of the input-sized mask for each
+of its own, so only these are made, of the part of the image that an instance covers: the same bits, sooner.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _axes(length: int, size: int, sizes: tuple[int, ...], rows: bool) -> list[_A
     before = np.floor(at).astype(np.int64)
     across = at - before.astype(np.float32)
     if not rows:
-        # Beyond the outermost columns cv2.resize takes the edge alone; of rows it blends the edge with itself.
+        # Beyond the outermost column cv2.resize takes it alone; beyond a row it blends that with itself.
         across[(before < 0) | (before >= length - 1)] = 0
     after = np.minimum(np.maximum(before + 1, 0), length - 1)
     before = np.minimum(np.maximum(before, 0), length - 1)

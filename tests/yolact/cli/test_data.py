@@ -82,6 +82,23 @@ def test_show_draws_what_the_network_sees(shapes: DatasetConfig, tmp_path: Path)
     assert len(list((tmp_path / "all").iterdir())) == 12
 
 
+def test_show_draws_augmented_samples(shapes: DatasetConfig, tmp_path: Path, capsys) -> None:
+    def pictures(*extra: str) -> dict[str, bytes]:
+        folder = tmp_path / "-".join(("out", *extra))
+        options = ["--images", shapes.train_images, "--count", "3", "--config", "yolact_tiny"]
+        assert main(["show", shapes.train_annotations, *options, "--output", str(folder), *extra]) == 0
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    plain, augmented = pictures(), pictures("--augment")
+    assert plain.keys() == augmented.keys()
+    assert all(plain[name] != augmented[name] for name in plain)
+    assert pictures("--augment", "--epoch", "0") == augmented
+    assert pictures("--augment", "--epoch", "1") != augmented
+    wrong = ["--images", shapes.train_images, "--output", str(tmp_path), "--epoch", "-1"]
+    assert main(["show", shapes.train_annotations, *wrong]) == 2
+    assert "--epoch -1" in capsys.readouterr().err
+
+
 def test_show_goes_on_after_an_unreadable_image(shapes: DatasetConfig, tmp_path: Path, capsys) -> None:
     (Path(shapes.train_images) / "000003.png").write_bytes(b"")
     options = ["--images", shapes.train_images, "--output", str(tmp_path / "out"), "--config", "yolact_tiny"]

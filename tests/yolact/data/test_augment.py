@@ -234,7 +234,7 @@ def test_small_boxes_are_dropped_and_an_image_may_be_left_without(write_coco, ma
 
 
 def test_real_masks_agree_with_the_rule_of_the_original(coco_mini) -> None:
-    """Polygons and run lengths through the original's steps at full size; at most 1% of border pixels differ."""
+    """Polygons and run lengths through the original's steps at full size, one after the other."""
     classes = read_classes(coco_mini.train_annotations)
     model = ModelConfig()
     dataset = CocoDataset(coco_mini.train_images, coco_mini.train_annotations, model, classes, EVERYTHING)
@@ -268,7 +268,7 @@ def test_real_masks_agree_with_the_rule_of_the_original(coco_mini) -> None:
             masks += 1
     assert masks > 50
     assert borders > 2000
-    assert differ <= 0.01 * borders
+    assert differ <= 0.001 * borders
 
 
 def test_configurations_say_whether_they_augment() -> None:

@@ -65,11 +65,16 @@ def test_checkpoint_knows_its_classes(shapes: Path, tmp_path: Path) -> None:
     assert config.train.batch_size == 4
 
 
-def test_workers_see_the_same_images(shapes: Path, tmp_path: Path) -> None:
+def test_workers_and_resumed_runs_see_the_same_augmented_images(shapes: Path, tmp_path: Path) -> None:
+    augmented = ("--set", "augment.enabled=true")
     for workers in ("0", "2"):
-        assert run(shapes, tmp_path / workers, "--iterations", "3", "--workers", workers) == 0
-    a, b = (losses(tmp_path / workers) for workers in ("0", "2"))
-    assert [r["total"] for r in a] == [r["total"] for r in b]
+        assert run(shapes, tmp_path / workers, "--iterations", "3", "--workers", workers, *augmented) == 0
+    assert run(shapes, tmp_path / "parts", "--iterations", "2", *augmented) == 0
+    assert run(shapes, tmp_path / "parts", "--iterations", "3", "--resume", "last", *augmented) == 0
+    assert run(shapes, tmp_path / "plain", "--iterations", "1") == 0
+    a, b, c = ([r["total"] for r in losses(tmp_path / name)] for name in ("0", "2", "parts"))
+    assert a == b == c
+    assert losses(tmp_path / "plain")[0]["total"] != a[0]
 
 
 def test_resume_from_weights_alone(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,26 @@
+import json
+
+import pytest
+
+from yolact.data.synthetic import make_shapes_dataset
+from yolact_bench import data
+
+
+def test_prints_each_stage(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # restored afterwards
+    make_shapes_dataset(tmp_path / "shapes", 4, 1)
+    options = ["--dataset", str(tmp_path / "shapes"), "--config", "yolact_tiny", "--rounds", "1"]
+    assert data.main([*options, "--torchvision", "--json", str(tmp_path / "f.json")]) == 0
+    out = capsys.readouterr().out
+    assert "4 images" in out
+    figures = json.loads((tmp_path / "f.json").read_text())
+    assert set(figures) == {*data.STAGES, "samples", "stages", "torchvision"}
+    assert all(figure["images_per_s"] > 0 for figure in figures.values())
+    # The stages are all of it.
+    parts = sum(1 / figures[name]["images_per_s"] for name in data.STAGES)
+    assert parts == pytest.approx(1 / figures["stages"]["images_per_s"], rel=0.3)
+
+
+def test_wrong_use_is_one_line(tmp_path, capsys):
+    assert data.main(["--dataset", str(tmp_path), "--rounds", "0"]) == 2
+    assert "--rounds 0" in capsys.readouterr().err
