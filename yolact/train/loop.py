@@ -111,7 +111,8 @@ def train(
     state = resume.training if resume is not None and resume.training is not None else {}
     if state:
         optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state.get("scaler", {}) if scaler.is_enabled() else {})
+        if scaler.is_enabled() and state.get("scaler"):
+            scaler.load_state_dict(state["scaler"])
         if ema is not None and resume is not None and resume.ema is not None:
             load_state(ema.model, resume.ema, "the average of the checkpoint to resume")
             ema.updates = state["ema_updates"]

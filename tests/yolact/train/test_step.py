@@ -48,7 +48,7 @@ def test_accumulated_parts_have_the_gradient_of_the_whole(shapes: Path) -> None:
     assert accumulated.losses == pytest.approx(step.losses, rel=1e-5)
     expected = gradient(whole)
     assert (gradient(parts) - expected).norm() < 1e-5 * expected.norm()
-    assert accumulated.grad_norm == pytest.approx(expected.norm().item(), rel=1e-5)
+    assert accumulated.grad_norm == pytest.approx(expected.norm().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
