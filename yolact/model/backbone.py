@@ -54,6 +54,9 @@ class DeformConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         offsets, modulation = self.offsets_and_modulation(x)
+        if x.dtype != self.weight.dtype:
+            # Autocast does not reach this operator on CPUs, where it has no half precision.
+            x, offsets, modulation = (part.to(self.weight.dtype) for part in (x, offsets, modulation))
         return deform_conv2d(
             x, offsets, self.weight, self.bias, stride=self.stride, padding=1, mask=modulation
         )

@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 # Below this, statistics of a batch are too noisy to train batch norm with (the original's limit).
 MIN_BATCH_FOR_BATCH_NORM = 6
+GRACE_SECONDS = 60
 
 
 class TrainingInterruptedError(YolactError):
@@ -108,7 +109,8 @@ def train(
     state = resume.training if resume is not None and resume.training is not None else {}
     if state:
         optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state.get("scaler", {}) if scaler.is_enabled() else {})
+        if scaler.is_enabled() and state.get("scaler"):
+            scaler.load_state_dict(state["scaler"])
         if ema is not None and resume is not None and resume.ema is not None:
             load_state(ema.model, resume.ema, "the average of the checkpoint to resume")
             ema.updates = state["ema_updates"]
@@ -179,6 +181,7 @@ def train(
                 if processes.any(bool(stop)) and not last:
                     if processes.main:
                         path = save(interrupt=True)
+                    processes.any(False)  # nobody ends before all is saved
                     raise TrainingInterruptedError(
                         f"stopped at iteration {iteration}; continue with --resume"
                         f" {path if processes.main else 'interrupt'}"
@@ -276,7 +279,7 @@ def _iterations(
         batch_sampler=batches,
         collate_fn=collate_replaced,
         num_workers=settings.workers,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_outlive_signals,
         pin_memory=device.type == "cuda",
         multiprocessing_context="fork" if settings.workers else None,
     )
@@ -285,10 +288,11 @@ def _iterations(
         yield [first, *(next(parts) for _ in range(settings.accumulate - 1))]
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C goes to every process of a terminal; the loop decides when its workers stop."""
+def _outlive_signals(worker: int) -> None:
+    """Ctrl-C and SIGTERM often go to a whole group of processes. The loop decides when its workers stop: they
+    outlive a SIGTERM for as long as it may take to finish an iteration and to save."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE_SECONDS))
 
 
 @contextmanager

@@ -75,3 +75,15 @@ def test_frozen_batch_norm_does_not_change() -> None:
     assert before
     assert all(torch.equal(value, after[key]) for key, value in before.items())
     assert model.backbone.get_submodule("stem.1").weight.grad is None
+
+
+def test_deformable_convolution_under_autocast() -> None:
+    torch.manual_seed(0)
+    layer = DeformConv(4, 6)
+    torch.nn.init.normal_(layer.conv_offset_mask.weight, std=0.1)
+    x = torch.randn(1, 4, 9, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(x.bfloat16())
+    torch.testing.assert_close(found, layer(x), rtol=0.05, atol=0.05)
+    found.sum().backward()
+    assert layer.weight.grad is not None and layer.weight.grad.isfinite().all()
