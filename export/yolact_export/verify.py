@@ -138,20 +138,24 @@ def _compare_image(
 
 
 def _pair(expected: Detections, found: Detections, index: int, limits: Tolerances) -> list[tuple[int, int]]:
-    """Rows of both that are the same detection: same class, and box and score within ten tolerances."""
-    pairs = []
-    free = list(range(int(found.count[index])))
-    for row in range(int(expected.count[index])):
-        for other in free:
-            if (
-                expected.classes[index, row] == found.classes[index, other]
-                and abs(expected.scores[index, row] - found.scores[index, other]) <= 10 * limits.score
-                and np.abs(expected.boxes[index, row] - found.boxes[index, other]).max() <= 10 * limits.box
-            ):
-                pairs.append((row, other))
-                free.remove(other)
-                break
-    return pairs
+    """Rows of both that are the same detection: same class, box and score within ten tolerances."""
+    a, b = int(expected.count[index]), int(found.count[index])
+
+    def apart(name: str) -> np.ndarray:
+        left, right = getattr(expected, name)[index, :a, None], getattr(found, name)[index, None, :b]
+        return np.abs(left - right).reshape(a, b, -1).max(axis=2)  # (a, b)
+
+    boxes, scores = apart("boxes") / limits.box, apart("scores") / limits.score
+    same = (apart("classes") == 0) & (boxes <= 10) & (scores <= 10)
+    # Neighbouring priors may give nearly the same box; coefficients tell them apart.
+    distance = np.where(same, boxes + scores + apart("coefficients") / limits.tensor, np.inf)
+    pairs: list[tuple[int, int]] = []
+    for flat in np.argsort(distance, axis=None, kind="stable")[: same.sum()].tolist():
+        row, other = divmod(flat, b)
+        if np.isfinite(distance[row, other]):
+            pairs.append((row, other))
+            distance[row], distance[:, other] = np.inf, np.inf
+    return sorted(pairs)
 
 
 def _explain(

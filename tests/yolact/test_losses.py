@@ -92,6 +92,8 @@ def test_unit_losses_and_gradients(unit: UnitCase) -> None:
 @pytest.mark.skipif(not CASES, reason="the reference tables are not here")
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem.removeprefix("loss_"))
 def test_network_losses_and_gradients(path: Path) -> None:
+    # Rounding depends on the number of threads, and may turn a maximum of the mask IoU net to another pixel.
+    torch.set_num_threads(2)
     golden = np.load(path)
     name = re.fullmatch(r"loss_(\w+)_config_\w+", path.stem)[1]  # type: ignore[index]
     model = Yolact(get_config(name))
