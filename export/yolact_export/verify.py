@@ -140,6 +140,8 @@ def _compare_image(
 def _pair(expected: Detections, found: Detections, index: int, limits: Tolerances) -> list[tuple[int, int]]:
     """Rows of both that are the same detection: same class, box and score within ten tolerances."""
     a, b = int(expected.count[index]), int(found.count[index])
+    if not a or not b:
+        return []
 
     def apart(name: str) -> np.ndarray:
         left, right = getattr(expected, name)[index, :a, None], getattr(found, name)[index, None, :b]

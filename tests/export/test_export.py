@@ -188,6 +188,14 @@ def test_a_file_that_differs_is_not_left_behind(
     assert list(output.parent.iterdir()) == []
 
 
+def test_verification_without_any_detection() -> None:
+    model = make_model("yolact_tiny", "detect.score_threshold=0.99")
+    torch.nn.init.constant_(model.prediction_layers[0].conf_layer.bias, 0.0)  # type: ignore[union-attr]
+    reference, engine = (TorchEngine.from_model(model, "cpu", "uint8") for _ in range(2))
+    seen = verify.compare(reference, engine, verify.verification_images(None)[:2])
+    assert (seen.expected, seen.found, seen.problems) == (0, 0, [])
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [
