@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import cv2
 import numpy as np
 from rich.console import Console
 from rich.progress import track
@@ -129,8 +130,8 @@ def _compare_image(
         union = (masks[0] | masks[1]).sum(axis=(1, 2))
         shared = (masks[0] & masks[1]).sum(axis=(1, 2))
         overlap = np.where(union, shared / np.maximum(union, 1), 1.0)
-        # One pixel more or less of a mask of a few hundred is float32 noise, not a difference.
-        overlap = np.where(union - shared <= 1, 1.0, overlap)
+        # A pixel or two more or less of a mask of a few hundred is float32 noise, not a difference.
+        overlap = np.where(union - shared <= 2, 1.0, overlap)
         seen.mask_iou = min(seen.mask_iou, float(overlap.min()))
     for side, count, used in ((expected, a, rows), (found, b, others)):
         for row in sorted(set(range(count)) - set(np.asarray(used).tolist())):
@@ -216,12 +217,17 @@ def verification_images(folder: Path | None) -> list[np.ndarray]:
 
 
 def _made_images() -> Iterator[np.ndarray]:
-    """Blocks of random colours at several scales: edges and flat parts, the same every time."""
+    """Noise of several scales at once, the same every time.
+
+    Nowhere flat: there, neighbouring priors would tie, and rounding would choose between them.
+    """
     rng = np.random.default_rng(0)
-    for index in range(MADE_IMAGES):
-        block = 8 << index
-        cells = rng.integers(0, 256, (-(-480 // block), -(-640 // block), 3), dtype=np.uint8)
-        yield np.kron(cells, np.ones((block, block, 1), np.uint8))[:480, :640]
+    for _ in range(MADE_IMAGES):
+        image = np.zeros((480, 640, 3), np.float32)
+        for block in (2, 8, 32, 128):
+            cells = rng.uniform(-1, 1, (-(-480 // block), -(-640 // block), 3)).astype(np.float32)
+            image += cv2.resize(cells, (640, 480), interpolation=cv2.INTER_CUBIC)
+        yield np.clip(128 + 64 * image, 0, 255).astype(np.uint8)
 
 
 def reference_engine(weights: str | Path, config: str | None, input_type: str) -> TorchEngine:
