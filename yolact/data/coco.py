@@ -58,10 +58,15 @@ class Batch:
     def __len__(self) -> int:
         return len(self.targets)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same batch on `device`."""
+    def to(
+        self,
+        device: torch.device | str,
+        non_blocking: bool = False,
+        memory_format: torch.memory_format = torch.preserve_format,
+    ) -> Batch:
+        """The same batch on `device`, its images in `memory_format`."""
         return Batch(
-            self.images.to(device, non_blocking=non_blocking),
+            self.images.to(device, non_blocking=non_blocking, memory_format=memory_format),
             [target.to(device, non_blocking) for target in self.targets],
             self.image_ids,
         )

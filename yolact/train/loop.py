@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 # Below this, statistics of a batch are too noisy to train batch norm with (the original's limit).
 MIN_BATCH_FOR_BATCH_NORM = 6
 GRACE_SECONDS = 60
+# Of images and weights: what convolutions are fastest in, on CPUs as on GPUs.
+LAYOUT = torch.channels_last
 
 
 class TrainingInterruptedError(YolactError):
@@ -94,8 +96,7 @@ def train(
         load_for_fine_tuning(model, init_from, "--init-from")
     elif settings.init == "imagenet":
         load_pretrained_backbone(model)
-    # The layout that convolutions are fastest in, on CPUs as on GPUs.
-    model.to(device).to(memory_format=torch.channels_last)
+    model.to(device).to(memory_format=LAYOUT)
     log.info("%s", set_training_mode(model, settings, processes.count))
     if settings.sync_bn and processes.count > 1:
         if device.type == "cpu":
@@ -153,7 +154,7 @@ def train(
                     group["lr"] = rate
                 # Draws depend on the iteration alone, and no checkpoint need hold a generator's state.
                 torch.manual_seed((settings.seed * 1_000_003 + iteration) * processes.count + processes.rank)
-                own = [batch.to(device, non_blocking=True) for batch, _ in parts]
+                own = [batch.to(device, non_blocking=True, memory_format=LAYOUT) for batch, _ in parts]
                 step = training_step(module, optimizer, scaler, own, settings.max_grad_norm, processes)
                 if ema and step.applied:
                     ema.update(model)
@@ -245,17 +246,25 @@ def _dataset(config: Config, settings: TrainConfig, processes: Processes) -> Coc
 
 
 def set_training_mode(model: Yolact, settings: TrainConfig, processes: int = 1) -> str:
-    """Training mode, with batch norm frozen where the settings or a small batch ask for it; says which.
-
-    Random weights have no statistics worth freezing, and explode without normalisation.
-    """
+    """Training mode, with batch norm frozen where the settings or a small batch ask for it; says which."""
     model.train()
-    images = settings.batch_size if settings.sync_bn else settings.batch_size // processes
-    small = images < MIN_BATCH_FOR_BATCH_NORM and settings.init != "random"
-    if settings.freeze_bn == "always" or (settings.freeze_bn == "auto" and small):
+    images = _images_at_once(settings, processes)
+    if freezes_batch_norm(settings, processes):
         model.freeze_batch_norm()
         return f"batch norm is frozen ({images} images at once; train.freeze_bn is {settings.freeze_bn})"
     return f"batch norm is trained on {images} images at once"
+
+
+def freezes_batch_norm(settings: TrainConfig, processes: int = 1) -> bool:
+    """Whether batch norm stays as it is. Random weights have no statistics worth freezing, and explode
+    without normalisation."""
+    if settings.freeze_bn == "auto":
+        return _images_at_once(settings, processes) < MIN_BATCH_FOR_BATCH_NORM and settings.init != "random"
+    return settings.freeze_bn == "always"
+
+
+def _images_at_once(settings: TrainConfig, processes: int) -> int:
+    return settings.batch_size if settings.sync_bn else settings.batch_size // processes
 
 
 def _ends_epoch(iteration: int, epoch_length: int, every: int) -> bool:

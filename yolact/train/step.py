@@ -108,9 +108,7 @@ def training_step(
     parts = []
     for index, (batch, matched) in enumerate(zip(batches, matches, strict=True)):
         with processes.postponed(module, more=index + 1 < len(batches)):
-            terms = module(
-                batch.images.contiguous(memory_format=torch.channels_last), batch.targets, matched, totals
-            )
+            terms = module(batch.images, batch.targets, matched, totals)
             # Gradients of processes are averaged, but these losses are shares of one sum.
             scaler.scale(terms.sum() * processes.count).backward()
         parts.append(terms.detach())
