@@ -185,6 +185,17 @@ class Tiny(Backbone):
         return x3, x4, c5(x4)
 
 
+def calm_residual_blocks(model: nn.Module) -> None:
+    """Let ResNet's residual blocks begin as identities, where nothing is known about them yet.
+
+    Random ones add up to large features, which saturate the mask coefficients and drive prototypes to zero
+    (Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 5.1).
+    """
+    for module in model.modules():
+        if isinstance(module, Bottleneck):
+            nn.init.zeros_(module.bn3.weight)
+
+
 def build_backbone(config: BackboneConfig) -> Backbone:
     """The backbone that `config` describes, randomly initialised.
 

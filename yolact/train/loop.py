@@ -17,6 +17,7 @@ from yolact.config import Config, TrainConfig
 from yolact.data.coco import Batch, CocoDataset, find_missing_images
 from yolact.losses import MultiBoxLoss
 from yolact.model import Yolact
+from yolact.model.backbone import calm_residual_blocks
 from yolact.train.checkpoint import Checkpoints, save_checkpoint
 from yolact.train.distributed import Processes
 from yolact.train.ema import Ema
@@ -96,6 +97,8 @@ def train(
         load_for_fine_tuning(model, init_from, "--init-from")
     elif settings.init == "imagenet":
         load_pretrained_backbone(model)
+    else:
+        calm_residual_blocks(model)
     model.to(device).to(memory_format=LAYOUT)
     log.info("%s", set_training_mode(model, settings, processes.count))
     if settings.sync_bn and processes.count > 1:
