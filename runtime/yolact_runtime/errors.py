@@ -21,3 +21,9 @@ class UsageError(YolactError):
 def missing_extra(what: str, extra: str) -> YolactError:
     """The error for a library that an optional extra brings."""
     return YolactError(f'{what} needs packages that are not installed; run: pip install "yolact[{extra}]"')
+
+
+def first_line(error: Exception) -> str:
+    """The first line of another library's error, shortened: the rest is for its developers."""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -43,6 +43,27 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a new temporary folder beside `path`; on success rename it to `path`, which must not exist.
+
+    If the block raises, the temporary folder is removed. Its name begins with a dot.
+
+    Raises:
+        YolactError: the folder cannot be written to.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as outer:
+            made = Path(outer) / path.name
+            made.mkdir()
+            yield made
+            made.rename(path)
+    except OSError as error:
+        raise YolactError(f"cannot write {path}: {error.strerror or error}") from error
+
+
 def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
     """Write `value` as JSON to `path`, atomically."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:

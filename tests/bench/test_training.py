@@ -9,7 +9,8 @@ from yolact_bench import training
 CHECKOUT = {
     "data/config.py": """
 class cfg:
-    positive_iou_threshold, negative_iou_threshold, ohem_negpos_ratio, momentum, decay = 0.5, 0.4, 3, 0.9, 5e-4
+    positive_iou_threshold, negative_iou_threshold, ohem_negpos_ratio = 0.5, 0.4, 3
+    momentum, decay = 0.9, 5e-4
 def set_cfg(name):
     print("configured", name)
     assert name == "yolact_tiny_config"
@@ -83,7 +84,9 @@ def test_times_steps_and_stages(options, checkout, tmp_path, capsys):
     row = next(line for line in out.splitlines() if "original" in line)
     assert row.split()[-1] == "4.0000"
     # Layouts do not change what is computed.
-    losses = [line.split()[-1] for line in out.splitlines() if line.split()[:1] in (["plain"], ["configured"])]
+    losses = [
+        line.split()[-1] for line in out.splitlines() if line.split()[:1] in (["plain"], ["configured"])
+    ]
     assert float(losses[0]) == pytest.approx(float(losses[1]), rel=1e-3)
 
 

@@ -11,22 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from yolact_runtime.detect import detect
 from yolact_runtime.engine import Detections, Engine
-from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.masks import assemble
+from yolact_runtime.engines.outputs import INPUT, GraphOutputs
+from yolact_runtime.errors import UsageError, YolactError, first_line
 from yolact_runtime.metadata import Metadata
-from yolact_runtime.priors import make_priors
-from yolact_runtime.rescore import MaskIouNet
 
 log = logging.getLogger(__name__)
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
-_OUTPUTS = {
-    "native": ["count", "boxes", "scores", "classes", "coefficients", "prototypes"],
-    "runtime": ["loc", "logits", "coefficients", "prototypes"],
-}
 
 
 class OnnxRuntimeEngine(Engine):
@@ -59,15 +52,11 @@ class OnnxRuntimeEngine(Engine):
         else:
             self._session = self._open_best(available, threads)
         self.metadata = Metadata.from_props(self._session.get_modelmeta().custom_metadata_map, self._path)
-        self._check_graph()
-        meta = self.metadata
-        if meta.detect == "runtime":
-            assert meta.priors is not None  # Metadata checks it
-            spec = meta.priors
-            self._priors = make_priors(
-                spec.levels, spec.scales, spec.aspect_ratios, meta.input_size, spec.square
-            )
-            self._rescore = MaskIouNet.from_text(meta.mask_iou_net, path) if meta.mask_iou else None
+        self._outputs = GraphOutputs(self.metadata, self._path)
+        self._outputs.check(
+            [value.name for value in self._session.get_inputs()],
+            [value.name for value in self._session.get_outputs()],
+        )
 
     @property
     def name(self) -> str:
@@ -75,31 +64,10 @@ class OnnxRuntimeEngine(Engine):
 
     def detect(self, batch: np.ndarray) -> Detections:
         try:
-            values = self._session.run(self._outputs, {"images": batch})
+            values = self._session.run(self._outputs.names, {INPUT: batch})
         except Exception as error:  # ONNX Runtime raises its own kinds, which share no other base
-            raise YolactError(f"{self._path}: ONNX Runtime failed: {_first_line(error)}") from error
-        # A half-precision graph may return half-precision outputs.
-        values = [value.astype(np.float32) if value.dtype == np.float16 else value for value in values]
-        found: dict[str, np.ndarray] = dict(zip(self._outputs, values, strict=True))
-        if self.metadata.detect == "native":
-            found.setdefault("mask_scores", found["scores"])
-            return Detections(**found)
-        return self._detect_here(**found)
-
-    def _detect_here(
-        self, loc: np.ndarray, logits: np.ndarray, coefficients: np.ndarray, prototypes: np.ndarray
-    ) -> Detections:
-        if loc.shape[1] != len(self._priors):
-            raise YolactError(
-                f"{self._path}: the graph has {loc.shape[1]} priors, its metadata {len(self._priors)};"
-                " export it again"
-            )
-        found = detect(loc, logits, coefficients, prototypes, self._priors, self.metadata)
-        if self._rescore is not None:
-            for i, count in enumerate(found.count):
-                masks = assemble(found.coefficients[i, :count], prototypes[i], found.boxes[i, :count])
-                found.mask_scores[i, :count] *= self._rescore(masks, found.classes[i, :count])
-        return found
+            raise YolactError(f"{self._path}: ONNX Runtime failed: {first_line(error)}") from error
+        return self._outputs.detections(values)
 
     def close(self) -> None:
         del self._session
@@ -138,7 +106,7 @@ class OnnxRuntimeEngine(Engine):
         except Exception as error:  # as above
             raise YolactError(
                 f"{self._path}: ONNX Runtime cannot open it with {', '.join(providers)}; if the file is"
-                f" damaged, copy or export it again ({_first_line(error)})"
+                f" damaged, copy or export it again ({first_line(error)})"
             ) from error
         finally:
             onnxruntime.set_default_logger_severity(2)
@@ -152,20 +120,6 @@ class OnnxRuntimeEngine(Engine):
             raise YolactError(
                 f"{self._path}: provider {asked} does not load on this machine (ONNX Runtime fell back to"
                 f" {delivered}); install its libraries or use --providers cpu"
-            )
-
-    def _check_graph(self) -> None:
-        meta = self.metadata
-        self._outputs = list(_OUTPUTS[meta.detect])
-        if meta.detect == "native" and meta.mask_iou:
-            self._outputs.append("mask_scores")
-        inputs = [value.name for value in self._session.get_inputs()]
-        present = {value.name for value in self._session.get_outputs()}
-        missing = [name for name in self._outputs if name not in present]
-        if inputs != ["images"] or missing:
-            raise YolactError(
-                f"{self._path}: its inputs are {inputs} and it lacks the outputs {missing};"
-                ' "images" and none are expected; export it again'
             )
 
 
@@ -184,8 +138,3 @@ def _has_cuda_driver() -> bool:
     except OSError:
         return False
     return True
-
-
-def _first_line(error: Exception) -> str:
-    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,0 +1,58 @@
+"""OpenVINO's own format, from the ONNX file: for CPUs."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from yolact_runtime.engines.openvino import SECTION
+from yolact_runtime.errors import YolactError, first_line, missing_extra
+from yolact_runtime.metadata import PREFIX, Metadata
+
+
+def write_openvino(
+    source: Path, metadata: Metadata, output: Path, check: Callable[[Path], None] | None = None
+) -> None:
+    """Convert an ONNX file of ours to `output` (`.xml`) and the `.bin` with the weights beside it.
+
+    Weights keep the type that they have in the ONNX file.
+
+    Args:
+        source: The ONNX file.
+        metadata: To be kept in the `.xml`.
+        output: To be written; the `.bin` gets the same name.
+        check: Is given the finished `.xml` before it is placed; what it raises keeps it from being placed.
+
+    Raises:
+        YolactError: OpenVINO does not take the graph, or the folder cannot be written to.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise missing_extra("--to openvino", "openvino") from error
+    try:
+        model = openvino.convert_model(source)
+    except Exception as error:  # OpenVINO raises plain RuntimeErrors of many lines
+        raise YolactError(f"{source}: OpenVINO does not take it: {first_line(error)}") from error
+    for name, value in metadata.to_props().items():
+        model.set_rt_info(value, [SECTION, name.removeprefix(PREFIX)])
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.stem}.") as folder:
+            made = Path(folder) / output.name
+            # OpenVINO halves the weights unless told otherwise.
+            openvino.save_model(model, made, compress_to_fp16=False)
+            if check is not None:
+                check(made)
+            # Never a new description with old weights, nor the other way round.
+            output.unlink(missing_ok=True)
+            for path in (made.with_suffix(".bin"), made):
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())
+                path.replace(output.with_name(path.name))
+    except OSError as error:
+        raise YolactError(f"cannot write {output}: {error.strerror or error}") from error
+    except RuntimeError as error:  # from saving
+        raise YolactError(f"cannot write {output}: {first_line(error)}") from error

@@ -1,0 +1,166 @@
+"""A model repository for the Triton Inference Server.
+
+    REPOSITORY/<name>/config.pbtxt
+    REPOSITORY/<name>/labels.txt
+    REPOSITORY/<name>/1/model.onnx | model.plan
+
+The configuration is built as Triton's own protocol message, so that its fields and types are those of the
+schema, and written as text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from yolact_runtime.errors import UsageError, YolactError, missing_extra
+from yolact_runtime.files import atomic_folder
+from yolact_runtime.metadata import Metadata
+
+# Triton's name of a backend and of its model file, by the suffix of ours.
+_BACKENDS = {
+    ".onnx": ("onnxruntime", "model.onnx"),
+    ".engine": ("tensorrt", "model.plan"),
+    ".plan": ("tensorrt", "model.plan"),
+}
+_TYPES = {"uint8": "TYPE_UINT8", "int32": "TYPE_INT32", "float16": "TYPE_FP16", "float32": "TYPE_FP32"}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output: `dtype` is NumPy's name; `shape` has the batch first."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class TritonOptions:
+    """How the server runs the model.
+
+    Attributes:
+        instances: Copies of the model on each device.
+        queue_delay_us: Longest wait for more requests to join a batch, in microseconds.
+    """
+
+    instances: int = 1
+    queue_delay_us: int = 2000
+
+    def __post_init__(self) -> None:
+        if self.instances < 1:
+            raise UsageError(f"--triton-instances {self.instances}; allowed: 1 or more")
+        if self.queue_delay_us < 0:
+            raise UsageError(f"--triton-queue-delay {self.queue_delay_us}; allowed: 0 or more microseconds")
+
+
+def write_repository(
+    model: Path,
+    metadata: Metadata,
+    tensors: tuple[list[TensorSpec], list[TensorSpec]],
+    repository: Path,
+    name: str,
+    options: TritonOptions | None = None,
+) -> Path:
+    """Add `model` to a repository, whole or not at all.
+
+    Args:
+        model: `.onnx`, `.engine` or `.plan`; copied.
+        metadata: The model's.
+        tensors: Its inputs and outputs.
+        repository: Made where it is not there.
+        name: The model's name on the server: letters, digits, `_`, `-`, `.`.
+        options: How the server runs it.
+
+    Returns:
+        The model's folder.
+
+    Raises:
+        UsageError: a name or suffix that does not do.
+        YolactError: the repository has a model of that name already.
+    """
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise UsageError(f"model name {name!r}; allowed: letters, digits, '_', '-' and '.'")
+    if model.suffix not in _BACKENDS:
+        raise UsageError(f"{model}: Triton takes {', '.join(_BACKENDS)} files")
+    target = repository / name
+    if target.exists():
+        raise YolactError(f"{target} exists; delete it or name the model otherwise with --triton-name")
+    text = config_text(model, metadata, tensors, name, options or TritonOptions())
+    # A server that polls its repository must not meet half a model.
+    with atomic_folder(target) as made:
+        (made / "1").mkdir()
+        (made / "config.pbtxt").write_text(text, encoding="utf-8")
+        (made / "labels.txt").write_text("\n".join(metadata.class_names) + "\n", encoding="utf-8")
+        shutil.copyfile(model, made / "1" / _BACKENDS[model.suffix][1])
+    return target
+
+
+def config_text(
+    model: Path,
+    metadata: Metadata,
+    tensors: tuple[list[TensorSpec], list[TensorSpec]],
+    name: str,
+    options: TritonOptions,
+) -> str:
+    """`config.pbtxt` of a model.
+
+    Batches are formed on the server where the model takes several sizes of them, and every instance is
+    warmed up with the smallest and the largest one.
+    """
+    schema = _schema()
+    from google.protobuf import text_format
+
+    backend, file_name = _BACKENDS[model.suffix]
+    # With 0, shapes hold the batch and the server forms none.
+    batching = metadata.max_batch if metadata.max_batch > metadata.min_batch else 0
+    message = schema.ModelConfig(
+        name=name, backend=backend, default_model_filename=file_name, max_batch_size=batching
+    )
+    if backend == "tensorrt":
+        message.platform = "tensorrt_plan"
+    inputs, outputs = tensors
+    for spec, entry in [(spec, message.input.add()) for spec in inputs] + [
+        (spec, message.output.add()) for spec in outputs
+    ]:
+        entry.name = spec.name
+        entry.data_type = schema.DataType.Value(_TYPES[spec.dtype])
+        entry.dims.extend(_dims(spec, batching, metadata))
+        if spec.name == "classes":
+            entry.label_filename = "labels.txt"
+    group = message.instance_group.add()
+    group.count = options.instances
+    group.kind = schema.ModelInstanceGroup.Kind.Value("KIND_AUTO")
+    if batching:
+        message.dynamic_batching.max_queue_delay_microseconds = options.queue_delay_us
+        message.dynamic_batching.preferred_batch_size.append(batching)
+    for size in sorted({1, batching}) if batching else [0]:
+        warm_up = message.model_warmup.add()
+        warm_up.name = f"batch_{size or metadata.min_batch}"
+        warm_up.batch_size = size
+        for spec in inputs:
+            fed = warm_up.inputs[spec.name]
+            fed.data_type = schema.DataType.Value(_TYPES[spec.dtype])
+            fed.dims.extend(_dims(spec, batching, metadata))
+            fed.random_data = True
+    kept = {key: value for key, value in asdict(metadata).items() if key != "mask_iou_net"}
+    message.parameters["yolact"].string_value = json.dumps(kept)
+    return text_format.MessageToString(message)
+
+
+def _dims(spec: TensorSpec, batching: int, metadata: Metadata) -> list[int]:
+    """Sizes as Triton counts them: without the batch where the server forms it."""
+    sizes = [size if size is not None else metadata.max_batch for size in spec.shape]
+    return sizes[1:] if batching else sizes
+
+
+def _schema() -> Any:
+    try:
+        from tritonclient.grpc import model_config_pb2
+    except ImportError as error:
+        raise missing_extra("--to triton", "triton") from error
+    return model_config_pb2

@@ -1,0 +1,86 @@
+"""From what an exported graph returns to detections: the same for every library that runs the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from yolact_runtime.detect import detect
+from yolact_runtime.engine import Detections
+from yolact_runtime.errors import YolactError
+from yolact_runtime.masks import assemble
+from yolact_runtime.metadata import Metadata
+from yolact_runtime.priors import make_priors
+from yolact_runtime.rescore import MaskIouNet
+
+INPUT = "images"
+_NAMES = {
+    "native": ("count", "boxes", "scores", "classes", "coefficients", "prototypes"),
+    "runtime": ("loc", "logits", "coefficients", "prototypes"),
+}
+
+
+class GraphOutputs:
+    """What the outputs of a graph are called and mean.
+
+    Args:
+        metadata: Says where detection happens.
+        path: The file, for error messages.
+
+    Attributes:
+        names: Of the outputs, in the order that `detections` takes them.
+    """
+
+    def __init__(self, metadata: Metadata, path: str | Path) -> None:
+        self._metadata, self._path = metadata, path
+        self.names = list(_NAMES[metadata.detect])
+        if metadata.detect == "native" and metadata.mask_iou:
+            self.names.append("mask_scores")
+        if metadata.detect == "runtime":
+            assert metadata.priors is not None  # Metadata checks it
+            spec = metadata.priors
+            self._priors = make_priors(
+                spec.levels, spec.scales, spec.aspect_ratios, metadata.input_size, spec.square
+            )
+            self._rescore = MaskIouNet.from_text(metadata.mask_iou_net, path) if metadata.mask_iou else None
+
+    def check(self, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        """Compare with the names that a file has.
+
+        Raises:
+            YolactError: they are others.
+        """
+        missing = [name for name in self.names if name not in outputs]
+        if list(inputs) != [INPUT] or missing:
+            raise YolactError(
+                f"{self._path}: its inputs are {list(inputs)} and it lacks the outputs {missing};"
+                f' "{INPUT}" and none are expected; export it again'
+            )
+
+    def detections(self, values: Sequence[np.ndarray]) -> Detections:
+        """Detections from the outputs, in the order of `names`; half precision is widened."""
+        found: dict[str, np.ndarray] = {
+            name: value.astype(np.float32) if value.dtype == np.float16 else value
+            for name, value in zip(self.names, values, strict=True)
+        }
+        if self._metadata.detect == "native":
+            found.setdefault("mask_scores", found["scores"])
+            return Detections(**found)
+        return self._detect_here(**found)
+
+    def _detect_here(
+        self, loc: np.ndarray, logits: np.ndarray, coefficients: np.ndarray, prototypes: np.ndarray
+    ) -> Detections:
+        if loc.shape[1] != len(self._priors):
+            raise YolactError(
+                f"{self._path}: the graph has {loc.shape[1]} priors, its metadata {len(self._priors)};"
+                " export it again"
+            )
+        found = detect(loc, logits, coefficients, prototypes, self._priors, self._metadata)
+        if self._rescore is not None:
+            for i, count in enumerate(found.count):
+                masks = assemble(found.coefficients[i, :count], prototypes[i], found.boxes[i, :count])
+                found.mask_scores[i, :count] *= self._rescore(masks, found.classes[i, :count])
+        return found

@@ -1,0 +1,97 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from fake_onnx import BOXES, CLASSES, NATIVE, RUNTIME, SCORES, native_arrays, runtime_arrays, write_onnx
+
+from yolact_runtime import YolactError, load_engine
+from yolact_runtime.errors import UsageError
+
+openvino = pytest.importorskip("openvino")
+from yolact_export.openvino import write_openvino  # noqa: E402
+
+WHITE, BLACK = np.full((20, 30, 3), 255, np.uint8), np.zeros((9, 9, 3), np.uint8)
+
+
+@pytest.fixture
+def convert(tmp_path):
+    def convert_(arrays, metadata, **options):
+        source = write_onnx(tmp_path / "m.onnx", arrays, metadata)
+        write_openvino(source, metadata, tmp_path / "m.xml", **options)
+        return tmp_path / "m.xml"
+
+    return convert_
+
+
+def test_native_detections(convert):
+    with load_engine(convert(native_arrays(), NATIVE), threads=1) as engine:
+        assert engine.metadata == NATIVE
+        assert engine.name == "OpenVINO CPU"
+        first, second, third = engine.predict([WHITE, BLACK, WHITE])
+    for result in (first, third):
+        np.testing.assert_array_equal(result.relative_boxes, BOXES)
+        np.testing.assert_array_equal(result.scores, SCORES)
+        np.testing.assert_array_equal(result.classes, CLASSES)
+    assert len(second) == 0
+
+
+def test_results_outlive_the_next_call(convert):
+    with load_engine(convert(native_arrays(), NATIVE)) as engine:
+        batch = np.full((1, 16, 16, 3), 255, np.uint8)
+        first = engine.detect(batch)
+        kept = first.scores.copy()
+        engine.detect(np.zeros_like(batch))
+    np.testing.assert_array_equal(first.scores, kept)
+
+
+def test_raw_heads_as_onnx_runtime(convert, tmp_path):
+    with load_engine(convert(runtime_arrays(), RUNTIME)) as engine, load_engine(tmp_path / "m.onnx") as other:
+        (found,), (expected,) = engine.predict([WHITE]), other.predict([WHITE])
+    assert len(found) == 2
+    np.testing.assert_array_equal(found.relative_boxes, expected.relative_boxes)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+
+
+def test_wrong_files_and_options_are_one_line(convert, tmp_path):
+    path = convert(native_arrays(), NATIVE)
+    with pytest.raises(UsageError, match="precision is 'fp16'; an OpenVINO engine takes fp32 or bf16"):
+        load_engine(path, precision="fp16")
+    with pytest.raises(UsageError, match="threads is 0"):
+        load_engine(path, threads=0)
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        with pytest.raises(YolactError, match="no bf16"):
+            load_engine(path, precision="bf16")
+    text = path.read_text()
+    path.write_text(text.replace("<yolact>", "<other>").replace("</yolact>", "</other>"))
+    with pytest.raises(YolactError, match=r"metadata field yolact\.config is missing"):
+        load_engine(path)
+    path.write_text(text[: len(text) // 2])
+    with pytest.raises(YolactError, match="OpenVINO cannot read it") as error:
+        load_engine(path)
+    assert "\n" not in str(error.value)
+
+
+def test_outputs_of_another_kind_of_graph(convert):
+    lying = dataclasses.replace(RUNTIME)
+    with pytest.raises(YolactError, match="lacks the outputs"):
+        load_engine(convert(native_arrays(), lying))
+
+
+def test_a_failed_check_leaves_what_was_there(convert, tmp_path):
+    convert(native_arrays(), NATIVE)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("m.[xb]*")}
+
+    def refuse(path):
+        assert path.exists() and path.with_suffix(".bin").exists()
+        raise YolactError("not equal")
+
+    with pytest.raises(YolactError, match="not equal"):
+        convert(native_arrays(), dataclasses.replace(NATIVE, config="other"), check=refuse)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("m.[xb]*")} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.bin", "m.onnx", "m.xml"]
+
+
+def test_no_onnx_file(tmp_path):
+    (tmp_path / "m.onnx").write_bytes(b"no graph")
+    with pytest.raises(YolactError, match="OpenVINO does not take it"):
+        write_openvino(tmp_path / "m.onnx", NATIVE, tmp_path / "m.xml")
