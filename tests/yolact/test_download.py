@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from yolact import download as module
-from yolact.download import cache_folder, download, published_weights
+from yolact.download import download, published_weights
 from yolact_runtime.errors import UsageError, YolactError
 
 CONTENT = bytes(range(256)) * 12_000  # 3 MB, more than the progress that resets the attempts
