@@ -63,7 +63,9 @@ def make_heads(
     )
 
 
-def run_kernels(heads: Heads, order: int = FORWARD, sources: dict[str, str] | None = None, **settings) -> list[Found]:  # type: ignore[no-untyped-def]
+def run_kernels(
+    heads: Heads, order: int = FORWARD, skip_barrier: tuple[str, int] = ("", 0), **settings
+) -> list[Found]:
     """Detections of each image; checks what every run must keep."""
     n, p, width = heads.logits.shape
     plan = detection_plan(
@@ -71,7 +73,7 @@ def run_kernels(heads: Heads, order: int = FORWARD, sources: dict[str, str] | No
         loc_dtype=heads.loc.dtype, logits_dtype=heads.logits.dtype, coefficients_dtype=heads.loc.dtype, **settings,
     )  # fmt: skip
     inputs = {"loc": heads.loc, "logits": heads.logits, "coefficients": heads.coefficients, "priors": heads.priors}
-    out = run(plan, inputs, order, sources)
+    out = run(plan, inputs, order, skip_barrier=skip_barrier)
     found = []
     for i, count in enumerate(out["count"]):
         assert 0 <= count <= settings.get("limit", 100)
@@ -89,17 +91,19 @@ def run_kernels(heads: Heads, order: int = FORWARD, sources: dict[str, str] | No
     return found
 
 
-def oracle_detections(heads: Heads, image: int = 0, **settings) -> Found:  # type: ignore[no-untyped-def]
+def oracle_detections(heads: Heads, image: int = 0, **settings) -> Found:
     """What the float64 oracle finds in one image; priors that are not finite numbers are left out."""
     with np.errstate(all="ignore"):
         scores = oracle.softmax(heads.logits[image])
-        with np.errstate(all="ignore"):
-            boxes = oracle.decode(heads.loc[image], heads.priors)
         # What overflows float32 is infinite there.
-        sound = np.isfinite(scores).all(1) & np.isfinite(boxes.astype(np.float32)).all(1)
-    rows = np.flatnonzero(sound)
+        boxes = oracle.decode(heads.loc[image], heads.priors).astype(np.float32)
+    rows = np.flatnonzero(np.isfinite(scores).all(1) & np.isfinite(boxes).all(1))
     found = oracle.detect(
-        heads.loc[image, rows], heads.logits[image, rows], heads.coefficients[image, rows], heads.priors[rows], **settings
+        heads.loc[image, rows],
+        heads.logits[image, rows],
+        heads.coefficients[image, rows],
+        heads.priors[rows],
+        **settings,
     )
     return Found(found["classes"], found["scores"], indices_of(found["coefficients"]), found["boxes"])
 
