@@ -1,8 +1,8 @@
 """Runs launch plans on NumPy arrays: the kernels' own source, compiled with g++ behind `cuda_shim/`.
 
-Slow and faithful: threads are fibers that only meet where CUDA says they do, uninitialised memory is poisoned,
-and writes outside a buffer or into an input, barriers that not every thread reaches, and warp operations with
-missing lanes are errors.
+Slow and faithful: threads are fibers that only meet where CUDA says they do, memory that nothing was written to
+is poisoned, and writes outside a buffer or into an input, barriers that not every thread reaches, and warp
+operations with missing lanes are errors.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ class _Request(ctypes.Structure):
         ("grid", ctypes.c_uint * 3),
         ("block", ctypes.c_uint * 3),
         ("shared_bytes", ctypes.c_uint),
+        ("skipped_file", ctypes.c_char_p),
+        ("skipped_line", ctypes.c_int),
         ("order", ctypes.c_int),
         ("argument_count", ctypes.c_int),
         ("arguments", ctypes.POINTER(ctypes.c_void_p)),
@@ -62,6 +64,7 @@ def run(
     inputs: Mapping[str, np.ndarray],
     order: int = FORWARD,
     sources: Mapping[str, str] | None = None,
+    skip_barrier: tuple[str, int] = ("", 0),
 ) -> dict[str, np.ndarray]:
     """Run a plan.
 
@@ -70,6 +73,7 @@ def run(
         inputs: By buffer name; shapes and dtypes must be the plan's.
         order: Of the threads in a block and the blocks in a grid: `FORWARD`, `REVERSED`, or a seed from 2 on.
         sources: Other texts for source files, by file name.
+        skip_barrier: File name and line of a `__syncthreads` that shall do nothing.
 
     Returns:
         Outputs and workspace by name.
@@ -105,7 +109,8 @@ def run(
                 kinds += "f"
         error = ctypes.create_string_buffer(500)
         request = _Request(
-            launch.grid, launch.block, launch.shared_bytes, order, len(values),
+            launch.grid, launch.block, launch.shared_bytes, skip_barrier[0].encode(), skip_barrier[1], order,
+            len(values),
             (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values)),
             kinds.encode(), ctypes.cast(error, ctypes.c_char_p), len(error),
         )  # fmt: skip
@@ -138,7 +143,8 @@ def _library(source: str, kernels: tuple[str, ...], text: str | None) -> ctypes.
         pytest.skip("no g++ to compile the kernels with")
     text = (SOURCE_FOLDER / source).read_text() if text is None else text
     launchers = "\n".join(
-        f'extern "C" int launch_{i}(const cuda_on_cpu::Request *r) {{ return cuda_on_cpu::launch({kernel}, *r); }}'
+        f'extern "C" int launch_{i}(const cuda_on_cpu::Request *request) {{'
+        f" return cuda_on_cpu::launch({kernel}, *request); }}"
         for i, kernel in enumerate(kernels)
     )
     program = f'#line 1 "{source}"\n{text}\n{launchers}\n'

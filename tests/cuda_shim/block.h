@@ -6,7 +6,6 @@
 #include <cstdio>
 #include <cstring>
 #include <numeric>
-#include <random>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -27,6 +26,8 @@ struct Request {
     unsigned grid[3];
     unsigned block[3];
     unsigned shared_bytes;
+    const char *skipped_file;  // the barrier at this place does nothing
+    int skipped_line;
     int order;  // 0 forward, 1 reversed, else the seed of a random one
     int argument_count;
     void **arguments;   // the address of each
@@ -34,6 +35,11 @@ struct Request {
     char *error;
     int error_bytes;
 };
+
+inline const char *base_name(const char *file) {
+    const char *slash = strrchr(file, '/');
+    return slash ? slash + 1 : file;
+}
 
 enum class State { kReady, kAtBarrier, kAtWarp, kDone };
 enum class Operation { kSync, kShuffle, kBallot };
@@ -53,8 +59,8 @@ struct Thread {
     uint64_t result = 0;
 
     std::string where() const {
-        return std::string(state == State::kAtBarrier ? "barrier " : "warp operation ") +
-               (strrchr(file, '/') ? strrchr(file, '/') + 1 : file) + ":" + std::to_string(line);
+        return std::string(state == State::kAtBarrier ? "barrier " : "warp operation ") + base_name(file) + ":" +
+               std::to_string(line);
     }
 };
 
@@ -63,6 +69,8 @@ struct Block {
     std::vector<char> shared;
     dim3 grid_size, block_size, block_index;
     int at_barrier = 0;
+    const char *skipped_file = "";
+    int skipped_line = 0;
     Context scheduler;
     void (*body)(void *) = nullptr;
     void *body_data = nullptr;
@@ -85,6 +93,7 @@ inline void entry() {
 }
 
 inline void barrier(const char *file, int line) {
+    if (line == block->skipped_line && strcmp(base_name(file), block->skipped_file) == 0) return;
     Thread &me = *current;
     me.state = State::kAtBarrier;
     me.file = file;
@@ -148,18 +157,23 @@ inline uint64_t warp_operation(Operation operation, unsigned mask, uint64_t valu
     return me.result;
 }
 
-inline std::vector<int> thread_order(int count, int order) {
+// Numbers 0 .. count-1 forward, reversed, or in an order that `order` seeds.
+inline std::vector<int> permutation(int count, int order) {
     std::vector<int> numbers(count);
     std::iota(numbers.begin(), numbers.end(), 0);
     if (order == 1) std::reverse(numbers.begin(), numbers.end());
-    if (order > 1) std::shuffle(numbers.begin(), numbers.end(), std::mt19937(order));
+    uint64_t random = order;
+    for (int i = count - 1; order > 1 && i > 0; --i) {
+        random = random * 6364136223846793005u + 1442695040888963407u;
+        std::swap(numbers[i], numbers[(random >> 33) % (i + 1)]);
+    }
     return numbers;
 }
 
 // Runs all threads of the current block to their end.
-inline void run_block(const std::vector<int> &order, const Stacks &stacks) {
+inline void run_block(const std::vector<int> &warps, const std::vector<int> &lanes, const Stacks &stacks) {
     const dim3 size = block->block_size;
-    for (int number = 0; number < static_cast<int>(order.size()); ++number) {
+    for (int number = 0; number < static_cast<int>(block->threads.size()); ++number) {
         Thread &thread = block->threads[number];
         thread.number = number;
         thread.index = {number % size.x, number / size.x % size.y, number / (size.x * size.y)};
@@ -168,14 +182,19 @@ inline void run_block(const std::vector<int> &order, const Stacks &stacks) {
     }
     block->at_barrier = 0;
     std::fill(block->shared.begin(), block->shared.end(), char(0xff));
+    // Each warp runs as far as it can before the next: a missing barrier between two of them then shows.
     for (bool progress = true; progress;) {
         progress = false;
-        for (int number : order) {
-            if (block->threads[number].state != State::kReady) continue;
-            current = &block->threads[number];
-            Context::change(block->scheduler, current->context);
-            if (!block->error.empty()) return;
-            progress = true;
+        for (size_t turn = 0; turn < warps.size();) {
+            bool moved = false;
+            for (int lane : lanes) {
+                current = &block->threads[warps[turn] * 32 + lane];
+                if (current->state != State::kReady) continue;
+                Context::change(block->scheduler, current->context);
+                if (!block->error.empty()) return;
+                moved = progress = true;
+            }
+            if (!moved) ++turn;
         }
     }
     int done = 0;
@@ -224,16 +243,18 @@ void call_blocks(void (*kernel)(Parameters...), const Request &request, std::ind
     state.shared.resize(request.shared_bytes + 16);
     state.grid_size = {request.grid[0], request.grid[1], request.grid[2]};
     state.block_size = {request.block[0], request.block[1], request.block[2]};
+    state.skipped_file = request.skipped_file;
+    state.skipped_line = request.skipped_line;
     state.body = [](void *data) { (*static_cast<decltype(body) *>(data))(); };
     state.body_data = &body;
     block = &state;
-    const std::vector<int> order = thread_order(count, request.order);
+    const std::vector<int> warps = permutation(count / 32, request.order), lanes = permutation(32, request.order);
     const unsigned blocks = request.grid[0] * request.grid[1] * request.grid[2];
     for (unsigned i = 0; i < blocks && state.error.empty(); ++i) {
         const unsigned number = request.order == 1 ? blocks - 1 - i : i;
         const unsigned row = number / request.grid[0];
         state.block_index = {number % request.grid[0], row % request.grid[1], row / request.grid[1]};
-        run_block(order, stacks);
+        run_block(warps, lanes, stacks);
     }
     block = nullptr;
     if (!state.error.empty()) throw std::runtime_error(state.error);

@@ -80,7 +80,8 @@ class Launch:
         threads = math.prod(self.block)
         if len(self.block) != 3 or min(self.block) < 1 or threads > MAX_BLOCK_THREADS or threads % 32:
             raise ValueError(
-                f"{where}: block is {self.block}; a multiple of 32 threads is needed, at most {MAX_BLOCK_THREADS}"
+                f"{where}: block is {self.block}; a multiple of 32 threads is needed, "
+                f"at most {MAX_BLOCK_THREADS}"
             )
         if not 0 <= self.shared_bytes <= MAX_SHARED_BYTES:
             raise ValueError(
