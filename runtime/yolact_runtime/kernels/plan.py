@@ -101,7 +101,8 @@ class Plan:
 
     Attributes:
         inputs: Read only.
-        outputs: Written whole by every run, but for what lies past the number of entries that another output gives.
+        outputs: Written whole by every run, but for what lies past the number of entries that another output
+            gives.
         workspace: Scratch, worth nothing between runs.
         launches: One or more.
     """
