@@ -58,7 +58,9 @@ def parse_capability(text: str) -> tuple[int, int]:
         UsageError: it is not of that form.
     """
     if not re.fullmatch(r"\d{1,2}\.\d", text):
-        raise UsageError(f"compute capability {text!r} is not of the form 8.6; see nvidia-smi --query-gpu=compute_cap")
+        raise UsageError(
+            f"compute capability {text!r} is not of the form 8.6; see nvidia-smi --query-gpu=compute_cap"
+        )
     major, minor = text.split(".")
     return int(major), int(minor)
 
@@ -73,15 +75,15 @@ def compile_kernels(
 ) -> Module:
     """Compile some kernels of one source file, or take them from the cache.
 
-    The cache is `kernels` in `$YOLACT_CACHE` or the user's cache folder. An entry is found by everything it was
-    made from: the text of the source and of the headers, options, capability and compiler. One that is damaged is
-    made anew; a cache that cannot be written is done without.
+    The cache is `kernels` in `$YOLACT_CACHE` or the user's cache folder. An entry is found by everything it
+    was made from: the text of the source and of the headers, options, capability and compiler. One that is
+    damaged is made anew; a cache that cannot be written is done without.
 
     Args:
         source: Name of a file in `folder`.
         expressions: Kernels with their template arguments, such as `resize<float>`.
-        capability: Of the GPU; machine code also runs on GPUs of the same major and a higher minor, PTX on all
-            higher ones.
+        capability: Of the GPU; machine code also runs on GPUs of the same major and a higher minor, PTX on
+            all higher ones.
         ptx: Make PTX and not machine code.
         library: The compiler; by default the newest installed one that knows the capability.
         folder: Where the sources are.
@@ -95,13 +97,13 @@ def compile_kernels(
     names = tuple(sorted(set(expressions)))
     major, minor = capability
     options = (*_OPTIONS, f"-arch={'compute' if ptx else 'sm'}_{major}{minor}")
-    parts = [text, headers, names, options, ptx, library.version]
+    parts = [source, text, headers, names, options, ptx, library.version]
     parts += [hashlib.sha256((include / name).read_bytes()).hexdigest() for name in _CUDA_HEADERS]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     path = cache_folder() / "kernels" / f"{Path(source).stem}-sm{major}{minor}-{key[:32]}.json"
     module = _cached(path, capability, library.version)
     if module is None:
-        made = library.compile(text, headers, names, (*options, f"-I{include}"), ptx)
+        made = library.compile(source, text, headers, names, (*options, f"-I{include}"), ptx)
         module = Module(made.image, made.lowered, made.log, capability, library.version)
         _keep(path, module)
     return module

@@ -35,8 +35,8 @@ class MaskShapes:
         height: Of the tallest image, in pixels; 1..32768.
         width: Of the widest image, in pixels; 1..32768.
         prototype_dtype: float32 or float16.
-        edge_capacity: How many edges the masks of one image may have together; None for 4 per image column and
-            detection, which is twice what masks without holes that fill the image have.
+        edge_capacity: How many edges the masks of one image may have together; None for 4 per detection and
+            image column, which is twice what masks without holes over the whole image have.
     """
 
     batch: int
@@ -60,12 +60,13 @@ class MaskShapes:
                 raise UsageError(f"the mask kernels take {name} 1..{most}, not {value}")
         if np.dtype(self.prototype_dtype) not in _TYPES:
             raise UsageError(
-                f"the mask kernels take prototypes in float32 or float16, not {np.dtype(self.prototype_dtype)}"
+                "the mask kernels take prototypes in float32 or float16, not"
+                f" {np.dtype(self.prototype_dtype)}"
             )
         if self.detections * self.most_edges >= 2**31:
             raise UsageError(
-                f"{self.detections} masks of {self.height}x{self.width} pixels may have 2**31 edges or more, which the"
-                " mask kernels do not take; use fewer detections or smaller images"
+                f"{self.detections} masks of {self.height}x{self.width} pixels may have 2**31 edges or more,"
+                " which the mask kernels do not take; use fewer detections or smaller images"
             )
         if self.edge_capacity is not None and not 1 <= self.edge_capacity < 2**31:
             raise UsageError(f"the mask kernels take edge_capacity 1..{2**31 - 1}, not {self.edge_capacity}")
@@ -85,17 +86,18 @@ def mask_plan(shapes: MaskShapes, result: str = "edges") -> Plan:
     """The launches that make masks.
 
     Inputs of the plan, N being `shapes.batch` and so on: `boxes` float32 (N, K, 4) relative x1 y1 x2 y2;
-    `kept_coefficients` float32 (N, K, M); `count` int32 (N,), rows that are detections; `prototypes` (N, Hp, Wp, M);
-    and, but for "masks", `sizes` int32 (N, 2), height and width of each image, at most those of `shapes`.
+    `kept_coefficients` float32 (N, K, M); `count` int32 (N,), rows that are detections; `prototypes`
+    (N, Hp, Wp, M); and, but for "masks", `sizes` int32 (N, 2), height and width of each image, which
+    `check_sizes` makes.
 
     Args:
         shapes: Sizes.
         result: What the plan's outputs are:
             "masks": `masks` float32 (N, K, Hp, Wp), 0..1, zero outside the boxes and past `count`;
-            "bits": `bits` uint32 (N, K, ceil(height / 32), width), 1 where a mask at image size is set; word w of
-            column x holds the rows 32 w to 32 w + 31, lowest bit first;
-            "edges": what `read_regions` takes: `regions` int32 (N, K, 4), `offsets` int32 (N, K + 1) and `edges`
-            int32 (N, capacity).
+            "bits": `bits` uint32 (N, K, ceil(height / 32), width), 1 where a mask at image size is set; word
+            w of column x holds the rows 32 w to 32 w + 31, lowest bit first;
+            "edges": what `read_regions` takes: `regions` int32 (N, K, 4), `offsets` int32 (N, K + 1) and
+            `edges` int32 (N, capacity), written as far as `offsets` says.
 
     Raises:
         UsageError: `result` is none of these.
@@ -161,9 +163,9 @@ def mask_plan(shapes: MaskShapes, result: str = "edges") -> Plan:
 def read_regions(
     count: np.ndarray, sizes: np.ndarray, regions: np.ndarray, offsets: np.ndarray, edges: np.ndarray
 ) -> list[list[Region]]:
-    """The masks of each image from what the "edges" plan wrote, for `yolact_runtime.masks.encode` and the like.
+    """The masks of each image from what the "edges" plan wrote; `yolact_runtime.masks.encode` takes them.
 
-    Only the first `offsets[n, count[n]]` entries of `edges[n]` are read, so no more need be copied to the host.
+    Only the first `offsets[n, count[n]]` entries of `edges[n]` are read; no more need be copied to the host.
 
     Args:
         count: (N,) rows that are detections.
@@ -184,12 +186,11 @@ def read_regions(
                 f"plan them with edge_capacity={bounds[number]} or more"
             )
         height = int(sizes[n, 0])
-        images.append(
-            [
-                Region(*regions[n, k].tolist(), height, edges[n, bounds[k] : bounds[k + 1]].astype(np.int64))
-                for k in range(number)
-            ]
-        )
+        found = []
+        for k, (x, y, across, down) in enumerate(regions[n, :number].tolist()):
+            pixels = edges[n, bounds[k] : bounds[k + 1]].astype(np.int64)
+            found.append(Region(x, y, across, down, height, pixels))
+        images.append(found)
     return images
 
 

@@ -1,8 +1,8 @@
 """NVIDIA's run-time compiler: finding it, and calling it.
 
 Two majors are needed at times in one process: NVRTC 13 no longer knows the GTX 10-series, and PyTorch brings
-13. The library that `cuda-bindings` calls is one per process and chosen by it, so this goes to the C interface
-itself, which has been the same since CUDA 11.
+13. `cuda-bindings` calls one per process, of its own choice, so this goes to the C interface itself, which
+has been the same since CUDA 11.
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ class Nvrtc:
 
     def compile(
         self,
+        name: str,
         source: str,
         headers: Mapping[str, str],
         expressions: Sequence[str],
@@ -97,8 +98,9 @@ class Nvrtc:
         """Compile CUDA C++.
 
         Args:
+            name: Of the source, for messages.
             source: The text.
-            headers: Text of each header that `source` includes by that name, besides those in include folders.
+            headers: Text of each header that `source` includes by that name; others are in include folders.
             expressions: Kernels, such as `resize<float>`.
             options: Of the compiler.
             ptx: Give PTX and not machine code.
@@ -110,8 +112,9 @@ class Nvrtc:
         texts = (ctypes.c_char_p * len(headers))(*(text.encode() for text in headers.values()))
         names = (ctypes.c_char_p * len(headers))(*(name.encode() for name in headers))
         self._call(
-            "nvrtcCreateProgram", ctypes.byref(program), source.encode(), None, len(headers), texts, names
-        )
+            "nvrtcCreateProgram", ctypes.byref(program), source.encode(), name.encode(),
+            len(headers), texts, names,
+        )  # fmt: skip
         try:
             for expression in expressions:
                 self._call("nvrtcAddNameExpression", program, expression.encode())
@@ -120,7 +123,7 @@ class Nvrtc:
             log = self._text("nvrtcGetProgramLog", program).decode(errors="replace").strip("\0\n")
             if code:
                 lines = [line for line in log.splitlines() if "error" in line] or [self._error(code)]
-                raise YolactError(f"NVRTC {self.version[0]}.{self.version[1]}: {lines[0].strip()}")
+                raise YolactError(lines[0].strip())
             lowered = {expression: self._lowered(program, expression) for expression in expressions}
             image = self._text("nvrtcGetPTX" if ptx else "nvrtcGetCUBIN", program)
             return Product(image.rstrip(b"\0") if ptx else image, lowered, log)
@@ -154,16 +157,21 @@ def load(path: Path) -> Nvrtc:
     return Nvrtc(path)
 
 
-def choose(capability: tuple[int, int]) -> Nvrtc:
+def choose(capability: tuple[int, int], newest_major: int | None = None) -> Nvrtc:
     """The newest installed NVRTC that compiles for `capability`.
 
     The environment variable `YOLACT_NVRTC` names one library file instead.
+
+    Args:
+        capability: (major, minor).
+        newest_major: CUDA version of the driver that is to load the result; it may not take what a newer
+            compiler makes.
 
     Raises:
         UsageError: `YOLACT_NVRTC` is not a file.
         YolactError: none is installed, or none knows the capability; names the package that does.
     """
-    wanted = f"compute capability {capability[0]}.{capability[1]}"
+    wanted = f"compute capability {_text(capability)}"
     package = "nvidia-cuda-nvrtc" if capability > _LAST_OF_12 else "nvidia-cuda-nvrtc-cu12"
     remedy = f"run: pip install -U {package}"
     if named := os.environ.get(VARIABLE):
@@ -173,20 +181,22 @@ def choose(capability: tuple[int, int]) -> Nvrtc:
         remedy = f"unset {VARIABLE} or {remedy}"
     else:
         found = sorted((load(path) for path in installed()), key=lambda one: one.version, reverse=True)
+    if newest_major is not None:
+        found = [library for library in found if library.version[0] <= newest_major]
     if not found:
         raise YolactError(f"compiling kernels for {wanted} needs NVRTC, which is not installed; {remedy}")
     for library in found:
         if capability in library.architectures:
             return library
     have = "; ".join(
-        f"{one.version[0]}.{one.version[1]} knows {_text(one.architectures[0])} to {_text(one.architectures[-1])}"
+        f"{_text(one.version)} knows {_text(one.architectures[0])} to {_text(one.architectures[-1])}"
         for one in found
     )
     raise YolactError(f"no installed NVRTC compiles for {wanted} ({have}); {remedy}")
 
 
 def installed() -> list[Path]:
-    """NVRTC libraries in NVIDIA's wheels and in CUDA toolkits (`$CUDA_PATH`, `$CUDA_HOME`, /usr/local/cuda)."""
+    """NVRTC libraries in NVIDIA's wheels and CUDA toolkits (`$CUDA_PATH`, `$CUDA_HOME`, /usr/local/cuda*)."""
     spec = importlib.util.find_spec("nvidia")
     roots = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
     places = [folder for root in roots for folder in sorted(root.glob("*"))]
@@ -200,5 +210,5 @@ def installed() -> list[Path]:
     return sorted(files)
 
 
-def _text(capability: tuple[int, int]) -> str:
-    return f"{capability[0]}.{capability[1]}"
+def _text(pair: tuple[int, int]) -> str:
+    return f"{pair[0]}.{pair[1]}"

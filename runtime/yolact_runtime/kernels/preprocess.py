@@ -30,9 +30,9 @@ def preprocess_plan(
 ) -> Plan:
     """The launch that resizes images, and normalises them unless bytes are wanted.
 
-    Inputs of the plan: `pixels` uint8 (capacity,) and `table` int64 (N, 3), which `pack` fills. Output: `images`,
-    uint8 (N, size, size, 3) BGR as `yolact_runtime.preprocess.resize_batch` gives it, or (N, 3, size, size) RGB,
-    (x - mean) / std of it.
+    Inputs of the plan: `pixels` uint8 (capacity,) and `table` int64 (N, 3), which `pack` fills. Output:
+    `images`, uint8 (N, S, S, 3) BGR as `yolact_runtime.preprocess.resize_batch` gives it, or (N, 3, S, S)
+    RGB, (x - mean) / std of it.
 
     Args:
         batch: N, images; 1..65535.
@@ -45,14 +45,17 @@ def preprocess_plan(
     Raises:
         UsageError: a value is outside these limits.
     """
-    for name, value, most in (("batch", batch, 65535), ("size", size, MAX_SIDE), ("capacity", capacity, 2**40)):
+    limits = (("batch", batch, 65535), ("size", size, MAX_SIDE), ("capacity", capacity, 2**40))
+    for name, value, most in limits:
         if not 1 <= value <= most:
             raise UsageError(f"the preprocessing kernel takes {name} 1..{most}, not {value}")
     kind = np.dtype(dtype)
     if kind not in _TYPES:
         raise UsageError(f"the preprocessing kernel makes uint8, float32 or float16, not {kind}")
     if len(mean) != 3 or len(std) != 3 or not all(value > 0 for value in std):
-        raise UsageError(f"the preprocessing kernel takes three means and three positive stds, not {mean} and {std}")
+        raise UsageError(
+            f"the preprocessing kernel takes three means and three positive stds, not {mean} and {std}"
+        )
     shape = (batch, size, size, 3) if kind == np.uint8 else (batch, 3, size, size)
     launch = Launch(
         SOURCE,
@@ -78,7 +81,9 @@ def pack(images: Sequence[np.ndarray], pixels: np.ndarray, table: np.ndarray) ->
         UsageError: an image is no such array, or they are too many or too large.
     """
     if not 1 <= len(images) <= len(table):
-        raise UsageError(f"the preprocessing kernel's plan is for 1 to {len(table)} images, not {len(images)}")
+        raise UsageError(
+            f"the preprocessing kernel's plan is for 1 to {len(table)} images, not {len(images)}"
+        )
     start = 0
     for row, image in enumerate(images):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:

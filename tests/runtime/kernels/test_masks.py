@@ -72,10 +72,8 @@ def pack(full: np.ndarray) -> list[dict]:
 )
 def test_bits_and_run_lengths(seed, images, rows, columns, kind, room):
     sizes = [size for size, _ in images]
-    shapes = MaskShapes(
-        len(images), 3, kind[0], rows, columns, max(h for h, _ in sizes) + room, max(w for _, w in sizes) + room,
-        kind[1],
-    )  # fmt: skip
+    height, width = (max(sides) + room for sides in zip(*sizes, strict=True))
+    shapes = MaskShapes(len(images), 3, kind[0], rows, columns, height, width, kind[1])
     inputs = make(seed, [boxes for _, boxes in images], shapes)
     inputs["sizes"] = check_sizes(shapes, sizes)
     out = run(mask_plan(shapes), inputs)
