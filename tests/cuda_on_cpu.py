@@ -1,7 +1,7 @@
 """Runs launch plans on NumPy arrays: the kernels' own source, compiled with g++ behind `cuda_shim/`.
 
-Slow and faithful: threads are fibers that only meet where CUDA says they do, memory that nothing was written to
-is poisoned, and writes outside a buffer or into an input, barriers that not every thread reaches, and warp
+Slow and faithful: threads are fibers that only meet where CUDA says they do, memory that nothing was written
+to is poisoned, and writes outside a buffer or into an input, barriers that not every thread reaches, and warp
 operations with missing lanes are errors.
 """
 

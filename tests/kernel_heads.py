@@ -70,9 +70,15 @@ def run_kernels(
     n, p, width = heads.logits.shape
     plan = detection_plan(
         n, p, width - 1, DIGITS,
-        loc_dtype=heads.loc.dtype, logits_dtype=heads.logits.dtype, coefficients_dtype=heads.loc.dtype, **settings,
+        loc_dtype=heads.loc.dtype, logits_dtype=heads.logits.dtype, coefficients_dtype=heads.loc.dtype,
+        **settings,
     )  # fmt: skip
-    inputs = {"loc": heads.loc, "logits": heads.logits, "coefficients": heads.coefficients, "priors": heads.priors}
+    inputs = {
+        "loc": heads.loc,
+        "logits": heads.logits,
+        "coefficients": heads.coefficients,
+        "priors": heads.priors,
+    }
     out = run(plan, inputs, order, skip_barrier=skip_barrier)
     found = []
     for i, count in enumerate(out["count"]):
@@ -142,4 +148,6 @@ def separated(heads: Heads, image: int, score_threshold: float, iou_threshold: f
     if ((gap > 0) & (gap < 1e-5 * ranked[1:])).any():
         return False
     overlaps = np.array([[oracle.iou(a, b) for a in boxes] for b in boxes])
-    return not ((overlaps != iou_threshold) & (overlaps > 0) & (np.abs(overlaps - iou_threshold) < 1e-5)).any()
+    return not (
+        (overlaps != iou_threshold) & (overlaps > 0) & (np.abs(overlaps - iou_threshold) < 1e-5)
+    ).any()

@@ -28,16 +28,6 @@ __device__ __forceinline__ __half from_float<__half>(float value) { return __flo
 // False for infinities and NaN.
 __device__ __forceinline__ bool is_finite(float value) { return fabsf(value) <= 3.402823466e38f; }
 
-// Larger floats give larger keys, over all numbers but NaN.
-__device__ __forceinline__ unsigned ordered_key(float value) {
-    const unsigned bits = __float_as_uint(value);
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-
-__device__ __forceinline__ float from_ordered_key(unsigned key) {
-    return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
-}
-
 __device__ __forceinline__ float warp_max(float value) {
 #pragma unroll
     for (int step = kWarpSize / 2; step > 0; step /= 2) {

@@ -32,10 +32,10 @@ def detection_plan(
     """Launches that turn a network's heads into detections.
 
     Inputs are `loc` (N, P, 4), `logits` (N, P, C+1) with the background first, `coefficients` (N, P, M) and
-    `priors` (P, 4) float32 cx cy w h. Outputs are as in `yolact_runtime.engine.Detections`: `count` (N,) int32,
-    `boxes` (N, K, 4), `scores` (N, K), `classes` (N, K) int32 and `kept_coefficients` (N, K, M), zero past
-    `count`, best score first; equal scores by class, then by prior. Priors whose box or scores are not finite
-    numbers take no part. All arithmetic is in float32.
+    `priors` (P, 4) float32 cx cy w h. Outputs are as in `yolact_runtime.engine.Detections`: `count` (N,)
+    int32, `boxes` (N, K, 4), `scores` (N, K), `classes` (N, K) int32 and `kept_coefficients` (N, K, M), zero
+    past `count`, best score first; equal scores by class, then by prior. Priors whose box or scores are not
+    finite numbers take no part. All arithmetic is in float32.
 
     Args:
         batch: N, 1..65535.
@@ -66,12 +66,19 @@ def detection_plan(
     for name, value in (("score_threshold", score_threshold), ("iou_threshold", iou_threshold)):
         if not 0 <= value <= 1:
             raise UsageError(f"the detection kernels take {name} 0..1, not {value}")
-    for name, size in (("priors x (classes + 1)", priors * (classes + 1)), ("limit x coefficients", limit * coefficients)):
+    for name, size in (
+        ("priors x (classes + 1)", priors * (classes + 1)),
+        ("limit x coefficients", limit * coefficients),
+    ):
         if size > MAX_ELEMENTS:
             raise UsageError(f"the detection kernels take {name} up to {MAX_ELEMENTS}, not {size}")
     loc, logits, mask = (
         _type_name(name, dtype)
-        for name, dtype in (("loc", loc_dtype), ("logits", logits_dtype), ("coefficients", coefficients_dtype))
+        for name, dtype in (
+            ("loc", loc_dtype),
+            ("logits", logits_dtype),
+            ("coefficients", coefficients_dtype),
+        )
     )
     words = -(-priors // 32)
     # Of a class no more than `limit` can be among the best `limit` of all.
@@ -129,8 +136,20 @@ def detection_plan(
     )
 
 
+def examples() -> tuple[Plan, ...]:
+    """Plans that together launch every kernel of `detect.cu`, for each type of head."""
+    kinds = tuple(_TYPES)
+    return tuple(
+        detection_plan(1, 19248, 80, loc_dtype=loc, logits_dtype=logits, coefficients_dtype=logits)
+        for loc in kinds
+        for logits in kinds
+    )
+
+
 def _type_name(name: str, dtype: np.typing.DTypeLike) -> str:
     try:
         return _TYPES[np.dtype(dtype)]
     except KeyError:
-        raise UsageError(f"the detection kernels take {name} in float32 or float16, not {np.dtype(dtype)}") from None
+        raise UsageError(
+            f"the detection kernels take {name} in float32 or float16, not {np.dtype(dtype)}"
+        ) from None

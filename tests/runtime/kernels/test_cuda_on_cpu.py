@@ -43,7 +43,11 @@ def test_a_deleted_barrier_shows() -> None:
 
 @pytest.mark.parametrize("order", [FORWARD, REVERSED, 7])
 def test_scan_of_a_block(order: int) -> None:
-    body = f"int total; const int s = block_exclusive_sum<{THREADS}>(i < n ? x[i] : 0, total); if (i < n) y[i] = s + total;"
+    body = f"""
+        int total;
+        const int before = block_exclusive_sum<{THREADS}>(i < n ? x[i] : 0, total);
+        if (i < n) y[i] = before + total;
+    """
     expected = np.zeros(1024, np.int64)
     expected[:1000] = np.arange(1000)
     expected = expected.reshape(4, THREADS)
