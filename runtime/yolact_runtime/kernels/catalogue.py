@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from yolact_runtime.kernels.detection import detection_plan
@@ -12,10 +13,12 @@ from yolact_runtime.kernels.preprocess import preprocess_plan
 
 def example_plans() -> Iterator[Plan]:
     """For a COCO network of 550 pixels: every source, every element type of its kernels."""
-    for dtype in ("float32", "float16"):
-        yield detection_plan(1, 19248, 80, loc_dtype=dtype, logits_dtype=dtype, coefficients_dtype=dtype)
+    floats = ("float32", "float16")
+    for loc, logits in itertools.product(floats, floats):
+        yield detection_plan(1, 19248, 80, loc_dtype=loc, logits_dtype=logits, coefficients_dtype=loc)
+    for dtype in floats:
         yield mask_plan(MaskShapes(1, 100, 32, 138, 138, 480, 640, dtype))
-    for dtype in ("uint8", "float32", "float16"):
+    for dtype in ("uint8", *floats):
         yield preprocess_plan(1, 550, 640 * 480 * 3, dtype)
 
 

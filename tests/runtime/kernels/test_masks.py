@@ -142,6 +142,14 @@ def test_a_mask_over_everything_is_one_run():
     assert out["edges"][0, :4].tolist() == [0, 70 * 45, 0, 70 * 45]
 
 
+def test_one_half_is_not_set():
+    shapes = MaskShapes(1, 1, 4, 9, 7, 40, 50)
+    inputs = make(0, [[(0, 0, 1, 1)]], shapes)
+    inputs["prototypes"][...] = 0  # as ReLU leaves most of them
+    inputs["sizes"] = check_sizes(shapes, [(37, 50)])
+    assert not run(mask_plan(shapes, "bits"), inputs)["bits"].any()
+
+
 def test_edges_that_do_not_fit_are_told_and_do_no_harm():
     boxes = [[(0, 0, 0.5, 0.5), (0, 0, 1, 1), (0.2, 0.2, 0.8, 0.9)]]
     whole = MaskShapes(1, 3, 4, 20, 20, 60, 50)
