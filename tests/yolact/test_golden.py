@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from cuda_on_cpu import REVERSED
+from cuda_on_cpu import REVERSED, run
 from kernel_heads import Heads, run_kernels
 from oracle import full_masks
 from pycocotools import mask as coco_mask
@@ -25,6 +25,8 @@ from yolact.engine import TorchEngine
 from yolact.model import Yolact, YolactOutput
 from yolact.registry import get_config
 from yolact.weights import load_model
+from yolact_runtime.kernels.masks import MaskShapes, check_sizes, mask_plan, read_regions
+from yolact_runtime.masks import full_masks as region_masks
 from yolact_runtime.preprocess import resize_batch
 
 CASES = sorted(REFERENCE.glob("golden_*.npz"))
@@ -175,6 +177,29 @@ def test_engine_gives_the_reference_boxes_and_masks(case: Case) -> None:
     assert (result.masks == expected).mean() >= 0.9999
     ours = np.stack([coco_mask.decode(rle) for rle in result.rles])
     np.testing.assert_array_equal(ours, result.masks)
+
+
+def test_mask_kernels(case: Case) -> None:
+    golden = case.golden
+    prototypes = case.output.prototypes.numpy()
+    size = (int(golden["img_hw"][0]), int(golden["img_hw"][1]))
+    boxes, coefficients = golden["fast_det_box"], golden["fast_det_mask"]
+    shapes = MaskShapes(1, *coefficients.shape, *prototypes.shape[1:3], *size)
+    inputs = {
+        "boxes": boxes[None],
+        "kept_coefficients": coefficients[None],
+        "count": np.array([len(boxes)], np.int32),
+        "prototypes": prototypes,
+        "sizes": check_sizes(shapes, [size]),
+    }
+    out = run(mask_plan(shapes), inputs)
+    (regions,) = read_regions(inputs["count"], inputs["sizes"], out["regions"], out["offsets"], out["edges"])
+    expected = np.stack(
+        [coco_mask.decode({"size": size, "counts": counts.encode()}) for counts in golden["fast_pp_rle"]]
+    )
+    assert (region_masks(regions, *size) == expected).mean() >= 0.9999
+    again = run(mask_plan(shapes), inputs, REVERSED)
+    assert all(out[name].tobytes() == again[name].tobytes() for name in out)
 
 
 def test_every_named_config_has_the_published_keys() -> None:

@@ -212,10 +212,6 @@ struct Bits {
         const int last = (height - 1) / 32;
         // Whether the column before ends with a set pixel.
         unsigned before = word(last, x - 1) >> (height - 1) % 32 & 1;
-        if (x == region.x1) {
-            if (before && target) *target = x * height;
-            return before;
-        }
         int number = 0;
         for (int w = before ? 0 : region.y0 / 32; w <= min(region.y1 / 32, last); ++w) {
             const unsigned here = word(w, x);
