@@ -12,7 +12,8 @@ MAX_PER_IMAGE = 1024  # of top_k and of limit: what a block sorts in shared memo
 MAX_BATCH = 65535
 # Positions and offsets within an image are 32-bit.
 MAX_ELEMENTS = 2**30
-_TYPES = {np.dtype(np.float32): "float", np.dtype(np.float16): "__half"}
+_FLOAT, _INT, _WORD = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.uint32)
+_TYPES = {_FLOAT: "float", np.dtype(np.float16): "__half"}
 
 
 def detection_plan(
@@ -63,9 +64,9 @@ def detection_plan(
     ):
         if not 1 <= value <= largest:
             raise UsageError(f"the detection kernels take {name} 1..{largest}, not {value}")
-    for name, value in (("score_threshold", score_threshold), ("iou_threshold", iou_threshold)):
-        if not 0 <= value <= 1:
-            raise UsageError(f"the detection kernels take {name} 0..1, not {value}")
+    for name, threshold in (("score_threshold", score_threshold), ("iou_threshold", iou_threshold)):
+        if not 0 <= threshold <= 1:
+            raise UsageError(f"the detection kernels take {name} 0..1, not {threshold}")
     for name, size in (
         ("priors x (classes + 1)", priors * (classes + 1)),
         ("limit x coefficients", limit * coefficients),
@@ -111,38 +112,28 @@ def detection_plan(
     )  # fmt: skip
     return Plan(
         inputs=(
-            Buffer("loc", (n, p, 4), loc_dtype),
-            Buffer("logits", (n, p, c + 1), logits_dtype),
-            Buffer("coefficients", (n, p, m), coefficients_dtype),
-            Buffer("priors", (p, 4), np.float32),
+            Buffer("loc", (n, p, 4), np.dtype(loc_dtype)),
+            Buffer("logits", (n, p, c + 1), np.dtype(logits_dtype)),
+            Buffer("coefficients", (n, p, m), np.dtype(coefficients_dtype)),
+            Buffer("priors", (p, 4), _FLOAT),
         ),
         outputs=(
-            Buffer("count", (n,), np.int32),
-            Buffer("boxes", (n, k, 4), np.float32),
-            Buffer("scores", (n, k), np.float32),
-            Buffer("classes", (n, k), np.int32),
-            Buffer("kept_coefficients", (n, k, m), np.float32),
+            Buffer("count", (n,), _INT),
+            Buffer("boxes", (n, k, 4), _FLOAT),
+            Buffer("scores", (n, k), _FLOAT),
+            Buffer("classes", (n, k), _INT),
+            Buffer("kept_coefficients", (n, k, m), _FLOAT),
         ),
         workspace=(
-            Buffer("words", (n, words), np.uint32),
-            Buffer("normalisers", (n, p, 2), np.float32),
-            Buffer("prior_boxes", (n, p, 4), np.float32),
-            Buffer("candidates", (n, p), np.int32),
-            Buffer("candidate_counts", (n,), np.int32),
-            Buffer("kept_keys", (n, c, per_class), np.uint32),
-            Buffer("kept_priors", (n, c, per_class), np.int32),
+            Buffer("words", (n, words), _WORD),
+            Buffer("normalisers", (n, p, 2), _FLOAT),
+            Buffer("prior_boxes", (n, p, 4), _FLOAT),
+            Buffer("candidates", (n, p), _INT),
+            Buffer("candidate_counts", (n,), _INT),
+            Buffer("kept_keys", (n, c, per_class), _WORD),
+            Buffer("kept_priors", (n, c, per_class), _INT),
         ),
         launches=launches,
-    )
-
-
-def examples() -> tuple[Plan, ...]:
-    """Plans that together launch every kernel of `detect.cu`, for each type of head."""
-    kinds = tuple(_TYPES)
-    return tuple(
-        detection_plan(1, 19248, 80, loc_dtype=loc, logits_dtype=logits, coefficients_dtype=logits)
-        for loc in kinds
-        for logits in kinds
     )
 
 

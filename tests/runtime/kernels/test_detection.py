@@ -129,6 +129,13 @@ def test_nothing_above_the_threshold():
     assert not len(run_kernels(make_heads(6, 3000, 5, background=40))[0].scores)
 
 
+def test_a_score_at_the_threshold_takes_no_part():
+    heads = make_heads(12, 40, 1)
+    heads.logits[:] = 0  # scores of exactly a half
+    assert not len(run_kernels(heads, score_threshold=0.5)[0].scores)
+    assert len(run_kernels(heads, score_threshold=0.499, iou_threshold=1.0)[0].scores) == 40
+
+
 def test_one_prior_and_one_class():
     heads = make_heads(7, 1, 1, background=-1)
     found = run_kernels(heads)[0]
