@@ -221,7 +221,8 @@ def load_pretrained_backbone(model: Yolact) -> None:
     Raises:
         YolactError: they cannot be had (says how to go on without).
     """
-    from yolact.download import cache_folder, download
+    from yolact.download import download
+    from yolact_runtime.files import cache_folder
 
     name = model.config.model.backbone.name
     if name not in PRETRAINED:

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all; and where those go that can be had again."""
 
 from __future__ import annotations
 
@@ -11,6 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from yolact_runtime.errors import YolactError
+
+
+def cache_folder() -> Path:
+    """Where what can be had again is kept: `$YOLACT_CACHE`, else `yolact` in the user's cache folder."""
+    if chosen := os.environ.get("YOLACT_CACHE"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "yolact"
 
 
 @contextlib.contextmanager
