@@ -1,4 +1,4 @@
-"""`yolact-export`: write a checkpoint for deployment and prove that it computes the same; inspect what exists."""
+"""`yolact-export`: write a checkpoint for deployment, prove that it computes the same; inspect files."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def build_inspect_parser() -> Parser:
     """The options of `yolact-export inspect`."""
     parser = Parser(
         prog="yolact-export inspect",
-        description="What a file is: metadata, inputs and outputs, precision by share of compute, size, FLOPs.",
+        description="Tell what a file is: metadata, inputs, outputs, precision by share of compute, FLOPs.",
     )
     parser.add_argument("file", type=Path, help=".onnx, .engine or .plan, or a checkpoint")
     parser.add_argument("--config", help="configuration of a checkpoint that does not say it")

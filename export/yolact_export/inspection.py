@@ -13,7 +13,7 @@ import onnx
 from yolact_export.precision.layers import COMPUTE, elem_types, layer_group
 from yolact_runtime.errors import YolactError
 
-_FLOATS = {
+_FLOATS: dict[int | None, str] = {
     onnx.TensorProto.FLOAT: "float32",
     onnx.TensorProto.FLOAT16: "float16",
     onnx.TensorProto.BFLOAT16: "bfloat16",
@@ -74,7 +74,7 @@ def layer_compute(model: onnx.ModelProto) -> list[LayerCompute]:
         sources = [made.get(name) for name in node.input[:2]]
         if all(source is not None and _from_integers(source, kinds) for source in sources):
             return "int8"
-        return _FLOATS.get(kinds.get(node.input[0], 0), "unknown")
+        return _FLOATS.get(kinds.get(node.input[0]), "unknown")
 
     return [
         LayerCompute(node.name or node.output[0], layer_group(node), kind(node), _macs(node, shapes))

@@ -23,28 +23,23 @@ def quantisable(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return [node for node in model.graph.node if node.op_type in OPERATORS and node.input[1] in constants]
 
 
-def to_int8(
-    model: onnx.ModelProto, ranges: Mapping[str, tuple[float, float]], keep_float: Collection[str] = ()
-) -> onnx.ModelProto:
-    """Quantise the convolutions of all layer groups but `keep_float`.
+def to_int8(model: onnx.ModelProto, ranges: Mapping[str, tuple[float, float]]) -> onnx.ModelProto:
+    """Quantise all convolutions with constant weights; `restore_float` takes some of it back.
 
     Args:
         model: The float32 graph; it is left alone.
         ranges: Smallest and largest value of every tensor that enters a convolution.
-        keep_float: Layer groups to leave in float32; they read the unrounded tensors.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantType
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-    chosen = {node.output[0] for node in quantisable(model) if layer_group(node) not in keep_float}
+    chosen = {node.output[0] for node in quantisable(model)}
     source = onnx.ModelProto()
     source.CopyFrom(model)
     for node in source.graph.node:
         # The quantiser goes by node names; the output's name is unique and always there.
         node.name = node.name or node.output[0]
-    if not chosen:
-        return source
     data = TensorsData(
         CalibrationMethod.MinMax,
         {
@@ -73,26 +68,55 @@ def to_int8(
     quantiser.quantize_model()
     quantiser.model.topological_sort()
     result = quantiser.model.model
-    _read_unrounded(result, chosen)
     del result.graph.value_info[:]
     return onnx.shape_inference.infer_shapes(result, strict_mode=True, data_prop=True)
 
 
-def _read_unrounded(model: onnx.ModelProto, chosen: Collection[str]) -> None:
-    """Let nodes that are not quantised read the tensors before rounding.
+def restore_float(
+    quantised: onnx.ModelProto, model: onnx.ModelProto, keep_float: Collection[str] = ()
+) -> onnx.ModelProto:
+    """The quantised graph with some layer groups in float32 again.
 
-    The quantiser gives every reader of a tensor the rounded one. Only the additions of shortcuts keep it,
-    so that the tensor need not be stored in float at all.
+    The quantiser gives every reader of a tensor the rounded one. Here only quantised convolutions read it,
+    and the additions of shortcuts among them, so that there the tensor need not be stored in float at all.
+
+    Args:
+        quantised: What `to_int8` made of `model`; it is left alone.
+        model: The float32 graph.
+        keep_float: The layer groups.
     """
-    groups = {layer_group(node) for node in model.graph.node if node.output[0] in chosen}
-    made = {node.output[0]: node for node in model.graph.node}
-    for node in model.graph.node:
+    result = onnx.ModelProto()
+    result.CopyFrom(quantised)
+    graph = result.graph
+    originals = {node.output[0]: node for node in model.graph.node}
+    chosen = {node.output[0] for node in quantisable(model) if layer_group(node) not in keep_float}
+    groups = {layer_group(originals[name]) for name in chosen}
+    for node in graph.node:
+        original = originals.get(node.output[0])
         shortcut = node.op_type == "Add" and layer_group(node) in groups
-        if node.output[0] in chosen or shortcut or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            continue
-        for index, name in enumerate(node.input):
-            dequantise = made.get(name)
-            if dequantise is not None and dequantise.op_type == "DequantizeLinear":
-                quantise = made.get(dequantise.input[0])
-                if quantise is not None:
-                    node.input[index] = quantise.input[0]
+        if original is not None and node.output[0] not in chosen and not shortcut:
+            node.input[:] = original.input
+    _remove_unused(graph)
+    present = {tensor.name for tensor in graph.initializer}
+    used = {name for node in graph.node for name in node.input}
+    graph.initializer.extend(t for t in model.graph.initializer if t.name in used and t.name not in present)
+    return result
+
+
+def _remove_unused(graph: onnx.GraphProto) -> None:
+    """Drop the nodes, initializers and value types that nothing reads any more."""
+    used = {value.name for value in graph.output}
+    kept: list[onnx.NodeProto] = []
+    for node in reversed(graph.node):
+        if used.intersection(node.output):
+            used.update(node.input)
+            kept.append(node)
+    initializers = [tensor for tensor in graph.initializer if tensor.name in used]
+    values = [value for value in graph.value_info if value.name in used]
+    for field, content in (
+        (graph.node, kept[::-1]),
+        (graph.initializer, initializers),
+        (graph.value_info, values),
+    ):
+        del field[:]
+        field.extend(content)

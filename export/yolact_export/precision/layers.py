@@ -24,7 +24,7 @@ _HEAD = {
 
 
 def scope(node: onnx.NodeProto) -> str:
-    """The module path of a node, such as /model/fpn/lat_layers.0/Conv; optimisers keep it in one of two names."""
+    """Module path of a node, such as /model/fpn/lat_layers.0/Conv; optimisers keep one of two names."""
     return node.name if node.name.startswith("/") or not node.output else node.output[0]
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from yolact_export.inspection import by_group, delivered, layer_compute, shares
 from yolact_export.precision.calibration import CalibrationOptions, batches, calibrate, choose_images
 from yolact_export.precision.fp16 import emulate_half, to_half
-from yolact_export.precision.int8 import to_int8
+from yolact_export.precision.int8 import restore_float, to_int8
 from yolact_export.precision.layers import check_groups
 from yolact_export.precision.measure import Error, HeadReference, tensor_errors, worst
 from yolact_export.precision.sensitivity import BOUNDS, Sensitivity, choose
@@ -94,12 +94,12 @@ def reduce_graph(model: onnx.ModelProto, options: PrecisionOptions, images: Sequ
     if options.precision == "int8":
         assert options.calibration is not None
         chosen = choose_images(options.calibration)
-        ranges = calibrate(model, options.calibration, chosen, metadata)
+        quantised = to_int8(model, calibrate(model, options.calibration, chosen, metadata))
         step = max(1, len(chosen.paths) // SAMPLES)
         samples = list(batches(chosen.paths[::step][:SAMPLES], metadata))
 
         def convert(keep_float: Collection[str]) -> onnx.ModelProto:
-            return to_int8(model, ranges, keep_float)
+            return restore_float(quantised, model, keep_float)
     else:
         resized = (
             resize_batch([image], metadata.input_size, metadata.input_dtype) for image in images[:SAMPLES]
