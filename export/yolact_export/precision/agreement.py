@@ -75,7 +75,7 @@ def compare_detections(reference: Engine, engine: Engine, images: Sequence[np.nd
             ]
             if not free:
                 continue
-            column = max(free, key=lambda column: masks[row, column])
+            column = max(free, key=lambda column: masks[row, column] + boxes[row, column])
             taken.add(column)
             if a.scores[row] >= SCORE:
                 seen.matched += 1
@@ -94,7 +94,12 @@ def _overlaps(a: Result, b: Result) -> tuple[np.ndarray, np.ndarray]:
     corners = [side.boxes_float.astype(np.float64) for side in (a, b)]
     sized = [np.hstack([box[:, :2], box[:, 2:] - box[:, :2]]) for box in corners]
     crowd = [0] * len(b)
-    return np.array(coco_mask.iou(*sized, crowd)), np.array(coco_mask.iou(a.rles, b.rles, crowd))
+    areas = [side[:, 2] * side[:, 3] for side in sized], [coco_mask.area(side.rles) for side in (a, b)]
+    overlaps = np.array(coco_mask.iou(*sized, crowd)), np.array(coco_mask.iou(a.rles, b.rles, crowd))
+    for overlap, (first, second) in zip(overlaps, areas, strict=True):
+        # Two empty masks are the same one.
+        overlap[(np.asarray(first)[:, None] == 0) & (np.asarray(second)[None] == 0)] = 1
+    return overlaps
 
 
 def agreement_table(seen: Agreement, precision: str) -> Table:
