@@ -24,7 +24,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from yolact.locks import locked
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.files import read_json, write_json
+from yolact_runtime.files import cache_folder, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -76,14 +76,6 @@ def published_weights(name: str) -> Path:
             f"{error}; you may put {file} into {path.parent} by hand, or set YOLACT_WEIGHTS_URL to a mirror"
             f" of {DEFAULT_URL}"
         ) from error
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: `$YOLACT_CACHE`, else `yolact` in the user's cache folder."""
-    if chosen := os.environ.get("YOLACT_CACHE"):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "yolact"
 
 
 def download(url: str, path: str | Path, sha256: str | None = None) -> Path:

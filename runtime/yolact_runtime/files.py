@@ -1,8 +1,9 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all; and where those go that can be had again."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import tempfile
@@ -11,6 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from yolact_runtime.errors import YolactError
+
+
+def cache_folder() -> Path:
+    """Where what can be had again is kept: `$YOLACT_CACHE`, else `yolact` in the user's cache folder."""
+    if chosen := os.environ.get("YOLACT_CACHE"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "yolact"
 
 
 @contextlib.contextmanager
@@ -59,6 +68,15 @@ def read_json(path: str | Path, what: str = "file") -> Any:
         raise YolactError(f"cannot read {what} {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise YolactError(f"{what} {path} is not valid JSON: {error}") from error
+
+
+def sha256(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _umask() -> int:

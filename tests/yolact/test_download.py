@@ -18,8 +18,9 @@ from pathlib import Path
 import pytest
 
 from yolact import download as module
-from yolact.download import cache_folder, download, published_weights
+from yolact.download import download, published_weights
 from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.files import cache_folder
 
 CONTENT = bytes(range(256)) * 12_000  # 3 MB, more than the progress that resets the attempts
 SHA = hashlib.sha256(CONTENT).hexdigest()
