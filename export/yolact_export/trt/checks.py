@@ -133,7 +133,10 @@ def _constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
 
 def _element_types(model: onnx.ModelProto) -> dict[str, int]:
     """Element type of every value whose type is known."""
-    inferred = onnx.shape_inference.infer_shapes(model).graph
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model).graph
+    except onnx.shape_inference.InferenceError as error:
+        raise YolactError(f"the graph contradicts itself: {str(error).splitlines()[0]}") from error
     found = {tensor.name: tensor.data_type for tensor in inferred.initializer}
     for value in (*inferred.input, *inferred.value_info, *inferred.output):
         found[value.name] = value.type.tensor_type.elem_type

@@ -39,6 +39,8 @@ def main() -> int:
         tell(answer=dataclasses.asdict(build(library, request, progress)))
     except YolactError as error:
         tell(error=str(error))
+    except OSError as error:
+        tell(error=f"the engine cannot be written: {error.strerror or error}")
     return 0
 
 
