@@ -320,7 +320,8 @@ def test_parser_errors_name_node_and_operator(request_: Request, errors: list, w
         ),
         (
             "IBuilder::buildSerializedNetwork: Error Code 1: Myelin ([pass.cpp:337: check] Cannot compile"
-            " operation 'second' for Turing (SM75): FP32 GEMM is not supported. In compileGraph at /_src/c.cpp:2012)",
+            " operation 'second' for Turing (SM75): FP32 GEMM is not supported. In compileGraph at"
+            " /_src/c.cpp:2012)",
             r"^node second \(Det\): .*FP32 GEMM.*; TensorRT-RTX has none on capability 7\.5",
         ),
         ("Error Code 1: Cuda Runtime (In X at Y (cudaError 35: CUDA driver version))", "--backend rtx"),
