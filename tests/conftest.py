@@ -16,7 +16,7 @@ hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 # `import oracle` and the others work from every test. With this folder on the path, tests/yolact
 # would hide the package.
-for _name in ("oracle", "fake_engine", "fake_onnx", "shared_data"):
+for _name in ("oracle", "fake_engine", "fake_onnx", "shared_data", "cuda_on_cpu", "kernel_heads"):
     _spec = importlib.util.spec_from_file_location(_name, HERE / f"{_name}.py")
     assert _spec is not None and _spec.loader is not None
     sys.modules[_name] = importlib.util.module_from_spec(_spec)

@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from cuda_on_cpu import REVERSED
+from kernel_heads import Heads, run_kernels
 from oracle import full_masks
 from pycocotools import mask as coco_mask
 from shared_data import COCO_MINI, REFERENCE, load_fill
@@ -109,24 +111,46 @@ def detections(model: Yolact, output: YolactOutput, nms: str) -> Detections:
         return detect(model, output, config)
 
 
+def reference_rows(
+    golden: np.lib.npyio.NpzFile, key: str, boxes: np.ndarray, classes: np.ndarray, scores: np.ndarray
+) -> np.ndarray:
+    """The row of the reference that each detection is, once they are known to agree."""
+    n = len(scores)
+    assert n == len(golden[f"{key}_det_score"])
+    np.testing.assert_allclose(scores, golden[f"{key}_det_score"], atol=5e-4)
+    # Scores that are equal but for rounding may come in either order: each row has its own nearest box.
+    apart = np.abs(boxes[:, None] - golden[f"{key}_det_box"][None]).max(axis=2)
+    apart += classes[:, None] != golden[f"{key}_det_class"][None]
+    rows = apart.argmin(axis=1)
+    assert sorted(rows) == list(range(n))
+    assert np.abs(golden[f"{key}_det_score"][rows] - golden[f"{key}_det_score"]).max() < 1e-5
+    assert apart.min(axis=1).max() < 1e-3
+    return rows
+
+
 @pytest.mark.parametrize(("nms", "key"), [("fast", "fast"), ("traditional", "trad"), ("cross_class", "cc")])
 def test_detections(case: Case, nms: str, key: str) -> None:
     found = detections(case.model, case.output, nms)
     golden = case.golden
     n = int(found.count[0])
-    assert n == len(golden[f"{key}_det_score"])
-    np.testing.assert_allclose(found.scores[0, :n], golden[f"{key}_det_score"], atol=5e-4)
-    # Scores that are equal but for rounding may come in either order: each row has its own nearest box.
-    apart = np.abs(found.boxes[0, :n, None].numpy() - golden[f"{key}_det_box"][None]).max(axis=2)
-    apart += found.classes[0, :n, None].numpy() != golden[f"{key}_det_class"][None]
-    rows = apart.argmin(axis=1)
-    assert sorted(rows) == list(range(n))
-    assert np.abs(golden[f"{key}_det_score"][rows] - golden[f"{key}_det_score"]).max() < 1e-5
-    assert apart.min(axis=1).max() < 1e-3
+    boxes, classes, scores = (part[0, :n].numpy() for part in (found.boxes, found.classes, found.scores))
+    rows = reference_rows(golden, key, boxes, classes, scores)
     np.testing.assert_allclose(found.coefficients[0, :n], golden[f"{key}_det_mask"][rows], atol=1e-3)
     if f"{key}_pp_mask_score" in golden.files:
         expected = golden[f"{key}_pp_mask_score"][rows]
         np.testing.assert_allclose(found.mask_scores[0, :n], expected, atol=1e-3)
+
+
+def test_detection_kernels(case: Case) -> None:
+    output = case.output
+    heads = Heads(output.loc.numpy(), output.logits.numpy(), case.model.priors.numpy())
+    found = run_kernels(heads)[0]
+    rows = reference_rows(case.golden, "fast", found.boxes, found.classes, found.scores)
+    coefficients = output.coefficients[0, torch.from_numpy(found.indices)]
+    np.testing.assert_allclose(coefficients, case.golden["fast_det_mask"][rows], atol=1e-3)
+    again = run_kernels(heads, REVERSED)[0]
+    assert found.boxes.tobytes() == again.boxes.tobytes()
+    np.testing.assert_array_equal(found.indices, again.indices)
 
 
 def test_fixed_shape_detection_is_the_same(case: Case) -> None:

@@ -1,0 +1,33 @@
+"""Every kernel that common networks need, in one place: what example plans launch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from yolact_runtime.kernels.detection import detection_plan
+from yolact_runtime.kernels.masks import MaskShapes, mask_plan
+from yolact_runtime.kernels.plan import Plan
+from yolact_runtime.kernels.preprocess import preprocess_plan
+
+_FLOATS = (np.float32, np.float16)
+
+
+def example_plans() -> Iterator[Plan]:
+    """For a COCO network of 550 pixels: every source, every element type of its kernels."""
+    for dtype in _FLOATS:
+        kinds = {"loc_dtype": dtype, "logits_dtype": dtype, "coefficients_dtype": dtype}
+        yield detection_plan(1, 19248, 80, **kinds)
+        yield mask_plan(MaskShapes(1, 100, 32, 138, 138, 480, 640, dtype))
+    for dtype in (np.uint8, *_FLOATS):
+        yield preprocess_plan(1, 550, 640 * 480 * 3, dtype)
+
+
+def catalogue() -> dict[str, tuple[str, ...]]:
+    """Source file -> the kernels with their template arguments, each once."""
+    found: dict[str, dict[str, None]] = {}
+    for plan in example_plans():
+        for source in plan.sources:
+            found.setdefault(source, {}).update(dict.fromkeys(plan.kernels(source)))
+    return {source: tuple(kernels) for source, kernels in found.items()}

@@ -1,0 +1,72 @@
+// Images to the network's input: resized as cv2.resize does with bytes (INTER_LINEAR), to the letter, then left
+// as they are or normalised.
+#include "common.cuh"
+
+constexpr int kTileColumns = 32;
+constexpr int kTileRows = 8;
+
+// The two source pixels of a target pixel along one axis, and their weights in 2048ths.
+struct Tap {
+    int low, high, weight_low, weight_high;
+};
+
+// OpenCV's arithmetic: the position is computed in double, rounded to float, and the weights to 2048ths. Beyond the
+// outermost column that column is taken alone; beyond a row it is blended with itself, with two roundings.
+__device__ Tap tap(int target, int targets, int sources, bool column) {
+    const double scale = 1.0 / (double(targets) / double(sources));
+    const float place = float(__dadd_rn(__dmul_rn(target + 0.5, scale), -0.5));
+    int low = int(floorf(place));
+    float weight = place - float(low);
+    if (column && (low < 0 || low >= sources - 1)) weight = 0.0f;
+    return {min(max(low, 0), sources - 1), min(max(low + 1, 0), sources - 1),
+            __float2int_rn((1.0f - weight) * 2048.0f), __float2int_rn(weight * 2048.0f)};
+}
+
+__device__ __forceinline__ int blend(int above, int below, Tap rows) {
+    return ((rows.weight_low * above >> 16) + (rows.weight_high * below >> 16) + 2) >> 2;
+}
+
+// pixels: BGR bytes of all images, row by row without gaps; table (N, 3): where each image starts, in bytes, its
+// height and its width. Target (N, size, size, 3) BGR for bytes, else (N, 3, size, size) RGB, less mean, over std.
+// Grid: tiles across, tiles down, images.
+template <typename T>
+__global__ void __launch_bounds__(kTileColumns *kTileRows)
+    resize(const unsigned char *pixels, const long long *table, int size, float mean_b, float mean_g, float mean_r,
+           float std_b, float std_g, float std_r, T *target) {
+    __shared__ Tap taps[kTileColumns + kTileRows];
+    const long long *image = table + 3 * blockIdx.z;
+    const int height = int(image[1]), width = int(image[2]);
+    const int left = blockIdx.x * kTileColumns, top = blockIdx.y * kTileRows;
+    const int thread = threadIdx.y * kTileColumns + threadIdx.x;
+    // Double precision is slow on most GPUs, so a block computes each position once.
+    if (thread < kTileColumns) {
+        taps[thread] = tap(left + thread, size, width, true);
+    } else if (thread < kTileColumns + kTileRows) {
+        taps[thread] = tap(top + thread - kTileColumns, size, height, false);
+    }
+    __syncthreads();
+    const int x = left + threadIdx.x, y = top + threadIdx.y;
+    if (x >= size || y >= size) return;
+    const Tap columns = taps[threadIdx.x], rows = taps[kTileColumns + threadIdx.y];
+    const unsigned char *source = pixels + image[0];
+    const unsigned char *above = source + size_t(rows.low) * width * 3;
+    const unsigned char *below = source + size_t(rows.high) * width * 3;
+    int values[3];
+#pragma unroll
+    for (int c = 0; c < 3; ++c) {
+        const int low = 3 * columns.low + c, high = 3 * columns.high + c;
+        values[c] = blend((above[low] * columns.weight_low + above[high] * columns.weight_high) >> 4,
+                          (below[low] * columns.weight_low + below[high] * columns.weight_high) >> 4, rows);
+    }
+    const size_t place = size_t(y) * size + x, plane = size_t(size) * size;
+    if constexpr (sizeof(T) == 1) {
+        T *bytes = target + (blockIdx.z * plane + place) * 3;
+#pragma unroll
+        for (int c = 0; c < 3; ++c) bytes[c] = T(values[c]);
+    } else {
+        T *planes = target + blockIdx.z * 3 * plane + place;
+        planes[0] = from_float<T>((float(values[2]) - mean_r) / std_r);
+        planes[plane] = from_float<T>((float(values[1]) - mean_g) / std_g);
+        planes[2 * plane] = from_float<T>((float(values[0]) - mean_b) / std_b);
+    }
+}

@@ -1,0 +1,166 @@
+"""Runs launch plans on NumPy arrays: the kernels' own source, compiled with g++ behind `cuda_shim/`.
+
+Slow and faithful: threads are fibers that only meet where CUDA says they do, memory that nothing was written
+to is poisoned, and writes outside a buffer or into an input, barriers that not every thread reaches, and warp
+operations with missing lanes are errors.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from yolact_runtime.kernels.plan import SOURCE_FOLDER, Buffer, Plan
+
+SHIM = Path(__file__).resolve().parent / "cuda_shim"
+FLAGS = (
+    "-O2",
+    "-std=c++17",
+    "-shared",
+    "-fPIC",
+    "-ffp-contract=off",
+    "-Wall",
+    "-Wno-unknown-pragmas",
+    "-DCUDA_ON_CPU",
+)
+GUARD = 256  # bytes before and after each buffer; 0xff, like all memory that nothing was written to
+FORWARD, REVERSED = 0, 1  # orders in which the threads of a block run; larger numbers are seeds
+
+
+class KernelError(AssertionError):
+    """A kernel does what CUDA leaves undefined, or does not fit its plan."""
+
+
+class _Request(ctypes.Structure):
+    """`cuda_on_cpu::Request`."""
+
+    _fields_ = (
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared_bytes", ctypes.c_uint),
+        ("skipped_file", ctypes.c_char_p),
+        ("skipped_line", ctypes.c_int),
+        ("order", ctypes.c_int),
+        ("argument_count", ctypes.c_int),
+        ("arguments", ctypes.POINTER(ctypes.c_void_p)),
+        ("kinds", ctypes.c_char_p),
+        ("error", ctypes.c_char_p),
+        ("error_bytes", ctypes.c_int),
+    )
+
+
+def run(
+    plan: Plan,
+    inputs: Mapping[str, np.ndarray],
+    order: int = FORWARD,
+    sources: Mapping[str, str] | None = None,
+    skip_barrier: tuple[str, int] = ("", 0),
+) -> dict[str, np.ndarray]:
+    """Run a plan.
+
+    Args:
+        plan: Any.
+        inputs: By buffer name; shapes and dtypes must be the plan's.
+        order: Of the threads in a block and the blocks in a grid: `FORWARD`, `REVERSED`, or a seed from 2 on.
+        sources: Other texts for source files, by file name.
+        skip_barrier: File name and line of a `__syncthreads` that shall do nothing.
+
+    Returns:
+        Outputs and workspace by name.
+
+    Raises:
+        KernelError: see the class.
+    """
+    if set(inputs) != {buffer.name for buffer in plan.inputs}:
+        raise KernelError(f"inputs are {sorted(inputs)}; the plan takes {[b.name for b in plan.inputs]}")
+    memory = {buffer.name: _allocate(buffer) for buffer in plan.buffers}
+    arrays = {buffer.name: _view(memory[buffer.name], buffer) for buffer in plan.buffers}
+    for buffer in plan.inputs:
+        value = inputs[buffer.name]
+        if value.shape != buffer.shape or value.dtype != buffer.dtype:
+            raise KernelError(f"input {buffer.name} is {value.shape} {value.dtype}; the plan has {buffer}")
+        arrays[buffer.name][...] = value
+    libraries = {
+        source: _library(source, plan.kernels(source), (sources or {}).get(source)) for source in plan.sources
+    }
+    for launch in plan.launches:
+        function = libraries[launch.source][f"launch_{plan.kernels(launch.source).index(launch.kernel)}"]
+        values: list[ctypes.c_void_p | ctypes.c_int32 | ctypes.c_float] = []
+        kinds = ""
+        for argument in launch.arguments:
+            if isinstance(argument, str):
+                values.append(ctypes.c_void_p(arrays[argument].ctypes.data))
+                kinds += "b"
+            elif isinstance(argument, np.int32):
+                values.append(ctypes.c_int32(int(argument)))
+                kinds += "i"
+            else:
+                values.append(ctypes.c_float(float(argument)))
+                kinds += "f"
+        error = ctypes.create_string_buffer(500)
+        request = _Request(
+            launch.grid, launch.block, launch.shared_bytes, skip_barrier[0].encode(), skip_barrier[1], order,
+            len(values),
+            (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values)),
+            kinds.encode(), ctypes.cast(error, ctypes.c_char_p), len(error),
+        )  # fmt: skip
+        if function(ctypes.byref(request)):
+            raise KernelError(f"{launch.kernel}: {error.value.decode()}")
+        for buffer in plan.buffers:
+            block = memory[buffer.name]
+            if (block[:GUARD] != 0xFF).any() or (block[GUARD + buffer.nbytes :] != 0xFF).any():
+                raise KernelError(f"{launch.kernel} wrote outside buffer {buffer.name}")
+        for buffer in plan.inputs:
+            if arrays[buffer.name].tobytes() != inputs[buffer.name].tobytes():
+                raise KernelError(f"{launch.kernel} changed input {buffer.name}")
+    return {buffer.name: arrays[buffer.name].copy() for buffer in plan.outputs + plan.workspace}
+
+
+def _allocate(buffer: Buffer) -> np.ndarray:
+    raw = np.full(buffer.nbytes + 3 * GUARD, 0xFF, np.uint8)
+    start = -raw.ctypes.data % GUARD
+    return raw[start : start + buffer.nbytes + 2 * GUARD]
+
+
+def _view(memory: np.ndarray, buffer: Buffer) -> np.ndarray:
+    return memory[GUARD : GUARD + buffer.nbytes].view(buffer.dtype).reshape(buffer.shape)
+
+
+@functools.cache
+def _library(source: str, kernels: tuple[str, ...], text: str | None) -> ctypes.CDLL:
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no g++ to compile the kernels with")
+    text = (SOURCE_FOLDER / source).read_text() if text is None else text
+    launchers = "\n".join(
+        f'extern "C" int launch_{i}(const cuda_on_cpu::Request *request) {{'
+        f" return cuda_on_cpu::launch({kernel}, *request); }}"
+        for i, kernel in enumerate(kernels)
+    )
+    program = f'#line 1 "{source}"\n{text}\n{launchers}\n'
+    headers = [*sorted(SHIM.glob("*.h")), *sorted(SOURCE_FOLDER.glob("*.cuh"))]
+    digest = hashlib.sha256("\0".join([program, *FLAGS, *(h.read_text() for h in headers)]).encode())
+    folder = Path(tempfile.gettempdir()) / f"yolact-cuda-on-cpu-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    library = folder / f"{digest.hexdigest()[:32]}.so"
+    if not library.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as build:
+            file = Path(build) / "program.cpp"
+            file.write_text(program)
+            output = file.with_suffix(".so")
+            command = [compiler, *FLAGS, f"-I{SHIM}", f"-I{SOURCE_FOLDER}", str(file), "-o", str(output)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise KernelError(f"{source} does not compile:\n{done.stderr}")
+            output.replace(library)
+    return ctypes.CDLL(str(library))
