@@ -41,6 +41,7 @@ class EngineRecord:
         onnx_file: Name of the ONNX file it was built from, beside it unless it was moved.
         build_seconds: Time of the build.
         workspace_mib: Limit of scratch memory while building, in MiB; None for the library's.
+        plugin: It detects with plugins, added to a graph that returns raw heads.
         tf32: float32 convolutions may round to TensorFloat-32.
         hardware_compatible: Runs on capability 8.0 and every later one (TensorRT).
         version_compatible: Runs on later versions of the same major version.
@@ -59,6 +60,7 @@ class EngineRecord:
     onnx_file: str
     build_seconds: float = 0.0
     workspace_mib: int | None = None
+    plugin: bool = False
     tf32: bool = False
     hardware_compatible: bool = False
     version_compatible: bool = False
@@ -191,6 +193,8 @@ def rebuild_command(
         words += ["--opt-batch", str(record.profile[1])]
     if record.workspace_mib is not None:
         words += ["--workspace", str(record.workspace_mib)]
+    if record.plugin:
+        words += ["--detect", "plugin"]
     for name in ("tf32", "hardware_compatible", "version_compatible"):
         if getattr(record, name):
             words.append("--" + name.replace("_", "-"))

@@ -19,6 +19,7 @@ from yolact_export.trt.errors import build_error, parser_error
 from yolact_export.trt.request import Answer, Request
 from yolact_runtime.errors import YolactError
 from yolact_runtime.files import atomic_path
+from yolact_runtime.metadata import Metadata
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ def build(trt: Any, request: Request, progress: Progress) -> Answer:
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(request.onnx):
         raise YolactError(parser_error(parser, _load(request.onnx)))
+    if request.plugin:
+        _add_plugins(trt, network, request)
     config = builder.create_builder_config()
     if not typed:
         _set_precision(trt, config, network, request.precision)
@@ -89,6 +92,16 @@ def _make_network(trt: Any, builder: Any) -> tuple[Any, bool]:
     if not typed and hasattr(flags, "EXPLICIT_BATCH"):
         wanted |= 1 << int(flags.EXPLICIT_BATCH)
     return builder.create_network(wanted), typed
+
+
+def _add_plugins(trt: Any, network: Any, request: Request) -> None:
+    """Detection by the runtime's kernels, at the end of the network."""
+    from yolact_export.plugin import add_detection
+
+    metadata = Metadata.from_props(request.plugin, request.onnx)
+    # PTX runs on the capability it is made for and on all later ones.
+    capability = "8.0" if request.hardware_compatible else request.capabilities[0]
+    add_detection(trt, network, metadata, capability)
 
 
 def _set_precision(trt: Any, config: Any, network: Any, wanted: str) -> None:

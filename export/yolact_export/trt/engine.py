@@ -41,6 +41,8 @@ def build_engine(source: Path, output: Path, options: BuildOptions, command: str
     target = choose_target(options, metadata.precision)
     check_graph(model, target, (metadata.min_batch, metadata.max_batch))
     del model
+    if options.plugin:
+        _check_plugin(metadata, source)
     profile = _profile(metadata, options)
     log.info("building %s with %s for %s", output, target.title, _places(target))
     with atomic_path(output) as engine, atomic_path(record_path(output)) as beside:
@@ -53,6 +55,7 @@ def build_engine(source: Path, output: Path, options: BuildOptions, command: str
             capabilities=target.capabilities,
             workspace_mib=options.workspace_mib,
             timing_cache=str(options.timing_cache or _default_cache(target)),
+            plugin=metadata.to_props() if options.plugin else {},
             tf32=options.tf32,
             hardware_compatible=options.hardware_compatible,
             version_compatible=options.version_compatible,
@@ -75,6 +78,7 @@ def build_engine(source: Path, output: Path, options: BuildOptions, command: str
             onnx_file=_relative(source, output),
             build_seconds=round(answer.seconds, 3),
             workspace_mib=options.workspace_mib,
+            plugin=options.plugin,
             tf32=options.tf32,
             hardware_compatible=options.hardware_compatible,
             version_compatible=options.version_compatible,
@@ -82,6 +86,8 @@ def build_engine(source: Path, output: Path, options: BuildOptions, command: str
         metadata = dataclasses.replace(
             metadata,
             precision=precision,
+            # With plugins the engine returns detections, as a graph that holds them does.
+            detect="native" if options.plugin else metadata.detect,
             onnx_sha256=sha256(source),
             versions=metadata.versions | {target.library: answer.version},
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -107,6 +113,15 @@ def _read(source: Path) -> tuple[onnx.ModelProto, Metadata]:
     if not model.graph.output:
         raise YolactError(f"{source} is not an ONNX file, or damaged; export it again")
     return model, Metadata.from_props({item.key: item.value for item in model.metadata_props}, source)
+
+
+def _check_plugin(metadata: Metadata, source: Path) -> None:
+    if metadata.detect != "runtime":
+        raise UsageError(f"{source} detects by itself; --detect plugin needs raw heads (--detect runtime)")
+    if metadata.mask_iou:
+        raise UsageError(
+            f"{source} re-scores its masks, which the plugins do not; use --detect native or --detect runtime"
+        )
 
 
 def _profile(metadata: Metadata, options: BuildOptions) -> tuple[int, int, int]:

@@ -22,6 +22,7 @@ class BuildOptions:
         workspace_mib: Limit of scratch memory in MiB; None for the library's own.
         opt_batch: The number of images to be fastest with; None for the most.
         timing_cache: File of measured times; None for one in the cache folder.
+        plugin: Add detection by the runtime's kernels as plugins; the ONNX file returns raw heads.
         tf32: Let float32 convolutions round to TensorFloat-32.
         hardware_compatible: An engine for every capability from 8.0 (TensorRT).
         version_compatible: An engine for later versions of the same major version.
@@ -33,6 +34,7 @@ class BuildOptions:
     workspace_mib: int | None = None
     opt_batch: int | None = None
     timing_cache: Path | None = None
+    plugin: bool = False
     tf32: bool = False
     hardware_compatible: bool = False
     version_compatible: bool = False
@@ -82,13 +84,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def from_arguments(args: argparse.Namespace) -> BuildOptions:
-    """The options that a parser with `add_arguments` and `--allow-fallback` read."""
+    """The options that a parser with `add_arguments`, `--detect` and `--allow-fallback` read."""
     return BuildOptions(
         backend=args.backend,
         capabilities=tuple(dict.fromkeys(args.device_capability or ())),
         workspace_mib=args.workspace,
         opt_batch=args.opt_batch,
         timing_cache=args.timing_cache,
+        plugin=args.detect == "plugin",
         tf32=args.tf32,
         hardware_compatible=args.hardware_compatible,
         version_compatible=args.version_compatible,

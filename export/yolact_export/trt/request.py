@@ -19,6 +19,7 @@ class Request:
         capabilities: To build for, where the library can choose; empty for its default.
         workspace_mib: Limit of scratch memory, or None.
         timing_cache: Path of the timing cache without its suffix, which says what it is of.
+        plugin: Properties of the metadata where detection plugins are to be added, or empty.
         tf32, hardware_compatible, version_compatible: As in `BuildOptions`.
     """
 
@@ -30,6 +31,7 @@ class Request:
     capabilities: tuple[str, ...] = ()
     workspace_mib: int | None = None
     timing_cache: str = ""
+    plugin: dict[str, str] = field(default_factory=dict)
     tf32: bool = False
     hardware_compatible: bool = False
     version_compatible: bool = False

@@ -91,11 +91,15 @@ def _check_rtx(options: BuildOptions) -> None:
             "TensorRT-RTX does not build for capability 6.1; a GTX 1080 Ti needs TensorRT 8.6 on that machine"
             " (--backend trt)"
         )
+    if options.plugin:
+        raise UsageError("TensorRT-RTX has no plugins; use --detect runtime, or --detect native")
     if options.hardware_compatible:
         raise UsageError(
             "--hardware-compatible is TensorRT's; TensorRT-RTX engines run on 8.0 and later unless"
             " --device-capability narrows that"
         )
+    if options.version_compatible:
+        raise UsageError("--version-compatible is TensorRT's; TensorRT-RTX does it only where there is a GPU")
 
 
 def _check_half(capabilities: tuple[str, ...], allowed: bool) -> None:

@@ -57,6 +57,8 @@ def test_choices(
         (None, ("tensorrt",), BuildOptions(), "TensorRT builds on the GPU"),
         (AMPERE, BOTH, BuildOptions("trt", ("8.9",)), r"8\.9: TensorRT builds for the GPU it runs on"),
         (None, BOTH, BuildOptions("rtx", ("6.1",)), r"does not build for capability 6\.1"),
+        (None, BOTH, BuildOptions("rtx", plugin=True), "TensorRT-RTX has no plugins"),
+        (None, BOTH, BuildOptions(version_compatible=True), "--version-compatible is TensorRT's"),
         (None, BOTH, BuildOptions(hardware_compatible=True), "--hardware-compatible is TensorRT's"),
     ],
 )
@@ -87,6 +89,7 @@ def test_half_precision_brings_nothing_on_a_1080_ti(
 def test_options_of_the_command_line() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--allow-fallback", action="store_true")
+    parser.add_argument("--detect", default="native")
     add_arguments(parser)
     assert from_arguments(parser.parse_args([])) == BuildOptions()
     words = (
