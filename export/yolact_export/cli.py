@@ -1,4 +1,4 @@
-"""`yolact-export`: write a checkpoint as ONNX and prove that it computes the same."""
+"""`yolact-export`: write a checkpoint for deployment, prove that it computes the same; inspect files."""
 
 from __future__ import annotations
 
@@ -6,89 +6,161 @@ import argparse
 import logging
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from yolact_runtime.commandline import Parser, run
-from yolact_runtime.errors import YolactError, missing_extra
+from yolact_runtime.errors import missing_extra
 
 log = logging.getLogger(__name__)
 
 
 def build_parser() -> Parser:
-    """The command's options."""
-    parser = Parser(prog="yolact-export", description="Export a checkpoint and prove the export.")
+    """The options of an export."""
+    parser = Parser(
+        prog="yolact-export",
+        description="Export a checkpoint and prove the export.",
+        epilog="yolact-export inspect FILE tells what an exported file or a checkpoint is.",
+    )
     parser.add_argument("--weights", "--trained-model", required=True, help=".pth, .safetensors, or a name")
     parser.add_argument("--config", help="configuration, where neither the file nor its name says it")
-    parser.add_argument("--to", choices=["onnx"], default="onnx", help="format")
+    parser.add_argument("--to", choices=list(TARGETS), default="onnx", help="format")
     parser.add_argument("--output", type=Path, help="file to write; beside the weights if not given")
-    parser.add_argument("--precision", choices=["fp32"], default="fp32", help="of the arithmetic")
-    parser.add_argument(
+    _add_graph_options(parser.add_argument_group("graph"))
+    _add_precision_options(parser.add_argument_group("precision"))
+    _add_proof_options(parser.add_argument_group("proof"))
+    return parser
+
+
+def _add_graph_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--detect",
         choices=["native", "runtime"],
         default="native",
         help="native: detections come out of the graph; runtime: raw heads do, the runtime detects",
     )
-    parser.add_argument("--batch", type=int, default=1, help="images in every call")
-    parser.add_argument("--max-batch", type=int, help="make the batch dynamic, 1 to this many")
-    parser.add_argument(
+    group.add_argument("--batch", type=int, default=1, help="images in every call")
+    group.add_argument("--max-batch", type=int, help="make the batch dynamic, 1 to this many")
+    group.add_argument(
         "--input-type",
         choices=["uint8", "float32"],
         default="uint8",
         help="float32 takes images resized without rounding, as the original evaluates",
     )
-    parser.add_argument(
+
+
+def _add_precision_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--precision", choices=["fp32", "fp16", "int8"], default="fp32", help="of convolutions and products"
+    )
+    group.add_argument(
+        "--keep-float",
+        default="auto",
+        metavar="auto|none|NAMES",
+        help="layer groups left in float32, with commas; auto measures which must be",
+    )
+    group.add_argument("--calibrate", type=Path, metavar="DIR", help="images to find the ranges of int8 with")
+    group.add_argument(
+        "--calibration-method",
+        choices=["entropy", "percentile", "minmax"],
+        default="entropy",
+        help="how ranges are chosen from what was seen",
+    )
+    group.add_argument("--calibration-images", type=int, default=128, help="use at most this many of DIR")
+    group.add_argument(
+        "--allow-fallback",
+        action="store_true",
+        help="write the file even with less of the precision than asked",
+    )
+
+
+def _add_proof_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--verify", type=Path, metavar="DIR", help="verify on these images; made ones if not given"
     )
-    parser.add_argument(
-        "--no-verify", action="store_true", help="do not compare the file with the checkpoint"
+    group.add_argument("--no-verify", action="store_true", help="do not compare the file with the checkpoint")
+    group.add_argument(
+        "--annotations",
+        type=Path,
+        metavar="FILE",
+        help="COCO annotations of --verify: show the AP of float32 and of the precision side by side",
     )
-    return parser
 
 
 def command(args: argparse.Namespace) -> None:
-    """Run the command."""
+    """Run an export."""
     try:
-        from yolact.weights import load_model, locate, sha256
-        from yolact_export import verify
-        from yolact_export.onnx import OnnxOptions, write_onnx
+        TARGETS[args.to](args)
     except ModuleNotFoundError as error:
         raise missing_extra(f"yolact-export (no module {error.name!r})", "train") from error
+
+
+def _export_onnx(args: argparse.Namespace) -> None:
+    from yolact.weights import locate
     from yolact_runtime.files import atomic_path
 
-    images = [] if args.no_verify else verify.verification_images(args.verify)
     weights = locate(args.weights)
-    model = load_model(weights, args.config)
     output = args.output or weights.with_suffix(".onnx")
+    with atomic_path(output) as temporary:
+        write_proven_onnx(args, weights, temporary)
+    log.info("wrote %s (%.1f MB)", output, output.stat().st_size / 1e6)
+
+
+def write_proven_onnx(args: argparse.Namespace, weights: Path, path: Path) -> None:
+    """Write the ONNX file that `args` describe to `path`; every format starts from it."""
+    from yolact_export.build import Proof, build_onnx
+    from yolact_export.onnx import OnnxOptions
+    from yolact_export.precision.calibration import CalibrationOptions
+    from yolact_export.precision.reduce import PrecisionOptions
+
+    calibration = precision = None
+    if args.calibrate is not None:
+        calibration = CalibrationOptions(args.calibrate, args.calibration_method, args.calibration_images)
+    if args.precision != "fp32":
+        keep_float = tuple(name.strip() for name in args.keep_float.split(",") if name.strip())
+        precision = PrecisionOptions(args.precision, calibration, keep_float, args.allow_fallback)
     options = OnnxOptions(
         detect=args.detect,
         batch=args.batch,
         max_batch=args.max_batch,
         input_type=args.input_type,
         command=shlex.join(["yolact-export", *sys.argv[1:]]),
-        weights_sha256=sha256(weights),
     )
-    log.info("exporting %s as %s to %s", weights, model.config.name, output)
-    with atomic_path(output) as temporary:
-        write_onnx(model, temporary, options)
-        if not args.no_verify:
-            from yolact_runtime.engines.onnxruntime import OnnxRuntimeEngine
+    proof = Proof(not args.no_verify, args.verify, args.annotations)
+    log.info("exporting %s as %s", weights, args.precision)
+    build_onnx(weights, args.config, path, options, proof, precision)
 
-            reference = verify.reference_engine(weights, args.config, args.input_type)
-            with OnnxRuntimeEngine(temporary, providers=["CPUExecutionProvider"]) as engine:
-                seen = verify.compare(reference, engine, images)
-            Console().print(verify.report(seen))
-            if seen.problems:
-                more = f" (and {len(seen.problems) - 1} more)" if len(seen.problems) > 1 else ""
-                raise YolactError(f"{output} was not written: verification failed: {seen.problems[0]}{more}")
-    log.info("wrote %s (%.1f MB)", output, output.stat().st_size / 1e6)
+
+# Formats by name. Each function takes the parsed options and writes `args.output`.
+TARGETS: dict[str, Callable[[argparse.Namespace], None]] = {"onnx": _export_onnx}
+
+
+def build_inspect_parser() -> Parser:
+    """The options of `yolact-export inspect`."""
+    parser = Parser(
+        prog="yolact-export inspect",
+        description="Tell what a file is: metadata, inputs, outputs, precision by share of compute, FLOPs.",
+    )
+    parser.add_argument("file", type=Path, help=".onnx, .engine or .plan, or a checkpoint")
+    parser.add_argument("--config", help="configuration of a checkpoint that does not say it")
+    return parser
+
+
+def inspect_command(args: argparse.Namespace) -> None:
+    """Run `yolact-export inspect`."""
+    try:
+        from yolact_export.describe import print_file
+    except ModuleNotFoundError as error:
+        raise missing_extra(f"yolact-export inspect (no module {error.name!r})", "train") from error
+    print_file(args.file, args.config)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `yolact-export`."""
-    return run(command, build_parser(), argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["inspect"]:
+        return run(inspect_command, build_inspect_parser(), words[1:])
+    return run(command, build_parser(), words)
 
 
 if __name__ == "__main__":

@@ -55,12 +55,16 @@ class GridSampleDeformConv(nn.Module):
     """A `DeformConv` as grid sampling and a plain convolution: few runtimes have the operator itself."""
 
     taps: Tensor
+    weight: Tensor
 
     def __init__(self, source: DeformConv) -> None:
         super().__init__()
         self.source = source
         rows, columns = torch.meshgrid(torch.arange(3.0) - 1, torch.arange(3.0) - 1, indexing="ij")
         self.register_buffer("taps", torch.stack([columns.flatten(), rows.flatten()], dim=-1))  # (9, 2): x, y
+        # Here rather than in the graph, where its weight would not be a constant that can be quantised.
+        weight = source.weight.detach().flatten(1)[..., None, None]  # (C', C*9, 1, 1)
+        self.register_buffer("weight", weight)
 
     def forward(self, x: Tensor) -> Tensor:
         offsets, modulation = self.source.offsets_and_modulation(x)
@@ -79,5 +83,4 @@ class GridSampleDeformConv(nn.Module):
             x, grid.flatten(1, 2), mode="bilinear", padding_mode="zeros", align_corners=True
         )  # (N, C, 9*h, w)
         sampled = sampled.unflatten(2, (9, h)) * modulation[:, None]  # (N, C, 9, h, w)
-        weight = self.source.weight.flatten(1)[..., None, None]  # (C', C*9, 1, 1)
-        return F.conv2d(sampled.flatten(1, 2), weight, self.source.bias)
+        return F.conv2d(sampled.flatten(1, 2), self.weight, self.source.bias)

@@ -1,0 +1,259 @@
+"""The ranges of values that enter the convolutions, from images; kept in a cache."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import logging
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from rich.console import Console
+from rich.progress import track
+
+from yolact.download import cache_folder
+from yolact_export.precision.int8 import quantisable
+from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.files import read_json, write_json
+from yolact_runtime.metadata import Metadata
+from yolact_runtime.preprocess import resize_batch
+from yolact_runtime.sources import list_images, read_image
+
+log = logging.getLogger(__name__)
+
+METHODS = ("entropy", "percentile", "minmax")
+# With ONNX Runtime's default, 128 bins, entropy is minmax: there is nothing to choose from.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "entropy": {"num_bins": 4096, "num_quantized_bins": 128},
+    "percentile": {"num_bins": 4096, "percentile": 99.99},
+    "minmax": {},
+}
+
+Ranges = dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """How to calibrate.
+
+    Attributes:
+        folder: Images like those the model will see.
+        method: One of `METHODS`.
+        images: At most this many, evenly spaced over the folder.
+    """
+
+    folder: Path
+    method: str = "entropy"
+    images: int = 128
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UsageError(f"--calibration-method {self.method}; allowed: {', '.join(METHODS)}")
+        if self.images < 1:
+            raise UsageError(f"--calibration-images {self.images}; allowed: 1 or more")
+
+
+@dataclass(frozen=True)
+class CalibrationImages:
+    """The images that were chosen.
+
+    Attributes:
+        paths: Those that can be read.
+        unreadable: How many could not.
+        digest: SHA-256 over the contents.
+    """
+
+    paths: tuple[Path, ...]
+    unreadable: int
+    digest: str
+
+
+def choose_images(options: CalibrationOptions) -> CalibrationImages:
+    """At most `options.images` readable images, evenly spaced over the folder.
+
+    Raises:
+        UsageError: no such folder, or it holds no image.
+        YolactError: none of its images can be read.
+    """
+    found = list_images([options.folder])
+    count = min(options.images, len(found))
+    chosen = [found[index * len(found) // count] for index in range(count)]
+    digest, paths = hashlib.sha256(), []
+    for path in chosen:
+        try:
+            read_image(path)
+        except YolactError as error:
+            log.warning("%s; left out of the calibration", error)
+            continue
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        paths.append(path)
+    if not paths:
+        raise YolactError(f"--calibrate {options.folder}: none of {len(chosen)} images can be read")
+    return CalibrationImages(tuple(paths), len(chosen) - len(paths), digest.hexdigest())
+
+
+def calibrate(
+    model: onnx.ModelProto, options: CalibrationOptions, images: CalibrationImages, metadata: Metadata
+) -> Ranges:
+    """Ranges of every tensor that enters a convolution, from the cache where they were computed before.
+
+    The cache goes by content: graph, images, method and version of ONNX Runtime.
+    """
+    names = sorted({node.input[0] for node in quantisable(model)})
+    path = cache_folder() / "calibration" / f"{_key(model, options, images)}.json"
+    cached = _read_cache(path, names)
+    if cached is not None:
+        log.info("calibration of %d tensors taken from %s", len(names), path)
+        return cached
+    ranges = _collect(model, names, options, images, metadata)
+    try:
+        write_json(path, ranges)
+    except YolactError as error:
+        log.warning("the calibration is not kept for the next time: %s", error)
+    return ranges
+
+
+def batches(paths: Sequence[Path], metadata: Metadata) -> Iterator[np.ndarray]:
+    """Each image as the smallest batch the graph takes: (n, S, S, 3) of its input type."""
+    for path in paths:
+        batch = resize_batch([read_image(path)], metadata.input_size, metadata.input_dtype)
+        yield np.repeat(batch, metadata.min_batch, axis=0)
+
+
+def _key(model: onnx.ModelProto, options: CalibrationOptions, images: CalibrationImages) -> str:
+    digest = hashlib.sha256(model.graph.SerializeToString(deterministic=True))
+    for word in (images.digest, options.method, repr(_OPTIONS[options.method]), _runtime_version()):
+        digest.update(word.encode())
+    return digest.hexdigest()
+
+
+def _runtime_version() -> str:
+    for name in ("onnxruntime-gpu", "onnxruntime"):
+        with contextlib.suppress(PackageNotFoundError):
+            return version(name)
+    return ""
+
+
+def _read_cache(path: Path, names: Sequence[str]) -> Ranges | None:
+    if not path.exists():
+        return None
+    try:
+        content = read_json(path, "calibration")
+        ranges = {name: (float(content[name][0]), float(content[name][1])) for name in names}
+        if all(math.isfinite(value) for pair in ranges.values() for value in pair):
+            return ranges
+        raise ValueError("a range is not finite")
+    except (YolactError, ValueError, TypeError, KeyError, IndexError) as error:
+        log.warning("the kept calibration %s is damaged (%s); calibrating again", path, error)
+        return None
+
+
+def _collect(
+    model: onnx.ModelProto,
+    names: Sequence[str],
+    options: CalibrationOptions,
+    images: CalibrationImages,
+    metadata: Metadata,
+) -> Ranges:
+    from onnxruntime.quantization import calibrate as ort
+
+    kinds = {
+        "entropy": ort.EntropyCalibrater,
+        "percentile": ort.PercentileCalibrater,
+        "minmax": ort.MinMaxCalibrater,
+    }
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        source = Path(folder) / "model.onnx"
+        onnx.save(model, source)
+        calibrater = kinds[options.method](
+            source,
+            augmented_model_path=str(Path(folder) / "augmented.onnx"),
+            symmetric=True,
+            **_OPTIONS[options.method],
+        )
+        infos = {value.name: value for value in calibrater.model.graph.value_info}
+        # Nothing but what is quantised: by itself it would collect the outputs too.
+        calibrater.select_tensors_to_calibrate = lambda _: (set(names), infos)
+        calibrater.augment_graph()
+        calibrater.create_inference_session()
+        steps = track(
+            batches(images.paths, metadata),
+            f"calibrating ({options.method})",
+            total=len(images.paths),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        for batch in steps:
+            # One image at a time: the calibrater holds all tensors of what it is given.
+            calibrater.collect_data(_Once({"images": batch}))
+        if options.method == "entropy":
+            # Its own search goes through all bins one by one in Python: seconds a tensor.
+            calibrater.collector.get_entropy_threshold = entropy_threshold
+        data = calibrater.compute_data()
+    return {name: (float(np.min(data[name].lowest)), float(np.max(data[name].highest))) for name in names}
+
+
+def entropy_threshold(histogram: Sequence[np.ndarray], levels: int) -> tuple[np.ndarray, np.ndarray]:
+    """The range that loses the least information when cut off and rounded to `levels` steps.
+
+    Minimises the Kullback-Leibler divergence between the distribution of absolute values, cut at a
+    threshold, and what is left of it after rounding (S. Migacz, 8-bit inference with TensorRT, GTC 2017).
+
+    Args:
+        histogram: Counts and edges of bins of equal width, symmetric about 0; smallest and largest value.
+        levels: Steps on the positive side.
+
+    Returns:
+        Lowest and highest value of the range.
+    """
+    counts, edges, smallest, largest = histogram[:4]
+    half = len(counts) // 2
+    folded = (counts[-half:] + counts[:half][::-1]).astype(np.float64)  # (half,), from 0 outwards
+    # The zeros that ReLU leaves are exact at any range; with them nothing else would count.
+    folded[0] = folded[1]
+    best, chosen = np.inf, half
+    for bins in range(levels, half + 1, max(1, half // 512)):
+        reference = folded[:bins].copy()
+        filled = reference > 0
+        reference[-1] += folded[bins:].sum()
+        starts = np.arange(levels) * bins // levels
+        totals, members = (
+            np.add.reduceat(folded[:bins], starts),
+            np.add.reduceat(filled, starts, dtype=np.int64),
+        )
+        level = np.repeat(np.arange(levels), np.diff(np.append(starts, bins)))
+        rounded = np.where(filled, (totals / np.maximum(members, 1))[level], 0)
+        divergence = _divergence(reference, rounded)
+        if divergence < best:
+            best, chosen = divergence, bins
+    limit = edges[-half - 1 + chosen]
+    return np.maximum(-limit, smallest), np.minimum(limit, largest)
+
+
+def _divergence(p: np.ndarray, q: np.ndarray) -> float:
+    """Kullback-Leibler divergence of two histograms; bins that only `q` lacks count as nearly empty."""
+    if not q.sum():
+        return np.inf
+    p, q = p / p.sum(), np.maximum(q / q.sum(), 1e-9)
+    where = p > 0
+    return float((p[where] * np.log(p[where] / q[where])).sum())
+
+
+class _Once:
+    """A calibration data reader with one batch."""
+
+    def __init__(self, feed: dict[str, np.ndarray]) -> None:
+        self._feed: dict[str, np.ndarray] | None = feed
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """The batch at the first call, None afterwards."""
+        feed, self._feed = self._feed, None
+        return feed

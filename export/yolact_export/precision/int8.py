@@ -1,0 +1,122 @@
+"""Eight-bit integers as QuantizeLinear and DequantizeLinear nodes in the graph.
+
+Placed as TensorRT wants them: before the convolutions only, symmetric (zero point 0) for activations and
+weights, a scale for every output channel of a weight, biases in float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import onnx
+
+from yolact_export.precision.layers import layer_group
+
+# MatMul multiplies two activations here (masks), which detection needs exact.
+OPERATORS = ("Conv", "ConvTranspose", "Gemm")
+
+
+def quantisable(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The nodes that may be computed in integers: those with constant weights."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return [node for node in model.graph.node if node.op_type in OPERATORS and node.input[1] in constants]
+
+
+def to_int8(model: onnx.ModelProto, ranges: Mapping[str, tuple[float, float]]) -> onnx.ModelProto:
+    """Quantise all convolutions with constant weights; `restore_float` takes some of it back.
+
+    Args:
+        model: The float32 graph; it is left alone.
+        ranges: Smallest and largest value of every tensor that enters a convolution.
+    """
+    from onnxruntime.quantization import CalibrationMethod, QuantType
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+    chosen = {node.output[0] for node in quantisable(model)}
+    source = onnx.ModelProto()
+    source.CopyFrom(model)
+    for node in source.graph.node:
+        # The quantiser goes by node names; the output's name is unique and always there.
+        node.name = node.name or node.output[0]
+    data = TensorsData(
+        CalibrationMethod.MinMax,
+        {
+            name: TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
+            for name, (low, high) in ranges.items()
+        },
+    )
+    quantiser = QDQQuantizer(
+        model=source,
+        per_channel=True,
+        reduce_range=False,
+        weight_qType=QuantType.QInt8,
+        activation_qType=QuantType.QInt8,
+        tensors_range=data,
+        nodes_to_quantize=[node.name for node in source.graph.node if node.output[0] in chosen],
+        nodes_to_exclude=[],
+        op_types_to_quantize=list(OPERATORS),
+        extra_options={
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            "QuantizeBias": False,
+            "QDQDisableWeightAdjustForInt32Bias": True,
+            "OpTypesToExcludeOutputQuantization": list(OPERATORS),
+        },
+    )
+    quantiser.quantize_model()
+    quantiser.model.topological_sort()
+    result = quantiser.model.model
+    del result.graph.value_info[:]
+    return onnx.shape_inference.infer_shapes(result, strict_mode=True, data_prop=True)
+
+
+def restore_float(
+    quantised: onnx.ModelProto, model: onnx.ModelProto, keep_float: Collection[str] = ()
+) -> onnx.ModelProto:
+    """The quantised graph with some layer groups in float32 again.
+
+    The quantiser gives every reader of a tensor the rounded one. Here only quantised convolutions read it,
+    and the additions of shortcuts among them, so that there the tensor need not be stored in float at all.
+
+    Args:
+        quantised: What `to_int8` made of `model`; it is left alone.
+        model: The float32 graph.
+        keep_float: The layer groups.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(quantised)
+    graph = result.graph
+    originals = {node.output[0]: node for node in model.graph.node}
+    chosen = {node.output[0] for node in quantisable(model) if layer_group(node) not in keep_float}
+    groups = {layer_group(originals[name]) for name in chosen}
+    for node in graph.node:
+        original = originals.get(node.output[0])
+        shortcut = node.op_type == "Add" and layer_group(node) in groups
+        if original is not None and node.output[0] not in chosen and not shortcut:
+            node.input[:] = original.input
+    _remove_unused(graph)
+    present = {tensor.name for tensor in graph.initializer}
+    used = {name for node in graph.node for name in node.input}
+    graph.initializer.extend(t for t in model.graph.initializer if t.name in used and t.name not in present)
+    return result
+
+
+def _remove_unused(graph: onnx.GraphProto) -> None:
+    """Drop the nodes, initializers and value types that nothing reads any more."""
+    used = {value.name for value in graph.output}
+    kept: list[onnx.NodeProto] = []
+    for node in reversed(graph.node):
+        if used.intersection(node.output):
+            used.update(node.input)
+            kept.append(node)
+    initializers = [tensor for tensor in graph.initializer if tensor.name in used]
+    values = [value for value in graph.value_info if value.name in used]
+    for field, content in (
+        (graph.node, kept[::-1]),
+        (graph.initializer, initializers),
+        (graph.value_info, values),
+    ):
+        del field[:]
+        field.extend(content)

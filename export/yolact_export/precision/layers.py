@@ -1,0 +1,136 @@
+"""Which part of the network a node belongs to, and where the network's heads are in a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import onnx
+
+from yolact_export.graph import HEADS
+from yolact_runtime.errors import UsageError, YolactError
+
+# Where nearly all the arithmetic is.
+COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+PREPROCESSING = "preprocessing"
+DETECTION = "detection"
+HEAD_OUTPUTS = "head.outputs"
+_HEAD = {
+    "upfeature": "head.features",
+    "bbox_layer": "head.boxes",
+    "conf_layer": "head.classes",
+    "mask_layer": "head.coefficients",
+}
+
+
+def scope(node: onnx.NodeProto) -> str:
+    """Module path of a node, such as /model/fpn/lat_layers.0/Conv; optimisers keep one of two names."""
+    return node.name if node.name.startswith("/") or not node.output else node.output[0]
+
+
+def layer_group(node: onnx.NodeProto) -> str:
+    """The part of the network a node belongs to, such as `backbone.layers.1` or `head.classes`.
+
+    What is not in the network is `preprocessing` (resized image to network input) or `detection`.
+    """
+    path = scope(node).strip("/").split("/")
+    top, inner = path[0], path[2] if len(path) > 2 else ""
+    if top == "normalise":
+        return PREPROCESSING
+    if top == "maskiou_net":
+        return "mask_iou"
+    if top != "model" or len(path) < 2:
+        return DETECTION
+    part = path[1]
+    if part == "backbone":
+        return f"backbone.{inner}" if inner.startswith("layers.") else "backbone.stem"
+    if part == "fpn":
+        return "fpn"
+    if part == "proto_net":
+        return "protonet.output" if inner in ("proto_net.10", "proto_net.11") else "protonet"
+    if part.startswith("prediction_layers"):
+        return next((group for layer, group in _HEAD.items() if inner.startswith(layer)), HEAD_OUTPUTS)
+    return HEAD_OUTPUTS
+
+
+def compute_groups(model: onnx.ModelProto) -> list[str]:
+    """The groups of the network that hold convolutions or matrix products, in the order of the graph."""
+    found = [layer_group(node) for node in model.graph.node if node.op_type in COMPUTE]
+    return [group for group in dict.fromkeys(found) if group not in (PREPROCESSING, DETECTION)]
+
+
+def check_groups(model: onnx.ModelProto, names: Sequence[str]) -> frozenset[str]:
+    """`names` as a set, after a check that each is a group of this network.
+
+    Raises:
+        UsageError: one is not; lists those that are.
+    """
+    known = compute_groups(model)
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                f"--keep-float {name}: no such layer group; known: auto, none, {', '.join(known)}"
+            )
+    return frozenset(names)
+
+
+def network_outputs(model: onnx.ModelProto) -> dict[str, str]:
+    """The tensors in which the network hands over to detection, by the names of the heads.
+
+    Raises:
+        YolactError: the graph is not one that yolact-export traced.
+    """
+
+    def belongs(group: str) -> bool:
+        return group not in (PREPROCESSING, DETECTION, "mask_iou")
+
+    edges = group_outputs(model, belongs)
+    tensors = [name for name, group in edges.items() if group in (HEAD_OUTPUTS, "protonet.output")]
+    if len(tensors) != len(HEADS):
+        raise YolactError(
+            f"the graph has {len(tensors)} outputs of the network, not {len(HEADS)}; export it again"
+        )
+    return dict(zip(HEADS, tensors, strict=True))
+
+
+def group_outputs(model: onnx.ModelProto, part: Callable[[str], bool] | None = None) -> dict[str, str]:
+    """Float tensors that a group hands on to another one or out of the graph: tensor name to group.
+
+    Args:
+        model: With inferred types.
+        part: Groups for which it returns True count as one: only what leaves all of them is taken.
+    """
+    floats = float_tensors(model)
+    leaves = {value.name for value in model.graph.output}
+    producer = {
+        name: layer_group(node) for node in model.graph.node for name in node.output if name in floats
+    }
+
+    def same(a: str, b: str) -> bool:
+        return part(a) and part(b) if part else a == b
+
+    for node in model.graph.node:
+        group = layer_group(node)
+        if node.op_type != "Shape":
+            leaves |= {name for name in node.input if name in producer and not same(producer[name], group)}
+    return {
+        name: group
+        for name, group in producer.items()
+        if name in leaves and (part(group) if part else group not in (PREPROCESSING, DETECTION))
+    }
+
+
+def float_tensors(model: onnx.ModelProto) -> set[str]:
+    """Names of all float32 tensors of the graph."""
+    kinds = elem_types(model)
+    return {name for name, kind in kinds.items() if kind == onnx.TensorProto.FLOAT}
+
+
+def elem_types(model: onnx.ModelProto) -> dict[str, int]:
+    """Element type of every tensor whose type is known: inputs, outputs, inferred values, initializers."""
+    graph = model.graph
+    kinds = {
+        value.name: value.type.tensor_type.elem_type
+        for value in (*graph.value_info, *graph.input, *graph.output)
+    }
+    return kinds | {tensor.name: tensor.data_type for tensor in graph.initializer}
