@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
-
-import numpy as np
 
 from yolact_runtime.kernels.detection import detection_plan
 from yolact_runtime.kernels.masks import MaskShapes, mask_plan
 from yolact_runtime.kernels.plan import Plan
 from yolact_runtime.kernels.preprocess import preprocess_plan
 
-_FLOATS = (np.float32, np.float16)
-
 
 def example_plans() -> Iterator[Plan]:
     """For a COCO network of 550 pixels: every source, every element type of its kernels."""
-    for dtype in _FLOATS:
-        kinds = {"loc_dtype": dtype, "logits_dtype": dtype, "coefficients_dtype": dtype}
-        yield detection_plan(1, 19248, 80, **kinds)
+    floats = ("float32", "float16")
+    for loc, logits in itertools.product(floats, floats):
+        yield detection_plan(1, 19248, 80, loc_dtype=loc, logits_dtype=logits, coefficients_dtype=loc)
+    for dtype in floats:
         yield mask_plan(MaskShapes(1, 100, 32, 138, 138, 480, 640, dtype))
-    for dtype in (np.uint8, *_FLOATS):
+    for dtype in ("uint8", *floats):
         yield preprocess_plan(1, 550, 640 * 480 * 3, dtype)
 
 

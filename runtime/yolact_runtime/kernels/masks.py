@@ -13,7 +13,8 @@ from yolact_runtime.masks import Region
 
 SOURCE = "masks.cu"
 RESULTS = ("masks", "bits", "edges")
-_TYPES = {np.dtype(np.float32): "float", np.dtype(np.float16): "__half"}
+_FLOAT, _INT, _WORD = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.uint32)
+_TYPES = {_FLOAT: "float", np.dtype(np.float16): "__half"}
 # As in the source.
 _TILE = (32, 8, 1)
 _GROUP = 16
@@ -107,17 +108,18 @@ def mask_plan(shapes: MaskShapes, result: str = "edges") -> Plan:
     batch, detections = shapes.batch, shapes.detections
     rows, columns = shapes.rows, shapes.columns
     words = -(-shapes.height // 32)
-    boxes = Buffer("boxes", (batch, detections, 4), np.float32)
-    coefficients = Buffer("kept_coefficients", (batch, detections, shapes.coefficients), np.float32)
-    count = Buffer("count", (batch,), np.int32)
-    prototypes = Buffer("prototypes", (batch, rows, columns, shapes.coefficients), shapes.prototype_dtype)
-    sizes = Buffer("sizes", (batch, 2), np.int32)
-    masks = Buffer("masks", (batch, detections, rows, columns), np.float32)
-    bits = Buffer("bits", (batch, detections, words, shapes.width), np.uint32)
-    totals = Buffer("totals", (batch, detections), np.int32)
-    regions = Buffer("regions", (batch, detections, 4), np.int32)
-    offsets = Buffer("offsets", (batch, detections + 1), np.int32)
-    edges = Buffer("edges", (batch, shapes.capacity), np.int32)
+    kind = np.dtype(shapes.prototype_dtype)
+    boxes = Buffer("boxes", (batch, detections, 4), _FLOAT)
+    coefficients = Buffer("kept_coefficients", (batch, detections, shapes.coefficients), _FLOAT)
+    count = Buffer("count", (batch,), _INT)
+    prototypes = Buffer("prototypes", (batch, rows, columns, shapes.coefficients), kind)
+    sizes = Buffer("sizes", (batch, 2), _INT)
+    masks = Buffer("masks", (batch, detections, rows, columns), _FLOAT)
+    bits = Buffer("bits", (batch, detections, words, shapes.width), _WORD)
+    totals = Buffer("totals", (batch, detections), _INT)
+    regions = Buffer("regions", (batch, detections, 4), _INT)
+    offsets = Buffer("offsets", (batch, detections + 1), _INT)
+    edges = Buffer("edges", (batch, shapes.capacity), _INT)
 
     detected = (boxes, coefficients, count, prototypes)
     cells = (np.int32(detections), np.int32(rows), np.int32(columns))
@@ -125,7 +127,7 @@ def mask_plan(shapes: MaskShapes, result: str = "edges") -> Plan:
     tiles = _tiles(columns, _TILE[0]) * _tiles(rows, _TILE[1])
     assemble = Launch(
         SOURCE,
-        f"assemble_masks<{_TYPES[np.dtype(shapes.prototype_dtype)]}, {shapes.coefficients}>",
+        f"assemble_masks<{_TYPES[kind]}, {shapes.coefficients}>",
         (tiles, _tiles(detections, _GROUP), batch),
         _TILE,
         0,

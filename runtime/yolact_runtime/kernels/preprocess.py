@@ -65,7 +65,10 @@ def preprocess_plan(
         0,
         ("pixels", "table", np.int32(size), *map(np.float32, mean), *map(np.float32, std), "images"),
     )
-    inputs = (Buffer("pixels", (capacity,), np.uint8), Buffer("table", (batch, 3), np.int64))
+    inputs = (
+        Buffer("pixels", (capacity,), np.dtype(np.uint8)),
+        Buffer("table", (batch, 3), np.dtype(np.int64)),
+    )
     return Plan(inputs, (Buffer("images", shape, kind),), (), (launch,))
 
 

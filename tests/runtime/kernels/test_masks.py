@@ -15,6 +15,7 @@ from pycocotools import mask as coco_mask
 from yolact_runtime import masks
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.kernels.masks import MaskShapes, check_sizes, mask_plan, read_regions, unpack_bits
+from yolact_runtime.kernels.plan import SOURCE_FOLDER
 
 SIDE = st.floats(-1.5, 2.5, width=32)
 BOXES = st.one_of(
@@ -74,6 +75,7 @@ def test_bits_and_run_lengths(seed, images, rows, columns, kind, room):
     sizes = [size for size, _ in images]
     height, width = (max(sides) + room for sides in zip(*sizes, strict=True))
     shapes = MaskShapes(len(images), 3, kind[0], rows, columns, height, width, kind[1])
+    shapes = dataclasses.replace(shapes, edge_capacity=shapes.detections * shapes.most_edges)
     inputs = make(seed, [boxes for _, boxes in images], shapes)
     inputs["sizes"] = check_sizes(shapes, sizes)
     out = run(mask_plan(shapes), inputs)
@@ -140,6 +142,14 @@ def test_a_mask_over_everything_is_one_run():
     assert out["edges"][0, :4].tolist() == [0, 70 * 45, 0, 70 * 45]
 
 
+def test_one_half_is_not_set():
+    shapes = MaskShapes(1, 1, 4, 9, 7, 40, 50)
+    inputs = make(0, [[(0, 0, 1, 1)]], shapes)
+    inputs["prototypes"][...] = 0  # as ReLU leaves most of them
+    inputs["sizes"] = check_sizes(shapes, [(37, 50)])
+    assert not run(mask_plan(shapes, "bits"), inputs)["bits"].any()
+
+
 def test_edges_that_do_not_fit_are_told_and_do_no_harm():
     boxes = [[(0, 0, 0.5, 0.5), (0, 0, 1, 1), (0.2, 0.2, 0.8, 0.9)]]
     whole = MaskShapes(1, 3, 4, 20, 20, 60, 50)
@@ -178,6 +188,19 @@ def test_prototypes_of_a_real_image(reference_dir):
     assert expected.shape == full.shape and full.any()
     assert (full == (expected > 0.5)).mean() >= 0.9999
     assert_same_bits(full, expected)
+
+
+def test_the_barrier_is_needed():
+    shapes = MaskShapes(1, 40, 4, 20, 40, 1, 1)
+    inputs = make(1, [[(0, 0, 1, 1), (0.3, 0.3, 0.6, 0.6)] * 20], shapes)
+    lines = (SOURCE_FOLDER / "masks.cu").read_text().splitlines()
+    (line,) = (number for number, text in enumerate(lines, 1) if "__syncthreads" in text)
+    plan = mask_plan(shapes, "masks")
+    whole = run(plan, inputs)["masks"]
+    without = [
+        run(plan, inputs, order, skip_barrier=("masks.cu", line))["masks"] for order in (FORWARD, REVERSED)
+    ]
+    assert any((masks != whole).any() for masks in without)
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from cuda_on_cpu import REVERSED, run
+from cuda_on_cpu import FORWARD, REVERSED, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yolact.preprocess import Normalise
 from yolact.registry import get_config
 from yolact_runtime.errors import UsageError
+from yolact_runtime.kernels.plan import SOURCE_FOLDER
 from yolact_runtime.kernels.preprocess import pack, preprocess_plan
 from yolact_runtime.preprocess import resize_batch
 
@@ -28,13 +29,15 @@ def random_images(seed, shapes):
     return [rng.integers(0, 256, (*shape, 3), np.uint8) for shape in shapes]
 
 
-def preprocess(images, size, dtype="uint8", order=0, room=0, spare=0, **normalisation):
+def preprocess(
+    images, size, dtype="uint8", order=FORWARD, room=0, spare=0, skip_barrier=("", 0), **normalisation
+):
     plan = preprocess_plan(
         len(images) + spare, size, sum(image.size for image in images) + room, dtype, **normalisation
     )
     inputs = {buffer.name: np.zeros(buffer.shape, buffer.dtype) for buffer in plan.inputs}
     pack(images, inputs["pixels"], inputs["table"])
-    return run(plan, inputs, order)["images"]
+    return run(plan, inputs, order, skip_barrier=skip_barrier)["images"]
 
 
 @settings(max_examples=60)
@@ -67,6 +70,17 @@ def test_fewer_images_than_the_plan_takes():
     images = random_images(2, [(20, 30), (40, 10)])
     out = preprocess(images, 16, spare=2)
     np.testing.assert_array_equal(out, resize_batch([*images, images[1], images[1]], 16))
+
+
+def test_the_barrier_is_needed():
+    images = random_images(5, [(90, 90)])
+    lines = (SOURCE_FOLDER / "preprocess.cu").read_text().splitlines()
+    (line,) = (number for number, text in enumerate(lines, 1) if "__syncthreads" in text)
+    without = [
+        preprocess(images, 70, order=order, skip_barrier=("preprocess.cu", line))
+        for order in (FORWARD, REVERSED)
+    ]
+    assert any((out != resize_batch(images, 70)).any() for out in without)
 
 
 @pytest.mark.parametrize(
