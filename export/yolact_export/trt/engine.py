@@ -23,7 +23,9 @@ from yolact_runtime.metadata import Metadata
 log = logging.getLogger(__name__)
 
 
-def build_engine(source: Path, output: Path, options: BuildOptions, command: str = "") -> EngineRecord:
+def build_engine(
+    source: Path, output: Path, options: BuildOptions, command: str = "", precision: str | None = None
+) -> EngineRecord:
     """Build an engine from an ONNX file of yolact-export.
 
     Args:
@@ -31,6 +33,7 @@ def build_engine(source: Path, output: Path, options: BuildOptions, command: str
         output: The engine to write; its JSON gets the same name and `.json`.
         options: What may be chosen.
         command: The command line, for the metadata.
+        precision: What the ONNX file has to be in; None for whatever it is.
 
     Raises:
         YolactError: the file is not ours or damaged, the library is missing or refuses it, less precision
@@ -38,6 +41,10 @@ def build_engine(source: Path, output: Path, options: BuildOptions, command: str
         UsageError: the options contradict each other or the file.
     """
     model, metadata = _read(source)
+    if precision not in (None, metadata.precision):
+        raise UsageError(
+            f"{source} is in {metadata.precision}, not {precision}; export it with --precision {precision}"
+        )
     target = choose_target(options, metadata.precision)
     check_graph(model, target, (metadata.min_batch, metadata.max_batch))
     del model
@@ -63,7 +70,7 @@ def build_engine(source: Path, output: Path, options: BuildOptions, command: str
         answer = run_build(request, target.title)
         for note in answer.notes:
             log.warning("%s", note)
-        precision = _accept(metadata.precision, answer, options)
+        delivered_precision = _accept(metadata.precision, answer, options)
         record = EngineRecord(
             library=target.library,
             library_version=answer.version,
@@ -85,7 +92,7 @@ def build_engine(source: Path, output: Path, options: BuildOptions, command: str
         )
         metadata = dataclasses.replace(
             metadata,
-            precision=precision,
+            precision=delivered_precision,
             # With plugins the engine returns detections, as a graph that holds them does.
             detect="native" if options.plugin else metadata.detect,
             onnx_sha256=sha256(source),
@@ -96,7 +103,7 @@ def build_engine(source: Path, output: Path, options: BuildOptions, command: str
         write_json(beside, to_json(metadata, record), indent=1)
     log.info(
         "wrote %s (%.1f MB, %s, %s in %.1f s)",
-        output, record.engine_bytes / 1e6, precision, record.title, answer.seconds,
+        output, record.engine_bytes / 1e6, delivered_precision, record.title, answer.seconds,
     )  # fmt: skip
     return record
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +18,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from yolact.model import Yolact
 from yolact.registry import get_config
+from yolact.train.checkpoint import save_checkpoint
+from yolact_export.cli import main
 from yolact_export.onnx import OnnxOptions, write_onnx
+from yolact_export.precision.fp16 import to_half
 from yolact_export.trt.engine import build_engine
 from yolact_export.trt.options import BuildOptions
 from yolact_export.trt.process import run_build
@@ -26,6 +31,7 @@ from yolact_runtime.engines.tensorrt import open_engine
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import sha256
 from yolact_runtime.gpu import current_gpu
+from yolact_runtime.metadata import PREFIX
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
@@ -87,6 +93,72 @@ def test_float_engines(
     nodes = onnx.load(source).graph.node
     assert record.compute == {"fp32": sum(node.op_type in ("Conv", "ConvTranspose") for node in nodes)}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.engine", "m.engine.json"]
+
+
+@pytest.mark.parametrize(
+    ("detect", "batch", "capability"), [("native", 8, "7.5"), ("native", 1, "12.0"), ("runtime", 8, "8.6")]
+)
+def test_half_engines(
+    graphs: dict[tuple[str, int], Path], detect: str, batch: int, capability: str, tmp_path: Path
+) -> None:
+    model = to_half(onnx.load(graphs[detect, batch]))
+    for item in model.metadata_props:
+        if item.key == f"{PREFIX}precision":
+            item.value = '"fp16"'
+    onnx.save(model, tmp_path / "m.onnx")
+    record = build_engine(tmp_path / "m.onnx", tmp_path / "m.engine", rtx(capability), precision="fp16")
+    assert record.compute == {"fp16": sum(node.op_type == "Conv" for node in model.graph.node)}
+    assert read_engine(tmp_path / "m.engine")[0].precision == "fp16"
+    with pytest.raises(UsageError, match="is in fp16, not int8"):
+        build_engine(tmp_path / "m.onnx", tmp_path / "m.engine", rtx(capability), precision="int8")
+
+
+def test_the_command_from_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = tmp_path / "yolact_tiny_0_1.pth"
+    torch.manual_seed(0)
+    save_checkpoint(weights, Yolact(get_config("yolact_tiny")).eval(), 0, 1, None)
+    words = [
+        "--to",
+        "trt",
+        "--backend",
+        "rtx",
+        "--device-capability",
+        "8.9",
+        "--detect",
+        "runtime",
+        "--no-verify",
+    ]
+    assert main(["--weights", str(weights), *words]) == 0
+    metadata, record = read_engine(tmp_path / "yolact_tiny_0_1.engine")
+    assert (metadata.detect, record.onnx_file) == ("runtime", "yolact_tiny_0_1.onnx")
+    assert metadata.onnx_sha256 == sha256(tmp_path / record.onnx_file)
+    assert main(["inspect", str(tmp_path / "yolact_tiny_0_1.engine")]) == 0
+    assert record.library_version in capsys.readouterr().out
+    for wrong in (
+        ["--to", "onnx", "--detect", "plugin"],
+        [*words[:4], "--detect", "plugin"],
+        [*words, "--workspace", "0"],
+    ):
+        assert main(["--weights", str(weights), *wrong]) == 2
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = sys.modules["onnxruntime"] = None
+from yolact_export.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_the_command_from_an_onnx_file_needs_no_pytorch(
+    graphs: dict[tuple[str, int], Path], tmp_path: Path
+) -> None:
+    words = (
+        f"--weights {graphs['runtime', 1]} --to trt --backend rtx --output {tmp_path / 'm.engine'}".split()
+    )
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert read_engine(tmp_path / "m.engine")[1].capabilities == ()
 
 
 def test_the_best_batch_and_the_timing_cache(graphs: dict[tuple[str, int], Path], tmp_path: Path) -> None:
