@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import pickle
@@ -18,6 +17,7 @@ from yolact.config import Config
 from yolact.model import Yolact
 from yolact.registry import config_name_of, configs, get_config, position_of
 from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.files import sha256 as sha256
 
 log = logging.getLogger(__name__)
 
@@ -268,12 +268,3 @@ def save_safetensors(model: Yolact, path: str | Path) -> None:
     state = {key: value.contiguous() for key, value in model.state_dict().items()}
     with atomic_path(path) as temporary:
         save_file(state, temporary, metadata={"config": json.dumps(model.config.to_dict())})
-
-
-def sha256(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -9,8 +9,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from yolact_export.trt.options import add_arguments, from_arguments
 from yolact_runtime.commandline import Parser, run
-from yolact_runtime.errors import missing_extra
+from yolact_runtime.errors import UsageError, missing_extra
 
 log = logging.getLogger(__name__)
 
@@ -22,22 +23,29 @@ def build_parser() -> Parser:
         description="Export a checkpoint and prove the export.",
         epilog="yolact-export inspect FILE tells what an exported file or a checkpoint is.",
     )
-    parser.add_argument("--weights", "--trained-model", required=True, help=".pth, .safetensors, or a name")
+    parser.add_argument(
+        "--weights",
+        "--trained-model",
+        required=True,
+        help=".pth, .safetensors, or a name; with --to trt also an exported .onnx",
+    )
     parser.add_argument("--config", help="configuration, where neither the file nor its name says it")
     parser.add_argument("--to", choices=list(TARGETS), default="onnx", help="format")
     parser.add_argument("--output", type=Path, help="file to write; beside the weights if not given")
     _add_graph_options(parser.add_argument_group("graph"))
     _add_precision_options(parser.add_argument_group("precision"))
     _add_proof_options(parser.add_argument_group("proof"))
+    add_arguments(parser)
     return parser
 
 
 def _add_graph_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--detect",
-        choices=["native", "runtime"],
+        choices=["native", "runtime", "plugin"],
         default="native",
-        help="native: detections come out of the graph; runtime: raw heads do, the runtime detects",
+        help="native: detections come out of the graph; runtime: raw heads do, the runtime detects;"
+        " plugin: the runtime's kernels are put into the engine (TensorRT 10.8 and later)",
     )
     group.add_argument("--batch", type=int, default=1, help="images in every call")
     group.add_argument("--max-batch", type=int, help="make the batch dynamic, 1 to this many")
@@ -99,11 +107,36 @@ def _export_onnx(args: argparse.Namespace) -> None:
     from yolact.weights import locate
     from yolact_runtime.files import atomic_path
 
+    if args.detect == "plugin":
+        raise UsageError("--detect plugin is for --to trt; ONNX takes native or runtime")
     weights = locate(args.weights)
     output = args.output or weights.with_suffix(".onnx")
     with atomic_path(output) as temporary:
         write_proven_onnx(args, weights, temporary)
     log.info("wrote %s (%.1f MB)", output, output.stat().st_size / 1e6)
+
+
+def _export_engine(args: argparse.Namespace) -> None:
+    from yolact_export.trt.engine import build_engine
+    from yolact_export.trt.target import choose_target
+    from yolact_runtime.files import atomic_path
+
+    options = from_arguments(args)
+    source = Path(args.weights)
+    if source.suffix.lower() == ".onnx":  # on the machine with the GPU, which need not have PyTorch
+        output = args.output or source.with_suffix(".engine")
+    else:
+        from yolact.weights import locate
+
+        choose_target(options, args.precision)  # what cannot be built need not be exported
+        weights = locate(args.weights)
+        output = args.output or weights.with_suffix(".engine")
+        source = output.with_suffix(".onnx")
+        with atomic_path(source) as temporary:
+            write_proven_onnx(args, weights, temporary)
+        log.info("wrote %s (%.1f MB)", source, source.stat().st_size / 1e6)
+    asked = None if args.precision == "fp32" else args.precision
+    build_engine(source, output, options, shlex.join(["yolact-export", *sys.argv[1:]]), asked)
 
 
 def write_proven_onnx(args: argparse.Namespace, weights: Path, path: Path) -> None:
@@ -120,7 +153,7 @@ def write_proven_onnx(args: argparse.Namespace, weights: Path, path: Path) -> No
         keep_float = tuple(name.strip() for name in args.keep_float.split(",") if name.strip())
         precision = PrecisionOptions(args.precision, calibration, keep_float, args.allow_fallback)
     options = OnnxOptions(
-        detect=args.detect,
+        detect="runtime" if args.detect == "plugin" else args.detect,
         batch=args.batch,
         max_batch=args.max_batch,
         input_type=args.input_type,
@@ -132,7 +165,10 @@ def write_proven_onnx(args: argparse.Namespace, weights: Path, path: Path) -> No
 
 
 # Formats by name. Each function takes the parsed options and writes `args.output`.
-TARGETS: dict[str, Callable[[argparse.Namespace], None]] = {"onnx": _export_onnx}
+TARGETS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "onnx": _export_onnx,
+    "trt": _export_engine,
+}
 
 
 def build_inspect_parser() -> Parser:

@@ -71,7 +71,8 @@ def _engine_tables(path: Path) -> list[Table]:
     content = read_json(notes, "metadata")
     if not isinstance(content, dict):
         raise YolactError(f"{notes} holds no metadata; build the engine again")
-    return [_metadata_table(content)]
+    parts = {"Metadata": content.get("metadata", content), "Engine": content.get("engine")}
+    return [_metadata_table(fields, title) for title, fields in parts.items() if isinstance(fields, dict)]
 
 
 def _checkpoint_tables(path: Path, config: str | None) -> list[Table]:
@@ -88,8 +89,8 @@ def _checkpoint_tables(path: Path, config: str | None) -> list[Table]:
     return [_metadata_table(dataclasses.asdict(describe(model.config))), counts]
 
 
-def _metadata_table(fields: Mapping[str, Any]) -> Table:
-    table = Table(title="Metadata", show_header=False)
+def _metadata_table(fields: Mapping[str, Any], title: str = "Metadata") -> Table:
+    table = Table(title=title, show_header=False)
     table.add_column("field")
     table.add_column("value")
     for name, value in fields.items():

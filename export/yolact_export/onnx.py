@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -16,12 +15,12 @@ from onnxscript import optimizer
 from yolact.describe import describe
 from yolact.model import Yolact
 from yolact_export.graph import ExportedYolact
+from yolact_export.nodes import MAX_TOPK, describe_node, nodes
 from yolact_export.rescoring import pack_mask_iou_net
 from yolact_runtime.errors import UsageError, YolactError
 
 # The newest that TensorRT 8.6, the last for the GTX 1080 Ti, reads; it has all that is needed.
 OPSET = 17
-MAX_TOPK = 3840
 # Data-dependent shapes: neither CUDA graphs nor TensorRT-RTX take them.
 FORBIDDEN = {"NonMaxSuppression", "NonZero", "Loop", "If", "Scan"}
 
@@ -136,7 +135,7 @@ def check_graph(graph: onnx.ModelProto) -> None:
         raise YolactError(f"the exported graph is not valid ONNX: {str(error).splitlines()[0]}") from error
     constants = {tensor.name: tensor for tensor in graph.graph.initializer}
     for node in nodes(graph.graph):
-        where = f"node {node.name or node.output[0]} ({node.op_type})"
+        where = describe_node(node)
         if node.domain not in ("", "ai.onnx"):
             raise YolactError(
                 f"{where} is of the domain {node.domain}; only plain ONNX operators are allowed"
@@ -150,12 +149,3 @@ def check_graph(graph: onnx.ModelProto) -> None:
             value = int(onnx.numpy_helper.to_array(k).item())
             if value > MAX_TOPK:
                 raise YolactError(f"{where}: k is {value}; TensorRT allows {MAX_TOPK}")
-
-
-def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """All nodes of a graph and of the graphs inside its nodes."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from nodes(attribute.g)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import tempfile
@@ -88,6 +89,15 @@ def read_json(path: str | Path, what: str = "file") -> Any:
         raise YolactError(f"cannot read {what} {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise YolactError(f"{what} {path} is not valid JSON: {error}") from error
+
+
+def sha256(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _umask() -> int:

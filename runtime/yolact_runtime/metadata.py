@@ -121,7 +121,7 @@ class Metadata:
                     continue
                 raise YolactError(f"{source}: metadata field {PREFIX}{name} is missing{_REMEDY}")
             try:
-                values[name] = _convert(json.loads(text), kind)
+                values[name] = convert(json.loads(text), kind)
             except (ValueError, TypeError, KeyError):
                 shown = text if len(text) <= 60 else text[:57] + "..."
                 raise YolactError(
@@ -171,21 +171,21 @@ class Metadata:
 _REMEDY = "; the file was not written by this yolact-export: run yolact-export --weights W --to onnx again"
 
 
-def _convert(value: Any, kind: Any) -> Any:
+def convert(value: Any, kind: Any) -> Any:
     """`value`, parsed from JSON, as the annotated type `kind`; TypeError where it is something else."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        return None if value is None else _convert(value, args[0])
+        return None if value is None else convert(value, args[0])
     if origin is tuple:
         if not isinstance(value, list):
             raise TypeError
         kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
-        return tuple(_convert(item, kind) for item, kind in zip(value, kinds, strict=True))
+        return tuple(convert(item, kind) for item, kind in zip(value, kinds, strict=True))
     if origin is dict and isinstance(value, dict):
-        return {_convert(key, args[0]): _convert(item, args[1]) for key, item in value.items()}
+        return {convert(key, args[0]): convert(item, args[1]) for key, item in value.items()}
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
-        return typing.cast(Any, kind)(**{name: _convert(value[name], hint) for name, hint in hints.items()})
+        return typing.cast(Any, kind)(**{name: convert(value[name], hint) for name, hint in hints.items()})
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:

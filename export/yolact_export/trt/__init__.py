@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX engines from ONNX files; needs neither PyTorch nor, with RTX, a GPU."""

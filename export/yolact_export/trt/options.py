@@ -1,0 +1,99 @@
+"""What may be chosen of an engine, and how the command line says it."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from yolact_runtime.errors import UsageError
+
+CAPABILITIES = ("6.1", "7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0", "12.1")
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How an engine is to be built; its precision and batch are those of the ONNX file.
+
+    Attributes:
+        backend: "trt" for TensorRT, "rtx" for TensorRT-RTX, "auto" for what fits this machine.
+        capabilities: Compute capabilities to build for; empty for this machine's GPU, or without one for
+            TensorRT-RTX's default.
+        workspace_mib: Limit of scratch memory in MiB; None for the library's own.
+        opt_batch: The number of images to be fastest with; None for the most.
+        timing_cache: File of measured times; None for one in the cache folder.
+        plugin: Add detection by the runtime's kernels as plugins; the ONNX file returns raw heads.
+        tf32: Let float32 convolutions round to TensorFloat-32.
+        hardware_compatible: An engine for every capability from 8.0 (TensorRT).
+        version_compatible: An engine for later versions of the same major version.
+        allow_fallback: Accept a lower precision than the ONNX file asks for, or one that brings nothing.
+    """
+
+    backend: str = "auto"
+    capabilities: tuple[str, ...] = ()
+    workspace_mib: int | None = None
+    opt_batch: int | None = None
+    timing_cache: Path | None = None
+    plugin: bool = False
+    tf32: bool = False
+    hardware_compatible: bool = False
+    version_compatible: bool = False
+    allow_fallback: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("workspace_mib", "opt_batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                option = {"workspace_mib": "--workspace", "opt_batch": "--opt-batch"}[name]
+                raise UsageError(f"{option} {value}; it must be 1 or more")
+        for value in self.capabilities:
+            if value not in CAPABILITIES:
+                raise UsageError(f"--device-capability {value}; allowed: {', '.join(CAPABILITIES)}")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `--to trt`."""
+    group = parser.add_argument_group("engines (--to trt)")
+    group.add_argument(
+        "--backend",
+        choices=["auto", "trt", "rtx"],
+        default="auto",
+        help="trt: TensorRT, builds on the GPU it is for; rtx: TensorRT-RTX, builds without a GPU",
+    )
+    group.add_argument(
+        "--device-capability",
+        action="append",
+        choices=CAPABILITIES,
+        metavar="X.Y",
+        help=f"compute capability to build for ({', '.join(CAPABILITIES)}); may be given several times",
+    )
+    group.add_argument("--workspace", type=int, metavar="MiB", help="limit of scratch memory")
+    group.add_argument(
+        "--opt-batch", type=int, metavar="N", help="with a dynamic batch: be fastest with N images"
+    )
+    group.add_argument(
+        "--timing-cache", type=Path, metavar="FILE", help="measured times, kept between builds"
+    )
+    group.add_argument("--tf32", action="store_true", help="let float32 convolutions round to TensorFloat-32")
+    group.add_argument(
+        "--hardware-compatible", action="store_true", help="run on every GPU from capability 8.0 (TensorRT)"
+    )
+    group.add_argument(
+        "--version-compatible", action="store_true", help="run on later versions of the same major version"
+    )
+
+
+def from_arguments(args: argparse.Namespace) -> BuildOptions:
+    """The options that a parser with `add_arguments`, `--detect` and `--allow-fallback` read."""
+    return BuildOptions(
+        backend=args.backend,
+        capabilities=tuple(dict.fromkeys(args.device_capability or ())),
+        workspace_mib=args.workspace,
+        opt_batch=args.opt_batch,
+        timing_cache=args.timing_cache,
+        plugin=args.detect == "plugin",
+        tf32=args.tf32,
+        hardware_compatible=args.hardware_compatible,
+        version_compatible=args.version_compatible,
+        allow_fallback=args.allow_fallback,
+    )

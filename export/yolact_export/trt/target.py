@@ -1,0 +1,116 @@
+"""What an engine is built with and for: decided, and refused where it cannot be, before any work."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from dataclasses import dataclass
+
+from yolact_export.trt.options import BuildOptions
+from yolact_runtime.engine_record import LIBRARIES, TITLES
+from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.gpu import Gpu, current_gpu
+
+log = logging.getLogger(__name__)
+
+RTX = LIBRARIES["rtx"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a build goes.
+
+    Attributes:
+        library: "tensorrt" or "tensorrt_rtx".
+        capabilities: Compute capabilities; empty for TensorRT-RTX's default, 8.0 and later.
+        gpu: Of this machine.
+    """
+
+    library: str
+    capabilities: tuple[str, ...]
+    gpu: Gpu | None
+
+    @property
+    def title(self) -> str:
+        """The library's name, for people."""
+        return TITLES[self.library]
+
+
+def choose_target(options: BuildOptions, precision: str) -> Target:
+    """Decide what builds and for which GPU.
+
+    Args:
+        options: What the user asks for.
+        precision: "fp32", "fp16" or "int8".
+
+    Raises:
+        UsageError: the choices contradict each other, or bring nothing on that GPU.
+        YolactError: no library that could do it is installed.
+    """
+    gpu = current_gpu()
+    library = _choose_library(options, gpu)
+    capabilities = options.capabilities
+    if library == RTX:
+        _check_rtx(options)
+    else:
+        if gpu is None:
+            raise YolactError(
+                "TensorRT builds on the GPU that the engine is for, and none is here; build there, or ahead"
+                " of time with --backend rtx"
+            )
+        if capabilities and capabilities != (gpu.capability,):
+            raise UsageError(
+                f"--device-capability {', '.join(capabilities)}: TensorRT builds for the GPU it runs on"
+                f" ({gpu.name}, {gpu.capability}); leave it out, build there, or use --backend rtx"
+            )
+        capabilities = (gpu.capability,)
+    if precision == "fp16":
+        _check_half(capabilities, options.allow_fallback)
+    return Target(library, capabilities, gpu)
+
+
+def _choose_library(options: BuildOptions, gpu: Gpu | None) -> str:
+    # Without a GPU, or for another one, only RTX can build; with one, TensorRT gives the faster engines.
+    other = bool(options.capabilities) and (gpu is None or options.capabilities != (gpu.capability,))
+    order = ["rtx", "trt"] if gpu is None or other else ["trt", "rtx"]
+    if options.backend == "auto" and "6.1" in options.capabilities:
+        order = ["trt"]
+    wanted = order if options.backend == "auto" else [options.backend]
+    for short in wanted:
+        if importlib.util.find_spec(LIBRARIES[short]) is not None:
+            return LIBRARIES[short]
+    names = " or ".join(TITLES[LIBRARIES[short]] for short in wanted)
+    ways = " or ".join(f'pip install "yolact[{short}]"' for short in wanted)
+    raise YolactError(f"--to trt needs {names}, and it is not installed; run: {ways}")
+
+
+def _check_rtx(options: BuildOptions) -> None:
+    wrong = [value for value in options.capabilities if value == "6.1"]
+    if wrong:
+        raise UsageError(
+            "TensorRT-RTX does not build for capability 6.1; a GTX 1080 Ti needs TensorRT 8.6 on that machine"
+            " (--backend trt)"
+        )
+    if options.plugin:
+        raise UsageError("TensorRT-RTX has no plugins; use --detect runtime, or --detect native")
+    if options.hardware_compatible:
+        raise UsageError(
+            "--hardware-compatible is TensorRT's; TensorRT-RTX engines run on 8.0 and later unless"
+            " --device-capability narrows that"
+        )
+    if options.version_compatible:
+        raise UsageError("--version-compatible is TensorRT's; TensorRT-RTX does it only where there is a GPU")
+
+
+def _check_half(capabilities: tuple[str, ...], allowed: bool) -> None:
+    if "6.1" not in capabilities:
+        return
+    text = (
+        "capability 6.1 (GTX 1080 Ti) computes in half precision at 1/64 of the rate of float32: fp16 is no"
+        " faster there"
+    )
+    if not allowed:
+        raise UsageError(
+            f"{text}; use --precision int8, which is, or build it all the same with --allow-fallback"
+        )
+    log.warning("%s; int8 would be", text)

@@ -1,0 +1,334 @@
+"""One builder for every TensorRT: what each version's API has is used, what it lacks is done without.
+
+The stand-ins have the parts of the API that the real ones have; TensorRT-RTX itself is in test_rtx.py.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from yolact_export.trt.builder import build
+from yolact_export.trt.request import Request
+from yolact_runtime.errors import YolactError
+
+
+class Severity(enum.Enum):
+    INTERNAL_ERROR, ERROR, WARNING = range(3)
+
+
+class Logger:
+    Severity = Severity
+
+
+class Flags(enum.IntEnum):
+    """Builder flags of TensorRT 8.6."""
+
+    FP16, INT8, TF32, PREFER_PRECISION_CONSTRAINTS, VERSION_COMPATIBLE = range(5)
+
+
+class LaterFlags(enum.IntEnum):
+    """Builder flags of TensorRT 11."""
+
+    TF32, VERSION_COMPATIBLE = range(2)
+
+
+LayerType = enum.Enum("LayerType", "CONVOLUTION MATRIX_MULTIPLY SOFTMAX SHAPE CONSTANT QUANTIZE DEQUANTIZE")
+DataType = enum.Enum("DataType", "FLOAT HALF INT8 INT32")
+
+
+def layer(
+    kind: str, given: str, output: str, dtype: str = "FLOAT", out: str | None = None
+) -> SimpleNamespace:
+    """A layer with one input and one output."""
+    tensors = [
+        SimpleNamespace(name=given, dtype=DataType[dtype]),
+        SimpleNamespace(name=output, dtype=DataType[out or dtype]),
+    ]
+    return SimpleNamespace(
+        type=LayerType[kind],
+        num_outputs=1,
+        get_input=lambda _: tensors[0],
+        get_output=lambda _: tensors[1],
+    )
+
+
+HALF_NETWORK = [
+    layer("CONVOLUTION", "a", "b", "HALF"),
+    layer("MATRIX_MULTIPLY", "b", "c", "HALF"),
+    layer("SHAPE", "b", "s"),
+    layer("SOFTMAX", "c", "d", "FLOAT"),
+]
+
+
+class Library(SimpleNamespace):
+    """A stand-in for the module; `seen` collects what was asked of it."""
+
+    def __init__(self, version: str, layers: list[SimpleNamespace], typed: bool, **parts: Any) -> None:
+        creation = {"EXPLICIT_BATCH": 0} | ({"STRONGLY_TYPED": 1} if typed else {})
+        super().__init__(
+            __version__=version,
+            seen={"flags": set(), "phases": 0, "saved": None},
+            layers=layers,
+            log=[],
+            errors=[],
+            engine=b"engine",
+            inspector=None,
+            ILogger=Logger,
+            LayerType=LayerType,
+            DataType=DataType,
+            BuilderFlag=Flags,
+            NetworkDefinitionCreationFlag=SimpleNamespace(**creation),
+            MemoryPoolType=SimpleNamespace(WORKSPACE="workspace"),
+            ProfilingVerbosity=SimpleNamespace(DETAILED="detailed"),
+            LayerInformationFormat=SimpleNamespace(JSON="json"),
+            HardwareCompatibilityLevel=SimpleNamespace(AMPERE_PLUS="ampere"),
+        )
+        self.__dict__.update(parts)
+
+    def Builder(self, logger: Any) -> Any:  # noqa: N802
+        def create_network(flags: int) -> SimpleNamespace:
+            self.seen["network"] = flags
+            return SimpleNamespace(
+                num_layers=len(self.layers),
+                get_layer=lambda index: self.layers[index],
+                get_input=lambda _: SimpleNamespace(name="images", shape=(-1, 16, 16, 3)),
+            )
+
+        def create_profile() -> SimpleNamespace:
+            return SimpleNamespace(set_shape=lambda *shapes: self.seen.update(profile=shapes))
+
+        def run(network: Any, config: Any) -> bytes | None:
+            for text in self.log:
+                logger.log(Severity.ERROR, text)
+            if monitor := getattr(config, "progress_monitor", None):
+                monitor.phase_start("Tactics", None, 3)
+                assert monitor.step_complete("Tactics", 0)
+                monitor.phase_finish("Tactics")
+            self.seen["config"] = config
+            return self.engine
+
+        return SimpleNamespace(
+            create_network=create_network,
+            create_builder_config=lambda: Config(self),
+            create_optimization_profile=create_profile,
+            build_serialized_network=run,
+        )
+
+    def OnnxParser(self, network: Any, logger: Any) -> Any:  # noqa: N802
+        return SimpleNamespace(
+            parse_from_file=lambda path: not self.errors,
+            num_errors=len(self.errors),
+            get_error=lambda index: self.errors[index],
+        )
+
+    def Runtime(self, logger: Any) -> Any:  # noqa: N802
+        if self.inspector is None:
+            return SimpleNamespace(deserialize_cuda_engine=lambda data: None)
+        inspector = SimpleNamespace(get_engine_information=lambda form: json.dumps(self.inspector))
+        engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
+        return SimpleNamespace(deserialize_cuda_engine=lambda data: engine)
+
+
+class Config(SimpleNamespace):
+    """A builder configuration whose timing cache accepts what begins with b"cache"."""
+
+    def __init__(self, library: Library) -> None:
+        super().__init__(seen=library.seen)
+
+    def set_flag(self, flag: Any) -> None:
+        self.seen["flags"].add(flag.name)
+
+    def clear_flag(self, flag: Any) -> None:
+        self.seen["flags"].add(f"no {flag.name}")
+
+    def set_memory_pool_limit(self, pool: str, size: int) -> None:
+        self.seen["pool"] = pool, size
+
+    def add_optimization_profile(self, profile: Any) -> int:
+        return 0
+
+    def create_timing_cache(self, data: bytes) -> Any:
+        self.seen["loaded"] = data
+        return SimpleNamespace(serialize=lambda: b"cache 2") if data[:5] in (b"", b"cache") else None
+
+    def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        self.seen["cache"] = cache
+        return True
+
+    def get_timing_cache(self) -> Any:
+        return self.seen["cache"]
+
+
+class Monitor:
+    """What a progress monitor derives from, since TensorRT 10."""
+
+
+CONVOLUTION = {
+    "LayerType": "CaskConvolution",
+    "Inputs": [{"Format/Datatype": "Row major linear FP16 format"}],
+}
+FLOAT_CONVOLUTION = {"LayerType": "CaskConvolution", "Inputs": [{"Format/Datatype": "Row major linear FP32"}]}
+
+
+@pytest.fixture
+def request_(tmp_path: Path) -> Request:
+    """A request for an existing graph with a node named "second"."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    nodes = [
+        helper.make_node("Abs", ["x"], ["a"], name="first"),
+        helper.make_node("Det", ["a"], ["y"], name="second"),
+    ]
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", [x], [y])), tmp_path / "m.onnx")
+    return make_request(tmp_path)
+
+
+def make_request(folder: Path, **changes: Any) -> Request:
+    values = {
+        "library": "tensorrt",
+        "onnx": str(folder / "m.onnx"),
+        "engine": str(folder / "m.engine"),
+        "precision": "fp16",
+        "profile": (1, 2, 8),
+        "timing_cache": str(folder / "times"),
+    }
+    return Request(**(values | changes))
+
+
+def no_progress(kind: str, phase: str, steps: int) -> None:
+    pass
+
+
+def test_tensorrt_8_has_flags_and_constraints(request_: Request) -> None:
+    library = Library("8.6.1", HALF_NETWORK, typed=False, inspector={"Layers": [CONVOLUTION] * 2})
+    answer = build(library, request_, no_progress)
+    assert library.seen["network"] == 1  # explicit batch
+    assert library.seen["flags"] == {"FP16", "PREFER_PRECISION_CONSTRAINTS", "no TF32"}
+    # What the graph keeps in float32 stays there; the rest is free to be half.
+    assert HALF_NETWORK[3].precision is DataType.FLOAT
+    assert not any(hasattr(HALF_NETWORK[index], "precision") for index in (0, 1, 2))
+    assert (answer.compute, answer.inspected) == ({"fp16": 2}, "engine")
+    assert library.seen["profile"] == ("images", *((n, 16, 16, 3) for n in (1, 2, 8)))
+    assert Path(request_.engine).read_bytes() == b"engine"
+
+
+def test_tensorrt_8_in_other_precisions(tmp_path: Path) -> None:
+    inspector = {"Layers": [FLOAT_CONVOLUTION, {"LayerType": "Reformat"}, {"LayerType": "NoOp"}]}
+    for precision, flags in (("fp32", {"no TF32"}), ("int8", {"INT8", "no TF32"})):
+        library = Library("8.6.1", [], typed=False, inspector=inspector)
+        answer = build(library, make_request(tmp_path, precision=precision), no_progress)
+        assert library.seen["flags"] == flags
+        assert answer.compute == {"fp32": 1}
+
+
+def test_an_untyped_engine_that_cannot_be_inspected_is_not_trusted(request_: Request) -> None:
+    with pytest.raises(YolactError, match="cannot be inspected"):
+        build(Library("8.6.1", HALF_NETWORK, typed=False), request_, no_progress)
+
+
+def test_later_versions_are_strongly_typed(request_: Request) -> None:
+    library = Library("11.4.0", HALF_NETWORK, typed=True, IProgressMonitor=Monitor, BuilderFlag=LaterFlags)
+    told: list[tuple] = []
+    answer = build(library, request_, lambda *event: told.append(event))
+    assert library.seen["network"] == 2
+    assert library.seen["flags"] == {"no TF32"}
+    assert told == [("start", "Tactics", 3), ("step", "Tactics", 1), ("end", "Tactics", 0)]
+    # Without a GPU no engine opens; the network's types bind it.
+    assert (answer.compute, answer.inspected) == ({"fp16": 2}, "network")
+
+
+def test_quantised_layers_are_counted_by_what_feeds_them(request_: Request) -> None:
+    layers = [
+        layer("QUANTIZE", "a", "q", "FLOAT", "INT8"),
+        layer("DEQUANTIZE", "q", "d", "INT8", "FLOAT"),
+        layer("CONVOLUTION", "d", "b"),
+        layer("CONVOLUTION", "b", "c"),
+    ]
+    answer = build(Library("11.4.0", layers, typed=True), request_, no_progress)
+    assert answer.compute == {"int8": 1, "fp32": 1}
+
+
+def test_options(tmp_path: Path) -> None:
+    library = Library("10.9.0", [], typed=True)
+    options = {"workspace_mib": 64, "tf32": True, "hardware_compatible": True, "version_compatible": True}
+    answer = build(library, make_request(tmp_path, **options), no_progress)
+    assert library.seen["pool"] == ("workspace", 64 << 20)
+    assert library.seen["flags"] == {"VERSION_COMPATIBLE"}
+    assert library.seen["config"].hardware_compatibility_level == "ampere"
+    assert answer.notes == []
+
+
+def test_options_that_a_version_lacks_are_told(tmp_path: Path) -> None:
+    library = Library("8.5.0", [], typed=True, BuilderFlag=SimpleNamespace())
+    del library.HardwareCompatibilityLevel
+    request = make_request(tmp_path, hardware_compatible=True, version_compatible=True)
+    assert len(build(library, request, no_progress).notes) == 2
+
+
+@pytest.mark.parametrize(
+    ("kept", "loaded", "warned"), [(None, b"", False), (b"cache 1", b"cache 1", False), (b"other", b"", True)]
+)
+def test_the_timing_cache_is_kept(
+    request_: Request, kept: bytes | None, loaded: bytes, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = Path(f"{request_.timing_cache}-10.9.0.timing")
+    if kept is not None:
+        file.write_bytes(kept)
+    library = Library("10.9.0", HALF_NETWORK, typed=True)
+    build(library, request_, no_progress)
+    assert library.seen["loaded"] == loaded
+    assert file.read_bytes() == b"cache 2"
+    assert ("does not fit" in caplog.text) == warned
+
+
+def error(text: str, node: int, name: str | None = None, operator: str = "") -> SimpleNamespace:
+    """A parser's error; TensorRT 8.6 only numbers the node."""
+    new = {"node_name": lambda: name, "node_operator": lambda: operator} if name is not None else {}
+    return SimpleNamespace(desc=lambda: text, node=lambda: node, **new)
+
+
+@pytest.mark.parametrize(
+    ("errors", "words"),
+    [
+        ([error("Plugin not found", 1)], r"^node second \(Det\): Plugin not found; this library has no such"),
+        ([error("no", 0, "pick", "TopK")] * 3, r"^node pick \(TopK\): no \(and 2 more\)$"),
+        ([error("Failed to parse the ONNX model.", -1)], "the file is damaged"),
+    ],
+)
+def test_parser_errors_name_node_and_operator(request_: Request, errors: list, words: str) -> None:
+    library = Library("10.9.0", [], typed=True, errors=errors)
+    with pytest.raises(YolactError, match=words):
+        build(library, request_, no_progress)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "IBuilder::buildSerializedNetwork: Error Code 4: API Usage Error (ITopKLayer second: second: K"
+            " exceeds the maximum value allowed (3840). In processCheck at /_src/x.cpp:1066 In analyze"
+            " at /_src/x.cpp:2825)",
+            r"^node second \(Det\): ITopKLayer second: second: K exceeds .* \(3840\)\.?; lower",
+        ),
+        (
+            "IBuilder::buildSerializedNetwork: Error Code 1: Myelin ([pass.cpp:337: check] Cannot compile"
+            " operation 'second' for Turing (SM75): FP32 GEMM is not supported. In compileGraph at"
+            " /_src/c.cpp:2012)",
+            r"^node second \(Det\): .*FP32 GEMM.*; TensorRT-RTX has none on capability 7\.5",
+        ),
+        ("Error Code 1: Cuda Runtime (In X at Y (cudaError 35: CUDA driver version))", "--backend rtx"),
+    ],
+)
+def test_build_errors_name_node_and_hint(request_: Request, text: str, words: str) -> None:
+    library = Library("10.9.0", [], typed=True, engine=None, log=[text, "another"])
+    with pytest.raises(YolactError, match=words):
+        build(library, request_, no_progress)
+    assert not Path(request_.engine).exists()
