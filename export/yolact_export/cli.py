@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from yolact_export.trt.options import add_arguments, from_arguments
+from yolact_export.trt import options as trt_options
 from yolact_runtime.commandline import Parser, run
 from yolact_runtime.errors import UsageError, missing_extra
 
@@ -27,7 +29,7 @@ def build_parser() -> Parser:
         "--weights",
         "--trained-model",
         required=True,
-        help=".pth, .safetensors, or a name; with --to trt also an exported .onnx",
+        help=".pth, .safetensors, or a name; or an exported .onnx (trt, openvino, triton) or .engine (triton)",
     )
     parser.add_argument("--config", help="configuration, where neither the file nor its name says it")
     parser.add_argument("--to", choices=list(TARGETS), default="onnx", help="format")
@@ -35,7 +37,17 @@ def build_parser() -> Parser:
     _add_graph_options(parser.add_argument_group("graph"))
     _add_precision_options(parser.add_argument_group("precision"))
     _add_proof_options(parser.add_argument_group("proof"))
-    add_arguments(parser)
+    trt_options.add_arguments(parser)
+    group = parser.add_argument_group("server (--to triton)")
+    group.add_argument("--triton-name", metavar="NAME", help="the model's name on the server")
+    group.add_argument("--triton-instances", type=int, default=1, help="copies of the model on a device")
+    group.add_argument(
+        "--triton-queue-delay",
+        type=int,
+        default=2000,
+        metavar="MICROSECONDS",
+        help="longest wait for more requests to join a batch",
+    )
     return parser
 
 
@@ -104,39 +116,90 @@ def command(args: argparse.Namespace) -> None:
 
 
 def _export_onnx(args: argparse.Namespace) -> None:
-    from yolact.weights import locate
-    from yolact_runtime.files import atomic_path
-
     if args.detect == "plugin":
         raise UsageError("--detect plugin is for --to trt; ONNX takes native or runtime")
-    weights = locate(args.weights)
-    output = args.output or weights.with_suffix(".onnx")
-    with atomic_path(output) as temporary:
-        write_proven_onnx(args, weights, temporary)
-    log.info("wrote %s (%.1f MB)", output, output.stat().st_size / 1e6)
+    if _is_exported(args.weights):
+        raise UsageError(f"--weights {args.weights}; --to onnx takes a checkpoint")
+    with _onnx_source(args, keep=args.output or _beside(args, ".onnx")):
+        pass
 
 
 def _export_engine(args: argparse.Namespace) -> None:
     from yolact_export.trt.engine import build_engine
     from yolact_export.trt.target import choose_target
+
+    options = trt_options.from_arguments(args)
+    output = args.output or _beside(args, ".engine")
+    if not _is_exported(args.weights):
+        choose_target(options, args.precision)  # what cannot be built need not be exported
+    asked = None if args.precision == "fp32" else args.precision
+    with _onnx_source(args, keep=output.with_suffix(".onnx")) as source:
+        build_engine(source, output, options, _command_line(), asked)
+
+
+def _export_openvino(args: argparse.Namespace) -> None:
+    from yolact_export import verify
+    from yolact_export.openvino import proven_equal, write_openvino
+
+    if args.precision == "fp16":
+        raise UsageError("--precision fp16; CPUs compute half in float32: --to openvino takes fp32 and int8")
+    output = args.output or _beside(args, ".xml")
+    if output.suffix != ".xml":
+        raise UsageError(f"--output {output}; an OpenVINO model ends in .xml")
+    with _onnx_source(args) as source:
+        check = None if args.no_verify else proven_equal(source, verify.verification_images(args.verify))
+        write_openvino(source, output, check)
+    log.info("wrote %s and %s", output, output.with_suffix(".bin").name)
+
+
+def _export_triton(args: argparse.Namespace) -> None:
+    from yolact_export.triton import TritonOptions, write_repository
+
+    options = TritonOptions(args.triton_instances, args.triton_queue_delay)
+    repository = args.output or _beside(args, "").with_name("triton")
+    name = args.triton_name or Path(args.weights).stem
+    with _onnx_source(args) as source:
+        log.info("wrote %s", write_repository(source, repository, name, options))
+
+
+def _is_exported(weights: str) -> bool:
+    """Whether the "weights" are an export already, so that the machine need not have PyTorch."""
+    return Path(weights).suffix.lower() in (".onnx", ".engine", ".plan")
+
+
+def _beside(args: argparse.Namespace, suffix: str) -> Path:
+    """The default for `--output`."""
+    if _is_exported(args.weights):
+        return Path(args.weights).with_suffix(suffix)
+    from yolact.weights import locate
+
+    return locate(args.weights).with_suffix(suffix)
+
+
+@contextlib.contextmanager
+def _onnx_source(args: argparse.Namespace, keep: Path | None = None) -> Iterator[Path]:
+    """The export to go on from: the file given, or a proven one that is made, and kept as `keep`."""
+    if _is_exported(args.weights):
+        yield Path(args.weights)
+        return
+    from yolact.weights import locate
     from yolact_runtime.files import atomic_path
 
-    options = from_arguments(args)
-    source = Path(args.weights)
-    if source.suffix.lower() == ".onnx":  # on the machine with the GPU, which need not have PyTorch
-        output = args.output or source.with_suffix(".engine")
-    else:
-        from yolact.weights import locate
-
-        choose_target(options, args.precision)  # what cannot be built need not be exported
-        weights = locate(args.weights)
-        output = args.output or weights.with_suffix(".engine")
-        source = output.with_suffix(".onnx")
-        with atomic_path(source) as temporary:
+    weights = locate(args.weights)
+    with contextlib.ExitStack() as stack:
+        path = keep
+        if path is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            path = Path(folder) / f"{weights.stem}.onnx"
+        with atomic_path(path) as temporary:
             write_proven_onnx(args, weights, temporary)
-        log.info("wrote %s (%.1f MB)", source, source.stat().st_size / 1e6)
-    asked = None if args.precision == "fp32" else args.precision
-    build_engine(source, output, options, shlex.join(["yolact-export", *sys.argv[1:]]), asked)
+        if keep is not None:
+            log.info("wrote %s (%.1f MB)", path, path.stat().st_size / 1e6)
+        yield path
+
+
+def _command_line() -> str:
+    return shlex.join(["yolact-export", *sys.argv[1:]])
 
 
 def write_proven_onnx(args: argparse.Namespace, weights: Path, path: Path) -> None:
@@ -157,7 +220,7 @@ def write_proven_onnx(args: argparse.Namespace, weights: Path, path: Path) -> No
         batch=args.batch,
         max_batch=args.max_batch,
         input_type=args.input_type,
-        command=shlex.join(["yolact-export", *sys.argv[1:]]),
+        command=_command_line(),
     )
     proof = Proof(not args.no_verify, args.verify, args.annotations)
     log.info("exporting %s as %s", weights, args.precision)
@@ -168,6 +231,8 @@ def write_proven_onnx(args: argparse.Namespace, weights: Path, path: Path) -> No
 TARGETS: dict[str, Callable[[argparse.Namespace], None]] = {
     "onnx": _export_onnx,
     "trt": _export_engine,
+    "openvino": _export_openvino,
+    "triton": _export_triton,
 }
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import onnx
 
 from yolact_export.precision.layers import COMPUTE, elem_types, layer_group
-from yolact_runtime.errors import YolactError
+from yolact_runtime.errors import YolactError, first_line
+from yolact_runtime.metadata import Metadata
 
 _FLOATS: dict[int | None, str] = {
     onnx.TensorProto.FLOAT: "float32",
@@ -57,10 +58,19 @@ def read_graph(path: str | Path) -> onnx.ModelProto:
     except OSError as error:
         raise YolactError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # protobuf and onnx raise kinds of their own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise YolactError(
-            f"{path} is damaged or not an ONNX file ({reason}); copy or export it again"
+            f"{path} is damaged or not an ONNX file ({first_line(error)}); copy or export it again"
         ) from error
+
+
+def read_described(path: str | Path) -> tuple[onnx.ModelProto, Metadata]:
+    """Read an ONNX file of ours and what it says of itself.
+
+    Raises:
+        YolactError: as `read_graph`, or a field of the metadata is missing or wrong.
+    """
+    model = read_graph(path)
+    return model, Metadata.from_props({prop.key: prop.value for prop in model.metadata_props}, path)
 
 
 def layer_compute(model: onnx.ModelProto) -> list[LayerCompute]:

@@ -4,34 +4,40 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from yolact_runtime.engines.openvino import SECTION
+import numpy as np
+
+from yolact_export import verify
+from yolact_export.inspection import read_described
+from yolact_export.precision import agreement
+from yolact_runtime.commandline import table_console
+from yolact_runtime.engines.onnxruntime import OnnxRuntimeEngine
+from yolact_runtime.engines.openvino import SECTION, OpenVinoEngine
 from yolact_runtime.errors import YolactError, first_line, missing_extra
-from yolact_runtime.metadata import PREFIX, Metadata
+from yolact_runtime.metadata import PREFIX
 
 
-def write_openvino(
-    source: Path, metadata: Metadata, output: Path, check: Callable[[Path], None] | None = None
-) -> None:
+def write_openvino(source: Path, output: Path, check: Callable[[Path], None] | None = None) -> None:
     """Convert an ONNX file of ours to `output` (`.xml`) and the `.bin` with the weights beside it.
 
     Weights keep the type that they have in the ONNX file.
 
     Args:
         source: The ONNX file.
-        metadata: To be kept in the `.xml`.
         output: To be written; the `.bin` gets the same name.
         check: Is given the finished `.xml` before it is placed; what it raises keeps it from being placed.
 
     Raises:
-        YolactError: OpenVINO does not take the graph, or the folder cannot be written to.
+        YolactError: `source` is damaged or not ours, OpenVINO does not take the graph, or the folder
+            cannot be written to.
     """
     try:
         import openvino
     except ImportError as error:
         raise missing_extra("--to openvino", "openvino") from error
+    _, metadata = read_described(source)
     try:
         model = openvino.convert_model(source)
     except Exception as error:  # OpenVINO raises plain RuntimeErrors of many lines
@@ -56,3 +62,29 @@ def write_openvino(
         raise YolactError(f"cannot write {output}: {error.strerror or error}") from error
     except RuntimeError as error:  # from saving
         raise YolactError(f"cannot write {output}: {first_line(error)}") from error
+
+
+def proven_equal(source: Path, images: Sequence[np.ndarray]) -> Callable[[Path], None]:
+    """A check for `write_openvino`: OpenVINO finds what ONNX Runtime finds with `source`.
+
+    In float32 every detection is compared within float32's tolerances; with 8-bit integers, which the two
+    libraries round in different places, detections are counted.
+    """
+
+    def check(written: Path) -> None:
+        with (
+            OnnxRuntimeEngine(source, providers=["CPUExecutionProvider"]) as reference,
+            OpenVinoEngine(written) as engine,
+        ):
+            if engine.metadata.precision == "fp32":
+                seen = verify.compare(reference, engine, images)
+                table = verify.report(seen, "OpenVINO against ONNX Runtime")
+                problem = seen.problems[0] if seen.problems else ""
+            else:
+                agreed = agreement.compare_detections(reference, engine, images)
+                table, problem = agreement.agreement_table(agreed, "OpenVINO"), agreed.problem
+        table_console().print(table)
+        if problem:
+            raise YolactError(f"nothing was written: OpenVINO differs from ONNX Runtime: {problem}")
+
+    return check

@@ -17,6 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
+
+from yolact_export.inspection import read_described, read_graph
+from yolact_runtime.engine_record import read_engine
 from yolact_runtime.errors import UsageError, YolactError, missing_extra
 from yolact_runtime.files import atomic_folder
 from yolact_runtime.metadata import Metadata
@@ -39,6 +43,10 @@ class TensorSpec:
     shape: tuple[int | None, ...]
 
 
+# Inputs and outputs.
+Tensors = tuple[list[TensorSpec], list[TensorSpec]]
+
+
 @dataclass(frozen=True)
 class TritonOptions:
     """How the server runs the model.
@@ -58,20 +66,11 @@ class TritonOptions:
             raise UsageError(f"--triton-queue-delay {self.queue_delay_us}; allowed: 0 or more microseconds")
 
 
-def write_repository(
-    model: Path,
-    metadata: Metadata,
-    tensors: tuple[list[TensorSpec], list[TensorSpec]],
-    repository: Path,
-    name: str,
-    options: TritonOptions | None = None,
-) -> Path:
+def write_repository(model: Path, repository: Path, name: str, options: TritonOptions | None = None) -> Path:
     """Add `model` to a repository, whole or not at all.
 
     Args:
-        model: `.onnx`, `.engine` or `.plan`; copied.
-        metadata: The model's.
-        tensors: Its inputs and outputs.
+        model: `.onnx`, `.engine` or `.plan` of ours; copied.
         repository: Made where it is not there.
         name: The model's name on the server: letters, digits, `_`, `-`, `.`.
         options: How the server runs it.
@@ -81,7 +80,7 @@ def write_repository(
 
     Raises:
         UsageError: a name or suffix that does not do.
-        YolactError: the repository has a model of that name already.
+        YolactError: the repository has a model of that name already, or `model` is damaged or not ours.
     """
     if not re.fullmatch(r"[\w.-]+", name):
         raise UsageError(f"model name {name!r}; allowed: letters, digits, '_', '-' and '.'")
@@ -90,7 +89,8 @@ def write_repository(
     target = repository / name
     if target.exists():
         raise YolactError(f"{target} exists; delete it or name the model otherwise with --triton-name")
-    text = config_text(model, metadata, tensors, name, options or TritonOptions())
+    metadata, tensors = _read_model(model)
+    text = _config_text(model, metadata, tensors, name, options or TritonOptions())
     # A server that polls its repository must not meet half a model.
     with atomic_folder(target) as made:
         (made / "1").mkdir()
@@ -100,13 +100,43 @@ def write_repository(
     return target
 
 
-def config_text(
-    model: Path,
-    metadata: Metadata,
-    tensors: tuple[list[TensorSpec], list[TensorSpec]],
-    name: str,
-    options: TritonOptions,
-) -> str:
+def _read_model(path: Path) -> tuple[Metadata, Tensors]:
+    """What a model says of itself, its inputs and its outputs."""
+    if path.suffix == ".onnx":
+        graph, metadata = read_described(path)
+        return metadata, _tensors(graph)
+    metadata, record = read_engine(path)
+    source = path.parent / record.onnx_file
+    if not source.is_file():
+        raise YolactError(f"{path}: {source}, which it was built from, is needed for its inputs and outputs")
+    inputs, outputs = _tensors(read_graph(source))
+    return metadata, (inputs, _detected(outputs, metadata) if record.plugin else outputs)
+
+
+def _tensors(model: onnx.ModelProto) -> Tensors:
+    def spec(value: onnx.ValueInfoProto) -> TensorSpec:
+        tensor = value.type.tensor_type
+        shape = tuple(dim.dim_value or None for dim in tensor.shape.dim)
+        return TensorSpec(value.name, str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)), shape)
+
+    return [spec(value) for value in model.graph.input], [spec(value) for value in model.graph.output]
+
+
+def _detected(heads: list[TensorSpec], metadata: Metadata) -> list[TensorSpec]:
+    """The outputs of an engine whose plugins detect after these heads."""
+    prototypes = next(spec for spec in heads if spec.name == "prototypes")
+    batch, rows = prototypes.shape[0], metadata.max_detections
+    return [
+        TensorSpec("count", "int32", (batch,)),
+        TensorSpec("boxes", "float32", (batch, rows, 4)),
+        TensorSpec("scores", "float32", (batch, rows)),
+        TensorSpec("classes", "int32", (batch, rows)),
+        TensorSpec("coefficients", "float32", (batch, rows, prototypes.shape[-1])),
+        prototypes,
+    ]
+
+
+def _config_text(model: Path, metadata: Metadata, tensors: Tensors, name: str, options: TritonOptions) -> str:
     """`config.pbtxt` of a model.
 
     Batches are formed on the server where the model takes several sizes of them, and every instance is

@@ -184,9 +184,9 @@ def _explain(
     )
 
 
-def report(seen: Comparison) -> Table:
+def report(seen: Comparison, title: str = "ONNX Runtime against PyTorch") -> Table:
     """The comparison as a table."""
-    table = Table(title=f"ONNX Runtime against PyTorch on {seen.images} images")
+    table = Table(title=f"{title} on {seen.images} images")
     for column in ("output", "largest value", "largest difference"):
         table.add_column(column, justify="left" if column == "output" else "right")
     for name in sorted(seen.differences):

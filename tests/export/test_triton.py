@@ -5,23 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
+import onnx
 import pytest
-from fake_onnx import NATIVE, native_arrays, write_onnx
+from fake_onnx import NATIVE, RUNTIME, native_arrays, runtime_arrays, write_onnx
 
-from yolact_export.triton import TensorSpec, TritonOptions, write_repository
+from yolact_export.triton import TritonOptions, write_repository
+from yolact_runtime.engine_record import EngineRecord, record_path, to_json
 from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.files import sha256, write_json
 
 schema = pytest.importorskip("tritonclient.grpc.model_config_pb2")
 from google.protobuf import text_format  # noqa: E402
-
-INPUTS = [TensorSpec("images", "uint8", (None, 16, 16, 3))]
-OUTPUTS = [
-    TensorSpec("count", "int32", (None,)),
-    TensorSpec("boxes", "float32", (None, 4, 4)),
-    TensorSpec("classes", "int32", (None, 4)),
-    TensorSpec("prototypes", "float16", (None, 8, 8, 2)),
-]
 
 
 @pytest.fixture
@@ -34,22 +30,26 @@ def read(folder: Path) -> schema.ModelConfig:
     return text_format.Parse((folder / "config.pbtxt").read_text(), schema.ModelConfig())
 
 
+def shapes(tensors: Any) -> dict[str, tuple[int, list[int]]]:
+    return {tensor.name: (tensor.data_type, list(tensor.dims)) for tensor in tensors}
+
+
 def test_a_model_with_dynamic_batches(model: Path, tmp_path: Path) -> None:
     options = TritonOptions(instances=2, queue_delay_us=500)
-    folder = write_repository(model, NATIVE, (INPUTS, OUTPUTS), tmp_path / "repository", "cats", options)
+    folder = write_repository(model, tmp_path / "repository", "cats", options)
     assert folder == tmp_path / "repository" / "cats"
     assert (folder / "1" / "model.onnx").read_bytes() == model.read_bytes()
     assert (folder / "labels.txt").read_text() == "cat\ndog\nbird\n"
     config = read(folder)
     assert (config.name, config.backend, config.max_batch_size) == ("cats", "onnxruntime", 3)
-    (images,) = config.input
-    assert (images.name, images.data_type, list(images.dims)) == ("images", schema.TYPE_UINT8, [16, 16, 3])
-    kinds = {output.name: (output.data_type, list(output.dims)) for output in config.output}
-    assert kinds == {
+    assert shapes(config.input) == {"images": (schema.TYPE_UINT8, [16, 16, 3])}
+    assert shapes(config.output) == {
         "count": (schema.TYPE_INT32, []),
         "boxes": (schema.TYPE_FP32, [4, 4]),
+        "scores": (schema.TYPE_FP32, [4]),
         "classes": (schema.TYPE_INT32, [4]),
-        "prototypes": (schema.TYPE_FP16, [8, 8, 2]),
+        "coefficients": (schema.TYPE_FP32, [4, 2]),
+        "prototypes": (schema.TYPE_FP32, [8, 8, 2]),
     }
     assert {output.name: output.label_filename for output in config.output}["classes"] == "labels.txt"
     assert config.dynamic_batching.max_queue_delay_microseconds == 500
@@ -62,33 +62,61 @@ def test_a_model_with_dynamic_batches(model: Path, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "repository").iterdir()] == ["cats"]
 
 
-def test_a_fixed_batch_is_part_of_the_shapes(model: Path, tmp_path: Path) -> None:
-    fixed = dataclasses.replace(NATIVE, min_batch=2, max_batch=2)
-    specs = [dataclasses.replace(spec, shape=(2, *spec.shape[1:])) for spec in (*INPUTS, *OUTPUTS)]
-    engine = model.with_suffix(".engine")
+@pytest.mark.parametrize("plugin", [False, True])
+def test_an_engine_with_a_fixed_batch(plugin: bool, tmp_path: Path) -> None:
+    fixed = dataclasses.replace(RUNTIME, min_batch=1, max_batch=1)
+    source = write_onnx(tmp_path / "m.onnx", runtime_arrays(), fixed)
+    graph = onnx.load(source)
+    for value in (*graph.graph.input, *graph.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(graph, source)
+    engine = tmp_path / "m.engine"
     engine.write_bytes(b"an engine")
-    config = read(write_repository(engine, fixed, (specs[:1], specs[1:]), tmp_path / "repository", "cats"))
+    record = EngineRecord(
+        *("tensorrt", "11.4.0", ("8.6",), "a GPU", "13.0", (1, 1, 1), {"fp32": 3}, "network"),
+        *(sha256(engine), engine.stat().st_size, "m.onnx"),
+        plugin=plugin,
+    )
+    detects = dataclasses.replace(fixed, detect="native", priors=None) if plugin else fixed
+    write_json(record_path(engine), to_json(detects, record))
+    config = read(write_repository(engine, tmp_path / "repository", "cats"))
     assert (config.backend, config.platform) == ("tensorrt", "tensorrt_plan")
     assert config.default_model_filename == "model.plan"
+    # Without batches of the server's making, shapes have the batch in them.
     assert config.max_batch_size == 0
     assert not config.HasField("dynamic_batching")
-    assert list(config.input[0].dims) == [2, 16, 16, 3]
-    assert [list(warm.inputs["images"].dims) for warm in config.model_warmup] == [[2, 16, 16, 3]]
+    assert shapes(config.input) == {"images": (schema.TYPE_UINT8, [1, 16, 16, 3])}
+    assert [list(warm.inputs["images"].dims) for warm in config.model_warmup] == [[1, 16, 16, 3]]
+    found = shapes(config.output)
+    if plugin:
+        assert found["count"] == (schema.TYPE_INT32, [1])
+        assert found["coefficients"] == (schema.TYPE_FP32, [1, 4, 2])
+    else:
+        assert set(found) == {"loc", "logits", "coefficients", "prototypes"}
+        assert found["loc"] == (schema.TYPE_FP32, [1, 4, 4])
+
+
+def test_an_engine_that_is_not_what_its_json_says(model: Path, tmp_path: Path) -> None:
+    engine = model.with_suffix(".engine")
+    engine.write_bytes(b"an engine")
+    with pytest.raises(YolactError, match=r"m\.engine\.json is missing"):
+        write_repository(engine, tmp_path / "repository", "cats")
+    assert not (tmp_path / "repository").exists()
 
 
 def test_wrong_use_leaves_nothing(model: Path, tmp_path: Path) -> None:
     repository = tmp_path / "repository"
     with pytest.raises(UsageError, match="model name 'a/b'"):
-        write_repository(model, NATIVE, (INPUTS, OUTPUTS), repository, "a/b")
+        write_repository(model, repository, "a/b")
     with pytest.raises(UsageError, match="Triton takes"):
-        write_repository(model.with_suffix(".pth"), NATIVE, (INPUTS, OUTPUTS), repository, "cats")
+        write_repository(model.with_suffix(".pth"), repository, "cats")
     with pytest.raises(UsageError, match="--triton-instances 0"):
         TritonOptions(instances=0)
     with pytest.raises(UsageError, match="--triton-queue-delay -1"):
         TritonOptions(queue_delay_us=-1)
-    with pytest.raises(YolactError, match="cannot write"):
-        write_repository(tmp_path / "gone.onnx", NATIVE, (INPUTS, OUTPUTS), repository, "cats")
-    assert list(repository.iterdir()) == []
-    write_repository(model, NATIVE, (INPUTS, OUTPUTS), repository, "cats")
+    with pytest.raises(YolactError, match=r"gone\.onnx"):
+        write_repository(tmp_path / "gone.onnx", repository, "cats")
+    assert not repository.exists()
+    write_repository(model, repository, "cats")
     with pytest.raises(YolactError, match="exists; delete it"):
-        write_repository(model, NATIVE, (INPUTS, OUTPUTS), repository, "cats")
+        write_repository(model, repository, "cats")
