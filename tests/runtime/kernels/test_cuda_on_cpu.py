@@ -11,8 +11,8 @@ from yolact_runtime.kernels.plan import Buffer, Launch, Plan
 THREADS = 256
 
 
-def plan(arguments: tuple = ("x", np.int32(1000), "y"), kernel: str = "work", blocks: int = 4) -> Plan:
-    launch = Launch("test.cu", kernel, (blocks, 1, 1), (THREADS, 1, 1), THREADS * 4, arguments)
+def plan(arguments: tuple = ("x", np.int32(1000), "y")) -> Plan:
+    launch = Launch("test.cu", "work", (4, 1, 1), (THREADS, 1, 1), THREADS * 4, arguments)
     return Plan((Buffer("x", (1000,), np.int32),), (Buffer("y", (1000,), np.int32),), (), (launch,))
 
 
