@@ -29,7 +29,7 @@ def build_parser() -> Parser:
         "--weights",
         "--trained-model",
         required=True,
-        help=".pth, .safetensors, or a name; or an exported .onnx (trt, openvino, triton) or .engine (triton)",
+        help="a checkpoint or a name; or an exported .onnx (trt, openvino, triton) or .engine (triton)",
     )
     parser.add_argument("--config", help="configuration, where neither the file nor its name says it")
     parser.add_argument("--to", choices=list(TARGETS), default="onnx", help="format")

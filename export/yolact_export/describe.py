@@ -31,11 +31,12 @@ def print_file(path: Path, config: str | None = None) -> None:
         YolactError: it is damaged.
     """
     if not path.is_file():
-        raise UsageError(f"{path} is not a file; give an .onnx, .engine or .plan file, or a checkpoint")
+        raise UsageError(f"{path} is not a file; give an .onnx, .xml, .engine or .plan file, or a checkpoint")
     kinds = {
         ".onnx": _onnx_tables,
         ".engine": _engine_tables,
         ".plan": _engine_tables,
+        ".xml": _openvino_tables,
     }
     console = table_console()
     suffix = path.suffix.lower()
@@ -61,6 +62,20 @@ def _onnx_tables(path: Path) -> list[Table]:
     except YolactError as error:
         log.warning("%s", error)
     return [*tables, _tensor_table(model), *_compute_tables(model)]
+
+
+def _openvino_tables(path: Path) -> list[Table]:
+    from yolact_runtime.engines.openvino import read_model
+
+    model, metadata = read_model(path)
+    table = _ports_table()
+    for kind, ports in (("input", model.inputs), ("output", model.outputs)):
+        for port in ports:
+            name = port.element_type.get_type_name()
+            table.add_row(
+                kind, port.any_name, name, str(port.partial_shape).replace("[", "(").replace("]", ")")
+            )
+    return [_metadata_table(dataclasses.asdict(metadata)), table]
 
 
 def _engine_tables(path: Path) -> list[Table]:
@@ -101,15 +116,20 @@ def _metadata_table(fields: Mapping[str, Any], title: str = "Metadata") -> Table
 
 
 def _tensor_table(model: onnx.ModelProto) -> Table:
-    table = Table(title="Inputs and outputs")
-    for column in ("", "name", "type", "shape"):
-        table.add_column(column)
+    table = _ports_table()
     for kind, values in (("input", model.graph.input), ("output", model.graph.output)):
         for value in values:
             tensor = value.type.tensor_type
             shape = ", ".join(dim.dim_param or str(dim.dim_value or "?") for dim in tensor.shape.dim)
             name = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
             table.add_row(kind, value.name, name, f"({shape})")
+    return table
+
+
+def _ports_table() -> Table:
+    table = Table(title="Inputs and outputs")
+    for column in ("", "name", "type", "shape"):
+        table.add_column(column)
     return table
 
 

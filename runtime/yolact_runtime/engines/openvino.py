@@ -31,26 +31,15 @@ class OpenVinoEngine(Engine):
     """
 
     def __init__(self, path: str | Path, threads: int | None = None, precision: str = "fp32") -> None:
-        try:
-            import openvino
-        except ImportError as error:
-            raise missing_extra("running .xml files", "openvino") from error
         self._path = Path(path)
         if threads is not None and threads < 1:
             raise UsageError(f"threads is {threads}; it must be 1 or more")
         if precision not in ("fp32", "bf16"):
             raise UsageError(f"precision is {precision!r}; an OpenVINO engine takes fp32 or bf16")
-        self._core = core = openvino.Core()
+        self._core = core = _core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise YolactError(f"{path}: this CPU has no bf16 arithmetic; use precision fp32")
-        try:
-            model = core.read_model(self._path)
-        except Exception as error:  # OpenVINO raises plain RuntimeErrors of many lines
-            raise YolactError(
-                f"{path}: OpenVINO cannot read it; if the file or the .bin beside it is damaged, copy or"
-                f" export it again ({first_line(error)})"
-            ) from error
-        self.metadata = Metadata.from_props(_properties(model), self._path)
+        model, self.metadata = read_model(self._path, core)
         self._outputs = GraphOutputs(self.metadata, self._path)
         self._outputs.check(
             [port.any_name for port in model.inputs], [port.any_name for port in model.outputs]
@@ -82,7 +71,32 @@ class OpenVinoEngine(Engine):
         del self._request
 
 
-def _properties(model: Any) -> dict[str, str]:
-    """What the file says of itself, by the names that `Metadata` reads."""
-    names = model.get_rt_info().get(SECTION, {})
-    return {f"{PREFIX}{name}": model.get_rt_info([SECTION, name]).astype(str) for name in names}
+def read_model(path: Path, core: Any = None) -> tuple[Any, Metadata]:
+    """OpenVINO's model of an `.xml` file, and what the file says of itself.
+
+    Args:
+        path: The file.
+        core: OpenVINO's, where there is one.
+
+    Raises:
+        YolactError: not an OpenVINO file, or not one of ours.
+    """
+    try:
+        model = (core or _core()).read_model(path)
+    except RuntimeError as error:
+        raise YolactError(
+            f"{path}: OpenVINO cannot read it; if the file or the .bin beside it is damaged, copy or"
+            f" export it again ({first_line(error)})"
+        ) from error
+    # Its map of sections knows `in`, but not `get`.
+    names = model.get_rt_info()[SECTION] if SECTION in model.get_rt_info() else ()  # noqa: SIM401
+    props = {f"{PREFIX}{name}": model.get_rt_info([SECTION, name]).astype(str) for name in names}
+    return model, Metadata.from_props(props, path)
+
+
+def _core() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise missing_extra("opening .xml files", "openvino") from error
+    return openvino.Core()

@@ -1,0 +1,88 @@
+"""`yolact-export --to openvino` and `--to triton`, from a checkpoint and from exports."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from yolact_export import verify
+from yolact_export.cli import main
+from yolact_runtime import load_engine
+
+Capture = pytest.CaptureFixture[str]
+
+
+def export(weights: Path, target: str, output: Path, *more: str) -> int:
+    return main(["--weights", str(weights), "--to", target, "--output", str(output), *more])
+
+
+@pytest.mark.parametrize("detect", ["native", "runtime"])
+def test_openvino_from_a_checkpoint(detect: str, checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
+    pytest.importorskip("openvino")
+    output = tmp_path / "m.xml"
+    assert export(checkpoint, "openvino", output, "--max-batch", "2", "--detect", detect) == 0
+    shown = capsys.readouterr()
+    assert "ONNX Runtime against PyTorch" in shown.out
+    assert "OpenVINO against ONNX Runtime" in shown.out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.bin", "m.xml"]
+    images = verify.verification_images(None)[:3]
+    with load_engine(output, threads=1) as engine, load_engine(checkpoint, input_dtype="uint8") as reference:
+        assert (engine.metadata.precision, engine.metadata.detect) == ("fp32", detect)
+        for found, expected in zip(
+            engine.predict(images, 0.2, 50), reference.predict(images, 0.2, 50), strict=True
+        ):
+            assert len(found) == len(expected) > 0
+            np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+            np.testing.assert_array_equal(found.classes, expected.classes)
+
+
+def test_openvino_from_an_onnx_file(graph: onnx.ModelProto, tmp_path: Path, capsys: Capture) -> None:
+    pytest.importorskip("openvino")
+    onnx.save(graph, tmp_path / "m.onnx")
+    assert export(tmp_path / "m.onnx", "openvino", tmp_path / "m.xml") == 0
+    assert main(["inspect", str(tmp_path / "m.xml")]) == 0
+    told = capsys.readouterr().out
+    assert "yolact_tiny" in told
+    assert "(?,128,128,3)" in told
+
+
+def test_openvino_refuses_half_and_other_names(checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert export(checkpoint, "openvino", tmp_path / "m.xml", "--precision", "fp16") == 2
+    assert "--precision fp16" in capsys.readouterr().err
+    assert export(checkpoint, "openvino", tmp_path / "m.onnx") == 2
+    assert "ends in .xml" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_triton_from_a_checkpoint_and_from_an_onnx_file(
+    checkpoint: Path, graph: onnx.ModelProto, tmp_path: Path, capsys: Capture
+) -> None:
+    pytest.importorskip("tritonclient.grpc")
+    repository = tmp_path / "models"
+    assert export(checkpoint, "triton", repository, "--max-batch", "4", "--no-verify") == 0
+    onnx.save(graph, tmp_path / "m.onnx")
+    assert export(tmp_path / "m.onnx", "triton", repository, "--triton-name", "other") == 0
+    assert sorted(path.name for path in repository.iterdir()) == ["other", "yolact_tiny_0_1"]
+    config, other = (
+        (repository / name / "config.pbtxt").read_text() for name in ("yolact_tiny_0_1", "other")
+    )
+    assert "max_batch_size: 4" in config
+    without = [line for line in config.splitlines() if "string_value" not in line]
+    assert without[1:] == [line for line in other.splitlines() if "string_value" not in line][1:]
+    # The file that the server loads is an engine of ours as it is.
+    served = tmp_path / "served.onnx"
+    shutil.copyfile(repository / "other" / "1" / "model.onnx", served)
+    with load_engine(served) as engine:
+        assert len(engine.predict(verify.verification_images(None)[:1])) == 1
+    assert export(tmp_path / "m.onnx", "triton", repository, "--triton-name", "other") == 1
+    assert "--triton-name" in capsys.readouterr().err
+
+
+def test_onnx_is_made_from_checkpoints(graph: onnx.ModelProto, tmp_path: Path, capsys: Capture) -> None:
+    onnx.save(graph, tmp_path / "m.onnx")
+    assert export(tmp_path / "m.onnx", "onnx", tmp_path / "n.onnx") == 2
+    assert "--to onnx takes a checkpoint" in capsys.readouterr().err
