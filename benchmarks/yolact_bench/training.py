@@ -4,10 +4,11 @@
         [--set train.amp=bf16 ...] [--original CHECKOUT]
 
 The first images of the data set, without augmentation, and random weights with batch norm calibrated on
-them. In turns with the step as configured ("configured") runs the same network in plain float32, eager,
-with tensors in PyTorch's default layout ("plain"). With `--original`, a checkout of github.com/dbolya/yolact
-takes its turns as well, in a process of its own, on the same images and weights. Batch norm is frozen in
-all of them where the batch is as small as the original freezes it for.
+them. In turns with the step as configured ("configured") runs the same network in plain float32, eager, in
+PyTorch's default layout ("plain", the same thing on a CPU where nothing else is configured). With
+`--original`, a checkout of github.com/dbolya/yolact takes its turns as well, in a process of its own, on the
+same images and weights. Batch norm is frozen in all of them where the batch is as small as the original
+freezes it for.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def _bench(args: argparse.Namespace) -> None:
     from yolact.engine import pick_device
     from yolact.registry import get_config
     from yolact.settings import override
-    from yolact.train.loop import freezes_batch_norm
+    from yolact.train.loop import freezes_batch_norm, memory_format
     from yolact_bench.checkout import OriginalTraining
 
     if args.threads:
@@ -102,7 +103,8 @@ def _bench(args: argparse.Namespace) -> None:
             ways["original"] = stack.enter_context(original).step
         plain = replace(config, train=replace(config.train, amp="none", compile=False))
         ways["plain"] = Trainer(plain, model, batch, device, torch.contiguous_format).step
-        configured = Trainer(config, model, batch, device, torch.channels_last)
+        layout = memory_format(device, config.train)
+        configured = Trainer(config, model, batch, device, layout)
         ways["configured"] = configured.step
         times, losses = take_turns(ways, args.seconds, args.runs)
         stages = configured.stages(rounds=min(args.runs, 5))

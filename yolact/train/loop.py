@@ -41,8 +41,6 @@ log = logging.getLogger(__name__)
 # Below this, statistics of a batch are too noisy to train batch norm with (the original's limit).
 MIN_BATCH_FOR_BATCH_NORM = 6
 GRACE_SECONDS = 60
-# Of images and weights: what convolutions are fastest in, on CPUs as on GPUs.
-LAYOUT = torch.channels_last
 
 
 class TrainingInterruptedError(YolactError):
@@ -99,7 +97,8 @@ def train(
         load_pretrained_backbone(model)
     else:
         calm_residual_blocks(model)
-    model.to(device).to(memory_format=LAYOUT)
+    layout = memory_format(device, settings)
+    model.to(device).to(memory_format=layout)
     log.info("%s", set_training_mode(model, settings, processes.count))
     if settings.sync_bn and processes.count > 1:
         if device.type == "cpu":
@@ -157,7 +156,7 @@ def train(
                     group["lr"] = rate
                 # Draws depend on the iteration alone, and no checkpoint need hold a generator's state.
                 torch.manual_seed((settings.seed * 1_000_003 + iteration) * processes.count + processes.rank)
-                own = [batch.to(device, non_blocking=True, memory_format=LAYOUT) for batch, _ in parts]
+                own = [batch.to(device, non_blocking=True, memory_format=layout) for batch, _ in parts]
                 step = training_step(module, optimizer, scaler, own, settings.max_grad_norm, processes)
                 if ema and step.applied:
                     ema.update(model)
@@ -246,6 +245,15 @@ def _dataset(config: Config, settings: TrainConfig, processes: Processes) -> Coc
             f" iteration; there are {len(dataset)} images and train.batch_size is {settings.batch_size}"
         )
     return dataset
+
+
+def memory_format(device: torch.device, settings: TrainConfig) -> torch.memory_format:
+    """The layout of images and weights that convolutions are fastest in.
+
+    Channels last suits tensor cores and the bf16 units of CPUs; in float32 on CPUs it takes a fifth longer.
+    """
+    units = device.type == "cuda" or settings.amp == "bf16"
+    return torch.channels_last if units else torch.contiguous_format
 
 
 def set_training_mode(model: Yolact, settings: TrainConfig, processes: int = 1) -> str:
