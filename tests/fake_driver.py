@@ -26,6 +26,7 @@ PAIRS = {
     "cuMemAlloc": "cuMemFree",
     "cuEventCreate": "cuEventDestroy",
 }
+CONTEXT = ("cuDevicePrimaryCtxRetain", "cuCtxPushCurrent")
 ATTRIBUTES = SimpleNamespace(
     CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=8, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=6
 )
@@ -85,9 +86,9 @@ class FakeDriver:
                 return (CUresult.CUDA_SUCCESS,)
             answer = getattr(self, f"_{name}", lambda *_: ())(*arguments)
             if name in PAIRS:
-                self._held.append((PAIRS[name], arguments[0] if not answer else answer[0]))
-                if name == "cuDevicePrimaryCtxRetain":
-                    self._held[-1] = (PAIRS[name], arguments[0])
+                # The context is given back by its device, and what was pushed is popped.
+                value = arguments[0] if name in CONTEXT else answer[0]
+                self._held.append((PAIRS[name], value))
             return (CUresult.CUDA_SUCCESS, *answer)
 
         return call
