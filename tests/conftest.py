@@ -10,17 +10,35 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from yolact_runtime.gpu import current_gpu
+
 HERE = Path(__file__).resolve().parent
 # A machine that others use as well makes any single example slow at times.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 # `import oracle` and the others work from every test. With this folder on the path, tests/yolact
 # would hide the package.
-for _name in ("oracle", "fake_engine", "fake_onnx", "shared_data", "cuda_on_cpu", "kernel_heads"):
+for _name in (
+    "oracle",
+    "fake_engine",
+    "fake_onnx",
+    "fake_driver",
+    "shared_data",
+    "cuda_on_cpu",
+    "kernel_heads",
+):
     _spec = importlib.util.spec_from_file_location(_name, HERE / f"{_name}.py")
     assert _spec is not None and _spec.loader is not None
     sys.modules[_name] = importlib.util.module_from_spec(_spec)
     _spec.loader.exec_module(sys.modules[_name])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is marked `gpu` where there is none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and current_gpu() is None:
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="no GPU, driver or cuda-bindings"))
 
 
 @dataclass(frozen=True)

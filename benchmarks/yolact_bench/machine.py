@@ -19,6 +19,9 @@ _PACKAGES = (
     "onnxruntime-gpu",
     "torch",
     "tensorrt",
+    "cuda-bindings",
+    "nvidia-cuda-nvrtc",
+    "nvidia-cuda-nvrtc-cu12",
 )
 
 
