@@ -17,7 +17,6 @@ from yolact.config import Config
 from yolact.model import Yolact
 from yolact.registry import config_name_of, configs, get_config, position_of
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.files import sha256 as sha256
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from yolact.weights import load_model, sha256
+from yolact.weights import load_model
 from yolact_export import verify
 from yolact_export.onnx import OnnxOptions, check_graph, write_onnx
 from yolact_export.precision import agreement, sensitivity
@@ -19,6 +19,7 @@ from yolact_export.precision.reduce import PrecisionOptions, Reduced, error_tabl
 from yolact_runtime.commandline import table_console
 from yolact_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.files import sha256
 from yolact_runtime.metadata import PREFIX, Metadata
 
 log = logging.getLogger(__name__)

@@ -17,6 +17,12 @@ from yolact_runtime.errors import UsageError, missing_extra
 
 log = logging.getLogger(__name__)
 
+# What only the export of a checkpoint can choose, and what it is where nothing is said.
+_OF_THE_GRAPH = (
+    *("config", "detect", "batch", "max_batch", "input_type"),
+    *("precision", "keep_float", "calibrate", "calibration_method", "calibration_images"),
+)
+
 
 def build_parser() -> Parser:
     """The options of an export."""
@@ -109,17 +115,37 @@ def _add_proof_options(group: argparse._ArgumentGroup) -> None:
 
 def command(args: argparse.Namespace) -> None:
     """Run an export."""
+    _check(args)
     try:
         TARGETS[args.to](args)
     except ModuleNotFoundError as error:
         raise missing_extra(f"yolact-export (no module {error.name!r})", "train") from error
 
 
-def _export_onnx(args: argparse.Namespace) -> None:
-    if args.detect == "plugin":
-        raise UsageError("--detect plugin is for --to trt; ONNX takes native or runtime")
-    if _is_exported(args.weights):
+def _check(args: argparse.Namespace) -> None:
+    """Refuse options that would have no effect."""
+    if args.detect == "plugin" and args.to != "trt":
+        raise UsageError(f"--detect plugin is for --to trt; {args.to} takes native or runtime")
+    if args.annotations is not None and args.precision == "fp32":
+        raise UsageError("--annotations compares AP with float32: it needs --precision fp16 or int8")
+    if not _is_exported(args.weights):
+        return
+    if args.to == "onnx":
         raise UsageError(f"--weights {args.weights}; --to onnx takes a checkpoint")
+    defaults = build_parser()
+    given = [name for name in _OF_THE_GRAPH if getattr(args, name) != defaults.get_default(name)]
+    if args.to == "trt":  # which compares the precision with the file's, and can add plugins to it
+        given = [
+            name for name in given if name != "precision" and (name, args.detect) != ("detect", "plugin")
+        ]
+    if given:
+        option = "--" + given[0].replace("_", "-")
+        raise UsageError(
+            f"{option} is for checkpoints; {args.weights} is exported already and stays as it is"
+        )
+
+
+def _export_onnx(args: argparse.Namespace) -> None:
     with _onnx_source(args, keep=args.output or _beside(args, ".onnx")):
         pass
 
@@ -130,11 +156,13 @@ def _export_engine(args: argparse.Namespace) -> None:
 
     options = trt_options.from_arguments(args)
     output = args.output or _beside(args, ".engine")
+    if output.suffix.lower() not in (".engine", ".plan"):
+        raise UsageError(f"--output {output}; an engine ends in .engine or .plan")
     if not _is_exported(args.weights):
         choose_target(options, args.precision)  # what cannot be built need not be exported
     asked = None if args.precision == "fp32" else args.precision
     with _onnx_source(args, keep=output.with_suffix(".onnx")) as source:
-        build_engine(source, output, options, _command_line(), asked)
+        build_engine(source, output, options, args.command_line, asked)
 
 
 def _export_openvino(args: argparse.Namespace) -> None:
@@ -168,12 +196,14 @@ def _is_exported(weights: str) -> bool:
 
 
 def _beside(args: argparse.Namespace, suffix: str) -> Path:
-    """The default for `--output`."""
+    """The default for `--output`; exports of other precisions or kinds get other names."""
     if _is_exported(args.weights):
         return Path(args.weights).with_suffix(suffix)
     from yolact.weights import locate
 
-    return locate(args.weights).with_suffix(suffix)
+    weights = locate(args.weights)
+    parts = [part for part, default in ((args.precision, "fp32"), (args.detect, "native")) if part != default]
+    return weights.with_name("_".join([weights.stem, *parts]) + suffix)
 
 
 @contextlib.contextmanager
@@ -198,10 +228,6 @@ def _onnx_source(args: argparse.Namespace, keep: Path | None = None) -> Iterator
         yield path
 
 
-def _command_line() -> str:
-    return shlex.join(["yolact-export", *sys.argv[1:]])
-
-
 def write_proven_onnx(args: argparse.Namespace, weights: Path, path: Path) -> None:
     """Write the ONNX file that `args` describe to `path`; every format starts from it."""
     from yolact_export.build import Proof, build_onnx
@@ -220,7 +246,7 @@ def write_proven_onnx(args: argparse.Namespace, weights: Path, path: Path) -> No
         batch=args.batch,
         max_batch=args.max_batch,
         input_type=args.input_type,
-        command=_command_line(),
+        command=args.command_line,
     )
     proof = Proof(not args.no_verify, args.verify, args.annotations)
     log.info("exporting %s as %s", weights, args.precision)
@@ -242,7 +268,7 @@ def build_inspect_parser() -> Parser:
         prog="yolact-export inspect",
         description="Tell what a file is: metadata, inputs, outputs, precision by share of compute, FLOPs.",
     )
-    parser.add_argument("file", type=Path, help=".onnx, .engine or .plan, or a checkpoint")
+    parser.add_argument("file", type=Path, help=".onnx, .xml, .engine or .plan, or a checkpoint")
     parser.add_argument("--config", help="configuration of a checkpoint that does not say it")
     return parser
 
@@ -261,7 +287,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["inspect"]:
         return run(inspect_command, build_inspect_parser(), words[1:])
-    return run(command, build_parser(), words)
+    parser = build_parser()
+    parser.set_defaults(command_line=shlex.join(["yolact-export", *words]))
+    return run(command, parser, words)
 
 
 if __name__ == "__main__":

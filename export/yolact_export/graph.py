@@ -12,8 +12,8 @@ from yolact.detect import detect
 from yolact.model import Yolact
 from yolact.model.backbone import DeformConv
 from yolact.preprocess import Normalise
+from yolact_export.nodes import HEADS
 
-HEADS = ("loc", "logits", "coefficients", "prototypes")
 DETECTIONS = ("count", "boxes", "scores", "classes", "coefficients", "prototypes")
 
 

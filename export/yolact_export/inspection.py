@@ -75,7 +75,7 @@ def read_described(path: str | Path) -> tuple[onnx.ModelProto, Metadata]:
 
 def layer_compute(model: onnx.ModelProto) -> list[LayerCompute]:
     """All convolutions and matrix products of a graph, in its order."""
-    single = _one_image(model)
+    single, batch = _one_image(model)
     shapes = _shapes(single)
     kinds = elem_types(single)
     made = {name: node for node in single.graph.node for name in node.output}
@@ -87,7 +87,7 @@ def layer_compute(model: onnx.ModelProto) -> list[LayerCompute]:
         return _FLOATS.get(kinds.get(node.input[0]), "unknown")
 
     return [
-        LayerCompute(node.name or node.output[0], layer_group(node), kind(node), _macs(node, shapes))
+        LayerCompute(node.name or node.output[0], layer_group(node), kind(node), _macs(node, shapes) // batch)
         for node in single.graph.node
         if node.op_type in COMPUTE
     ]
@@ -97,8 +97,14 @@ def _from_integers(node: onnx.NodeProto, kinds: dict[str, int]) -> bool:
     return node.op_type == "DequantizeLinear" and kinds.get(node.input[0]) in _INTEGERS
 
 
-def _one_image(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with every input's first size 1 and all shapes inferred from that."""
+def _one_image(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
+    """The graph with all shapes inferred, for one image where its batch is open, and the images in it.
+
+    A fixed batch is in constants of the graph too, so that another one would contradict them.
+    """
+    sizes = [value.type.tensor_type.shape.dim[0].dim_value for value in model.graph.input[:1]]
+    if sizes and sizes[0]:
+        return onnx.shape_inference.infer_shapes(model, data_prop=True), sizes[0]
     result = onnx.ModelProto()
     result.CopyFrom(model)
     graph = result.graph
@@ -109,9 +115,9 @@ def _one_image(model: onnx.ModelProto) -> onnx.ModelProto:
         value.type.tensor_type.ClearField("shape")
     del graph.value_info[:]
     try:
-        return onnx.shape_inference.infer_shapes(result, data_prop=True)
+        return onnx.shape_inference.infer_shapes(result, data_prop=True), 1
     except Exception:  # a graph that fixes its batch elsewhere: with its own shapes then
-        return model
+        return model, 1
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import onnx
 
+# What the network returns, in the order of a graph that leaves detection to the runtime.
+HEADS = ("loc", "logits", "coefficients", "prototypes")
 # TensorRT's limit, in every version from 8.6 to 11.
 MAX_TOPK = 3840
 

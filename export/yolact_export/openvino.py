@@ -15,7 +15,7 @@ from yolact_export.precision import agreement
 from yolact_runtime.commandline import table_console
 from yolact_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from yolact_runtime.engines.openvino import SECTION, OpenVinoEngine
-from yolact_runtime.errors import YolactError, first_line, missing_extra
+from yolact_runtime.errors import UsageError, YolactError, first_line, missing_extra
 from yolact_runtime.metadata import PREFIX
 
 
@@ -30,6 +30,7 @@ def write_openvino(source: Path, output: Path, check: Callable[[Path], None] | N
         check: Is given the finished `.xml` before it is placed; what it raises keeps it from being placed.
 
     Raises:
+        UsageError: `source` is in half precision.
         YolactError: `source` is damaged or not ours, OpenVINO does not take the graph, or the folder
             cannot be written to.
     """
@@ -38,6 +39,8 @@ def write_openvino(source: Path, output: Path, check: Callable[[Path], None] | N
     except ImportError as error:
         raise missing_extra("--to openvino", "openvino") from error
     _, metadata = read_described(source)
+    if metadata.precision == "fp16":
+        raise UsageError(f"{source} is in fp16, which CPUs compute in float32; export it in fp32 or int8")
     try:
         model = openvino.convert_model(source)
     except Exception as error:  # OpenVINO raises plain RuntimeErrors of many lines

@@ -106,6 +106,10 @@ def _read_model(path: Path) -> tuple[Metadata, Tensors]:
         graph, metadata = read_described(path)
         return metadata, _tensors(graph)
     metadata, record = read_engine(path)
+    if record.library != "tensorrt":
+        raise UsageError(
+            f"{path} is an engine of {record.title}; Triton runs TensorRT's: give {record.onnx_file}"
+        )
     source = path.parent / record.onnx_file
     if not source.is_file():
         raise YolactError(f"{path}: {source}, which it was built from, is needed for its inputs and outputs")
@@ -168,9 +172,9 @@ def _config_text(model: Path, metadata: Metadata, tensors: Tensors, name: str, o
     if batching:
         message.dynamic_batching.max_queue_delay_microseconds = options.queue_delay_us
         message.dynamic_batching.preferred_batch_size.append(batching)
-    for size in sorted({1, batching}) if batching else [0]:
+    for size in sorted({1, batching} - {0}):
         warm_up = message.model_warmup.add()
-        warm_up.name = f"batch_{size or metadata.min_batch}"
+        warm_up.name = f"batch_{size if batching else metadata.min_batch}"
         warm_up.batch_size = size
         for spec in inputs:
             fed = warm_up.inputs[spec.name]

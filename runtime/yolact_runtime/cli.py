@@ -37,7 +37,12 @@ def build_parser() -> Parser:
     parser = Parser(prog="yolact-infer", description="Find instances in images: overlays and COCO JSON.")
     add = parser.add_argument
     add("sources", nargs="*", metavar="SOURCE", help="images, folders, or patterns such as 'photos/*.jpg'")
-    add("--engine", "--trained-model", required=True, help="an .onnx file, a checkpoint or a published name")
+    add(
+        "--engine",
+        "--trained-model",
+        required=True,
+        help="an .onnx or .xml file, a checkpoint or a name",
+    )
     add("--output", default="results/overlays", type=Path, metavar="DIR", help="folder of the overlays")
     add("--json", default="results/mask_detections.json", type=Path, metavar="FILE",
         help="COCO results with masks; boxes and the list of images are written beside it")  # fmt: skip

@@ -68,6 +68,10 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             made = Path(outer) / path.name
             made.mkdir()
             yield made
+            for file in made.rglob("*"):
+                if file.is_file():
+                    with file.open("rb+") as opened:
+                        os.fsync(opened.fileno())
             made.rename(path)
     except OSError as error:
         raise YolactError(f"cannot write {path}: {error.strerror or error}") from error

@@ -86,3 +86,32 @@ def test_onnx_is_made_from_checkpoints(graph: onnx.ModelProto, tmp_path: Path, c
     onnx.save(graph, tmp_path / "m.onnx")
     assert export(tmp_path / "m.onnx", "onnx", tmp_path / "n.onnx") == 2
     assert "--to onnx takes a checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--to", "openvino", "--detect", "plugin"), "--detect plugin is for --to trt"),
+        (("--to", "triton", "--max-batch", "8"), "--max-batch is for checkpoints"),
+        (("--to", "openvino", "--precision", "int8"), "--precision is for checkpoints"),
+        (("--to", "trt", "--detect", "runtime"), "--detect is for checkpoints"),
+        (("--to", "trt", "--output", "m.onnx"), "an engine ends in .engine or .plan"),
+        (("--to", "openvino", "--annotations", "a.json"), "--annotations compares AP with float32"),
+    ],
+)
+def test_options_without_effect_are_refused(
+    options: tuple[str, ...], words: str, graph: onnx.ModelProto, tmp_path: Path, capsys: Capture
+) -> None:
+    onnx.save(graph, tmp_path / "m.onnx")
+    before = (tmp_path / "m.onnx").read_bytes()
+    assert main(["--weights", str(tmp_path / "m.onnx"), *options]) == 2
+    assert words in capsys.readouterr().err
+    assert (tmp_path / "m.onnx").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_names_tell_precision_and_kind(checkpoint: Path, tmp_path: Path) -> None:
+    weights = tmp_path / checkpoint.name
+    shutil.copyfile(checkpoint, weights)
+    assert main(["--weights", str(weights), "--detect", "runtime", "--no-verify"]) == 0
+    assert (tmp_path / "yolact_tiny_0_1_runtime.onnx").exists()

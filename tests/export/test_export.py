@@ -22,13 +22,14 @@ from yolact.preprocess import Normalise
 from yolact.registry import get_config
 from yolact.settings import override
 from yolact.train.checkpoint import save_checkpoint
-from yolact.weights import load_model, sha256
+from yolact.weights import load_model
 from yolact_export import verify
 from yolact_export.cli import main
 from yolact_export.graph import GridSampleDeformConv
 from yolact_export.onnx import OnnxOptions, check_graph, write_onnx
 from yolact_runtime import load_engine
 from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.files import sha256
 
 
 def make_model(name: str = "yolact_tiny", *settings: str) -> Yolact:

@@ -86,7 +86,8 @@ def test_an_engine_with_a_fixed_batch(plugin: bool, tmp_path: Path) -> None:
     assert config.max_batch_size == 0
     assert not config.HasField("dynamic_batching")
     assert shapes(config.input) == {"images": (schema.TYPE_UINT8, [1, 16, 16, 3])}
-    assert [list(warm.inputs["images"].dims) for warm in config.model_warmup] == [[1, 16, 16, 3]]
+    (warm_up,) = config.model_warmup
+    assert (warm_up.batch_size, list(warm_up.inputs["images"].dims)) == (1, [1, 16, 16, 3])
     found = shapes(config.output)
     if plugin:
         assert found["count"] == (schema.TYPE_INT32, [1])
@@ -94,6 +95,18 @@ def test_an_engine_with_a_fixed_batch(plugin: bool, tmp_path: Path) -> None:
     else:
         assert set(found) == {"loc", "logits", "coefficients", "prototypes"}
         assert found["loc"] == (schema.TYPE_FP32, [1, 4, 4])
+
+
+def test_an_engine_of_another_library(model: Path, tmp_path: Path) -> None:
+    engine = model.with_suffix(".engine")
+    engine.write_bytes(b"an engine")
+    record = EngineRecord(
+        *("tensorrt_rtx", "1.7.1", ("8.6",), "", "", (1, 3, 3), {"fp32": 3}, "network"),
+        *(sha256(engine), engine.stat().st_size, "m.onnx"),
+    )
+    write_json(record_path(engine), to_json(NATIVE, record))
+    with pytest.raises(UsageError, match=r"Triton runs TensorRT's: give m\.onnx"):
+        write_repository(engine, tmp_path / "repository", "cats")
 
 
 def test_an_engine_that_is_not_what_its_json_says(model: Path, tmp_path: Path) -> None:

@@ -19,10 +19,9 @@ import onnx
 from rich.console import Console
 from rich.progress import track
 
-from yolact.download import cache_folder
 from yolact_export.precision.int8 import quantisable
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.files import read_json, write_json
+from yolact_runtime.files import cache_folder, read_json, write_json
 from yolact_runtime.metadata import Metadata
 from yolact_runtime.preprocess import resize_batch
 from yolact_runtime.sources import list_images, read_image

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import onnx
 
-from yolact_export.graph import HEADS
+from yolact_export.nodes import HEADS
 from yolact_runtime.errors import UsageError, YolactError
 
 # Where nearly all the arithmetic is.

@@ -81,7 +81,8 @@ def test_less_than_asked_is_refused(
             "backbone.stem, backbone.layers.0",
         ),
         (["--precision", "fp8"], 2, "invalid choice"),
-        (["--annotations", "a.json"], 2, "needs --verify"),
+        (["--annotations", "a.json"], 2, "needs --precision"),
+        (["--precision", "fp16", "--annotations", "a.json"], 2, "needs --verify"),
     ],
 )
 def test_wrong_use(

@@ -68,10 +68,20 @@ def test_resumed_after_any_step_equals_never_stopped(run: Any, records: Any, tmp
 def test_killed_at_random_moments(
     run: Any, command: Callable[..., list[str]], records: Any, tmp_path: Path
 ) -> None:
-    options = ("--iterations", "16", "--save-every", "1", "--keep-last", "2", "--set", "loss.max_masks=2")
+    kills = int(os.environ.get("YOLACT_TEST_KILLS", "2"))
+    iterations = str(10 + 3 * kills)  # a few between two kills
+    options = (
+        "--iterations",
+        iterations,
+        "--save-every",
+        "1",
+        "--keep-last",
+        "2",
+        "--set",
+        "loss.max_masks=2",
+    )
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     chance = random.Random(5)
-    kills = int(os.environ.get("YOLACT_TEST_KILLS", "2"))
     for _ in range(kills):
         words = [sys.executable, "-m", "yolact.cli.train", *command(killed, *options, "--resume", "auto")]
         files = set(killed.glob("*.pth"))
