@@ -64,8 +64,18 @@ def build(trt: Any, request: Request, progress: Progress) -> Answer:
         raise YolactError(build_error(logger.errors, _load(request.onnx)))
     Path(request.engine).write_bytes(engine)
     _save_timing_cache(config, cache_file, notes)
-    compute, inspected = _inspect(trt, logger, engine, network, typed, request.version_compatible)
-    return Answer(str(trt.__version__), compute, inspected, time.monotonic() - started, notes)
+    counted = precision.of_network(trt, network)
+    compute = _inspect(trt, logger, engine, request.version_compatible)
+    if not compute and not typed:
+        raise YolactError("the engine cannot be inspected, so its precision is unknown; it is not kept")
+    return Answer(
+        version=str(trt.__version__),
+        compute=compute or counted,
+        network=counted,
+        inspected="engine" if compute else "network",
+        seconds=time.monotonic() - started,
+        notes=notes,
+    )
 
 
 def known_capabilities(trt: Any) -> tuple[str, ...]:
@@ -225,10 +235,8 @@ def _save_timing_cache(config: Any, path: Path | None, notes: list[str]) -> None
         notes.append(f"the timing cache is not kept: {error}")
 
 
-def _inspect(
-    trt: Any, logger: Any, engine: Any, network: Any, typed: bool, version_compatible: bool
-) -> tuple[dict[str, int], str]:
-    """Count what computes in what: in the engine where it opens here, else in the network."""
+def _inspect(trt: Any, logger: Any, engine: Any, version_compatible: bool) -> dict[str, int]:
+    """Count what computes in what in the engine; empty where it does not open here or does not tell."""
     kept = list(logger.errors)
     runtime = trt.Runtime(logger)
     # Such an engine brings code for the CPU, which is refused otherwise; this one was just built here.
@@ -236,14 +244,10 @@ def _inspect(
         runtime.engine_host_code_allowed = True
     opened = runtime.deserialize_cuda_engine(engine)
     logger.errors[:] = kept
-    if opened is not None and hasattr(opened, "create_engine_inspector"):
-        inspector = opened.create_engine_inspector()
-        counts = precision.of_engine(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
-        if counts:
-            return counts, "engine"
-    if not typed:
-        raise YolactError("the engine cannot be inspected, so its precision is unknown; it is not kept")
-    return precision.of_network(trt, network), "network"
+    if opened is None or not hasattr(opened, "create_engine_inspector"):
+        return {}
+    inspector = opened.create_engine_inspector()
+    return precision.of_engine(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
 def _load(path: str) -> onnx.ModelProto | None:

@@ -170,17 +170,23 @@ def _profile(metadata: Metadata, options: BuildOptions) -> tuple[int, int, int]:
 
 def _accept(asked: str, answer: Answer, options: BuildOptions) -> str:
     """The precision delivered; refused where it is not the one asked for."""
-    precision = delivered(asked, answer.compute)
-    if precision == asked:
+    precision, met = delivered(asked, answer.compute, answer.network)
+    if met:
         return precision
-    counted = ", ".join(f"{count} in {name}" for name, count in sorted(answer.compute.items()))
     text = (
-        f"{asked} was asked for, and of the {answer.inspected}'s convolutions and matrix products {counted}"
+        f"{asked} was asked for, and of the {answer.inspected}'s convolutions and matrix products"
+        f" {_counted(answer.compute)}"
     )
+    if answer.network != answer.compute:
+        text += f", of the network's {_counted(answer.network)}"
     if not options.allow_fallback:
         raise YolactError(f"{text}; nothing was written (--allow-fallback accepts it)")
     log.warning("%s", text)
     return precision
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} in {name}" for name, count in sorted(counts.items())) or "none is known"
 
 
 def _default_cache(target: Target) -> Path:

@@ -60,6 +60,7 @@ class Answer:
         compute: Convolutions and matrix products by the type they compute in.
         inspected: "engine" or "network": what was counted.
         seconds: Time of the build.
+        network: Convolutions and matrix products of the network that was built, by type.
         notes: Warnings for the user, one line each.
     """
 
@@ -67,4 +68,5 @@ class Answer:
     compute: dict[str, int]
     inspected: str
     seconds: float
+    network: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

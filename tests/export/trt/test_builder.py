@@ -219,7 +219,7 @@ def test_tensorrt_8_has_flags_and_constraints(request_: Request) -> None:
     # What the graph keeps in float32 stays there; the rest is free to be half.
     assert HALF_NETWORK[3].precision is DataType.FLOAT
     assert not any(hasattr(HALF_NETWORK[index], "precision") for index in (0, 1, 2))
-    assert (answer.compute, answer.inspected) == ({"fp16": 2}, "engine")
+    assert (answer.compute, answer.network, answer.inspected) == ({"fp16": 2}, {"fp16": 2}, "engine")
     assert library.seen["profile"] == ("images", *((n, 16, 16, 3) for n in (1, 2, 8)))
     assert Path(request_.engine).read_bytes() == b"engine"
 
