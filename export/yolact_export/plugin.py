@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from yolact_runtime.errors import YolactError
+from yolact_runtime.gpu import current_gpu
+from yolact_runtime.kernels import nvrtc
 from yolact_runtime.kernels.compile import compile_kernels, parse_capability
 from yolact_runtime.kernels.detection import detection_plan
 from yolact_runtime.kernels.plan import Buffer, Launch, Plan
@@ -127,8 +129,11 @@ def add_plan(
     """
     one, two = plan_for(1), plan_for(2)
     buffers = {a.name: (a, b) for a, b in zip(one.buffers, two.buffers, strict=True)}
+    number, gpu = parse_capability(capability), current_gpu()
+    # A driver does not take PTX of a newer CUDA than its own.
+    compiler = nvrtc.choose(number, newest_major=int(gpu.cuda.split(".")[0])) if gpu else None
     modules = {
-        source: compile_kernels(source, one.kernels(source), parse_capability(capability), ptx=True)
+        source: compile_kernels(source, one.kernels(source), number, ptx=True, library=compiler)
         for source in one.sources
     }
     found = dict(tensors)

@@ -107,9 +107,12 @@ def read_engine(path: str | Path) -> tuple[Metadata, EngineRecord]:
     An engine is code that the GPU runs: it is not to be opened before this has passed.
 
     Raises:
-        YolactError: the JSON is missing or wrong, or the engine's size or hash differs from it.
+        YolactError: the engine or its JSON is missing or cannot be read, the JSON is wrong, or the engine's
+            size or hash differs from it.
     """
     path = Path(path)
+    if not path.is_file():
+        raise YolactError(f"engine {path} does not exist")
     beside = record_path(path)
     remedy = f"build it again: {rebuild_command(path)}"
     if not beside.exists():
@@ -125,10 +128,13 @@ def read_engine(path: str | Path) -> tuple[Metadata, EngineRecord]:
     if wrong := _wrong_field(metadata, record):
         raise YolactError(f"{beside}: field {wrong}; {remedy}")
     remedy = f"copy both files again, or build it again: {rebuild_command(path, record)}"
-    size = path.stat().st_size
+    try:
+        size, digest = path.stat().st_size, sha256(path)
+    except OSError as error:
+        raise YolactError(f"cannot read engine {path}: {error.strerror or error}") from error
     if size != record.engine_bytes:
         raise YolactError(f"{path}: engine_bytes is {record.engine_bytes} and the file has {size}; {remedy}")
-    if (digest := sha256(path)) != record.engine_sha256:
+    if digest != record.engine_sha256:
         raise YolactError(
             f"{path}: engine_sha256 is {record.engine_sha256[:12]}... and the file's is {digest[:12]}...;"
             f" {remedy}"

@@ -17,6 +17,7 @@ from fake_onnx import NATIVE, RUNTIME
 
 from yolact_export import plugin
 from yolact_runtime.errors import YolactError
+from yolact_runtime.gpu import Gpu
 from yolact_runtime.kernels.compile import Module
 from yolact_runtime.kernels.detection import detection_plan
 from yolact_runtime.kernels.plan import Buffer, Launch, Plan
@@ -143,12 +144,15 @@ def trt(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """TensorRT with the stand-in of its plugin module, and a compiler that compiles nothing."""
     monkeypatch.setitem(sys.modules, "tensorrt.plugin", Api())
 
-    def compile_kernels(source: str, names: tuple[str, ...], capability: tuple, ptx: bool) -> Module:
+    def compile_kernels(
+        source: str, names: tuple[str, ...], capability: tuple, ptx: bool, library: object
+    ) -> Module:
         assert ptx
         assert capability == (8, 6)
         return Module(b"ptx", {name: f"mangled {name}" for name in names}, "", capability, (13, 0))
 
     monkeypatch.setattr(plugin, "compile_kernels", compile_kernels)
+    monkeypatch.setattr(plugin, "current_gpu", lambda: None)
     return SimpleNamespace(__name__="tensorrt", __version__="11.4.0", DataType=types())
 
 
@@ -202,6 +206,21 @@ def test_the_engine_returns_detections(trt: SimpleNamespace) -> None:
     assert spec is not None
     priors = make_priors(spec.levels, spec.scales, spec.aspect_ratios, RUNTIME.input_size, spec.square)
     np.testing.assert_array_equal(network.constant, priors)
+
+
+@pytest.mark.parametrize(("cuda", "chosen"), [("12.8", "NVRTC 12"), ("13.0", "NVRTC 13"), (None, None)])
+def test_the_compiler_is_no_newer_than_the_driver(
+    trt: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, cuda: str | None, chosen: str | None
+) -> None:
+    used = []
+    compile_kernels = plugin.compile_kernels
+    monkeypatch.setattr(
+        plugin, "compile_kernels", lambda *a, **b: used.append(b["library"]) or compile_kernels(*a, **b)
+    )
+    monkeypatch.setattr(plugin, "current_gpu", lambda: cuda and Gpu("GPU", "8.6", cuda))
+    monkeypatch.setattr(plugin.nvrtc, "choose", lambda number, newest_major: f"NVRTC {newest_major}")
+    plugin.add_detection(trt, Network(1), RUNTIME, "8.6")
+    assert set(used) == {chosen}
 
 
 def test_registering_twice_in_a_process(trt: SimpleNamespace) -> None:

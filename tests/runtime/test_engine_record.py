@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from fake_onnx import NATIVE
 
+from yolact_runtime import engine_record as record_module
 from yolact_runtime.engine_record import EngineRecord, read_engine, rebuild_command, record_path, to_json
 from yolact_runtime.engines import tensorrt as module
 from yolact_runtime.errors import YolactError
@@ -55,6 +56,19 @@ def test_what_was_written_is_read(engine: Path) -> None:
     metadata, record = read_engine(engine)
     assert metadata == NATIVE
     assert record == replace(engine_sha256=sha256(engine))
+
+
+def test_an_engine_that_is_not_there_or_cannot_be_read(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in (engine.with_name("none.engine"), engine.parent):
+        with pytest.raises(YolactError, match=f"^engine {path} does not exist$"):
+            read_engine(path)
+
+    def fail(path: Path) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(record_module, "sha256", fail)
+    with pytest.raises(YolactError, match=r"^cannot read engine .*m\.engine: Permission denied$"):
+        read_engine(engine)
 
 
 def test_an_engine_without_its_json_is_not_opened(engine: Path) -> None:

@@ -7,6 +7,7 @@ Versions are told apart by what their API has, never by number: 8.6 has precisio
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -53,18 +54,34 @@ def build(trt: Any, request: Request, progress: Progress) -> Answer:
     config = builder.create_builder_config()
     if not typed:
         _set_precision(trt, config, network, request.precision)
-    _set_options(trt, config, request, notes)
+    _set_options(trt, config, request)
     _add_profile(builder, config, network, request.profile)
     if hasattr(trt, "IProgressMonitor"):
         config.progress_monitor = _make_monitor(trt, progress)
-    cache_file = _load_timing_cache(trt, config, request)
+    cache_file = _load_timing_cache(trt, config, request, notes)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise YolactError(build_error(logger.errors, _load(request.onnx)))
     Path(request.engine).write_bytes(engine)
-    _save_timing_cache(config, cache_file)
-    compute, inspected = _inspect(trt, logger, engine, network, typed)
-    return Answer(str(trt.__version__), compute, inspected, time.monotonic() - started, notes)
+    _save_timing_cache(config, cache_file, notes)
+    counted = precision.of_network(trt, network)
+    compute = _inspect(trt, logger, engine, request.version_compatible)
+    if not compute and not typed:
+        raise YolactError("the engine cannot be inspected, so its precision is unknown; it is not kept")
+    return Answer(
+        version=str(trt.__version__),
+        compute=compute or counted,
+        network=counted,
+        inspected="engine" if compute else "network",
+        seconds=time.monotonic() - started,
+        notes=notes,
+    )
+
+
+def known_capabilities(trt: Any) -> tuple[str, ...]:
+    """Compute capabilities, such as "8.6", to choose from; empty where a library has no such choice."""
+    names = getattr(getattr(trt, "ComputeCapability", None), "__members__", ())
+    return tuple(f"{name[2:-1]}.{name[-1]}" for name in names if re.fullmatch(r"SM\d{2,3}", name))
 
 
 def _make_logger(trt: Any) -> Any:
@@ -123,7 +140,7 @@ def _set_precision(trt: Any, config: Any, network: Any, wanted: str) -> None:
             layer.precision = trt.DataType.FLOAT
 
 
-def _set_options(trt: Any, config: Any, request: Request, notes: list[str]) -> None:
+def _set_options(trt: Any, config: Any, request: Request) -> None:
     flags = trt.BuilderFlag
     if request.workspace_mib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_mib << 20)
@@ -133,25 +150,26 @@ def _set_options(trt: Any, config: Any, request: Request, notes: list[str]) -> N
     if hasattr(flags, "TF32") and not request.tf32:
         config.clear_flag(flags.TF32)
     if request.hardware_compatible:
-        if hasattr(trt, "HardwareCompatibilityLevel"):
-            config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-        else:
-            notes.append("this TensorRT has no hardware-compatible engines")
+        if not hasattr(trt, "HardwareCompatibilityLevel"):
+            raise _lacks(trt, "hardware-compatible")
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if request.version_compatible:
-        if hasattr(flags, "VERSION_COMPATIBLE"):
-            config.set_flag(flags.VERSION_COMPATIBLE)
-        else:
-            notes.append("this TensorRT has no version-compatible engines")
+        if not hasattr(flags, "VERSION_COMPATIBLE"):
+            raise _lacks(trt, "version-compatible")
+        config.set_flag(flags.VERSION_COMPATIBLE)
     if hasattr(trt, "ComputeCapability") and request.capabilities and request.library == "tensorrt_rtx":
         config.num_compute_capabilities = len(request.capabilities)
         for index, value in enumerate(request.capabilities):
-            name = "SM" + value.replace(".", "")
-            if not hasattr(trt.ComputeCapability, name):
-                known = sorted(n for n in trt.ComputeCapability.__members__ if n.startswith("SM"))
+            if value not in (known := known_capabilities(trt)):
                 raise YolactError(
                     f"capability {value} is unknown to this version, which has {', '.join(known)}"
                 )
+            name = "SM" + value.replace(".", "")
             config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
+
+
+def _lacks(trt: Any, kind: str) -> YolactError:
+    return YolactError(f"version {trt.__version__} has no {kind} engines; leave out --{kind}")
 
 
 def _add_profile(builder: Any, config: Any, network: Any, profile: tuple[int, int, int]) -> None:
@@ -186,44 +204,50 @@ def _make_monitor(trt: Any, progress: Progress) -> Any:
     return Monitor()
 
 
-def _load_timing_cache(trt: Any, config: Any, request: Request) -> Path | None:
-    """Use the times that earlier builds with this version for this device measured."""
-    if not request.timing_cache or not hasattr(config, "create_timing_cache"):
+def _load_timing_cache(trt: Any, config: Any, request: Request, notes: list[str]) -> Path | None:
+    """Use the times that earlier builds with this version for this device measured; where to keep them."""
+    if not (request.timing_cache or request.default_cache) or not hasattr(config, "create_timing_cache"):
         return None
-    path = Path(f"{request.timing_cache}-{trt.__version__}.timing")
-    data = path.read_bytes() if path.is_file() else b""
+    path = Path(request.timing_cache or f"{request.default_cache}-{trt.__version__}.timing")
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        data = b""
+    except OSError as error:  # it only saves time
+        notes.append(f"timing cache {path} cannot be read ({error.strerror or error}); building without it")
+        return None
     cache = config.create_timing_cache(data)
     if data and (cache is None or not config.set_timing_cache(cache, False)):
-        log.warning("timing cache %s does not fit this library or device; starting a new one", path)
+        notes.append(f"timing cache {path} does not fit this library or device; starting a new one")
         cache, data = config.create_timing_cache(b""), b""
     if not data and (cache is None or not config.set_timing_cache(cache, False)):
         return None
     return path
 
 
-def _save_timing_cache(config: Any, path: Path | None) -> None:
+def _save_timing_cache(config: Any, path: Path | None, notes: list[str]) -> None:
     if path is None or (cache := config.get_timing_cache()) is None:
         return
     try:
         with atomic_path(path) as temporary:
             temporary.write_bytes(cache.serialize())
     except YolactError as error:  # it only saves time
-        log.warning("%s", error)
+        notes.append(f"the timing cache is not kept: {error}")
 
 
-def _inspect(trt: Any, logger: Any, engine: Any, network: Any, typed: bool) -> tuple[dict[str, int], str]:
-    """Count what computes in what: in the engine where it opens here, else in the network."""
+def _inspect(trt: Any, logger: Any, engine: Any, version_compatible: bool) -> dict[str, int]:
+    """Count what computes in what in the engine; empty where it does not open here or does not tell."""
     kept = list(logger.errors)
-    opened = trt.Runtime(logger).deserialize_cuda_engine(engine)
+    runtime = trt.Runtime(logger)
+    # Such an engine brings code for the CPU, which is refused otherwise; this one was just built here.
+    if version_compatible and hasattr(runtime, "engine_host_code_allowed"):
+        runtime.engine_host_code_allowed = True
+    opened = runtime.deserialize_cuda_engine(engine)
     logger.errors[:] = kept
-    if opened is not None and hasattr(opened, "create_engine_inspector"):
-        inspector = opened.create_engine_inspector()
-        counts = precision.of_engine(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
-        if counts:
-            return counts, "engine"
-    if not typed:
-        raise YolactError("the engine cannot be inspected, so its precision is unknown; it is not kept")
-    return precision.of_network(trt, network), "network"
+    if opened is None or not hasattr(opened, "create_engine_inspector"):
+        return {}
+    inspector = opened.create_engine_inspector()
+    return precision.of_engine(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
 def _load(path: str) -> onnx.ModelProto | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
+import os
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -38,8 +41,11 @@ def build_engine(
     Raises:
         YolactError: the file is not ours or damaged, the library is missing or refuses it, less precision
             was delivered than asked for, or the disk is full. Nothing is written then.
-        UsageError: the options contradict each other or the file.
+        UsageError: the options contradict each other or the file, or the output is a folder.
     """
+    for path in (output, record_path(output)):
+        if path.is_dir():
+            raise UsageError(f"--output {output}: {path} is a folder; name a file")
     model, metadata = _read(source)
     if precision not in (None, metadata.precision):
         raise UsageError(
@@ -52,7 +58,7 @@ def build_engine(
         _check_plugin(metadata, source)
     profile = _profile(metadata, options)
     log.info("building %s with %s for %s", output, target.title, _places(target))
-    with atomic_path(output) as engine, atomic_path(record_path(output)) as beside:
+    with _engine_and_json(output) as (engine, beside):
         request = Request(
             library=target.library,
             onnx=str(source),
@@ -61,7 +67,8 @@ def build_engine(
             profile=profile,
             capabilities=target.capabilities,
             workspace_mib=options.workspace_mib,
-            timing_cache=str(options.timing_cache or _default_cache(target)),
+            timing_cache=str(options.timing_cache or ""),
+            default_cache=str(_default_cache(target)),
             plugin=metadata.to_props() if options.plugin else {},
             tf32=options.tf32,
             hardware_compatible=options.hardware_compatible,
@@ -108,6 +115,27 @@ def build_engine(
     return record
 
 
+@contextlib.contextmanager
+def _engine_and_json(output: Path) -> Iterator[tuple[Path, Path]]:
+    """Temporary paths of an engine and its JSON; on success both are placed, else both stay as they were."""
+    kept = output.with_name(f".{output.name}.{os.getpid()}")
+    placed = False
+    try:
+        with atomic_path(record_path(output)) as beside:
+            with atomic_path(output) as engine:
+                yield engine, beside
+                with contextlib.suppress(OSError):  # there was none, or the file system has no hard links
+                    os.link(output, kept)
+            placed = True
+    except BaseException:
+        if placed:
+            # An engine without its JSON, or with another's, is not opened; one that was replaced comes back.
+            kept.replace(output) if kept.exists() else output.unlink(missing_ok=True)
+        raise
+    finally:
+        kept.unlink(missing_ok=True)
+
+
 def _read(source: Path) -> tuple[onnx.ModelProto, Metadata]:
     try:
         model = onnx.load(source)
@@ -142,17 +170,23 @@ def _profile(metadata: Metadata, options: BuildOptions) -> tuple[int, int, int]:
 
 def _accept(asked: str, answer: Answer, options: BuildOptions) -> str:
     """The precision delivered; refused where it is not the one asked for."""
-    precision = delivered(asked, answer.compute)
-    if precision == asked:
+    precision, met = delivered(asked, answer.compute, answer.network)
+    if met:
         return precision
-    counted = ", ".join(f"{count} in {name}" for name, count in sorted(answer.compute.items()))
     text = (
-        f"{asked} was asked for, and of the {answer.inspected}'s convolutions and matrix products {counted}"
+        f"{asked} was asked for, and of the {answer.inspected}'s convolutions and matrix products"
+        f" {_counted(answer.compute)}"
     )
+    if answer.network != answer.compute:
+        text += f", of the network's {_counted(answer.network)}"
     if not options.allow_fallback:
         raise YolactError(f"{text}; nothing was written (--allow-fallback accepts it)")
     log.warning("%s", text)
     return precision
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} in {name}" for name, count in sorted(counts.items())) or "none is known"
 
 
 def _default_cache(target: Target) -> Path:

@@ -17,11 +17,11 @@ class BuildOptions:
 
     Attributes:
         backend: "trt" for TensorRT, "rtx" for TensorRT-RTX, "auto" for what fits this machine.
-        capabilities: Compute capabilities to build for; empty for this machine's GPU, or without one for
-            TensorRT-RTX's default.
+        capabilities: Compute capabilities to build for; empty for what runs on this machine's GPU, or without
+            one for TensorRT-RTX's default.
         workspace_mib: Limit of scratch memory in MiB; None for the library's own.
         opt_batch: The number of images to be fastest with; None for the most.
-        timing_cache: File of measured times; None for one in the cache folder.
+        timing_cache: File of measured times; None for one per library version and device in the cache folder.
         plugin: Add detection by the runtime's kernels as plugins; the ONNX file returns raw heads.
         tf32: Let float32 convolutions round to TensorFloat-32.
         hardware_compatible: An engine for every capability from 8.0 (TensorRT).

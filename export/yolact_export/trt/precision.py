@@ -18,10 +18,12 @@ _TYPES = [
 _HEAVY = re.compile(r"conv|gemm|matrixmultiply|matmul|fullyconnected", re.IGNORECASE)
 # A layer that only moves data to or from such a layer.
 _LIGHT = re.compile(r"reformat|reorder", re.IGNORECASE)
+# Of what the network has in a precision, what the engine must have in it.
+SHARE = 0.95
 
 
 def of_network(trt: Any, network: Any) -> dict[str, int]:
-    """Count the convolutions and matrix products of a strongly typed network by the type they compute in.
+    """Count the convolutions and matrix products of a network by the type they compute in.
 
     Args:
         trt: The library.
@@ -72,18 +74,24 @@ def of_engine(information: str) -> dict[str, int]:
     return dict(counts)
 
 
-def delivered(asked: str, counts: dict[str, int]) -> str:
-    """The precision an engine may call its own.
+def delivered(asked: str, counts: dict[str, int], network: dict[str, int]) -> tuple[str, bool]:
+    """The precision an engine may call its own, and whether that is what was asked for.
 
     Args:
         asked: What was asked for.
-        counts: Convolutions and matrix products by type.
+        counts: Convolutions and matrix products by type, of the engine.
+        network: The same of the network it was built from. Some may be in a higher precision on purpose.
 
     Returns:
-        `asked` where at least half of them compute in it, else the most frequent type. Layers that were kept
-        in a higher precision on purpose are the fewer ones.
+        The type and whether `asked` is met. That takes `SHARE` of the engine's layers, less those that the
+        network has in another type: an engine may do several layers of the network in one, so their numbers
+        do not compare. Where it is not met, the type is the most frequent one; where nothing was counted,
+        "fp32".
     """
     total = sum(counts.values())
-    if not total or 2 * counts.get(asked, 0) >= total:
-        return asked
-    return max(counts, key=lambda name: counts[name])
+    if not total:
+        return "fp32", asked == "fp32"
+    due = total - (sum(network.values()) - network.get(asked, 0))
+    if counts.get(asked, 0) >= max(1, SHARE * due):
+        return asked, True
+    return max(counts, key=lambda name: counts[name]), False

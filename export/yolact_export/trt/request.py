@@ -18,7 +18,8 @@ class Request:
         profile: Fewest, best and most images in one call.
         capabilities: To build for, where the library can choose; empty for its default.
         workspace_mib: Limit of scratch memory, or None.
-        timing_cache: Path of the timing cache without its suffix, which says what it is of.
+        timing_cache: Path of the timing cache, or empty for the default.
+        default_cache: Path of the default one, to which the library's version is added; empty for none.
         plugin: Properties of the metadata where detection plugins are to be added, or empty.
         tf32, hardware_compatible, version_compatible: As in `BuildOptions`.
     """
@@ -31,6 +32,7 @@ class Request:
     capabilities: tuple[str, ...] = ()
     workspace_mib: int | None = None
     timing_cache: str = ""
+    default_cache: str = ""
     plugin: dict[str, str] = field(default_factory=dict)
     tf32: bool = False
     hardware_compatible: bool = False
@@ -58,11 +60,13 @@ class Answer:
         compute: Convolutions and matrix products by the type they compute in.
         inspected: "engine" or "network": what was counted.
         seconds: Time of the build.
-        notes: Options that this version of the library does not have, one line each.
+        network: Convolutions and matrix products of the network that was built, by type.
+        notes: Warnings for the user, one line each.
     """
 
     version: str
     compute: dict[str, int]
     inspected: str
     seconds: float
+    network: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

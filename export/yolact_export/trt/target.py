@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 from dataclasses import dataclass
 
+from yolact_export.trt.builder import known_capabilities
 from yolact_export.trt.options import BuildOptions
 from yolact_runtime.engine_record import LIBRARIES, TITLES
 from yolact_runtime.errors import UsageError, YolactError
@@ -45,13 +47,15 @@ def choose_target(options: BuildOptions, precision: str) -> Target:
 
     Raises:
         UsageError: the choices contradict each other, or bring nothing on that GPU.
-        YolactError: no library that could do it is installed.
+        YolactError: no library that could do it is installed, or it does not load.
     """
     gpu = current_gpu()
     library = _choose_library(options, gpu)
     capabilities = options.capabilities
     if library == RTX:
         _check_rtx(options)
+        if not capabilities and gpu is not None and gpu.capability == "7.5":
+            capabilities = ("7.5",)  # the default, 8.0 and later, would not run on this GPU
     else:
         if gpu is None:
             raise YolactError(
@@ -91,6 +95,12 @@ def _check_rtx(options: BuildOptions) -> None:
             "TensorRT-RTX does not build for capability 6.1; a GTX 1080 Ti needs TensorRT 8.6 on that machine"
             " (--backend trt)"
         )
+    if options.capabilities:
+        known = _rtx_capabilities()
+        if unknown := [value for value in options.capabilities if value not in known]:
+            raise UsageError(
+                f"--device-capability {', '.join(unknown)}: this TensorRT-RTX builds for {', '.join(known)}"
+            )
     if options.plugin:
         raise UsageError("TensorRT-RTX has no plugins; use --detect runtime, or --detect native")
     if options.hardware_compatible:
@@ -100,6 +110,14 @@ def _check_rtx(options: BuildOptions) -> None:
         )
     if options.version_compatible:
         raise UsageError("--version-compatible is TensorRT's; TensorRT-RTX does it only where there is a GPU")
+
+
+def _rtx_capabilities() -> tuple[str, ...]:
+    """What the installed TensorRT-RTX can build for."""
+    try:
+        return known_capabilities(importlib.import_module(RTX))
+    except (ImportError, OSError) as error:
+        raise YolactError(f"{RTX} does not load: {error}") from error
 
 
 def _check_half(capabilities: tuple[str, ...], allowed: bool) -> None:

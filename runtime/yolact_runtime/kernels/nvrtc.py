@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from yolact_runtime.errors import UsageError, YolactError
+
+log = logging.getLogger(__name__)
 
 VARIABLE = "YOLACT_NVRTC"
 # CUDA 12 knows compute capability 5.0 to 12.0, CUDA 13 only 7.5 and up.
@@ -57,7 +60,7 @@ class Nvrtc:
         try:
             # Found by name from inside NVRTC, and in the wheels only if it is in memory already.
             for builtins in sorted(path.parent.glob("*nvrtc-builtins*")):
-                if "alt" not in builtins.name:
+                if _is_shared(builtins):
                     ctypes.CDLL(str(builtins))
             self._library = ctypes.CDLL(str(path))
             self._library.nvrtcGetErrorString.restype = ctypes.c_char_p
@@ -160,7 +163,8 @@ def load(path: Path) -> Nvrtc:
 def choose(capability: tuple[int, int], newest_major: int | None = None) -> Nvrtc:
     """The newest installed NVRTC that compiles for `capability`.
 
-    The environment variable `YOLACT_NVRTC` names one library file instead.
+    The environment variable `YOLACT_NVRTC` names one library file instead. Others that do not load are passed
+    over.
 
     Args:
         capability: (major, minor).
@@ -169,7 +173,8 @@ def choose(capability: tuple[int, int], newest_major: int | None = None) -> Nvrt
 
     Raises:
         UsageError: `YOLACT_NVRTC` is not a file.
-        YolactError: none is installed, or none knows the capability; names the package that does.
+        YolactError: none is installed, none knows the capability (names the package that does), or the one
+            that `YOLACT_NVRTC` names does not load.
     """
     wanted = f"compute capability {_text(capability)}"
     package = "nvidia-cuda-nvrtc" if capability > _LAST_OF_12 else "nvidia-cuda-nvrtc-cu12"
@@ -180,7 +185,7 @@ def choose(capability: tuple[int, int], newest_major: int | None = None) -> Nvrt
         found = [load(Path(named))]
         remedy = f"unset {VARIABLE} or {remedy}"
     else:
-        found = sorted((load(path) for path in installed()), key=lambda one: one.version, reverse=True)
+        found = sorted(_loadable(installed()), key=lambda one: one.version, reverse=True)
     if newest_major is not None:
         found = [library for library in found if library.version[0] <= newest_major]
     if not found:
@@ -208,6 +213,22 @@ def installed() -> list[Path]:
         patterns = ["lib/libnvrtc.so.[0-9]*", "lib64/libnvrtc.so.[0-9]*"]
     files = {path.resolve() for place in places for pattern in patterns for path in place.glob(pattern)}
     return sorted(files)
+
+
+def _loadable(paths: Sequence[Path]) -> list[Nvrtc]:
+    """The libraries that load."""
+    found = []
+    for path in paths:
+        try:
+            found.append(load(path))
+        except YolactError as error:
+            log.debug("passed over: %s", error)
+    return found
+
+
+def _is_shared(path: Path) -> bool:
+    """Whether it is a library to load: toolkits have static ones beside it, wheels an alternative."""
+    return "alt" not in path.name and (".so" in path.name or path.suffix == ".dll")
 
 
 def _text(pair: tuple[int, int]) -> str:

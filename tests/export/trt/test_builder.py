@@ -130,11 +130,15 @@ class Library(SimpleNamespace):
         )
 
     def Runtime(self, logger: Any) -> Any:  # noqa: N802
-        if self.inspector is None:
-            return SimpleNamespace(deserialize_cuda_engine=lambda data: None)
         inspector = SimpleNamespace(get_engine_information=lambda form: json.dumps(self.inspector))
         engine = SimpleNamespace(create_engine_inspector=lambda: inspector)
-        return SimpleNamespace(deserialize_cuda_engine=lambda data: engine)
+
+        def deserialize(data: bytes) -> SimpleNamespace | None:
+            refused = "VERSION_COMPATIBLE" in self.seen["flags"] and not runtime.engine_host_code_allowed
+            return None if self.inspector is None or refused else engine
+
+        runtime = SimpleNamespace(deserialize_cuda_engine=deserialize, engine_host_code_allowed=False)
+        return runtime
 
 
 class Config(SimpleNamespace):
@@ -198,7 +202,7 @@ def make_request(folder: Path, **changes: Any) -> Request:
         "engine": str(folder / "m.engine"),
         "precision": "fp16",
         "profile": (1, 2, 8),
-        "timing_cache": str(folder / "times"),
+        "default_cache": str(folder / "times"),
     }
     return Request(**(values | changes))
 
@@ -215,7 +219,7 @@ def test_tensorrt_8_has_flags_and_constraints(request_: Request) -> None:
     # What the graph keeps in float32 stays there; the rest is free to be half.
     assert HALF_NETWORK[3].precision is DataType.FLOAT
     assert not any(hasattr(HALF_NETWORK[index], "precision") for index in (0, 1, 2))
-    assert (answer.compute, answer.inspected) == ({"fp16": 2}, "engine")
+    assert (answer.compute, answer.network, answer.inspected) == ({"fp16": 2}, {"fp16": 2}, "engine")
     assert library.seen["profile"] == ("images", *((n, 16, 16, 3) for n in (1, 2, 8)))
     assert Path(request_.engine).read_bytes() == b"engine"
 
@@ -266,27 +270,49 @@ def test_options(tmp_path: Path) -> None:
     assert answer.notes == []
 
 
-def test_options_that_a_version_lacks_are_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["hardware-compatible", "version-compatible"])
+def test_options_that_a_version_lacks_are_told(kind: str, tmp_path: Path) -> None:
     library = Library("8.5.0", [], typed=True, BuilderFlag=SimpleNamespace())
     del library.HardwareCompatibilityLevel
-    request = make_request(tmp_path, hardware_compatible=True, version_compatible=True)
-    assert len(build(library, request, no_progress).notes) == 2
+    request = make_request(tmp_path, **{kind.replace("-", "_"): True})
+    with pytest.raises(YolactError, match=rf"8\.5\.0 has no {kind} engines; leave out --{kind}$"):
+        build(library, request, no_progress)
+    assert not Path(request.engine).exists()
+
+
+def test_version_compatible_engines_are_inspected_too(tmp_path: Path) -> None:
+    library = Library("8.6.1", HALF_NETWORK, typed=False, inspector={"Layers": [CONVOLUTION] * 2})
+    answer = build(library, make_request(tmp_path, version_compatible=True), no_progress)
+    assert answer.inspected == "engine"
 
 
 @pytest.mark.parametrize(
     ("kept", "loaded", "warned"), [(None, b"", False), (b"cache 1", b"cache 1", False), (b"other", b"", True)]
 )
-def test_the_timing_cache_is_kept(
-    request_: Request, kept: bytes | None, loaded: bytes, warned: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    file = Path(f"{request_.timing_cache}-10.9.0.timing")
+def test_the_timing_cache_is_kept(request_: Request, kept: bytes | None, loaded: bytes, warned: bool) -> None:
+    file = Path(f"{request_.default_cache}-10.9.0.timing")
     if kept is not None:
         file.write_bytes(kept)
     library = Library("10.9.0", HALF_NETWORK, typed=True)
-    build(library, request_, no_progress)
+    notes = build(library, request_, no_progress).notes
     assert library.seen["loaded"] == loaded
     assert file.read_bytes() == b"cache 2"
-    assert ("does not fit" in caplog.text) == warned
+    assert ["does not fit" in note for note in notes] == [True] * warned
+
+
+def test_a_timing_cache_that_the_user_names_is_that_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine"
+    file.write_bytes(b"cache 1")
+    library = Library("10.9.0", HALF_NETWORK, typed=True)
+    assert build(library, make_request(tmp_path, timing_cache=str(file)), no_progress).notes == []
+    assert (library.seen["loaded"], file.read_bytes()) == (b"cache 1", b"cache 2")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.engine", "mine"]
+
+
+def test_a_timing_cache_that_cannot_be_read_only_costs_time(tmp_path: Path) -> None:
+    request = make_request(tmp_path, timing_cache=str(tmp_path))  # a folder
+    (note,) = build(Library("10.9.0", HALF_NETWORK, typed=True), request, no_progress).notes
+    assert "cannot be read" in note and Path(request.engine).exists()
 
 
 def error(text: str, node: int, name: str | None = None, operator: str = "") -> SimpleNamespace:

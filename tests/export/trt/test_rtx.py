@@ -129,10 +129,11 @@ def test_the_command_from_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFix
         "--no-verify",
     ]
     assert main(["--weights", str(weights), *words]) == 0
-    metadata, record = read_engine(tmp_path / "yolact_tiny_0_1.engine")
-    assert (metadata.detect, record.onnx_file) == ("runtime", "yolact_tiny_0_1.onnx")
+    (engine,) = tmp_path.glob("yolact_tiny_0_1*.engine")
+    metadata, record = read_engine(engine)
+    assert (metadata.detect, record.onnx_file) == ("runtime", f"{engine.stem}.onnx")
     assert metadata.onnx_sha256 == sha256(tmp_path / record.onnx_file)
-    assert main(["inspect", str(tmp_path / "yolact_tiny_0_1.engine")]) == 0
+    assert main(["inspect", str(engine)]) == 0
     assert record.library_version in capsys.readouterr().out
     for wrong in (
         ["--to", "onnx", "--detect", "plugin"],
@@ -165,7 +166,7 @@ def test_the_best_batch_and_the_timing_cache(graphs: dict[tuple[str, int], Path]
     options = rtx("8.6", opt_batch=2, workspace_mib=256, timing_cache=tmp_path / "times")
     for _ in range(2):
         assert build_engine(graphs["runtime", 8], tmp_path / "m.plan", options).profile == (1, 2, 8)
-    (cache,) = tmp_path.glob("times-*.timing")
+    cache = tmp_path / "times"
     assert cache.stat().st_size > 0
     cache.write_bytes(b"damaged")
     build_engine(graphs["runtime", 8], tmp_path / "m.plan", options)
@@ -314,8 +315,12 @@ def test_a_parser_error_is_one_line(tmp_path: Path) -> None:
 
 def test_a_capability_that_the_library_does_not_know(tmp_path: Path) -> None:
     source = convolution(tmp_path / "m.onnx", "fp32", "fp32")
-    with pytest.raises(YolactError, match=r"capability 9\.0 is unknown to this version, which has SM120"):
+    with pytest.raises(UsageError, match=r"capability 9\.0: this TensorRT-RTX builds for 7\.5, 8\.0"):
         build_engine(source, tmp_path / "m.engine", rtx("9.0"))
+    with pytest.raises(
+        YolactError, match=r"capability 9\.0 is unknown to this version, which has 7\.5, 8\.0"
+    ):
+        build_unchecked(source, "9.0")
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", "cut"])
@@ -345,6 +350,37 @@ def test_what_was_there_stays_when_a_build_fails(tmp_path: Path) -> None:
     with pytest.raises(YolactError):
         build_engine(convolution(tmp_path / "n.onnx", "fp32", "int8"), output, rtx("8.6"))
     assert (output.read_bytes(), record_path(output).read_bytes()) == before
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_both_files_are_placed_or_neither(
+    before: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = convolution(tmp_path / "m.onnx", "fp32", "fp32")
+    output = tmp_path / "out" / "m.engine"
+    if before:
+        build_engine(source, output, rtx("8.6"))
+    held = {path.name: path.read_bytes() for path in output.parent.glob("*")}
+    replace, placed = Path.replace, []
+
+    def fail_for_json(path: Path, target: Path) -> Path:
+        if Path(target) == record_path(output):
+            raise OSError(28, "No space left on device")
+        placed.append(Path(target))
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", fail_for_json)
+    with pytest.raises(YolactError, match=r"cannot write .*m\.engine\.json: No space left"):
+        build_engine(source, output, rtx("8.9"))
+    assert output in placed
+    assert {path.name: path.read_bytes() for path in output.parent.iterdir()} == held
+
+
+@pytest.mark.parametrize("name", ["m.engine", "m.engine.json"])
+def test_a_folder_is_no_output(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(UsageError, match=rf"--output .*{name} is a folder"):
+        build_engine(tmp_path / "none.onnx", tmp_path / "m.engine", rtx("8.6"))
 
 
 @pytest.mark.slow

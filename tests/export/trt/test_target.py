@@ -15,12 +15,14 @@ from yolact_runtime.gpu import Gpu
 
 AMPERE = Gpu("NVIDIA RTX A4000", "8.6", "12.8")
 PASCAL = Gpu("NVIDIA GeForce GTX 1080 Ti", "6.1", "12.8")
+TURING = Gpu("NVIDIA GeForce RTX 2070", "7.5", "12.8")
 BOTH = ("tensorrt", "tensorrt_rtx")
 
 
 def here(monkeypatch: pytest.MonkeyPatch, gpu: Gpu | None, installed: tuple[str, ...]) -> None:
     """Pretend that the machine has this GPU and these libraries."""
     monkeypatch.setattr(module, "current_gpu", lambda: gpu)
+    monkeypatch.setattr(module, "_rtx_capabilities", lambda: ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1"))
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: name if name in installed else None)
 
 
@@ -33,6 +35,8 @@ def here(monkeypatch: pytest.MonkeyPatch, gpu: Gpu | None, installed: tuple[str,
         (AMPERE, BOTH, BuildOptions(capabilities=("8.9",)), "tensorrt_rtx", ("8.9",)),
         (AMPERE, ("tensorrt_rtx",), BuildOptions(), "tensorrt_rtx", ()),
         (AMPERE, BOTH, BuildOptions("rtx", ("7.5", "12.0")), "tensorrt_rtx", ("7.5", "12.0")),
+        (TURING, BOTH, BuildOptions("rtx"), "tensorrt_rtx", ("7.5",)),
+        (TURING, BOTH, BuildOptions("rtx", ("8.6",)), "tensorrt_rtx", ("8.6",)),
         (PASCAL, BOTH, BuildOptions(capabilities=("6.1",)), "tensorrt", ("6.1",)),
     ],
 )
@@ -57,6 +61,12 @@ def test_choices(
         (None, ("tensorrt",), BuildOptions(), "TensorRT builds on the GPU"),
         (AMPERE, BOTH, BuildOptions("trt", ("8.9",)), r"8\.9: TensorRT builds for the GPU it runs on"),
         (None, BOTH, BuildOptions("rtx", ("6.1",)), r"does not build for capability 6\.1"),
+        (
+            None,
+            BOTH,
+            BuildOptions("rtx", ("8.6", "9.0", "10.0")),
+            r"-capability 9\.0, 10\.0: .* for 7\.5, .*, 12\.1$",
+        ),
         (None, BOTH, BuildOptions("rtx", plugin=True), "TensorRT-RTX has no plugins"),
         (None, BOTH, BuildOptions(version_compatible=True), "--version-compatible is TensorRT's"),
         (None, BOTH, BuildOptions(hardware_compatible=True), "--hardware-compatible is TensorRT's"),

@@ -188,6 +188,30 @@ def test_the_library_may_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         nvrtc.choose((9, 0))
 
 
+def test_libraries_that_do_not_load_are_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiler_for((7, 5))
+    broken = tmp_path / "libnvrtc.so.99"
+    broken.write_text("no library")
+    good = nvrtc.installed()
+    monkeypatch.setattr(nvrtc, "installed", lambda: [broken, *good])
+    assert nvrtc.choose((7, 5)).path in good
+    monkeypatch.setattr(nvrtc, "installed", lambda: [broken])
+    with pytest.raises(YolactError, match="needs NVRTC, which is not installed"):
+        nvrtc.choose((7, 5))
+
+
+def test_static_libraries_beside_the_compiler_are_not_loaded(tmp_path: Path) -> None:
+    compiler_for((7, 5))
+    path = nvrtc.installed()[0]
+    for name in ("libnvrtc-builtins_static.a", "libnvrtc-builtins.alt.so.99"):
+        (tmp_path / name).write_text("not to be loaded")
+    (tmp_path / path.name).symlink_to(path)
+    assert nvrtc.Nvrtc(tmp_path / path.name).version == nvrtc.load(path).version
+    (tmp_path / "libnvrtc-builtins.so.99").write_text("loaded, and no library")
+    with pytest.raises(YolactError, match="no NVRTC library that can be loaded"):
+        nvrtc.Nvrtc(tmp_path / path.name)
+
+
 @pytest.mark.parametrize("text", ["", "8", "86", "sm_86", "8.6a", "8.-1"])
 def test_capabilities_that_are_none(text: str) -> None:
     with pytest.raises(UsageError, match="not of the form"):
