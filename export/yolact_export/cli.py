@@ -89,7 +89,7 @@ def _add_precision_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--calibration-method",
         choices=["entropy", "percentile", "minmax"],
-        default="entropy",
+        default="minmax",
         help="how ranges are chosen from what was seen",
     )
     group.add_argument("--calibration-images", type=int, default=128, help="use at most this many of DIR")

@@ -50,7 +50,7 @@ class CalibrationOptions:
     """
 
     folder: Path
-    method: str = "entropy"
+    method: str = "minmax"
     images: int = 128
 
     def __post_init__(self) -> None:
