@@ -201,6 +201,12 @@ def _check_detections(found: Detections, n: int, meta: Metadata) -> None:
         raise YolactError(
             f"the engine returned count {found.count.tolist()}, outside 0..{k}; export it again"
         )
+    known = len(meta.class_names)
+    if (found.classes < 0).any() or (found.classes >= known).any():
+        raise YolactError(
+            f"the engine returned class {found.classes.max()}, and its metadata names {known};"
+            " export it again"
+        )
 
 
 def _result(

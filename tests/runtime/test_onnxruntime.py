@@ -118,3 +118,17 @@ def test_providers(tmp_path, capfd):
         except YolactError as error:
             assert "cuda does not load" in str(error) or "cannot open" in str(error)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "metadata", "words"),
+    [
+        (native_arrays(), NATIVE, "returned class 1, and its metadata names 1"),
+        (runtime_arrays(), RUNTIME, "the graph has 3 classes, its metadata 1"),
+    ],
+)
+def test_metadata_of_fewer_classes(arrays, metadata, words, tmp_path):
+    fewer = dataclasses.replace(metadata, class_names=("cat",), category_ids=(0,))
+    engine = OnnxRuntimeEngine(write_onnx(tmp_path / "m.onnx", arrays, fewer))
+    with pytest.raises(YolactError, match=words):
+        engine.predict([WHITE])

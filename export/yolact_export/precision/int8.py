@@ -77,8 +77,8 @@ def restore_float(
 ) -> onnx.ModelProto:
     """The quantised graph with some layer groups in float32 again.
 
-    The quantiser gives every reader of a tensor the rounded one. Here only quantised convolutions read it,
-    and the additions of shortcuts among them, so that there the tensor need not be stored in float at all.
+    The quantiser gives every reader of a tensor the rounded one. Here only quantised convolutions read it.
+    What adds a shortcut reads it in float: rounded anew in every block, the sum would drift away.
 
     Args:
         quantised: What `to_int8` made of `model`; it is left alone.
@@ -90,11 +90,9 @@ def restore_float(
     graph = result.graph
     originals = {node.output[0]: node for node in model.graph.node}
     chosen = {node.output[0] for node in quantisable(model) if layer_group(node) not in keep_float}
-    groups = {layer_group(originals[name]) for name in chosen}
     for node in graph.node:
         original = originals.get(node.output[0])
-        shortcut = node.op_type == "Add" and layer_group(node) in groups
-        if original is not None and node.output[0] not in chosen and not shortcut:
+        if original is not None and node.output[0] not in chosen:
             node.input[:] = original.input
     _remove_unused(graph)
     present = {tensor.name for tensor in graph.initializer}

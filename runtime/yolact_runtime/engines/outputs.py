@@ -78,6 +78,12 @@ class GraphOutputs:
                 f"{self._path}: the graph has {loc.shape[1]} priors, its metadata {len(self._priors)};"
                 " export it again"
             )
+        names = len(self._metadata.class_names)
+        if logits.shape[2] != names + 1:
+            raise YolactError(
+                f"{self._path}: the graph has {logits.shape[2] - 1} classes, its metadata {names};"
+                " export it again"
+            )
         found = detect(loc, logits, coefficients, prototypes, self._priors, self._metadata)
         if self._rescore is not None:
             for i, count in enumerate(found.count):

@@ -73,6 +73,11 @@ def test_symmetric_and_per_channel(
         # Biases are added in float.
         assert all(values[name].dtype == np.float32 for name in node.input[2:])
     assert shares(layer_compute(quantised)) == {"int8": 1.0}
+    # Nothing but convolutions reads what was rounded; shortcuts are added up in float.
+    readers = [node for node in quantised.graph.node if node.op_type not in ("Conv", "DequantizeLinear")]
+    assert any(node.op_type == "Add" for node in readers)
+    for node in readers:
+        assert all(made[name].op_type != "DequantizeLinear" for name in node.input if name in made)
 
 
 def test_float_groups_read_unrounded_tensors(

@@ -6,7 +6,7 @@ import functools
 
 import cv2
 import numpy as np
-from hypothesis import assume, given
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from oracle import downsample_masks
 
@@ -83,6 +83,8 @@ def test_boxes_follow_the_matrix(case: tuple[int, int, Geometry], data: st.DataO
     np.testing.assert_allclose(geometry.boxes(np.array([[x1, y1, x2, y2]]))[0], expected, atol=1e-6)
 
 
+# Regions that hardly have a pixel left say nothing about their bounds; a crop leaves many of those.
+@settings(suppress_health_check=[HealthCheck.filter_too_much])
 @given(cases(), st.data())
 def test_boxes_are_the_bounds_of_the_transformed_masks(
     case: tuple[int, int, Geometry], data: st.DataObject

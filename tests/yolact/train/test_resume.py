@@ -70,16 +70,7 @@ def test_killed_at_random_moments(
 ) -> None:
     kills = int(os.environ.get("YOLACT_TEST_KILLS", "2"))
     iterations = str(10 + 3 * kills)  # a few between two kills
-    options = (
-        "--iterations",
-        iterations,
-        "--save-every",
-        "1",
-        "--keep-last",
-        "2",
-        "--set",
-        "loss.max_masks=2",
-    )
+    options = ("--iterations", iterations, "--save-every=1", "--keep-last=2", "--set", "loss.max_masks=2")
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     chance = random.Random(5)
     for _ in range(kills):
