@@ -163,7 +163,10 @@ def _config_text(model: Path, metadata: Metadata, tensors: Tensors, name: str, o
     ]:
         entry.name = spec.name
         entry.data_type = schema.DataType.Value(_TYPES[spec.dtype])
-        entry.dims.extend(_dims(spec, batching, metadata))
+        dims = _dims(spec, batching, metadata)
+        entry.dims.extend(dims or [1])
+        if not dims:  # one number for each image: Triton wants a size, and to be told that there is none
+            entry.reshape.SetInParent()
         if spec.name == "classes":
             entry.label_filename = "labels.txt"
     group = message.instance_group.add()

@@ -44,13 +44,17 @@ def test_a_model_with_dynamic_batches(model: Path, tmp_path: Path) -> None:
     assert (config.name, config.backend, config.max_batch_size) == ("cats", "onnxruntime", 3)
     assert shapes(config.input) == {"images": (schema.TYPE_UINT8, [16, 16, 3])}
     assert shapes(config.output) == {
-        "count": (schema.TYPE_INT32, []),
+        "count": (schema.TYPE_INT32, [1]),
         "boxes": (schema.TYPE_FP32, [4, 4]),
         "scores": (schema.TYPE_FP32, [4]),
         "classes": (schema.TYPE_INT32, [4]),
         "coefficients": (schema.TYPE_FP32, [4, 2]),
         "prototypes": (schema.TYPE_FP32, [8, 8, 2]),
     }
+    reshaped = {
+        output.name: list(output.reshape.shape) for output in config.output if output.HasField("reshape")
+    }
+    assert reshaped == {"count": []}
     assert {output.name: output.label_filename for output in config.output}["classes"] == "labels.txt"
     assert config.dynamic_batching.max_queue_delay_microseconds == 500
     assert [(group.count, group.kind) for group in config.instance_group] == [
