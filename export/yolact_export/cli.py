@@ -166,7 +166,6 @@ def _export_engine(args: argparse.Namespace) -> None:
 
 
 def _export_openvino(args: argparse.Namespace) -> None:
-    from yolact_export import verify
     from yolact_export.openvino import proven_equal, write_openvino
 
     if args.precision == "fp16":
@@ -175,7 +174,11 @@ def _export_openvino(args: argparse.Namespace) -> None:
     if output.suffix != ".xml":
         raise UsageError(f"--output {output}; an OpenVINO model ends in .xml")
     with _onnx_source(args) as source:
-        check = None if args.no_verify else proven_equal(source, verify.verification_images(args.verify))
+        check = None
+        if not args.no_verify:
+            from yolact_export.verify import verification_images
+
+            check = proven_equal(source, verification_images(args.verify))
         write_openvino(source, output, check)
     log.info("wrote %s and %s", output, output.with_suffix(".bin").name)
 

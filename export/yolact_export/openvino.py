@@ -9,9 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from yolact_export import verify
 from yolact_export.inspection import read_described
-from yolact_export.precision import agreement
 from yolact_runtime.commandline import table_console
 from yolact_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from yolact_runtime.engines.openvino import SECTION, OpenVinoEngine
@@ -71,8 +69,10 @@ def proven_equal(source: Path, images: Sequence[np.ndarray]) -> Callable[[Path],
     """A check for `write_openvino`: OpenVINO finds what ONNX Runtime finds with `source`.
 
     In float32 every detection is compared within float32's tolerances; with 8-bit integers, which the two
-    libraries round in different places, detections are counted.
+    libraries round in different places, detections are counted. Comparing needs PyTorch installed.
     """
+    from yolact_export import verify
+    from yolact_export.precision import agreement
 
     def check(written: Path) -> None:
         with (
