@@ -14,8 +14,8 @@ from rich.table import Table
 
 from yolact_export.inspection import by_group, layer_compute, read_graph, shares
 from yolact_runtime.commandline import table_console
+from yolact_runtime.engine_record import read_engine
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.files import read_json
 from yolact_runtime.metadata import Metadata
 
 log = logging.getLogger(__name__)
@@ -79,15 +79,11 @@ def _openvino_tables(path: Path) -> list[Table]:
 
 
 def _engine_tables(path: Path) -> list[Table]:
-    beside = [path.with_name(f"{path.name}.json"), path.with_suffix(".json")]
-    notes = next((note for note in beside if note.is_file()), None)
-    if notes is None:
-        raise YolactError(f"{path}: {beside[0].name}, which says what the engine is, does not lie beside it")
-    content = read_json(notes, "metadata")
-    if not isinstance(content, dict):
-        raise YolactError(f"{notes} holds no metadata; build the engine again")
-    parts = {"Metadata": content.get("metadata", content), "Engine": content.get("engine")}
-    return [_metadata_table(fields, title) for title, fields in parts.items() if isinstance(fields, dict)]
+    metadata, record = read_engine(path)
+    return [
+        _metadata_table(dataclasses.asdict(metadata)),
+        _metadata_table(dataclasses.asdict(record), "Engine"),
+    ]
 
 
 def _checkpoint_tables(path: Path, config: str | None) -> list[Table]:

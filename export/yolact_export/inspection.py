@@ -55,6 +55,8 @@ def read_graph(path: str | Path) -> onnx.ModelProto:
         if not model.graph.node:
             raise ValueError("it holds no graph")
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except FileNotFoundError:
+        raise YolactError(f"ONNX file {path} does not exist") from None
     except OSError as error:
         raise YolactError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # protobuf and onnx raise kinds of their own

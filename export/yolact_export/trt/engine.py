@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
-import onnx
-
+from yolact_export.inspection import read_described
 from yolact_export.trt.checks import check_graph
 from yolact_export.trt.options import BuildOptions
 from yolact_export.trt.precision import delivered
@@ -46,7 +45,7 @@ def build_engine(
     for path in (output, record_path(output)):
         if path.is_dir():
             raise UsageError(f"--output {output}: {path} is a folder; name a file")
-    model, metadata = _read(source)
+    model, metadata = read_described(source)
     if precision not in (None, metadata.precision):
         raise UsageError(
             f"{source} is in {metadata.precision}, not {precision}; export it with --precision {precision}"
@@ -134,20 +133,6 @@ def _engine_and_json(output: Path) -> Iterator[tuple[Path, Path]]:
         raise
     finally:
         kept.unlink(missing_ok=True)
-
-
-def _read(source: Path) -> tuple[onnx.ModelProto, Metadata]:
-    try:
-        model = onnx.load(source)
-    except FileNotFoundError:
-        raise YolactError(f"ONNX file {source} does not exist") from None
-    except OSError as error:
-        raise YolactError(f"cannot read {source}: {error.strerror or error}") from error
-    except Exception as error:  # protobuf's kinds, which share no other base
-        raise YolactError(f"{source} is not an ONNX file, or damaged; export it again") from error
-    if not model.graph.output:
-        raise YolactError(f"{source} is not an ONNX file, or damaged; export it again")
-    return model, Metadata.from_props({item.key: item.value for item in model.metadata_props}, source)
 
 
 def _check_plugin(metadata: Metadata, source: Path) -> None:

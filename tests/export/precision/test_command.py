@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +17,8 @@ from yolact_export.inspection import LayerCompute, delivered, layer_compute
 from yolact_export.precision import agreement, reduce, sensitivity
 from yolact_export.precision.sensitivity import Bounds
 from yolact_runtime import load_engine
+from yolact_runtime.engine_record import EngineRecord, record_path, to_json
+from yolact_runtime.files import sha256, write_json
 from yolact_runtime.metadata import Metadata
 
 Capture = pytest.CaptureFixture[str]
@@ -120,9 +120,17 @@ def test_inspecting_engines_and_checkpoints(
     engine.touch()
     assert main(["inspect", str(engine)]) == 1
     assert "m.engine.json" in capsys.readouterr().err
-    (tmp_path / "m.engine.json").write_text(json.dumps(asdict(metadata)))
+    record = EngineRecord(
+        *("tensorrt", "11.4.0", ("8.6",), "a GPU", "13.0", (1, 4, 4), {"fp32": 3}, "network"),
+        *(sha256(engine), 0, "m.onnx"),
+    )
+    write_json(record_path(engine), to_json(metadata, record))
     assert main(["inspect", str(engine)]) == 0
-    assert "yolact_tiny" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "yolact_tiny" in told and "11.4.0" in told
+    engine.write_bytes(b"another engine")
+    assert main(["inspect", str(engine)]) == 1
+    assert "engine_bytes is 0" in capsys.readouterr().err
     assert main(["inspect", str(checkpoint)]) == 0
     assert f"{sum(p.numel() for p in network.parameters()):,}" in capsys.readouterr().out
 
