@@ -24,7 +24,7 @@ from yolact.ground_truth import GroundTruth, match_categories, read_ground_truth
 from yolact.metrics import Metrics, coco_library, metrics_of
 from yolact_runtime import Engine, Result, YolactError
 from yolact_runtime.errors import UsageError
-from yolact_runtime.sources import read_image
+from yolact_runtime.sources.images import read_image
 
 log = logging.getLogger(__name__)
 

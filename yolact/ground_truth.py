@@ -16,7 +16,7 @@ from yolact.data.layout import image_path
 from yolact.data.segmentation import is_empty, to_rle
 from yolact_runtime import Metadata, YolactError
 from yolact_runtime.files import read_json
-from yolact_runtime.sources import read_image
+from yolact_runtime.sources.images import read_image
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from yolact_bench.suite import Settings, made_image, measure
 from yolact_runtime import load_engine
 from yolact_runtime.commandline import Parser, run
 from yolact_runtime.files import write_json
-from yolact_runtime.sources import list_images
+from yolact_runtime.sources.images import list_images
 
 log = logging.getLogger(__name__)
 

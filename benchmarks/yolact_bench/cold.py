@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     engine, image, *threads = sys.argv[1:] if argv is None else argv
     start = time.perf_counter()
     from yolact_runtime import load_engine
-    from yolact_runtime.sources import read_image
+    from yolact_runtime.sources.images import read_image
 
     imported = time.perf_counter()
     model = load_engine(engine, **({"threads": int(threads[0])} if threads else {}))

@@ -38,7 +38,7 @@ from yolact_bench.protocol import Timing, ratios, take_turns
 from yolact_runtime import Engine, YolactError, load_engine
 from yolact_runtime.commandline import Parser, run, table_console
 from yolact_runtime.files import write_json
-from yolact_runtime.sources import list_images, read_image
+from yolact_runtime.sources.images import list_images, read_image
 
 log = logging.getLogger(__name__)
 

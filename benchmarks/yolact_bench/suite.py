@@ -45,7 +45,7 @@ from yolact_runtime import Detections, Engine
 from yolact_runtime.errors import UsageError
 from yolact_runtime.files import atomic_path
 from yolact_runtime.preprocess import resize_batch
-from yolact_runtime.sources import read_image
+from yolact_runtime.sources.images import read_image
 
 SCHEMA = "yolact-bench/1"
 STAGES = ("decode", "preprocess", "detect", "masks")

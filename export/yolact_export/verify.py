@@ -18,7 +18,7 @@ from yolact_runtime.engine import Detections, Engine
 from yolact_runtime.errors import YolactError
 from yolact_runtime.masks import box_masks, full_masks
 from yolact_runtime.preprocess import resize_batch
-from yolact_runtime.sources import list_images, read_image
+from yolact_runtime.sources.images import list_images, read_image
 
 log = logging.getLogger(__name__)
 

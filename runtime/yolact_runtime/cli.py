@@ -23,7 +23,7 @@ from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import atomic_path
 from yolact_runtime.report import CocoReport, ImageIds
 from yolact_runtime.results import Result
-from yolact_runtime.sources import list_images, read_image
+from yolact_runtime.sources.images import list_images, read_image
 
 log = logging.getLogger(__name__)
 

@@ -43,9 +43,15 @@ class Detections(NamedTuple):
 
 
 class Engine(ABC):
-    """A model that is ready to run. Backends set `metadata` and implement `detect`."""
+    """A model that is ready to run. Backends set `metadata` and implement `detect`.
+
+    Attributes:
+        metadata: What the model is.
+        streams: How many calls may run at the same time, each from a thread of its own, and are worth it.
+    """
 
     metadata: Metadata
+    streams: int = 1
 
     @property
     def name(self) -> str:
@@ -80,25 +86,54 @@ class Engine(ABC):
             YolactError: an image has another shape or dtype, or the engine failed.
             UsageError: a threshold outside its range.
         """
-        if not 0 <= score_threshold <= 1:
-            raise UsageError(f"score_threshold is {score_threshold}; it must be in 0..1")
-        if top_k < 1:
-            raise UsageError(f"top_k is {top_k}; it must be 1 or more")
+        check_limits(score_threshold, top_k)
         for index, image in enumerate(images):
-            _check_image(index, image)
-        meta = self.metadata
+            check_image(index, image)
         results: list[Result] = []
-        for start in range(0, len(images), meta.max_batch):
-            chunk = images[start : start + meta.max_batch]
-            batch = resize_batch(chunk, meta.input_size, meta.input_dtype)
-            if len(chunk) < meta.min_batch:
-                batch = np.concatenate([batch, np.repeat(batch[-1:], meta.min_batch - len(chunk), axis=0)])
-            detections = self.detect(batch)
-            _check_detections(detections, len(batch), meta)
-            results += [
-                _result(detections, i, image, meta, score_threshold, top_k) for i, image in enumerate(chunk)
-            ]
+        for start in range(0, len(images), self.metadata.max_batch):
+            chunk = images[start : start + self.metadata.max_batch]
+            prepared = [self.prepare(image) for image in chunk]
+            sizes = [(image.shape[0], image.shape[1]) for image in chunk]
+            results += self.predict_prepared(prepared, sizes, score_threshold, top_k)
         return results
+
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """The part of `predict` that needs one image only, for threads that have nothing better to do.
+
+        Args:
+            image: (H, W, 3) uint8 BGR; it is not modified.
+
+        Returns:
+            What `predict_prepared` takes: here (S, S, 3) of the input's dtype.
+        """
+        return resize_batch([image], self.metadata.input_size, self.metadata.input_dtype)[0]
+
+    def predict_prepared(
+        self,
+        prepared: Sequence[np.ndarray],
+        sizes: Sequence[tuple[int, int]],
+        score_threshold: float,
+        top_k: int,
+    ) -> list[Result]:
+        """The rest of `predict`.
+
+        Args:
+            prepared: By `prepare`; 1 to `metadata.max_batch` of them.
+            sizes: Height and width of each image.
+            score_threshold: As for `predict`.
+            top_k: As for `predict`.
+        """
+        meta = self.metadata
+        missing = max(0, meta.min_batch - len(prepared))
+        if len(prepared) + missing == 1:
+            batch = prepared[0][None]
+        else:
+            batch = np.stack([*prepared, *[prepared[-1]] * missing])
+        detections = self.detect(batch)
+        _check_detections(detections, len(batch), meta)
+        return [
+            _result(detections, index, size, meta, score_threshold, top_k) for index, size in enumerate(sizes)
+        ]
 
     def close(self) -> None:  # noqa: B027 - most backends have nothing to free
         """Free what the backend holds; the engine cannot be used afterwards."""
@@ -176,7 +211,16 @@ def _suffixes(known: dict[str, EntryPoint]) -> str:
     return ", ".join(f".{name}" for name in sorted(known))
 
 
-def _check_image(index: int, image: np.ndarray) -> None:
+def check_limits(score_threshold: float, top_k: int) -> None:
+    """Raise a UsageError where a limit of `Engine.predict` is outside its range."""
+    if not 0 <= score_threshold <= 1:
+        raise UsageError(f"score_threshold is {score_threshold}; it must be in 0..1")
+    if top_k < 1:
+        raise UsageError(f"top_k is {top_k}; it must be 1 or more")
+
+
+def check_image(index: int, image: np.ndarray) -> None:
+    """Raise a YolactError where the `index`-th image is no (H, W, 3) uint8 array."""
     if not isinstance(image, np.ndarray):
         raise YolactError(
             f"image {index} is a {type(image).__name__}; a NumPy array (H, W, 3) uint8 is needed"
@@ -210,7 +254,12 @@ def _check_detections(found: Detections, n: int, meta: Metadata) -> None:
 
 
 def _result(
-    found: Detections, index: int, image: np.ndarray, meta: Metadata, score_threshold: float, top_k: int
+    found: Detections,
+    index: int,
+    size: tuple[int, int],
+    meta: Metadata,
+    score_threshold: float,
+    top_k: int,
 ) -> Result:
     count = int(found.count[index])
     boxes, scores = found.boxes[index, :count], found.scores[index, :count]
@@ -228,8 +277,8 @@ def _result(
         )
     prototypes = found.prototypes[index] if len(rows) else found.prototypes[index, :0]
     return Result(
-        height=image.shape[0],
-        width=image.shape[1],
+        height=size[0],
+        width=size[1],
         relative_boxes=boxes[rows].astype(np.float32),
         scores=scores[rows].astype(np.float32),
         mask_scores=mask_scores[rows].astype(np.float32),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,6 +29,7 @@ class Result:
         prototypes: (Hp, Wp, M) float32; may be (0, Wp, M) where n is 0.
         class_names: Name of every class of the model.
         class_ids: The dataset's category id of every class of the model.
+        traced: The masks, where the engine has made them already; then the prototypes may be missing.
     """
 
     height: int
@@ -40,6 +42,7 @@ class Result:
     prototypes: np.ndarray
     class_names: tuple[str, ...]
     class_ids: tuple[int, ...]
+    traced: Sequence[mask_ops.Region] | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -70,6 +73,8 @@ class Result:
     @cached_property
     def regions(self) -> list[mask_ops.Region]:
         """The mask of each instance, as its runs."""
+        if self.traced is not None:
+            return list(self.traced)
         return mask_ops.box_masks(
             self.coefficients, self.prototypes, self.relative_boxes, self.height, self.width
         )

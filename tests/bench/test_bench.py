@@ -14,7 +14,7 @@ from fake_engine import FakeEngine, Found, write_image
 from yolact_bench import cli, cold, machine
 from yolact_bench.suite import SCHEMA, STAGES, Settings, made_image, measure
 from yolact_runtime.errors import UsageError
-from yolact_runtime.sources import read_image
+from yolact_runtime.sources.images import read_image
 
 BOX = (4, 6, 24, 30)
 QUICK = Settings(seconds=0.01, runs=6)

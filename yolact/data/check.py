@@ -17,7 +17,7 @@ from yolact.data.coco import read_annotations
 from yolact.data.layout import image_path
 from yolact.data.segmentation import is_empty, to_rle
 from yolact_runtime.errors import YolactError
-from yolact_runtime.sources import read_image
+from yolact_runtime.sources.images import read_image
 
 Level = Literal["error", "warning"]
 Problem = tuple[Level, str, str]

@@ -27,7 +27,7 @@ from yolact.targets import Target
 from yolact_runtime.errors import YolactError
 from yolact_runtime.files import read_json
 from yolact_runtime.preprocess import resize_batch
-from yolact_runtime.sources import read_image
+from yolact_runtime.sources.images import read_image
 
 log = logging.getLogger(__name__)
 

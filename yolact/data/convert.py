@@ -15,7 +15,7 @@ from yolact.data.builder import CocoBuilder, Source
 from yolact.data.labelme import from_labelme
 from yolact.registry import published_classes
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.sources import read_image
+from yolact_runtime.sources.images import read_image
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from yolact.data.builder import CocoBuilder, Source
 from yolact.data.segmentation import to_mask
 from yolact_runtime.errors import YolactError
 from yolact_runtime.files import read_json
-from yolact_runtime.sources import read_image
+from yolact_runtime.sources.images import read_image
 
 log = logging.getLogger(__name__)
 

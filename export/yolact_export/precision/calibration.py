@@ -24,7 +24,7 @@ from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import cache_folder, read_json, write_json
 from yolact_runtime.metadata import Metadata
 from yolact_runtime.preprocess import resize_batch
-from yolact_runtime.sources import list_images, read_image
+from yolact_runtime.sources.images import list_images, read_image
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import pytest
 
 from yolact_runtime import YolactError
 from yolact_runtime.errors import UsageError
-from yolact_runtime.sources import list_images, read_image
+from yolact_runtime.sources.images import list_images, read_image
 
 PICTURE = np.zeros((40, 60, 3), np.uint8)  # RGB
 PICTURE[:20, :30] = (10, 200, 30)
