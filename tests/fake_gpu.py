@@ -1,8 +1,8 @@
 """A GPU without hardware: stand-ins for pycuda, TensorRT and the driver that keep one account together.
 
 What is put on a stream waits there until somebody waits for it, as on a GPU: who reads too early finds
-nothing, and who frees or overwrites too early spoils the result. Kernels are the project's own, compiled with g++; the
-network is the engine file, which is an ONNX file here, run by ONNX Runtime.
+nothing, and who frees or overwrites too early spoils the result. Kernels are the project's own, compiled with
+g++; the network is the engine file, which is an ONNX file here, run by ONNX Runtime.
 """
 
 from __future__ import annotations

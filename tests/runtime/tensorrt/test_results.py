@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from engine_files import write_engine
 from fake_gpu import FakeGpu
 from fake_onnx import NATIVE, RUNTIME, native_arrays, pack_mask_iou_net, runtime_arrays
 
@@ -78,9 +78,9 @@ def assert_same(got: list[Result], expected: list[Result]) -> None:
 
 
 @pytest.mark.parametrize("kind", list(ENGINES))
-def test_results_are_those_of_onnx_runtime(kind: str, gpu: FakeGpu, make_engine: Callable[..., Path]) -> None:
+def test_results_are_those_of_onnx_runtime(kind: str, gpu: FakeGpu, tmp_path: Path) -> None:
     arrays, metadata = ENGINES[kind]
-    path = make_engine(arrays, metadata)
+    path = write_engine(tmp_path, arrays, metadata)
     with OnnxRuntimeEngine(path.with_suffix(".onnx"), threads=1) as reference:
         expected = reference.predict(images(), 0.2, 3)
     assert sum(map(len, expected)) >= 4

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from engine_files import write_engine
 from fake_driver import CUresult
 from fake_gpu import FakeGpu
 from fake_onnx import NATIVE, RUNTIME, native_arrays, runtime_arrays
@@ -18,7 +18,6 @@ from yolact_runtime.engines.tensorrt import open_engine
 from yolact_runtime.errors import DeviceError, UsageError, YolactError
 from yolact_runtime.metadata import Metadata
 
-MakeEngine = Callable[..., Path]
 IMAGE = np.full((20, 30, 3), 255, np.uint8)
 # One call after a `runtime` engine, as the GPU sees it.
 CALL = [
@@ -28,8 +27,8 @@ CALL = [
 EDGES = "download"
 
 
-def test_a_call_is_one_stream_from_upload_to_download(gpu: FakeGpu, make_engine: MakeEngine) -> None:
-    with open_engine(make_engine(runtime_arrays(), RUNTIME), streams=1) as engine:
+def test_a_call_is_one_stream_from_upload_to_download(gpu: FakeGpu, tmp_path: Path) -> None:
+    with open_engine(write_engine(tmp_path, runtime_arrays(), RUNTIME), streams=1) as engine:
         engine.predict([IMAGE])
         first, gpu.ran = gpu.ran, []
         for _ in range(2):
@@ -42,17 +41,15 @@ def test_a_call_is_one_stream_from_upload_to_download(gpu: FakeGpu, make_engine:
     assert [name for _, name in first] == ["upload", *CALL, EDGES]
 
 
-def test_nothing_but_the_summary_comes_back_where_nothing_is_found(
-    gpu: FakeGpu, make_engine: MakeEngine
-) -> None:
-    with open_engine(make_engine(native_arrays(), NATIVE), streams=1) as engine:
+def test_nothing_but_the_summary_comes_back_where_nothing_is_found(gpu: FakeGpu, tmp_path: Path) -> None:
+    with open_engine(write_engine(tmp_path, native_arrays(), NATIVE), streams=1) as engine:
         (result,) = engine.predict([np.zeros_like(IMAGE)])
     assert len(result) == 0
     assert [name for _, name in gpu.ran].count("download") == 1
 
 
-def test_each_batch_size_is_captured_once_at_its_second_call(gpu: FakeGpu, make_engine: MakeEngine) -> None:
-    with open_engine(make_engine(native_arrays(), NATIVE), streams=1) as engine:
+def test_each_batch_size_is_captured_once_at_its_second_call(gpu: FakeGpu, tmp_path: Path) -> None:
+    with open_engine(write_engine(tmp_path, native_arrays(), NATIVE), streams=1) as engine:
         captured = []
         for n in (1, 2, 1, 2, 1, 2, 3, 3, 3):
             assert [len(result) for result in engine.predict([IMAGE] * n)] == [2] * n
@@ -65,8 +62,8 @@ def test_each_batch_size_is_captured_once_at_its_second_call(gpu: FakeGpu, make_
     assert not gpu.held
 
 
-def test_graphs_can_be_left_out(gpu: FakeGpu, make_engine: MakeEngine) -> None:
-    with open_engine(make_engine(native_arrays(), NATIVE), graphs=False) as engine:
+def test_graphs_can_be_left_out(gpu: FakeGpu, tmp_path: Path) -> None:
+    with open_engine(write_engine(tmp_path, native_arrays(), NATIVE), graphs=False) as engine:
         for _ in range(3):
             assert len(engine.predict([IMAGE])[0]) == 2
     assert "cuStreamBeginCapture" not in gpu.names
@@ -76,14 +73,14 @@ def test_graphs_can_be_left_out(gpu: FakeGpu, make_engine: MakeEngine) -> None:
     "call", ["cuStreamBeginCapture", "cuStreamEndCapture", "cuGraphInstantiate", "execute_async_v3"]
 )
 def test_without_graphs_calls_are_launched_one_by_one(
-    call: str, gpu: FakeGpu, make_engine: MakeEngine, caplog: pytest.LogCaptureFixture
+    call: str, gpu: FakeGpu, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fails(name: str) -> bool:
         captures = any(stream.captured is not None for stream in gpu.streams.values())
         return name == call and (captures or call != "execute_async_v3")
 
     gpu.fail_when = fails
-    with open_engine(make_engine(native_arrays(), NATIVE), streams=1) as engine:
+    with open_engine(write_engine(tmp_path, native_arrays(), NATIVE), streams=1) as engine:
         with caplog.at_level(logging.WARNING):
             for n in (1, 1, 1, 2, 2, 2):
                 assert [len(result) for result in engine.predict([IMAGE] * n)] == [2] * n
@@ -95,9 +92,9 @@ def test_without_graphs_calls_are_launched_one_by_one(
     assert not gpu.held and not gpu.problems
 
 
-def test_a_library_that_still_compiles_is_not_captured(gpu: FakeGpu, make_engine: MakeEngine) -> None:
+def test_a_library_that_still_compiles_is_not_captured(gpu: FakeGpu, tmp_path: Path) -> None:
     gpu.capturable = False
-    with open_engine(make_engine(native_arrays(), NATIVE), streams=1) as engine:
+    with open_engine(write_engine(tmp_path, native_arrays(), NATIVE), streams=1) as engine:
         for _ in range(3):
             engine.predict([IMAGE])
         assert "cuStreamBeginCapture" not in gpu.names
@@ -106,8 +103,8 @@ def test_a_library_that_still_compiles_is_not_captured(gpu: FakeGpu, make_engine
         assert gpu.names.count("cuGraphLaunch") == 1
 
 
-def test_calls_of_several_threads_run_at_the_same_time(gpu: FakeGpu, make_engine: MakeEngine) -> None:
-    with open_engine(make_engine(native_arrays(), NATIVE), streams=3) as engine:
+def test_calls_of_several_threads_run_at_the_same_time(gpu: FakeGpu, tmp_path: Path) -> None:
+    with open_engine(write_engine(tmp_path, native_arrays(), NATIVE), streams=3) as engine:
         assert engine.streams == 3
         meet = threading.Barrier(3, timeout=60)
         wait = gpu.wait
@@ -135,9 +132,9 @@ def test_calls_of_several_threads_run_at_the_same_time(gpu: FakeGpu, make_engine
     assert not gpu.held and not gpu.problems
 
 
-def test_nothing_is_held_or_made_anew_over_10000_calls(gpu: FakeGpu, make_engine: MakeEngine) -> None:
+def test_nothing_is_held_or_made_anew_over_10000_calls(gpu: FakeGpu, tmp_path: Path) -> None:
     gpu.computes = False
-    with open_engine(make_engine(native_arrays(), NATIVE)) as engine:
+    with open_engine(write_engine(tmp_path, native_arrays(), NATIVE)) as engine:
         for n in (1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3):
             engine.predict([IMAGE] * n)
         held, made = gpu.held, {"cuMemAlloc", "cuMemHostAlloc", "cuStreamCreate", "cuGraphInstantiate"}
@@ -152,11 +149,11 @@ def test_nothing_is_held_or_made_anew_over_10000_calls(gpu: FakeGpu, make_engine
     assert not gpu.held and not gpu.problems
 
 
-def test_what_came_last_goes_first(gpu: FakeGpu, make_engine: MakeEngine) -> None:
+def test_what_came_last_goes_first(gpu: FakeGpu, tmp_path: Path) -> None:
     given_back: list[tuple[str, object]] = []
     give_back = gpu.give_back
     gpu.give_back = lambda end, value: (given_back.append((end, value)), give_back(end, value))[1]  # type: ignore
-    with open_engine(make_engine(runtime_arrays(), RUNTIME), streams=1, graphs=False) as engine:
+    with open_engine(write_engine(tmp_path, runtime_arrays(), RUNTIME), streams=1, graphs=False) as engine:
         engine.predict([IMAGE])
         held = [pair for pair in gpu.held if not pair[0].startswith("cu")]
         given_back.clear()
@@ -174,8 +171,8 @@ def test_what_came_last_goes_first(gpu: FakeGpu, make_engine: MakeEngine) -> Non
     assert freed == addresses[::-1]
 
 
-def test_larger_images_get_more_room(gpu: FakeGpu, make_engine: MakeEngine) -> None:
-    with open_engine(make_engine(native_arrays(), NATIVE), streams=1) as engine:
+def test_larger_images_get_more_room(gpu: FakeGpu, tmp_path: Path) -> None:
+    with open_engine(write_engine(tmp_path, native_arrays(), NATIVE), streams=1) as engine:
         sizes = [(20, 30), (640, 640), (641, 30), (20, 700), (705, 704), (20, 30)]
         allocated = []
         for size in sizes:
@@ -190,13 +187,13 @@ def test_larger_images_get_more_room(gpu: FakeGpu, make_engine: MakeEngine) -> N
 
 
 def test_where_there_is_no_room_masks_are_made_on_the_host(
-    gpu: FakeGpu, make_engine: MakeEngine, caplog: pytest.LogCaptureFixture
+    gpu: FakeGpu, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     large = np.full((700, 900, 3), 255, np.uint8)
-    with open_engine(make_engine(native_arrays(), NATIVE), streams=1) as engine:
+    with open_engine(write_engine(tmp_path, native_arrays(), NATIVE), streams=1) as engine:
         expected = engine.predict([large])[0].rles
         engine.predict([IMAGE])
-    with open_engine(make_engine(native_arrays(), NATIVE), streams=1) as engine:
+    with open_engine(write_engine(tmp_path, native_arrays(), NATIVE), streams=1) as engine:
         engine.detect(np.zeros((1, 16, 16, 3), np.uint8))  # whose memory the way over the host takes
         gpu.fail_when = lambda name: name == "cuMemAlloc"
         with caplog.at_level(logging.WARNING):
@@ -209,8 +206,8 @@ def test_where_there_is_no_room_masks_are_made_on_the_host(
     assert not gpu.held and not gpu.problems
 
 
-def test_detections_of_prepared_batches(gpu: FakeGpu, make_engine: MakeEngine) -> None:
-    with open_engine(make_engine(native_arrays(), NATIVE)) as engine:
+def test_detections_of_prepared_batches(gpu: FakeGpu, tmp_path: Path) -> None:
+    with open_engine(write_engine(tmp_path, native_arrays(), NATIVE)) as engine:
         found = engine.detect(np.full((2, 16, 16, 3), 255, np.uint8))
         assert found.count.tolist() == [2, 2]
         np.testing.assert_array_equal(found.prototypes, np.repeat(native_arrays()["prototypes"], 2, axis=0))
@@ -223,8 +220,8 @@ def test_detections_of_prepared_batches(gpu: FakeGpu, make_engine: MakeEngine) -
             engine.predict_prepared([IMAGE] * 4, [(20, 30)] * 4, 0.15, 15)
 
 
-def test_a_closed_engine_says_so(gpu: FakeGpu, make_engine: MakeEngine) -> None:
-    engine = open_engine(make_engine(native_arrays(), NATIVE))
+def test_a_closed_engine_says_so(gpu: FakeGpu, tmp_path: Path) -> None:
+    engine = open_engine(write_engine(tmp_path, native_arrays(), NATIVE))
     engine.close()
     engine.close()
     with pytest.raises(YolactError, match="is closed"):
@@ -232,13 +229,13 @@ def test_a_closed_engine_says_so(gpu: FakeGpu, make_engine: MakeEngine) -> None:
     assert not gpu.held and not gpu.problems
 
 
-def test_streams_have_limits(gpu: FakeGpu, make_engine: MakeEngine) -> None:
+def test_streams_have_limits(gpu: FakeGpu, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"streams is 9; it must be in 1\.\.8"):
-        open_engine(make_engine(native_arrays(), NATIVE), streams=9)
+        open_engine(write_engine(tmp_path, native_arrays(), NATIVE), streams=9)
 
 
-def test_it_closes_on_another_thread(gpu: FakeGpu, make_engine: MakeEngine) -> None:
-    engine = open_engine(make_engine(native_arrays(), NATIVE))
+def test_it_closes_on_another_thread(gpu: FakeGpu, tmp_path: Path) -> None:
+    engine = open_engine(write_engine(tmp_path, native_arrays(), NATIVE))
     engine.predict([IMAGE])
     thread = threading.Thread(target=engine.close)
     thread.start()
@@ -273,10 +270,10 @@ def test_whichever_call_fails_nothing_is_left(
     made_of: tuple[dict, Metadata],
     error: CUresult,
     calls: set[str] | None,
-    make_engine: MakeEngine,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    path = make_engine(*made_of)
+    path = write_engine(tmp_path, *made_of)
     whole = FakeGpu().install(monkeypatch)
     expected = use(path)
     assert not whole.held and not whole.problems
@@ -301,8 +298,8 @@ def test_whichever_call_fails_nothing_is_left(
     assert told > len(places) / 4
 
 
-def test_an_engine_goes_on_after_an_error(gpu: FakeGpu, make_engine: MakeEngine) -> None:
-    with open_engine(make_engine(native_arrays(), NATIVE), streams=1) as engine:
+def test_an_engine_goes_on_after_an_error(gpu: FakeGpu, tmp_path: Path) -> None:
+    with open_engine(write_engine(tmp_path, native_arrays(), NATIVE), streams=1) as engine:
         assert len(engine.predict([IMAGE])[0]) == 2
         for name in ("cuMemcpyHtoDAsync", "cuGraphLaunch", "cuStreamSynchronize", "cuMemcpyDtoHAsync"):
             for _ in range(2):

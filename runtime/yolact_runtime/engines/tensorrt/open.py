@@ -41,7 +41,8 @@ def open_engine(path: str | Path, streams: int = 2, graphs: bool = True) -> Engi
     except UsageError:
         raise
     except YolactError as error:
-        raise type(error)(f"{error}; {_instead(path, record)}") from error
+        where = "" if str(path) in str(error) else f"{path}: "
+        raise type(error)(f"{where}{error}; {_instead(path, record)}") from error
 
 
 def check_machine(path: Path, record: EngineRecord) -> ModuleType:
@@ -54,6 +55,10 @@ def check_machine(path: Path, record: EngineRecord) -> ModuleType:
     version = str(library.__version__)
     if problem := record.problem_with_library(version):
         raise YolactError(f"{path}: {problem}; build it again: {rebuild_command(path, record)}")
+    try:
+        from cuda.bindings import driver  # noqa: F401
+    except ImportError as error:  # without it nobody knows whether there is a GPU
+        raise _missing(path, record, "cuda.bindings") from error
     gpu = current_gpu()
     if gpu is None:
         raise YolactError(
@@ -71,12 +76,17 @@ def _instead(path: Path, record: EngineRecord) -> str:
     return f"or use --engine {path.parent / record.onnx_file}"
 
 
+def _missing(path: Path, record: EngineRecord, module: str) -> YolactError:
+    extra = next(short for short, name in LIBRARIES.items() if name == record.library)
+    needed = missing_extra(f"opening {path}, built by {record.title}, (no module {module!r})", extra)
+    return YolactError(f"{needed}, {_instead(path, record)}")
+
+
 def _library(path: Path, record: EngineRecord) -> ModuleType:
     try:
         return importlib.import_module(record.library)
     except ModuleNotFoundError as error:
-        extra = next(short for short, name in LIBRARIES.items() if name == record.library)
-        raise missing_extra(f"opening {path}, built by {record.title},", extra) from error
+        raise _missing(path, record, record.library) from error
     except (ImportError, OSError) as error:  # the package is there, its shared libraries are not
         raise YolactError(
             f"{path}: {TITLES[record.library]} does not load: {error}; {_instead(path, record)}"
