@@ -44,7 +44,14 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp(request.param)
     torch.manual_seed(0)
     checkpoint, path = folder / "yolact_tiny_0_1.pth", folder / "tiny.engine"
-    save_checkpoint(checkpoint, Yolact(get_config("yolact_tiny")).eval(), 0, 1, None)
+    model = Yolact(get_config("yolact_tiny")).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("bbox_layer.weight", "conf_layer.weight", "mask_layer.weight")):
+                parameter.mul_(30)  # scores apart from each other, and masks with something in them
+            elif name.startswith("proto_net") and name.endswith("weight"):
+                parameter.mul_(2)
+    save_checkpoint(checkpoint, model, 0, 1, None)
     arguments = ["--weights", str(checkpoint), "--to", "trt", "--backend", short, "--detect", detect]
     arguments += ["--max-batch", str(BATCH), "--output", str(path)]
     if short == "rtx":
@@ -56,17 +63,18 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def assert_close(got: list[Result], expected: list[Result]) -> None:
+    """Equal but for rounding: most rows are found again, with nearly the same mask."""
     for one, other in zip(got, expected, strict=True):
         assert len(one) == len(other)
-        np.testing.assert_allclose(one.scores, other.scores, rtol=1e-3, atol=1e-5)
-        # Rows of nearly equal scores may change places.
-        rows = {(c, *np.round(box, 2)): row for row, (c, box) in enumerate(zip(other.classes, other.relative_boxes, strict=True))}  # fmt: skip
-        pairs = [(row, rows[key]) for row, key in enumerate((c, *np.round(box, 2)) for c, box in zip(one.classes, one.relative_boxes, strict=True)) if key in rows]  # fmt: skip
-        assert len(pairs) >= 0.8 * len(one)
-        for row, twin in pairs:
-            mine, theirs = one.masks[row], other.masks[twin]
-            differing = np.count_nonzero(mine != theirs)
-            assert differing <= max(0.01 * mine.size, 4)
+        np.testing.assert_allclose(one.scores, other.scores, rtol=1e-2)
+        twins = 0
+        for row, (label, box) in enumerate(zip(one.classes, one.relative_boxes, strict=True)):
+            near = np.abs(other.relative_boxes - box).max(axis=1) < 1e-2
+            for twin in np.flatnonzero(near & (other.classes == label))[:1]:
+                twins += 1
+                differing = np.count_nonzero(one.masks[row] != other.masks[twin])
+                assert differing <= 0.01 * one.masks[row].size
+        assert twins >= 0.8 * len(one)
 
 
 def assert_equal(got: list[Result], expected: list[Result]) -> None:
