@@ -27,6 +27,8 @@ for _name in (
     "shared_data",
     "cuda_on_cpu",
     "kernel_heads",
+    "fake_pycuda",
+    "fake_tensorrt",
     "fake_gpu",
     "engine_files",
 ):

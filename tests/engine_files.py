@@ -27,8 +27,8 @@ RECORD = EngineRecord(
 )
 
 
-def write_engine(folder: Path, arrays: dict[str, np.ndarray], metadata: Metadata) -> Path:
-    """Write m.onnx, and the same as m.engine with its JSON."""
+def write_engine(folder: Path, arrays: dict[str, np.ndarray], metadata: Metadata, **changes: object) -> Path:
+    """Write m.onnx, and the same as m.engine with its JSON; `changes` are those of its record."""
     onnx_file = write_onnx(folder / "m.onnx", arrays, metadata)
     path = folder / "m.engine"
     path.write_bytes(onnx_file.read_bytes())
@@ -37,6 +37,7 @@ def write_engine(folder: Path, arrays: dict[str, np.ndarray], metadata: Metadata
         profile=(metadata.min_batch, metadata.max_batch, metadata.max_batch),
         engine_sha256=sha256(path),
         engine_bytes=path.stat().st_size,
+        **changes,  # type: ignore[arg-type]
     )
     write_json(record_path(path), to_json(metadata, record))
     return path

@@ -146,7 +146,7 @@ def _set_options(trt: Any, config: Any, request: Request) -> None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_mib << 20)
     if hasattr(trt, "ProfilingVerbosity"):
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    # Without it, 8.6 lets one execution context have the profile, and the runtime has one for each batch size.
+    # Without it, 8.6 gives the profile to one execution context; the runtime has one for each batch size.
     sharing = getattr(getattr(trt, "PreviewFeature", None), "PROFILE_SHARING_0806", None)
     if sharing is not None:
         config.set_preview_feature(sharing, True)

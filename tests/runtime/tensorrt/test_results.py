@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from engine_files import write_engine
 from fake_gpu import FakeGpu
 from fake_onnx import NATIVE, RUNTIME, native_arrays, pack_mask_iou_net, runtime_arrays
+from fake_tensorrt import make_tensorrt
 
 from yolact_runtime import Result, load_engine
 from yolact_runtime.engines.onnxruntime import OnnxRuntimeEngine
@@ -75,6 +77,25 @@ def assert_same(got: list[Result], expected: list[Result]) -> None:
         for name in ("scores", "mask_scores", "relative_boxes"):
             np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=2e-6, atol=1e-6)
         assert one.rles == other.rles
+
+
+@pytest.mark.parametrize("kind", ["8.6", "10", "rtx"])
+def test_every_library_runs_them(
+    kind: str, gpu: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = make_tensorrt(gpu, kind)
+    monkeypatch.setitem(sys.modules, library.__name__, library)
+    path = write_engine(
+        tmp_path, native(), NATIVE, library=library.__name__, library_version=library.__version__
+    )
+    with OnnxRuntimeEngine(path.with_suffix(".onnx"), threads=1) as reference:
+        expected = reference.predict(images(), 0.2, 3)
+    with load_engine(path) as engine:
+        assert library.__version__ in engine.name
+        for _ in range(3):
+            assert_same(engine.predict(images(), 0.2, 3), expected)
+    assert not gpu.problems
+    assert not gpu.held
 
 
 @pytest.mark.parametrize("kind", list(ENGINES))
