@@ -99,6 +99,31 @@ def make_pycuda(gpu: Any) -> Any:
                     gpu.problems.append("a stream was destroyed with work on it")
                 gpu.give_back("destroy stream", self.handle)
 
+    class Event:
+        """Its time is how much its GPU had done when it was reached."""
+
+        def __init__(self, flags: int = 0) -> None:
+            current()
+            call("cuEventCreate")
+            self.time = [0]
+            gpu.take("destroy event", id(self.time))
+
+        def record(self, stream: Stream) -> None:
+            handle, time = stream.handle, self.time
+            del self, stream
+            call("cuEventRecord")
+            gpu.streams[handle].put("event", lambda: time.append(len(gpu.ran)))
+
+        def time_since(self, start: Event) -> float:
+            times = start.time[-1], self.time[-1]
+            del self, start
+            call("cuEventElapsedTime")
+            return float(times[1] - times[0])
+
+        def __del__(self) -> None:
+            if hasattr(self, "time"):
+                gpu.give_back("destroy event", id(self.time))
+
     class DeviceAllocation:
         def __init__(self, nbytes: int) -> None:
             assert isinstance(nbytes, int) and nbytes > 0
@@ -161,7 +186,7 @@ def make_pycuda(gpu: Any) -> Any:
     module: Any = ModuleType("pycuda.driver")
     module.Error, module.MemoryError, module.LogicError = Error, MemoryError, LogicError
     module.init = lambda flags=0: call("cuInit")
-    module.Device, module.Context, module.Stream = Device, Context, Stream
+    module.Device, module.Context, module.Stream, module.Event = Device, Context, Stream, Event
     module.mem_alloc, module.pagelocked_empty = DeviceAllocation, pagelocked_empty
     module.memcpy_htod_async, module.memcpy_dtoh_async = memcpy_htod_async, memcpy_dtoh_async
     module.memcpy_htod = memcpy_htod

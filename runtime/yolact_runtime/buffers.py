@@ -34,29 +34,49 @@ class Stream:
 
     Attributes:
         handle: As TensorRT and cuda-bindings take it.
+        queue: pycuda's. Nobody else may keep it, not even in a local variable: an error's traceback would
+            make it outlive the context.
     """
 
     def __init__(self, cuda: Any) -> None:
         self._cuda = cuda
-        self._queue = cuda.Stream(_NON_BLOCKING)
-        self.handle = int(self._queue.handle)
+        self.queue = cuda.Stream(_NON_BLOCKING)
+        self.handle = int(self.queue.handle)
 
     def upload(self, address: int, array: np.ndarray) -> None:
         """Queue the copy of a contiguous pinned array to an address."""
-        self._cuda.memcpy_htod_async(address, array, self._queue)
+        self._cuda.memcpy_htod_async(address, array, self.queue)
 
     def download(self, array: np.ndarray, address: int) -> None:
         """Queue the copy from an address to a contiguous pinned array."""
-        self._cuda.memcpy_dtoh_async(array, address, self._queue)
+        self._cuda.memcpy_dtoh_async(array, address, self.queue)
 
     def synchronize(self) -> None:
         """Wait for all that is queued."""
-        self._queue.synchronize()
+        self.queue.synchronize()
 
     def close(self) -> None:
         """Give it back: pycuda does so when nobody refers to it any more."""
-        # So nobody else may: an error's traceback would keep it alive for longer than the context.
-        self._queue = None
+        self.queue = None
+
+
+class Event:
+    """A mark in a stream, to tell time by."""
+
+    def __init__(self, cuda: Any) -> None:
+        self._event = cuda.Event()
+
+    def record(self, stream: Stream) -> None:
+        """Put it on a stream."""
+        self._event.record(stream.queue)
+
+    def milliseconds_since(self, earlier: Event) -> float:
+        """Between the two, once both are reached."""
+        return float(self._event.time_since(earlier._event))
+
+    def close(self) -> None:
+        """Give it back, as `Stream.close` does."""
+        self._event = None
 
 
 class _Current:
@@ -178,6 +198,17 @@ class PycudaDevice(Device):
             stream = Stream(self.cuda)
         held.callback(stream.close)
         return stream
+
+    def open_event(self, held: ExitStack) -> Event:
+        """An event that knows the time.
+
+        Raises:
+            DeviceError: pycuda failed.
+        """
+        with self.failing("an event"):
+            event = Event(self.cuda)
+        held.callback(event.close)
+        return event
 
     def upload(self, address: int, array: np.ndarray, name: str) -> None:
         """Copy a contiguous array to an address; returns when it is there.

@@ -184,6 +184,8 @@ def test_the_host_s_share_is_told(engine: Path, capsys: pytest.CaptureFixture[st
             with slot._shared.device.current:
                 least = median(bare)
             opened._idle.put(slot)  # type: ignore[attr-defined]
+            stages = opened.stage_times([image])  # type: ignore[attr-defined]
+        assert all(stages[name] > 0 for name in ("upload", "network", "masks", "download"))
         lines.append(f"graphs {graphs}: a call {whole:.1f} us, of which launch and wait {least:.1f} us")
     with capsys.disabled():
-        print(f"\n{engine.parent.name}: " + "; ".join(lines))
+        print(f"\n{engine.parent.name}: {'; '.join(lines)}; {stages} ms")

@@ -220,6 +220,17 @@ def test_detections_of_prepared_batches(gpu: FakeGpu, tmp_path: Path) -> None:
             engine.predict_prepared([IMAGE] * 4, [(20, 30)] * 4, 0.15, 15)
 
 
+def test_stages_are_timed_by_events(gpu: FakeGpu, tmp_path: Path) -> None:
+    with open_engine(write_engine(tmp_path, runtime_arrays(), RUNTIME)) as engine:
+        # The stand-in's clock ticks with each piece of work, and with the event itself.
+        assert engine.stage_times([IMAGE, IMAGE]) == {  # type: ignore[attr-defined]
+            "upload": 2 + 1, "preprocess": 1 + 1, "network": 1 + 1, "detect": 4 + 1, "masks": 5 + 1,
+            "download": 1 + 1 + 2 + 1,
+        }  # fmt: skip
+        assert len(engine.predict([IMAGE])[0]) == 2
+    assert not gpu.held and not gpu.problems
+
+
 def test_a_closed_engine_says_so(gpu: FakeGpu, tmp_path: Path) -> None:
     engine = open_engine(write_engine(tmp_path, native_arrays(), NATIVE))
     engine.close()
@@ -230,8 +241,12 @@ def test_a_closed_engine_says_so(gpu: FakeGpu, tmp_path: Path) -> None:
 
 
 def test_streams_have_limits(gpu: FakeGpu, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"streams is 9; it must be in 1\.\.8"):
-        open_engine(write_engine(tmp_path, native_arrays(), NATIVE), streams=9)
+    path = write_engine(tmp_path, native_arrays(), NATIVE)
+    for streams in (0, 9, "many"):
+        with pytest.raises(UsageError, match=rf"streams is {streams!r}; it must be in 1\.\.8, or 'auto'"):
+            open_engine(path, streams=streams)
+    with open_engine(path, streams="auto") as engine:
+        assert engine.streams == 2
 
 
 def test_it_closes_on_another_thread(gpu: FakeGpu, tmp_path: Path) -> None:
@@ -249,6 +264,12 @@ def use(path: Path) -> int:
         found = [len(engine.predict([IMAGE])[0]) for _ in range(3)]
         found += [len(engine.predict([np.full((30, 700, 3), 255, np.uint8)])[0])]
         found += [int(engine.detect(np.full((1, 16, 16, 3), 255, np.uint8)).count[0])]
+        try:
+            assert len(engine.stage_times([IMAGE])) == 6  # type: ignore[attr-defined]
+        except DeviceError:
+            raise
+        except YolactError as error:  # there was no memory for them
+            assert "masks are made on the host" in str(error)
         return sum(found)
 
 

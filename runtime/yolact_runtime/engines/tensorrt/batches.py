@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,12 +103,19 @@ class Batch(Owner):
         return loaded
 
     def queue_network(self) -> None:
-        """Put network and detection on the stream.
+        """Put the network on the stream.
 
         Raises:
-            DeviceError: TensorRT or the driver failed.
+            DeviceError: TensorRT failed.
         """
         self._execution.queue(self._stream.handle)
+
+    def queue_detection(self) -> None:
+        """Put detection on the stream, where the engine has not done it.
+
+        Raises:
+            DeviceError: the driver failed.
+        """
         if self._detection is not None:
             self._detection.run(self._stream.handle)
 
@@ -150,24 +157,41 @@ class TracedBatch(Batch):
         masks = chain.masks(self.n, height, width)
         self._masks = self._load(masks, count=self._addresses["wanted"])
 
-    def queue(self) -> None:
-        """Put the call on the stream, from the upload of the header to the download of the summary.
+    def stages(self) -> list[tuple[str, Callable[[], None]]]:
+        """What a call puts on the stream, from the upload of the header to the download of the summary.
 
-        None of it depends on the images but through memory, so it can be captured.
-
-        Raises:
-            DeviceError: TensorRT or the driver failed; what pycuda raises comes as it is.
+        None of it depends on the images but through memory, so it can be captured. Each raises DeviceError
+        where TensorRT or the driver fails; what pycuda raises comes as it is.
         """
-        stream = self._stream
-        self.header.upload(stream)
-        if self._resize is not None:
-            self._resize.run(stream.handle)
+        return [
+            ("upload", self._queue_upload),
+            ("preprocess", self._queue_resize),
+            ("network", self.queue_network),
+            ("detect", self.queue_detection),
+            ("masks", self._queue_masks),
+            ("download", self._queue_download),
+        ]
+
+    def _queue_upload(self) -> None:
+        self.header.upload(self._stream)
         if self._staged is not None:
-            stream.upload(self._addresses[INPUT], self._staged)
-        self.queue_network()
-        self._wanted.run(stream.handle)
-        self._masks.run(stream.handle)
-        self.summary.download(stream)
+            self._stream.upload(self._addresses[INPUT], self._staged)
+
+    def _queue_resize(self) -> None:
+        if self._resize is not None:
+            self._resize.run(self._stream.handle)
+
+    def _queue_masks(self) -> None:
+        self._wanted.run(self._stream.handle)
+        self._masks.run(self._stream.handle)
+
+    def _queue_download(self) -> None:
+        self.summary.download(self._stream)
+
+    def queue(self) -> None:
+        """Put all stages on the stream."""
+        for _, stage in self.stages():
+            stage()
 
     def run(self) -> None:
         """As `queue`, by a CUDA graph from the second time on.
@@ -175,7 +199,7 @@ class TracedBatch(Batch):
         The first run is plain: the libraries set up what they do only once, which cannot be captured.
 
         Raises:
-            DeviceError: as for `queue`.
+            DeviceError: as in `stages`.
         """
         graphs = self._shared.graphs
         if self._graph is None and self._runs > 0 and graphs.enabled:

@@ -27,6 +27,8 @@ from yolact_runtime.results import Result
 log = logging.getLogger(__name__)
 
 MOST_STREAMS = 8
+# One computes while the other copies.
+AUTO_STREAMS = 2
 
 
 class TensorRtEngine(Engine):
@@ -41,7 +43,7 @@ class TensorRtEngine(Engine):
         metadata: Its metadata.
         record: What else its JSON says.
         library: `tensorrt` or `tensorrt_rtx`.
-        streams: Calls at the same time, 1..8.
+        streams: Calls at the same time, 1..8; "auto" for 2.
         graphs: Launch by CUDA graphs.
 
     Raises:
@@ -56,12 +58,13 @@ class TensorRtEngine(Engine):
         metadata: Metadata,
         record: EngineRecord,
         library: Any,
-        streams: int = 2,
+        streams: int | str = "auto",
         graphs: bool = True,
     ) -> None:
-        if not 1 <= streams <= MOST_STREAMS:
-            raise UsageError(f"streams is {streams}; it must be in 1..{MOST_STREAMS}")
-        self.metadata, self.streams = metadata, streams
+        slots = AUTO_STREAMS if streams == "auto" else streams
+        if not isinstance(slots, int) or not 1 <= slots <= MOST_STREAMS:
+            raise UsageError(f"streams is {streams!r}; it must be in 1..{MOST_STREAMS}, or 'auto'")
+        self.metadata, self.streams = metadata, slots
         self._path, self._title = path, record.title
         self._idle: SimpleQueue[Slot | None] = SimpleQueue()
         self._closed = False
@@ -122,7 +125,9 @@ class TensorRtEngine(Engine):
                     detections, regions = found
                     check_detections(detections, len(detections.boxes), meta)
                     return [
-                        result_of(detections, index, size, meta, score_threshold, top_k, regions[index])
+                        result_of(
+                            detections, index, size, meta, score_threshold, top_k, traced=regions[index]
+                        )
                         for index, size in enumerate(sizes)
                     ]
         if self._resizes:
@@ -139,6 +144,35 @@ class TensorRtEngine(Engine):
             )
         with self._slot() as slot:
             return slot.detect(batch)
+
+    def stage_times(
+        self, images: Sequence[np.ndarray], score_threshold: float = 0.15, top_k: int = 15
+    ) -> dict[str, float]:
+        """Where the GPU's time goes in one call, launched stage by stage and timed by events.
+
+        Where the host is behind the GPU, that is part of the stage which waits for it.
+
+        Args:
+            images: As many as a batch takes, as for `predict`.
+            score_threshold: As for `predict`.
+            top_k: As for `predict`.
+
+        Returns:
+            Milliseconds of `upload`, `preprocess`, `network`, `detect`, `masks` and `download`.
+
+        Raises:
+            YolactError: the masks of such images are made on the host.
+            DeviceError: the GPU failed.
+        """
+        times = None
+        if self._traces:
+            prepared = [self.prepare(image) for image in images]
+            sizes = [(image.shape[0], image.shape[1]) for image in images]
+            with self._slot() as slot:
+                times = slot.stage_times(prepared, sizes, score_threshold, top_k)
+        if times is None:
+            raise YolactError(f"{self._path}: its stages cannot be timed: masks are made on the host")
+        return times
 
     def close(self) -> None:
         """Wait for the calls that run, and free everything."""

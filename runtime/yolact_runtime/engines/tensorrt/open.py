@@ -19,12 +19,12 @@ from yolact_runtime.errors import UsageError, YolactError, missing_extra
 from yolact_runtime.gpu import current_gpu
 
 
-def open_engine(path: str | Path, streams: int = 2, graphs: bool = True) -> Engine:
+def open_engine(path: str | Path, streams: int | str = "auto", graphs: bool = True) -> Engine:
     """Check that an engine is intact and fits this machine, then open it.
 
     Args:
         path: The engine; its JSON lies beside it.
-        streams: Calls that run at the same time, 1..8, each with its own buffers on the GPU.
+        streams: Calls that run at the same time, 1..8, each with its own buffers on the GPU; "auto" for 2.
         graphs: Launch by CUDA graphs, captured at the second call of each batch size.
 
     Raises:

@@ -7,15 +7,16 @@ so one call's copies run beside another's network.
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
 from yolact_runtime.blocks import Block
-from yolact_runtime.buffers import Stream, pycuda_failure
+from yolact_runtime.buffers import Event, Stream, pycuda_failure
 from yolact_runtime.engine import Detections
 from yolact_runtime.engines.outputs import INPUT
 from yolact_runtime.engines.tensorrt.batches import Batch, Memory, Shared, TracedBatch
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 # COCO's images fit into that without growing; sides grow in whole steps.
 _FIRST_SIDE = 640
 _STEP = 64
+# Marks where no stage ends.
+_BREAK = ""
 
 
 class Room(Owner):
@@ -134,13 +137,8 @@ class Slot(Owner):
         Raises:
             DeviceError: the GPU failed.
         """
-        try:
+        with self._failing():
             return self._detect(batch)
-        except BaseException as error:
-            self._settle()
-            if isinstance(error, self._shared.device.errors):
-                raise self._failure(error) from error
-            raise
 
     def _detect(self, batch: np.ndarray) -> Detections:
         n, stream = len(batch), self._stream
@@ -153,6 +151,7 @@ class Slot(Owner):
         stream.upload(self._memory.addresses[INPUT], staging.images[:n])
         self._doing = "running the network"
         one.queue_network()
+        one.queue_detection()
         self._doing = "downloading detections"
         one.summary.download(stream)
         stream.download(staging.prototypes[:n], self._memory.addresses["prototypes"])
@@ -193,13 +192,39 @@ class Slot(Owner):
         Raises:
             DeviceError: the GPU failed.
         """
-        try:
+        with self._failing():
             return self._predict(images, sizes, score_threshold, top_k)
-        except BaseException as error:
-            self._settle()
-            if isinstance(error, self._shared.device.errors):
-                raise self._failure(error) from error
-            raise
+
+    def stage_times(
+        self,
+        images: Sequence[np.ndarray],
+        sizes: Sequence[tuple[int, int]],
+        score_threshold: float,
+        top_k: int,
+    ) -> dict[str, float] | None:
+        """Run a call stage by stage, without a graph, and time each on the GPU.
+
+        Returns:
+            Milliseconds; None as for `predict`.
+
+        Raises:
+            DeviceError: the GPU failed.
+        """
+        marks: list[tuple[str, Event]] = []
+        with self._failing(), ExitStack() as held:
+
+            def mark(name: str) -> None:
+                marks.append((name, self._shared.device.open_event(held)))
+                marks[-1][1].record(self._stream)
+
+            if self._predict(images, sizes, score_threshold, top_k, mark) is None:
+                return None
+            self._stream.synchronize()
+            times: dict[str, float] = {}
+            for (_, earlier), (name, later) in itertools.pairwise(marks):
+                if name != _BREAK:
+                    times[name] = times.get(name, 0.0) + later.milliseconds_since(earlier)
+        return times
 
     def _predict(
         self,
@@ -207,6 +232,7 @@ class Slot(Owner):
         sizes: Sequence[tuple[int, int]],
         score_threshold: float,
         top_k: int,
+        mark: Callable[[str], None] | None = None,
     ) -> tuple[Detections, list[list[Region]]] | None:
         room = self._room_for(sizes)
         if room is None:
@@ -219,6 +245,8 @@ class Slot(Owner):
         header["sizes"][:count] = sizes
         header["limits"][0] = score_threshold
         header["limits"][1] = min(top_k, meta.max_detections)
+        if mark:
+            mark(_BREAK)
         if self._chain.resizes:
             pack(images, room.pixels, header["table"])
             used = sum(image.size for image in images)
@@ -229,7 +257,12 @@ class Slot(Owner):
             for index in range(n):
                 staged[index] = images[min(index, count - 1)]
         self._doing = "queueing a call"
-        one.run()
+        if mark:
+            for name, stage in one.stages():
+                stage()
+                mark(name)
+        else:
+            one.run()
         self._doing = "waiting for detections"
         stream.synchronize()
         wanted, offsets, capacity = found["wanted"], found["offsets"], room.edges.shape[1]
@@ -239,10 +272,14 @@ class Slot(Owner):
             return None
         if any(totals):
             self._doing = "downloading edges"
+            if mark:
+                mark(_BREAK)
             first, stride = room.addresses["edges"], room.edges.strides[0]
             for row, total in enumerate(totals):
                 if total:
                     stream.download(room.edges[row, :total], first + row * stride)
+            if mark:
+                mark("download")
             stream.synchronize()
         regions = read_regions(wanted[:count], header["sizes"], found["regions"], offsets, room.edges)
         nothing = np.empty((n, 0, 0, self._chain.depth), np.float32)
@@ -314,5 +351,13 @@ class Slot(Owner):
         self._staging = None
         self._memories.close()
 
-    def _failure(self, error: BaseException) -> DeviceError:
-        return pycuda_failure(error, f"{self._doing} (slot {self._number})")
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """After any error leave nothing running, and turn pycuda's into a DeviceError."""
+        try:
+            yield
+        except BaseException as error:
+            self._settle()
+            if isinstance(error, self._shared.device.errors):
+                raise pycuda_failure(error, f"{self._doing} (slot {self._number})") from error
+            raise
