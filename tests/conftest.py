@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -26,6 +27,10 @@ for _name in (
     "shared_data",
     "cuda_on_cpu",
     "kernel_heads",
+    "fake_pycuda",
+    "fake_tensorrt",
+    "fake_gpu",
+    "engine_files",
 ):
     _spec = importlib.util.spec_from_file_location(_name, HERE / f"{_name}.py")
     assert _spec is not None and _spec.loader is not None
@@ -39,6 +44,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if marked and current_gpu() is None:
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="no GPU, driver or cuda-bindings"))
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A `FakeGpu` in place of pycuda, TensorRT and the driver."""
+    return sys.modules["fake_gpu"].FakeGpu().install(monkeypatch)
 
 
 @dataclass(frozen=True)

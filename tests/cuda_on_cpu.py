@@ -14,8 +14,9 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,32 +91,21 @@ def run(
         if value.shape != buffer.shape or value.dtype != buffer.dtype:
             raise KernelError(f"input {buffer.name} is {value.shape} {value.dtype}; the plan has {buffer}")
         arrays[buffer.name][...] = value
-    libraries = {
-        source: _library(source, plan.kernels(source), (sources or {}).get(source)) for source in plan.sources
-    }
     for launch in plan.launches:
-        function = libraries[launch.source][f"launch_{plan.kernels(launch.source).index(launch.kernel)}"]
-        values: list[ctypes.c_void_p | ctypes.c_int32 | ctypes.c_float] = []
-        kinds = ""
-        for argument in launch.arguments:
-            if isinstance(argument, str):
-                values.append(ctypes.c_void_p(arrays[argument].ctypes.data))
-                kinds += "b"
-            elif isinstance(argument, np.int32):
-                values.append(ctypes.c_int32(int(argument)))
-                kinds += "i"
-            else:
-                values.append(ctypes.c_float(float(argument)))
-                kinds += "f"
-        error = ctypes.create_string_buffer(500)
-        request = _Request(
-            launch.grid, launch.block, launch.shared_bytes, skip_barrier[0].encode(), skip_barrier[1], order,
-            len(values),
-            (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values)),
-            kinds.encode(), ctypes.cast(error, ctypes.c_char_p), len(error),
+        values = [
+            arrays[argument].ctypes.data if isinstance(argument, str) else argument.item()
+            for argument in launch.arguments
+        ]
+        kinds = [
+            ctypes.c_void_p
+            if isinstance(argument, str)
+            else (ctypes.c_int32 if isinstance(argument, np.int32) else ctypes.c_float)
+            for argument in launch.arguments
+        ]
+        call(
+            launch.source, plan.kernels(launch.source), launch.kernel, launch.grid, launch.block,
+            launch.shared_bytes, values, kinds, order, skip_barrier, sources,
         )  # fmt: skip
-        if function(ctypes.byref(request)):
-            raise KernelError(f"{launch.kernel}: {error.value.decode()}")
         for buffer in plan.buffers:
             block = memory[buffer.name]
             if (block[:GUARD] != 0xFF).any() or (block[GUARD + buffer.nbytes :] != 0xFF).any():
@@ -124,6 +114,50 @@ def run(
             if arrays[buffer.name].tobytes() != inputs[buffer.name].tobytes():
                 raise KernelError(f"{launch.kernel} changed input {buffer.name}")
     return {buffer.name: arrays[buffer.name].copy() for buffer in plan.outputs + plan.workspace}
+
+
+def call(
+    source: str,
+    kernels: tuple[str, ...],
+    kernel: str,
+    grid: Sequence[int],
+    block: Sequence[int],
+    shared_bytes: int,
+    values: Sequence[int | float],
+    kinds: Sequence[Any],
+    order: int = FORWARD,
+    skip_barrier: tuple[str, int] = ("", 0),
+    sources: Mapping[str, str] | None = None,
+) -> None:
+    """Launch one kernel.
+
+    Args:
+        source: File name.
+        kernels: All that are compiled from it together.
+        kernel: One of them.
+        grid: Blocks.
+        block: Threads.
+        shared_bytes: Dynamic shared memory.
+        values: Arguments; addresses as integers.
+        kinds: `c_void_p`, `c_int32` or `c_float` for each.
+        order: As for `run`.
+        skip_barrier: As for `run`.
+        sources: As for `run`.
+
+    Raises:
+        KernelError: see the class.
+    """
+    library = _library(source, kernels, (sources or {}).get(source))
+    letters = {ctypes.c_void_p: "b", ctypes.c_int32: "i", ctypes.c_float: "f"}
+    boxed = [kind(value) for kind, value in zip(kinds, values, strict=True)]
+    error = ctypes.create_string_buffer(500)
+    request = _Request(
+        tuple(grid), tuple(block), shared_bytes, skip_barrier[0].encode(), skip_barrier[1], order, len(boxed),
+        (ctypes.c_void_p * len(boxed))(*(ctypes.addressof(value) for value in boxed)),
+        "".join(letters[kind] for kind in kinds).encode(), ctypes.cast(error, ctypes.c_char_p), len(error),
+    )  # fmt: skip
+    if library[f"launch_{kernels.index(kernel)}"](ctypes.byref(request)):
+        raise KernelError(f"{kernel}: {error.value.decode()}")
 
 
 def _allocate(buffer: Buffer) -> np.ndarray:

@@ -25,6 +25,8 @@ PAIRS = {
     "cuModuleLoadData": "cuModuleUnload",
     "cuMemAlloc": "cuMemFree",
     "cuEventCreate": "cuEventDestroy",
+    "cuStreamEndCapture": "cuGraphDestroy",
+    "cuGraphInstantiate": "cuGraphExecDestroy",
 }
 CONTEXT = ("cuDevicePrimaryCtxRetain", "cuCtxPushCurrent")
 ATTRIBUTES = SimpleNamespace(
@@ -70,13 +72,17 @@ class FakeDriver:
         """What was made and not ended: (function that ends it, value)."""
         return list(self._held)
 
+    def fails(self, name: str, *arguments: Any) -> bool:
+        """Note a call; whether it is one that fails."""
+        self.calls.append((name, arguments))
+        return self.broken or len(self.calls) - 1 == self.fail_at
+
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("cu"):
             raise AttributeError(name)
 
         def call(*arguments: Any) -> tuple[Any, ...]:
-            self.calls.append((name, arguments))
-            if self.broken or len(self.calls) - 1 == self.fail_at:
+            if self.fails(name, *arguments):
                 return (self.error,)
             if name in PAIRS.values():
                 if name == "cuCtxPopCurrent":

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from yolact_runtime.errors import UsageError, YolactError, missing_extra
+from yolact_runtime.masks import Region
 from yolact_runtime.metadata import Metadata
 from yolact_runtime.preprocess import resize_batch
 from yolact_runtime.results import Result
@@ -130,9 +131,10 @@ class Engine(ABC):
         else:
             batch = np.stack([*prepared, *[prepared[-1]] * missing])
         detections = self.detect(batch)
-        _check_detections(detections, len(batch), meta)
+        check_detections(detections, len(batch), meta)
         return [
-            _result(detections, index, size, meta, score_threshold, top_k) for index, size in enumerate(sizes)
+            result_of(detections, index, size, meta, score_threshold, top_k)
+            for index, size in enumerate(sizes)
         ]
 
     def close(self) -> None:  # noqa: B027 - most backends have nothing to free
@@ -231,7 +233,8 @@ def check_image(index: int, image: np.ndarray) -> None:
         )
 
 
-def _check_detections(found: Detections, n: int, meta: Metadata) -> None:
+def check_detections(found: Detections, n: int, meta: Metadata) -> None:
+    """Raise a YolactError where an engine's detections of n images are no such thing."""
     k, m = meta.max_detections, found.prototypes.shape[-1]
     shapes = {
         "count": (n,), "boxes": (n, k, 4), "scores": (n, k), "classes": (n, k),
@@ -253,14 +256,29 @@ def _check_detections(found: Detections, n: int, meta: Metadata) -> None:
         )
 
 
-def _result(
+def result_of(
     found: Detections,
     index: int,
     size: tuple[int, int],
     meta: Metadata,
     score_threshold: float,
     top_k: int,
+    traced: Sequence[Region] | None = None,
 ) -> Result:
+    """The result of the `index`-th image, in arrays of its own.
+
+    Args:
+        found: Of the batch.
+        index: In the batch.
+        size: Height and width of the image.
+        meta: Of the engine.
+        score_threshold: As for `Engine.predict`.
+        top_k: As for `Engine.predict`.
+        traced: The masks of the image's rows, where the engine has made them.
+
+    Raises:
+        YolactError: a class that the engine does not have.
+    """
     count = int(found.count[index])
     boxes, scores = found.boxes[index, :count], found.scores[index, :count]
     mask_scores, classes = found.mask_scores[index, :count], found.classes[index, :count]
@@ -288,4 +306,5 @@ def _result(
         prototypes=np.array(prototypes, np.float32),
         class_names=meta.class_names,
         class_ids=meta.category_ids,
+        traced=None if traced is None else [traced[row] for row in rows.tolist()],
     )

@@ -13,7 +13,7 @@ from fake_onnx import NATIVE
 
 from yolact_runtime import engine_record as record_module
 from yolact_runtime.engine_record import EngineRecord, read_engine, rebuild_command, record_path, to_json
-from yolact_runtime.engines import tensorrt as module
+from yolact_runtime.engines.tensorrt import open as module
 from yolact_runtime.errors import YolactError
 from yolact_runtime.files import sha256, write_json
 from yolact_runtime.gpu import Gpu, current_gpu
@@ -164,9 +164,13 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return here
 
 
-def test_what_passes_every_check_names_the_engine_that_runs(engine: Path, machine: SimpleNamespace) -> None:
-    with pytest.raises(YolactError, match=r"cannot run TensorRT engines; use --engine .*m\.onnx"):
-        module.open_engine(engine)
+def test_what_passes_every_check_is_opened(
+    engine: Path, machine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+    monkeypatch.setattr(module, "TensorRtEngine", lambda *arguments: opened.append(arguments))
+    module.open_engine(engine, streams=3)
+    assert opened == [(engine, NATIVE, read_engine(engine)[1], machine.library, 3, True)]
 
 
 def test_another_version_is_refused(engine: Path, machine: SimpleNamespace) -> None:

@@ -146,6 +146,10 @@ def _set_options(trt: Any, config: Any, request: Request) -> None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_mib << 20)
     if hasattr(trt, "ProfilingVerbosity"):
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    # Without it, 8.6 gives the profile to one execution context; the runtime has one for each batch size.
+    sharing = getattr(getattr(trt, "PreviewFeature", None), "PROFILE_SHARING_0806", None)
+    if sharing is not None:
+        config.set_preview_feature(sharing, True)
     # It is on by default, and ten bits of mantissa are not what "fp32" promises.
     if hasattr(flags, "TF32") and not request.tf32:
         config.clear_flag(flags.TF32)

@@ -31,6 +31,7 @@ class GraphOutputs:
 
     Attributes:
         names: Of the outputs, in the order that `detections` takes them.
+        priors: (P, 4) float32 cx cy w h, where heads are raw.
     """
 
     def __init__(self, metadata: Metadata, path: str | Path) -> None:
@@ -38,13 +39,15 @@ class GraphOutputs:
         self.names = list(_NAMES[metadata.detect])
         if metadata.detect == "native" and metadata.mask_iou:
             self.names.append("mask_scores")
+        self._rescore: MaskIouNet | None = None
         if metadata.detect == "runtime":
             assert metadata.priors is not None  # Metadata checks it
             spec = metadata.priors
-            self._priors = make_priors(
+            self.priors = make_priors(
                 spec.levels, spec.scales, spec.aspect_ratios, metadata.input_size, spec.square
             )
-            self._rescore = MaskIouNet.from_text(metadata.mask_iou_net, path) if metadata.mask_iou else None
+            if metadata.mask_iou:
+                self._rescore = MaskIouNet.from_text(metadata.mask_iou_net, path)
 
     def check(self, inputs: Sequence[str], outputs: Sequence[str]) -> None:
         """Compare with the names that a file has.
@@ -73,9 +76,9 @@ class GraphOutputs:
     def _detect_here(
         self, loc: np.ndarray, logits: np.ndarray, coefficients: np.ndarray, prototypes: np.ndarray
     ) -> Detections:
-        if loc.shape[1] != len(self._priors):
+        if loc.shape[1] != len(self.priors):
             raise YolactError(
-                f"{self._path}: the graph has {loc.shape[1]} priors, its metadata {len(self._priors)};"
+                f"{self._path}: the graph has {loc.shape[1]} priors, its metadata {len(self.priors)};"
                 " export it again"
             )
         names = len(self._metadata.class_names)
@@ -84,9 +87,14 @@ class GraphOutputs:
                 f"{self._path}: the graph has {logits.shape[2] - 1} classes, its metadata {names};"
                 " export it again"
             )
-        found = detect(loc, logits, coefficients, prototypes, self._priors, self._metadata)
-        if self._rescore is not None:
-            for i, count in enumerate(found.count):
-                masks = assemble(found.coefficients[i, :count], prototypes[i], found.boxes[i, :count])
-                found.mask_scores[i, :count] *= self._rescore(masks, found.classes[i, :count])
+        found = detect(loc, logits, coefficients, prototypes, self.priors, self._metadata)
+        self.rescore(found)
         return found
+
+    def rescore(self, found: Detections) -> None:
+        """Multiply the mask scores by what the network for it expects, where heads are raw and it has one."""
+        if self._rescore is None:
+            return
+        for i, count in enumerate(found.count):
+            masks = assemble(found.coefficients[i, :count], found.prototypes[i], found.boxes[i, :count])
+            found.mask_scores[i, :count] *= self._rescore(masks, found.classes[i, :count])

@@ -9,6 +9,7 @@ from yolact_runtime.kernels.detection import detection_plan
 from yolact_runtime.kernels.masks import MaskShapes, mask_plan
 from yolact_runtime.kernels.plan import Plan
 from yolact_runtime.kernels.preprocess import preprocess_plan
+from yolact_runtime.kernels.wanted import wanted_plan
 
 
 def example_plans() -> Iterator[Plan]:
@@ -18,6 +19,7 @@ def example_plans() -> Iterator[Plan]:
         yield detection_plan(1, 19248, 80, loc_dtype=loc, logits_dtype=logits, coefficients_dtype=loc)
     for dtype in floats:
         yield mask_plan(MaskShapes(1, 100, 32, 138, 138, 480, 640, dtype))
+    yield wanted_plan(1, 100, 32)
     for dtype in ("uint8", *floats):
         yield preprocess_plan(1, 550, 640 * 480 * 3, dtype)
 

@@ -153,6 +153,9 @@ class Config(SimpleNamespace):
     def clear_flag(self, flag: Any) -> None:
         self.seen["flags"].add(f"no {flag.name}")
 
+    def set_preview_feature(self, feature: str, enable: bool) -> None:
+        self.seen["preview"] = feature, enable
+
     def set_memory_pool_limit(self, pool: str, size: int) -> None:
         self.seen["pool"] = pool, size
 
@@ -231,6 +234,14 @@ def test_tensorrt_8_in_other_precisions(tmp_path: Path) -> None:
         answer = build(library, make_request(tmp_path, precision=precision), no_progress)
         assert library.seen["flags"] == flags
         assert answer.compute == {"fp32": 1}
+
+
+def test_contexts_share_the_profile_where_that_has_to_be_said(request_: Request) -> None:
+    features = SimpleNamespace(PROFILE_SHARING_0806="sharing")
+    library = Library("8.6.1", HALF_NETWORK, typed=False, inspector={"Layers": []}, PreviewFeature=features)
+    with pytest.raises(YolactError, match="cannot be inspected"):
+        build(library, request_, no_progress)
+    assert library.seen["preview"] == ("sharing", True)
 
 
 def test_an_untyped_engine_that_cannot_be_inspected_is_not_trusted(request_: Request) -> None:

@@ -14,7 +14,7 @@ from fake_driver import CUresult, FakeDriver
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.kernels import device as module
 from yolact_runtime.kernels.compile import Module
-from yolact_runtime.kernels.device import Device
+from yolact_runtime.kernels.device import Device, Kernels
 from yolact_runtime.kernels.plan import Buffer, Launch, Plan
 from yolact_runtime.kernels.timing import FLUSHES, copy_bandwidth, time_launches
 
@@ -103,6 +103,25 @@ def test_launches_get_grid_block_stream_and_typed_arguments(driver: FakeDriver) 
         assert pair[1] == (*second, stream, ((words, tenth, count), (pointer, real, pointer)), 0)
     # NumPy's scalars are not what the bindings take.
     assert {type(value) for call in launched for value in call[-2][0]} == {int, float}
+
+
+def test_plans_share_what_they_are_given(driver: FakeDriver) -> None:
+    with Device() as device, Kernels(device, (PLAN, PLAN)) as kernels:
+        assert driver.names.count("cuModuleLoadData") == 2  # one for each source
+        with device.load(PLAN, kernels=kernels) as first:
+            start = len(driver.calls)
+            given = {"image": first.memory["image"], "count": 4096}
+            with device.load(PLAN, given, kernels) as second:
+                second.run()
+                words = second.memory["words"]
+                assert second.memory == {**given, "words": words}
+                (values, _), _ = driver.calls[-1][1][-2:]
+                assert values == (words, float(np.float32(0.1)), 4096)
+            assert driver.names[start:] == ["cuMemAlloc", "cuLaunchKernel", "cuLaunchKernel", "cuMemFree"]
+            assert driver.calls[-1][1] == (words,)
+            with pytest.raises(ValueError, match=r"no buffers \['masks'\]; it has image, count, words"):
+                device.load(PLAN, {"masks": 1})
+    assert not driver.held
 
 
 def test_arrays_go_there_and_back(driver: FakeDriver) -> None:

@@ -1,0 +1,93 @@
+"""The checks that come before an engine is opened."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+from yolact_runtime.engine import Engine
+from yolact_runtime.engine_record import (
+    LIBRARIES,
+    TITLES,
+    EngineRecord,
+    read_engine,
+    rebuild_command,
+)
+from yolact_runtime.engines.tensorrt.engine import TensorRtEngine
+from yolact_runtime.errors import UsageError, YolactError, missing_extra
+from yolact_runtime.gpu import current_gpu
+
+
+def open_engine(path: str | Path, streams: int | str = "auto", graphs: bool = True) -> Engine:
+    """Check that an engine is intact and fits this machine, then open it.
+
+    Args:
+        path: The engine; its JSON lies beside it.
+        streams: Calls that run at the same time, 1..8, each with its own buffers on the GPU; "auto" for 2.
+        graphs: Launch by CUDA graphs, captured at the second call of each batch size.
+
+    Raises:
+        YolactError: names the field of the JSON that does not fit, and the command that builds the engine
+            again; or what is missing here, and the file that runs without it.
+        DeviceError: the GPU, its driver or TensorRT failed.
+        UsageError: `streams` is outside its range.
+    """
+    path = Path(path)
+    metadata, record = read_engine(path)
+    library = check_machine(path, record)
+    try:
+        return TensorRtEngine(path, metadata, record, library, streams, graphs)
+    except UsageError:
+        raise
+    except YolactError as error:
+        where = "" if str(path) in str(error) else f"{path}: "
+        raise type(error)(f"{where}{error}; {_instead(path, record)}") from error
+
+
+def check_machine(path: Path, record: EngineRecord) -> ModuleType:
+    """The library that runs the engine.
+
+    Raises:
+        YolactError: this machine's library or GPU cannot run it.
+    """
+    library = _library(path, record)
+    version = str(library.__version__)
+    if problem := record.problem_with_library(version):
+        raise YolactError(f"{path}: {problem}; build it again: {rebuild_command(path, record)}")
+    try:
+        from cuda.bindings import driver  # noqa: F401
+    except ImportError as error:  # without it nobody knows whether there is a GPU
+        raise _missing(path, record, "cuda.bindings") from error
+    gpu = current_gpu()
+    if gpu is None:
+        raise YolactError(
+            f"{path}: {TITLES[record.library]} engines need an NVIDIA GPU with its driver, and none is"
+            f" here; {_instead(path, record)}"
+        )
+    if problem := record.problem_with_gpu(gpu.capability):
+        command = rebuild_command(path, record, gpu.capability)
+        raise YolactError(f"{path}: {problem} ({gpu.name}); build it again: {command}")
+    return library
+
+
+def _instead(path: Path, record: EngineRecord) -> str:
+    """What runs without TensorRT and a GPU."""
+    return f"or use --engine {path.parent / record.onnx_file}"
+
+
+def _missing(path: Path, record: EngineRecord, module: str) -> YolactError:
+    extra = next(short for short, name in LIBRARIES.items() if name == record.library)
+    needed = missing_extra(f"opening {path}, built by {record.title}, (no module {module!r})", extra)
+    return YolactError(f"{needed}, {_instead(path, record)}")
+
+
+def _library(path: Path, record: EngineRecord) -> ModuleType:
+    try:
+        return importlib.import_module(record.library)
+    except ModuleNotFoundError as error:
+        raise _missing(path, record, record.library) from error
+    except (ImportError, OSError) as error:  # the package is there, its shared libraries are not
+        raise YolactError(
+            f"{path}: {TITLES[record.library]} does not load: {error}; {_instead(path, record)}"
+        ) from error
