@@ -114,7 +114,7 @@ def test_no_detection_is_a_result():
 
 def test_opening_by_path(tmp_path):
     path = write_onnx(tmp_path / "m.onnx", native_arrays(), NATIVE)
-    with load_engine(str(path), threads=1) as fake:
+    with load_engine(str(path), backend="onnxruntime", threads=1) as fake:
         assert fake.metadata == NATIVE and fake.name.startswith("ONNX Runtime")
     with pytest.raises(UsageError, match=r"'config' does not apply to a \.onnx engine; it takes providers"):
         load_engine(path, config="x")
