@@ -82,9 +82,9 @@ def open_exported(
                 f"precision bf16: backend {backend} does not compute in it; use --backend openvino"
             )
         return _open(backend, file, precision, options), ""
-    _refuse_unknown(options, able, suffix)
     if len(able) == 1:
         return _open(able[0], file, precision, options), ""
+    _refuse_unknown(options, able, suffix)
     if options.get("providers"):
         return _open("onnxruntime", file, precision, options), "it was given providers"
     properties = read_properties(file)

@@ -37,12 +37,14 @@ def _fields(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
     """
     while file.tell() < size:
         number, kind = divmod(_varint(file), 8)
+        if not number:
+            raise ValueError
         if kind == _VARINT:
             _varint(file)
             continue
         length = {_FIXED64: 8, _FIXED32: 4}.get(kind) or (_varint(file) if kind == _BYTES else -1)
         end = file.tell() + length
-        if length < 0 or end > size or not number:
+        if length < 0 or end > size:
             raise ValueError
         if kind == _BYTES:
             yield number, length

@@ -12,9 +12,10 @@ import numpy as np
 
 from yolact_runtime.engine import Detections, Engine
 from yolact_runtime.engines.binding import BoundSession
+from yolact_runtime.engines.failures import run_failed
 from yolact_runtime.engines.outputs import INPUT, GraphOutputs
 from yolact_runtime.engines.threads import AUTO, check_threads, usable_cores
-from yolact_runtime.errors import UsageError, YolactError, first_line, run_failed
+from yolact_runtime.errors import UsageError, YolactError, first_line
 from yolact_runtime.metadata import Metadata
 
 log = logging.getLogger(__name__)

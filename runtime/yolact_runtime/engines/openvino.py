@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from yolact_runtime.engine import Detections, Engine
+from yolact_runtime.engines.failures import reason, run_failed
 from yolact_runtime.engines.outputs import INPUT, GraphOutputs
 from yolact_runtime.engines.threads import AUTO, check_threads, usable_cores
-from yolact_runtime.errors import UsageError, YolactError, first_line, missing_extra, run_failed
+from yolact_runtime.errors import UsageError, YolactError, missing_extra
 from yolact_runtime.metadata import PREFIX, Metadata
+from yolact_runtime.onnx_file import read_properties
 
 # Where a model's own properties are in the file, each a string; those of an ONNX file end up in the other.
 SECTION = PREFIX.rstrip(".")
@@ -84,7 +86,7 @@ class OpenVinoEngine(Engine):
             for _ in range(self.streams):
                 self._requests.put(compiled.create_infer_request())
         except Exception as error:  # OpenVINO raises plain RuntimeErrors of many lines
-            raise YolactError(f"{path}: OpenVINO cannot compile it: {first_line(error)}") from error
+            raise YolactError(f"{path}: OpenVINO cannot compile it: {reason(error)}") from error
 
     @property
     def name(self) -> str:
@@ -136,26 +138,26 @@ def read_model(path: Path, core: Any = None) -> tuple[Any, Metadata]:
     Raises:
         YolactError: no file that OpenVINO reads, or not one of ours.
     """
-    # Mapped into memory, weights would change under a running engine when somebody overwrites the file.
     core = core or _core()
+    # Mapped into memory, weights would change under a running engine when somebody overwrites the file.
     core.set_property({"ENABLE_MMAP": False})
+    is_onnx = path.suffix.lower() == ".onnx"
     try:
+        if is_onnx and read_properties(path) is None:
+            # OpenVINO would try the readers of every other framework, some of which write to the console.
+            raise RuntimeError("it is no ONNX file, or cut short")
         model = core.read_model(path)
     except RuntimeError as error:
-        damaged = "the file or the .bin beside it" if path.suffix.lower() == ".xml" else "the file"
+        damaged = "the file" if is_onnx else "the file or the .bin beside it"
         raise YolactError(
             f"{path}: OpenVINO cannot read it; if {damaged} is damaged, copy or export it again"
-            f" ({first_line(error)})"
+            f" ({reason(error)})"
         ) from error
-    sections = model.get_rt_info()
-    props = {}
-    if SECTION in sections:
-        props = {
-            f"{PREFIX}{name}": model.get_rt_info([SECTION, name]).astype(str) for name in sections[SECTION]
-        }
-    elif _ONNX_SECTION in sections:
-        names = [name for name in sections[_ONNX_SECTION] if name.startswith(PREFIX)]
-        props = {name: model.get_rt_info([_ONNX_SECTION, name]).astype(str) for name in names}
+    # A converted file has both sections; the first is the one that was written for it.
+    section, prefix = (_ONNX_SECTION, "") if is_onnx else (SECTION, PREFIX)
+    # Its map of sections knows `in`, but not `get`.
+    names = model.get_rt_info()[section] if section in model.get_rt_info() else ()  # noqa: SIM401
+    props = {f"{prefix}{name}": model.get_rt_info([section, name]).astype(str) for name in names}
     return model, Metadata.from_props(props, path)
 
 
