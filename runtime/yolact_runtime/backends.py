@@ -109,13 +109,11 @@ def choose_for_cpu(delivered: str, asked: str | None = None) -> tuple[str, str]:
     """
     if asked == "bf16":
         return "openvino", "it is what computes in bf16"
-    if delivered == "fp16":
-        return "onnxruntime", "it rounds as the file says; CPUs are quicker with fp32 or int8"
     if importlib.util.find_spec("openvino") is None:
         return "onnxruntime", "OpenVINO is not installed"
     if delivered == "int8":
         return "openvino", "quicker than ONNX Runtime in int8"
-    if delivered == "fp32" and _cpu_has_bf16():
+    if delivered in ("fp32", "fp16") and _cpu_has_bf16():
         return "openvino", "quicker than ONNX Runtime on CPUs with AVX-512 and bf16"
     return "onnxruntime", "no other was measured to be quicker on this CPU"
 
@@ -156,11 +154,30 @@ def check_precision(engine: Engine, asked: str | None, file: Path) -> None:
         remedy = f"export it: yolact-export --weights W --to {target} --precision {asked}"
         remedy += " --calibrate DIR" if asked == "int8" else ""
         if engine.metadata.precision == asked:
-            remedy = "use --backend onnxruntime or cuda"
+            remedy = _better_backend(asked)
     raise UsageError(
         f"engine {file}: precision {asked} was asked for, and {engine.precision} is what {engine.name}"
         f" delivers; {remedy}"
     )
+
+
+def warn_of_precision(engine: Engine, file: Path) -> None:
+    """Say so where a file is not computed in the precision that it has."""
+    stored = engine.metadata.precision
+    if engine.precision not in (stored, "bf16"):
+        log.warning(
+            "%s is in %s, and %s computes it in %s: no quicker than an fp32 file; %s",
+            file,
+            stored,
+            engine.name,
+            engine.precision,
+            _better_backend(stored),
+        )
+
+
+def _better_backend(precision: str) -> str:
+    gpu = "run it on a GPU: --backend cuda or tensorrt"
+    return "use --backend openvino" if precision == "int8" else gpu
 
 
 def options_of(opener: Callable[..., Any]) -> list[str]:

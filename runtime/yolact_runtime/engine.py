@@ -205,6 +205,7 @@ def load_engine(
     except UsageError:
         engine.close()
         raise
+    backends.warn_of_precision(engine, file)
     parts = [engine.name, engine.precision]
     parts += [f"{engine.threads} threads"] if engine.threads else []
     parts += [f"{engine.streams} streams"] if engine.streams > 1 else []

@@ -1,4 +1,4 @@
-"""What an ONNX file says of itself, read without the weights and without any library for ONNX."""
+"""What an ONNX file says, read without the weights and without any library for ONNX."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-# Numbers of protobuf fields: ModelProto.metadata_props, and key and value of its entries.
-_METADATA_PROPS, _KEY, _VALUE = 14, 1, 2
+# Numbers of protobuf fields: of ModelProto, of the entries of metadata_props, of GraphProto and NodeProto.
+_GRAPH, _METADATA_PROPS = 7, 14
+_KEY, _VALUE = 1, 2
+_NODE, _NAME, _OP_TYPE = 1, 3, 4
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -29,11 +31,31 @@ def read_properties(path: str | Path) -> dict[str, str] | None:
         return None
 
 
+def read_nodes(path: str | Path) -> list[tuple[str, str]]:
+    """Name and operator of every node of an ONNX file, without those of subgraphs.
+
+    Raises:
+        ValueError: it is no ONNX file.
+        OSError: it cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        return [
+            (texts.get(_NAME, ""), texts.get(_OP_TYPE, ""))
+            for number, length in _fields(file, size)
+            if number == _GRAPH
+            for inner, inner_length in _fields(file, file.tell() + length)
+            if inner == _NODE
+            for texts in [_texts(file.read(inner_length), (_NAME, _OP_TYPE))]
+        ]
+
+
 def _fields(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
     """Number and length of each field made of bytes, `file` at its first one; what is not read is skipped.
 
     Raises:
-        ValueError: what is there is no protobuf message of `size` bytes.
+        ValueError: what is there is no protobuf message that ends at `size`.
     """
     while file.tell() < size:
         number, kind = divmod(_varint(file), 8)
@@ -52,9 +74,15 @@ def _fields(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _entry(data: bytes) -> tuple[str, str]:
-    file = io.BytesIO(data)
-    texts = {number: file.read(length).decode() for number, length in _fields(file, len(data))}
+    texts = _texts(data, (_KEY, _VALUE))
     return texts[_KEY], texts.get(_VALUE, "")
+
+
+def _texts(data: bytes, wanted: tuple[int, ...]) -> dict[int, str]:
+    file = io.BytesIO(data)
+    return {
+        number: file.read(length).decode() for number, length in _fields(file, len(data)) if number in wanted
+    }
 
 
 def _varint(file: BinaryIO) -> int:

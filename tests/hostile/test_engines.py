@@ -365,11 +365,9 @@ def test_tensorrt_opens_the_engine_beside_an_onnx_file(
     model: Path, built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = []
+    found = SimpleNamespace(name="TensorRT", metadata=NATIVE, precision="fp32", threads=None, streams=1)
     monkeypatch.setattr(
-        "yolact_runtime.engines.tensorrt.open_engine",
-        lambda path: (
-            opened.append(path) or SimpleNamespace(name="TensorRT", precision="fp32", threads=None, streams=1)
-        ),
+        "yolact_runtime.engines.tensorrt.open_engine", lambda path: opened.append(path) or found
     )
     load_engine(model, backend="tensorrt")
     load_engine(built, streams="auto")

@@ -19,7 +19,8 @@ from yolact_runtime import backends, load_engine
         ("fp32", "bf16", False, False, "openvino"),  # refused there, by name of what is missing
         ("int8", None, True, False, "openvino"),
         ("int8", None, False, True, "onnxruntime"),
-        ("fp16", None, True, True, "onnxruntime"),
+        ("fp16", None, True, True, "openvino"),
+        ("fp16", None, True, False, "onnxruntime"),
         ("", None, True, True, "onnxruntime"),  # not one of ours: it says so
     ],
 )

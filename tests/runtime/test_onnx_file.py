@@ -6,7 +6,7 @@ import pytest
 from fake_onnx import NATIVE, native_arrays, write_onnx
 from hypothesis import strategies
 
-from yolact_runtime.onnx_file import read_properties
+from yolact_runtime.onnx_file import read_nodes, read_properties
 
 
 def test_they_are_what_the_library_reads(tmp_path):
@@ -18,6 +18,15 @@ def test_they_are_what_the_library_reads(tmp_path):
 def test_a_file_without_any(tmp_path):
     path = write_onnx(tmp_path / "m.onnx", native_arrays(), NATIVE, props={})
     assert read_properties(path) == {}
+
+
+def test_nodes_are_what_the_library_reads(tmp_path):
+    path = write_onnx(tmp_path / "m.onnx", native_arrays(), NATIVE)
+    model = onnx.load(path)
+    for index, node in enumerate(model.graph.node):
+        node.name = f"node {index}" if index % 2 else ""
+    onnx.save(model, path)
+    assert read_nodes(path) == [(node.name, node.op_type) for node in model.graph.node] != []
 
 
 @pytest.mark.parametrize("content", [b"", b"hello, I am text", b"\0" * 50, b"\xff" * 50])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,16 @@ from yolact_runtime.engines.failures import run_failed
 from yolact_runtime.engines.outputs import INPUT, GraphOutputs
 from yolact_runtime.engines.threads import AUTO, check_threads, usable_cores
 from yolact_runtime.errors import UsageError, YolactError, first_line
-from yolact_runtime.metadata import Metadata
-
-log = logging.getLogger(__name__)
+from yolact_runtime.metadata import PREFIX, Metadata
+from yolact_runtime.onnx_file import read_nodes, read_properties
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
 # Those that take the number of a device, as `cuda:1`.
 _NUMBERED = {_CUDA, "TensorrtExecutionProvider", "DmlExecutionProvider", "ROCMExecutionProvider"}
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
+_FLOAT_PRODUCTS = {"Conv", "FusedConv", "NhwcFusedConv", "MatMul", "FusedMatMul", "Gemm", "FusedGemm"}
+_INTEGER_PRODUCTS = {"ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "QGemm"}
 # More calls at once than this gain little and hold their working memory each.
 _MOST_STREAMS = 8
 
@@ -69,7 +71,8 @@ class OnnxRuntimeEngine(Engine):
             threads = max(1, self.threads - self.streams + 1)
         else:
             self.streams = 1 if streams == AUTO else int(streams)
-        self._session: Any = self._open(wanted, threads)
+        self._session: Any = None
+        self._session, self._delivered = self._open_inspected(wanted, threads)
         delivered = self._session.get_providers()[0]
         if delivered != first:
             raise YolactError(
@@ -84,10 +87,6 @@ class OnnxRuntimeEngine(Engine):
         )
         given = self._session.get_inputs()[0]
         self._outputs.check_input(given.shape[1:], _DTYPES.get(given.type, given.type))
-        if first == _CPU and self.metadata.precision == "fp16":
-            log.warning(
-                "%s is in fp16: CPUs compute it in float32 and round; fp32 or int8 is quicker", self._path
-            )
         # On the CPU the session hands over arrays that are nobody else's: binding saves nothing there.
         self._bound = (
             BoundSession(self._session, INPUT, self._outputs.names, self.streams) if first == _CUDA else None
@@ -98,6 +97,10 @@ class OnnxRuntimeEngine(Engine):
         if self._session is None:
             return "ONNX Runtime"
         return f"ONNX Runtime {self._session.get_providers()[0].removesuffix('ExecutionProvider')}"
+
+    @property
+    def precision(self) -> str:
+        return self._delivered or self.metadata.precision
 
     def detect(self, batch: np.ndarray) -> Detections:
         session, bound = self._session, self._bound
@@ -112,10 +115,28 @@ class OnnxRuntimeEngine(Engine):
     def close(self) -> None:
         self._session = self._bound = None
 
-    def _open(self, providers: list[tuple[str, dict[str, str]]], threads: int | None) -> Any:
+    def _open_inspected(
+        self, providers: list[tuple[str, dict[str, str]]], threads: int | None
+    ) -> tuple[Any, str | None]:
+        """A session, and what it computes in; None where nothing is known but what the file says."""
+        precision = (read_properties(self._path) or {}).get(f"{PREFIX}precision")
+        if precision in ('"fp16"', '"int8"'):
+            ignored = contextlib.suppress(YolactError, OSError, ValueError)
+            with ignored, tempfile.TemporaryDirectory() as folder:
+                written = Path(folder) / "optimised.onnx"
+                session = self._open(providers, threads, written)
+                return session, delivered_precision(read_nodes(written))
+        # Nothing to find out, or the graph could not be written (some providers compile what cannot be).
+        return self._open(providers, threads), None
+
+    def _open(
+        self, providers: list[tuple[str, dict[str, str]]], threads: int | None, written: Path | None = None
+    ) -> Any:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
+        if written is not None:
+            options.optimized_model_filepath = str(written)
         # Fatal messages only: what goes wrong is told by exceptions and by the provider check.
         options.log_severity_level = 4
         # Its threads would otherwise go on spinning while the masks are made.
@@ -166,6 +187,27 @@ def open_on_cuda(
     if not re.match(r"cuda(executionprovider)?(:|$)", providers[0].lower()):
         raise UsageError(f"providers {' '.join(providers)}: with backend cuda, cuda or cuda:N comes first")
     return OnnxRuntimeEngine(path, providers, threads, streams)
+
+
+def delivered_precision(nodes: Iterable[tuple[str, str]]) -> str | None:
+    """What a graph computes in that ONNX Runtime has made of an fp16 or int8 file.
+
+    Where it has no kernel for a type, it puts casts or dequantisation before a float32 one.
+
+    Args:
+        nodes: Name and operator of each.
+
+    Returns:
+        "fp32", "int8", or None where nothing speaks against the file's precision.
+    """
+    nodes = list(nodes)
+    floats = sum(kind in _FLOAT_PRODUCTS for _, kind in nodes)
+    integers = sum(kind.startswith("QLinear") or kind in _INTEGER_PRODUCTS for _, kind in nodes)
+    if integers:
+        return "int8" if integers >= floats else "fp32"
+    dequantised = any(kind == "DequantizeLinear" for _, kind in nodes)
+    widened = any(name.startswith("InsertedPrecisionFreeCast") for name, _ in nodes)
+    return "fp32" if floats and (dequantised or widened) else None
 
 
 def _provider(text: str, available: list[str]) -> tuple[str, dict[str, str]]:
