@@ -114,9 +114,13 @@ class Engine(ABC):
             image: (H, W, 3) uint8 BGR; it is not modified.
 
         Returns:
-            What `predict_prepared` takes: here (S, S, 3) of the input's dtype.
+            What `predict_prepared` takes: here (S, S, 3) of the input's dtype; `image` itself where it is
+            that already.
         """
-        return resize_batch([image], self.metadata.input_size, self.metadata.input_dtype)[0]
+        size = self.metadata.input_size
+        if image.shape[:2] == (size, size) and image.dtype == self.metadata.input_dtype:
+            return image
+        return resize_batch([image], size, self.metadata.input_dtype)[0]
 
     def predict_prepared(
         self,
@@ -302,10 +306,9 @@ def _check_detections(found: Detections, n: int, meta: Metadata) -> None:
         if actual.dtype.kind not in kinds:
             needed = "whole numbers" if kinds == "iu" else "floating point"
             raise YolactError(f"the engine returned {name} as {actual.dtype}, not {needed}; export it again")
-    if found.count.min() < 0 or found.count.max() > k:
-        raise YolactError(
-            f"the engine returned count {found.count.tolist()}, outside 0..{k}; export it again"
-        )
+    counts = found[0].tolist()  # `found.count` is a method of tuples to type checkers
+    if min(counts) < 0 or max(counts) > k:
+        raise YolactError(f"the engine returned count {counts}, outside 0..{k}; export it again")
     known = len(meta.class_names)
     low, high = found.classes.min(), found.classes.max()
     if low < 0 or high >= known:
@@ -325,12 +328,12 @@ def _result(
     copy: bool = True,
 ) -> Result:
     count = int(found.count[index])
-    scores, mask_scores = found.scores[index, :count], found.mask_scores[index, :count]
+    prototypes = found.prototypes[index]
     boxes, coefficients = found.boxes[index, :count], found.coefficients[index, :count]
+    scores, mask_scores = found.scores[index, :count], found.mask_scores[index, :count]
     sound = np.isfinite(scores) & np.isfinite(mask_scores)
     sound &= np.isfinite(boxes).all(1) & np.isfinite(coefficients).all(1)
-    prototypes = found.prototypes[index]
-    if count and not np.isfinite(prototypes).all():
+    if count and not _all_finite(prototypes):
         sound[:] = False  # every mask is made of all prototypes
     dropped = count - np.count_nonzero(sound)
     if dropped:
@@ -353,3 +356,8 @@ def _result(
         class_names=meta.class_names,
         class_ids=meta.category_ids,
     )
+
+
+def _all_finite(values: np.ndarray) -> bool:
+    # The extremes tell, and need no array of their own: half the time where the values are not in the cache.
+    return bool(np.isfinite(values.max()) and np.isfinite(values.min()))
