@@ -143,22 +143,24 @@ def check_backend(backend: str, file: Path) -> None:
 
 
 def check_precision(engine: Engine, asked: str | None, file: Path) -> None:
-    """Raise a UsageError where `engine` does not deliver the precision that was asked for."""
-    if asked is None or engine.precision == asked:
+    """Raise a UsageError where `engine` does not deliver the precision that was asked for.
+
+    A file in another precision that is computed in this one does not count: its values are rounded already.
+    """
+    stored, computed = engine.metadata.precision, engine.precision
+    if asked is None or (computed == asked and asked in (stored, "bf16")):
         return
     if asked == "bf16":
         remedy = "bf16 is for fp32 files in OpenVINO: --backend openvino"
+    elif stored == asked:
+        remedy = _better_backend(asked)
     else:
         suffix = file.suffix.lower().removeprefix(".")
         target = {"xml": "openvino", "engine": "trt", "plan": "trt"}.get(suffix, "onnx")
         remedy = f"export it: yolact-export --weights W --to {target} --precision {asked}"
         remedy += " --calibrate DIR" if asked == "int8" else ""
-        if engine.metadata.precision == asked:
-            remedy = _better_backend(asked)
-    raise UsageError(
-        f"engine {file}: precision {asked} was asked for, and {engine.precision} is what {engine.name}"
-        f" delivers; {remedy}"
-    )
+    found = f"the file is {stored}" if computed == asked else f"{computed} is what {engine.name} delivers"
+    raise UsageError(f"engine {file}: precision {asked} was asked for, and {found}; {remedy}")
 
 
 def warn_of_precision(engine: Engine, file: Path) -> None:

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from yolact_runtime import load_engine
 from yolact_runtime.engines.onnxruntime import OnnxRuntimeEngine, delivered_precision
+from yolact_runtime.errors import UsageError
 
 QUANTISE, DEQUANTISE = "QuantizeLinear", "DequantizeLinear"
 
@@ -71,6 +72,12 @@ def test_what_is_not_computed_as_stored_is_said(tmp_path: Path, caplog: pytest.L
     with load_engine(path, backend="onnxruntime") as engine:
         computed = engine.precision
     assert ("is in int8, and ONNX Runtime CPU computes it in fp32" in caplog.text) == (computed == "fp32")
+
+
+def test_rounded_values_do_not_count_as_float32(tmp_path: Path) -> None:
+    path = int8_file(tmp_path / "m.onnx", relu=True)
+    with pytest.raises(UsageError, match=r"m\.onnx: precision fp32 was asked for, .* --precision fp32$"):
+        load_engine(path, backend="onnxruntime", precision="fp32")
 
 
 def test_half_precision_on_a_cpu(tmp_path: Path) -> None:
