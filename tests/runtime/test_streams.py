@@ -93,3 +93,29 @@ def test_streams_share_the_threads(
 def test_wrong_numbers(model: Path, backend: str, streams: object) -> None:
     with pytest.raises(UsageError, match=r"^streams is .*; it must be 1 or more, or 'auto'$"):
         load_engine(model, backend=backend, streams=streams)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("siblings", "quota", "cores"),
+    [
+        (["0", "1", "2", "3"], None, 4),
+        (["0,2", "1,3", "0,2", "1,3"], None, 2),
+        (["0-1", "0-1", "2-3", "2-3"], "max 100000", 2),
+        (["0", "1", "2", "3"], "150000 100000", 2),
+        (["0", "1", "2", "3"], "5000 100000", 1),
+        (["0", "1"], None, 4),  # not told of all
+        ([], "x y", 4),
+    ],
+)
+def test_cores_that_may_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, siblings: list[str], quota: str | None, cores: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    for cpu, text in enumerate(siblings):
+        file = tmp_path / f"devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+        file.parent.mkdir(parents=True)
+        file.write_text(text + "\n")
+    if quota is not None:
+        (tmp_path / "fs/cgroup").mkdir(parents=True)
+        (tmp_path / "fs/cgroup/cpu.max").write_text(quota + "\n")
+    assert usable_cores(tmp_path) == cores

@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+import math
 import os
+from pathlib import Path
 
 from yolact_runtime.errors import UsageError
 
 AUTO = "auto"
+_SYSTEM = Path("/sys")
 
 
-def usable_cores() -> int:
-    """CPU cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def usable_cores(system: Path = _SYSTEM) -> int:
+    """CPU cores that this process may keep busy, within its affinity and its container's quota.
+
+    Args:
+        system: Where Linux tells; elsewhere all that the machine has are counted.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    allowed = os.sched_getaffinity(0)
+    topology = [system / f"devices/system/cpu/cpu{cpu}/topology" for cpu in allowed]
+    siblings = [_read(folder / "thread_siblings_list") for folder in topology]
+    # Two threads of one core gain nothing in arithmetic.
+    cores = len(allowed) if "" in siblings else len(set(siblings))
+    quota, _, period = _read(system / "fs/cgroup/cpu.max").partition(" ")
+    if quota.isdigit() and period.isdigit() and int(period):
+        cores = min(cores, math.ceil(int(quota) / int(period)))
+    return max(1, cores)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def check_threads(threads: int | None, streams: int | str) -> None:
