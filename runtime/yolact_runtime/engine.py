@@ -360,4 +360,4 @@ def _result(
 
 def _all_finite(values: np.ndarray) -> bool:
     # The extremes tell, and need no array of their own: half the time where the values are not in the cache.
-    return bool(np.isfinite(values.max()) and np.isfinite(values.min()))
+    return not values.size or bool(np.isfinite(values.max()) and np.isfinite(values.min()))

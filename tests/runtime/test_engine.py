@@ -56,6 +56,32 @@ def test_images_are_cut_into_batches_of_what_the_engine_takes():
     assert fixed.sizes == [3, 3]
 
 
+@pytest.mark.parametrize(("reused", "images"), [(True, 1), (True, 2), (False, 1), (False, 2)])
+def test_results_are_copied_where_the_engine_reuses_its_outputs(reused, images):
+    fake = Fake()
+    fake.reuses_outputs = reused
+    found = fake.detect(np.zeros((images, 16, 16, 3), np.uint8))
+    fake.detect = lambda batch: found
+    results = fake.predict([WHITE] * images)
+    for array in found:
+        array[:] = 0  # as the next call would
+    for result in results:
+        np.testing.assert_array_equal(result.relative_boxes, BOXES)
+        np.testing.assert_array_equal(result.scores, SCORES)
+        # Of a batch nothing is shared, or one result would keep the memory of all.
+        shared = not reused and images == 1
+        assert (result.prototypes == (0 if shared else 3)).all()
+
+
+def test_an_image_of_the_right_size_is_not_copied():
+    image = np.full((16, 16, 3), 7, np.uint8)
+    fake = Fake()
+    assert fake.prepare(image) is image
+    assert fake.prepare(image[:8]) is not image and fake.prepare(image[:8]).shape == (16, 16, 3)
+    in_float = Fake(dataclasses.replace(NATIVE, input_dtype="float32"))
+    assert in_float.prepare(image).dtype == np.float32
+
+
 @pytest.mark.parametrize(
     "image",
     [
