@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from yolact_runtime import backends
 from yolact_runtime.errors import UsageError, YolactError, missing_extra
 from yolact_runtime.masks import Region
 from yolact_runtime.metadata import Metadata
@@ -49,15 +49,25 @@ class Engine(ABC):
     Attributes:
         metadata: What the model is.
         streams: How many calls may run at the same time, each from a thread of its own, and are worth it.
+        threads: CPU threads that it computes on; None where it does not say, or computes elsewhere.
+        reuses_outputs: The arrays of `Detections` are filled anew by a later call, so what is kept must be
+            copied. False saves copying the prototypes.
     """
 
     metadata: Metadata
     streams: int = 1
+    threads: int | None = None
+    reuses_outputs: bool = True
 
     @property
     def name(self) -> str:
         """What runs the model, for reports."""
         return type(self).__name__
+
+    @property
+    def precision(self) -> str:
+        """What the arithmetic really is: "fp32", "fp16", "bf16" or "int8"."""
+        return self.metadata.precision
 
     @abstractmethod
     def detect(self, batch: np.ndarray) -> Detections:
@@ -105,9 +115,13 @@ class Engine(ABC):
             image: (H, W, 3) uint8 BGR; it is not modified.
 
         Returns:
-            What `predict_prepared` takes: here (S, S, 3) of the input's dtype.
+            What `predict_prepared` takes: here (S, S, 3) of the input's dtype; `image` itself where it is
+            that already.
         """
-        return resize_batch([image], self.metadata.input_size, self.metadata.input_dtype)[0]
+        size = self.metadata.input_size
+        if image.shape[:2] == (size, size) and image.dtype == self.metadata.input_dtype:
+            return image
+        return resize_batch([image], size, self.metadata.input_dtype)[0]
 
     def predict_prepared(
         self,
@@ -132,8 +146,10 @@ class Engine(ABC):
             batch = np.stack([*prepared, *[prepared[-1]] * missing])
         detections = self.detect(batch)
         check_detections(detections, len(batch), meta)
+        # Of a batch, a view of one image's prototypes would keep all of them alive.
+        copy = self.reuses_outputs or len(batch) > 1
         return [
-            result_of(detections, index, size, meta, score_threshold, top_k)
+            result_of(detections, index, size, meta, score_threshold, top_k, copy=copy)
             for index, size in enumerate(sizes)
         ]
 
@@ -147,39 +163,85 @@ class Engine(ABC):
         self.close()
 
 
-def load_engine(path: str | Path, **options: Any) -> Engine:
-    """Open a model with the backend that its suffix names.
+def load_engine(
+    path: str | Path,
+    backend: str | None = None,
+    precision: str | None = None,
+    threads: int | None = None,
+    streams: int | str = 1,
+    **options: Any,
+) -> Engine:
+    """Open a model.
+
+    What was opened, and why where nobody chose, is logged as one line.
 
     Args:
         path: A file, or the name of a published model such as `yolact_resnet50` (downloaded once).
-        options: Passed to the backend, for example `providers` and `threads` for ONNX files.
+        backend: "onnxruntime", "openvino", "cuda" or "tensorrt" for exported files. Left out: CUDA where it
+            really loads, otherwise the quickest for this CPU and file (docs/runtime.md).
+        precision: "fp32", "fp16", "bf16" or "int8", to be sure of it. bf16 is a way to run an fp32 file in
+            OpenVINO; the others are properties of the file.
+        threads: CPU threads, for all streams together; left out, as many as there are cores.
+        streams: Calls that are to run at the same time; "auto" for the highest throughput, which is 1 for
+            engines that know no streams.
+        options: For the backend, for example `providers` of ONNX Runtime.
 
     Raises:
         YolactError: no such file, unknown suffix, broken file, missing packages.
-        UsageError: an option the backend does not have.
+        UsageError: the backend does not open such files or has no such option, or the precision is not the
+            one that is delivered.
     """
-    known = {point.name: point for point in entry_points(group="yolact_runtime.engines")}
+    if precision is not None and precision not in backends.PRECISIONS:
+        raise UsageError(f"precision {precision!r}; allowed: {', '.join(backends.PRECISIONS)}")
+    if threads is not None:
+        options["threads"] = threads
+    if streams != 1:
+        options["streams"] = streams
+    points = {point.name: point for point in entry_points(group="yolact_runtime.engines")}
+    known = sorted({*points, *backends.SUFFIXES})
+    file = _existing_file(path, ", ".join(f".{name}" for name in known))
+    suffix = file.suffix.lower().removeprefix(".")
+    if suffix in backends.SUFFIXES:
+        engine, why = backends.open_exported(file, backend, precision, options)
+    else:
+        engine, why = _open_by_entry_point(points[suffix], file, backend, options), ""
+    try:
+        backends.check_precision(engine, precision, file)
+    except UsageError:
+        engine.close()
+        raise
+    backends.warn_of_precision(engine, file)
+    parts = [engine.name, engine.precision]
+    parts += [f"{engine.threads} threads"] if engine.threads else []
+    parts += [f"{engine.streams} streams"] if engine.streams > 1 else []
+    log.info("%s: %s%s", file.name, ", ".join(parts), f" (chosen: {why})" if why else "")
+    return engine
+
+
+def _existing_file(path: str | Path, known: str) -> Path:
     file = Path(path)
     if not file.exists() and not file.suffix and file.name == str(path):
         file = _file_of_name(str(path))
     if not file.exists():
         raise YolactError(f"engine {path} does not exist")
     if file.is_dir():
-        raise YolactError(f"engine {path} is a folder; give a file ending in {_suffixes(known)}")
-    suffix = file.suffix.lower().removeprefix(".")
-    if suffix not in known:
-        raise YolactError(f"engine {path}: unknown suffix {file.suffix!r}; known are {_suffixes(known)}")
-    backend = _load(known[suffix], f"opening .{suffix} files")
-    allowed = list(inspect.signature(backend).parameters)[1:]
-    for option in options:
-        if option not in allowed:
-            raise UsageError(
-                f"option {option!r} does not apply to a .{suffix} engine; it takes {', '.join(allowed)}"
-            )
+        raise YolactError(f"engine {path} is a folder; give a file ending in {known}")
+    if file.suffix.lower() not in known.split(", "):
+        raise YolactError(f"engine {path}: unknown suffix {file.suffix!r}; known are {known}")
+    return file
+
+
+def _open_by_entry_point(
+    point: EntryPoint, file: Path, backend: str | None, options: dict[str, Any]
+) -> Engine:
+    if backend is not None:
+        backends.check_backend(backend, file)
+    purpose = f"opening .{point.name} files"
+    opener = _load(point, purpose)
     try:
-        return backend(file, **options)
+        return backends.call(opener, file, options, f"a .{point.name} engine")
     except ModuleNotFoundError as error:
-        raise _missing(error, f"opening .{suffix} files") from error
+        raise _missing(error, purpose) from error
 
 
 def _file_of_name(name: str) -> Path:
@@ -209,10 +271,6 @@ def _missing(error: ModuleNotFoundError, purpose: str) -> YolactError:
     return missing_extra(f"{purpose} (no module {error.name!r})", "train")
 
 
-def _suffixes(known: dict[str, EntryPoint]) -> str:
-    return ", ".join(f".{name}" for name in sorted(known))
-
-
 def check_limits(score_threshold: float, top_k: int) -> None:
     """Raise a UsageError where a limit of `Engine.predict` is outside its range."""
     if not 0 <= score_threshold <= 1:
@@ -236,22 +294,28 @@ def check_image(index: int, image: np.ndarray) -> None:
 def check_detections(found: Detections, n: int, meta: Metadata) -> None:
     """Raise a YolactError where an engine's detections of n images are no such thing."""
     k, m = meta.max_detections, found.prototypes.shape[-1]
-    shapes = {
-        "count": (n,), "boxes": (n, k, 4), "scores": (n, k), "classes": (n, k),
-        "coefficients": (n, k, m), "prototypes": (n, *found.prototypes.shape[1:3], m), "mask_scores": (n, k),
+    expected = {
+        "count": ((n,), "iu"), "boxes": ((n, k, 4), "f"), "scores": ((n, k), "f"),
+        "classes": ((n, k), "iu"), "coefficients": ((n, k, m), "f"),
+        "prototypes": ((n, *found.prototypes.shape[1:3], m), "f"), "mask_scores": ((n, k), "f"),
     }  # fmt: skip
-    for name, shape in shapes.items():
-        actual = getattr(found, name).shape
-        if actual != shape:
-            raise YolactError(f"the engine returned {name} of shape {actual}, not {shape}; export it again")
-    if (found.count < 0).any() or (found.count > k).any():
-        raise YolactError(
-            f"the engine returned count {found.count.tolist()}, outside 0..{k}; export it again"
-        )
+    for name, (shape, kinds) in expected.items():
+        actual = getattr(found, name)
+        if actual.shape != shape:
+            raise YolactError(
+                f"the engine returned {name} of shape {actual.shape}, not {shape}; export it again"
+            )
+        if actual.dtype.kind not in kinds:
+            needed = "whole numbers" if kinds == "iu" else "floating point"
+            raise YolactError(f"the engine returned {name} as {actual.dtype}, not {needed}; export it again")
+    counts = found[0].tolist()  # `found.count` is a method of tuples to type checkers
+    if min(counts) < 0 or max(counts) > k:
+        raise YolactError(f"the engine returned count {counts}, outside 0..{k}; export it again")
     known = len(meta.class_names)
-    if (found.classes < 0).any() or (found.classes >= known).any():
+    low, high = found.classes.min(), found.classes.max()
+    if low < 0 or high >= known:
         raise YolactError(
-            f"the engine returned class {found.classes.max()}, and its metadata names {known};"
+            f"the engine returned class {low if low < 0 else high}, and its metadata names {known};"
             " export it again"
         )
 
@@ -264,8 +328,9 @@ def result_of(
     score_threshold: float,
     top_k: int,
     traced: Sequence[Region] | None = None,
+    copy: bool = True,
 ) -> Result:
-    """The result of the `index`-th image, in arrays of its own.
+    """The result of the `index`-th image; detections that are not finite numbers are dropped, with a warning.
 
     Args:
         found: Of the batch.
@@ -275,36 +340,40 @@ def result_of(
         score_threshold: As for `Engine.predict`.
         top_k: As for `Engine.predict`.
         traced: The masks of the image's rows, where the engine has made them.
-
-    Raises:
-        YolactError: a class that the engine does not have.
+        copy: Take a copy of the prototypes; otherwise the result may share the batch's.
     """
     count = int(found.count[index])
-    boxes, scores = found.boxes[index, :count], found.scores[index, :count]
-    mask_scores, classes = found.mask_scores[index, :count], found.classes[index, :count]
-    coefficients = found.coefficients[index, :count]
-    sound = np.isfinite(boxes).all(1) & np.isfinite(scores) & np.isfinite(mask_scores)
-    sound &= np.isfinite(coefficients).all(1)
-    if not sound.all():
-        log.warning("dropped %d detections that are not finite numbers", count - int(sound.sum()))
-    rows = np.flatnonzero(sound & (scores > score_threshold))[:top_k]
-    bad = classes[rows][(classes[rows] < 0) | (classes[rows] >= len(meta.class_names))]
-    if len(bad):
-        raise YolactError(
-            f"the engine returned class {bad[0]}, but it has {len(meta.class_names)} classes; export it again"
+    prototypes = found.prototypes[index]
+    boxes, coefficients = found.boxes[index, :count], found.coefficients[index, :count]
+    scores, mask_scores = found.scores[index, :count], found.mask_scores[index, :count]
+    sound = np.isfinite(scores) & np.isfinite(mask_scores)
+    sound &= np.isfinite(boxes).all(1) & np.isfinite(coefficients).all(1)
+    if count and not _all_finite(prototypes):
+        sound[:] = False  # every mask is made of all prototypes
+    dropped = count - np.count_nonzero(sound)
+    if dropped:
+        log.warning(
+            "dropped %d detections that are not finite numbers; if that happens often, export it in fp32",
+            dropped,
         )
-    prototypes = found.prototypes[index] if len(rows) else found.prototypes[index, :0]
+    rows = np.flatnonzero(sound & (scores > score_threshold))[:top_k]
+    if not len(rows):
+        prototypes, copy = prototypes[:0], True
     return Result(
         height=size[0],
         width=size[1],
-        relative_boxes=boxes[rows].astype(np.float32),
-        scores=scores[rows].astype(np.float32),
-        mask_scores=mask_scores[rows].astype(np.float32),
-        classes=classes[rows].astype(np.int64),
-        coefficients=coefficients[rows].astype(np.float32),
-        # An engine may reuse its output buffers, and a view would keep the whole batch alive.
-        prototypes=np.array(prototypes, np.float32),
+        relative_boxes=boxes[rows].astype(np.float32, copy=False),
+        scores=scores[rows].astype(np.float32, copy=False),
+        mask_scores=mask_scores[rows].astype(np.float32, copy=False),
+        classes=found.classes[index, rows].astype(np.int64),
+        coefficients=coefficients[rows].astype(np.float32, copy=False),
+        prototypes=np.array(prototypes, np.float32) if copy else prototypes.astype(np.float32, copy=False),
         class_names=meta.class_names,
         class_ids=meta.category_ids,
         traced=None if traced is None else [traced[row] for row in rows.tolist()],
     )
+
+
+def _all_finite(values: np.ndarray) -> bool:
+    # The extremes tell, and need no array of their own: half the time where the values are not in the cache.
+    return not values.size or bool(np.isfinite(values.max()) and np.isfinite(values.min()))

@@ -85,25 +85,6 @@ def test_priors_that_do_not_fit_the_graph(tmp_path):
         engine.predict([WHITE])
 
 
-def test_files_that_are_not_ours(tmp_path, capfd):
-    good = write_onnx(tmp_path / "good.onnx", native_arrays(), NATIVE)
-    data = good.read_bytes()
-    broken = {"cut.onnx": data[: len(data) // 2], "empty.onnx": b"", "text.onnx": b"hello, I am text"}
-    for name, content in broken.items():
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(YolactError, match=name) as raised:
-            OnnxRuntimeEngine(tmp_path / name)
-        assert "\n" not in str(raised.value)
-    foreign = write_onnx(tmp_path / "foreign.onnx", native_arrays(), NATIVE, props={"producer": "other"})
-    with pytest.raises(YolactError, match=r"foreign\.onnx.*yolact\.config is missing"):
-        OnnxRuntimeEngine(foreign)
-    lacking = native_arrays()
-    del lacking["prototypes"]
-    with pytest.raises(YolactError, match=r"lacks the outputs \['prototypes'\]"):
-        OnnxRuntimeEngine(write_onnx(tmp_path / "lacking.onnx", lacking, NATIVE))
-    assert capfd.readouterr() == ("", "")
-
-
 def test_providers(tmp_path, capfd):
     path = write_onnx(tmp_path / "m.onnx", native_arrays(), NATIVE)
     for name in ("cpu", "CPUExecutionProvider"):
@@ -118,17 +99,3 @@ def test_providers(tmp_path, capfd):
         except YolactError as error:
             assert "cuda does not load" in str(error) or "cannot open" in str(error)
     assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize(
-    ("arrays", "metadata", "words"),
-    [
-        (native_arrays(), NATIVE, "returned class 1, and its metadata names 1"),
-        (runtime_arrays(), RUNTIME, "the graph has 3 classes, its metadata 1"),
-    ],
-)
-def test_metadata_of_fewer_classes(arrays, metadata, words, tmp_path):
-    fewer = dataclasses.replace(metadata, class_names=("cat",), category_ids=(0,))
-    engine = OnnxRuntimeEngine(write_onnx(tmp_path / "m.onnx", arrays, fewer))
-    with pytest.raises(YolactError, match=words):
-        engine.predict([WHITE])

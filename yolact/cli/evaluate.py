@@ -18,8 +18,8 @@ from yolact.evaluation_report import check_report_packages, write_report
 from yolact.ground_truth import read_ground_truth
 from yolact.metrics import Metrics, coco_library
 from yolact.registry import configs
-from yolact_runtime import load_engine
 from yolact_runtime.commandline import Parser, run, table_console
+from yolact_runtime.engine_options import add_engine_options, open_engine
 from yolact_runtime.errors import UsageError
 from yolact_runtime.files import write_json
 
@@ -36,15 +36,7 @@ def _parser() -> Parser:
         prog="yolact-eval",
         description="COCO box and mask AP of an engine. Every image of the annotation file counts.",
     )
-    parser.add_argument(
-        "--engine",
-        "--trained-model",
-        required=True,
-        metavar="E",
-        help="checkpoint, ONNX file, TensorRT engine, or the name of published weights",
-    )
-    parser.add_argument("--config", help="of a checkpoint, where neither the file nor its name says it")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: what the engine chooses)")
+    add_engine_options(parser)
     data = parser.add_argument_group("data (by default the validation images of the engine's configuration)")
     data.add_argument("--images", metavar="DIR", help="folder of the images")
     data.add_argument("--annotations", metavar="FILE", help="COCO annotation file")
@@ -86,8 +78,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     check_score_threshold(args.confusion_score)
     if args.report:
         check_report_packages()
-    options = {key: value for key in ("config", "threads") if (value := getattr(args, key)) is not None}
-    with load_engine(args.engine, **options) as engine:
+    with open_engine(args) as engine:
         images, annotations = _data(args, engine.metadata.config)
         truth = read_ground_truth(annotations, images)
         found = predict(
@@ -111,7 +102,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     about = {
         "engine": str(args.engine),
         "config": engine.metadata.config,
-        "precision": engine.metadata.precision,
+        "backend": engine.name,
+        "precision": engine.precision,
         "images_from": str(images),
         "annotations": str(annotations),
     }

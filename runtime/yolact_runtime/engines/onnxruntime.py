@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import ctypes
-import logging
-import sys
-from collections.abc import Sequence
+import contextlib
+import re
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from yolact_runtime.engine import Detections, Engine
+from yolact_runtime.engines.binding import BoundSession
+from yolact_runtime.engines.failures import run_failed
 from yolact_runtime.engines.outputs import INPUT, GraphOutputs
+from yolact_runtime.engines.threads import AUTO, check_threads, usable_cores
 from yolact_runtime.errors import UsageError, YolactError, first_line
-from yolact_runtime.metadata import Metadata
-
-log = logging.getLogger(__name__)
+from yolact_runtime.metadata import PREFIX, Metadata
+from yolact_runtime.onnx_file import read_nodes, read_properties
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
+# Those that take the number of a device, as `cuda:1`.
+_NUMBERED = {_CUDA, "TensorrtExecutionProvider", "DmlExecutionProvider", "ROCMExecutionProvider"}
+_DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
+_FLOAT_PRODUCTS = {"Conv", "FusedConv", "NhwcFusedConv", "MatMul", "FusedMatMul", "Gemm", "FusedGemm"}
+_INTEGER_PRODUCTS = {"ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "QGemm"}
+# More calls at once than this gain little and hold their working memory each.
+_MOST_STREAMS = 8
 
 
 class OnnxRuntimeEngine(Engine):
@@ -28,75 +37,116 @@ class OnnxRuntimeEngine(Engine):
     Args:
         path: The file.
         providers: ONNX Runtime's execution providers, best first, as "CUDAExecutionProvider" or short
-            "cuda"; the CPU provider takes what the others cannot run. Left out: CUDA where it really loads,
-            otherwise the CPU.
-        threads: CPU threads for one operator; left out, ONNX Runtime decides.
+            "cuda", "cuda:1" for the second device; the CPU provider takes what the others cannot run. Left
+            out: the CPU.
+        threads: CPU threads, for all streams together; left out, as many as there are cores.
+        streams: Calls of `detect` that run at the same time, each from a thread of its own. A call computes
+            on its own thread and on the threads that are left over, so with as many streams as threads
+            each call has one. "auto" is that (at most 8), or 1 where a GPU computes.
 
     Raises:
         YolactError: not an ONNX file, not one of ours, or a named provider does not load.
-        UsageError: an unknown provider, or less than one thread.
+        UsageError: an unknown provider, or less than one thread or stream.
     """
 
+    reuses_outputs = False
+
     def __init__(
-        self, path: str | Path, providers: Sequence[str] | None = None, threads: int | None = None
+        self,
+        path: str | Path,
+        providers: Sequence[str] | None = None,
+        threads: int | None = None,
+        streams: int | str = 1,
     ) -> None:
         import onnxruntime
 
         self._path = Path(path)
-        if threads is not None and threads < 1:
-            raise UsageError(f"threads is {threads}; it must be 1 or more")
+        check_threads(threads, streams)
         available = onnxruntime.get_available_providers()
-        if providers:
-            self._session = self._open([_provider(name, available) for name in providers], threads)
-            self._refuse_fallback(providers[0], available)
+        wanted = [_provider(name, available) for name in providers or ["cpu"]]
+        asked, first = (providers or ["cpu"])[0], wanted[0][0]
+        if first == _CPU:
+            self.threads = threads or usable_cores()
+            self.streams = min(self.threads, _MOST_STREAMS) if streams == AUTO else int(streams)
+            threads = max(1, self.threads - self.streams + 1)
         else:
-            self._session = self._open_best(available, threads)
+            self.streams = 1 if streams == AUTO else int(streams)
+        self._session: Any = None
+        self._session, self._delivered = self._open_inspected(wanted, threads)
+        delivered = self._session.get_providers()[0]
+        if delivered != first:
+            raise YolactError(
+                f"{self._path}: provider {asked} does not load on this machine (ONNX Runtime fell back to"
+                f" {delivered}); install its libraries, or use --backend onnxruntime --providers cpu"
+            )
         self.metadata = Metadata.from_props(self._session.get_modelmeta().custom_metadata_map, self._path)
         self._outputs = GraphOutputs(self.metadata, self._path)
         self._outputs.check(
             [value.name for value in self._session.get_inputs()],
             [value.name for value in self._session.get_outputs()],
         )
+        given = self._session.get_inputs()[0]
+        self._outputs.check_input(given.shape[1:], _DTYPES.get(given.type, given.type))
+        # On the CPU the session hands over arrays that are nobody else's: binding saves nothing there.
+        self._bound = (
+            BoundSession(self._session, INPUT, self._outputs.names, self.streams) if first == _CUDA else None
+        )
 
     @property
     def name(self) -> str:
+        if self._session is None:
+            return "ONNX Runtime"
         return f"ONNX Runtime {self._session.get_providers()[0].removesuffix('ExecutionProvider')}"
 
+    @property
+    def precision(self) -> str:
+        return self._delivered or self.metadata.precision
+
     def detect(self, batch: np.ndarray) -> Detections:
+        session, bound = self._session, self._bound
+        if session is None:
+            raise YolactError(f"engine {self._path} is closed; open it again")
         try:
-            values = self._session.run(self._outputs.names, {INPUT: batch})
+            values = bound.run(batch) if bound else session.run(self._outputs.names, {INPUT: batch})
         except Exception as error:  # ONNX Runtime raises its own kinds, which share no other base
-            raise YolactError(f"{self._path}: ONNX Runtime failed: {first_line(error)}") from error
+            raise run_failed(self._path, "ONNX Runtime", error, len(batch)) from error
         return self._outputs.detections(values)
 
     def close(self) -> None:
-        del self._session
+        self._session = self._bound = None
 
-    def _open_best(self, available: list[str], threads: int | None) -> Any:
-        if _CUDA not in available or not _has_cuda_driver():
-            return self._open([_CPU], threads)
-        try:
-            session = self._open([_CUDA], threads)
-        except YolactError as error:
-            log.warning("%s", error)
-            session = self._open([_CPU], threads)
-        if session.get_providers()[0] != _CUDA:
-            log.warning("CUDA does not load in ONNX Runtime; %s runs on the CPU", self._path.name)
-        return session
+    def _open_inspected(
+        self, providers: list[tuple[str, dict[str, str]]], threads: int | None
+    ) -> tuple[Any, str | None]:
+        """A session, and what it computes in; None where nothing is known but what the file says."""
+        precision = (read_properties(self._path) or {}).get(f"{PREFIX}precision")
+        if precision in ('"fp16"', '"int8"'):
+            ignored = contextlib.suppress(YolactError, OSError, ValueError)
+            with ignored, tempfile.TemporaryDirectory() as folder:
+                written = Path(folder) / "optimised.onnx"
+                session = self._open(providers, threads, written)
+                return session, delivered_precision(read_nodes(written))
+        # Nothing to find out, or the graph could not be written (some providers compile what cannot be).
+        return self._open(providers, threads), None
 
-    def _open(self, providers: list[str], threads: int | None) -> Any:
+    def _open(
+        self, providers: list[tuple[str, dict[str, str]]], threads: int | None, written: Path | None = None
+    ) -> Any:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
+        if written is not None:
+            options.optimized_model_filepath = str(written)
         # Fatal messages only: what goes wrong is told by exceptions and by the provider check.
         options.log_severity_level = 4
         # Its threads would otherwise go on spinning while the masks are made.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if threads is not None:
             options.intra_op_num_threads = threads
-        if _CPU not in providers:
-            providers = [*providers, _CPU]
-        if _CUDA in providers and hasattr(onnxruntime, "preload_dlls"):
+        names = [name for name, _ in providers]
+        if _CPU not in names:
+            providers = [*providers, (_CPU, {})]
+        if _CUDA in names and hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()
         onnxruntime.set_default_logger_severity(4)
         try:
@@ -105,7 +155,7 @@ class OnnxRuntimeEngine(Engine):
             )
         except Exception as error:  # as above
             raise YolactError(
-                f"{self._path}: ONNX Runtime cannot open it with {', '.join(providers)}; if the file is"
+                f"{self._path}: ONNX Runtime cannot open it with {', '.join(names)}; if the file is"
                 f" damaged, copy or export it again ({first_line(error)})"
             ) from error
         finally:
@@ -114,27 +164,62 @@ class OnnxRuntimeEngine(Engine):
         session.disable_fallback()
         return session
 
-    def _refuse_fallback(self, asked: str, available: list[str]) -> None:
-        delivered = self._session.get_providers()[0]
-        if delivered != _provider(asked, available):
-            raise YolactError(
-                f"{self._path}: provider {asked} does not load on this machine (ONNX Runtime fell back to"
-                f" {delivered}); install its libraries or use --providers cpu"
-            )
+
+def open_on_cuda(
+    path: str | Path,
+    providers: Sequence[str] | None = None,
+    threads: int | None = None,
+    streams: int | str = 1,
+) -> OnnxRuntimeEngine:
+    """An engine whose first provider is CUDA; refused where that does not really load.
+
+    Args:
+        path: An ONNX file.
+        providers: CUDA first, for example to name the device: "cuda:1".
+        threads: As for `OnnxRuntimeEngine`.
+        streams: As for `OnnxRuntimeEngine`.
+
+    Raises:
+        YolactError: CUDA does not load, or the file is not one of ours.
+        UsageError: the first provider is another, or this ONNX Runtime is built without CUDA.
+    """
+    providers = list(providers or ["cuda"])
+    if not re.match(r"cuda(executionprovider)?(:|$)", providers[0].lower()):
+        raise UsageError(f"providers {' '.join(providers)}: with backend cuda, cuda or cuda:N comes first")
+    return OnnxRuntimeEngine(path, providers, threads, streams)
 
 
-def _provider(name: str, available: list[str]) -> str:
+def delivered_precision(nodes: Iterable[tuple[str, str]]) -> str | None:
+    """What a graph computes in that ONNX Runtime has made of an fp16 or int8 file.
+
+    Where it has no kernel for a type, it puts casts or dequantisation before a float32 one.
+
+    Args:
+        nodes: Name and operator of each.
+
+    Returns:
+        "fp32", "int8", or None where nothing speaks against the file's precision.
+    """
+    nodes = list(nodes)
+    floats = sum(kind in _FLOAT_PRODUCTS for _, kind in nodes)
+    integers = sum(kind.startswith("QLinear") or kind in _INTEGER_PRODUCTS for _, kind in nodes)
+    if integers:
+        return "int8" if integers >= floats else "fp32"
+    dequantised = any(kind == "DequantizeLinear" for _, kind in nodes)
+    widened = any(name.startswith("InsertedPrecisionFreeCast") for name, _ in nodes)
+    return "fp32" if floats and (dequantised or widened) else None
+
+
+def _provider(text: str, available: list[str]) -> tuple[str, dict[str, str]]:
+    """ONNX Runtime's name and options for a provider as users write it."""
+    name, colon, device = text.partition(":")
     wanted = name.lower().removesuffix("executionprovider")
     short = {provider.lower().removesuffix("executionprovider"): provider for provider in available}
     if wanted not in short:
         raise UsageError(f"provider {name!r} is not in this ONNX Runtime; it has {', '.join(short)}")
-    return short[wanted]
-
-
-def _has_cuda_driver() -> bool:
-    """Whether trying CUDA makes sense: a try that must fail costs seconds and is noisy."""
-    try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return False
-    return True
+    provider = short[wanted]
+    if not colon:
+        return provider, {}
+    if provider not in _NUMBERED or not re.fullmatch(r"\d+", device):
+        raise UsageError(f"provider {text!r}: a device number, as in cuda:1, is taken by GPU providers only")
+    return provider, {"device_id": device}

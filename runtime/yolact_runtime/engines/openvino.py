@@ -1,96 +1,163 @@
-"""OpenVINO files (`.xml` with a `.bin` beside it) on CPUs."""
+"""OpenVINO files (`.xml` with a `.bin` beside it) and ONNX files on CPUs, through OpenVINO."""
 
 from __future__ import annotations
 
+import queue
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from yolact_runtime.engine import Detections, Engine
+from yolact_runtime.engines.failures import reason, run_failed
 from yolact_runtime.engines.outputs import INPUT, GraphOutputs
-from yolact_runtime.errors import UsageError, YolactError, first_line, missing_extra
+from yolact_runtime.engines.threads import AUTO, check_threads, usable_cores
+from yolact_runtime.errors import UsageError, YolactError, missing_extra
 from yolact_runtime.metadata import PREFIX, Metadata
+from yolact_runtime.onnx_file import read_properties
 
-# Where a model's own properties are in the file, each a string.
+# Where a model's own properties are in the file, each a string; those of an ONNX file end up in the other.
 SECTION = PREFIX.rstrip(".")
+_ONNX_SECTION = "framework"
+_PRODUCTS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
+_TYPES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
 
 
 class OpenVinoEngine(Engine):
-    """A model written by `yolact-export --to openvino`.
+    """A model written by `yolact-export --to openvino` or `--to onnx`.
 
     Args:
-        path: The `.xml` file.
-        threads: CPU threads; left out, OpenVINO decides.
-        precision: "fp32", or "bf16" for the units that some CPUs have for it. OpenVINO would choose bf16
-            on its own where it is faster; here it is used only when asked for.
+        path: The `.xml` or `.onnx` file.
+        threads: CPU threads, for all streams together; left out, as many as there are cores.
+        precision: "bf16" to compute an fp32 file in bf16, on CPUs that have units for it. OpenVINO would do
+            so on its own where that is faster; here it is done only when asked for.
+        streams: Calls of `detect` that run at the same time, each from a thread of its own; more wait.
+            "auto" is what OpenVINO expects the highest throughput of.
 
     Raises:
-        YolactError: not an OpenVINO file, not one of ours, or the CPU has no bf16.
-        UsageError: an unknown precision, or less than one thread.
+        YolactError: no such file, not one of ours, or the CPU has no bf16.
+        UsageError: bf16 for a file that is not fp32, or less than one thread or stream.
     """
 
-    def __init__(self, path: str | Path, threads: int | None = None, precision: str = "fp32") -> None:
+    reuses_outputs = False
+
+    def __init__(
+        self,
+        path: str | Path,
+        threads: int | None = None,
+        precision: str | None = None,
+        streams: int | str = 1,
+    ) -> None:
         self._path = Path(path)
-        if threads is not None and threads < 1:
-            raise UsageError(f"threads is {threads}; it must be 1 or more")
-        if precision not in ("fp32", "bf16"):
-            raise UsageError(f"precision is {precision!r}; an OpenVINO engine takes fp32 or bf16")
-        self._core = core = _core()
+        check_threads(threads, streams)
+        core = _core()
         if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise YolactError(f"{path}: this CPU has no bf16 arithmetic; use precision fp32")
         model, self.metadata = read_model(self._path, core)
+        if precision == "bf16" and self.metadata.precision != "fp32":
+            raise UsageError(
+                f"{path}: precision bf16 is a way to run fp32 files, and this one is"
+                f" {self.metadata.precision}; leave --precision out, or export it in fp32"
+            )
         self._outputs = GraphOutputs(self.metadata, self._path)
         self._outputs.check(
             [port.any_name for port in model.inputs], [port.any_name for port in model.outputs]
         )
+        given = model.inputs[0]
+        sides = [side.get_length() if side.is_static else "?" for side in given.partial_shape][1:]
+        self._outputs.check_input(sides, given.element_type.to_dtype().name)
+        self.threads = threads or usable_cores()
         settings: dict[str, object] = {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+            "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+            "INFERENCE_NUM_THREADS": self.threads,
         }
-        if threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = threads
+        if streams != AUTO:
+            settings["NUM_STREAMS"] = streams
         try:
-            self._request = core.compile_model(model, "CPU", settings).create_infer_request()
-        except Exception as error:  # as above
-            raise YolactError(f"{path}: OpenVINO cannot compile it: {first_line(error)}") from error
+            compiled = core.compile_model(model, "CPU", settings)
+            self.streams = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+            if streams != AUTO:
+                self.streams = int(streams)
+            asked = "bf16" if precision == "bf16" else self.metadata.precision
+            self._precision = delivered_precision(compiled) or asked
+            self._requests: queue.SimpleQueue[Any] | None = queue.SimpleQueue()
+            for _ in range(self.streams):
+                self._requests.put(compiled.create_infer_request())
+        except Exception as error:  # OpenVINO raises plain RuntimeErrors of many lines
+            raise YolactError(f"{path}: OpenVINO cannot compile it: {reason(error)}") from error
 
     @property
     def name(self) -> str:
         return "OpenVINO CPU"
 
+    @property
+    def precision(self) -> str:
+        return self._precision
+
     def detect(self, batch: np.ndarray) -> Detections:
+        requests = self._requests
+        if requests is None:
+            raise YolactError(f"engine {self._path} is closed; open it again")
+        request = requests.get()
         try:
-            found = self._request.infer({INPUT: batch})
+            found = request.infer({INPUT: np.ascontiguousarray(batch)}, share_inputs=True, share_outputs=True)
+            # Its arrays are views of buffers that the request's next call fills anew.
+            values = [np.array(found[name]) for name in self._outputs.names]
         except Exception as error:  # as above
-            raise YolactError(f"{self._path}: OpenVINO failed: {first_line(error)}") from error
-        # Its arrays are views of buffers that the next call fills anew.
-        return self._outputs.detections([np.array(found[name]) for name in self._outputs.names])
+            raise run_failed(self._path, "OpenVINO", error, len(batch)) from error
+        finally:
+            requests.put(request)
+        return self._outputs.detections(values)
 
     def close(self) -> None:
-        del self._request
+        self._requests = None
+
+
+def delivered_precision(compiled: Any) -> str | None:
+    """What most convolutions and matrix products of a compiled model run in; None where it has none."""
+    counts: Counter[str] = Counter()
+    for node in compiled.get_runtime_model().get_ops():
+        info = node.get_rt_info()
+        if info["layerType"].astype(str) in _PRODUCTS:
+            counts[info["runtimePrecision"].astype(str)] += 1
+    if not counts:
+        return None
+    kind = counts.most_common(1)[0][0]
+    return _TYPES.get(kind, kind)
 
 
 def read_model(path: Path, core: Any = None) -> tuple[Any, Metadata]:
-    """OpenVINO's model of an `.xml` file, and what the file says of itself.
+    """OpenVINO's model of an `.xml` or `.onnx` file, and what the file says of itself.
 
     Args:
         path: The file.
         core: OpenVINO's, where there is one.
 
     Raises:
-        YolactError: not an OpenVINO file, or not one of ours.
+        YolactError: no file that OpenVINO reads, or not one of ours.
     """
+    core = core or _core()
+    # Mapped into memory, weights would change under a running engine when somebody overwrites the file.
+    core.set_property({"ENABLE_MMAP": False})
+    is_onnx = path.suffix.lower() == ".onnx"
     try:
-        model = (core or _core()).read_model(path)
+        if is_onnx and read_properties(path) is None:
+            # OpenVINO would try the readers of every other framework, some of which write to the console.
+            raise RuntimeError("it is no ONNX file, or cut short")
+        model = core.read_model(path)
     except RuntimeError as error:
+        damaged = "the file" if is_onnx else "the file or the .bin beside it"
         raise YolactError(
-            f"{path}: OpenVINO cannot read it; if the file or the .bin beside it is damaged, copy or"
-            f" export it again ({first_line(error)})"
+            f"{path}: OpenVINO cannot read it; if {damaged} is damaged, copy or export it again"
+            f" ({reason(error)})"
         ) from error
+    # A converted file has both sections; the first is the one that was written for it.
+    section, prefix = (_ONNX_SECTION, "") if is_onnx else (SECTION, PREFIX)
     # Its map of sections knows `in`, but not `get`.
-    names = model.get_rt_info()[SECTION] if SECTION in model.get_rt_info() else ()  # noqa: SIM401
-    props = {f"{PREFIX}{name}": model.get_rt_info([SECTION, name]).astype(str) for name in names}
+    names = model.get_rt_info()[section] if section in model.get_rt_info() else ()  # noqa: SIM401
+    props = {f"{prefix}{name}": model.get_rt_info([section, name]).astype(str) for name in names}
     return model, Metadata.from_props(props, path)
 
 
@@ -98,5 +165,5 @@ def _core() -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise missing_extra("opening .xml files", "openvino") from error
+        raise missing_extra("backend openvino", "openvino") from error
     return openvino.Core()

@@ -62,6 +62,28 @@ class GraphOutputs:
                 f' "{INPUT}" and none are expected; export it again'
             )
 
+    def check_input(self, sides: Sequence[object], kind: str) -> None:
+        """Compare the graph's input with what the metadata says of it.
+
+        Args:
+            sides: Of the declared input after the first; what is no int is open.
+            kind: Its NumPy type.
+
+        Raises:
+            YolactError: another size or type.
+        """
+        meta = self._metadata
+        expected = (meta.input_size, meta.input_size, 3)
+        fits = len(sides) == 3 and all(
+            side == wanted or not isinstance(side, int) for side, wanted in zip(sides, expected, strict=True)
+        )
+        if not fits or kind != meta.input_dtype:
+            shape = ", ".join(["N", *map(str, sides)])
+            raise YolactError(
+                f"{self._path}: its input is ({shape}) {kind}, and its metadata says"
+                f" (N, {meta.input_size}, {meta.input_size}, 3) {meta.input_dtype}; export it again"
+            )
+
     def detections(self, values: Sequence[np.ndarray]) -> Detections:
         """Detections from the outputs, in the order of `names`; half precision is widened."""
         found: dict[str, np.ndarray] = {

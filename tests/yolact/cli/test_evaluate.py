@@ -27,7 +27,7 @@ def dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path = tmp_path / "annotations" / f"instances_{split}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(content))
-    monkeypatch.setattr(command, "load_engine", lambda path, **options: FakeEngine({1: [Found(BOX)]}))
+    monkeypatch.setattr(command, "open_engine", lambda args: FakeEngine({1: [Found(BOX)]}))
     return tmp_path
 
 
@@ -85,7 +85,7 @@ def test_what_is_missing_is_said_before_the_work(
     message,
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)
-    monkeypatch.setattr(command, "load_engine", lambda *_, **__: pytest.fail("work was begun"))
+    monkeypatch.setattr(command, "open_engine", lambda args: pytest.fail("work was begun"))
     assert command.main(["--engine", "e", *DATA, *option]) == 1
     said = capsys.readouterr().err.strip()
     assert said.endswith(message)

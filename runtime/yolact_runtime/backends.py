@@ -1,0 +1,280 @@
+"""Which library runs an exported file: the table, and the choice where nobody chose.
+
+Other files, such as checkpoints, have one engine each, found by entry point (`yolact_runtime.engine`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import inspect
+import logging
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yolact_runtime.errors import UsageError, YolactError, missing_extra
+from yolact_runtime.metadata import PREFIX
+from yolact_runtime.onnx_file import read_properties
+
+if TYPE_CHECKING:
+    from yolact_runtime.engine import Engine
+
+log = logging.getLogger(__name__)
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A library that runs exported files.
+
+    Attributes:
+        opener: "module:attribute", imported when it is used; called with the path and the options that
+            its parameters name.
+        suffixes: Of the files it opens, without the dot.
+        extra: What `pip install` brings it with; empty where the base install does.
+    """
+
+    opener: str
+    suffixes: tuple[str, ...]
+    extra: str = ""
+
+
+# By the names that `--backend` takes.
+BACKENDS = {
+    "onnxruntime": Backend("yolact_runtime.engines.onnxruntime:OnnxRuntimeEngine", ("onnx",)),
+    "openvino": Backend("yolact_runtime.engines.openvino:OpenVinoEngine", ("onnx", "xml"), "openvino"),
+    "cuda": Backend("yolact_runtime.engines.onnxruntime:open_on_cuda", ("onnx",)),
+    "tensorrt": Backend("yolact_runtime.engines.tensorrt:open_engine", ("engine", "plan", "onnx"), "trt"),
+}
+SUFFIXES = tuple(dict.fromkeys(suffix for backend in BACKENDS.values() for suffix in backend.suffixes))
+
+
+def open_exported(
+    file: Path, backend: str | None, precision: str | None, options: Mapping[str, Any]
+) -> tuple[Engine, str]:
+    """Open a file that one of `BACKENDS` runs.
+
+    Args:
+        file: Exists, with one of `SUFFIXES`.
+        backend: One of `BACKENDS`, or None to choose.
+        precision: One of `PRECISIONS`, or None for the file's.
+        options: For the backend.
+
+    Returns:
+        The engine, and why it is this one; empty where `backend` says it.
+
+    Raises:
+        YolactError: the file is broken, or a library is missing.
+        UsageError: the backend does not open such files, or does not take an option.
+    """
+    suffix = file.suffix.lower().removeprefix(".")
+    able = backends_of(suffix)
+    if backend is not None:
+        check_backend(backend, file)
+        if precision == "bf16" and backend in ("onnxruntime", "cuda"):
+            raise UsageError(
+                f"precision bf16: backend {backend} does not compute in it; use --backend openvino"
+            )
+        return _open(backend, file, precision, options), ""
+    if len(able) == 1:
+        return _open(able[0], file, precision, options), ""
+    _refuse_unknown(options, able, suffix)
+    if options.get("providers"):
+        return _open("onnxruntime", file, precision, options), "it was given providers"
+    properties = read_properties(file)
+    if properties and precision != "bf16" and _cuda_may_load():
+        try:
+            return _open("cuda", file, precision, options), "CUDA loads"
+        except UsageError:
+            raise
+        except YolactError as error:
+            log.warning("%s; it is run on the CPU", error)
+    delivered = (properties or {}).get(f"{PREFIX}precision", "").strip('"')
+    chosen, why = choose_for_cpu(delivered, precision)
+    return _open(chosen, file, precision, options), why
+
+
+def choose_for_cpu(delivered: str, asked: str | None = None) -> tuple[str, str]:
+    """The quickest backend for an ONNX file on this CPU, by what was measured (docs/runtime.md), and why.
+
+    Args:
+        delivered: Precision of the file; empty where it is not known.
+        asked: The precision that the user wants, if any. bf16 is never chosen otherwise.
+    """
+    if asked == "bf16":
+        return "openvino", "it is what computes in bf16"
+    if importlib.util.find_spec("openvino") is None:
+        return "onnxruntime", "OpenVINO is not installed"
+    if delivered == "int8":
+        return "openvino", "quicker than ONNX Runtime in int8"
+    if delivered in ("fp32", "fp16") and _cpu_has_bf16():
+        return "openvino", "quicker than ONNX Runtime on CPUs with AVX-512 and bf16"
+    return "onnxruntime", "no other was measured to be quicker on this CPU"
+
+
+def backends_of(suffix: str) -> list[str]:
+    """Names of the backends that open files of a suffix (without the dot)."""
+    return [name for name, backend in BACKENDS.items() if suffix in backend.suffixes]
+
+
+def check_backend(backend: str, file: Path) -> None:
+    """Raise a UsageError where there is no such backend, or it does not open such files."""
+    if backend not in BACKENDS:
+        raise UsageError(f"backend {backend!r}; allowed: {', '.join(BACKENDS)}")
+    suffix = file.suffix.lower().removeprefix(".")
+    opens = BACKENDS[backend].suffixes
+    if suffix in opens:
+        return
+    others = backends_of(suffix)
+    if others:
+        remedy = f"for .{suffix} use --backend {' or '.join(others)}"
+    else:
+        export = shlex.join(["yolact-export", "--weights", str(file), "--to", "onnx"])
+        remedy = f"leave --backend out, or export it: {export}"
+    raise UsageError(
+        f"engine {file}: backend {backend} opens {', '.join('.' + name for name in opens)} files; {remedy}"
+    )
+
+
+def check_precision(engine: Engine, asked: str | None, file: Path) -> None:
+    """Raise a UsageError where `engine` does not deliver the precision that was asked for.
+
+    A file in another precision that is computed in this one does not count: its values are rounded already.
+    """
+    stored, computed = engine.metadata.precision, engine.precision
+    if asked is None or (computed == asked and asked in (stored, "bf16")):
+        return
+    if asked == "bf16":
+        remedy = "bf16 is for fp32 files in OpenVINO: --backend openvino"
+    elif stored == asked:
+        remedy = _better_backend(asked)
+    else:
+        suffix = file.suffix.lower().removeprefix(".")
+        target = {"xml": "openvino", "engine": "trt", "plan": "trt"}.get(suffix, "onnx")
+        remedy = f"export it: yolact-export --weights W --to {target} --precision {asked}"
+        remedy += " --calibrate DIR" if asked == "int8" else ""
+    found = f"the file is {stored}" if computed == asked else f"{computed} is what {engine.name} delivers"
+    raise UsageError(f"engine {file}: precision {asked} was asked for, and {found}; {remedy}")
+
+
+def warn_of_precision(engine: Engine, file: Path) -> None:
+    """Say so where a file is not computed in the precision that it has."""
+    stored = engine.metadata.precision
+    if engine.precision not in (stored, "bf16"):
+        log.warning(
+            "%s is in %s, and %s computes it in %s: no quicker than an fp32 file; %s",
+            file,
+            stored,
+            engine.name,
+            engine.precision,
+            _better_backend(stored),
+        )
+
+
+def _better_backend(precision: str) -> str:
+    gpu = "run it on a GPU: --backend cuda or tensorrt"
+    return "use --backend openvino" if precision == "int8" else gpu
+
+
+def options_of(opener: Callable[..., Any]) -> list[str]:
+    """Names of the options that an engine's class or function takes after the path."""
+    return list(inspect.signature(opener).parameters)[1:]
+
+
+def call(opener: Callable[..., Any], file: Path, options: Mapping[str, Any], what: str) -> Engine:
+    """Open `file` with an engine's class or function.
+
+    Args:
+        opener: Takes the path, and options by the names of its parameters.
+        file: Exists.
+        options: For it. `streams="auto"` is left out where it knows no streams.
+        what: What it is, for messages.
+
+    Raises:
+        YolactError: the file is empty.
+        UsageError: it does not take an option.
+    """
+    if not file.stat().st_size:
+        raise YolactError(f"engine {file} is empty (0 bytes); copy or export it again")
+    allowed = options_of(opener)
+    given = {
+        name: value
+        for name, value in options.items()
+        if name in allowed or (name, value) != ("streams", "auto")
+    }
+    for option in given:
+        if option not in allowed:
+            raise UsageError(
+                f"option {option!r} does not apply to {what}; it takes {', '.join(allowed) or 'none'}"
+            )
+    engine: Engine = opener(file, **given)
+    return engine
+
+
+def _open(name: str, file: Path, precision: str | None, options: Mapping[str, Any]) -> Engine:
+    opener = _opener(name)
+    if name == "tensorrt" and file.suffix.lower() == ".onnx":
+        from yolact_runtime.engines.beside import engine_beside
+
+        file = engine_beside(file)
+    extra = {"precision": precision} if precision is not None and "precision" in options_of(opener) else {}
+    try:
+        return call(opener, file, {**options, **extra}, f"backend {name}")
+    except ModuleNotFoundError as error:
+        raise _not_installed(name, error) from error
+
+
+def _opener(name: str) -> Callable[..., Engine]:
+    module, _, attribute = BACKENDS[name].opener.partition(":")
+    try:
+        opener: Callable[..., Engine] = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise _not_installed(name, error) from error
+    return opener
+
+
+def _not_installed(name: str, error: ModuleNotFoundError) -> YolactError:
+    extra = BACKENDS[name].extra
+    if extra:
+        return missing_extra(f"backend {name} (no module {error.name!r})", extra)
+    return YolactError(
+        f"backend {name} needs the package {error.name}, which is not installed; run: pip install yolact"
+    )
+
+
+def _refuse_unknown(options: Mapping[str, Any], able: list[str], suffix: str) -> None:
+    allowed = dict.fromkeys(option for name in able for option in options_of(_opener(name)))
+    for option in options:
+        if option not in allowed:
+            raise UsageError(
+                f"option {option!r} does not apply to a .{suffix} engine; it takes {', '.join(allowed)}"
+            )
+
+
+def _cuda_may_load() -> bool:
+    """Whether trying CUDA makes sense: a try that must fail costs seconds."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return False
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return False
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def _cpu_has_bf16() -> bool:
+    try:
+        import openvino
+    except ImportError:
+        return False
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -1,0 +1,46 @@
+"""How many threads an engine on the CPU takes, and how its streams share them."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+from yolact_runtime.errors import UsageError
+
+AUTO = "auto"
+_SYSTEM = Path("/sys")
+
+
+def usable_cores(system: Path = _SYSTEM) -> int:
+    """CPU cores that this process may keep busy, within its affinity and its container's quota.
+
+    Args:
+        system: Where Linux tells; elsewhere all that the machine has are counted.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    allowed = os.sched_getaffinity(0)
+    topology = [system / f"devices/system/cpu/cpu{cpu}/topology" for cpu in allowed]
+    siblings = [_read(folder / "thread_siblings_list") for folder in topology]
+    # Two threads of one core gain nothing in arithmetic.
+    cores = len(allowed) if "" in siblings else len(set(siblings))
+    quota, _, period = _read(system / "fs/cgroup/cpu.max").partition(" ")
+    if quota.isdigit() and period.isdigit() and int(period):
+        cores = min(cores, math.ceil(int(quota) / int(period)))
+    return max(1, cores)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def check_threads(threads: int | None, streams: int | str) -> None:
+    """Raise a UsageError where one of them is none or less."""
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}; it must be 1 or more")
+    if streams != AUTO and (not isinstance(streams, int) or streams < 1):
+        raise UsageError(f"streams is {streams!r}; it must be 1 or more, or {AUTO!r}")

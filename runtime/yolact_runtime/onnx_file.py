@@ -1,0 +1,97 @@
+"""What an ONNX file says, read without the weights and without any library for ONNX."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+# Numbers of protobuf fields: of ModelProto, of the entries of metadata_props, of GraphProto and NodeProto.
+_GRAPH, _METADATA_PROPS = 7, 14
+_KEY, _VALUE = 1, 2
+_NODE, _NAME, _OP_TYPE = 1, 3, 4
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+def read_properties(path: str | Path) -> dict[str, str] | None:
+    """The `metadata_props` of an ONNX file; None where it is no ONNX file, is cut short or cannot be read."""
+    try:
+        with Path(path).open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            entries = [
+                file.read(length) for number, length in _fields(file, size) if number == _METADATA_PROPS
+            ]
+    except (OSError, ValueError):
+        return None
+    try:
+        return dict(_entry(entry) for entry in entries) if size else None
+    except (KeyError, ValueError):
+        return None
+
+
+def read_nodes(path: str | Path) -> list[tuple[str, str]]:
+    """Name and operator of every node of an ONNX file, without those of subgraphs.
+
+    Raises:
+        ValueError: it is no ONNX file.
+        OSError: it cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        return [
+            (texts.get(_NAME, ""), texts.get(_OP_TYPE, ""))
+            for number, length in _fields(file, size)
+            if number == _GRAPH
+            for inner, inner_length in _fields(file, file.tell() + length)
+            if inner == _NODE
+            for texts in [_texts(file.read(inner_length), (_NAME, _OP_TYPE))]
+        ]
+
+
+def _fields(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+    """Number and length of each field made of bytes, `file` at its first one; what is not read is skipped.
+
+    Raises:
+        ValueError: what is there is no protobuf message that ends at `size`.
+    """
+    while file.tell() < size:
+        number, kind = divmod(_varint(file), 8)
+        if not number:
+            raise ValueError
+        if kind == _VARINT:
+            _varint(file)
+            continue
+        length = {_FIXED64: 8, _FIXED32: 4}.get(kind) or (_varint(file) if kind == _BYTES else -1)
+        end = file.tell() + length
+        if length < 0 or end > size:
+            raise ValueError
+        if kind == _BYTES:
+            yield number, length
+        file.seek(end)
+
+
+def _entry(data: bytes) -> tuple[str, str]:
+    texts = _texts(data, (_KEY, _VALUE))
+    return texts[_KEY], texts.get(_VALUE, "")
+
+
+def _texts(data: bytes, wanted: tuple[int, ...]) -> dict[int, str]:
+    file = io.BytesIO(data)
+    return {
+        number: file.read(length).decode() for number, length in _fields(file, len(data)) if number in wanted
+    }
+
+
+def _varint(file: BinaryIO) -> int:
+    value = 0
+    for shift in range(0, 64, 7):
+        byte = file.read(1)
+        if not byte:
+            raise ValueError
+        value |= (byte[0] & 0x7F) << shift
+        if byte[0] < 0x80:
+            return value
+    raise ValueError
