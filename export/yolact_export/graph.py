@@ -56,7 +56,7 @@ class ExportedYolact(nn.Module):
 
 
 class SubtractMean(nn.Module):
-    """What `Normalise` does that a convolution cannot take over: the mean, for the padding is to be 0 after it.
+    """What of `Normalise` no convolution can take over: the mean, for padding is 0 only behind it.
 
     Args:
         normalise: Its mean is subtracted here; its deviation and its order of colours go into the weights of
@@ -75,8 +75,8 @@ class SubtractMean(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, S, S, 3) uint8 or float32 BGR 0..255 to (N, 3, S, S) float32 BGR minus mean."""
-        # Turned while they are still bytes.
-        return images.permute(0, 3, 1, 2).contiguous().float() - self.mean
+        # Floats at once, for TensorRT cannot move bytes; then planes, for rows of three are slow to work on.
+        return images.float().permute(0, 3, 1, 2).contiguous() - self.mean
 
 
 def first_convolution(model: Yolact) -> nn.Conv2d:
