@@ -46,10 +46,12 @@ def areas(boxes: Tensor) -> Tensor:
 
 def intersection(a: Tensor, b: Tensor) -> Tensor:
     """Area that every box of a (..., A, 4) shares with every box of b (..., B, 4): (..., A, B)."""
-    low = torch.maximum(a[..., :, None, :2], b[..., None, :, :2])
-    high = torch.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
-    sides = (high - low).clamp(min=0)  # (..., A, B, 2)
-    return sides[..., 0] * sides[..., 1]
+    # Each coordinate on its own: pairs as the innermost dimension of an array leave vector units idle.
+    left, top, right, bottom = (side[..., :, None] for side in a.unbind(-1))  # (..., A, 1)
+    other_left, other_top, other_right, other_bottom = (side[..., None, :] for side in b.unbind(-1))
+    width = (torch.minimum(right, other_right) - torch.maximum(left, other_left)).clamp(min=0)
+    height = (torch.minimum(bottom, other_bottom) - torch.maximum(top, other_top)).clamp(min=0)
+    return width * height
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:

@@ -27,10 +27,14 @@ class ExportedYolact(nn.Module):
 
     def __init__(self, model: Yolact, detect: str) -> None:
         super().__init__()
-        self.normalise = Normalise(model.config.model)
         self.model = copy.deepcopy(model).cpu().float().eval()
+        self.normalise = SubtractMean(Normalise(model.config.model), first_convolution(self.model))
         self.detect = detect
         for name, module in list(self.model.named_modules()):
+            if isinstance(module, nn.Upsample):
+                # The ReLU behind it: interpolating keeps values positive that one before it made so.
+                parent, _, child = name.rpartition(".")
+                setattr(self.model.get_submodule(parent), str(int(child) + 1), nn.Identity())
             if isinstance(module, DeformConv):
                 parent, _, child = name.rpartition(".")
                 setattr(self.model.get_submodule(parent), child, GridSampleDeformConv(module))
@@ -49,6 +53,35 @@ class ExportedYolact(nn.Module):
             return tuple(output)
         found = detect(self.model, output, compact=False)
         return tuple(getattr(found, name) for name in self.output_names)
+
+
+class SubtractMean(nn.Module):
+    """What of `Normalise` no convolution can take over: the mean, for padding is 0 only behind it.
+
+    Args:
+        normalise: Its mean is subtracted here; its deviation and its order of colours go into the weights of
+        first: the convolution that reads the image, which is changed.
+    """
+
+    mean: Tensor
+
+    def __init__(self, normalise: Normalise, first: nn.Conv2d) -> None:
+        super().__init__()
+        self.register_buffer("mean", normalise.mean[:, None, None])  # (3, 1, 1), BGR
+        with torch.no_grad():
+            # (C', RGB, h, w) to (C', BGR, h, w), so that planes need not be moved at every call.
+            weight = first.weight.double().flip(1) / normalise.std.double()[:, None, None]
+            first.weight.copy_(weight.to(first.weight.dtype))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, S, S, 3) uint8 or float32 BGR 0..255 to (N, 3, S, S) float32 BGR minus mean."""
+        # Floats at once, for TensorRT cannot move bytes; then planes, for rows of three are slow to work on.
+        return images.float().permute(0, 3, 1, 2).contiguous() - self.mean
+
+
+def first_convolution(model: Yolact) -> nn.Conv2d:
+    """The convolution that reads the image."""
+    return next(module for module in model.backbone.modules() if isinstance(module, nn.Conv2d))
 
 
 class GridSampleDeformConv(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import cv2
 import numpy as np
 
 from yolact_runtime.engine import Detections
@@ -76,10 +77,14 @@ def select(logits: np.ndarray, score_threshold: float) -> tuple[np.ndarray, np.n
     """
     # exp(best - background) bounds the best score from above, so most priors need no softmax.
     margin = np.log(max(score_threshold, 1e-30)) - 1e-3
-    likely = np.flatnonzero(logits[:, 1:].max(axis=1) - logits[:, 0] >= margin)
-    some = logits[likely].astype(np.float32, copy=False)
-    powers = np.exp(some - some.max(axis=1, keepdims=True))
-    scores = (powers / powers.sum(axis=1, keepdims=True))[:, 1:]
+    # Class by class: reducing along the short axis would take three times as long.
+    by_class = cv2.transpose(logits)  # (C+1, P)
+    likely = np.flatnonzero(by_class[1:].max(axis=0) - by_class[0] >= margin)
+    powers = logits[likely].astype(np.float32, copy=False)
+    powers -= powers.max(axis=1, keepdims=True)
+    np.exp(powers, out=powers)
+    powers /= powers.sum(axis=1, keepdims=True)
+    scores = powers[:, 1:]
     keep = scores.max(axis=1, initial=0) > score_threshold
     return likely[keep], scores[keep]
 
@@ -147,10 +152,17 @@ def _survivors(
 
 def _iou(boxes: np.ndarray) -> np.ndarray:
     """(G, R, 4) to (G, R, R); 0 where the union has no area."""
-    low = np.maximum(boxes[:, :, None, :2], boxes[:, None, :, :2])
-    high = np.minimum(boxes[:, :, None, 2:], boxes[:, None, :, 2:])
-    side = np.maximum(high - low, 0)  # (G, R, R, 2)
-    shared = side[..., 0] * side[..., 1]
-    area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])  # (G, R)
-    union = area[:, :, None] + area[:, None, :] - shared
+    # Each coordinate on its own: pairs as the innermost dimension would cost five times as much.
+    left, top, right, bottom = np.ascontiguousarray(np.moveaxis(boxes, 2, 0))[..., None]  # (G, R, 1)
+    shared = _shared(left, right)
+    shared *= _shared(top, bottom)
+    area = (right - left) * (bottom - top)
+    union = area + area.transpose(0, 2, 1) - shared
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+
+
+def _shared(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Length that each two of the spans (G, R, 1) share: (G, R, R)."""
+    length = np.minimum(high, high.transpose(0, 2, 1))
+    length -= np.maximum(low, low.transpose(0, 2, 1))
+    return np.maximum(length, 0, out=length)

@@ -19,6 +19,7 @@ from yolact.engine import TorchEngine
 from yolact_bench import original
 from yolact_bench.original import OriginalOrder, agreement, deployed
 from yolact_runtime import YolactError
+from yolact_runtime.errors import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -100,12 +101,28 @@ def test_command(
 ) -> None:
     monkeypatch.setattr(original.yolact, "load_model", lambda weights: model, raising=False)
     engine = TorchEngine.from_model(model, device="cpu")
-    monkeypatch.setattr(original, "load_engine", lambda path, threads: engine)
-    options = ["--weights", "w.pth", "--onnx", "f.onnx", "--images", str(image.parent)]
-    limits = ["--seconds", "0.1", "--runs", "5", "--threads", "1"]
+    opened = []
+
+    def load(path: str, **options: object) -> TorchEngine:
+        opened.append((path, options))
+        return engine
+
+    monkeypatch.setattr(original, "load_engine", load)
+    options = ["--weights", "w.pth", "--onnx", "f.onnx", "--engine", "g.xml,precision=bf16"]
+    limits = ["--images", str(image.parent), "--seconds", "0.1", "--runs", "5", "--threads", "1"]
     assert original.main([*options, *limits, "--json", str(tmp_path / "figures.json")]) == 0
+    assert opened == [("f.onnx", {"threads": 1}), ("g.xml", {"threads": 1, "precision": "bf16"})]
     out = capsys.readouterr().out
-    assert "both agree on 100 of 100 instances" in out
+    assert out.count("100/100") == 3
     figures = json.loads((tmp_path / "figures.json").read_text())
-    share = figures["timings"]["deployed"]["median"] / figures["timings"]["original"]["median"]
-    assert figures["share"] == pytest.approx(share)
+    names = ["f.onnx", "g.xml,precision=bf16"]
+    assert list(figures["timings"]) == ["original", *names]
+    for name in names:
+        fast = figures["timings"]["original"]["median"] / figures["timings"][name]["median"]
+        assert figures["times_as_fast"][name] == pytest.approx(fast)
+        assert figures["agreement"][name]["matched"] == 100
+
+
+def test_an_engine_option_without_a_value() -> None:
+    with pytest.raises(UsageError, match="'bf16' is no OPTION=VALUE"):
+        original._engine_options("g.xml,bf16")
