@@ -34,7 +34,7 @@ def build_parser() -> Parser:
     add("sources", nargs="*", metavar="SOURCE",
         help="images, folders, patterns such as 'photos/*.jpg', videos, a camera (0, /dev/video0, rtsp://...),"
         " or - for a list of images on standard input")  # fmt: skip
-    add("-0", "--null", action="store_true", help="the list on standard input is separated by NUL")
+    add("--null", action="store_true", help="the list on standard input is separated by NUL")
     add("--image", metavar="IN[:OUT]", help="one image, and optionally the file for its overlay")
     add("--images", metavar="DIR[:OUTDIR]", help="a folder, and optionally the folder for its overlays")
     add("--score-threshold", default=0.15, type=float, help="least score of a detection, 0..1")
@@ -53,7 +53,13 @@ def _add_engine_options(parser: Parser) -> None:
     add("--providers", nargs="+", metavar="NAME",
         help="ONNX Runtime providers, best first (after SOURCE): cuda cpu")  # fmt: skip
     add("--threads", type=int, metavar="N", help="CPU threads")
-    add("--streams", default="auto", metavar="N|auto", help="calls of the engine at the same time")
+    add(
+        "--streams",
+        default="auto",
+        type=_streams,
+        metavar="N|auto",
+        help="calls of the engine at the same time",
+    )
     add("--config", help="configuration of a checkpoint that does not name its own")
 
 
@@ -84,6 +90,12 @@ def _add_pipeline_options(parser: Parser) -> None:
         help="threads that read images, and as many that make masks; by default half the cores")  # fmt: skip
     add("--drop-late", action=argparse.BooleanOptionalAction, default=None,
         help="leave out frames that come too fast; by default for cameras only")  # fmt: skip
+
+
+def _streams(text: str) -> int | str:
+    if text != "auto" and not (text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number of 1 or more")
+    return text if text == "auto" else int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -147,9 +159,7 @@ def _settings(args: argparse.Namespace) -> PipelineSettings:
 def _open_engine(args: argparse.Namespace) -> Engine:
     options = {"providers": args.providers, "threads": args.threads, "config": args.config}
     if args.streams != "auto":
-        if not args.streams.isdecimal() or int(args.streams) < 1:
-            raise UsageError(f"--streams is {args.streams}; it must be auto, or 1 or more")
-        options["streams"] = int(args.streams)
+        options["streams"] = args.streams
     return load_engine(args.engine, **{k: v for k, v in options.items() if v is not None})
 
 
