@@ -7,6 +7,7 @@ import logging
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.frames import Sink, Source
@@ -44,6 +45,7 @@ class Outputs:
     sinks: list[Sink] = field(default_factory=list)
     places: list[str] = field(default_factory=list)
     overlays: OverlaySink | None = None
+    videos: Any = None
     folder: Path | None = None
 
     @property
@@ -54,7 +56,8 @@ class Outputs:
     def written(self) -> list[str]:
         """What a user finds where."""
         drawn = [f"overlays in {self.folder}"] if self.overlays is not None and self.overlays.drawn else []
-        return self.places + drawn
+        videos = [] if self.videos is None else [str(path) for path in self.videos.outputs]
+        return self.places + drawn + videos
 
 
 def check_outputs(args: argparse.Namespace, target: OverlayTarget, source: Source) -> None:
@@ -117,8 +120,8 @@ def open_outputs(
         outputs.folder = target.path
         outputs.sinks.append(outputs.overlays)
         if has_video(source):
-            outputs.sinks.append(_video_sink(args.video_output or target.folder, args.sources))
-            outputs.places.append(f"videos in {args.video_output or target.folder}")
+            outputs.videos = _video_sink(args.video_output or target.folder, args.sources)
+            outputs.sinks.append(outputs.videos)
     return outputs
 
 
