@@ -330,3 +330,19 @@ def test_progress_comes_at_the_end_at_least():
 def test_settings_outside_their_range(wrong):
     with pytest.raises(UsageError, match=next(iter(wrong))):
         PipelineSettings(**wrong)
+
+
+def test_a_sink_that_hangs_does_not_keep_the_others_from_closing():
+    release = threading.Event()
+
+    class Hanging(Record):
+        def write(self, frame, prepared):
+            _thread.interrupt_main()
+            threading.Timer(0.1, _thread.interrupt_main).start()
+            release.wait(20)
+
+    hanging, other = Hanging(), Record()
+    with pytest.raises(KeyboardInterrupt):
+        run_pipeline(Shades([1] * 10), engine(), [other, hanging])
+    assert other.closed == 1 and hanging.closed == 0
+    release.set()
