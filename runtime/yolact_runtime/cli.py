@@ -20,6 +20,7 @@ from yolact_runtime.pipeline import PipelineSettings, Tally, run_pipeline
 from yolact_runtime.progress import show_progress
 from yolact_runtime.report import ImageIds
 from yolact_runtime.sinks.jsonl import STDOUT
+from yolact_runtime.sources.headers import max_pixels
 from yolact_runtime.sources.open import open_source
 
 log = logging.getLogger(__name__)
@@ -144,6 +145,7 @@ def _settings(args: argparse.Namespace) -> PipelineSettings:
             raise UsageError(f"--{option.replace('_', '-')} is {value}; it must be 1 or more")
     if sum([bool(args.sources), bool(args.image), bool(args.images)]) != 1:
         raise UsageError("name the images once: SOURCE..., --image IN[:OUT] or --images DIR[:OUTDIR]")
+    max_pixels()  # or every image would say that the limit is none
     workers = args.workers or max(1, min(4, (os.cpu_count() or 1) // 2))
     return PipelineSettings(
         batch_size=args.batch_size,

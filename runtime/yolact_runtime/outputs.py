@@ -100,16 +100,16 @@ def open_outputs(
         lines = JsonLinesSink(args.jsonl, numbers, args.polygons, args.resume)
         outputs.sinks.append(lines)
         outputs.places += [str(args.jsonl)] if args.jsonl != STDOUT else []
+    coco = None
     if not args.no_json:
         coco = CocoSink(args.json, meta.category_ids, meta.class_names, numbers, args.polygons)
         outputs.sinks.append(coco)
         outputs.places.append(f"{coco.masks_path}, {coco.boxes_path}, {coco.images_path}")
-        if lines is not None and args.resume:
-            for line, _ in read_lines(Path(args.jsonl)):
-                coco.carry(line)
     if lines is not None and args.resume:
         for line, _ in read_lines(Path(args.jsonl)):
             numbers.carry(line["image_id"], line["image"])
+            if coco is not None:
+                coco.carry(line)
         outputs.source = RemainingSource(source, lines.done)
     sources = image_folders(source)
     if args.arrays:

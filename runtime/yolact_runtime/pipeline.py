@@ -137,8 +137,10 @@ def run_pipeline(
     finally:
         if not run.finished.is_set():
             run.abort(None)
-        run.join()
-        run.close()
+        try:
+            run.join()
+        finally:
+            run.close()
     if progress:
         progress(replace(run.tally))
     if interrupted:

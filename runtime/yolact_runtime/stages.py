@@ -220,12 +220,13 @@ class Run:
                 settings.score_threshold,
                 settings.top_k,
             )
+            pairs = list(zip(batch, results, strict=True))
         except Exception as error:
             return error
         with self._lock:
             if self._engine_faults < settings.engine_failures:
                 self._engine_faults = 0
-        for item, result in zip(batch, results, strict=True):
+        for item, result in pairs:
             item.prepared, item.result = None, result
             self._found.put(item)
         return None

@@ -88,6 +88,9 @@ def test_the_limit_on_pixels_can_be_moved(place, capsys, monkeypatch):
     costs_only_itself(capsys, "more than the 9999 allowed; shrink it, or set YOLACT_MAX_PIXELS higher")
     monkeypatch.setenv("YOLACT_MAX_PIXELS", "10000")
     assert infer("photos") == 0
+    monkeypatch.setenv("YOLACT_MAX_PIXELS", "many")
+    assert infer("photos") == 2
+    assert "YOLACT_MAX_PIXELS is 'many'" in capsys.readouterr().err
 
 
 def test_a_bomb_takes_no_memory(tmp_path):

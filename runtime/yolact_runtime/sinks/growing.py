@@ -14,14 +14,17 @@ class GrowingFile:
     """Appends whole entries to a file, past every buffer of this process.
 
     Args:
-        file: Opened for binary writing without a buffer, at its end.
+        file: Opened for reading and writing bytes without a buffer, at its end.
         name: For messages.
+        tail: Follows the last entry at any moment, so that nothing is left to write in the end, when the disk
+            may be full.
     """
 
-    def __init__(self, file: BinaryIO, name: str | Path) -> None:
-        self.name = name
+    def __init__(self, file: BinaryIO, name: str | Path, tail: bytes = b"") -> None:
         self.size = file.tell()
+        self._name = name
         self._file = file
+        self._tail = tail
 
     def append(self, data: bytes) -> None:
         """Append all of `data`, or nothing.
@@ -29,29 +32,35 @@ class GrowingFile:
         Raises:
             YolactError: it cannot be written.
         """
-        view = memoryview(data)
         try:
-            while view:
-                view = view[self._file.write(view) :]
+            self._write(data + self._tail)
         except OSError as error:
             self.truncate(self.size)
-            raise YolactError(f"cannot write {self.name}: {error.strerror or error}") from error
+            raise YolactError(f"cannot write {self._name}: {error.strerror or error}") from error
         self.size += len(data)
+        self._file.seek(self.size)
 
     def truncate(self, size: int) -> None:
-        """Go back to when the file had `size` bytes."""
+        """Go back to when the file had `size` bytes before its tail."""
         # Where even this fails, the disk is gone, and the error that led here says so.
         with contextlib.suppress(OSError):
-            self._file.truncate(size)
+            self._file.truncate(size + len(self._tail))
+            self._file.seek(size)
+            self._write(self._tail)
             self._file.seek(size)
         self.size = size
 
     def close(self) -> None:
         self._file.close()
 
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[self._file.write(view) :]
+
 
 class GrowingJson:
-    """A JSON file with one list that grows. It has its name only once it is finished.
+    """A JSON file with one list that grows. It has its name only once it is closed.
 
     Args:
         path: The file; what it holds before stays until `close`.
@@ -63,15 +72,13 @@ class GrowingJson:
     """
 
     def __init__(self, path: Path, head: str = "", tail: str = "") -> None:
-        self.path = path
-        self._tail = f"]{tail}".encode()
-        self._stack = contextlib.ExitStack()
-        temporary = self._stack.enter_context(atomic_path(path))
-        with self._stack.pop_all() as unfinished:
-            self._file = GrowingFile(temporary.open("r+b", buffering=0), path)
+        with contextlib.ExitStack() as stack:
+            temporary = stack.enter_context(atomic_path(path))
+            raw = stack.enter_context(temporary.open("r+b", buffering=0))
+            self._file = GrowingFile(raw, path, f"]{tail}".encode())
             self._file.append(f"{head}[".encode())
             self._empty = self._file.size
-            self._stack = unfinished.pop_all()
+            self._stack = stack.pop_all()
 
     @property
     def size(self) -> int:
@@ -89,17 +96,13 @@ class GrowingJson:
             self._file.append((comma + ", ".join(entries)).encode())
 
     def truncate(self, size: int) -> None:
-        """Go back to when the file had `size` bytes."""
+        """Go back to when `size` was this."""
         self._file.truncate(size)
 
     def close(self) -> None:
-        """End the list and give the file its name.
+        """Give the file its name.
 
         Raises:
-            YolactError: it cannot be written; then what had the name before keeps it.
+            YolactError: it cannot be; then what had the name before keeps it.
         """
-        with self._stack:
-            try:
-                self._file.append(self._tail)
-            finally:
-                self._file.close()
+        self._stack.close()

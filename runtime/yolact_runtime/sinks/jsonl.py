@@ -22,6 +22,7 @@ from yolact_runtime.sinks.growing import GrowingFile
 log = logging.getLogger(__name__)
 
 STDOUT = "-"
+_BEGIN = b'{"image": "'
 
 
 class JsonLinesSink(Sink):
@@ -101,27 +102,36 @@ class JsonLinesSink(Sink):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = _locked(path)
-            if not resume:
-                file.truncate(0)
-                return GrowingFile(file, path)
-            failures = False
-            end = 0
-            for line, raw in read_lines(path):
-                end += len(raw)
-                if "error" in line:
-                    failures = True
+            try:
+                if resume:
+                    file = self._resumed(file, path)
                 else:
-                    self.done[line["image"]] = self.done.get(line["image"], 0) + 1
-            file.truncate(end)
-            if failures:
-                with atomic_path(path) as temporary, temporary.open("wb") as kept:
-                    kept.writelines(raw for line, raw in read_lines(path) if "error" not in line)
-                with file:
-                    file = _locked(path)
+                    file.truncate(0)
+            except BaseException:
+                file.close()
+                raise
             file.seek(0, os.SEEK_END)
             return GrowingFile(file, path)
         except OSError as error:
             raise YolactError(f"cannot write {path}: {error.strerror or error}") from error
+
+    def _resumed(self, file: BinaryIO, path: Path) -> BinaryIO:
+        """The file with nothing but lines of images that are done."""
+        failures = False
+        end = 0
+        for line, raw in read_lines(path):
+            end += len(raw)
+            if "error" in line:
+                failures = True
+            else:
+                self.done[line["image"]] = self.done.get(line["image"], 0) + 1
+        file.truncate(end)
+        if not failures:
+            return file
+        with atomic_path(path) as temporary, temporary.open("wb") as kept:
+            kept.writelines(raw for line, raw in read_lines(path) if "error" not in line)
+        with file:
+            return _locked(path)
 
 
 def _dump(line: dict[str, Any]) -> bytes:
@@ -136,19 +146,30 @@ def read_lines(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
     """
     with path.open("rb") as reader:
         for number, raw in enumerate(reader, start=1):
-            if not raw.endswith(b"\n"):
+            half = not raw.endswith(b"\n")
+            if half and raw.startswith(_BEGIN[: len(raw)]):
                 return
-            try:
-                line = json.loads(raw)
-                keys = {"image", "error"} if "error" in line else {"image", "image_id", "height", "width"}
-                if not keys <= line.keys():
-                    raise ValueError("keys are missing")
-            except (ValueError, TypeError, AttributeError):
+            line = None if half else _parse(raw)
+            if line is None:
                 raise YolactError(
                     f"cannot resume {path}: line {number} is not one that yolact-infer writes; give another"
                     " file, or remove that line"
-                ) from None
+                )
             yield line, raw
+
+
+def _parse(raw: bytes) -> dict[str, Any] | None:
+    """A line, if it is one of ours."""
+    try:
+        line = json.loads(raw)
+        if "error" in line:
+            return line if isinstance(line["image"], str) else None
+        right = isinstance(line["image"], str) and isinstance(line["image_id"], int | None)
+        right &= isinstance(line["height"], int) and isinstance(line["width"], int)
+        right &= all({"category_id", "bbox", "score"} <= entry.keys() for entry in line["detections"])
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return line if right else None
 
 
 def _locked(path: Path) -> BinaryIO:
