@@ -122,7 +122,16 @@ def test_a_folder_named_like_an_image(place, capsys):
 
 def listed(capsys, message):
     """The list through the standard input of a process of its own."""
-    command = [sys.executable, "-m", "yolact_runtime.cli", "--engine", "m.onnx", "--no-overlay", "-"]
+    command = [
+        sys.executable,
+        "-m",
+        "yolact_runtime.cli",
+        "--engine",
+        "m.onnx",
+        "--quiet",
+        "--no-overlay",
+        "-",
+    ]
     with Path("list").open("rb") as stream:
         done = subprocess.run(command, stdin=stream, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and done.stdout.startswith("2 images, 4 detections, 1 failures")

@@ -31,7 +31,16 @@ def infer(*words):
 
 
 def process(*words, **options):
-    command = [sys.executable, "-m", "yolact_runtime.cli", "--engine", "m.onnx", "--no-overlay", *words]
+    command = [
+        sys.executable,
+        "-m",
+        "yolact_runtime.cli",
+        "--engine",
+        "m.onnx",
+        "--quiet",
+        "--no-overlay",
+        *words,
+    ]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, **pipes, text=True, **options)
 
