@@ -73,7 +73,7 @@ def test_twenty_thousand_images_with_one_in_a_hundred_bad(tmp_path, monkeypatch,
 
 
 def test_a_hundred_thousand_frames_in_constant_memory():
-    image = np.zeros((240, 320, 3), np.uint8)
+    image = np.zeros((64, 64, 3), np.uint8)  # small: how many are under way changes from moment to moment
 
     class Endless(Source):
         total = 100_000
