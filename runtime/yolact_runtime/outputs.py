@@ -111,6 +111,7 @@ def open_outputs(
             if coco is not None:
                 coco.carry(line)
         outputs.source = RemainingSource(source, lines.done)
+        log.info("%s: %d images are done", args.jsonl, sum(lines.done.values()))
     sources = image_folders(source)
     if args.arrays:
         outputs.sinks.append(ArraySink(args.arrays, sources))
