@@ -71,5 +71,16 @@ class Sink(ABC):
             YolactError: it cannot be written. The pipeline stops: what cannot be written is lost.
         """
 
+    def fail(self, frame: Frame, error: str) -> None:  # noqa: B027 - most sinks leave failed frames out
+        """Take note, in the order of the frames, that one has no result.
+
+        Args:
+            frame: The frame.
+            error: One line that names it.
+
+        Raises:
+            YolactError: as for `write`.
+        """
+
     def close(self) -> None:  # noqa: B027 - some sinks hold nothing back
         """Write what is held back, also after an error or Ctrl-C. May be called twice."""

@@ -1,14 +1,16 @@
-"""COCO results files, and which image id each image has."""
+"""Which image id each image has."""
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 from yolact_runtime.errors import YolactError
-from yolact_runtime.files import read_json, write_json
-from yolact_runtime.results import Result
+from yolact_runtime.files import read_json
+from yolact_runtime.frames import Frame
+
+log = logging.getLogger(__name__)
 
 
 class ImageIds:
@@ -77,61 +79,69 @@ def _common_tail(a: tuple[str, ...], b: tuple[str, ...]) -> int:
     return length
 
 
-class CocoReport:
-    """Collects results and writes them as three COCO files.
-
-    Beside the masks' file, `mask_detections.json`, stand `bbox_detections.json` with the boxes and their
-    scores, and `images.json` with the "images" and "categories" that the ids refer to, so that
-    `COCO("images.json").loadRes("mask_detections.json")` opens. For another name such as `run1.json` they are
-    `run1_bbox.json` and `run1_images.json`.
+class ImageNumbers:
+    """The image id of every frame: from an annotation file, or counted from 1.
 
     Args:
-        path: The masks' file.
-        class_ids: The engine's category ids.
-        class_names: The engine's class names.
-        polygons: Outlines instead of run lengths.
+        ids: The annotation file's; None to count.
+        total: How many frames there are, where that is known.
+
+    Attributes:
+        unlisted: Frames claimed so far that have no id of their own.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        class_ids: tuple[int, ...],
-        class_names: tuple[str, ...],
-        polygons: bool = False,
-    ) -> None:
-        self.masks_path = Path(path)
-        default = self.masks_path.name == "mask_detections.json"
-        stem = self.masks_path.stem
-        self.boxes_path = self.masks_path.with_name(
-            "bbox_detections.json" if default else f"{stem}_bbox.json"
-        )
-        self.images_path = self.masks_path.with_name("images.json" if default else f"{stem}_images.json")
-        self._polygons = polygons
-        self._categories = [
-            {"id": key, "name": name} for key, name in zip(class_ids, class_names, strict=True)
-        ]
-        self._images: list[dict[str, Any]] = []
-        self._masks: list[dict[str, Any]] = []
-        self._boxes: list[dict[str, Any]] = []
+    def __init__(self, ids: ImageIds | None = None, total: int | None = None) -> None:
+        self.unlisted = 0
+        self._ids = ids
+        self._total = total
+        self._owners: dict[int, str] = {}
+        self._carried: set[int] = set()
+        self._highest = 0
+        self._last: tuple[int, int | None] | None = None
 
-    def add(self, result: Result, image_id: int, file_name: str) -> None:
-        """Take in the result of one image."""
-        self._images.append(
-            {"id": image_id, "file_name": file_name, "height": result.height, "width": result.width}
-        )
-        self._masks += result.to_coco(image_id, polygons=self._polygons)
-        self._boxes += result.to_coco(image_id, masks=False)
+    def find(self, frame: Frame) -> int | None:
+        """The id that belongs to a frame; None where the annotation file has none. For any thread."""
+        if self._ids is None:
+            number = frame.index + 1
+            if number in self._carried:
+                # Images have come or gone since: beyond all ids that are, or will be, given by counting.
+                number += self._highest + (self._total or 1 << 31)
+            return number
+        try:
+            return self._ids.find(Path(frame.name))
+        except YolactError:
+            return None
 
-    def write(self) -> None:
-        """Write the three files, each whole or not at all.
+    def claim(self, frame: Frame) -> int | None:
+        """As `find`, in the order of the frames; reports one without an id, and a second one of the same id.
 
-        Without any detection the results are an empty list: valid JSON, which pycocotools' `loadRes`
-        itself does not accept.
-
-        Raises:
-            YolactError: a file cannot be written.
+        Several sinks may ask for the same frame in turn.
         """
-        write_json(self.masks_path, self._masks)
-        write_json(self.boxes_path, self._boxes)
-        sidecar = {"info": {}, "images": self._images, "annotations": [], "categories": self._categories}
-        write_json(self.images_path, sidecar)
+        if self._last is None or self._last[0] != frame.index:
+            self._last = frame.index, self._claim(frame)
+        return self._last[1]
+
+    def carry(self, number: int | None, name: str) -> None:
+        """Take note of an id that an earlier run has given."""
+        if number is not None:
+            if self._ids is None:
+                self._carried.add(number)
+                self._highest = max(self._highest, number)
+            else:
+                self._owners[number] = name
+
+    def _claim(self, frame: Frame) -> int | None:
+        if self._ids is None:
+            return self.find(frame)
+        try:
+            number = self._ids.find(Path(frame.name))
+            if number is None:
+                raise YolactError(f"image {frame.name} is not in {self._ids.path}")
+            owner = self._owners.setdefault(number, frame.name)
+            if owner is not frame.name:
+                raise YolactError(f"image {frame.name} has the id {number}, as {owner} before it")
+        except YolactError as error:
+            log.error("%s; it is left out of the JSON", error)
+            self.unlisted += 1
+            return None
+        return number

@@ -1,6 +1,8 @@
 """yolact-infer as a user meets it."""
 
+import _thread
 import json
+import threading
 from pathlib import Path
 
 import cv2
@@ -10,6 +12,8 @@ from fake_onnx import NATIVE, native_arrays, write_onnx
 from pycocotools.coco import COCO
 
 from yolact_runtime import cli
+from yolact_runtime.sources import images
+from yolact_runtime.stages import Run
 
 
 @pytest.fixture
@@ -170,22 +174,26 @@ def test_an_engine_that_is_none(place, capsys):
 @pytest.mark.parametrize("option", ["--output", "--json"])
 def test_a_place_that_cannot_be_written_is_found_first(place, option, capsys, monkeypatch):
     Path("file").touch()
-    monkeypatch.setattr(cli, "load_engine", lambda *_, **__: pytest.fail("the work began"))
+    monkeypatch.setattr(cli, "_open_engine", lambda args: pytest.fail("the work began"))
     target = "file" if option == "--output" else "file/x.json"
     assert infer("photos", option, target) == 1
     assert "cannot write to folder file" in capsys.readouterr().err
 
 
 def test_an_interruption_keeps_what_is_done(place, monkeypatch, capsys):
-    read = cli.read_image
+    for number in range(20):
+        save(f"photos/d{number:02}.png")
+    read, stop, stopped = images.read_image, Run.stop_reading, threading.Event()
 
     def interrupted(path):
-        if path.name == "b.jpg":
-            raise KeyboardInterrupt
+        if Path(path).name == "b.jpg":
+            _thread.interrupt_main()
+            assert stopped.wait(10)
         return read(path)
 
-    monkeypatch.setattr(cli, "read_image", interrupted)
-    assert infer("photos") == 130
-    assert {e["image_id"] for e in load("results/mask_detections.json")} == {1}
-    assert "1 images" in capsys.readouterr().out
+    monkeypatch.setattr(images, "read_image", interrupted)
+    monkeypatch.setattr(Run, "stop_reading", lambda run: (stop(run), stopped.set()))
+    assert infer("photos", "--workers", 1) == 130
+    assert {e["image_id"] for e in load("results/mask_detections.json")} == {1, 2}
+    assert capsys.readouterr().out.startswith("2 images, 4 detections, 0 failures")
     assert not list(Path("results").glob(".*"))

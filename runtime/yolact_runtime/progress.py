@@ -1,0 +1,43 @@
+"""How far a run is, on the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from yolact_runtime.pipeline import Tally
+
+
+@contextlib.contextmanager
+def show_progress(name: str, total: int | None, quiet: bool = False) -> Iterator[Callable[[Tally], None]]:
+    """A bar on standard error, nothing where that is no terminal.
+
+    Args:
+        name: What is going on.
+        total: How many frames there will be, if that is known.
+        quiet: Show nothing in any case.
+
+    Returns:
+        What `run_pipeline` takes as `progress`.
+    """
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task(name, total=total, rate="")
+
+        def show(tally: Tally) -> None:
+            rate = f"{tally.fps:.1f} images/s"
+            if tally.dropped:
+                rate += f", {tally.dropped} dropped"
+            bar.update(task, completed=tally.done + tally.failed + tally.dropped, rate=rate)
+
+        yield show

@@ -1,0 +1,51 @@
+"""NumPy archives of what is found."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+
+from yolact_runtime.files import atomic_path
+from yolact_runtime.frames import Frame, Sink
+from yolact_runtime.results import Result
+from yolact_runtime.sinks.names import FreeNames
+
+
+class ArraySink(Sink):
+    """One `.npz` an image, which `numpy.load` opens without pickle.
+
+    It holds, best score first: `boxes` (n, 4) float32, x1 y1 x2 y2 in pixels; `scores` and `mask_scores` (n,)
+    float32; `classes` (n,) int64, 0-based; `category_ids` (n,) int64; `counts` (n,) bytes, COCO's compressed
+    run lengths; `size` (2,) int64, height and width in pixels; `image`, its name. A mask is
+    `pycocotools.mask.decode({"size": size.tolist(), "counts": bytes(counts[i])})`.
+
+    Args:
+        folder: Where the archives go; `a.jpg` becomes `a.npz`.
+        sources: As for `FreeNames`.
+    """
+
+    def __init__(self, folder: Path, sources: Collection[str] | None = ()) -> None:
+        self._names = FreeNames(folder, sources)
+
+    def prepare(self, frame: Frame, image: np.ndarray, result: Result) -> bytes:
+        """The file's content."""
+        buffer = io.BytesIO()
+        np.savez(
+            buffer,
+            boxes=result.boxes_float,
+            scores=result.scores,
+            mask_scores=result.mask_scores,
+            classes=result.classes,
+            category_ids=result.category_ids,
+            counts=np.array([rle["counts"] for rle in result.rles], np.bytes_),
+            size=np.array([result.height, result.width]),
+            image=np.array(frame.name),
+        )
+        return buffer.getvalue()
+
+    def write(self, frame: Frame, prepared: bytes) -> None:
+        with atomic_path(self._names.take(frame, ".npz")) as temporary:
+            temporary.write_bytes(prepared)

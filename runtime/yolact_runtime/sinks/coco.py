@@ -1,0 +1,129 @@
+"""COCO results files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from yolact_runtime.errors import YolactError
+from yolact_runtime.frames import Frame, Sink
+from yolact_runtime.report import ImageNumbers
+from yolact_runtime.results import Result
+from yolact_runtime.sinks.growing import GrowingJson
+
+
+class CocoSink(Sink):
+    """Three COCO files, which grow under temporary names and get their own at `close`.
+
+    Beside the masks' file, `mask_detections.json`, stand `bbox_detections.json` with the boxes and their
+    scores, and `images.json` with the "images" and "categories" that the ids refer to, so that
+    `COCO("images.json").loadRes("mask_detections.json")` opens. For another name such as `run1.json` they are
+    `run1_bbox.json` and `run1_images.json`. Without any detection the results are an empty list: valid JSON,
+    which pycocotools' `loadRes` itself does not accept.
+
+    Args:
+        path: The masks' file.
+        class_ids: The engine's category ids.
+        class_names: The engine's class names.
+        numbers: The images' ids; images without one are left out.
+        polygons: Outlines instead of run lengths.
+
+    Raises:
+        YolactError: the folder cannot be written to.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        class_ids: tuple[int, ...],
+        class_names: tuple[str, ...],
+        numbers: ImageNumbers,
+        polygons: bool = False,
+    ) -> None:
+        self.masks_path = Path(path)
+        default = self.masks_path.name == "mask_detections.json"
+        stem = self.masks_path.stem
+        self.boxes_path = self.masks_path.with_name(
+            "bbox_detections.json" if default else f"{stem}_bbox.json"
+        )
+        self.images_path = self.masks_path.with_name("images.json" if default else f"{stem}_images.json")
+        self._numbers = numbers
+        self._polygons = polygons
+        categories = [{"id": key, "name": name} for key, name in zip(class_ids, class_names, strict=True)]
+        head = f'{{"info": {{}}, "categories": {json.dumps(categories)}, "annotations": [], "images": '
+        self._files = [
+            GrowingJson(self.masks_path),
+            GrowingJson(self.boxes_path),
+            GrowingJson(self.images_path, head, "}"),
+        ]
+
+    def prepare(self, frame: Frame, image: np.ndarray, result: Result) -> _Entries | None:
+        """The entries of one image as JSON; None for one without an id."""
+        number = self._numbers.find(frame)
+        if number is None:
+            return None
+        name = PurePath(frame.name).name
+        record = {"id": number, "file_name": name, "height": result.height, "width": result.width}
+        masks = result.to_coco(number, polygons=self._polygons)
+        boxes = result.to_coco(number, masks=False)
+        return _Entries([json.dumps(e) for e in masks], [json.dumps(e) for e in boxes], [json.dumps(record)])
+
+    def write(self, frame: Frame, prepared: _Entries | None) -> None:
+        if self._numbers.claim(frame) is not None and prepared is not None:
+            self._append(prepared)
+
+    def carry(self, line: dict[str, Any]) -> None:
+        """Take over an image that an earlier run has finished.
+
+        Args:
+            line: Of its JSON Lines, as `JsonLinesSink` writes them.
+        """
+        number = line["image_id"]
+        if number is None:
+            return
+        record = {
+            "id": number,
+            "file_name": PurePath(line["image"]).name,
+            "height": line["height"],
+            "width": line["width"],
+        }
+        masks, boxes = [], []
+        for entry in line["detections"]:
+            mask = {key: value for key, value in entry.items() if key != "box_score"}
+            masks.append(json.dumps(mask))
+            box = {key: value for key, value in mask.items() if key != "segmentation"}
+            boxes.append(json.dumps({**box, "score": entry.get("box_score", entry["score"])}))
+        self._append(_Entries(masks, boxes, [json.dumps(record)]))
+
+    def close(self) -> None:
+        files, self._files = self._files, []
+        fault: YolactError | None = None
+        for file in files:
+            try:
+                file.close()
+            except YolactError as error:
+                fault = fault or error
+        if fault is not None:
+            raise fault
+
+    def _append(self, entries: _Entries) -> None:
+        sizes = [file.size for file in self._files]
+        try:
+            for file, some in zip(self._files, entries, strict=True):
+                file.append(some)
+        except YolactError:
+            # An image is in all three files or in none.
+            for file, size in zip(self._files, sizes, strict=True):
+                file.truncate(size)
+            raise
+
+
+class _Entries(NamedTuple):
+    """JSON of one image, for each of the files."""
+
+    masks: list[str]
+    boxes: list[str]
+    images: list[str]

@@ -1,0 +1,195 @@
+"""JSON Lines: one line an image, written as soon as the image is done."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from yolact_runtime.errors import YolactError
+from yolact_runtime.files import atomic_path
+from yolact_runtime.frames import Frame, Sink
+from yolact_runtime.report import ImageNumbers
+from yolact_runtime.results import Result
+from yolact_runtime.sinks.growing import GrowingFile
+
+log = logging.getLogger(__name__)
+
+STDOUT = "-"
+_BEGIN = b'{"image": "'
+
+
+class JsonLinesSink(Sink):
+    """A file of lines, each of them whole at any moment.
+
+    A line is `{"image", "index", "image_id", "height", "width", "detections"}`, for a frame of a video with
+    its "time" in seconds, or `{"image", "index", "error"}`. Detections are the entries of COCO's results,
+    with "box_score" beside "score" where the engine scores masks on their own.
+
+    Args:
+        path: The file, begun anew unless `resume`; `-` for standard output.
+        numbers: The images' ids.
+        polygons: Outlines instead of run lengths.
+        resume: Go on with the file, if there is one: a half last line and lines with "error" are dropped, and
+            the images of the others are in `done`.
+
+    Attributes:
+        done: How often each image is in the resumed file.
+
+    Raises:
+        YolactError: the file cannot be written, another run writes to it, or it holds something else.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        numbers: ImageNumbers,
+        polygons: bool = False,
+        resume: bool = False,
+    ) -> None:
+        self.done: dict[str, int] = {}
+        self._numbers = numbers
+        self._polygons = polygons
+        self._file: GrowingFile | None = None
+        if str(path) != STDOUT:
+            self._file = self._open(Path(path), resume)
+
+    def prepare(self, frame: Frame, image: np.ndarray, result: Result) -> bytes:
+        """The line."""
+        number = self._numbers.find(frame)
+        line: dict[str, Any] = {"image": frame.name, "index": frame.index, "image_id": number}
+        if frame.time is not None:
+            line["time"] = round(frame.time, 6)
+        detections = result.to_coco(0 if number is None else number, polygons=self._polygons)
+        for entry, score, mask_score in zip(detections, result.scores, result.mask_scores, strict=True):
+            entry["image_id"] = number
+            if score != mask_score:
+                entry["box_score"] = float(str(score))
+        return _dump({**line, "height": result.height, "width": result.width, "detections": detections})
+
+    def write(self, frame: Frame, prepared: bytes) -> None:
+        self._numbers.claim(frame)
+        self._append(prepared)
+
+    def fail(self, frame: Frame, error: str) -> None:
+        self._append(_dump({"image": frame.name, "index": frame.index, "error": error}))
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _append(self, line: bytes) -> None:
+        if self._file is not None:
+            self._file.append(line)
+            return
+        try:
+            sys.stdout.buffer.write(line)
+            sys.stdout.buffer.flush()
+        except BrokenPipeError as error:
+            # Python would try once more when it ends, and say so over many lines.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise YolactError("nobody reads standard output any more; stopped") from error
+        except OSError as error:
+            raise YolactError(f"cannot write standard output: {error.strerror or error}") from error
+
+    def _open(self, path: Path, resume: bool) -> GrowingFile:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = _locked(path)
+            try:
+                if resume:
+                    file = self._resumed(file, path)
+                else:
+                    file.truncate(0)
+            except BaseException:
+                file.close()
+                raise
+            file.seek(0, os.SEEK_END)
+            return GrowingFile(file, path)
+        except OSError as error:
+            raise YolactError(f"cannot write {path}: {error.strerror or error}") from error
+
+    def _resumed(self, file: BinaryIO, path: Path) -> BinaryIO:
+        """The file with nothing but lines of images that are done."""
+        failures = False
+        end = 0
+        for line, raw in read_lines(path):
+            end += len(raw)
+            if "error" in line:
+                failures = True
+            else:
+                self.done[line["image"]] = self.done.get(line["image"], 0) + 1
+        file.truncate(end)
+        if not failures:
+            return file
+        with atomic_path(path) as temporary, temporary.open("wb") as kept:
+            kept.writelines(raw for line, raw in read_lines(path) if "error" not in line)
+        with file:
+            return _locked(path)
+
+
+def _dump(line: dict[str, Any]) -> bytes:
+    return json.dumps(line).encode() + b"\n"
+
+
+def read_lines(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Every whole line of a file, parsed and as it is.
+
+    Raises:
+        YolactError: a line is not of the form that `JsonLinesSink` writes.
+    """
+    with path.open("rb") as reader:
+        for number, raw in enumerate(reader, start=1):
+            half = not raw.endswith(b"\n")
+            if half and raw.startswith(_BEGIN[: len(raw)]):
+                return
+            line = None if half else _parse(raw)
+            if line is None:
+                raise YolactError(
+                    f"cannot resume {path}: line {number} is not one that yolact-infer writes; give another"
+                    " file, or remove that line"
+                )
+            yield line, raw
+
+
+def _parse(raw: bytes) -> dict[str, Any] | None:
+    """A line, if it is one of ours."""
+    try:
+        line = json.loads(raw)
+        if "error" in line:
+            return line if isinstance(line["image"], str) else None
+        right = isinstance(line["image"], str) and isinstance(line["image_id"], int | None)
+        right &= isinstance(line["height"], int) and isinstance(line["width"], int)
+        right &= all({"category_id", "bbox", "score"} <= entry.keys() for entry in line["detections"])
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return line if right else None
+
+
+def _locked(path: Path) -> BinaryIO:
+    """The file, made where it is missing, which no other run writes to until it is closed."""
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b", 0)
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            # Past any end of the file: on Windows what is locked cannot be read either.
+            file.seek(1 << 40)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            file.seek(0)
+        else:
+            import fcntl
+
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.close()
+        raise YolactError(f"another run writes to {path}; wait for it, or give another file") from None
+    except OSError as error:  # a file system without locks
+        log.debug("%s is not locked: %s", path, error)
+    return file

@@ -1,0 +1,69 @@
+"""Images with the instances drawn in."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.files import atomic_path
+from yolact_runtime.frames import Frame, Sink
+from yolact_runtime.results import Result
+from yolact_runtime.sinks.names import FreeNames
+
+# What OpenCV writes everywhere; an overlay of anything else becomes a PNG.
+WRITABLE = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+class OverlaySink(Sink):
+    """An annotated image for each image; frames of videos are left to `VideoSink`.
+
+    Args:
+        target: The folder; with `single` the one file.
+        single: There is one image only.
+        sources: As for `FreeNames`.
+
+    Attributes:
+        drawn: How many have been written.
+
+    Raises:
+        UsageError: the one file has a suffix that no image is written as.
+    """
+
+    def __init__(self, target: Path, single: bool = False, sources: Collection[str] | None = ()) -> None:
+        self.drawn = 0
+        self._single = target if single else None
+        self._names = FreeNames(target, sources)
+        if single:
+            check_writable_suffix(target)
+
+    def prepare(self, frame: Frame, image: np.ndarray, result: Result) -> tuple[str, bytes] | None:
+        """The file's suffix and content; None for a frame of a video."""
+        if frame.time is not None:
+            return None
+        suffix = (self._single or frame.path).suffix
+        if suffix.lower() not in WRITABLE:
+            suffix = ".png"
+        done, data = cv2.imencode(suffix.lower(), result.draw(image))
+        if not done:
+            raise YolactError(
+                f"the overlay of {frame.name} cannot be made: OpenCV has no encoder for {suffix}"
+            )
+        return suffix, data.tobytes()
+
+    def write(self, frame: Frame, prepared: tuple[str, bytes] | None) -> None:
+        if prepared is None:
+            return
+        suffix, data = prepared
+        with atomic_path(self._single or self._names.take(frame, suffix)) as temporary:
+            temporary.write_bytes(data)
+        self.drawn += 1
+
+
+def check_writable_suffix(path: Path) -> None:
+    """Raise a UsageError where no image can be written under that name."""
+    if path.suffix.lower() not in WRITABLE:
+        raise UsageError(f"cannot write an image as {path}; known suffixes are {', '.join(WRITABLE)}")

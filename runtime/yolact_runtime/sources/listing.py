@@ -1,0 +1,64 @@
+"""Image paths that another program writes, one by one."""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import sys
+import threading
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from yolact_runtime.frames import Frame, Source
+from yolact_runtime.sources.images import image_frame
+
+_BLOCK = 1 << 16
+_TICK = 0.2
+
+
+class ListSource(Source):
+    """Images whose paths come through a stream; each is worked on as soon as its line is there.
+
+    Blank lines are skipped. Nothing else has a meaning: a path may begin with `#` or with a space.
+
+    Args:
+        stream: Bytes, such as standard input's; not closed here.
+        null: Paths end in NUL (`find -print0`) instead of a line end.
+    """
+
+    def __init__(self, stream: BinaryIO, null: bool = False) -> None:
+        self._stream = stream
+        self._end = b"\0" if null else b"\n"
+        self._closed = threading.Event()
+
+    def __iter__(self) -> Iterator[Frame]:
+        index = 0
+        for line in self._lines():
+            name = os.fsdecode(line if self._end == b"\0" else line.removesuffix(b"\r"))
+            if name.strip():
+                yield image_frame(index, name)
+                index += 1
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _lines(self) -> Iterator[bytes]:
+        rest = b""
+        while block := self._read():
+            *lines, rest = (rest + block).split(self._end)
+            yield from lines
+        if rest and not self._closed.is_set():
+            yield rest
+
+    def _read(self) -> bytes:
+        """What has come; nothing at the end, or once closed."""
+        try:
+            handle = self._stream.fileno()
+        except (AttributeError, io.UnsupportedOperation):
+            return b"" if self._closed.is_set() else self._stream.read(_BLOCK)
+        # A read that waits cannot be ended from another thread. Windows cannot wait for anything but sockets.
+        while sys.platform != "win32" and not select.select([handle], [], [], _TICK)[0]:
+            if self._closed.is_set():
+                return b""
+        return b"" if self._closed.is_set() else os.read(handle, _BLOCK)

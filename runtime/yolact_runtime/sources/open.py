@@ -1,0 +1,129 @@
+"""From the words a user names to one source."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
+
+from yolact_runtime.errors import UsageError
+from yolact_runtime.frames import Frame, Source
+from yolact_runtime.sources.images import ImageSource, list_names
+from yolact_runtime.sources.listing import ListSource
+
+
+class ChainSource(Source):
+    """Sources one after the other, their frames numbered through.
+
+    Args:
+        sources: One or more.
+
+    Attributes:
+        parts: The sources.
+    """
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.parts = sources
+        self._closed = threading.Event()
+        totals = [source.total for source in sources]
+        self.total = None if None in totals else sum(total for total in totals if total is not None)
+        # Images between cameras have no clock, and must not be dropped.
+        self.live = all(source.live for source in sources)
+
+    def __iter__(self) -> Iterator[Frame]:
+        index = 0
+        for source in self.parts:
+            if self._closed.is_set():
+                return
+            for frame in source:
+                yield replace(frame, index=index)
+                index += 1
+            source.close()
+
+    def close(self) -> None:
+        self._closed.set()
+        for source in self.parts:
+            source.close()
+
+    @property
+    def folders(self) -> set[str] | None:
+        """As `image_folders` has it."""
+        parts = [image_folders(source) for source in self.parts]
+        return None if None in parts else set().union(*(part for part in parts if part is not None))
+
+
+def open_source(words: Sequence[str], stream: BinaryIO | None = None, null: bool = False) -> Source:
+    """What the words name, in their order.
+
+    Args:
+        words: Images, folders, patterns, videos, cameras (`0`, `camera:0`, `/dev/video0`), addresses
+            (`rtsp://...`, `http://...`), and `-` for a list of images on standard input.
+        stream: Instead of standard input.
+        null: The paths on standard input end in NUL instead of a line end.
+
+    Raises:
+        UsageError: a word that names nothing; `-` twice.
+    """
+    if list(words).count("-") > 1:
+        raise UsageError("- (standard input) is named twice; it can be read once")
+    sources: list[Source] = []
+    images: list[str] = []
+
+    def flush() -> None:
+        if images:
+            sources.append(ImageSource(list_names(images)))
+            images.clear()
+
+    for word in words:
+        other = _other_source(word, stream, null)
+        if other is None:
+            images.append(word)
+        else:
+            flush()
+            sources.append(other)
+    flush()
+    if not sources:
+        raise UsageError("no source is named; give images, folders, patterns, videos, a camera or -")
+    return sources[0] if len(sources) == 1 else ChainSource(sources)
+
+
+def image_folders(source: Source) -> set[str] | None:
+    """The real paths of the folders that a source reads images from; None where only time will tell."""
+    if isinstance(source, ListSource):
+        return None
+    return getattr(source, "folders", set())
+
+
+def has_video(source: Source) -> bool:
+    """Whether any of the frames have a time."""
+    if isinstance(source, ChainSource):
+        return any(has_video(part) for part in source.parts)
+    return not isinstance(source, ImageSource | ListSource)
+
+
+def _other_source(word: str, stream: BinaryIO | None, null: bool) -> Source | None:
+    """The source of a word that does not name images."""
+    if word == "-":
+        return ListSource(stream or sys.stdin.buffer, null)
+    if Path(word).is_file():
+        return _video(word)
+    return None if Path(word).is_dir() else _camera(word)
+
+
+def _video(word: str) -> Source | None:
+    try:
+        from yolact_runtime.sources.video import VideoSource, is_video  # type: ignore[import-not-found,unused-ignore]
+    except ModuleNotFoundError:
+        return None
+    return VideoSource(Path(word)) if is_video(Path(word)) else None
+
+
+def _camera(word: str) -> Source | None:
+    try:
+        from yolact_runtime.sources.camera import CameraSource, is_camera  # type: ignore[import-not-found,unused-ignore]
+    except ModuleNotFoundError:
+        return None
+    return CameraSource(word) if is_camera(word) else None

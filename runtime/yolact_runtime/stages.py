@@ -1,0 +1,300 @@
+"""The threads of a pipeline.
+
+    reader > intake > decode workers > prepared > engine threads > found > post workers > ordered > writer
+
+A frame holds one of a fixed number of slots from the moment its decoding begins until it is written. That
+alone bounds the memory and slows the reader down to the slowest stage, so the queues behind the intake need
+no bounds of their own, and a full queue can never keep back the frame that everybody waits for.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from yolact_runtime.engine import Engine, check_image
+from yolact_runtime.errors import YolactError, first_line
+from yolact_runtime.frames import Frame, Sink, Source
+from yolact_runtime.queues import Channel, Closed, Reorder
+from yolact_runtime.results import Result
+
+if TYPE_CHECKING:
+    from yolact_runtime.pipeline import PipelineSettings, Tally
+
+log = logging.getLogger(__name__)
+
+# How long a thread may take to notice that it is not wanted any more, in seconds.
+_PATIENCE = 1.0
+
+
+@dataclass(eq=False)
+class _Item:
+    """A frame under way, and what the last stage made of it; each stage lets go of what it used."""
+
+    ticket: int
+    frame: Frame
+    image: np.ndarray | None = None
+    prepared: np.ndarray | None = None
+    result: Result | None = None
+    outputs: list[Any] | None = None
+    detections: int = 0
+    fault: str | None = None
+
+
+class Run:
+    """The threads of one run, their queues, and how it ends."""
+
+    def __init__(
+        self, source: Source, engine: Engine, sinks: Sequence[Sink], settings: PipelineSettings, tally: Tally
+    ) -> None:
+        self.tally = tally
+        self.finished = threading.Event()
+        self.error: BaseException | None = None
+        self._source, self._engine, self._sinks, self._settings = source, engine, sinks, settings
+        self._batch = min(settings.batch_size, engine.metadata.max_batch)
+        streams = max(1, engine.streams)
+        self._drop_late = source.live if settings.drop_late is None else settings.drop_late
+        # One batch at work for each stream and one waiting: more would make a live source's frames old.
+        window = (streams + 1) * self._batch
+        if not self._drop_late:
+            window += streams * self._batch + settings.decode_workers + 2 * settings.post_workers
+        self._intake: Channel[Frame] = Channel(self._batch if self._drop_late else settings.decode_workers)
+        self._slots: Channel[None] = Channel(items=[None] * (settings.in_flight or window))
+        self._prepared: Channel[_Item] = Channel()
+        self._found: Channel[_Item] = Channel()
+        self._ordered: Reorder[_Item] = Reorder()
+        self._lock = threading.Lock()
+        self._engine_faults = 0
+        self._begun = threading.Event()
+        self._aborted = False
+        self._writing: Sink | None = None
+        self._start = time.perf_counter()
+        self._reader = threading.Thread(target=self._guard, args=(self._read,), daemon=True, name="reader")
+        self._threads = [
+            *self._stage("decode", settings.decode_workers, self._decode, self._prepared.close),
+            *self._stage("engine", streams, self._infer, self._found.close),
+            *self._stage("post", settings.post_workers, self._post, self._ordered.close),
+            *self._stage("writer", 1, self._write, self.finished.set),
+        ]
+
+    def start(self) -> None:
+        """Start the threads, which wait for `begin`."""
+        for thread in (self._reader, *self._threads):
+            thread.start()
+
+    def begin(self) -> None:
+        """Begin to read. Apart from `start`, so that Ctrl-C meets either all threads at work or none."""
+        if not self._begun.is_set():
+            self._start = time.perf_counter()
+            self._begun.set()
+
+    def stop_reading(self) -> None:
+        """Let what is under way come to its end, and nothing more begin."""
+        self._intake.close(discard=True)
+        self._source.close()
+
+    def abort(self, error: BaseException | None) -> None:
+        """Wake every thread and let it end; frames under way are lost."""
+        with self._lock:
+            self._aborted = True
+            self.error = self.error or error
+        for queue in (self._intake, self._slots, self._prepared, self._found, self._ordered):
+            queue.close(discard=True)
+
+    def join(self) -> None:
+        # Nothing can interrupt a call of the engine or of the system: then the thread is left to itself.
+        until = time.monotonic() + _PATIENCE
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, until - time.monotonic()) if self._aborted else None)
+        self._source.close()
+        self._begun.set()
+        if self._reader.ident is not None:
+            self._reader.join(_PATIENCE)
+
+    def close(self) -> None:
+        """Close the sinks, every one of them, whatever another says."""
+        for sink in self._sinks:
+            if sink is self._writing:
+                continue  # It hangs in a write that an abort did not wait for.
+            try:
+                sink.close()
+            except Exception as error:
+                if self.error is None:
+                    self.error = _as_yolact_error(error)
+                elif str(error) != str(self.error):
+                    log.error("%s", error)
+
+    def _stage(
+        self, name: str, count: int, work: Callable[[], None], after: Callable[[], None]
+    ) -> list[threading.Thread]:
+        left = count
+
+        def body() -> None:
+            nonlocal left
+            try:
+                self._guard(work)
+            finally:
+                with self._lock:
+                    left -= 1
+                    last = left == 0
+                if last:
+                    after()
+
+        # Daemons: a thread that hangs in a call must not keep the program from ending.
+        return [threading.Thread(target=body, daemon=True, name=f"{name}-{i}") for i in range(count)]
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Closed:
+            pass
+        except BaseException as error:  # a fault of the pipeline itself, or a sink that cannot write
+            self.abort(error)
+
+    def _read(self) -> None:
+        put = self._intake.put_newest if self._drop_late else self._intake.put
+        try:
+            self._begun.wait()
+            for frame in self._source:
+                dropped = put(frame)
+                self.tally.read += 1
+                self.tally.dropped += dropped or 0
+        except Closed:
+            pass
+        except Exception as error:
+            self._end(_as_yolact_error(error))
+        finally:
+            self._intake.close()
+
+    def _end(self, error: YolactError) -> None:
+        """As at the end of the source, but for the error."""
+        with self._lock:
+            self.error = self.error or error
+
+    def _decode(self) -> None:
+        while True:
+            self._slots.get()
+            try:
+                ticket, frame = self._intake.take()
+            except Closed:
+                self._slots.put(None)
+                raise
+            item = _Item(ticket, frame)
+            try:
+                item.image = frame.read()
+                check_image(frame.index, item.image)
+                item.prepared = self._engine.prepare(item.image)
+            except Exception as error:
+                self._lose(item, error)
+            else:
+                self._prepared.put(item)
+
+    def _infer(self) -> None:
+        while True:
+            batch = self._prepared.take_batch(self._batch, self._settings.deadline)
+            error = self._predict(batch)
+            if error is not None and len(batch) > 1:
+                log.debug("the engine failed on a batch, whose images are tried one by one: %s", error)
+                for item in batch:
+                    if error := self._predict([item]):
+                        self._lose_to_engine(item, error)
+            elif error is not None:
+                self._lose_to_engine(batch[0], error)
+
+    def _predict(self, batch: list[_Item]) -> Exception | None:
+        """Give the results of `batch` on, or say why there are none."""
+        settings = self._settings
+        try:
+            if self._engine_faults >= settings.engine_failures:
+                raise YolactError("the engine was given up")
+            results = self._engine.predict_prepared(
+                [item.prepared for item in batch if item.prepared is not None],
+                [(item.image.shape[0], item.image.shape[1]) for item in batch if item.image is not None],
+                settings.score_threshold,
+                settings.top_k,
+            )
+            pairs = list(zip(batch, results, strict=True))
+        except Exception as error:
+            return error
+        with self._lock:
+            if self._engine_faults < settings.engine_failures:
+                self._engine_faults = 0
+        for item, result in pairs:
+            item.prepared, item.result = None, result
+            self._found.put(item)
+        return None
+
+    def _lose_to_engine(self, item: _Item, error: Exception) -> None:
+        limit = self._settings.engine_failures
+        with self._lock:
+            self._engine_faults += 1
+            faults = self._engine_faults
+        self._lose(item, error, quietly=faults > limit)
+        if faults == limit:
+            self._end(YolactError(f"the engine failed on {limit} images in a row; the rest is left undone"))
+            self.stop_reading()
+
+    def _post(self) -> None:
+        while True:
+            item = self._found.get()
+            image, result = item.image, item.result
+            assert image is not None and result is not None
+            try:
+                item.outputs = [sink.prepare(item.frame, image, result) for sink in self._sinks]
+            except Exception as error:
+                self._lose(item, error)
+                continue
+            item.detections = len(result)
+            item.image = item.result = None
+            del image, result
+            self._ordered.put(item.ticket, item)
+
+    def _lose(self, item: _Item, error: Exception, quietly: bool = False) -> None:
+        """Report a frame that failed; it goes on to the writer, for the order's sake."""
+        text = str(_as_yolact_error(error))
+        item.fault = text if item.frame.name in text else f"{item.frame.name}: {text}"
+        item.image = item.prepared = item.result = None
+        if not quietly:
+            log.error("%s; skipped", item.fault)
+            log.debug("where it failed", exc_info=error)
+        self._ordered.put(item.ticket, item)
+
+    def _write(self) -> None:
+        while True:
+            item = self._ordered.get()
+            for index, sink in enumerate(self._sinks):
+                if self._aborted:
+                    raise Closed
+                self._writing = sink
+                try:
+                    if item.fault is not None:
+                        sink.fail(item.frame, item.fault)
+                    elif item.outputs is not None:
+                        sink.write(item.frame, item.outputs[index])
+                except Exception as error:
+                    raise _as_yolact_error(error) from error
+                finally:
+                    self._writing = None
+            if item.fault is not None:
+                self.tally.failed += 1
+            else:
+                self.tally.done += 1
+                self.tally.detections += item.detections
+            self.tally.seconds = time.perf_counter() - self._start
+            self._slots.put(None)
+
+
+def _as_yolact_error(error: Exception) -> YolactError:
+    """Other libraries' errors in one line; the cause keeps the traceback for --debug."""
+    if isinstance(error, YolactError):
+        return error
+    wrapped = YolactError(f"{type(error).__name__}: {first_line(error)}")
+    wrapped.__cause__ = error
+    return wrapped

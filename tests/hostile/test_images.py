@@ -1,0 +1,184 @@
+"""Images that are not what they seem: each costs one line and itself, never the run."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from fake_onnx import NATIVE, native_arrays, write_onnx
+
+from yolact_runtime import cli
+from yolact_runtime.sources.images import ImageSource
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder to work in with an engine, two good images and room for a bad one between them."""
+    monkeypatch.chdir(tmp_path)
+    write_onnx("m.onnx", native_arrays(), NATIVE)
+    Path("photos").mkdir()
+    for name in ("a.png", "z.png"):
+        assert cv2.imwrite(f"photos/{name}", np.full((20, 30, 3), 255, np.uint8))
+    return tmp_path
+
+
+def infer(*words):
+    return cli.main(["--engine", "m.onnx", "--threads", "1", "--no-overlay", *map(str, words)])
+
+
+def photo(seed=0):
+    image = np.random.default_rng(seed).integers(0, 256, (90, 80, 3), np.uint8)
+    return cv2.imencode(".jpg", image)[1].tobytes()
+
+
+def png(width, height):
+    """A grey one-bit PNG of zeros, which packs a thousandfold."""
+
+    def chunk(kind, content):
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    packer = zlib.compressobj(9)
+    row = bytes(1 + (width + 7) // 8)
+    body = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def costs_only_itself(capsys, message, words=("photos",)):
+    assert infer(*words) == 1
+    printed = capsys.readouterr()
+    errors = [line for line in printed.err.splitlines() if line.startswith("ERROR")]
+    assert len(errors) == 1 and message in errors[0] and errors[0].endswith("; skipped"), errors
+    assert printed.out.startswith("2 images, 4 detections, 1 failures")
+    files = [image["file_name"] for image in json.loads(Path("results/images.json").read_text())["images"]]
+    assert files == ["a.png", "z.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("corrupt.jpg", b"\xff\xd8" + bytes(500) + b"\xff\xd9", "is damaged or not an image"),
+        ("truncated.jpg", photo()[:2000], "is cut off; copy it again"),
+        ("empty.jpg", b"", "is empty (0 bytes)"),
+        ("text.jpg", b"this is no picture\n" * 9, "is damaged or not an image"),
+        (
+            "bomb.png",
+            png(20_000, 20_000),
+            "says that it is 20000 x 20000 pixels, more than the 250000000 allowed",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) and "." in value else "",
+)
+def test_content(place, capsys, name, content, message):
+    Path("photos", name).write_bytes(content)
+    costs_only_itself(capsys, f"image photos/{name} {message}")
+
+
+def test_the_limit_on_pixels_can_be_moved(place, capsys, monkeypatch):
+    Path("photos/large.png").write_bytes(png(100, 100))
+    monkeypatch.setenv("YOLACT_MAX_PIXELS", "9999")
+    costs_only_itself(capsys, "more than the 9999 allowed; shrink it, or set YOLACT_MAX_PIXELS higher")
+    monkeypatch.setenv("YOLACT_MAX_PIXELS", "10000")
+    assert infer("photos") == 0
+    monkeypatch.setenv("YOLACT_MAX_PIXELS", "many")
+    assert infer("photos") == 2
+    assert "YOLACT_MAX_PIXELS is 'many'" in capsys.readouterr().err
+
+
+def test_a_bomb_takes_no_memory(tmp_path):
+    bomb = tmp_path / "bomb.png"
+    bomb.write_bytes(png(20_000, 20_000))
+    assert bomb.stat().st_size < 100_000
+    script = """if True:
+        import resource, sys
+        from yolact_runtime.sources.images import read_image
+        from yolact_runtime import YolactError
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        try:
+            read_image(sys.argv[1])
+        except YolactError:
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    """
+    grown = subprocess.run([sys.executable, "-c", script, bomb], capture_output=True, text=True, check=True)
+    assert int(grown.stdout) < 50_000  # KiB; decoded it is 1,200,000
+
+
+def test_a_folder_named_like_an_image(place, capsys):
+    Path("photos/folder.jpg").mkdir()
+    assert infer("photos") == 0  # a folder's folders are not looked into
+    assert infer("photos/folder.jpg") == 2
+    assert "folder photos/folder.jpg holds no image" in capsys.readouterr().err
+    Path("list").write_text("photos/a.png\nphotos/folder.jpg\nphotos/z.png\n")
+    listed(capsys, "cannot read image photos/folder.jpg: Is a directory")
+
+
+def listed(capsys, message):
+    """The list through the standard input of a process of its own."""
+    command = [
+        sys.executable,
+        "-m",
+        "yolact_runtime.cli",
+        "--engine",
+        "m.onnx",
+        "--quiet",
+        "--no-overlay",
+        "-",
+    ]
+    with Path("list").open("rb") as stream:
+        done = subprocess.run(command, stdin=stream, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stdout.startswith("2 images, 4 detections, 1 failures")
+    assert done.stderr == f"ERROR: {message}; skipped\n"
+
+
+def test_a_list_with_missing_files_and_blank_lines(place, capsys):
+    Path("list").write_text("\nphotos/a.png\n\n   \nnone.png\nphotos/z.png\n\n")
+    listed(capsys, "cannot read image none.png: No such file or directory")
+
+
+def test_a_file_that_vanishes_after_the_listing(place, capsys, monkeypatch):
+    Path("photos/gone.png").write_bytes(Path("photos/a.png").read_bytes())
+    iterate = ImageSource.__iter__
+
+    def vanish(source):
+        Path("photos/gone.png").unlink()
+        return iterate(source)
+
+    monkeypatch.setattr(ImageSource, "__iter__", vanish)
+    costs_only_itself(capsys, "cannot read image photos/gone.png: No such file or directory")
+
+
+def test_a_file_that_may_not_be_read(place, capsys, monkeypatch):
+    locked = Path("photos/locked.png")
+    locked.write_bytes(Path("photos/a.png").read_bytes())
+    locked.chmod(0)
+    if os.access(locked, os.R_OK):  # by root
+        read = Path.read_bytes
+
+        def refuse(path):
+            if path.name == "locked.png":
+                raise PermissionError(13, "Permission denied")
+            return read(path)
+
+        monkeypatch.setattr(Path, "read_bytes", refuse)
+    costs_only_itself(capsys, "cannot read image photos/locked.png: Permission denied")
+
+
+def test_links_that_lead_in_a_circle(place, capsys):
+    Path("photos/loop.jpg").symlink_to("loop.jpg")
+    costs_only_itself(capsys, "cannot read image photos/loop.jpg: Too many levels of symbolic links")
+    assert infer("photos/loop.jpg") == 2
+    assert "image photos/loop.jpg is a symbolic link that leads nowhere" in capsys.readouterr().err
+
+
+def test_folders_that_lead_in_a_circle(place, capsys):
+    Path("photos/again").symlink_to(".")
+    assert infer("photos/**/*.png") == 0
+    assert capsys.readouterr().out.startswith("2 images")

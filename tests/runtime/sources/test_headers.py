@@ -1,0 +1,74 @@
+"""Sizes from headers, compared with Pillow's and with what is decoded."""
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from yolact_runtime.errors import UsageError
+from yolact_runtime.sources.headers import image_size, max_pixels
+
+
+def encoded(kind, width, height, **options):
+    pillow = pytest.importorskip("PIL.Image")
+    buffer = io.BytesIO()
+    pillow.new(options.pop("mode", "RGB"), (width, height)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("png", {}),
+        ("jpeg", {}),
+        ("jpeg", {"progressive": True}),
+        ("jpeg", {"exif": b"Exif\0\0" + bytes(3000), "comment": b"\xff\xc0 no frame"}),
+        ("webp", {}),
+        ("webp", {"lossless": True}),
+        ("webp", {"mode": "RGBA", "exif": b"Exif\0\0"}),
+        ("tiff", {}),
+        ("bmp", {}),
+        ("gif", {"mode": "P"}),
+        ("ppm", {}),
+        ("ppm", {"mode": "L"}),
+    ],
+)
+@pytest.mark.parametrize("size", [(1, 1), (300, 7), (17, 600)])
+def test_every_format(kind, options, size):
+    data = encoded(kind, *size, **options)
+    assert image_size(data) == size == cv2.imdecode(np.frombuffer(data, np.uint8), 1).shape[1::-1]
+
+
+def test_big_endian_and_comments():
+    image = np.zeros((5, 9), np.uint8)
+    tiff = b"MM\0*\0\0\0\x08\0\x02" + b"".join(
+        tag.to_bytes(2, "big") + b"\0\4\0\0\0\1" + n.to_bytes(4, "big") for tag, n in ((256, 9), (257, 5))
+    )
+    assert image_size(tiff) == (9, 5)
+    assert image_size(b"P5 # a comment\n#another\n9 5\n255\n" + image.tobytes()) == (9, 5)
+    assert image_size(b"BM" + bytes(16) + (9).to_bytes(4, "little") + b"\xfb\xff\xff\xff") == (9, 5)
+
+
+STARTS = [b"", b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"II*\0", b"GIF89a", b"RIFF1234WEBPVP8X", b"P6 "]
+
+
+@given(st.sampled_from(STARTS), st.binary(max_size=60))
+def test_no_content_breaks_it(start, rest):
+    size = image_size(start + rest)
+    assert size is None or len(size) == 2
+
+
+@given(st.integers(0, 200))
+def test_a_header_that_is_cut_off(length):
+    data = encoded("jpeg", 30, 20)
+    assert image_size(data[:length]) in (None, (30, 20))
+
+
+@pytest.mark.parametrize("value", ["0", "-5", "many", "1e9"])
+def test_a_limit_that_is_none(monkeypatch, value):
+    monkeypatch.setenv("YOLACT_MAX_PIXELS", value)
+    with pytest.raises(UsageError, match=f"YOLACT_MAX_PIXELS is '{value}'"):
+        max_pixels()

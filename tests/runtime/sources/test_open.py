@@ -1,0 +1,115 @@
+"""From words to sources."""
+
+import io
+import os
+import threading
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from yolact_runtime.errors import UsageError
+from yolact_runtime.sources.listing import ListSource
+from yolact_runtime.sources.open import ChainSource, has_video, image_folders, open_source
+from yolact_runtime.sources.remaining import RemainingSource
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png", "sub/c.png"):
+        Path(name).parent.mkdir(exist_ok=True)
+        assert cv2.imwrite(name, np.full((2, 3, 3), 7, np.uint8))
+    return tmp_path
+
+
+def names(source):
+    frames = list(source)
+    assert [frame.index for frame in frames] == list(range(len(frames)))
+    return [frame.name for frame in frames]
+
+
+def test_images_folders_and_patterns_in_order(place):
+    source = open_source(["sub", "b.png", "*.png"])
+    assert source.total == 3 and not source.live and not has_video(source)
+    assert names(source) == ["sub/c.png", "b.png", "a.png"]
+    assert (next(iter(source)).read() == 7).all()
+    assert image_folders(source) == {str(place), str(place / "sub")}
+
+
+def test_one_file_under_two_names_counts_once(place):
+    Path("same").symlink_to("sub")
+    assert names(open_source(["sub", "same", f"{place}/sub/c.png"])) == ["sub/c.png"]
+
+
+def test_a_link_to_an_image_is_an_image(place):
+    Path("d.png").symlink_to("a.png")
+    assert names(open_source(["."])) == ["a.png", "b.png", "d.png"]
+
+
+def test_a_list_in_the_middle(place):
+    source = open_source(["a.png", "-", "b.png"], io.BytesIO(b"sub/c.png\n"))
+    assert isinstance(source, ChainSource) and source.total is None
+    assert names(source) == ["a.png", "sub/c.png", "b.png"]
+    assert image_folders(source) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "null", "expected"),
+    [
+        (b"a.png\n\n  \r\n#1.png\r\n x.png\nlast.png", False, ["a.png", "#1.png", " x.png", "last.png"]),
+        (b"a\nb.png\0\0c.png\0", True, ["a\nb.png", "c.png"]),
+        (b"", False, []),
+        (b"\xff.png\n", False, [os.fsdecode(b"\xff.png")]),
+        (b"x" * 200_000 + b".png\ny.png", False, ["x" * 200_000 + ".png", "y.png"]),
+    ],
+)
+def test_lists(text, null, expected):
+    assert names(open_source(["-"], io.BytesIO(text), null)) == expected
+
+
+def test_a_list_is_worked_on_before_it_ends():
+    read, write = os.pipe()
+    with open(read, "rb") as stream:  # noqa: PTH123
+        frames = iter(ListSource(stream))
+        os.write(write, b"a.png\nb.p")
+        assert next(frames).name == "a.png"
+        os.write(write, b"ng\n")
+        assert next(frames).name == "b.png"
+        os.close(write)
+        assert list(frames) == []
+
+
+def test_a_list_that_never_comes_can_be_closed():
+    read, write = os.pipe()
+    with open(read, "rb") as stream:  # noqa: PTH123
+        source = ListSource(stream)
+        got = []
+        thread = threading.Thread(target=lambda: got.extend(source))
+        thread.start()
+        source.close()
+        thread.join(10)
+        assert not thread.is_alive() and got == []
+    os.close(write)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-", "a.png", "-"], "standard input"),
+        ([], "no source is named"),
+        (["none.png"], "image none.png does not exist"),
+        (["a.png", "none/*.png"], "pattern none/"),
+    ],
+)
+def test_words_that_name_nothing(place, words, message):
+    with pytest.raises(UsageError, match=message):
+        open_source(words)
+
+
+def test_what_is_done_is_left_out_with_its_index(place):
+    source = RemainingSource(open_source(["."]), {"a.png": 1, "gone.png": 1})
+    assert [(frame.index, frame.name) for frame in source] == [(1, "b.png")] and source.skipped == 1
+    twice = open_source(["-"], io.BytesIO(b"a.png\nb.png\na.png\n"))
+    assert [f.index for f in RemainingSource(twice, {"a.png": 1})] == [1, 2]

@@ -1,0 +1,151 @@
+"""yolact-infer with lists, lines, arrays, batches, and interrupted."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from fake_onnx import NATIVE, native_arrays, write_onnx
+
+from yolact_runtime import cli
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder to work in, with an engine and five images."""
+    monkeypatch.chdir(tmp_path)
+    write_onnx("m.onnx", native_arrays(), NATIVE)
+    Path("photos").mkdir()
+    for name in "abcde":
+        assert cv2.imwrite(f"photos/{name}.png", np.full((20, 30, 3), 255, np.uint8))
+    return tmp_path
+
+
+def infer(*words):
+    return cli.main(["--engine", "m.onnx", "--threads", "1", *map(str, words)])
+
+
+def process(*words, **options):
+    command = [
+        sys.executable,
+        "-m",
+        "yolact_runtime.cli",
+        "--engine",
+        "m.onnx",
+        "--quiet",
+        "--no-overlay",
+        *words,
+    ]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, **pipes, text=True, **options)
+
+
+def lines(path="out.jsonl"):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+@pytest.mark.parametrize("options", [(), ("--batch-size", 3, "--workers", 3, "--deadline-ms", 0)])
+def test_every_output_at_once(place, capsys, options):
+    assert infer("photos", "--jsonl", "out.jsonl", "--arrays", "arrays", *options) == 0
+    printed = capsys.readouterr().out
+    assert "images/s" in printed and "out.jsonl" in printed and "arrays in arrays" in printed
+    assert [line["image"] for line in lines()] == [f"photos/{name}.png" for name in "abcde"]
+    assert json.loads(Path("results/mask_detections.json").read_text()) == [
+        entry for line in lines() for entry in line["detections"]
+    ]
+    assert len(list(Path("arrays").iterdir())) == len(list(Path("results/overlays").iterdir())) == 5
+
+
+def test_lines_only(place):
+    assert infer("photos", "--jsonl", "out.jsonl", "--no-json", "--no-overlay") == 0
+    assert len(lines()) == 5 and not Path("results").exists()
+
+
+def test_lines_on_standard_output_are_alone_there(place):
+    with process("photos", "--jsonl", "-", "--no-json") as run:
+        output, errors = run.communicate()
+    assert run.returncode == 0
+    assert [json.loads(line)["index"] for line in output.splitlines()] == [0, 1, 2, 3, 4]
+    assert errors.startswith("5 images") and errors.count("\n") == 1
+
+
+def test_a_list_is_answered_line_by_line(place):
+    with process("-", "--jsonl", "-", "--no-json") as run:
+        for name in "ab":
+            run.stdin.write(f"photos/{name}.png\n")
+            run.stdin.flush()
+            assert json.loads(run.stdout.readline())["image"] == f"photos/{name}.png"
+        run.stdin.close()
+        assert run.wait() == 0
+
+
+def test_a_list_separated_by_nul(place):
+    Path("photos/a.png").rename("photos/a\nb.png")
+    with process("-", "--null", "--jsonl", "-", "--no-json") as run:
+        output, _ = run.communicate("photos/a\nb.png\0photos/c.png")
+    assert [json.loads(line)["image"] for line in output.splitlines()] == ["photos/a\nb.png", "photos/c.png"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no SIGINT for one process")
+def test_ctrl_c_while_waiting_for_a_list(place):
+    with process("-", "--jsonl", "-") as run:
+        run.stdin.write("photos/a.png\n")
+        run.stdin.flush()
+        run.stdout.readline()
+        os.kill(run.pid, signal.SIGINT)
+        assert run.wait(30) == 130
+        errors = run.stderr.read()
+    assert "Traceback" not in errors
+    assert errors.splitlines()[1:] == [
+        "1 images, 2 detections, 0 failures; " + errors.split("failures; ")[1].partition("\n")[0],
+        "ERROR: interrupted: the results of the images done so far are written",
+    ]
+    assert len(json.loads(Path("results/mask_detections.json").read_text())) == 2
+    assert not list(Path("results").glob(".*"))
+
+
+def test_resuming(place, capsys):
+    assert infer("photos/a.png", "photos/c.png", "--jsonl", "out.jsonl", "--no-overlay") == 0
+    assert infer("photos/[a-d].png", "--jsonl", "out.jsonl", "--no-overlay", "--resume") == 0
+    assert (
+        capsys.readouterr()
+        .out.splitlines()[1]
+        .startswith("2 images, 4 detections, 0 failures; 2 done before")
+    )
+    assert [line["image"] for line in lines()] == [f"photos/{name}.png" for name in "acbd"]
+    numbers = [line["image_id"] for line in lines()]
+    assert len(set(numbers)) == 4
+    entries = json.loads(Path("results/mask_detections.json").read_text())
+    assert [entry["image_id"] for entry in entries] == [n for n in numbers for _ in range(2)]
+    assert infer("photos", "--jsonl", "new.jsonl", "--resume") == 0  # nothing to resume is no fault
+    assert len(lines("new.jsonl")) == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--resume"], "--resume needs the file to go on with: --jsonl FILE"),
+        (["--resume", "--jsonl", "-"], "--resume needs the file"),
+        (["--no-json", "--no-overlay"], "nothing would be written"),
+        (["--workers", "0"], "--workers is 0; it must be 1 or more"),
+        (["--deadline-ms", "-1"], "--deadline-ms is -1.0; it must be in 0..60000"),
+        (["--deadline-ms", "nan"], "--deadline-ms is nan"),
+        (["--streams", "none"], "--streams: 'none' is neither auto nor a number of 1 or more"),
+    ],
+)
+def test_wrong_use(place, capsys, words, message):
+    assert infer("photos", *words) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("results").exists()
+
+
+def test_overlays_never_replace_what_a_list_may_name(place):
+    before = Path("photos/a.png").read_bytes()
+    command = [sys.executable, "-m", "yolact_runtime.cli", "--engine", "m.onnx", "-", "--output", "photos"]
+    subprocess.run(command, input=b"photos/a.png\n", check=True, capture_output=True)
+    assert Path("photos/a.png").read_bytes() == before and Path("photos/a_2.png").exists()

@@ -1,0 +1,62 @@
+"""yolact-infer on a video, between images."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from fake_onnx import NATIVE, native_arrays, write_onnx
+
+from yolact_runtime import cli
+
+av = pytest.importorskip("av")
+pytest.importorskip("yolact_runtime.sources.video")
+FRAMES = 12
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder to work in, with an engine, an image and a video of white frames."""
+    monkeypatch.chdir(tmp_path)
+    write_onnx("m.onnx", native_arrays(), NATIVE)
+    white = np.full((48, 64, 3), 255, np.uint8)
+    assert cv2.imwrite("a.png", white)
+    with av.open("clip.mp4", "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(FRAMES):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(white, format="bgr24")))
+        container.mux(stream.encode(None))
+    return tmp_path
+
+
+def infer(*words):
+    return cli.main(["--engine", "m.onnx", "--threads", "1", "--workers", "3", *map(str, words)])
+
+
+def lines():
+    return [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+
+
+def test_a_video_between_images(place, capsys):
+    sources = ["a.png", "clip.mp4", "a.png"]
+    assert infer(*sources, "--jsonl", "out.jsonl", "--video-output", "videos") == 0
+    assert capsys.readouterr().out.startswith(f"{FRAMES + 2} images")
+    names = [line["image"] for line in lines()]
+    assert names == ["a.png", *(f"clip.mp4#{n}" for n in range(FRAMES)), "a.png"]
+    assert [line["time"] for line in lines()[1:-1]] == [n / 10 for n in range(FRAMES)]
+    assert [line["index"] for line in lines()] == list(range(FRAMES + 2))
+    with av.open("videos/clip.mp4") as container:
+        assert sum(1 for _ in container.decode(video=0)) == FRAMES
+    assert sorted(path.name for path in Path("results/overlays").iterdir()) == ["a.png", "a_2.png"]
+
+
+def test_resuming_a_video(place, capsys):
+    assert infer("clip.mp4", "--jsonl", "out.jsonl", "--no-overlay") == 0
+    whole = Path("out.jsonl").read_text()
+    Path("out.jsonl").write_text(whole[: len(whole) // 2])
+    assert infer("clip.mp4", "--jsonl", "out.jsonl", "--resume") == 2
+    assert "--resume cannot go on with an annotated video; add --no-overlay" in capsys.readouterr().err
+    assert infer("clip.mp4", "--jsonl", "out.jsonl", "--resume", "--no-overlay") == 0
+    assert Path("out.jsonl").read_text() == whole
