@@ -31,6 +31,7 @@ for _name in (
     "fake_tensorrt",
     "fake_gpu",
     "engine_files",
+    "videos",
 ):
     _spec = importlib.util.spec_from_file_location(_name, HERE / f"{_name}.py")
     assert _spec is not None and _spec.loader is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -35,14 +36,14 @@ def draw(image: np.ndarray, result: Result) -> np.ndarray:
     canvas = np.array(image)
     worst_first = range(len(result) - 1, -1, -1)
     thickness = max(1, round(min(result.height, result.width) / 400))
+    boxes, names = result.boxes.tolist(), result.names
     for index in worst_first:
         _draw_mask(canvas, result.regions[index], colour(index), thickness)
     for index in worst_first:
-        x1, y1, x2, y2 = result.boxes[index].tolist()
+        x1, y1, x2, y2 = boxes[index]
         cv2.rectangle(canvas, (x1, y1), (x2, y2), colour(index), thickness)
-    names = result.names
     for index in worst_first:
-        x1, y1 = result.boxes[index, :2].tolist()
+        x1, y1 = boxes[index][:2]
         draw_label(canvas, f"{names[index]} {result.mask_scores[index]:.2f}", x1, y1, colour(index))
     return canvas
 
@@ -59,13 +60,19 @@ def colour(index: int) -> tuple[int, int, int]:
 def _draw_mask(canvas: np.ndarray, region: Region, bgr: tuple[int, int, int], thickness: int) -> None:
     if not len(region.edges):
         return
-    mask = region.mask
+    mask = np.ascontiguousarray(region.mask).view(np.uint8)
     part = canvas[region.y : region.y + region.height, region.x : region.x + region.width]
-    part[mask] = (part[mask] * (1 - _OPACITY) + np.array(bgr) * _OPACITY).astype(np.uint8)
-    contours, _ = cv2.findContours(
-        mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(region.x, region.y)
-    )
+    # Looking every value of the box up and copying those inside takes a fifth of computing those inside.
+    cv2.copyTo(cv2.LUT(part, _blend(bgr)), mask, part)
+    contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(region.x, region.y))
     cv2.drawContours(canvas, contours, -1, bgr, thickness, cv2.LINE_AA)
+
+
+@lru_cache(maxsize=256)
+def _blend(bgr: tuple[int, int, int]) -> np.ndarray:
+    """(1, 256, 3) uint8: what each value of each channel becomes below a mask of colour `bgr`."""
+    values = np.arange(256)[:, None] * (1 - _OPACITY) + np.array(bgr) * _OPACITY  # (256, 3)
+    return values.astype(np.uint8)[None]
 
 
 def draw_label(canvas: np.ndarray, text: str, x: int, y: int, bgr: tuple[int, int, int]) -> None:
