@@ -1,0 +1,217 @@
+"""The pictures of the page, each as SVG; an empty string where there is nothing to show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from yolact_bench.stages import STAGES
+from yolact_bench.suite import KINDS, EngineReport, Measured, Report
+from yolact_bench.svg import WIDTH, Axis, Drawing, number, spread
+
+COLOURS = 8  # of the page's style sheet, --c0 to --c7
+LEFT, RIGHT = 56, WIDTH - 12
+ROW = 58  # pixels of one engine: its name and its shape
+BINS = 90
+KIND_NAMES = {"alone": "alone", "end_to_end": "end to end"}
+
+
+def colour(report: Report, engine: EngineReport) -> str:
+    """CSS colour of an engine, the same in every picture."""
+    return f"var(--c{[one.name for one in report.engines].index(engine.name) % COLOURS})"
+
+
+def stage_colour(stage: str) -> str:
+    """CSS colour of a stage."""
+    return f"var(--{stage})" if stage in STAGES else "var(--other)"
+
+
+def distribution(report: Report, batch: int, kind: str) -> str:
+    """Smoothed histograms of the run times, with median, p95 and p99, on one axis."""
+    rows = [(engine, getattr(one, kind)) for engine in report.engines if (one := engine.at(batch))]
+    if not rows:
+        return ""
+    # Stray runs must not press all others into a corner.
+    ends = [
+        end for _, measured in rows for end in (measured.min, min(_longest(measured), 1.25 * measured.p99))
+    ]
+    axis = spread(ends, 12, RIGHT)
+    bottom = ROW * len(rows) + 4
+    drawing = Drawing(bottom + 38, f"Distribution of run times {KIND_NAMES[kind]}")
+    drawing.x_axis(axis, 4, bottom, "milliseconds per batch" + (", logarithmic" if axis.log else ""))
+    for index, (engine, measured) in enumerate(rows):
+        _distribution_row(drawing, axis, ROW * index, engine, measured, colour(report, engine))
+    return str(drawing)
+
+
+def _distribution_row(
+    drawing: Drawing, axis: Axis, top: float, engine: EngineReport, measured: Measured, fill: str
+) -> None:
+    middle, half = top + 38, 16.0
+    edges = [axis.inverse(share) for share in np.linspace(0, 1, BINS + 1)]
+    values = np.clip(np.array(measured.samples_us) / 1000, edges[0], edges[-1])
+    counts = np.histogram(values, edges)[0].astype(float)
+    smooth = np.convolve(counts, [0.25, 0.5, 0.25], "same")
+    heights = half * smooth / smooth.max()
+    filled = np.flatnonzero(heights)
+    places = [axis(axis.inverse((i + 0.5) / BINS)) for i in range(filled[0], filled[-1] + 1)]
+    tall = heights[filled[0] : filled[-1] + 1].tolist()
+    upper = [(x, middle - max(h, 0.4)) for x, h in zip(places, tall, strict=True)]
+    lower = [(x, middle + max(h, 0.4)) for x, h in zip(places, tall, strict=True)]
+    drawing.polyline([*upper, *reversed(lower)], "area", f"fill:{fill};stroke:{fill}", closed=True)
+    for value, reach in ((measured.p95, 10), (measured.p99, 7)):
+        drawing.line(axis(value), middle - reach, axis(value), middle + reach, "mark")
+    drawing.line(axis(measured.median), middle - 18, axis(measured.median), middle + 18, "median")
+    words = f"median {number(measured.median)} ms, p95 {number(measured.p95)}, p99 {number(measured.p99)}"
+    longest = _longest(measured)
+    if longest > axis.high:
+        words += f", longest {number(longest)} (outside)"
+    drawing.text(12, top + 16, engine.name, kind="name")
+    drawing.text(RIGHT, top + 16, words, "end", "tick")
+
+
+def _longest(measured: Measured) -> float:
+    return max(measured.samples_us) / 1000
+
+
+def stages(report: Report, batch: int) -> str:
+    """What each stage takes in the median, one bar an engine."""
+    rows = [(engine, one) for engine in report.engines if (one := engine.at(batch))]
+    if not rows:
+        return ""
+    sums = [sum(timing.median for timing in one.stages.values()) for _, one in rows]
+    axis = Axis(0, max(sums) * 1.02 or 1.0, 12, RIGHT)
+    bottom = 52 * len(rows) + 4
+    drawing = Drawing(bottom + 38, "Median time of each stage")
+    drawing.x_axis(axis, 4, bottom, "milliseconds per batch")
+    for index, (engine, one) in enumerate(rows):
+        top, at = 52 * index, 0.0
+        drawing.text(12, top + 16, engine.name, kind="name")
+        drawing.text(RIGHT, top + 16, f"{number(one.end_to_end.median)} ms", "end", "tick")
+        for stage, timing in one.stages.items():
+            x, end = axis(at), axis(at + timing.median)
+            share = timing.median / sums[index] if sums[index] else 0.0
+            title = f"{stage} {number(timing.median)} ms, {share:.0%}"
+            drawing.rect(x, top + 23, end - x, 22, f"fill:{stage_colour(stage)}", title)
+            if end - x > 7 * len(number(timing.median)) + 8:
+                drawing.text((x + end) / 2, top + 38, number(timing.median), "middle", "inside")
+            at += timing.median
+    return str(drawing)
+
+
+def throughput(report: Report) -> str:
+    """Images per second over the batch size: solid alone, dashed end to end."""
+    sizes = list(report.settings["batches"])
+    if len(sizes) < 2:
+        return ""
+    top, bottom = 12, 292
+    rates = [
+        getattr(one, kind).throughput for engine in report.engines for one in engine.batches for kind in KINDS
+    ]
+    y = Axis(0, max(rates) * 1.08, bottom, top)
+    places = dict(zip(sizes, np.linspace(LEFT + 40, RIGHT - 40, len(sizes)).tolist(), strict=True))
+    drawing = Drawing(bottom + 40, "Images per second over the batch size")
+    drawing.y_axis(y, LEFT, RIGHT, 5)
+    for size, x in places.items():
+        drawing.text(x, bottom + 16, str(size), "middle", "tick")
+    drawing.text((LEFT + RIGHT) / 2, bottom + 34, "batch size", "middle", "tick")
+    for engine in report.engines:
+        ink = colour(report, engine)
+        for kind in KINDS:
+            points = [(places[one.batch], y(getattr(one, kind).throughput)) for one in engine.batches]
+            dashes = "" if kind == "alone" else ";stroke-dasharray:6 4"
+            drawing.polyline(points, "series", f"stroke:{ink}{dashes}")
+            for (x, height), one in zip(points, engine.batches, strict=True):
+                rate = number(getattr(one, kind).throughput)
+                title = f"{engine.name}, {KIND_NAMES[kind]}, batch {one.batch}: {rate} images/s"
+                drawing.circle(x, height, 4, f"fill:{ink}", title)
+    return str(drawing)
+
+
+def timeline(report: Report) -> str:
+    """Every run as part of its median over time, and below it what the machine did."""
+    series = []
+    for engine in report.engines:
+        points = [
+            (start / 1000, sample / 1000 / measured.median)
+            for one in engine.batches
+            for kind in KINDS
+            for measured in (getattr(one, kind),)
+            for start, sample in zip(measured.starts_ms, measured.samples_us, strict=True)
+            if measured.median > 0
+        ]
+        series.append((engine, points))
+    everything = [share for _, points in series for _, share in points]
+    last = max([report.conditions.seconds, *(at for _, points in series for at, _ in points)])
+    if not everything or last <= 0:
+        return ""
+    lanes = _lanes(report)
+    high = min(max(everything), max(1.5, float(np.percentile(everything, 99.5))))
+    x = Axis(0, last, LEFT, RIGHT)
+    y = Axis(min(*everything, 0.9), high * 1.03, 170, 22)
+    bottom = 180 + 66 * len(lanes)
+    drawing = Drawing(bottom + 38, "Run times and the machine over time")
+    drawing.x_axis(x, 22, bottom, "seconds since the start")
+    drawing.text(LEFT, 14, "time of a run / median of its kind", kind="tick")
+    drawing.y_axis(y, LEFT, RIGHT)
+    for engine, points in series:
+        drawing.dots([(x(at), y(share)) for at, share in points], f"stroke:{colour(report, engine)}")
+    for index, (name, values) in enumerate(lanes):
+        top = 180 + 66 * index
+        seen = [
+            (at, value)
+            for at, value in zip(report.conditions.times, values, strict=True)
+            if value is not None
+        ]
+        heights = [value for _, value in seen]
+        lane = spread(heights, top + 58, top + 24, ratio=float("inf"))
+        drawing.text(LEFT, top + 14, f"{name}: {number(min(heights))} to {number(max(heights))}", kind="tick")
+        drawing.line(LEFT, top + 60, RIGHT, top + 60)
+        drawing.polyline([(x(at), lane(value)) for at, value in seen], "series", "stroke:var(--lane)")
+    return str(drawing)
+
+
+def _lanes(report: Report) -> list[tuple[str, list[Any]]]:
+    conditions = report.conditions
+    gpu = conditions.gpu
+    lanes = [
+        ("CPU clock, MHz", conditions.cpu_mhz),
+        ("CPU temperature, °C", conditions.cpu_temperature),
+        ("GPU clock, MHz", gpu.get("sm_mhz", [])),
+        ("GPU temperature, °C", gpu.get("temperature", [])),
+        ("GPU power, W", gpu.get("power_w", [])),
+    ]
+    return [(name, values) for name, values in lanes if any(value is not None for value in values)]
+
+
+def speed_against_ap(report: Report) -> str:
+    """Mask AP over the time of an image end to end: up and left is better."""
+    points = []
+    for engine in report.engines:
+        ap = (engine.accuracy or {}).get("mask_ap")
+        if ap is not None and engine.batches:
+            first = engine.batches[0]
+            points.append((engine, first.end_to_end.median / first.batch, 100 * ap))
+    if not points:
+        return ""
+    top, bottom = 14, 294
+    x = spread([time for _, time, _ in points], LEFT + 20, RIGHT - 20, ratio=3)
+    y = spread([ap for *_, ap in points], bottom, top, ratio=float("inf"))
+    drawing = Drawing(bottom + 38, "Mask AP over milliseconds an image")
+    unit = "milliseconds an image, end to end" + (", logarithmic" if x.log else "")
+    drawing.x_axis(x, top, bottom, unit)
+    drawing.y_axis(y, LEFT, RIGHT, 5)
+    for engine, time, ap in points:
+        title = f"{engine.name}: {number(time)} ms, mask AP {ap:.2f}"
+        drawing.circle(x(time), y(ap), 7, f"fill:{colour(report, engine)}", title)
+        right = x(time) < (LEFT + RIGHT) / 2
+        words = f"{ap:.1f} AP, {number(time)} ms"
+        drawing.text(x(time) + (12 if right else -12), y(ap) + 4, words, "start" if right else "end", "tick")
+    return str(drawing)
+
+
+def keys(report: Report) -> Sequence[tuple[str, str]]:
+    """Name and CSS colour of every engine."""
+    return [(engine.name, colour(report, engine)) for engine in report.engines]
