@@ -27,6 +27,7 @@ from yolact_bench.images import made_image
 from yolact_bench.page import write_html
 from yolact_bench.pipeline_throughput import pipeline_throughput
 from yolact_bench.report import show, show_comparison
+from yolact_bench.roofline_share import roofline_share
 from yolact_bench.stages import EngineContender
 from yolact_bench.suite import Report, Settings, measure, with_extras
 from yolact_runtime.commandline import Parser, run
@@ -128,6 +129,11 @@ def _parser() -> Parser:
         "--pipeline", action="store_true", help="throughput of the pipeline beside a plain loop, too"
     )
     more.add_argument(
+        "--roofline",
+        action="store_true",
+        help="share of the device's roofline that ONNX files reach",
+    )
+    more.add_argument(
         "--annotations", metavar="FILE", help="COCO annotations of --images: AP of every engine"
     )
     more.add_argument("--max-images", type=int, metavar="N", help="AP on the first N images of the file only")
@@ -138,7 +144,7 @@ def _parser() -> Parser:
 def _bench(args: argparse.Namespace) -> int:
     settings = settings_of(args)
     if args.annotations and not args.images:
-        raise UsageError("--annotations needs --images, the folder of the annotated images")
+        raise UsageError("--annotations needs --images DIR, the folder of the annotated images")
     specs = [parse_engine(text) for text in args.engines]
     names = different_names(specs)
     common = {"threads": args.threads} if args.threads else {}
@@ -160,6 +166,16 @@ def _bench(args: argparse.Namespace) -> int:
                 log.info("starting %s in a process of its own", name)
                 extras[name]["cold"] = cold_start(spec.path, images[0], chosen, max(settings.batches))
         _add_costly(extras, contenders, images, settings, args)
+        if args.roofline:
+            for figures, spec, chosen in zip(report.engines, specs, options, strict=True):
+                first = figures.batches[0]
+                extras[figures.name]["roofline"] = roofline_share(
+                    spec.path,
+                    first.batch,
+                    first.alone.median,
+                    _on_gpu(figures.backend),
+                    chosen.get("threads"),
+                )
     deliver(with_extras(report, extras), args)
     return 0
 
@@ -187,6 +203,10 @@ def _add_costly(
             extras[contender.name]["accuracy"] = accuracy(
                 contender, Path(args.images), Path(args.annotations), args.max_images
             )
+
+
+def _on_gpu(backend: str) -> bool:
+    return any(word in backend.lower() for word in ("cuda", "tensorrt"))
 
 
 def _compare_parser() -> Parser:

@@ -56,6 +56,12 @@ def write_html(report: Report, path: str | Path) -> None:
         accuracy_cells=accuracy_cells,
         plots=plots,
         keys=plots.keys(report),
+        colours=dict(plots.keys(report)),
+        distributions={
+            kind: lambda batch, kind=kind: plots.distribution(report, batch, kind) for kind in TITLES
+        },
+        stage_bars=lambda batch: plots.stages(report, batch),
+        with_ap=any(engine.accuracy for engine in report.engines),
     )
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")

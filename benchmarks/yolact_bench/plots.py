@@ -198,7 +198,10 @@ def speed_against_ap(report: Report) -> str:
         return ""
     top, bottom = 14, 294
     x = spread([time for _, time, _ in points], LEFT + 20, RIGHT - 20, ratio=3)
-    y = spread([ap for *_, ap in points], bottom, top, ratio=float("inf"))
+    aps = [ap for *_, ap in points]
+    # At least two points of AP high, so that nothing looks like much.
+    middle, half = (min(aps) + max(aps)) / 2, max(1.0, 0.58 * (max(aps) - min(aps)))
+    y = Axis(middle - half, middle + half, bottom, top)
     drawing = Drawing(bottom + 38, "Mask AP over milliseconds an image")
     unit = "milliseconds an image, end to end" + (", logarithmic" if x.log else "")
     drawing.x_axis(x, top, bottom, unit)
@@ -209,6 +212,36 @@ def speed_against_ap(report: Report) -> str:
         right = x(time) < (LEFT + RIGHT) / 2
         words = f"{ap:.1f} AP, {number(time)} ms"
         drawing.text(x(time) + (12 if right else -12), y(ap) + 4, words, "start" if right else "end", "tick")
+    return str(drawing)
+
+
+def roofline(report: Report) -> str:
+    """The share of the roofline that each engine reached: full bar by its kernels, dark by the floor."""
+    rows = [
+        (engine, content)
+        for engine in report.engines
+        if (content := engine.roofline) and content.get("share")
+    ]
+    if not rows:
+        return ""
+    shares = [
+        share for _, content in rows for share in (content["share"], content.get("kernels_share") or 0.0)
+    ]
+    axis = Axis(0, 100 * max(1.0, *shares), 12, RIGHT)
+    bottom = 52 * len(rows) + 4
+    drawing = Drawing(bottom + 38, "Share of the roofline reached")
+    drawing.x_axis(axis, 4, bottom, "percent")
+    for index, (engine, content) in enumerate(rows):
+        top, ink = 52 * index, colour(report, engine)
+        share, kernels = content["share"], content["kernels_share"]
+        drawing.text(12, top + 16, engine.name, kind="name")
+        words = (
+            f"{share:.0%} by the floor, {kernels:.0%} kernel by kernel: {content['flops'] / 1e9:.1f} GFLOP,"
+            f" {content['bytes'] / 1e6:.0f} MB in {number(content['measured_ms'])} ms"
+        )
+        drawing.text(RIGHT, top + 16, words, "end", "tick")
+        for part, opacity in ((kernels, 0.4), (share, 1)):
+            drawing.rect(12, top + 24, axis(100 * part) - 12, 20, f"fill:{ink};fill-opacity:{opacity}")
     return str(drawing)
 
 

@@ -41,10 +41,11 @@ def machine(report: Report) -> str:
     """What it was measured on, in one line."""
     settings, box = report.settings, report.machine
     gpu = f"; {box['gpu']['name']}, driver {box['gpu']['driver']}" if box.get("gpu") else ""
-    limit = f"the best {settings['top_k']}" if settings["top_k"] else "all"
+    limit = f"the best {settings['top_k']} detections" if settings["top_k"] else "all detections"
     return (
         f"{box['cpu']}, {box['cores']} cores{gpu}; threads: {settings['threads'] or 'default'};"
-        f" {settings['images']} images; masks of {limit} above score {settings['score_threshold']:g} in an image"
+        f" {settings['images']} images; masks of {limit} above score"
+        f" {settings['score_threshold']:g}"
     )
 
 
@@ -104,12 +105,11 @@ def show(report: Report) -> None:
         table = _table(f"{title}, ms per batch", protocol(report))
         for column in ("batch", *COLUMNS, "images/s", "ratio", "runs"):
             table.add_column(column, justify="right", no_wrap=True)
-        for engine in report.engines:
-            for one in engine.batches:
-                measured = getattr(one, kind)
-                rate = f"{measured.throughput:.1f}"
-                row = (str(one.batch), *cells(measured), rate, ratio(measured), str(measured.runs))
-                table.add_row(engine.name, *row)
+        for engine, one in report.rows():
+            measured = getattr(one, kind)
+            rate = f"{measured.throughput:.1f}"
+            row = (str(one.batch), *cells(measured), rate, ratio(measured), str(measured.runs))
+            table.add_row(engine.name, *row)
         console.print(table)
     _show_stages(report, console)
     _show_extras(report, console)
@@ -124,10 +124,9 @@ def _show_stages(report: Report, console: Console) -> None:
     table = _table("Parts of end to end, median ms per batch", "The same runs as end to end")
     for column in ("batch", *names, "found"):
         table.add_column(column, justify="right")
-    for engine in report.engines:
-        for one in engine.batches:
-            parts = (f"{one.stages[name].median:.2f}" if name in one.stages else "-" for name in names)
-            table.add_row(engine.name, str(one.batch), *parts, f"{one.detections:.1f}")
+    for engine, one in report.rows():
+        parts = (f"{one.stages[name].median:.2f}" if name in one.stages else "-" for name in names)
+        table.add_row(engine.name, str(one.batch), *parts, f"{one.detections:.1f}")
     console.print(table)
     if cold:
         table = _table("Start and memory, ms and MiB", "Each engine in a process of its own, once")

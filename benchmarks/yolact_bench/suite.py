@@ -147,6 +147,15 @@ class Report:
     conditions: Conditions
     engines: list[EngineReport]
 
+    def rows(self) -> list[tuple[EngineReport, BatchReport]]:
+        """Every engine at every batch size that it takes, by batch size, then as the engines were given."""
+        return [
+            (engine, one)
+            for batch in self.settings["batches"]
+            for engine in self.engines
+            if (one := engine.at(batch))
+        ]
+
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists, numbers and None."""
         content = {"schema": SCHEMA, **asdict(self)}
