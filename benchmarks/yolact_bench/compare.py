@@ -210,5 +210,5 @@ def _said(value: Any) -> str:
         return " ".join(str(one) for one in value.values())
     if isinstance(value, list):
         return " ".join(str(one) for one in value)
-    text = "unknown" if value in (None, "") else str(value)
+    text = "none" if value is None else str(value) or "unknown"
     return text[:12] if len(text) == 64 else text

@@ -23,6 +23,7 @@ from yolact_bench.nvml import Nvml, open_nvml
 log = logging.getLogger(__name__)
 
 INTERVAL = 0.25  # seconds
+MOST_LOOKS = 1000  # kept
 OTHERS_LIMIT = 0.10  # share of the CPU time above which a reader must be told
 _BUSY = (0, 1, 2, 5, 6)  # user, nice, system, irq, softirq of a line in /proc/stat; steal is apart
 _STEAL = 7
@@ -118,7 +119,9 @@ class Monitor:
             if total > 0:
                 others = round(min(1.0, max(0.0, busy - own) / total), 4)
                 steal = round(min(1.0, stolen / total), 4)
-        times, clocks, temperatures, gpus = zip(*self._looks, strict=True)
+        # Hours of looking are thinned out: the picture has only so many pixels.
+        looks = self._looks[:: -(-len(self._looks) // MOST_LOOKS)]
+        times, clocks, temperatures, gpus = zip(*looks, strict=True)
         keys = [key for key in gpus[0] if key != "throttled"]
         reasons = [reason for gpu in gpus for reason in gpu.get("throttled", ())]
         throttled = {reason: round(reasons.count(reason) / len(gpus), 4) for reason in dict.fromkeys(reasons)}

@@ -1,0 +1,146 @@
+"""Our engines as contenders: what they are given, and where the time is said to go."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_engine import FakeEngine
+from fake_onnx import RUNTIME, runtime_arrays, write_onnx
+
+from yolact_bench.stages import STAGES, EngineContender
+from yolact_runtime import load_engine
+from yolact_runtime.errors import UsageError
+
+
+class Slow(FakeEngine):
+    """Takes its time where it is told to; remembers the shades it was shown, batch by batch."""
+
+    naps: dict[str, float] = {}  # noqa: RUF012
+
+    def prepare(self, image):
+        time.sleep(self.naps.get("prepare", 0))
+        return super().prepare(image)
+
+    def detect(self, batch):
+        time.sleep(self.naps.get("detect", 0))
+        self.__dict__.setdefault("seen", []).append(batch[:, 0, 0, 0].tolist())
+        return super().detect(batch)
+
+
+@pytest.mark.parametrize(("method", "stage"), [("prepare", "preprocess"), ("detect", "network")])
+def test_time_is_put_where_it_was_spent(images, findings, method: str, stage: str) -> None:
+    engine = Slow(findings)
+    engine.naps = {method: 0.05}
+    run = EngineContender("a", engine).end_to_end(images[:1])
+    assert list(run.seconds) == ["decode", "preprocess", "network", "masks", "rle"]
+    assert run.seconds[stage] >= 0.05
+    assert run.seconds[stage] == max(run.seconds.values())
+    assert run.detections == 2
+
+
+def test_stages_add_up_to_the_run(images, findings) -> None:
+    contender = EngineContender("a", FakeEngine(findings, max_batch=3))
+    start = time.perf_counter()
+    run = contender.end_to_end(images)
+    whole = time.perf_counter() - start
+    assert all(taken >= 0 for taken in run.seconds.values())
+    assert sum(run.seconds.values()) <= whole
+    assert run.detections == 3
+
+
+def test_watching_leaves_the_engine_as_it_was(images, findings) -> None:
+    engine = FakeEngine(findings)
+    before = dict(vars(engine))
+    EngineContender("a", engine).end_to_end(images[:1])
+    assert vars(engine) == before
+
+
+def test_detection_after_the_graph_is_told_apart(images, tmp_path: Path) -> None:
+    path = tmp_path / "raw.onnx"
+    write_onnx(path, runtime_arrays(), RUNTIME)
+    with load_engine(path) as engine:
+        run = EngineContender("raw", engine).end_to_end(images[:1])
+    assert list(run.seconds) == ["decode", "preprocess", "network", "detect", "masks", "rle"]
+    assert run.seconds["detect"] > 0
+
+
+class OnDevice(FakeEngine):
+    """Tells what its device measured."""
+
+    told: dict[str, float] = {}  # noqa: RUF012
+
+    def detect(self, batch):
+        time.sleep(0.02)
+        return super().detect(batch)
+
+    def stage_times(self):
+        return self.told
+
+
+def test_a_device_tells_more(images, findings) -> None:
+    engine = OnDevice(findings)
+    engine.told = {"upload": 0.001, "network": 0.005, "detect": 0.002, "download": 0.001}
+    run = EngineContender("a", engine).end_to_end(images[:1])
+    assert list(run.seconds) == [stage for stage in STAGES if stage in run.seconds]
+    assert (run.seconds["upload"], run.seconds["detect"], run.seconds["download"]) == (0.001, 0.002, 0.001)
+    # Waiting and launching are the network's.
+    assert run.seconds["network"] >= 0.016
+
+
+def test_overlapping_device_times_shrink_to_the_run(images, findings) -> None:
+    engine = OnDevice(findings)
+    engine.told = {"upload": 30.0, "network": 60.0, "download": 10.0}
+    seconds = EngineContender("a", engine).end_to_end(images[:1]).seconds
+    assert sum(seconds.values()) < 1
+    assert seconds["upload"] / seconds["network"] == pytest.approx(0.5)
+    assert seconds["network"] / seconds["download"] == pytest.approx(6)
+
+
+class Whole(FakeEngine):
+    """Does everything in one call, as an engine with the masks on its device."""
+
+    def predict_prepared(self, prepared, sizes, score_threshold, top_k):
+        time.sleep(0.03)
+        batch = np.stack(prepared)
+        found = FakeEngine.detect(self, batch)
+        plain = FakeEngine(self.findings)
+        plain.detect = lambda _: found  # type: ignore[method-assign]
+        return plain.predict_prepared(prepared, sizes, score_threshold, top_k)
+
+
+def test_an_engine_that_does_all_in_one_call(images, findings) -> None:
+    run = EngineContender("a", Whole(findings)).end_to_end(images[:1])
+    assert run.seconds["network"] >= 0.03
+    assert run.detections == 2
+
+
+def test_threshold_and_top_k_limit_the_masks(images, findings) -> None:
+    def found(*limits) -> int:
+        return EngineContender("a", FakeEngine(findings), *limits).end_to_end(images[:1]).detections
+
+    assert (found(), found(0.1), found(0.0, 1)) == (2, 1, 1)
+    with pytest.raises(UsageError, match="top_k is 0"):
+        found(0.0, 0)
+    with pytest.raises(UsageError, match="score_threshold is 2"):
+        found(2.0)
+
+
+def test_prepared_batches_cover_the_images_in_order(images, findings) -> None:
+    engine = Slow(findings, max_batch=2)
+    contender = EngineContender("a", engine)
+    contender.prepare(images, 2)
+    for _ in range(3):
+        contender.alone()
+    assert engine.seen == [[1, 2], [3, 1], [1, 2]]
+    with pytest.raises(UsageError, match="a takes batches of 1 to 2 images, not 3"):
+        contender.prepare(images, 3)
+
+
+def test_precision_is_what_the_engine_says(findings) -> None:
+    engine = FakeEngine(findings)
+    assert EngineContender("a", engine).precision == "fp32"
+    engine.precision = "bf16"  # type: ignore[attr-defined]
+    assert EngineContender("a", engine).precision == "bf16"
