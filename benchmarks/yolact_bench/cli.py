@@ -26,6 +26,7 @@ from yolact_bench.engines import different_names, open_engine, parse_engine
 from yolact_bench.images import made_image
 from yolact_bench.page import write_html
 from yolact_bench.pipeline_throughput import pipeline_throughput
+from yolact_bench.protocol import cpu_threads
 from yolact_bench.report import show, show_comparison
 from yolact_bench.roofline_share import roofline_share
 from yolact_bench.stages import EngineContender
@@ -190,14 +191,15 @@ def _add_costly(
     for contender in contenders:
         if args.pipeline:
             log.info("measuring the pipeline of %s", contender.name)
-            extras[contender.name]["pipeline"] = pipeline_throughput(
-                contender.engine,
-                images,
-                min(max(settings.batches), contender.engine.metadata.max_batch),
-                settings.seconds,
-                settings.score_threshold,
-                settings.top_k,
-            )
+            with cpu_threads(settings.threads):
+                extras[contender.name]["pipeline"] = pipeline_throughput(
+                    contender.engine,
+                    images,
+                    min(max(settings.batches), contender.engine.metadata.max_batch),
+                    settings.seconds,
+                    settings.score_threshold,
+                    settings.top_k,
+                )
         if args.annotations:
             log.info("evaluating %s", contender.name)
             extras[contender.name]["accuracy"] = accuracy(
@@ -221,6 +223,11 @@ def _compare_parser() -> Parser:
         "--min-effect", type=float, default=3.0, metavar="PERCENT", help="smaller changes do not count"
     )
     parser.add_argument(
+        "--control",
+        metavar="ENGINE",
+        help="an unchanged engine in both reports: times are taken as parts of its own",
+    )
+    parser.add_argument(
         "--fail-if-slower",
         type=float,
         metavar="PERCENT",
@@ -234,9 +241,13 @@ def _compare(args: argparse.Namespace) -> int:
         raise UsageError(f"--fail-if-slower is {args.fail_if_slower:g}; it must be 0 or more")
     effect = args.min_effect / 100
     found, warnings = compare(
-        read_report(args.before), read_report(args.after), confidence=args.confidence, min_effect=effect
+        read_report(args.before),
+        read_report(args.after),
+        confidence=args.confidence,
+        min_effect=effect,
+        control=args.control,
     )
-    show_comparison(found, warnings, args.confidence, effect)
+    show_comparison(found, warnings, args.confidence, effect, args.control)
     if args.fail_if_slower is None:
         return 0
     slower = [

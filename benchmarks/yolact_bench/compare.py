@@ -8,6 +8,11 @@ For each engine, batch size and kind (alone, end to end) that both reports have:
 "faster" or "slower" needs all three: an interval without 1, a p-value below 1 - confidence, and a
 change of at least `min_effect`. "same" needs the whole interval within the minimal effect. All else is
 "unclear": no difference that can be told.
+
+What was measured at different times also met different machines, which no statistics of either report can
+see. So nothing is "faster" or "slower" where one of them was measured under trouble (a busy or throttled
+machine). A control helps: an engine that is the same in both reports and took turns with the others. Each
+run is then divided by the control's run of the same round, and what slowed both cancels out.
 """
 
 from __future__ import annotations
@@ -39,7 +44,8 @@ class Comparison:
         after: Median in B, milliseconds.
         ratio: After over before with its interval: below 1 is faster.
         p: Of the Mann-Whitney test.
-        verdict: "faster", "slower", "same" or "unclear".
+        told: "faster", "slower", "same" or "unclear", by the samples alone.
+        trouble: The machines were not quiet, and it would be "faster" or "slower" otherwise.
     """
 
     engine: str
@@ -49,7 +55,13 @@ class Comparison:
     after: float
     ratio: Interval
     p: float
-    verdict: str
+    told: str
+    trouble: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """What can be believed."""
+        return "unclear" if self.trouble else self.told
 
     @property
     def words(self) -> str:
@@ -58,6 +70,8 @@ class Comparison:
         size = f"{abs(100 * (self.ratio.value - 1)):.1f}% ({low:.1f}..{high:.1f})"
         if self.verdict in ("faster", "slower"):
             return f"{self.verdict} by {size}"
+        if self.trouble:
+            return f"no telling: looks {self.told} by {size}, on a busy machine"
         span = f"{100 * (self.ratio.low - 1):+.1f}..{100 * (self.ratio.high - 1):+.1f}%"
         return f"the same ({span})" if self.verdict == "same" else f"no difference that can be told ({span})"
 
@@ -94,6 +108,7 @@ def compare(
     *,
     confidence: float = 0.95,
     min_effect: float = 0.03,
+    control: str | None = None,
 ) -> tuple[list[Comparison], list[str]]:
     """Compare two reports.
 
@@ -102,57 +117,80 @@ def compare(
         after: B.
         confidence: Of intervals and test, 0.5..1; so many of the differences called are there.
         min_effect: Smallest change of the median that counts, 0.03 for 3%.
+        control: An engine that both reports have and that did not change.
 
     Returns:
         The comparisons, and sentences on what makes the reports hard to compare.
 
     Raises:
-        UsageError: a number out of range, or nothing that both reports have.
+        UsageError: a number out of range, no such control, or nothing that both reports have.
     """
     if not 0.5 <= confidence < 1:
         raise UsageError(f"confidence is {confidence}; it must be at least 0.5 and below 1")
     if not 0 <= min_effect < 1:
         raise UsageError(f"minimal effect is {min_effect:g}; it must be at least 0 and below 1")
-    found, warnings = [], list(_differences(before, after))
+    warnings = list(_differences(before, after))
+    trouble = control is None and bool(before["conditions"]["warnings"] or after["conditions"]["warnings"])
+    controls = tuple(_control(report, control) for report in (before, after))
+    found = []
     for a, b in _pairs(before, after):
         warnings += _engine_differences(a, b)
         name = a["name"] if a["name"] == b["name"] else f"{a['name']} -> {b['name']}"
-        theirs = {batch["batch"]: batch for batch in b["batches"]}
-        for batch in a["batches"]:
-            if batch["batch"] in theirs:
-                for kind in KINDS:
-                    one = _comparison(
-                        (name, batch["batch"], kind),
-                        _milliseconds(batch[kind]),
-                        _milliseconds(theirs[batch["batch"]][kind]),
-                        confidence,
-                        min_effect,
-                    )
-                    found.append(one)
-                    runs = min(batch[kind]["runs"], theirs[batch["batch"]][kind]["runs"])
-                    if runs < FEWEST:
-                        warnings.append(f"{name}: {runs} runs at batch {batch['batch']} tell nothing")
+        batches = {one["batch"] for one in a["batches"]}
+        for other in (b, *(one for one in controls if one)):
+            batches &= {one["batch"] for one in other["batches"]}
+        for batch in sorted(batches) if name != control else ():
+            for kind in KINDS:
+                samples = [
+                    _samples(engine, beside, batch, kind)
+                    for engine, beside in zip((a, b), controls, strict=True)
+                ]
+                first, second = (float(np.median(_milliseconds(one, batch, kind))) for one in (a, b))
+                ratio, p, told = _judge(samples[0], samples[1], confidence, min_effect)
+                busy = trouble and told in ("faster", "slower")
+                found.append(Comparison(name, batch, kind, first, second, ratio, p, told, busy))
+                if min(map(len, samples)) < FEWEST:
+                    warnings.append(f"{name}: fewer than {FEWEST} runs at batch {batch} tell nothing")
     if not found:
         raise UsageError(
-            f"the reports have no engine and batch size in common: A has"
+            "the reports have no engine and batch size in common: A has"
             f" {_names(before)}; B has {_names(after)}"
         )
     return found, list(dict.fromkeys(warnings))
 
 
-def _milliseconds(measured: Mapping[str, Any]) -> np.ndarray:
-    return np.asarray(measured["samples_us"], np.float64) / 1000
+def _control(report: Mapping[str, Any], name: str | None) -> Mapping[str, Any] | None:
+    if name is None:
+        return None
+    for engine in report["engines"]:
+        if engine["name"] == name:
+            return engine
+    raise UsageError(f"the control {name} is not in both reports; one of them has {_names(report)}")
 
 
-def _comparison(
-    what: tuple[str, int, str],
-    before: np.ndarray,
-    after: np.ndarray,
-    confidence: float,
-    min_effect: float,
-) -> Comparison:
-    ratio = independent_ratio(before, after, confidence)
-    p = mann_whitney(before, after)
+def _milliseconds(engine: Mapping[str, Any], batch: int, kind: str) -> np.ndarray:
+    measured = next(one[kind] for one in engine["batches"] if one["batch"] == batch)
+    # What was rounded to nothing took a little.
+    return np.maximum(np.asarray(measured["samples_us"], np.float64), 0.5) / 1000
+
+
+def _samples(
+    engine: Mapping[str, Any], control: Mapping[str, Any] | None, batch: int, kind: str
+) -> np.ndarray:
+    """Run times, or by round what part of the control's they are."""
+    own = _milliseconds(engine, batch, kind)
+    if control is None:
+        return own
+    beside = _milliseconds(control, batch, kind)
+    rounds = min(len(own), len(beside))
+    return own[:rounds] / beside[:rounds]
+
+
+def _judge(
+    before: np.ndarray, after: np.ndarray, confidence: float, min_effect: float
+) -> tuple[Interval, float, str]:
+    """Ratio, p-value and verdict."""
+    ratio, p = independent_ratio(before, after, confidence), mann_whitney(before, after)
     beyond = ratio.low > 1 or ratio.high < 1
     if min(len(before), len(after)) < FEWEST:
         verdict = "unclear"
@@ -162,7 +200,7 @@ def _comparison(
         verdict = "same"
     else:
         verdict = "unclear"
-    return Comparison(*what, float(np.median(before)), float(np.median(after)), ratio, p, verdict)
+    return ratio, p, verdict
 
 
 def _pairs(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:

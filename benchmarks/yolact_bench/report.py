@@ -17,6 +17,9 @@ from yolact_runtime.commandline import table_console
 
 COLUMNS = ("median", "p90", "p95", "p99", "mean", "±", "std")
 TITLES = {"alone": "Engine alone", "end_to_end": "End to end, file to run lengths"}
+PIPELINE_PROTOCOL = (
+    "Files to run lengths; passes over the same images in turns, warmed up as above; means, 95% intervals"
+)
 COLD = {
     "import_ms": "import",
     "load_ms": "load",
@@ -139,7 +142,7 @@ def _show_stages(report: Report, console: Console) -> None:
 
 def _show_extras(report: Report, console: Console) -> None:
     if any(engine.pipeline for engine in report.engines):
-        table = _table("Pipeline beside a plain loop, images/s", "Passes in turns; 95% intervals")
+        table = _table("Pipeline beside a plain loop, images/s", PIPELINE_PROTOCOL)
         for column in ("batch", "streams", "loop", "pipeline", "ratio"):
             table.add_column(column, justify="right")
         for engine in report.engines:
@@ -188,7 +191,11 @@ def whole(value: float | None) -> str:
 
 
 def show_comparison(
-    found: Sequence[Comparison], warnings: Sequence[str], confidence: float, effect: float
+    found: Sequence[Comparison],
+    warnings: Sequence[str],
+    confidence: float,
+    effect: float,
+    control: str | None = None,
 ) -> None:
     """Print what `compare` found to standard output."""
     console = table_console()
@@ -196,6 +203,8 @@ def show_comparison(
         f"Percent of A's time. {confidence:.0%} intervals of the ratio of medians (bootstrap over blocks of"
         f" runs), Mann-Whitney test; changes below {effect:.0%} do not count"
     )
+    if control:
+        caption += f"; each run as a part of {control}'s of the same round"
     table = _table("B against A, median ms per batch", caption)
     table.add_column("batch", justify="right")
     table.add_column("kind")

@@ -127,8 +127,8 @@ def _blocks(n: int, length: int, random: np.random.Generator) -> np.ndarray:
 def _interval(value: float, resampled: np.ndarray, pieces: float, confidence: float) -> Interval:
     """Percentiles of positive resampled values, widened for few independent `pieces` (runs or blocks).
 
-    The bootstrap takes a spread from m pieces for the true one; Student's t says how much that misses, here by
-    the first term of its expansion around the normal distribution.
+    The bootstrap takes the spread of few pieces for the true one; Student's t says how much that misses,
+    here by the first term of its expansion around the normal distribution.
     """
     tail = (1 - confidence) / 2
     low, high = np.percentile(resampled, [100 * tail, 100 - 100 * tail]).tolist()

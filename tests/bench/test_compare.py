@@ -71,6 +71,37 @@ def test_what_makes_reports_hard_to_compare(sampled) -> None:
     ]
 
 
+def test_a_busy_machine_proves_nothing(sampled) -> None:
+    a, b = sampled({"e": around(10)}), sampled({"e": around(13, 1)})
+    b["conditions"] = {"warnings": ["other processes took 40%"]}
+    found, _ = compare(a, b)
+    assert verdicts(found) == {"unclear"}
+    assert found[0].words.startswith("no telling: looks slower by ")
+    # What is the same in spite of it is the same.
+    b["engines"] = sampled({"e": around(10, 1)})["engines"]
+    assert verdicts(compare(a, b)[0]) == {"same"}
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "same"), (1.2, "slower"), (0.8, "faster")])
+def test_a_control_takes_the_machine_out(sampled, factor: float, verdict: str) -> None:
+    # While B was measured, a neighbour came and went, and slowed both engines alike.
+    neighbour = 1 + 0.8 * (np.sin(np.arange(120) / 15) > 0)
+    a = sampled({"old": around(20, 2, spread=0.01), "new": around(10, 3, spread=0.01)})
+    b = sampled(
+        {
+            "old": neighbour * around(20, 4, spread=0.01),
+            "new": factor * neighbour * around(10, 5, spread=0.01),
+        }
+    )
+    b["conditions"] = {"warnings": ["other processes took 40%"]}
+    found, _ = compare(a, b, control="old")
+    assert {one.engine for one in found} == {"new"}
+    assert verdicts(found) == {verdict}
+    assert found[0].ratio.value == pytest.approx(factor, rel=0.01)
+    with pytest.raises(UsageError, match="the control older is not in both reports"):
+        compare(a, b, control="older")
+
+
 def test_engines_are_matched_by_name(sampled) -> None:
     a = sampled({"x": around(10), "y": around(20)})
     b = sampled({"y": around(20, 1), "z": around(5)})
