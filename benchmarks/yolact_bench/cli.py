@@ -101,6 +101,7 @@ def _bench(args: argparse.Namespace) -> int:
         for name, spec, chosen in zip(names, specs, options, strict=True):
             engine = stack.enter_context(open_engine(spec.path, chosen))
             contenders.append(EngineContender(name, engine, settings.score_threshold, settings.top_k))
+        _check_threads(contenders, options)
         report = measure(contenders, images, settings)
         extras: dict[str, dict[str, Any]] = {name: {} for name in names}
         for name, spec, chosen in zip(names, specs, options, strict=True):
@@ -146,6 +147,19 @@ def _add_costly(
             extras[contender.name]["accuracy"] = accuracy(
                 contender, Path(args.images), Path(args.annotations), args.max_images
             )
+
+
+def _check_threads(contenders: Sequence[EngineContender], options: Sequence[dict[str, Any]]) -> None:
+    """PyTorch has one number of threads for the process: the last engine opened would decide for all."""
+    counts = {
+        chosen.get("threads")
+        for contender, chosen in zip(contenders, options, strict=True)
+        if contender.backend.startswith("PyTorch")
+    }
+    if len(counts) > 1:
+        raise UsageError(
+            "PyTorch engines in one run share their CPU threads; give all the same number"
+        )
 
 
 def _on_gpu(backend: str) -> bool:

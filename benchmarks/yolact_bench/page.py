@@ -22,6 +22,7 @@ from yolact_bench.report import (
     whole,
 )
 from yolact_bench.suite import Report
+from yolact_bench.svg import short
 from yolact_runtime.errors import missing_extra
 from yolact_runtime.files import atomic_path
 
@@ -55,6 +56,7 @@ def write_html(report: Report, path: str | Path) -> None:
         pipeline_cells=pipeline_cells,
         accuracy_cells=accuracy_cells,
         plots=plots,
+        short=short,
         keys=plots.keys(report),
         colours=dict(plots.keys(report)),
         distributions={

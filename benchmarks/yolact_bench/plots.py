@@ -9,7 +9,7 @@ import numpy as np
 
 from yolact_bench.stages import STAGES
 from yolact_bench.suite import KINDS, EngineReport, Measured, Report
-from yolact_bench.svg import WIDTH, Axis, Drawing, number, spread
+from yolact_bench.svg import WIDTH, Axis, Drawing, number, short, spread
 
 COLOURS = 8  # of the page's style sheet, --c0 to --c7
 LEFT, RIGHT = 56, WIDTH - 12
@@ -68,7 +68,8 @@ def _distribution_row(
     longest = _longest(measured)
     if longest > axis.high:
         words += f", longest {number(longest)} (outside)"
-    drawing.text(12, top + 16, engine.name, kind="name")
+    # Text is some 7 pixels a character.
+    drawing.text(12, top + 16, short(engine.name, 118 - len(words)), kind="name")
     drawing.text(RIGHT, top + 16, words, "end", "tick")
 
 
@@ -88,7 +89,7 @@ def stages(report: Report, batch: int) -> str:
     drawing.x_axis(axis, 4, bottom, "milliseconds per batch")
     for index, (engine, one) in enumerate(rows):
         top, at = 52 * index, 0.0
-        drawing.text(12, top + 16, engine.name, kind="name")
+        drawing.text(12, top + 16, short(engine.name, 100), kind="name")
         drawing.text(RIGHT, top + 16, f"{number(one.end_to_end.median)} ms", "end", "tick")
         for stage, timing in one.stages.items():
             x, end = axis(at), axis(at + timing.median)
@@ -234,11 +235,11 @@ def roofline(report: Report) -> str:
     for index, (engine, content) in enumerate(rows):
         top, ink = 52 * index, colour(report, engine)
         share, kernels = content["share"], content["kernels_share"]
-        drawing.text(12, top + 16, engine.name, kind="name")
         words = (
             f"{share:.0%} by the floor, {kernels:.0%} kernel by kernel: {content['flops'] / 1e9:.1f} GFLOP,"
             f" {content['bytes'] / 1e6:.0f} MB in {number(content['measured_ms'])} ms"
         )
+        drawing.text(12, top + 16, short(engine.name, 118 - len(words)), kind="name")
         drawing.text(RIGHT, top + 16, words, "end", "tick")
         for part, opacity in ((kernels, 0.4), (share, 1)):
             drawing.rect(12, top + 24, axis(100 * part) - 12, 20, f"fill:{ink};fill-opacity:{opacity}")

@@ -89,6 +89,14 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
+def short(name: str, most: int) -> str:
+    """A name of at most `most` characters, its middle left out."""
+    if len(name) <= most:
+        return name
+    tail = most // 3
+    return f"{name[: most - tail - 1]}…{name[-tail:]}"
+
+
 class Drawing:
     """Collects the parts of one SVG.
 

@@ -186,3 +186,9 @@ def test_no_roofline_without_its_module(monkeypatch: pytest.MonkeyPatch) -> None
 def test_bench_needs_no_torch() -> None:
     code = "import sys, yolact_bench.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_torch_engines_share_their_threads(fakes, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(FakeEngine, "name", "PyTorch (cpu)")
+    assert cli.main(["--engine", "a:threads=1", "--engine", "b:threads=2", "--no-cold"]) == 2
+    assert "share their CPU threads" in capsys.readouterr().err
