@@ -157,9 +157,7 @@ def _check_threads(contenders: Sequence[EngineContender], options: Sequence[dict
         if contender.backend.startswith("PyTorch")
     }
     if len(counts) > 1:
-        raise UsageError(
-            "PyTorch engines in one run share their CPU threads; give all the same number"
-        )
+        raise UsageError("PyTorch engines in one run share their CPU threads; give all the same number")
 
 
 def _on_gpu(backend: str) -> bool:

@@ -207,13 +207,33 @@ def speed_against_ap(report: Report) -> str:
     unit = "milliseconds an image, end to end" + (", logarithmic" if x.log else "")
     drawing.x_axis(x, top, bottom, unit)
     drawing.y_axis(y, LEFT, RIGHT, 5)
+    taken: list[tuple[float, float, float]] = [
+        (x(time) - 9, y(ap) + 4, x(time) + 9) for _, time, ap in points
+    ]
     for engine, time, ap in points:
         title = f"{engine.name}: {number(time)} ms, mask AP {ap:.2f}"
         drawing.circle(x(time), y(ap), 7, f"fill:{colour(report, engine)}", title)
-        right = x(time) < (LEFT + RIGHT) / 2
         words = f"{ap:.1f} AP, {number(time)} ms"
-        drawing.text(x(time) + (12 if right else -12), y(ap) + 4, words, "start" if right else "end", "tick")
+        left, base = _free_place(taken, x(time), y(ap), 6.6 * len(words))
+        taken.append((left, base, left + 6.6 * len(words)))
+        drawing.text(left, base, words, kind="tick")
     return str(drawing)
+
+
+def _free_place(
+    taken: Sequence[tuple[float, float, float]], x: float, y: float, width: float
+) -> tuple[float, float]:
+    """Left end and base line for words beside a point, where none of (left, base, right) is in the way."""
+    places = [
+        (left, y + 4 + below)
+        for below in (0, 18, -18, 36, -36, 54, -54)
+        for left in (x + 12, x - 12 - width)
+        if left > LEFT and left + width < RIGHT
+    ]
+    for left, base in places:
+        if all(abs(base - other) > 14 or left > end or left + width < start for start, other, end in taken):
+            return left, base
+    return places[0]
 
 
 def roofline(report: Report) -> str:

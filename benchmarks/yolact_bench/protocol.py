@@ -100,10 +100,11 @@ def sample_in_turns(
 ) -> dict[str, Sampled[T]]:
     """Run tasks in rounds until each has had its share.
 
-    Every task first runs uncounted: `WARM_UP_RUNS` times, then on until its times no longer fall, at most
-    `WARM_UP_LIMIT` times or for as long as it is measured. Then a round runs each once, starting with
-    another one every time. A task leaves when it has spent `seconds` or made `runs` runs, whichever
-    comes first, but makes `MIN_RUNS` in any case. Python's garbage collector rests meanwhile.
+    Every task first runs uncounted: `WARM_UP_RUNS` times, then on until no times fall any more, at most
+    `WARM_UP_LIMIT` times or for as long as is measured; all equally often, so that tasks that go through the
+    same inputs stay in step. Then a round runs each once, starting with another one every time. A task
+    leaves when it has spent `seconds` or made `runs` runs, whichever comes first, but makes `MIN_RUNS` in
+    any case. Python's garbage collector rests meanwhile.
 
     Args:
         tasks: What to run, by name.
@@ -117,10 +118,9 @@ def sample_in_turns(
     if not seconds > 0 or runs < 1:
         raise UsageError(f"{seconds} seconds and {runs} runs: both must be greater than 0")
     limit = seconds * 1e9
-    sampled: dict[str, Sampled[T]] = {name: Sampled() for name in tasks}
     with _collector_at_rest():
-        for name, task in tasks.items():
-            sampled[name].warm_up = _warm_up(task, limit, clock)
+        warm_up = _warm_up(list(tasks.values()), limit, clock)
+        sampled: dict[str, Sampled[T]] = {name: Sampled(warm_up) for name in tasks}
         going, first = list(tasks), 0
         while going:
             first = (first + 1) % len(going)
@@ -150,15 +150,21 @@ def take_turns(
     )
 
 
-def _warm_up(task: Callable[[], object], limit: float, clock: Callable[[], int]) -> int:
-    times: list[int] = []
-    while len(times) < WARM_UP_RUNS or not (
-        len(times) >= WARM_UP_LIMIT or sum(times) >= limit or min(times[-2:]) >= SETTLED * min(times[:-2])
+def _warm_up(tasks: Sequence[Callable[[], object]], limit: float, clock: Callable[[], int]) -> int:
+    """Run all tasks in rounds until they are warm; returns how many rounds."""
+    times: list[list[int]] = [[] for _ in tasks]
+    rounds = 0
+    while rounds < WARM_UP_RUNS or (
+        rounds < WARM_UP_LIMIT
+        and sum(map(sum, times)) < limit * len(tasks)
+        and any(min(one[-2:]) < SETTLED * min(one[:-2]) for one in times)
     ):
-        start = clock()
-        task()
-        times.append(clock() - start)
-    return len(times)
+        for task, one in zip(tasks, times, strict=True):
+            start = clock()
+            task()
+            one.append(clock() - start)
+        rounds += 1
+    return rounds
 
 
 def _done(times: Sequence[int], limit: float, runs: int) -> bool:

@@ -115,6 +115,17 @@ def test_nothing_to_draw(report: Report) -> None:
     assert plots.throughput(one) == ""
 
 
+def test_labels_of_points_do_not_cover_each_other(full: Report) -> None:
+    same = {"mask_ap": 0.3, "mask_ap50": 0.5, "box_ap": 0.3, "box_ap50": 0.5, "images": 3, "failures": 0}
+    report = with_extras(full, {engine.name: {"accuracy": same} for engine in full.engines})
+    drawing = plots.speed_against_ap(report)
+    found = re.findall(r'<text x="([\d.]+)" y="([\d.]+)"[^>]*>30\.0 AP', drawing)
+    places = [(float(x), float(y)) for x, y in found]
+    assert len(places) == 2
+    (left, top), (right, bottom) = sorted(places)
+    assert abs(top - bottom) > 12 or right - left > 60
+
+
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=8), st.floats(1, 100))
 def test_axes_hold_their_values(values: list[float], ratio: float) -> None:
     axis = spread(values, 10, 500, ratio)

@@ -113,6 +113,20 @@ def test_warm_up_goes_on_until_times_settle() -> None:
     assert warm_up([200.0, 100.0, 50.0]) == WARM_UP_RUNS  # longer than it is measured
 
 
+def test_all_warm_up_equally_long() -> None:
+    clock = Clock()
+    falling = iter([8.0, 4.0, 2.0, *[2.0] * 20])
+
+    def settling() -> None:
+        clock.now += next(falling)
+        clock.log.append("settling")
+
+    tasks = {"settled": clock.task("settled", 1.0), "settling": settling}
+    sampled = sample_in_turns(tasks, seconds=100, runs=5, clock=clock)
+    assert {name: one.warm_up for name, one in sampled.items()} == {"settled": 5, "settling": 5}
+    assert clock.log[:10] == ["settled", "settling"] * 5
+
+
 def test_samples_belong_to_rounds() -> None:
     clock = Clock()
     tasks = {"slow": clock.task("slow", 2.0), "fast": clock.task("fast", 1.0)}

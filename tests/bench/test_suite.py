@@ -50,6 +50,7 @@ def test_all_contenders_see_the_same_images_in_turn(images, make_contender) -> N
     contenders = [make_contender("a"), make_contender("b")]
     measure(contenders, images, Settings(batches=(2,), seconds=60, runs=5))
     a, b = (contender.log for contender in contenders)
+    # Both warm up equally long, so they have the same images in every round.
     assert a == b
     assert a[0] == ("prepare", 2)
     assert [entry for entry in a if isinstance(entry, list)][:3] == [
