@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,12 @@ from yolact_bench.stages import EngineContender
 from yolact_runtime.errors import YolactError, missing_extra
 
 log = logging.getLogger(__name__)
+
+
+def check_packages() -> None:
+    """Raise a YolactError where nothing can be evaluated for want of PyTorch."""
+    if find_spec("torch") is None:
+        raise missing_extra("AP of the engines", "train")
 
 
 def accuracy(
@@ -32,11 +39,10 @@ def accuracy(
         YolactError: the file cannot be used, none of its images is there, or the extra
             `train` is missing.
     """
-    try:
-        from yolact.evaluate import Predictions, predict, score
-        from yolact.ground_truth import read_ground_truth
-    except ImportError:
-        raise missing_extra("AP of the engines", "train") from None
+    check_packages()
+    from yolact.evaluate import Predictions, predict, score
+    from yolact.ground_truth import read_ground_truth
+
     truth = read_ground_truth(annotations, images)
     if isinstance(contender, EngineContender):
         try:

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from yolact_bench.accuracy import accuracy
+from yolact_bench.accuracy import check_packages as check_accuracy_packages
 from yolact_bench.cold import cold_start
 from yolact_bench.compare import compare, read_report
 from yolact_bench.engines import different_names, open_engine, parse_engine
 from yolact_bench.images import made_image
 from yolact_bench.options import add_output, add_protocol, deliver, settings_of
+from yolact_bench.page import check_packages as check_page_packages
 from yolact_bench.pipeline_throughput import pipeline_throughput
 from yolact_bench.protocol import cpu_threads
 from yolact_bench.report import show_comparison
@@ -87,6 +89,11 @@ def _bench(args: argparse.Namespace) -> int:
     settings = settings_of(args)
     if args.annotations and not args.images:
         raise UsageError("--annotations needs --images DIR, the folder of the annotated images")
+    # What is missing is said before the work, not after it.
+    if args.annotations:
+        check_accuracy_packages()
+    if args.report:
+        check_page_packages()
     specs = [parse_engine(text) for text in args.engines]
     names = different_names(specs)
     common = {"threads": args.threads} if args.threads else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 
 from yolact_bench import plots
@@ -27,16 +28,21 @@ from yolact_runtime.errors import missing_extra
 from yolact_runtime.files import atomic_path
 
 
+def check_packages() -> None:
+    """Raise a YolactError where the page cannot be written for want of jinja2."""
+    if find_spec("jinja2") is None:
+        raise missing_extra("the HTML report", "train")
+
+
 def write_html(report: Report, path: str | Path) -> None:
     """Write the report as one HTML file without outside resources.
 
     Raises:
         YolactError: jinja2 is missing, or the file cannot be written.
     """
-    try:
-        import jinja2
-    except ImportError:
-        raise missing_extra("the HTML report", "train") from None
+    check_packages()
+    import jinja2
+
     template = resources.files("yolact_bench").joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -192,3 +192,19 @@ def test_torch_engines_share_their_threads(fakes, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(FakeEngine, "name", "PyTorch (cpu)")
     assert cli.main(["--engine", "a:threads=1", "--engine", "b:threads=2", "--no-cold"]) == 2
     assert "share their CPU threads" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("package", "options"),
+    [
+        ("jinja2", ["--report", "bench.html"]),
+        ("torch", ["--images", "images", "--annotations", "truth.json"]),
+    ],
+)
+def test_what_is_missing_is_said_before_the_work(
+    fakes, images, monkeypatch: pytest.MonkeyPatch, capsys, package: str, options: list[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    assert cli.main(["--engine", "a.onnx", *options]) == 1
+    assert 'run: pip install "yolact[train]"' in capsys.readouterr().err
+    assert fakes == []
