@@ -21,7 +21,8 @@ class EngineSpec:
 
     Attributes:
         path: A file, or the name of published weights.
-        options: For `load_engine`; `providers` is a tuple, `threads` and `streams` are numbers.
+        options: For `load_engine`; `providers` is a tuple, `threads` and `streams` are numbers (or streams
+            "auto").
         name: In tables, where one was given.
     """
 
@@ -41,7 +42,7 @@ class EngineSpec:
 
     def _words(self) -> list[str]:
         return [
-            f"{key}={value}" if isinstance(value, int) else "+".join(value) if key == "providers" else value
+            f"{key}={value}" if key in _NUMBERS else "+".join(value) if key == "providers" else value
             for key, value in self.options.items()
         ]
 
@@ -74,6 +75,8 @@ def parse_engine(text: str) -> EngineSpec:
 
 
 def _value(text: str, key: str, value: str) -> Any:
+    if key == "streams" and value == "auto":
+        return value
     if key in _NUMBERS:
         if not value.isdigit() or int(value) < 1:
             raise UsageError(f"--engine {text}: {key} is {value}; it must be a whole number of 1 or more")

@@ -19,6 +19,7 @@ from yolact_runtime.errors import UsageError
         ("yolact_resnet50", "yolact_resnet50", {}),
         ("m.onnx:backend=openvino,precision=bf16", "m.onnx", {"backend": "openvino", "precision": "bf16"}),
         ("m.onnx:threads=2,streams=3", "m.onnx", {"threads": 2, "streams": 3}),
+        ("m.onnx:streams=auto", "m.onnx", {"streams": "auto"}),
         ("m.onnx:providers=cuda+cpu", "m.onnx", {"providers": ("cuda", "cpu")}),
         (r"C:\models\m.onnx", r"C:\models\m.onnx", {}),
         (r"C:\models\m.onnx:threads=2", r"C:\models\m.onnx", {"threads": 2}),
