@@ -11,9 +11,9 @@ A stage begins where the one before it ends, so they add up to the run:
     masks       outlines of the masks at image size
     rle         COCO run lengths of them
 
-An engine that works on a device can tell more than the host's clock: a method `stage_times(images,
-score_threshold, top_k)` that runs one batch stage by stage and returns milliseconds by the device's own events.
-It is asked before measuring, since such a run is slower, and what the host saw is shared out accordingly.
+An engine that works on a device can tell more than the host's clock: `stage_times(images, score_threshold,
+top_k)` runs one batch stage by stage and returns milliseconds by the device's events. It is asked before
+measuring, since such a run is slower, and what the host saw is shared out accordingly.
 """
 
 from __future__ import annotations
