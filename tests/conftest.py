@@ -24,6 +24,7 @@ for _name in (
     "fake_engine",
     "fake_onnx",
     "fake_driver",
+    "fake_nvml",
     "shared_data",
     "cuda_on_cpu",
     "kernel_heads",

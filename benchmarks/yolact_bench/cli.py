@@ -1,22 +1,38 @@
-"""`yolact-bench`: latency, throughput, stages and percentiles of engines, side by side."""
+"""`yolact-bench`: latency, throughput, stages and percentiles of engines, side by side.
+
+yolact-bench --engine A [--engine B ...]    measure
+yolact-bench compare A.json B.json          tell whether B is faster
+yolact-bench peers ...                      measure beside other implementations
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import logging
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import cv2
-
+from yolact_bench.accuracy import accuracy
+from yolact_bench.accuracy import check_packages as check_accuracy_packages
 from yolact_bench.cold import cold_start
-from yolact_bench.report import show, write_html
-from yolact_bench.suite import Settings, made_image, measure
-from yolact_runtime import load_engine
+from yolact_bench.compare import compare, read_report
+from yolact_bench.engines import different_names, open_engine, parse_engine
+from yolact_bench.images import made_image
+from yolact_bench.options import add_output, add_protocol, deliver, settings_of
+from yolact_bench.page import check_packages as check_page_packages
+from yolact_bench.pipeline_throughput import pipeline_throughput
+from yolact_bench.protocol import cpu_threads
+from yolact_bench.report import show_comparison
+from yolact_bench.roofline_share import roofline_share
+from yolact_bench.stages import EngineContender
+from yolact_bench.suite import Settings, measure, with_extras
 from yolact_runtime.commandline import Parser, run
-from yolact_runtime.files import write_json
+from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.sources.images import list_images
 
 log = logging.getLogger(__name__)
@@ -24,82 +40,200 @@ log = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return run(_bench, _parser(), argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["compare"]:
+        return run(_compare, _compare_parser(), words[1:])
+    if words[:1] == ["peers"]:
+        return _peers(words[1:])
+    return run(_bench, _parser(), words)
 
 
 def _parser() -> Parser:
     parser = Parser(
         prog="yolact-bench",
         description="Latency, throughput, stages and percentiles of engines, side by side in one run.",
+        epilog="Also: yolact-bench compare A.json B.json; yolact-bench peers. Each has --help.",
     )
     parser.add_argument(
         "--engine",
         action="append",
         required=True,
-        metavar="E",
+        metavar="E[:KEY=VALUE,...]",
         dest="engines",
-        help="repeat for several; ratios refer to the first",
+        help="repeat for several, ratios refer to the first; options of one engine follow a colon, such as"
+        " m.onnx:threads=2,name=ours",
     )
     parser.add_argument(
         "--images", metavar="DIR", help="folder of images (default: one made 640 x 480 image)"
     )
-    parser.add_argument("--batch", type=int, default=1, help="images per run")
-    parser.add_argument("--seconds", type=float, default=3.0, help="time for each engine and kind")
-    parser.add_argument("--runs", type=int, default=200, help="at most so many runs of each engine and kind")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: what each engine chooses)")
-    parser.add_argument("--score-threshold", type=float, default=0.0, help="masks for detections above this")
-    parser.add_argument("--top-k", type=int, help="masks for at most so many (default: all)")
-    parser.add_argument(
-        "--no-cold", action="store_true", help="leave out start-up and memory (a process each)"
+    add_protocol(parser)
+    more = parser.add_argument_group("what else")
+    more.add_argument("--no-cold", action="store_true", help="leave out start-up and memory (a process each)")
+    more.add_argument(
+        "--pipeline", action="store_true", help="throughput of the pipeline beside a plain loop, too"
     )
-    parser.add_argument("--json", metavar="FILE", help="write the report as JSON")
-    parser.add_argument("--report", metavar="FILE.html", help="write the report as a page")
+    more.add_argument(
+        "--roofline",
+        action="store_true",
+        help="share of the device's roofline that ONNX files reach",
+    )
+    more.add_argument(
+        "--annotations", metavar="FILE", help="COCO annotations of --images: AP of every engine"
+    )
+    more.add_argument("--max-images", type=int, metavar="N", help="AP on the first N images of the file only")
+    add_output(parser)
     return parser
 
 
 def _bench(args: argparse.Namespace) -> int:
-    settings = Settings(args.batch, args.seconds, args.runs, args.threads, args.score_threshold, args.top_k)
-    options = {}
-    if args.threads:
-        options["threads"] = args.threads
-        cv2.setNumThreads(args.threads)
+    settings = settings_of(args)
+    if args.annotations and not args.images:
+        raise UsageError("--annotations needs --images DIR, the folder of the annotated images")
+    # What is missing is said before the work, not after it.
+    if args.annotations:
+        check_accuracy_packages()
+    if args.report:
+        check_page_packages()
+    specs = [parse_engine(text) for text in args.engines]
+    names = different_names(specs)
+    common = {"threads": args.threads} if args.threads else {}
+    options = [{**common, **spec.options} for spec in specs]
     with contextlib.ExitStack() as stack:
         if args.images:
             images = list_images([args.images])
         else:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            images = [folder / "made.jpg"]
+            images = [Path(stack.enter_context(tempfile.TemporaryDirectory())) / "made.jpg"]
             made_image(images[0])
-        names = _names(args.engines)
-        engines = {
-            name: stack.enter_context(load_engine(path, **options))
-            for name, path in zip(names, args.engines, strict=True)
-        }
-        cold = {}
-        if not args.no_cold:
-            for name, path in zip(names, args.engines, strict=True):
+        contenders = []
+        for name, spec, chosen in zip(names, specs, options, strict=True):
+            engine = stack.enter_context(open_engine(spec.path, chosen))
+            contenders.append(EngineContender(name, engine, settings.score_threshold, settings.top_k))
+        _check_threads(contenders, options)
+        report = measure(contenders, images, settings)
+        extras: dict[str, dict[str, Any]] = {name: {} for name in names}
+        for name, spec, chosen in zip(names, specs, options, strict=True):
+            if not args.no_cold:
                 log.info("starting %s in a process of its own", name)
-                cold[name] = cold_start(path, images[0], args.threads)
-        log.info("measuring %s", ", ".join(names))
-        report = measure(engines, images, settings, cold)
-    show(report)
-    if args.json:
-        write_json(args.json, report.to_json(), indent=2)
-        log.info("wrote %s", args.json)
-    if args.report:
-        write_html(report, args.report)
-        log.info("wrote %s", args.report)
+                extras[name]["cold"] = cold_start(spec.path, images[0], chosen, max(settings.batches))
+        _add_costly(extras, contenders, images, settings, args)
+        if args.roofline:
+            for figures, spec, chosen in zip(report.engines, specs, options, strict=True):
+                first = figures.batches[0]
+                extras[figures.name]["roofline"] = roofline_share(
+                    spec.path,
+                    first.batch,
+                    first.alone.median,
+                    _on_gpu(figures.backend),
+                    chosen.get("threads"),
+                )
+    deliver(with_extras(report, extras), args)
     return 0
 
 
-def _names(paths: Sequence[str]) -> list[str]:
-    """Short and different names for engines: file names where they differ, else numbered paths."""
-    short = [Path(path).name for path in paths]
-    if len(set(short)) == len(short):
-        return short
-    if len(set(paths)) == len(paths):
-        return list(paths)
-    return [f"{path} #{number}" for number, path in enumerate(paths, start=1)]
+def _add_costly(
+    extras: dict[str, dict[str, Any]],
+    contenders: Sequence[EngineContender],
+    images: Sequence[Path],
+    settings: Settings,
+    args: argparse.Namespace,
+) -> None:
+    for contender in contenders:
+        if args.pipeline:
+            log.info("measuring the pipeline of %s", contender.name)
+            with cpu_threads(settings.threads):
+                extras[contender.name]["pipeline"] = pipeline_throughput(
+                    contender.engine,
+                    images,
+                    min(max(settings.batches), contender.engine.metadata.max_batch),
+                    settings.seconds,
+                    settings.score_threshold,
+                    settings.top_k,
+                )
+        if args.annotations:
+            log.info("evaluating %s", contender.name)
+            extras[contender.name]["accuracy"] = accuracy(
+                contender, Path(args.images), Path(args.annotations), args.max_images
+            )
+
+
+def _check_threads(contenders: Sequence[EngineContender], options: Sequence[dict[str, Any]]) -> None:
+    """PyTorch has one number of threads for the process: the last engine opened would decide for all."""
+    counts = {
+        chosen.get("threads")
+        for contender, chosen in zip(contenders, options, strict=True)
+        if contender.backend.startswith("PyTorch")
+    }
+    if len(counts) > 1:
+        raise UsageError("PyTorch engines in one run share their CPU threads; give all the same number")
+
+
+def _on_gpu(backend: str) -> bool:
+    return any(word in backend.lower() for word in ("cuda", "tensorrt"))
+
+
+def _compare_parser() -> Parser:
+    parser = Parser(
+        prog="yolact-bench compare",
+        description="Whether the engines of one report are faster than those of another, or only look so.",
+    )
+    parser.add_argument("before", metavar="A.json", help="a report of yolact-bench --json")
+    parser.add_argument("after", metavar="B.json", help="another one; engines are matched by name")
+    parser.add_argument("--confidence", type=float, default=0.95, help="of intervals and test")
+    parser.add_argument(
+        "--min-effect", type=float, default=3.0, metavar="PERCENT", help="smaller changes do not count"
+    )
+    parser.add_argument(
+        "--control",
+        metavar="ENGINE",
+        help="an unchanged engine in both reports: times are taken as parts of its own",
+    )
+    parser.add_argument(
+        "--fail-if-slower",
+        type=float,
+        metavar="PERCENT",
+        help="exit with 1 where something is told to be slower by more than this",
+    )
+    return parser
+
+
+def _compare(args: argparse.Namespace) -> int:
+    if args.fail_if_slower is not None and not args.fail_if_slower >= 0:
+        raise UsageError(f"--fail-if-slower is {args.fail_if_slower:g}; it must be 0 or more")
+    effect = args.min_effect / 100
+    found, warnings = compare(
+        read_report(args.before),
+        read_report(args.after),
+        confidence=args.confidence,
+        min_effect=effect,
+        control=args.control,
+    )
+    show_comparison(found, warnings, args.confidence, effect, args.control)
+    if args.fail_if_slower is None:
+        return 0
+    slower = [
+        one for one in found if one.verdict == "slower" and 100 * (one.ratio.value - 1) > args.fail_if_slower
+    ]
+    for one in slower:
+        log.error("%s, batch %d, %s: %s", one.engine, one.batch, one.kind.replace("_", " "), one.words)
+    return 1 if slower else 0
+
+
+def _peers(argv: Sequence[str]) -> int:
+    parser = Parser(
+        prog="yolact-bench peers",
+        description="The same images through other implementations that are installed, in the same run.",
+    )
+    try:
+        peers = importlib.import_module("yolact_bench.peers.cli")
+    except ModuleNotFoundError as error:
+        reason = error.name
+
+        def missing(args: argparse.Namespace) -> int:
+            raise YolactError(f"yolact-bench peers is not in this installation (no module {reason!r})")
+
+        return run(missing, parser, [])
+    peers.add_arguments(parser)
+    return run(peers.run, parser, argv)
 
 
 if __name__ == "__main__":

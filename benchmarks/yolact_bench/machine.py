@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from yolact_bench.nvml import open_nvml
+
 _PACKAGES = (
     "yolact",
     "numpy",
@@ -17,8 +19,13 @@ _PACKAGES = (
     "pycocotools",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "torch",
+    "torchvision",
+    "ultralytics",
     "tensorrt",
+    "tensorrt-rtx-cu13",
+    "pycuda",
     "cuda-bindings",
     "nvidia-cuda-nvrtc",
     "nvidia-cuda-nvrtc-cu12",
@@ -26,10 +33,17 @@ _PACKAGES = (
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, usable cores, operating system, and the versions of the installed libraries."""
+    """Processor, usable cores, memory, GPU, operating system, and versions of the installed libraries."""
+    nvml = open_nvml()
+    gpu = None
+    if nvml is not None:
+        gpu = nvml.describe()
+        nvml.close()
     return {
         "cpu": cpu_model(),
         "cores": usable_cores(),
+        "memory_gib": _memory(),
+        "gpu": gpu,
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: found for name in _PACKAGES if (found := _version(name))},
@@ -68,6 +82,14 @@ def peak_memory() -> float | None:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
+
+
+def _memory() -> float | None:
+    """Of the host, in GiB."""
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def _version(package: str) -> str | None:

@@ -6,10 +6,13 @@ stays meaningful where absolute times do not.
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -18,7 +21,9 @@ from yolact_runtime.errors import UsageError
 T = TypeVar("T")
 
 MIN_RUNS = 5  # even where one run takes longer than the whole time allowed
-WARM_UP_RUNS = 3
+WARM_UP_RUNS = 3  # at least
+WARM_UP_LIMIT = 20  # at most, where times do not settle
+SETTLED = 0.95  # warm once two runs in a row are no quicker than this part of the best before them
 
 
 @dataclass(frozen=True)
@@ -65,51 +70,145 @@ class Timing:
         )
 
 
-def take_turns(
+@dataclass
+class Sampled(Generic[T]):
+    """What came of one task. Its n-th sample belongs to the n-th round of all tasks.
+
+    Attributes:
+        warm_up: Runs before, not counted.
+        starts: When each run began, in nanoseconds of the clock.
+        nanoseconds: What each run took.
+        values: What each run returned.
+    """
+
+    warm_up: int = 0
+    starts: list[int] = field(default_factory=list)
+    nanoseconds: list[int] = field(default_factory=list)
+    values: list[T] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """What each run took, (n,) float64."""
+        return np.array(self.nanoseconds, np.float64) / 1e9
+
+
+def sample_in_turns(
     tasks: Mapping[str, Callable[[], T]],
     seconds: float = 3.0,
     runs: int = 200,
-    clock: Callable[[], float] = time.perf_counter,
-) -> tuple[dict[str, np.ndarray], dict[str, list[T]]]:
+    clock: Callable[[], int] = time.perf_counter_ns,
+) -> dict[str, Sampled[T]]:
     """Run tasks in rounds until each has had its share.
 
-    Every task first runs `WARM_UP_RUNS` times uncounted. Then a round runs each once, starting with
-    another one every time. A task leaves when it has spent `seconds` or made `runs` runs, whichever
-    comes first, but makes `MIN_RUNS` in any case.
+    Every task first runs uncounted: `WARM_UP_RUNS` times, then on until no times fall any more, at most
+    `WARM_UP_LIMIT` times or for as long as is measured; all equally often, so that tasks that go through the
+    same inputs stay in step. Then a round runs each once, starting with another one every time. A task
+    leaves when it has spent `seconds` or made `runs` runs, whichever comes first, but makes `MIN_RUNS` in
+    any case. Python's garbage collector rests meanwhile.
 
     Args:
         tasks: What to run, by name.
         seconds: Time for each task.
         runs: Most runs of each task.
-        clock: In seconds.
-
-    Returns:
-        Run times (n,) float64 in seconds, and what the runs returned, by name.
+        clock: In nanoseconds.
 
     Raises:
         UsageError: no time or no runs.
     """
     if not seconds > 0 or runs < 1:
         raise UsageError(f"{seconds} seconds and {runs} runs: both must be greater than 0")
-    times: dict[str, list[float]] = {name: [] for name in tasks}
-    values: dict[str, list[T]] = {name: [] for name in tasks}
-    for _ in range(WARM_UP_RUNS):
-        for task in tasks.values():
-            task()
-    going, first = list(tasks), 0
-    while going:
-        first = (first + 1) % len(going)
-        for name in going[first:] + going[:first]:
+    limit = seconds * 1e9
+    with _collector_at_rest():
+        warm_up = _warm_up(list(tasks.values()), limit, clock)
+        sampled: dict[str, Sampled[T]] = {name: Sampled(warm_up) for name in tasks}
+        going, first = list(tasks), 0
+        while going:
+            first = (first + 1) % len(going)
+            for name in going[first:] + going[:first]:
+                task, mine = tasks[name], sampled[name]
+                start = clock()
+                value = task()
+                end = clock()
+                mine.starts.append(start)
+                mine.nanoseconds.append(end - start)
+                mine.values.append(value)
+            going = [name for name in going if not _done(sampled[name].nanoseconds, limit, runs)]
+    return sampled
+
+
+def take_turns(
+    tasks: Mapping[str, Callable[[], T]],
+    seconds: float = 3.0,
+    runs: int = 200,
+    clock: Callable[[], int] = time.perf_counter_ns,
+) -> tuple[dict[str, np.ndarray], dict[str, list[T]]]:
+    """`sample_in_turns`, as run times (n,) float64 in seconds, and what the runs returned, by name."""
+    sampled = sample_in_turns(tasks, seconds, runs, clock)
+    return (
+        {name: one.seconds for name, one in sampled.items()},
+        {name: one.values for name, one in sampled.items()},
+    )
+
+
+def _warm_up(tasks: Sequence[Callable[[], object]], limit: float, clock: Callable[[], int]) -> int:
+    """Run all tasks in rounds until they are warm; returns how many rounds."""
+    times: list[list[int]] = [[] for _ in tasks]
+    rounds = 0
+    while rounds < WARM_UP_RUNS or (
+        rounds < WARM_UP_LIMIT
+        and sum(map(sum, times)) < limit * len(tasks)
+        and any(min(one[-2:]) < SETTLED * min(one[:-2]) for one in times)
+    ):
+        for task, one in zip(tasks, times, strict=True):
             start = clock()
-            value = tasks[name]()
-            times[name].append(clock() - start)
-            values[name].append(value)
-        going = [name for name in going if not _done(times[name], seconds, runs)]
-    return {name: np.array(taken) for name, taken in times.items()}, values
+            task()
+            one.append(clock() - start)
+        rounds += 1
+    return rounds
 
 
-def _done(times: list[float], seconds: float, runs: int) -> bool:
-    return len(times) >= runs or (sum(times) >= seconds and len(times) >= MIN_RUNS)
+def _done(times: Sequence[int], limit: float, runs: int) -> bool:
+    return len(times) >= runs or (sum(times) >= limit and len(times) >= MIN_RUNS)
+
+
+@contextlib.contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """No garbage collection inside."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if enabled:
+            gc.enable()
+
+
+@contextlib.contextmanager
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Give OpenCV, and PyTorch where it is loaded, `count` threads each, and put back what they had.
+
+    Args:
+        count: None leaves them as they are.
+    """
+    if count is None:
+        yield
+        return
+    import cv2
+
+    torch = sys.modules.get("torch")
+    before = cv2.getNumThreads(), torch.get_num_threads() if torch else None
+    cv2.setNumThreads(count)
+    if torch:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before[0])
+        if torch:
+            torch.set_num_threads(before[1])
 
 
 def ratios(timings: Mapping[str, Timing]) -> dict[str, float]:

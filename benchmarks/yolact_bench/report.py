@@ -1,93 +1,229 @@
-"""A report for people: tables on the terminal, and a page that needs nothing but itself."""
+"""A report as tables on the terminal."""
 
 from __future__ import annotations
 
-from importlib import resources
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Any
 
 from rich.box import SIMPLE
+from rich.console import Console
 from rich.table import Table
 
-from yolact_bench.suite import STAGES, Report
+from yolact_bench.compare import Comparison
+from yolact_bench.protocol import MIN_RUNS, WARM_UP_LIMIT, WARM_UP_RUNS
+from yolact_bench.stages import STAGES
+from yolact_bench.suite import Measured, Report
 from yolact_runtime.commandline import table_console
-from yolact_runtime.errors import missing_extra
-from yolact_runtime.files import atomic_path
 
-COLUMNS = ("median", "p90", "p95", "p99", "mean", "std")
+COLUMNS = ("median", "p90", "p95", "p99", "mean", "±", "std")
+TITLES = {"alone": "Engine alone", "end_to_end": "End to end, file to run lengths"}
+PIPELINE_PROTOCOL = (
+    "Files to run lengths; passes over the same images in turns, warmed up as above; means, 95% intervals"
+)
+COLD = {
+    "import_ms": "import",
+    "load_ms": "load",
+    "first_ms": "first",
+    "peak_mib": "peak MiB",
+    "device_mib": "GPU MiB",
+}
+
+
+def protocol(report: Report) -> str:
+    """How the figures were taken, in one sentence for under a table."""
+    settings = report.settings
+    return (
+        f"Warm-up until times settle ({WARM_UP_RUNS} to {WARM_UP_LIMIT} runs); then {settings['seconds']:g} s"
+        f" or {settings['runs']} runs each, whichever comes first, but at least {MIN_RUNS}, in turns;"
+        " ±: 95% interval of the mean; ratio: times as fast as the first engine, by medians of the rounds"
+        " both ran in, with 95% interval"
+    )
+
+
+def machine(report: Report) -> str:
+    """What it was measured on, in one line."""
+    settings, box = report.settings, report.machine
+    gpu = f"; {box['gpu']['name']}, driver {box['gpu']['driver']}" if box.get("gpu") else ""
+    limit = f"the best {settings['top_k']} detections" if settings["top_k"] else "all detections"
+    return (
+        f"{box['cpu']}, {box['cores']} cores{gpu}; threads: {settings['threads'] or 'default'};"
+        f" {settings['images']} images; masks of {limit} above score"
+        f" {settings['score_threshold']:g}"
+    )
+
+
+def conditions(report: Report) -> str:
+    """What the machine did meanwhile, in one line."""
+    seen = report.conditions
+    parts = [f"measured for {seen.seconds:.0f} s"]
+    if seen.load_before is not None:
+        parts.append(f"load {seen.load_before:.1f} before, {seen.load_after:.1f} after")
+    if seen.others is not None:
+        parts.append(f"other processes took {seen.others:.1%} of the CPU time")
+    for name, unit, values in (
+        ("CPU", "MHz", seen.cpu_mhz),
+        ("CPU", "°C", seen.cpu_temperature),
+        ("GPU", "MHz", seen.gpu.get("sm_mhz", [])),
+        ("GPU", "°C", seen.gpu.get("temperature", [])),
+        ("GPU", "W", seen.gpu.get("power_w", [])),
+    ):
+        known = [value for value in values if value is not None]
+        if known:
+            parts.append(f"{name} {min(known):.0f} to {max(known):.0f} {unit}")
+    if seen.gpu:
+        parts.append("not throttled" if not seen.throttled else "throttled: " + ", ".join(seen.throttled))
+    return "; ".join(parts)
+
+
+def cells(measured: Measured) -> list[str]:
+    """The cells under `COLUMNS`."""
+    low, high = measured.mean_interval
+    values = (getattr(measured, column) for column in ("median", "p90", "p95", "p99", "mean"))
+    return [*(f"{value:.2f}" for value in values), f"{(high - low) / 2:.2f}", f"{measured.std:.2f}"]
+
+
+def ratio(measured: Measured) -> str:
+    """The ratio with its interval, or a dash."""
+    if measured.ratio is None:
+        return "-"
+    value, low, high = measured.ratio
+    return f"{value:.2f}" if low == value == high else f"{value:.2f} ({low:.2f}..{high:.2f})"
+
+
+def stage_names(report: Report) -> list[str]:
+    """The stages that any engine tells apart, in order."""
+    told = {stage: None for engine in report.engines for batch in engine.batches for stage in batch.stages}
+    return [*(stage for stage in STAGES if stage in told), *(stage for stage in told if stage not in STAGES)]
+
+
+def cold_names(report: Report) -> list[str]:
+    """The keys of `COLD` that any engine has a value for."""
+    return [key for key in COLD if any((engine.cold or {}).get(key) is not None for engine in report.engines)]
 
 
 def show(report: Report) -> None:
     """Print the report to standard output."""
     console = table_console()
-    for title, kind in (("Engine alone", "detect"), ("End to end, file to run lengths", "end_to_end")):
-        table = Table(title=f"{title}, ms", box=SIMPLE, title_justify="left", pad_edge=False)
-        table.add_column("engine", overflow="fold")
-        for column in (*COLUMNS, "images/s", "ratio", "runs"):
+    for kind, title in TITLES.items():
+        table = _table(f"{title}, ms per batch", protocol(report))
+        for column in ("batch", *COLUMNS, "images/s", "ratio", "runs"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for engine, one in report.rows():
+            measured = getattr(one, kind)
+            rate = f"{measured.throughput:.1f}"
+            row = (str(one.batch), *cells(measured), rate, ratio(measured), str(measured.runs))
+            table.add_row(engine.name, *row)
+        console.print(table)
+    _show_stages(report, console)
+    _show_extras(report, console)
+    console.print(machine(report), highlight=False)
+    console.print(conditions(report), highlight=False)
+    for warning in report.conditions.warnings:
+        console.print(f"Warning: {warning}", style="yellow", highlight=False)
+
+
+def _show_stages(report: Report, console: Console) -> None:
+    names, cold = stage_names(report), cold_names(report)
+    table = _table("Parts of end to end, median ms per batch", "The same runs as end to end")
+    for column in ("batch", *names, "found"):
+        table.add_column(column, justify="right")
+    for engine, one in report.rows():
+        parts = (f"{one.stages[name].median:.2f}" if name in one.stages else "-" for name in names)
+        table.add_row(engine.name, str(one.batch), *parts, f"{one.detections:.1f}")
+    console.print(table)
+    if cold:
+        table = _table("Start and memory, ms and MiB", "Each engine in a process of its own, once")
+        for key in cold:
+            table.add_column(COLD[key], justify="right")
+        for engine in report.engines:
+            table.add_row(engine.name, *(whole((engine.cold or {}).get(key)) for key in cold))
+        console.print(table)
+
+
+def _show_extras(report: Report, console: Console) -> None:
+    if any(engine.pipeline for engine in report.engines):
+        table = _table("Pipeline beside a plain loop, images/s", PIPELINE_PROTOCOL)
+        for column in ("batch", "streams", "loop", "pipeline", "ratio"):
             table.add_column(column, justify="right")
         for engine in report.engines:
-            timing = getattr(engine, kind)
-            table.add_row(
-                engine.name,
-                *(f"{getattr(timing, column):.2f}" for column in COLUMNS),
-                f"{timing.throughput:.1f}",
-                f"{getattr(engine, kind + '_ratio'):.2f}",
-                str(timing.runs),
-            )
+            if engine.pipeline:
+                table.add_row(engine.name, *pipeline_cells(engine.pipeline))
         console.print(table)
-    table = Table(title="Parts of end to end, median ms", box=SIMPLE, title_justify="left", pad_edge=False)
-    table.add_column("engine", overflow="fold")
-    for column in (*STAGES, "found", "import", "load", "first", "peak MiB"):
-        table.add_column(column, justify="right")
-    for engine in report.engines:
-        cold = engine.cold or {}
-        table.add_row(
-            engine.name,
-            *(f"{engine.stages[stage].median:.2f}" for stage in STAGES),
-            f"{engine.detections:.1f}",
-            *(_number(cold.get(key)) for key in ("import_ms", "load_ms", "first_ms", "peak_mib")),
-        )
-    console.print(table)
-    console.print(_conditions(report), highlight=False)
+    if any(engine.accuracy for engine in report.engines):
+        table = _table("COCO AP on these images, percent", "All detections count, by pycocotools")
+        for column in ("mask AP", "mask AP50", "box AP", "box AP50", "images"):
+            table.add_column(column, justify="right")
+        for engine in report.engines:
+            table.add_row(engine.name, *accuracy_cells(engine.accuracy))
+        console.print(table)
 
 
-def _number(value: float | None) -> str:
+def pipeline_cells(content: dict[str, Any]) -> list[str]:
+    """Batch, streams, loop, pipeline, ratio."""
+
+    def spans(key: str, digits: int) -> str:
+        value, low, high = (content[key][end] for end in ("value", "low", "high"))
+        return f"{value:.{digits}f} ({low:.{digits}f}..{high:.{digits}f})"
+
+    return [
+        str(content["batch"]),
+        str(content["streams"]),
+        spans("serial", 1),
+        spans("pipeline", 1),
+        spans("ratio", 2),
+    ]
+
+
+def accuracy_cells(content: dict[str, Any] | None) -> list[str]:
+    """Mask AP, mask AP50, box AP, box AP50, images."""
+    if content is None:
+        return ["-"] * 5
+    keys = ("mask_ap", "mask_ap50", "box_ap", "box_ap50")
+    return [
+        *("-" if content[key] is None else f"{100 * content[key]:.2f}" for key in keys),
+        str(content["images"]),
+    ]
+
+
+def whole(value: float | None) -> str:
+    """A number without decimals, or a dash."""
     return "-" if value is None else f"{value:.0f}"
 
 
-def _conditions(report: Report) -> str:
-    settings, machine = report.settings, report.machine
-    threads = settings["threads"] or "default"
-    return (
-        f"{machine['cpu']}, {machine['cores']} cores; threads: {threads}; batch {settings['batch']};"
-        f" {settings['images']} images; a ratio above 1 is faster than the first engine"
+def show_comparison(
+    found: Sequence[Comparison],
+    warnings: Sequence[str],
+    confidence: float,
+    effect: float,
+    control: str | None = None,
+) -> None:
+    """Print what `compare` found to standard output."""
+    console = table_console()
+    caption = (
+        f"Percent of A's time. {confidence:.0%} intervals of the ratio of medians (bootstrap over blocks of"
+        f" runs), Mann-Whitney test; changes below {effect:.0%} do not count"
     )
+    if control:
+        caption += f"; each run as a part of {control}'s of the same round"
+    table = _table("B against A, median ms per batch", caption)
+    table.add_column("batch", justify="right")
+    table.add_column("kind")
+    for column in ("A", "B", "p"):
+        table.add_column(column, justify="right")
+    table.add_column("verdict")
+    styles = {"faster": "green", "slower": "red"}
+    for one in found:
+        row = (f"{one.before:.2f}", f"{one.after:.2f}", f"{one.p:.2g}" if one.p >= 1e-4 else "<1e-4")
+        kind = one.kind.replace("_", " ")
+        table.add_row(one.engine, str(one.batch), kind, *row, one.words, style=styles.get(one.verdict))
+    console.print(table)
+    for warning in warnings:
+        console.print(f"Warning: {warning}", style="yellow", highlight=False)
 
 
-def write_html(report: Report, path: str | Path) -> None:
-    """Write the report as one HTML file without outside resources.
-
-    Raises:
-        YolactError: jinja2 is missing, or the file cannot be written.
-    """
-    try:
-        import jinja2
-    except ImportError:
-        raise missing_extra("the HTML report", "train") from None
-    template = resources.files("yolact_bench").joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+def _table(title: str, caption: str) -> Table:
+    table = Table(
+        title=title, box=SIMPLE, title_justify="left", caption=caption, caption_justify="left", pad_edge=False
     )
-    html = environment.from_string(template).render(
-        report=report,
-        conditions=_conditions(report),
-        columns=COLUMNS,
-        stages=STAGES,
-        longest={
-            "detect": max(engine.detect.p95 for engine in report.engines),
-            "end_to_end": max(
-                sum(timing.median for timing in engine.stages.values()) for engine in report.engines
-            ),
-        },
-    )
-    with atomic_path(path) as temporary:
-        temporary.write_text(html, encoding="utf-8")
+    table.add_column("engine", overflow="fold")
+    return table

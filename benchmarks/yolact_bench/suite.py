@@ -1,55 +1,37 @@
-"""What is measured of an engine, and the report of it.
+"""What is measured of contenders, and the report of it.
 
-Engine alone is `engine.detect` on a batch that is ready in memory. End to end is from image files to COCO
-run lengths, and its parts are
+A contender alone is the network, and the detection that goes with it, on a batch that is ready in memory.
+End to end is from image files to COCO run lengths; its parts are the stages of `yolact_bench.stages`.
 
-    decode      image files to arrays
-    preprocess  arrays to the network's input
-    detect      the engine
-    masks       masks at image size, as run lengths
-
-A report is JSON of this form (times in milliseconds per run, that is per batch; `null` where unknown):
-
-    {"schema": "yolact-bench/1",
-     "created": "2026-01-31T12:00:00+00:00",
-     "machine": {"cpu", "cores", "system", "python", "versions": {package: version}},
-     "settings": {"batch", "seconds", "runs", "threads", "score_threshold", "top_k", "images"},
-     "engines": [{"name", "backend", "config", "precision", "input_size",
-                  "detections": mean per image,
-                  "detect": TIMING, "detect_ratio": times as fast as the first engine,
-                  "end_to_end": TIMING, "end_to_end_ratio",
-                  "stages": {stage: TIMING},
-                  "cold": {"import_ms", "load_ms", "first_ms", "peak_mib"} or null}]}
-
-    TIMING = {"runs", "median", "p90", "p95", "p99", "mean", "std", "min", "throughput": images per second}
-
-The schema's number grows when a field changes its meaning or goes away, not when one is added.
+`Report.to_json` has the form that `schema.json` beside this file describes (times in milliseconds per run,
+that is per batch). The schema's number grows when a field changes its meaning or goes away, not when one is
+added.
 """
 
 from __future__ import annotations
 
-import itertools
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import cv2
 import numpy as np
 
+from yolact_bench.contender import Contender, Run
 from yolact_bench.machine import describe_machine
-from yolact_bench.protocol import Timing, ratios, take_turns
-from yolact_runtime import Detections, Engine
+from yolact_bench.monitor import Conditions, Monitor
+from yolact_bench.protocol import Sampled, Timing, cpu_threads, sample_in_turns
+from yolact_bench.stages import STAGES, batches
+from yolact_bench.statistics import Interval, mean_interval, paired_ratio
 from yolact_runtime.errors import UsageError
-from yolact_runtime.files import atomic_path
-from yolact_runtime.preprocess import resize_batch
-from yolact_runtime.sources.images import read_image
 
-SCHEMA = "yolact-bench/1"
-STAGES = ("decode", "preprocess", "detect", "masks")
-PREPARED = 8  # different batches that the engine alone is given in turn
+log = logging.getLogger(__name__)
+
+SCHEMA = "yolact-bench/2"
+KINDS = ("alone", "end_to_end")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -57,189 +39,245 @@ class Settings:
     """How to measure.
 
     Attributes:
-        batch: Images per run.
-        seconds: Time for each engine, and
-        runs: most runs of it, whichever comes first; for the engine alone and end to end each.
-        threads: CPU threads the engines were told to use; None where left to them.
+        batches: Images per run, one size after the other.
+        seconds: Time for each contender, and
+        runs: most runs of it, whichever comes first; for each batch size, alone and end to end each.
+        threads: CPU threads the engines, OpenCV and PyTorch were told to use; None where left to them.
         score_threshold: End to end, detections above it get masks.
         top_k: And at most so many of them; None for all that the engine keeps.
     """
 
-    batch: int = 1
+    batches: tuple[int, ...] = (1,)
     seconds: float = 3.0
     runs: int = 200
     threads: int | None = None
     score_threshold: float = 0.0
     top_k: int | None = None
 
+    def __post_init__(self) -> None:
+        if not self.batches or min(self.batches) < 1 or len(set(self.batches)) < len(self.batches):
+            raise UsageError(
+                f"batch sizes {', '.join(map(str, self.batches))}: each must be 1 or more and given once"
+            )
+
+
+@dataclass(frozen=True)
+class Measured(Timing):
+    """Statistics with what they are made of.
+
+    Attributes:
+        warm_up: Runs before, not counted.
+        mean_interval: 95% interval of the mean, in milliseconds.
+        ratio: How many times faster than the first contender by medians of the rounds that both ran in, with
+            its 95% interval; None where the first one did not take this batch.
+        samples_us: Every run in order, in microseconds.
+        starts_ms: When each began, in milliseconds since the measuring began.
+    """
+
+    warm_up: int
+    mean_interval: tuple[float, float]
+    ratio: Interval | None
+    samples_us: list[int]
+    starts_ms: list[int]
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """One contender at one batch size.
+
+    Attributes:
+        batch: Images per run.
+        detections: Mean of instances found in an image.
+        alone: The network with detection.
+        end_to_end: From files to run lengths.
+        stages: Its parts.
+    """
+
+    batch: int
+    detections: float
+    alone: Measured
+    end_to_end: Measured
+    stages: dict[str, Timing]
+
 
 @dataclass(frozen=True)
 class EngineReport:
-    """The figures of one engine; see the module for the meaning."""
+    """The figures of one contender.
+
+    Attributes:
+        name: Unique in the report.
+        backend: What runs it.
+        config: The model.
+        precision: Really delivered.
+        input_size: In pixels; None where it varies.
+        note: What a reader must know to compare fairly.
+        weights_sha256: Of its weights; empty where unknown.
+        batches: One for each batch size that it takes.
+        cold: What `yolact_bench.cold` prints; None where not taken.
+        accuracy: What `yolact_bench.accuracy` returns; None where not taken.
+        pipeline: What `yolact_bench.pipeline_throughput` returns; None where not taken.
+        roofline: FLOPs, bytes, measured ceilings and the share reached; None where not taken.
+    """
 
     name: str
     backend: str
     config: str
     precision: str
-    input_size: int
-    detections: float
-    detect: Timing
-    detect_ratio: float
-    end_to_end: Timing
-    end_to_end_ratio: float
-    stages: dict[str, Timing]
-    cold: dict[str, float | None] | None
+    input_size: int | None
+    note: str
+    weights_sha256: str
+    batches: list[BatchReport]
+    cold: dict[str, float | None] | None = None
+    accuracy: dict[str, Any] | None = None
+    pipeline: dict[str, Any] | None = None
+    roofline: dict[str, Any] | None = None
+
+    def at(self, batch: int) -> BatchReport | None:
+        """Its figures at a batch size; None where it does not take it."""
+        return next((one for one in self.batches if one.batch == batch), None)
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything of one run; `to_json` gives the form documented in this module."""
+    """Everything of one run."""
 
     created: str
     machine: dict[str, Any]
     settings: dict[str, Any]
+    conditions: Conditions
     engines: list[EngineReport]
+
+    def rows(self) -> list[tuple[EngineReport, BatchReport]]:
+        """Every engine at every batch size that it takes, by batch size, then as the engines were given."""
+        return [
+            (engine, one)
+            for batch in self.settings["batches"]
+            for engine in self.engines
+            if (one := engine.at(batch))
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists, numbers and None."""
-        return {"schema": SCHEMA, **asdict(self)}
+        content = {"schema": SCHEMA, **asdict(self)}
+        for engine in content["engines"]:
+            for batch in engine["batches"]:
+                for kind in KINDS:
+                    ratio = batch[kind]["ratio"]
+                    batch[kind]["ratio"] = ratio and Interval(*ratio)._asdict()
+        return content
 
 
 def measure(
-    engines: Mapping[str, Engine],
-    images: Sequence[Path],
-    settings: Settings = Settings(),
-    cold: Mapping[str, dict[str, float | None] | None] | None = None,
+    contenders: Sequence[Contender], images: Sequence[Path], settings: Settings = Settings()
 ) -> Report:
-    """Measure engines against each other, taking turns.
+    """Measure contenders against each other, taking turns.
 
     Args:
-        engines: By the name they have in the report; the first one is what ratios refer to.
-        images: Files; every engine gets the same ones in the same order, over and over.
+        contenders: With different names; the first one is what ratios refer to.
+        images: Files; all get the same ones in the same order, over and over.
         settings: How to measure.
-        cold: Start-up costs taken before, by engine.
 
     Raises:
-        UsageError: a batch that an engine does not take, or no images.
-        YolactError: an image cannot be read, or an engine failed.
+        UsageError: no images, or a contender that takes none of the batch sizes.
+        YolactError: an image cannot be read, or a contender failed.
     """
     if not images:
         raise UsageError("no images to measure with")
-    for name, engine in engines.items():
-        low, high = engine.metadata.min_batch, engine.metadata.max_batch
-        if not low <= settings.batch <= high:
-            raise UsageError(f"{name} takes batches of {low} to {high} images, not {settings.batch}")
-    detect_times, _ = take_turns(
-        {name: _alone(engine, images, settings.batch) for name, engine in engines.items()},
-        settings.seconds,
-        settings.runs,
+    found: dict[str, list[BatchReport]] = {contender.name: [] for contender in contenders}
+    refusals: dict[str, UsageError] = {}
+    with cpu_threads(settings.threads), Monitor() as monitor:
+        for batch in settings.batches:
+            takers = []
+            for contender in contenders:
+                try:
+                    contender.prepare(images, batch)
+                    takers.append(contender)
+                except UsageError as error:
+                    refusals[contender.name] = error
+                    if batch == settings.batches[-1] and not found[contender.name]:
+                        raise
+            for name, one in _at(takers, contenders[0], images, batch, settings, monitor.began_ns).items():
+                found[name].append(one)
+    for name, refusal in refusals.items():
+        log.warning("%s; %s has no figures for that", refusal, name)
+    for warning in monitor.conditions.warnings:
+        log.warning("%s", warning)
+    return Report(
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        machine=describe_machine(),
+        settings={**asdict(settings), "batches": list(settings.batches), "images": len(images)},
+        conditions=monitor.conditions,
+        engines=[_engine_report(contender, found[contender.name]) for contender in contenders],
     )
-    whole_times, runs = take_turns(
-        {name: _end_to_end(engine, images, settings) for name, engine in engines.items()},
-        settings.seconds,
-        settings.runs,
+
+
+def _at(
+    takers: Sequence[Contender],
+    first: Contender,
+    images: Sequence[Path],
+    batch: int,
+    settings: Settings,
+    began: int,
+) -> dict[str, BatchReport]:
+    """Everything of one batch size, by name."""
+    if not takers:
+        return {}
+    log.info("measuring %s at batch %d", ", ".join(one.name for one in takers), batch)
+    alone = sample_in_turns({one.name: one.alone for one in takers}, settings.seconds, settings.runs)
+    whole = sample_in_turns(
+        {one.name: _end_to_end(one, images, batch) for one in takers}, settings.seconds, settings.runs
     )
-    detect = {name: Timing.of(times, settings.batch) for name, times in detect_times.items()}
-    whole = {name: Timing.of(times, settings.batch) for name, times in whole_times.items()}
-    detect_ratios, whole_ratios = ratios(detect), ratios(whole)
-    reports = []
-    for name, engine in engines.items():
-        stages = np.array([run.seconds for run in runs[name]])  # (runs, stages)
-        reports.append(
-            EngineReport(
-                name=name,
-                backend=engine.name,
-                config=engine.metadata.config,
-                precision=engine.metadata.precision,
-                input_size=engine.metadata.input_size,
-                detections=float(np.mean([run.detections for run in runs[name]])) / settings.batch,
-                detect=detect[name],
-                detect_ratio=detect_ratios[name],
-                end_to_end=whole[name],
-                end_to_end_ratio=whole_ratios[name],
-                stages={
-                    stage: Timing.of(column, settings.batch)
-                    for stage, column in zip(STAGES, stages.T, strict=True)
-                },
-                cold=(cold or {}).get(name),
-            )
+    reports = {}
+    for one in takers:
+        runs: list[Run] = whole[one.name].values
+        stages = [stage for stage in STAGES if any(stage in run.seconds for run in runs)]
+        stages += [stage for stage in runs[0].seconds if stage not in stages]
+        reports[one.name] = BatchReport(
+            batch=batch,
+            detections=float(np.mean([run.detections for run in runs])) / batch,
+            alone=_measured(alone[one.name], alone.get(first.name), batch, began),
+            end_to_end=_measured(whole[one.name], whole.get(first.name), batch, began),
+            stages={
+                stage: Timing.of(np.array([run.seconds.get(stage, 0.0) for run in runs]), batch)
+                for stage in stages
+            },
         )
-    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Report(created, describe_machine(), {**asdict(settings), "images": len(images)}, reports)
+    return reports
 
 
-@dataclass(frozen=True)
-class _Run:
-    """One end-to-end run: time of each stage in seconds, and how many instances were found."""
-
-    seconds: tuple[float, ...]
-    detections: int
+def _end_to_end(contender: Contender, images: Sequence[Path], batch: int) -> Callable[[], Run]:
+    turn = batches(images, batch)
+    return lambda: contender.end_to_end(next(turn))
 
 
-class _Watched(Engine):
-    """An engine that notes when its detection began and ended."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.metadata = engine.metadata
-        self.engine = engine
-        self.began = self.ended = 0.0
-
-    def detect(self, batch: np.ndarray) -> Detections:
-        self.began = time.perf_counter()
-        found = self.engine.detect(batch)
-        self.ended = time.perf_counter()
-        return found
+def _measured(sampled: Sampled[T], first: Sampled[T] | None, batch: int, began: int) -> Measured:
+    seconds = sampled.seconds
+    mean = mean_interval(1000 * seconds)
+    return Measured(
+        **asdict(Timing.of(seconds, batch)),
+        warm_up=sampled.warm_up,
+        mean_interval=(mean.low, mean.high),
+        ratio=None if first is None else paired_ratio(first.seconds, seconds),
+        samples_us=[round(value / 1000) for value in sampled.nanoseconds],
+        starts_ms=[round((value - began) / 1e6) for value in sampled.starts],
+    )
 
 
-def _batches(images: Sequence[Path], size: int) -> Iterator[list[Path]]:
-    """Endless batches over the images, in order, starting again at the end."""
-    endless = itertools.cycle(images)
-    while True:
-        yield list(itertools.islice(endless, size))
+def _engine_report(contender: Contender, found: list[BatchReport]) -> EngineReport:
+    return EngineReport(
+        name=contender.name,
+        backend=contender.backend,
+        config=contender.config,
+        precision=contender.precision,
+        input_size=contender.input_size,
+        note=contender.note,
+        weights_sha256=getattr(contender, "weights_sha256", ""),
+        batches=found,
+    )
 
 
-def _alone(engine: Engine, images: Sequence[Path], size: int) -> Callable[[], object]:
-    meta = engine.metadata
-    different = min(PREPARED, -(-len(images) // size))
-    prepared = [
-        resize_batch([read_image(path) for path in batch], meta.input_size, meta.input_dtype)
-        for batch in itertools.islice(_batches(images, size), different)
-    ]
-    turn = itertools.cycle(prepared)
-
-    def run() -> None:
-        engine.detect(next(turn))
-
-    return run
-
-
-def _end_to_end(engine: Engine, images: Sequence[Path], settings: Settings) -> Callable[[], _Run]:
-    watched = _Watched(engine)
-    batches = _batches(images, settings.batch)
-    top_k = settings.top_k or engine.metadata.max_detections
-
-    def run() -> _Run:
-        paths = next(batches)
-        start = time.perf_counter()
-        pictures = [read_image(path) for path in paths]
-        decoded = time.perf_counter()
-        results = watched.predict(pictures, settings.score_threshold, top_k)
-        count = sum(len(result.rles) for result in results)
-        end = time.perf_counter()
-        marks = (start, decoded, watched.began, watched.ended, end)
-        return _Run(tuple(b - a for a, b in itertools.pairwise(marks)), count)
-
-    return run
-
-
-def made_image(path: Path, height: int = 480, width: int = 640) -> None:
-    """Write a picture of coloured discs, the same one every time, for runs without images."""
-    random = np.random.default_rng(0)
-    picture = np.full((height, width, 3), 96, np.uint8)
-    for _ in range(40):
-        centre = random.integers(0, [width, height]).tolist()
-        colour = random.integers(0, 256, 3).tolist()
-        cv2.circle(picture, centre, int(random.integers(10, 90)), colour, -1, cv2.LINE_AA)
-    _, data = cv2.imencode(path.suffix, picture)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data.tobytes())
+def with_extras(report: Report, extras: Mapping[str, Mapping[str, Any]]) -> Report:
+    """The report with `cold`, `accuracy`, `pipeline` or `roofline` of engines, by name."""
+    return replace(
+        report, engines=[replace(engine, **extras.get(engine.name, {})) for engine in report.engines]
+    )

@@ -6,74 +6,23 @@ import json
 import re
 import subprocess
 import sys
+from importlib import resources
 from pathlib import Path
+from types import ModuleType
 
+import fake_nvml
+import jsonschema
 import pytest
-from fake_engine import FakeEngine, Found, write_image
+from fake_engine import FakeEngine, Found, annotation, coco_file
 
 from yolact_bench import cli, cold, machine
-from yolact_bench.suite import SCHEMA, STAGES, Settings, made_image, measure
-from yolact_runtime.errors import UsageError
+from yolact_bench.images import made_image
+from yolact_bench.roofline_share import roofline_share
+from yolact_runtime.errors import YolactError
 from yolact_runtime.sources.images import read_image
 
 BOX = (4, 6, 24, 30)
-QUICK = Settings(seconds=0.01, runs=6)
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> list[Path]:
-    """Three images; `FINDINGS` has 2, 1 and 0 instances in them."""
-    for shade in (1, 2, 3):
-        write_image(tmp_path / "images" / f"{shade}.png", shade)
-    return sorted((tmp_path / "images").iterdir())
-
-
 FINDINGS = {1: [Found(BOX), Found(BOX, 1, 0.05)], 2: [Found(BOX)]}
-
-
-class Recorder(FakeEngine):
-    """Remembers the shades it was shown, batch by batch."""
-
-    def detect(self, batch):
-        self.__dict__.setdefault("seen", []).append(batch[:, 0, 0, 0].tolist())
-        return super().detect(batch)
-
-
-def test_report_of_two_engines(images: list[Path]) -> None:
-    engines = {"a": FakeEngine(FINDINGS), "b": FakeEngine({})}
-    report = measure(engines, images, QUICK, {"a": {"load_ms": 1.0}})
-    a, b = report.engines
-    assert (a.name, a.backend, a.config, a.precision, a.input_size) == ("a", "FakeEngine", "fake", "fp32", 32)
-    assert a.detect_ratio == a.end_to_end_ratio == 1
-    assert b.detect_ratio == pytest.approx(a.detect.median / b.detect.median)
-    assert tuple(a.stages) == STAGES
-    # The stages of a run lie within it.
-    assert 0 < sum(timing.mean for timing in a.stages.values()) <= a.end_to_end.mean
-    assert (a.cold, b.cold) == ({"load_ms": 1.0}, None)
-    assert (a.detections > 0, b.detections) == (True, 0)
-
-
-def test_all_engines_see_the_same_images_in_turn(images: list[Path]) -> None:
-    engines = {name: Recorder(FINDINGS, max_batch=2) for name in "ab"}
-    measure(engines, images, Settings(batch=2, seconds=60, runs=5))
-    assert engines["a"].seen == engines["b"].seen
-    assert engines["a"].seen[:3] == [[1, 2], [3, 1], [1, 2]]  # alone: two batches cover the images
-    assert engines["a"].seen[-8:][:4] == [[1, 2], [3, 1], [2, 3], [1, 2]]  # end to end: endless
-
-
-def test_threshold_and_top_k_limit_the_masks(images: list[Path]) -> None:
-    def found(**settings) -> float:
-        report = measure({"a": FakeEngine(FINDINGS)}, images[:1], Settings(seconds=0.01, runs=5, **settings))
-        return report.engines[0].detections
-
-    assert (found(), found(score_threshold=0.1), found(top_k=1)) == (2, 1, 1)
-
-
-def test_a_batch_the_engine_does_not_take(images: list[Path]) -> None:
-    with pytest.raises(UsageError, match="a takes batches of 1 to 1 images, not 2"):
-        measure({"a": FakeEngine({})}, images, Settings(batch=2))
-    with pytest.raises(UsageError, match="no images"):
-        measure({"a": FakeEngine({})}, [])
 
 
 def test_machine() -> None:
@@ -101,11 +50,18 @@ def test_cold_start_prints_its_figures(
 ) -> None:
     asked = []
     monkeypatch.setattr(
-        "yolact_runtime.load_engine", lambda path, **options: asked.append((path, options)) or FakeEngine({})
+        "yolact_bench.engines.load_engine",
+        lambda path, **options: asked.append((path, options)) or FakeEngine({}, max_batch=4),
     )
-    assert cold.main(["e.onnx", str(images[0]), "2"]) == 0
-    assert set(json.loads(capsys.readouterr().out)) == {"import_ms", "load_ms", "first_ms", "peak_mib"}
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert cold.main(["e.onnx", str(images[0]), '{"threads": 2}', "8"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert set(printed) == {"import_ms", "load_ms", "first_ms", "peak_mib", "device_mib"}
+    assert printed["device_mib"] is None
     assert asked == [("e.onnx", {"threads": 2})]
+    fake_nvml.install(monkeypatch)
+    assert cold.main(["e.onnx", str(images[0])]) == 0
+    assert json.loads(capsys.readouterr().out)["device_mib"] == 0
 
 
 def test_cold_start_that_fails_is_a_warning(images: list[Path], caplog: pytest.LogCaptureFixture) -> None:
@@ -120,39 +76,44 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, di
 
     def load(path: str, **options) -> FakeEngine:
         asked.append((path, options))
-        return FakeEngine(FINDINGS)
+        return FakeEngine(FINDINGS, max_batch=2)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "load_engine", load)
-    monkeypatch.setattr(cli.cv2, "setNumThreads", lambda count: None)
-    monkeypatch.setattr(
-        cli, "cold_start", lambda *_: {"import_ms": 1.0, "load_ms": 2.0, "first_ms": 3.0, "peak_mib": None}
-    )
+    monkeypatch.setattr("yolact_bench.engines.load_engine", load)
+    figures = {"import_ms": 1.0, "load_ms": 2.0, "first_ms": 3.0, "peak_mib": None, "device_mib": None}
+    monkeypatch.setattr(cli, "cold_start", lambda *_: figures)
     return asked
 
 
+def schema() -> dict:
+    return json.loads(resources.files("yolact_bench").joinpath("schema.json").read_text())
+
+
 def test_command(fakes, images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--images", "images", "--seconds", "0.01", "--threads", "2"]
+    options = ["--images", "images", "--seconds", "0.01", "--threads", "2", "--batch", "1", "2"]
     outputs = ["--json", "out/bench.json", "--report", "out/bench.html"]
-    assert cli.main(["--engine", "x/a.onnx", "--engine", "b<&>.onnx", *options, *outputs]) == 0
-    assert fakes == [("x/a.onnx", {"threads": 2}), ("b<&>.onnx", {"threads": 2})]
+    engines = ["--engine", "x/a.onnx", "--engine", "b<&>.onnx:threads=1,providers=cpu"]
+    assert cli.main([*engines, *options, *outputs]) == 0
+    assert fakes == [("x/a.onnx", {"threads": 2}), ("b<&>.onnx", {"threads": 1, "providers": ("cpu",)})]
     out = capsys.readouterr().out
-    for word in ("Engine alone", "End to end", "a.onnx", "p99", "peak MiB", "threads: 2", "3 images"):
+    for word in ("Engine alone", "End to end", "a.onnx", "p99", "import", "threads: 2", "3 images"):
         assert word in out
+    # The protocol is with both tables of times.
+    assert out.count("Warm-up until times settle") == 2
 
     report = json.loads((tmp_path / "out" / "bench.json").read_text())
-    assert report["schema"] == SCHEMA
+    jsonschema.validate(report, schema())
     assert report["settings"]["threads"] == 2
     first, second = report["engines"]
-    assert (first["name"], second["name"]) == ("a.onnx", "b<&>.onnx")
-    assert set(first["stages"]) == set(STAGES)
-    assert first["detect"]["median"] <= first["detect"]["p90"] <= first["detect"]["p99"]
+    assert (first["name"], second["name"]) == ("a.onnx", "b<&>.onnx threads=1 cpu")
+    assert [one["batch"] for one in first["batches"]] == [1, 2]
+    alone = first["batches"][0]["alone"]
+    assert alone["median"] <= alone["p90"] <= alone["p99"]
     assert first["cold"]["peak_mib"] is None
-
-    html = (tmp_path / "out" / "bench.html").read_text()
-    assert "b&lt;&amp;&gt;.onnx" in html
-    assert html.count("<svg") == 2
-    assert not re.search(r"(?:src|href)\s*=|@import|url\(", html)
+    # Samples are on one line, so that the file can be read and compared.
+    text = (tmp_path / "out" / "bench.json").read_text()
+    assert re.search(r'"samples_us": \[\d+(, \d+)+\]', text)
+    assert "b&lt;&amp;&gt;.onnx" in (tmp_path / "out" / "bench.html").read_text()
 
 
 def test_command_without_images(fakes, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,8 +127,12 @@ def test_command_without_images(fakes, capsys: pytest.CaptureFixture[str]) -> No
     [
         ([], 2, "--engine"),
         (["--engine", "a", "--seconds", "0"], 2, "greater than 0"),
-        (["--engine", "a", "--batch", "3"], 2, "batches of 1 to 1"),
+        (["--engine", "a", "--batch", "3"], 2, "batches of 1 to 2"),
+        (["--engine", "a", "--batch", "0"], 2, "batch sizes 0"),
+        (["--engine", "a", "--threads", "0"], 2, "--threads is 0"),
+        (["--engine", "a:threads=x"], 2, "threads is x"),
         (["--engine", "a", "--images", "nowhere"], 2, "nowhere does not exist"),
+        (["--engine", "a", "--annotations", "a.json"], 2, "--annotations needs --images"),
     ],
 )
 def test_wrong_use(fakes, capsys: pytest.CaptureFixture[str], options, code, message) -> None:
@@ -175,18 +140,71 @@ def test_wrong_use(fakes, capsys: pytest.CaptureFixture[str], options, code, mes
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("paths", "names"),
-    [
-        (["x/a.onnx", "b.pth"], ["a.onnx", "b.pth"]),
-        (["x/a.onnx", "y/a.onnx"], ["x/a.onnx", "y/a.onnx"]),
-        (["a.onnx", "a.onnx"], ["a.onnx #1", "a.onnx #2"]),
-    ],
-)
-def test_names_are_different(paths: list[str], names: list[str]) -> None:
-    assert cli._names(paths) == names
+def test_ap_of_every_engine(fakes, images, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = coco_file((1, 2, 3), [annotation(1, 1, BOX), annotation(2, 2, BOX), annotation(3, 3, BOX)])
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    options = ["--images", "images", "--annotations", "truth.json", "--seconds", "0.01", "--no-cold"]
+    assert cli.main(["--engine", "a.onnx", *options, "--json", "bench.json"]) == 0
+    (engine,) = json.loads((tmp_path / "bench.json").read_text())["engines"]
+    # Two of three objects are found, with nothing wrong before them: precision 1 up to recall 2/3.
+    assert engine["accuracy"]["mask_ap"] == pytest.approx(67 / 101)
+    assert engine["accuracy"]["images"] == 3
+    assert "mask AP" in capsys.readouterr().out
+    assert cli.main(["--engine", "a.onnx", *options, "--max-images", "1", "--json", "bench.json"]) == 0
+    (engine,) = json.loads((tmp_path / "bench.json").read_text())["engines"]
+    assert (engine["accuracy"]["mask_ap"], engine["accuracy"]["images"]) == (pytest.approx(1), 1)
+
+
+def test_peers_that_are_not_there(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "yolact_bench.peers", None)
+    assert cli.main(["peers", "--anything"]) == 1
+    assert "yolact-bench peers is not in this installation" in capsys.readouterr().err
+
+
+def test_peers_get_their_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    peers = ModuleType("yolact_bench.peers.cli")
+    seen = []
+    peers.add_arguments = lambda parser: parser.add_argument("--weights")  # type: ignore[attr-defined]
+    peers.run = lambda args: seen.append(args.weights)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "yolact_bench.peers", ModuleType("yolact_bench.peers"))
+    monkeypatch.setitem(sys.modules, "yolact_bench.peers.cli", peers)
+    assert cli.main(["peers", "--weights", "w.pth"]) == 0
+    assert seen == ["w.pth"]
+
+
+def test_no_roofline_without_a_graph(caplog: pytest.LogCaptureFixture) -> None:
+    assert roofline_share("w.pth", 1, 3.0) is None
+    assert "only ONNX files" in caplog.text
+
+
+def test_no_roofline_without_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "yolact_bench.roofline", None)
+    with pytest.raises(YolactError, match=r"not there: yolact_bench\.roofline"):
+        roofline_share("m.onnx", 1, 3.0)
 
 
 def test_bench_needs_no_torch() -> None:
     code = "import sys, yolact_bench.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_torch_engines_share_their_threads(fakes, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(FakeEngine, "name", "PyTorch (cpu)")
+    assert cli.main(["--engine", "a:threads=1", "--engine", "b:threads=2", "--no-cold"]) == 2
+    assert "share their CPU threads" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("package", "options"),
+    [
+        ("jinja2", ["--report", "bench.html"]),
+        ("torch", ["--images", "images", "--annotations", "truth.json"]),
+    ],
+)
+def test_what_is_missing_is_said_before_the_work(
+    fakes, images, monkeypatch: pytest.MonkeyPatch, capsys, package: str, options: list[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    assert cli.main(["--engine", "a.onnx", *options]) == 1
+    assert 'run: pip install "yolact[train]"' in capsys.readouterr().err
+    assert fakes == []

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import statistics
 
+import cv2
 import numpy as np
 import pytest
 
-from yolact_bench.protocol import MIN_RUNS, WARM_UP_RUNS, Timing, ratios, take_turns
+from yolact_bench.protocol import (
+    MIN_RUNS,
+    WARM_UP_LIMIT,
+    WARM_UP_RUNS,
+    Timing,
+    cpu_threads,
+    ratios,
+    sample_in_turns,
+    take_turns,
+)
 from yolact_runtime.errors import UsageError
 
 
 class Clock:
-    """Stands still but for the tasks that take time on it."""
+    """In nanoseconds; stands still but for the tasks that take time on it."""
 
     def __init__(self) -> None:
         self.now = 0.0
         self.log: list[str] = []
 
-    def __call__(self) -> float:
-        return self.now
+    def __call__(self) -> int:
+        return round(self.now * 1e9)
 
     def task(self, name: str, seconds: float):
         def run() -> int:
@@ -82,3 +94,68 @@ def test_ratios_refer_to_the_first() -> None:
         name: Timing.of(np.array([seconds])) for name, seconds in {"a": 0.4, "b": 0.1, "c": 0.8}.items()
     }
     assert ratios(timings) == {"a": 1, "b": pytest.approx(4), "c": pytest.approx(0.5)}
+
+
+def test_warm_up_goes_on_until_times_settle() -> None:
+    def warm_up(durations: list[float]) -> int:
+        clock = Clock()
+        turn = itertools.chain(durations, itertools.repeat(durations[-1]))
+
+        def task() -> None:
+            clock.now += next(turn)
+
+        return sample_in_turns({"a": task}, seconds=100, runs=5, clock=clock)["a"].warm_up
+
+    assert warm_up([1.0]) == WARM_UP_RUNS
+    # The best before was 2; two in a row that are no quicker end it.
+    assert warm_up([8, 4, 2, 1.99, 2.01]) == 5
+    assert warm_up([2.0**-n for n in range(40)]) == WARM_UP_LIMIT
+    assert warm_up([200.0, 100.0, 50.0]) == WARM_UP_RUNS  # longer than it is measured
+
+
+def test_all_warm_up_equally_long() -> None:
+    clock = Clock()
+    falling = iter([8.0, 4.0, 2.0, *[2.0] * 20])
+
+    def settling() -> None:
+        clock.now += next(falling)
+        clock.log.append("settling")
+
+    tasks = {"settled": clock.task("settled", 1.0), "settling": settling}
+    sampled = sample_in_turns(tasks, seconds=100, runs=5, clock=clock)
+    assert {name: one.warm_up for name, one in sampled.items()} == {"settled": 5, "settling": 5}
+    assert clock.log[:10] == ["settled", "settling"] * 5
+
+
+def test_samples_belong_to_rounds() -> None:
+    clock = Clock()
+    tasks = {"slow": clock.task("slow", 2.0), "fast": clock.task("fast", 1.0)}
+    sampled = sample_in_turns(tasks, seconds=100, runs=6, clock=clock)
+    assert sampled["slow"].nanoseconds == [2_000_000_000] * 6
+    begun = sorted(zip(sampled["slow"].starts, sampled["fast"].starts, strict=True))
+    # Each round takes three seconds, whoever is first.
+    assert [min(pair) - min(begun[0]) for pair in begun] == [i * 3_000_000_000 for i in range(6)]
+
+
+def test_collector_rests_while_measuring() -> None:
+    assert gc.isenabled()
+    _, values = take_turns({"a": gc.isenabled}, seconds=1, runs=5)
+    assert not any(values["a"])
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
+
+    def broken() -> None:
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        take_turns({"a": broken})
+    assert gc.isenabled()
+
+
+def test_threads_are_given_and_put_back() -> None:
+    before = cv2.getNumThreads()
+    with cpu_threads(1):
+        assert cv2.getNumThreads() == 1
+    with cpu_threads(None):
+        assert cv2.getNumThreads() == before
+    assert cv2.getNumThreads() == before

@@ -1,0 +1,63 @@
+"""Which share of the device's roofline an engine reached, for a report.
+
+What a graph has to do and what a device can do are `yolact_bench.roofline`'s and `yolact_bench.ceilings`'
+business; this asks them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from yolact_runtime.errors import YolactError
+
+log = logging.getLogger(__name__)
+
+
+def roofline_share(
+    path: str | Path, batch: int, measured_ms: float, gpu: bool = False, threads: int | None = None
+) -> dict[str, Any] | None:
+    """Operations, bytes, ceilings and share of one engine.
+
+    Args:
+        path: The engine's file; only graphs in ONNX files can be counted.
+        batch: Images in a call.
+        measured_ms: Median of a call, the engine alone.
+        gpu: Under the ceilings of the first GPU instead of the CPU's.
+        threads: CPU threads that the engine used; None for all cores.
+
+    Returns:
+        {"batch", "flops", "bytes", "ceilings": {"device", "threads", "flops_per_second" by type,
+        "bytes_per_second"}, "compute_ms", "memory_ms", "floor_ms", "kernels_ms", "measured_ms", "share",
+        "kernels_share"}; None, and a warning, for other files and for graphs that cannot be counted.
+    """
+    if Path(path).suffix.lower() != ".onnx":
+        log.warning("no roofline of %s: only ONNX files can be counted", path)
+        return None
+    try:
+        counting = importlib.import_module("yolact_bench.roofline")
+        limiting = importlib.import_module("yolact_bench.ceilings")
+    except ModuleNotFoundError as error:
+        raise YolactError(f"--roofline needs a module that is not there: {error.name}") from None
+    try:
+        graph = counting.roofline(path, batch)
+        limits = limiting.gpu_ceilings() if gpu else limiting.ceilings(threads)
+        reached = graph.reached(limits, measured_ms)
+    except YolactError as error:
+        log.warning("no roofline of %s: %s", path, error)
+        return None
+    return {
+        "batch": batch,
+        "flops": sum(graph.operations.values()),
+        "bytes": graph.work.floor.bytes,
+        "ceilings": {
+            "device": limits.device,
+            "threads": limits.threads,
+            "flops_per_second": dict(limits.operations),
+            "bytes_per_second": limits.bandwidth,
+        },
+        **asdict(reached),
+    }
