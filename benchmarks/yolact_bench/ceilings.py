@@ -79,8 +79,8 @@ class Ceilings:
 def ceilings(threads: int | None = None, fresh: bool = False) -> Ceilings:
     """The CPU's ceilings, from the cache where this machine has been measured before.
 
-    They are kept in `ceilings.json` in `cache_folder()`, for each processor and number of cores and threads, as
-    long as the libraries stay the same; `age_days` tells how old they are. A machine that was busy gives
+    They are kept in `ceilings.json` in `cache_folder()`, for each processor and number of cores and threads,
+    as long as the libraries stay the same; `age_days` tells how old they are. A machine that was busy gives
     ceilings that are too low, and no machine too high ones: what is measured again can only raise them.
 
     Args:
