@@ -11,8 +11,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from yolact_runtime.errors import YolactError
+
+T = TypeVar("T", bound="CheckoutProcess")
 
 _SCRIPT = Path(__file__).with_name("original_worker.py")
 
@@ -69,7 +72,7 @@ class CheckoutProcess:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
 
-    def __enter__(self) -> CheckoutProcess:
+    def __enter__(self: T) -> T:
         return self
 
     def __exit__(self, *exception: object) -> None:

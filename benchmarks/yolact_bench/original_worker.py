@@ -3,9 +3,9 @@
     original_worker.py CHECKOUT train CONFIG CASE.npz WEIGHTS.pth DEVICE BATCH
     original_worker.py CHECKOUT infer SETTINGS
 
-`train` makes a training step on the case for each line read, and writes the loss in a line. `infer` takes JSON
-{"config", "weights", "device", "threads", "input_size", "categories": id of each class}, then for each line one
-of these, and answers each in a line of JSON:
+`train` makes a training step on the case for each line read, and writes the loss in a line. `infer` takes
+JSON {"config", "weights", "device", "threads", "input_size", "categories": id of each class}, then for each
+line one of these, and answers each in a line of JSON:
 
     {"prepare": [paths]}            decode and resize them, for                     {}
     {"alone": true}                 network and detection on the next of these     {}
@@ -40,7 +40,7 @@ def stand_in() -> None:
     """What the checkout asks for, and does not need for what is done here."""
     if not torch.cuda.is_available():
         torch.cuda.current_device = lambda: 0
-        torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign, assignment]
+        torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
     for name, member in (
         ("pyximport", "install"),
         ("utils.cython_nms", "nms"),
@@ -129,7 +129,7 @@ class Inference:
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Do what a line asks for."""
         if "prepare" in request:
-            batches = [self.transform(self.frame(cv2.imread(path))) for path in request["prepare"]]
+            batches = [self.transform(self.frame(_read(path))) for path in request["prepare"]]
             self.prepared = itertools.cycle(batches)
             return {}
         if "alone" in request:
@@ -149,13 +149,12 @@ class Inference:
     def run(self, path: str, image_id: int) -> Any:
         """As eval.py's `evalimage`, and then as it makes COCO results."""
         self.times, self.last = {}, time.perf_counter()
-        image = cv2.imread(path)
+        image = _read(path)
         self.mark("decode")
         batch = self.transform(self.frame(image))
         self.mark("preprocess")
         height, width = image.shape[:2]
-        found = self.evaluation.postprocess(self.net(batch), width, height)
-        classes, scores, boxes, masks = found
+        classes, scores, boxes, masks = self.evaluation.postprocess(self.net(batch), width, height)
         self.mark("masks")
         detections = self.evaluation.Detections()
         if len(classes):
@@ -176,6 +175,14 @@ class Inference:
         now = time.perf_counter()
         self.times[stage] = now - self.last
         self.last = now
+
+
+def _read(path: str) -> np.ndarray:
+    """(H, W, 3) uint8 BGR."""
+    image = cv2.imread(path)
+    if image is None:
+        raise SystemExit(f"cannot read image {path}")
+    return image
 
 
 @torch.no_grad()

@@ -30,7 +30,8 @@ class TorchvisionContender(Contender):
 
     Args:
         threads: CPU threads; of the whole process.
-        weights: A state dictionary, such as the published `maskrcnn_resnet50_fpn_coco-*.pth`; left out, random.
+        weights: A state dictionary, such as the published `maskrcnn_resnet50_fpn_coco-*.pth`; left out,
+            random.
         detections: Most masks of an image.
         device: "cpu" or "cuda".
         short_side: Images are resized to this, in pixels; the published weights were trained with 800.
@@ -77,7 +78,8 @@ class TorchvisionContender(Contender):
                 model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
             except Exception as error:  # torch raises many kinds, for files and for keys
                 raise YolactError(
-                    f"--torchvision-weights {weights}: not those of maskrcnn_resnet50_fpn ({first_line(error)})"
+                    f"--torchvision-weights {weights}: not those of maskrcnn_resnet50_fpn"
+                    f" ({first_line(error)})"
                 ) from error
         self._model = model.eval().to(device)
         self._device = device
@@ -150,4 +152,3 @@ class TorchvisionContender(Contender):
         if self._device == "cuda":
             self._torch.cuda.synchronize()
         return time.perf_counter()
-

@@ -53,7 +53,7 @@ class UltralyticsContender(Contender):
     ) -> None:
         if not model.endswith((".yaml", ".yml")):
             raise UsageError(f"--ultralytics {model}: give a YAML such as yolo11n-seg.yaml (random weights)")
-        # It would otherwise ask the internet for news, install what it misses, and leave settings in the home.
+        # It would otherwise ask the internet, install what it misses, and leave settings in the home.
         folder = cache_folder() / "ultralytics"
         folder.mkdir(parents=True, exist_ok=True)
         for name, value in (("OFFLINE", "true"), ("AUTOINSTALL", "false"), ("CONFIG_DIR", str(folder))):
@@ -175,4 +175,3 @@ class UltralyticsContender(Contender):
     def _synchronize(self) -> None:
         if self._options["device"] == "cuda":
             self._torch.cuda.synchronize()
-
