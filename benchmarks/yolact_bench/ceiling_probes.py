@@ -1,4 +1,7 @@
-"""The work that ceilings are measured with, library by library; a missing library gives none."""
+"""The work that ceilings are measured with, library by library; a missing library gives none.
+
+A probe may be run until the next one is asked for.
+"""
 
 from __future__ import annotations
 
