@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from yolact_export.inspection import read_graph
 from yolact_runtime.commandline import Parser, run, table_console
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import write_json
+
+KINDS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8"}
 
 
 @dataclass(frozen=True)
@@ -92,19 +94,25 @@ class Roofline:
             if part in (None, node.part)
         )
 
-    def reached(self, limits: Ceilings, measured_ms: float | None = None) -> Reached:
+    def reached(
+        self, limits: Ceilings, measured_ms: float | None = None, precision: str | None = None
+    ) -> Reached:
         """The least time under ceilings, and the share of it that a measured call reached.
 
         Args:
             limits: Of the device that it runs on, with as many threads.
             measured_ms: Milliseconds that a call of `work.batch` images took.
+            precision: What the engine computes in where the graph says float32: "fp32", "bf16", "fp16" or
+                "int8". The bytes stay those of the graph.
 
         Raises:
-            UsageError: a time that is not positive.
+            UsageError: a time that is not positive, or an unknown precision.
             YolactError: a type of arithmetic has no ceiling, and float32 none to stand in for it.
         """
         if measured_ms is not None and not measured_ms > 0:
             raise UsageError(f"measured_ms is {measured_ms}; it must be greater than 0")
+        if precision is not None:
+            limits = _computing(limits, precision)
         compute = 1000 * _compute_seconds(self.work.floor, limits)
         memory = 1000 * self.work.floor.bytes / limits.bandwidth
         floor, kernels = max(compute, memory), 1000 * self.kernels_seconds(limits)
@@ -141,6 +149,14 @@ def roofline(path: str | Path, batch: int = 1) -> Roofline:
         YolactError: not an ONNX file, or nothing in it can be counted.
     """
     return Roofline(Path(path), count_work(read_graph(path), batch))
+
+
+def _computing(limits: Ceilings, precision: str) -> Ceilings:
+    """The ceilings of a device that computes float32 in another type."""
+    if precision not in KINDS:
+        raise UsageError(f"precision is {precision!r}; allowed: {', '.join(KINDS)}")
+    rate = limits.operations.get(KINDS[precision])
+    return replace(limits, operations=limits.operations | {"float32": rate}) if rate else limits
 
 
 def _compute_seconds(work: Work, limits: Ceilings) -> float:
@@ -207,6 +223,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--measured-ms", type=float, metavar="X", help="what a call took: shows the share reached"
     )
+    parser.add_argument("--precision", choices=KINDS, help="what the engine makes of float32 in the graph")
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
     return run(_command, parser, argv)
 
@@ -214,6 +231,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(args: argparse.Namespace) -> int:
     found = roofline(args.onnx, args.batch)
     limits = gpu_ceilings() if args.gpu else ceilings(args.threads, args.fresh)
+    if args.precision:
+        limits = _computing(limits, args.precision)
     reached = found.reached(limits, args.measured_ms)
     console = table_console()
     console.print(roofline_table(found, limits))

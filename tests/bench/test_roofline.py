@@ -192,6 +192,9 @@ def test_times_under_made_ceilings() -> None:
     assert reached.kernels_ms == pytest.approx((2 * 64 * 108 + 4 * (16 + 2 * 4 * 64)) / 1e6)
     assert reached.share == pytest.approx(reached.floor_ms)
     assert found.reached(LIMITS).share is None
+    assert found.reached(LIMITS, precision="int8").compute_ms == pytest.approx(operations / 4e6)
+    with pytest.raises(UsageError, match="precision is 'fp8'; allowed: fp32, bf16, fp16, int8"):
+        found.reached(LIMITS, precision="fp8")
     with pytest.raises(UsageError, match="measured_ms is 0"):
         found.reached(LIMITS, 0)
     with pytest.raises(YolactError, match="no ceiling for float32 was measured on made"):

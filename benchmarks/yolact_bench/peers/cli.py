@@ -181,7 +181,8 @@ def run(args: argparse.Namespace) -> int:
     images = list_images([args.images])
     cv2.setNumThreads(args.threads)
     with ExitStack() as stack:
-        engine = load_engine(args.engine, threads=args.threads)
+        on_gpu = Path(args.engine).suffix in (".engine", ".plan")
+        engine = load_engine(args.engine, **({} if on_gpu else {"threads": args.threads}))
         ours = OurContender(Path(args.engine).name, engine)
         stack.callback(ours.close)
         peers = []

@@ -51,7 +51,7 @@ def images(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def options(images: list[Path], monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr(cli, "load_engine", lambda path, threads: FakeEngine(FINDINGS))
+    monkeypatch.setattr(cli, "load_engine", lambda path, **options: FakeEngine(FINDINGS))
     limits = ["--seconds", "0.01", "--runs", "5", "--threads", "1"]
     return ["--engine", "ours.onnx", "--images", str(images[0].parent), *limits]
 

@@ -69,10 +69,10 @@ def test_torchvision_with_weights(tmp_path: Path) -> None:
 def test_ultralytics(images: list[Path], model: str, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("YOLACT_CACHE", str(tmp_path / "cache"))
     pytest.importorskip("ultralytics")
-    peer = UltralyticsContender(model, 1, detections=7, size=64)
+    peer = UltralyticsContender(model, 1, detections=7, size=160)
     # It drops detections whose mask is empty.
     assert 4 <= works(peer, images, 1) <= 7
-    assert (peer.name, peer.licence, peer.input_size) == (model.removesuffix(".yaml"), "AGPL-3.0", 64)
+    assert (peer.name, peer.licence, peer.input_size) == (model.removesuffix(".yaml"), "AGPL-3.0", 160)
     assert cv2.getNumThreads() == torch.get_num_threads() == 1
 
 
