@@ -224,7 +224,7 @@ class _Counter:
             node = self.graph.node[index]
             makers = [maker[name] for name in self._inputs(index) if name in maker]
             latest = max(makers, default=None)
-            if node.op_type in _FUSED and latest is not None and _may_carry(self.graph.node[latest]):
+            if node.op_type in _FUSED and latest is not None and self.graph.node[latest].op_type != _IN_PLACE:
                 group[index] = group[latest]
             else:
                 group[index] = index
@@ -247,10 +247,6 @@ class _Counter:
 
     def _total(self, names: Iterable[str]) -> int:
         return sum(self.sizes[name] for name in names)
-
-
-def _may_carry(node: onnx.NodeProto) -> bool:
-    return node.op_type != _IN_PLACE
 
 
 def _part(node: onnx.NodeProto) -> str:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -181,8 +182,7 @@ def run(args: argparse.Namespace) -> int:
     images = list_images([args.images])
     cv2.setNumThreads(args.threads)
     with ExitStack() as stack:
-        on_gpu = Path(args.engine).suffix in (".engine", ".plan")
-        engine = load_engine(args.engine, **({} if on_gpu else {"threads": args.threads}))
+        engine = _open(args.engine, args.device, args.threads)
         ours = OurContender(Path(args.engine).name, engine)
         stack.callback(ours.close)
         peers = []
@@ -226,6 +226,21 @@ def run(args: argparse.Namespace) -> int:
         write_json(args.json, figures, indent=2)
         log.info("wrote %s", args.json)
     return 0
+
+
+def _open(path: str, device: str, threads: int) -> Engine:
+    """Our engine, on the device that the peers use."""
+    suffix = Path(path).suffix.lower()
+    if suffix in (".engine", ".plan"):
+        if device == "cpu":
+            raise UsageError(f"--engine {path} runs on the GPU, the peers on the CPU; give --device cuda")
+        return load_engine(path)
+    if suffix == ".xml" and device == "cuda":
+        raise UsageError(f"--engine {path} runs on the CPU; leave out --device cuda")
+    options: dict[str, Any] = {} if suffix == ".xml" else {"device": device}
+    if suffix == ".onnx":
+        options = {"providers": [device]}
+    return load_engine(path, threads=threads, **options)
 
 
 def _makers(args: argparse.Namespace, engine: Engine) -> Iterator[Callable[[], Contender]]:

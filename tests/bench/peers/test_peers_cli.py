@@ -15,7 +15,7 @@ from fake_engine import FakeEngine, Found, write_image
 from yolact_bench.contender import Contender, Run
 from yolact_bench.peers import cli, original, torchvision
 from yolact_bench.peers.ours import OurContender
-from yolact_runtime.errors import YolactError
+from yolact_runtime.errors import UsageError, YolactError
 
 BOX, OTHER = (4, 6, 24, 30), (40, 40, 60, 60)
 FINDINGS = {1: [Found(BOX), Found(OTHER, 1)], 2: [Found(BOX)]}
@@ -117,6 +117,30 @@ def test_command(options: list[str], tmp_path: Path, monkeypatch, capsys) -> Non
 def test_wrong_use_is_one_line(options: list[str], peers: list[str], code: int, message: str, capsys) -> None:
     assert cli.main([*options, *peers]) == code
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name, device, expected",
+    [
+        ("m.onnx", "cpu", {"threads": 3, "providers": ["cpu"]}),
+        ("m.onnx", "cuda", {"threads": 3, "providers": ["cuda"]}),
+        ("m.pth", "cpu", {"threads": 3, "device": "cpu"}),
+        ("m.xml", "cpu", {"threads": 3}),
+        ("m.plan", "cuda", {}),
+    ],
+)
+def test_our_engine_runs_where_the_peers_do(name: str, device: str, expected: dict, monkeypatch) -> None:
+    monkeypatch.setattr(cli, "load_engine", lambda path, **options: options)
+    assert cli._open(name, device, 3) == expected
+
+
+def test_devices_are_not_mixed() -> None:
+    with pytest.raises(
+        UsageError, match=r"m\.engine runs on the GPU, the peers on the CPU; give --device cuda"
+    ):
+        cli._open("m.engine", "cpu", 1)
+    with pytest.raises(UsageError, match=r"m\.xml runs on the CPU; leave out --device cuda"):
+        cli._open("m.xml", "cuda", 1)
 
 
 def test_nothing_is_imported_that_was_not_asked_for() -> None:
