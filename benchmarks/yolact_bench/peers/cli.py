@@ -205,7 +205,7 @@ def run(args: argparse.Namespace) -> int:
             if found := agree(peer, ours, images[:AGREE_ON]):
                 agreements[peer.name] = found
         rounded = engine.metadata.input_dtype == "uint8"
-    why = "; its input is rounded to uint8, as that of --input-type float32 is not" if rounded else ""
+    why = "; input rounded to uint8, exact with an export of --input-type float32" if rounded else ""
     _show(reports, agreements, args, len(images), why)
     if args.json:
         settings = {
@@ -295,10 +295,10 @@ def _show(
     )
     table = Table(title=title, box=SIMPLE, title_justify="left")
     for column in ("", "model", "in", "input"):
-        table.add_column(column)
-    for column in ("network", "p95", "times", "end to end", "p95", "times", "masks made", "runs"):
+        table.add_column(column, no_wrap=True)
+    for column in ("network", "p95", "times", "end to end", "p95", "times", "masks"):
         table.add_column(column, justify="right")
-    table.add_column("licence")
+    table.add_column("licence", no_wrap=True)
     for one in reports:
         table.add_row(
             one.name,
@@ -312,7 +312,6 @@ def _show(
             f"{one.end_to_end.p95:.1f}",
             f"{one.end_to_end_ratio:.2f}",
             f"{one.detections:.0f}",
-            f"{one.network.runs}+{one.end_to_end.runs}",
             one.licence,
         )
     console = table_console()
@@ -326,7 +325,11 @@ def _show(
         stages.add_row(one.name, *cells)
     console.print(stages)
     lines = ["times: how many times as fast as the first. network: with detection, without masks."]
-    lines += [f"{one.name}: {one.backend}{f'; {one.note}' if one.note else ''}" for one in reports]
+    lines += [
+        f"{one.name}: {one.backend}; {one.network.runs} and {one.end_to_end.runs} runs"
+        + (f"; {one.note}" if one.note else "")
+        for one in reports
+    ]
     lines += [
         f"{reports[0].name} finds {found['matched']:.0f} of {found['instances']:.0f} instances of {name}"
         f" in {found['images']:.0f} images, mask IoU {found['mask_iou']:.4f}{why}"

@@ -1,12 +1,9 @@
-"""Random weights made to work as hard as trained ones, and what both torch peers need for run lengths."""
+"""Random weights made to work as hard as trained ones."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from pycocotools import mask as coco_mask
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
@@ -43,10 +40,3 @@ def threshold(scores: torch.Tensor) -> float:
     """The score that `CANDIDATES` of them pass."""
     flat = scores.flatten()
     return float(flat.topk(min(CANDIDATES + 1, len(flat))).values[-1])
-
-
-def encode(masks: np.ndarray) -> list[dict[str, Any]]:
-    """Run lengths of (n, H, W) masks, in one call of pycocotools."""
-    by_column = np.asfortranarray(masks.transpose(1, 2, 0), dtype=np.uint8)  # (H, W, n)
-    encoded: list[dict[str, Any]] = coco_mask.encode(by_column)
-    return encoded

@@ -16,6 +16,7 @@ from typing import Any
 
 from yolact_bench.checkout_process import CheckoutProcess
 from yolact_bench.contender import Contender, Run
+from yolact_bench.peers.common import PREPARED
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.metadata import Metadata
 
@@ -24,7 +25,6 @@ CONFIGS = (
     *("yolact_base", "yolact_im400", "yolact_im700", "yolact_darknet53", "yolact_resnet50"),
     *("yolact_resnet50_pascal", "yolact_plus_base", "yolact_plus_resnet50"),
 )
-PREPARED = 8
 
 
 class OriginalContender(Contender):

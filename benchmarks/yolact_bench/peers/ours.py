@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from yolact_bench.contender import Contender, Run
+from yolact_bench.peers.common import different_batches
 from yolact_runtime import Engine
 from yolact_runtime.sources.images import read_image
-
-PREPARED = 8
 
 
 class OurContender(Contender):
@@ -36,11 +35,10 @@ class OurContender(Contender):
         self._prepared: Iterator[np.ndarray] = iter(())
 
     def prepare(self, images: Sequence[Path], batch: int) -> None:
-        files = itertools.cycle(images)
         self._prepared = itertools.cycle(
             [
-                np.stack([self.engine.prepare(read_image(path)) for path in itertools.islice(files, batch)])
-                for _ in range(min(PREPARED, -(-len(images) // batch)))
+                np.stack([self.engine.prepare(read_image(path)) for path in paths])
+                for paths in different_batches(images, batch)
             ]
         )
 

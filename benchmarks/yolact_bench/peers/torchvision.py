@@ -15,14 +15,13 @@ import cv2
 import numpy as np
 
 from yolact_bench.contender import Contender, Run
-from yolact_bench.peers.levelling import TOLD, encode, settle, threshold
+from yolact_bench.peers.common import different_batches, encode
+from yolact_bench.peers.levelling import TOLD, settle, threshold
 from yolact_runtime.errors import YolactError, first_line, missing_extra
 from yolact_runtime.sources.images import read_image
 
 if TYPE_CHECKING:
     import torch
-
-PREPARED = 8
 
 
 class TorchvisionContender(Contender):
@@ -83,7 +82,7 @@ class TorchvisionContender(Contender):
                 ) from error
         self._model = model.eval().to(device)
         self._device = device
-        self._prepared: Iterator[list[torch.Tensor]] = iter(())
+        self._prepared: Iterator[Any] = iter(())  # its ImageList
         self.backend = f"PyTorch {torch.__version__}, torchvision {torchvision.__version__} ({device})"
         size = f"short side {short_side}, long side at most {long_side}"
         self.note = f"{size}; {TOLD if weights is None else 'box score above 0.05'}"
@@ -91,17 +90,16 @@ class TorchvisionContender(Contender):
     def prepare(self, images: Sequence[Path], batch: int) -> None:
         if self._random:
             self._level(self._tensor(read_image(images[0])))
-        files = itertools.cycle(images)
-        self._prepared = itertools.cycle(
-            [
-                [self._tensor(read_image(path)) for path in itertools.islice(files, batch)]
-                for _ in range(min(PREPARED, -(-len(images) // batch)))
+        with self._torch.inference_mode():
+            prepared = [
+                self._model.transform([self._tensor(read_image(path)) for path in paths])[0]
+                for paths in different_batches(images, batch)
             ]
-        )
+        self._prepared = itertools.cycle(prepared)
 
     def alone(self) -> None:
         with self._torch.inference_mode():
-            self._network(self._model.transform(next(self._prepared))[0])
+            self._network(next(self._prepared))
             self._synchronize()
 
     def end_to_end(self, paths: Sequence[Path]) -> Run:

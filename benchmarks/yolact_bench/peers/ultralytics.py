@@ -8,6 +8,7 @@ The random weights are levelled (`levelling`): left alone it would find nothing,
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import time
@@ -19,15 +20,14 @@ import cv2
 import numpy as np
 
 from yolact_bench.contender import Contender, Run
-from yolact_bench.peers.levelling import TOLD, encode, settle, threshold
+from yolact_bench.peers.common import different_batches, encode
+from yolact_bench.peers.levelling import TOLD, settle, threshold
 from yolact_runtime.errors import UsageError, YolactError, first_line
 from yolact_runtime.files import cache_folder
 from yolact_runtime.sources.images import read_image
 
 if TYPE_CHECKING:
     import torch
-
-PREPARED = 8
 
 
 class UltralyticsContender(Contender):
@@ -55,7 +55,8 @@ class UltralyticsContender(Contender):
             raise UsageError(f"--ultralytics {model}: give a YAML such as yolo11n-seg.yaml (random weights)")
         # It would otherwise ask the internet, install what it misses, and leave settings in the home.
         folder = cache_folder() / "ultralytics"
-        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # then it finds a place itself
+            folder.mkdir(parents=True, exist_ok=True)
         for name, value in (("OFFLINE", "true"), ("AUTOINSTALL", "false"), ("CONFIG_DIR", str(folder))):
             os.environ.setdefault(f"YOLO_{name}", value)
         try:
@@ -91,13 +92,9 @@ class UltralyticsContender(Contender):
 
     def prepare(self, images: Sequence[Path], batch: int) -> None:
         self._level(read_image(images[0]))
-        files = itertools.cycle(images)
-        predictor = self._model.predictor
+        preprocess = self._model.predictor.preprocess
         self._prepared = itertools.cycle(
-            [
-                predictor.preprocess([read_image(path) for path in itertools.islice(files, batch)])
-                for _ in range(min(PREPARED, -(-len(images) // batch)))
-            ]
+            [preprocess([read_image(path) for path in paths]) for paths in different_batches(images, batch)]
         )
 
     def alone(self) -> None:
@@ -132,7 +129,9 @@ class UltralyticsContender(Contender):
         """Make random weights as much work as trained ones."""
         network, size = self._model.model, self._options["imgsz"]
         picture = self._torch.from_numpy(np.ascontiguousarray(cv2.resize(image, (size, size))[:, :, ::-1]))
-        batch = picture.permute(2, 0, 1)[None].float() / 255  # (1, 3, S, S) RGB
+        batch = (
+            picture.permute(2, 0, 1)[None].to(next(network.parameters()).device).float() / 255
+        )  # (1, 3, S, S) RGB
         network.eval()
         settle(network, lambda: network(batch))
         # Its predictor copies the network, with batch norm folded in.

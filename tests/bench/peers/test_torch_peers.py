@@ -14,6 +14,7 @@ from pycocotools import mask as coco_mask
 
 from yolact_bench.contender import Contender
 from yolact_bench.peers import levelling
+from yolact_bench.peers.common import different_batches, encode
 from yolact_bench.peers.torchvision import TorchvisionContender
 from yolact_bench.peers.ultralytics import UltralyticsContender
 from yolact_runtime.errors import UsageError, YolactError
@@ -112,7 +113,16 @@ def test_the_threshold_lets_so_many_pass(count: int, passing: int) -> None:
     assert (scores > levelling.threshold(scores)).sum() == passing
 
 
+@pytest.mark.parametrize(
+    "size, expected", [(1, ["a", "b", "c"]), (2, ["ab", "ca"]), (3, ["abc"]), (4, ["abca"])]
+)
+def test_batches_cover_the_images(size: int, expected: list[str]) -> None:
+    found = different_batches([Path(name) for name in "abc"], size)
+    assert ["".join(map(str, paths)) for paths in found] == expected
+    assert len(different_batches([Path("a")] * 50, 1)) == 8
+
+
 def test_encoding_is_that_of_pycocotools() -> None:
     masks = np.random.default_rng(0).random((3, 9, 7)) > 0.5
-    decoded = coco_mask.decode(levelling.encode(masks))
+    decoded = coco_mask.decode(encode(masks))
     np.testing.assert_array_equal(decoded, masks.transpose(1, 2, 0))
