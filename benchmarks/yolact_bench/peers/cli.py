@@ -21,7 +21,7 @@ from yolact_bench.agreement import agreement
 from yolact_bench.contender import Contender, Run
 from yolact_bench.machine import describe_machine, usable_cores
 from yolact_bench.peers.ours import OurContender
-from yolact_bench.protocol import Timing, ratios, take_turns
+from yolact_bench.protocol import Timing, take_turns
 from yolact_runtime import Engine, load_engine
 from yolact_runtime.commandline import Parser, table_console
 from yolact_runtime.commandline import run as run_command
@@ -49,7 +49,7 @@ class PeerReport:
         note: What a reader must know to compare.
         detections: Mean of an image.
         network: The network and its detection, on an image in memory.
-        network_ratio: How many times as fast as the first contender.
+        network_ratio: How many times as fast as the first contender, by medians of the rounds both ran in.
         end_to_end: Image file to run lengths.
         end_to_end_ratio: As above.
         stages: Median of each, end to end.
@@ -85,9 +85,7 @@ def compare(
     whole, found = take_turns(
         {contender.name: _over(contender, images) for contender in contenders}, seconds, runs
     )
-    network = {name: Timing.of(times) for name, times in alone.items()}
-    end_to_end = {name: Timing.of(times) for name, times in whole.items()}
-    reports = []
+    first, reports = contenders[0].name, []
     for contender in contenders:
         name = contender.name
         made = found[name]
@@ -101,10 +99,10 @@ def compare(
                 licence=getattr(contender, "licence", "MIT"),
                 note=contender.note,
                 detections=float(np.mean([one.detections for one in made])),
-                network=network[name],
-                network_ratio=ratios(network)[name],
-                end_to_end=end_to_end[name],
-                end_to_end_ratio=ratios(end_to_end)[name],
+                network=Timing.of(alone[name]),
+                network_ratio=_ratio(alone[first], alone[name]),
+                end_to_end=Timing.of(whole[name]),
+                end_to_end_ratio=_ratio(whole[first], whole[name]),
                 stages={
                     stage: 1000 * float(np.median([one.seconds[stage] for one in made]))
                     for stage in made[0].seconds
@@ -112,6 +110,11 @@ def compare(
             )
         )
     return reports
+
+
+def _ratio(first: np.ndarray, other: np.ndarray) -> float:
+    rounds = min(len(first), len(other))
+    return float(np.median(first[:rounds]) / np.median(other[:rounds]))
 
 
 def agree(first: Contender, second: Contender, images: Sequence[Path]) -> dict[str, float] | None:
@@ -324,7 +327,9 @@ def _show(
         cells = [f"{one.stages[name]:.1f}" if name in one.stages else "" for name in names]
         stages.add_row(one.name, *cells)
     console.print(stages)
-    lines = ["times: how many times as fast as the first. network: with detection, without masks."]
+    lines = [
+        "times: as fast as the first, by medians of the rounds both ran in. network: with detection, no masks."
+    ]
     lines += [
         f"{one.name}: {one.backend}; {one.network.runs} and {one.end_to_end.runs} runs"
         + (f"; {one.note}" if one.note else "")

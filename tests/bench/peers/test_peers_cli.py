@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fake_engine import FakeEngine, Found, write_image
 
@@ -66,6 +67,11 @@ def test_figures_of_two(images: list[Path]) -> None:
     assert runs > 5 and stub.seen == (["1.png", "2.png"] * runs)[:runs]
     assert second.stages == {"decode": pytest.approx(runs - 2), "network": pytest.approx(250)}
     assert set(first.stages) == {"decode", "preprocess", "network", "masks", "rle"}
+
+
+def test_ratios_compare_the_same_rounds() -> None:
+    """A quick contender leaves late: what the slow one never saw does not count."""
+    assert cli._ratio(np.array([4.0, 4.0]), np.array([1.0, 1.0, 9.0, 9.0, 9.0])) == 4
 
 
 def test_agreement_counts_what_the_second_finds_of_the_first(images: list[Path]) -> None:
