@@ -328,7 +328,7 @@ def _show(
         stages.add_row(one.name, *cells)
     console.print(stages)
     lines = [
-        "times: as fast as the first, by medians of the rounds both ran in. network: with detection, no masks."
+        "times: as fast as the first, by medians of the rounds both ran in. network: detection too, no masks."
     ]
     lines += [
         f"{one.name}: {one.backend}; {one.network.runs} and {one.end_to_end.runs} runs"
