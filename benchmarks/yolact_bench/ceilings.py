@@ -102,8 +102,8 @@ def ceilings(threads: int | None = None, fresh: bool = False) -> Ceilings:
         return before
     rates = _measured(_cpu_probes(count))
     for kind, probes in (before.probes if before else {}).items():
-        for name, rate in probes.items():
-            rates[kind][name] = max(rate, rates.setdefault(kind, {}).get(name, 0.0))
+        again = rates.setdefault(kind, {})
+        again.update({name: max(rate, again.get(name, 0.0)) for name, rate in probes.items()})
     found = _ceilings(cpu_model(), count, rates, versions)
     # Somebody else may have written meanwhile.
     write_json(path, {"schema": _SCHEMA, "ceilings": {**_read(path), key: found.to_json()}}, indent=2)

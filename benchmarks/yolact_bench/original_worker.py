@@ -29,6 +29,7 @@ import time  # noqa: E402
 import types  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
 from importlib import import_module  # noqa: E402
+from importlib.util import find_spec  # noqa: E402
 from typing import Any, TextIO  # noqa: E402
 
 import cv2  # noqa: E402
@@ -41,12 +42,10 @@ def stand_in() -> None:
     if not torch.cuda.is_available():
         torch.cuda.current_device = lambda: 0
         torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
-    for name, member in (
-        ("pyximport", "install"),
-        ("utils.cython_nms", "nms"),
-        ("matplotlib", "pyplot"),
-        ("matplotlib.pyplot", "show"),
-    ):
+    absent = [("pyximport", "install"), ("utils.cython_nms", "nms")]
+    if find_spec("matplotlib") is None:
+        absent += [("matplotlib", "pyplot"), ("matplotlib.pyplot", "show")]
+    for name, member in absent:
         module = types.ModuleType(name)
         setattr(module, member, lambda *args, **kwargs: None)
         sys.modules[name] = module
