@@ -1,9 +1,7 @@
-"""A checkout of the original implementation as a peer: in a process of its own, on our images and weights."""
+"""Training steps of a checkout of the original, on our images and weights."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -14,11 +12,11 @@ from yolact.config import Config
 from yolact.data.coco import CocoDataset
 from yolact.data.segmentation import to_mask
 from yolact.model import Yolact
-from yolact_runtime.errors import YolactError
+from yolact_bench.checkout_process import CheckoutProcess
 
 
-class OriginalTraining:
-    """Training steps of the original; a context manager that ends its process.
+class OriginalTraining(CheckoutProcess):
+    """Training steps of the original.
 
     Args:
         checkout: Folder of github.com/dbolya/yolact.
@@ -30,7 +28,7 @@ class OriginalTraining:
         device: Where.
 
     Raises:
-        YolactError: no checkout, or it does not start; says what it wrote last.
+        YolactError: no checkout.
     """
 
     def __init__(
@@ -43,40 +41,19 @@ class OriginalTraining:
         folder: Path,
         device: torch.device,
     ) -> None:
-        if not (checkout / "layers" / "modules" / "multibox_loss.py").is_file():
-            raise YolactError(f"--original {checkout}: not a checkout of github.com/dbolya/yolact")
-        case, weights, self._words = folder / "case.npz", folder / "weights.pth", folder / "stderr.txt"
+        case, weights = folder / "case.npz", folder / "weights.pth"
         _write_case(case, dataset, count, freeze_bn, model.config)
         torch.save(model.state_dict(), weights)
-        script = Path(__file__).with_name("original_worker.py")
         name = f"{model.config.name}_config"
-        with self._words.open("wb") as errors:
-            self._process = subprocess.Popen(
-                [sys.executable, script, checkout.resolve(), name, case, weights, str(device), str(count)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                cwd=checkout,
-                text=True,
-            )
+        super().__init__(checkout, "train", [name, case, weights, str(device), str(count)], folder)
 
     def step(self) -> float:
-        """One step; returns its loss."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        try:
-            self._process.stdin.write("step\n")
-            self._process.stdin.flush()
-            return float(self._process.stdout.readline())
-        except (BrokenPipeError, ValueError):
-            last = self._words.read_text(errors="replace").strip().splitlines()[-1:]
-            raise YolactError(f"the original ended: {last[0] if last else 'no message'}") from None
+        """One step; returns its loss.
 
-    def __enter__(self) -> OriginalTraining:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._process.kill()
-        self._process.wait()
+        Raises:
+            YolactError: it does not start, or ended; says what it wrote last.
+        """
+        return float(self.ask("step"))
 
 
 def _write_case(path: Path, dataset: CocoDataset, count: int, freeze_bn: bool, config: Config) -> None:

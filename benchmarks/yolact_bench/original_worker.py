@@ -1,38 +1,61 @@
-"""Training steps of a checkout of github.com/dbolya/yolact, run as a script in a process of its own.
+"""Work of a checkout of github.com/dbolya/yolact, run as a script in a process of its own.
 
-    original_worker.py CHECKOUT CONFIG CASE.npz WEIGHTS.pth DEVICE BATCH
+    original_worker.py CHECKOUT train CONFIG CASE.npz WEIGHTS.pth DEVICE BATCH
+    original_worker.py CHECKOUT infer SETTINGS
 
-Its modules are called `yolact`, `data` and `utils`, so nothing of ours may be imported beside them. For each
-line read it makes a step on the case and writes the loss in a line.
+`train` makes a training step on the case for each line read, and writes the loss in a line. `infer` takes
+JSON {"config", "weights", "device", "threads", "input_size", "categories": id of each class}, then for each
+line one of these, and answers each in a line of JSON:
+
+    {"prepare": [paths]}            decode and resize them, for                     {}
+    {"alone": true}                 network and detection on the next of these     {}
+    {"run": path}                   file to run lengths            {"seconds": {stage: s}, "detections"}
+    {"run": path, "image_id": n}    the same, with {"results": COCO entries}
+
+Its modules are called `yolact`, `data` and `utils`, so nothing of ours may be imported beside them.
 """
 
 from __future__ import annotations
 
 import sys
-import types
-from importlib import import_module
-from typing import Any
 
-import numpy as np
-import torch
+# The folder of this script, whose modules would hide others of the same name.
+sys.path[0] = sys.argv[1] if __name__ == "__main__" else sys.path[0]
+
+import functools  # noqa: E402
+import itertools  # noqa: E402
+import json  # noqa: E402
+import time  # noqa: E402
+import types  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
+from importlib import import_module  # noqa: E402
+from importlib.util import find_spec  # noqa: E402
+from typing import Any, TextIO  # noqa: E402
+
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
 
 
 def stand_in() -> None:
-    """What the checkout asks for when it is imported, and does not need for training."""
+    """What the checkout asks for, and does not need for what is done here."""
     if not torch.cuda.is_available():
         torch.cuda.current_device = lambda: 0
-    for name, member in (("pyximport", "install"), ("utils.cython_nms", "nms")):
+        torch.Tensor.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
+    absent = [("pyximport", "install"), ("utils.cython_nms", "nms")]
+    if find_spec("matplotlib") is None:
+        absent += [("matplotlib", "pyplot"), ("matplotlib.pyplot", "show")]
+    for name, member in absent:
         module = types.ModuleType(name)
         setattr(module, member, lambda *args, **kwargs: None)
         sys.modules[name] = module
+    # Checkpoints hold tensors only; any other content is refused.
+    torch.load = functools.partial(torch.load, map_location="cpu", weights_only=True)
 
 
-def main() -> None:
+def train(arguments: list[str], answers: TextIO) -> None:
     """Serve steps until the input ends."""
-    checkout, config, case_file, weights, device, batch = sys.argv[1:]
-    answers, sys.stdout = sys.stdout, sys.stderr  # what the checkout prints is no answer
-    sys.path[0] = checkout
-    stand_in()
+    config, case_file, weights, device, batch = arguments
     case = np.load(case_file)
     settings = import_module("data.config")
     cfg = settings.cfg
@@ -62,6 +85,119 @@ def main() -> None:
         if torch.isfinite(loss).item():
             optimizer.step()
         print(loss.item(), file=answers, flush=True)
+
+
+class Inference:
+    """The original's evaluation of one image after another, with the clock read where a stage ends.
+
+    Args:
+        settings: As given to `infer`.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        torch.set_num_threads(settings["threads"])
+        cv2.setNumThreads(settings["threads"])
+        config = import_module("data.config")
+        config.set_cfg(settings["config"])
+        config.cfg.num_classes = len(settings["categories"]) + 1
+        config.cfg.max_size = settings["input_size"]
+        config.cfg.mask_proto_debug = False
+        self.device = torch.device(settings["device"])
+        self.evaluation = import_module("eval")
+        self.evaluation.coco_cats.update(enumerate(settings["categories"]))
+        self.transform = self.evaluation.FastBaseTransform()
+        net = self.evaluation.Yolact()
+        net.load_weights(settings["weights"])
+        net.eval()
+        net.to(self.device)
+        net.detect.use_fast_nms = True  # what its eval.py does by default
+        detect = net.detect
+
+        def watched(*arguments: Any) -> Any:
+            self.mark("network")
+            found = detect(*arguments)
+            self.mark("detect")
+            return found
+
+        net.detect = watched
+        self.net = net
+        self.times: dict[str, float] = {}
+        self.last = 0.0
+        self.prepared: Iterator[torch.Tensor] = iter(())
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Do what a line asks for."""
+        if "prepare" in request:
+            batches = [self.transform(self.frame(_read(path))) for path in request["prepare"]]
+            self.prepared = itertools.cycle(batches)
+            return {}
+        if "alone" in request:
+            self.net(next(self.prepared))
+            self.mark("network")
+            return {}
+        detections = self.run(request["run"], request.get("image_id", 0))
+        found = {"seconds": self.times, "detections": len(detections.mask_data)}
+        if "image_id" in request:
+            pairs = zip(detections.bbox_data, detections.mask_data, strict=True)
+            found["results"] = [{**box, **mask} for box, mask in pairs]
+        return found
+
+    def frame(self, image: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(image).to(self.device).float().unsqueeze(0)  # (1, H, W, 3) BGR
+
+    def run(self, path: str, image_id: int) -> Any:
+        """As eval.py's `evalimage`, and then as it makes COCO results."""
+        self.times, self.last = {}, time.perf_counter()
+        image = _read(path)
+        self.mark("decode")
+        batch = self.transform(self.frame(image))
+        self.mark("preprocess")
+        height, width = image.shape[:2]
+        classes, scores, boxes, masks = self.evaluation.postprocess(self.net(batch), width, height)
+        self.mark("masks")
+        detections = self.evaluation.Detections()
+        if len(classes):
+            box_scores, mask_scores = scores if isinstance(scores, list) else (scores, scores)
+            lists = [x.cpu().numpy().astype(float).tolist() for x in (box_scores, mask_scores)]
+            boxes, masks, classes = boxes.cpu().numpy(), masks.cpu().numpy(), classes.cpu().numpy().tolist()
+            for label, box, mask, box_score, mask_score in zip(classes, boxes, masks, *lists, strict=True):
+                if (box[3] - box[1]) * (box[2] - box[0]) > 0:
+                    detections.add_bbox(image_id, label, box, box_score)
+                    detections.add_mask(image_id, label, mask, mask_score)
+        self.mark("rle")
+        return detections
+
+    def mark(self, stage: str) -> None:
+        """A stage ends now."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.times[stage] = now - self.last
+        self.last = now
+
+
+def _read(path: str) -> np.ndarray:
+    """(H, W, 3) uint8 BGR."""
+    image = cv2.imread(path)
+    if image is None:
+        raise SystemExit(f"cannot read image {path}")
+    return image
+
+
+@torch.no_grad()
+def infer(arguments: list[str], answers: TextIO) -> None:
+    """Answer requests until the input ends."""
+    inference = Inference(json.loads(arguments[0]))
+    for line in sys.stdin:
+        print(json.dumps(inference.answer(json.loads(line))), file=answers, flush=True)
+
+
+def main() -> None:
+    """Work until the input ends."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # what the checkout prints is no answer
+    _, task, *arguments = sys.argv[1:]
+    stand_in()
+    {"train": train, "infer": infer}[task](arguments, answers)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,28 @@
+"""How far two implementations find the same instances."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+
+def agreement(first: dict[str, Any], second: dict[str, Any]) -> tuple[int, float]:
+    """How far two results of an image are the same.
+
+    Returns:
+        How many instances of the first have one of the second of their class with mask IoU above 0.9,
+        and the mean mask IoU of these.
+    """
+    matched = []
+    for label in np.unique(np.asarray(first["classes"])):
+        ours = [rle for rle, c in zip(first["rles"], first["classes"], strict=True) if c == label]
+        theirs = [rle for rle, c in zip(second["rles"], second["classes"], strict=True) if c == label]
+        if theirs:
+            iou = np.asarray(coco_mask.iou(ours, theirs, [0] * len(theirs)))
+            # Two empty masks are the same, though their IoU is 0 / 0.
+            empty = np.asarray(coco_mask.area(ours))[:, None] + np.asarray(coco_mask.area(theirs)) == 0
+            best = np.where(empty, 1.0, iou).max(axis=1)
+            matched += best[best > 0.9].tolist()
+    return len(matched), float(np.mean(matched)) if matched else 0.0

@@ -1,0 +1,195 @@
+"""The work that ceilings are measured with, library by library; a missing library gives none.
+
+A probe may be run until the next one is asked for.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from yolact_runtime.errors import YolactError, first_line
+
+if TYPE_CHECKING:
+    from yolact_bench.ceilings import Probe
+
+log = logging.getLogger(__name__)
+
+SIDE = 1024  # of square matrices
+GPU_SIDE = 8192
+CHANNELS, CELLS = 256, 64  # of a convolution as large as one of the pyramid's
+
+
+def numpy_probes(threads: int, size: int) -> Iterator[Probe]:
+    """Memory, by NumPy in threads of ours: it holds no lock while it copies."""
+    source, target = np.ones(size // 4, np.float32), np.zeros(size // 4, np.float32)
+    shares = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
+    with ThreadPoolExecutor(threads) as pool:
+        yield (
+            "bandwidth",
+            "NumPy copy",
+            2 * size,
+            lambda: list(pool.map(np.copyto, *zip(*shares, strict=True))),
+        )
+
+
+def torch_probes(threads: int, size: int) -> Iterator[Probe]:
+    """Matrix products and memory, by PyTorch on the CPU.
+
+    Args:
+        threads: To use while these run.
+        size: Bytes of an array to measure bandwidth with.
+    """
+    try:
+        import torch
+    except ImportError:
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for kind in (torch.float32, torch.bfloat16):
+            a, b = (torch.rand(SIDE, SIDE).to(kind) for _ in range(2))
+            name = str(kind).removeprefix("torch.")
+            yield name, "PyTorch matmul", 2 * SIDE**3, partial(torch.mm, a, b)
+        source, target, third = (torch.ones(size // 4) for _ in range(3))
+        yield "bandwidth", "PyTorch copy", 2 * size, partial(target.copy_, source)
+        yield "bandwidth", "PyTorch triad", 3 * size, partial(torch.add, source, third, alpha=2.0, out=target)
+    finally:
+        torch.set_num_threads(before)
+
+
+def ort_probes(threads: int) -> Iterator[Probe]:
+    """Matrix products and convolutions, by ONNX Runtime on the CPU."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    for kind, name, operations, model, feed in _models():
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        yield kind, f"ONNX Runtime {name}", operations, partial(session.run, None, feed)
+
+
+def openvino_probes(threads: int) -> Iterator[Probe]:
+    """The same models by OpenVINO on the CPU, and the float ones in bfloat16 where the CPU has it."""
+    try:
+        import openvino
+    except ImportError:
+        return
+    core = openvino.Core()
+    hints = {"float32": "f32", "bfloat16": "bf16"}
+    for kind, name, operations, model, feed in _models():
+        kinds = ("float32", "bfloat16") if kind == "float32" else (kind,)
+        for delivered in kinds:
+            if delivered == "bfloat16" and "BF16" not in core.get_property(
+                "CPU", "OPTIMIZATION_CAPABILITIES"
+            ):
+                continue
+            settings = {
+                "INFERENCE_NUM_THREADS": threads,
+                "INFERENCE_PRECISION_HINT": hints.get(delivered, "f32"),
+                "PERFORMANCE_HINT": "LATENCY",
+            }
+            try:
+                compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", settings)
+            except RuntimeError as error:
+                log.debug("OpenVINO does not take %s in %s: %s", name, delivered, first_line(error))
+                continue
+            yield (
+                delivered,
+                f"OpenVINO {name}",
+                operations,
+                partial(compiled.create_infer_request().infer, feed),
+            )
+
+
+def gpu_probes() -> Iterator[Probe]:
+    """Matrix products by PyTorch on the first GPU; float32 without TensorFloat-32.
+
+    Raises:
+        YolactError: PyTorch finds no GPU.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise YolactError("PyTorch finds no CUDA device here; install a build of it with CUDA")
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+    def timed(product: Callable[[], object]) -> None:
+        product()
+        torch.cuda.synchronize()
+
+    for kind in (torch.float32, torch.float16, torch.bfloat16):
+        a, b = (torch.rand(GPU_SIDE, GPU_SIDE, device="cuda").to(kind) for _ in range(2))
+        product: Callable[[], object] = partial(torch.mm, a, b)
+        yield str(kind).removeprefix("torch."), "PyTorch matmul", 2 * GPU_SIDE**3, partial(timed, product)
+    a, b = (torch.ones(GPU_SIDE, GPU_SIDE, dtype=torch.int8, device="cuda") for _ in range(2))
+    try:
+        torch._int_mm(a, b)
+    except RuntimeError as error:  # older cards
+        log.info("no int8 matrix product by PyTorch on this GPU: %s", first_line(error))
+        return
+    yield "int8", "PyTorch matmul", 2 * GPU_SIDE**3, partial(timed, partial(torch._int_mm, a, b))
+
+
+def _models() -> Iterator[tuple[str, str, int, onnx.ModelProto, dict[str, np.ndarray]]]:
+    """Type, name, operations, graph and input of each small model."""
+    random = np.random.default_rng(0)
+    for quantised, (name, kernel) in itertools.product((False, True), (("1x1", 1), ("3x3", 3))):
+        weight = random.standard_normal((CHANNELS, CHANNELS, kernel, kernel), np.float32)
+        x = random.standard_normal((1, CHANNELS, CELLS, CELLS), np.float32)
+        operations = 2 * CHANNELS**2 * kernel**2 * CELLS**2
+        model = _graph(x, weight, "Conv", quantised, pads=[kernel // 2] * 4)
+        yield "int8" if quantised else "float32", f"{name} convolution", operations, model, {"x": x}
+    for quantised in (False, True):
+        weight, x = (random.standard_normal((SIDE, SIDE), np.float32) for _ in range(2))
+        model = _graph(x, weight, "MatMul", quantised)
+        yield "int8" if quantised else "float32", "matmul", 2 * SIDE**3, model, {"x": x}
+
+
+def _graph(
+    x: np.ndarray, weight: np.ndarray, operator: str, quantised: bool, **attributes: Any
+) -> onnx.ModelProto:
+    """x times a weight; quantised as this project's int8 graphs: unsigned data behind a ReLU."""
+    nodes, weights = [], [numpy_helper.from_array(weight, "w")]
+    data, by = "x", "w"
+    if quantised:
+        scale = np.array(float(np.abs(weight).max()) / 127, np.float32)
+        weights = [
+            numpy_helper.from_array((weight / scale).round().astype(np.int8), "w8"),
+            numpy_helper.from_array(scale, "ws"),
+            numpy_helper.from_array(np.array(0, np.int8), "wz"),
+            numpy_helper.from_array(np.array(np.abs(x).max() / 255, np.float32), "xs"),
+            numpy_helper.from_array(np.array(0, np.uint8), "xz"),
+        ]
+        nodes = [
+            helper.make_node("Relu", ["x"], ["r"]),
+            helper.make_node("QuantizeLinear", ["r", "xs", "xz"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "xs", "xz"], ["d"]),
+            helper.make_node("DequantizeLinear", ["w8", "ws", "wz"], ["w"]),
+        ]
+        data = "d"
+    nodes.append(helper.make_node(operator, [data, by], ["p" if quantised else "y"], **attributes))
+    if quantised:  # ONNX Runtime takes its integer convolution only between two pairs
+        nodes.append(helper.make_node("QuantizeLinear", ["p", "xs", "xz"], ["pq"]))
+        nodes.append(helper.make_node("DequantizeLinear", ["pq", "xs", "xz"], ["y"]))
+    graph = helper.make_graph(
+        nodes,
+        "probe",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        weights,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

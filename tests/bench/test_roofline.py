@@ -1,0 +1,225 @@
+"""Counts against sums done by hand, PyTorch's own counter, and the shapes that ONNX Runtime really makes."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from torch.utils.flop_counter import FlopCounterMode
+
+from yolact.model import Yolact
+from yolact.registry import get_config
+from yolact_bench import roofline as module
+from yolact_bench.ceilings import Ceilings
+from yolact_bench.graph_shapes import at_batch
+from yolact_bench.graph_work import Work, count_work
+from yolact_bench.roofline import Roofline, roofline
+from yolact_export.onnx import OnnxOptions, write_onnx
+from yolact_runtime.errors import UsageError, YolactError
+
+NOW = datetime.now(timezone.utc).isoformat()
+LIMITS = Ceilings("made", 1, {"float32": 1e9, "int8": 4e9}, {}, 1e9, NOW)
+
+
+def tensor(name: str, shape: tuple[object, ...], kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def model(nodes, inputs, outputs, weights) -> onnx.ModelProto:
+    held = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, "made", inputs, outputs, held)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def residual(batch: object = "batch") -> onnx.ModelProto:
+    """A 3x3 convolution with ReLU, and a 1x1 whose result is added to it: images of 8 x 8."""
+    random = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["a"], name="/model/backbone/conv1/Conv", pads=[1] * 4),
+        helper.make_node("Relu", ["a"], ["r"], name="/model/backbone/Relu"),
+        helper.make_node("Conv", ["r", "v"], ["c"], name="/model/fpn/Conv"),
+        helper.make_node("Add", ["c", "r"], ["s"], name="/model/fpn/Add"),
+        helper.make_node("Reshape", ["s", "flat"], ["y"], name="/model/fpn/Reshape"),
+    ]
+    weights = {
+        "w": random.standard_normal((4, 3, 3, 3)).astype(np.float32),
+        "b": np.zeros(4, np.float32),
+        "v": random.standard_normal((4, 4, 1, 1)).astype(np.float32),
+        "flat": np.array([0, -1], np.int64),
+    }
+    return model(nodes, [tensor("x", (batch, 3, 8, 8))], [tensor("y", (batch, 256))], weights)
+
+
+@given(st.integers(1, 5))
+def test_counts_done_by_hand(batch: int) -> None:
+    work = count_work(residual(), batch)
+    image, features = 4 * batch * 3 * 64, 4 * batch * 4 * 64  # bytes
+    weights = 4 * (4 * 3 * 9 + 4 + 4 * 4)
+    operations = {"float32": 2 * batch * 64 * (4 * 3 * 9 + 4 * 4)}
+    assert Work.sum(node.work for node in work.unfused) == Work(
+        operations, weights, image + 4 * features, 4 * features
+    )
+    # Two kernels: the first writes what both the second and its addition read, once.
+    assert [node.name for node in work.fused] == ["/model/backbone/conv1/Conv", "/model/fpn/Conv"]
+    assert [node.part for node in work.fused] == ["backbone", "fpn"]
+    assert Work.sum(node.work for node in work.fused) == Work(
+        operations, weights, image + features, 2 * features
+    )
+    assert work.floor == Work(operations, weights, image, features)
+    assert work.unknown == ()
+
+
+def test_quantised_tensors_are_moved_as_integers() -> None:
+    """uint8 data, int8 weights, and float only where the result leaves the graph."""
+    scale, zero, signed = np.array(0.1, np.float32), np.array(0, np.uint8), np.array(0, np.int8)
+    pair = [["q", "s", "z"], ["d"]]
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("QuantizeLinear", ["r", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", *pair),
+        helper.make_node("DequantizeLinear", ["w8", "s", "z8"], ["w"]),
+        helper.make_node("Conv", ["d", "w"], ["y"]),
+    ]
+    weights = {"w8": np.ones((4, 3, 1, 1), np.int8), "s": scale, "z": zero, "z8": signed}
+    graph = model(nodes, [tensor("x", (1, 3, 8, 8))], [tensor("y", (1, 4, 8, 8))], weights)
+    work = count_work(graph, 1)
+    relu, convolution = work.fused
+    assert convolution.work == Work({"int8": 2 * 64 * 12}, 12, 3 * 64, 4 * 4 * 64)
+    assert (relu.work.read, relu.work.written) == (4 * 3 * 64, 3 * 64)
+
+
+def test_what_is_picked_and_what_only_changes_shape() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("Unsqueeze", ["c", "axis"], ["u"]),
+        helper.make_node("Gather", ["u", "one"], ["y"], axis=2),
+    ]
+    weights = {"w": np.ones((4, 3, 1, 1), np.float32), "axis": np.array([0]), "one": np.array(1)}
+    graph = model(nodes, [tensor("x", (1, 3, 8, 8))], [tensor("y", (1, 1, 8, 8))], weights)
+    _, gather = count_work(graph, 1).unfused
+    assert (gather.operator, gather.work.read, gather.work.written) == ("Gather", 4 * 64, 4 * 64)
+
+
+@pytest.fixture(scope="module")
+def network() -> Yolact:
+    torch.manual_seed(0)
+    return Yolact(get_config("yolact_tiny")).eval()
+
+
+@pytest.fixture(scope="module")
+def exported(network: Yolact, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("roofline") / "tiny.onnx"
+    write_onnx(network, path, OnnxOptions(max_batch=4))
+    return path
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_operations_are_those_that_pytorch_counts(network: Yolact, exported: Path, batch: int) -> None:
+    size = network.config.model.input_size
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(batch, 3, size, size))
+    found = roofline(exported, batch)
+    assert found.operations == {"float32": counter.get_total_flops()}
+    by_module = counter.get_flop_counts()
+    for part, name in (("backbone", "backbone"), ("fpn", "fpn"), ("protonet", "proto_net")):
+        expected = sum(by_module[f"Yolact.{name}"].values())
+        assert sum(found.parts()[part][0].operations.values()) == expected
+
+
+@pytest.mark.parametrize("name, giga", [("yolact_resnet50", 118.28), ("yolact_base", 164.68)])
+def test_the_figures_quoted_in_the_documentation(name: str, giga: float) -> None:
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        Yolact(get_config(name)).eval()(torch.zeros(1, 3, 550, 550))
+    assert counter.get_total_flops() / 1e9 == pytest.approx(giga, abs=0.01)
+
+
+def test_shapes_are_those_that_onnx_runtime_makes(exported: Path) -> None:
+    original = onnx.load(exported)
+    described = {v.name: v.type.tensor_type for v in at_batch(original, 2).graph.value_info}
+    made = [name for node in original.graph.node for name in node.output if name in described]
+    assert len(made) > 300
+    del original.graph.output[:]
+    original.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(original.SerializeToString(), options, ["CPUExecutionProvider"])
+    shape = [2, *session.get_inputs()[0].shape[1:]]
+    values = session.run(made, {session.get_inputs()[0].name: np.zeros(shape, np.uint8)})
+    for name, value in zip(made, values, strict=True):
+        kind = described[name]
+        assert [size.dim_value for size in kind.shape.dim] == list(value.shape), name
+        assert helper.tensor_dtype_to_np_dtype(kind.elem_type) == value.dtype, name
+
+
+def test_an_operator_nobody_knows_is_named_and_not_counted() -> None:
+    graph = residual()
+    graph.graph.node.append(helper.make_node("Mystery", ["s"], ["m"], name="odd", domain="far.away"))
+    graph.opset_import.append(helper.make_opsetid("far.away", 1))
+    assert count_work(graph, 1).unknown == ("odd",)
+
+
+def test_what_cannot_be_counted_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="batch is 2, but the graph is for 1"):
+        count_work(residual(1), 2)
+    with pytest.raises(UsageError, match="batch is 0; it must be 1 or more"):
+        count_work(residual(), 0)
+    relu = model([helper.make_node("Relu", ["x"], ["y"])], [tensor("x", (1, 3))], [tensor("y", (1, 3))], {})
+    with pytest.raises(YolactError, match="no convolution or matrix product"):
+        count_work(relu, 1)
+    (tmp_path / "text.onnx").write_text("hello")
+    with pytest.raises(YolactError, match=r"text\.onnx is damaged or not an ONNX file"):
+        roofline(tmp_path / "text.onnx")
+
+
+def test_times_under_made_ceilings() -> None:
+    found = Roofline(Path("made.onnx"), count_work(residual(), 1))
+    operations, moved = 2 * 64 * 124, 4 * (3 * 64 + 4 * 64 + 128)
+    reached = found.reached(LIMITS, measured_ms=1.0)
+    assert reached.compute_ms == pytest.approx(operations / 1e6)
+    assert reached.memory_ms == pytest.approx(moved / 1e6)
+    assert reached.floor_ms == max(reached.compute_ms, reached.memory_ms)
+    # The first kernel is limited by its operations, the second by its bytes: 16 weights, 4 features twice.
+    assert reached.kernels_ms == pytest.approx((2 * 64 * 108 + 4 * (16 + 2 * 4 * 64)) / 1e6)
+    assert reached.share == pytest.approx(reached.floor_ms)
+    assert found.reached(LIMITS).share is None
+    assert found.reached(LIMITS, precision="int8").compute_ms == pytest.approx(operations / 4e6)
+    with pytest.raises(UsageError, match="precision is 'fp8'; allowed: fp32, bf16, fp16, int8"):
+        found.reached(LIMITS, precision="fp8")
+    with pytest.raises(UsageError, match="measured_ms is 0"):
+        found.reached(LIMITS, 0)
+    with pytest.raises(YolactError, match="no ceiling for float32 was measured on made"):
+        found.reached(Ceilings("made", 1, {}, {}, 1e9, NOW))
+
+
+def test_a_type_without_a_ceiling_is_computed_in_float32() -> None:
+    work = count_work(residual(), 1)
+    half = Work({"float16": 10**9})
+    found = Roofline(Path("half.onnx"), type(work)(1, (), (), half, ()))
+    assert found.reached(LIMITS).compute_ms == pytest.approx(1000)
+
+
+def test_command(exported: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(module, "ceilings", lambda threads, fresh: LIMITS)
+    path = tmp_path / "roofline.json"
+    options = ["--onnx", str(exported), "--batch", "2", "--measured-ms", "1000", "--json", str(path)]
+    assert module.main(options) == 0
+    out = capsys.readouterr().out
+    for word in ("preprocessing", "backbone", "fpn", "protonet", "head", "detection", "of the roofline"):
+        assert word in out
+    figures = json.loads(path.read_text())
+    assert figures["batch"] == 2
+    assert figures["operations"] == roofline(exported, 2).operations
+    assert figures["bytes"]["unfused"] >= figures["bytes"]["fused"] >= figures["bytes"]["floor"]
+    assert figures["reached"]["measured_ms"] == 1000
+    assert module.main(["--onnx", str(tmp_path / "none.onnx")]) == 1
+    assert "none.onnx does not exist" in capsys.readouterr().err
