@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 
 from yolact_runtime.commandline import Parser, run
-from yolact_runtime.engine import Engine, load_engine
+from yolact_runtime.engine_options import add_engine_options, open_engine
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.outputs import Outputs, OverlayTarget, check_outputs, open_outputs
 from yolact_runtime.pipeline import PipelineSettings, Tally, run_pipeline
@@ -42,26 +42,10 @@ def build_parser() -> Parser:
     add("--top-k", default=15, type=int, help="most detections per image")
     add("--annotations", type=Path, metavar="FILE",
         help="COCO file with the images' ids, found by file name; otherwise numbered from 1")  # fmt: skip
-    _add_engine_options(parser)
+    add_engine_options(parser)
     _add_output_options(parser)
     _add_pipeline_options(parser)
     return parser
-
-
-def _add_engine_options(parser: Parser) -> None:
-    add = parser.add_argument_group("engine").add_argument
-    add("--engine", "--trained-model", required=True, help="an .onnx or .xml file, a checkpoint or a name")
-    add("--providers", nargs="+", metavar="NAME",
-        help="ONNX Runtime providers, best first (after SOURCE): cuda cpu")  # fmt: skip
-    add("--threads", type=int, metavar="N", help="CPU threads")
-    add(
-        "--streams",
-        default="auto",
-        type=_streams,
-        metavar="N|auto",
-        help="calls of the engine at the same time",
-    )
-    add("--config", help="configuration of a checkpoint that does not name its own")
 
 
 def _add_output_options(parser: Parser) -> None:
@@ -89,6 +73,8 @@ def _add_pipeline_options(parser: Parser) -> None:
         help="an image waits at most this long for its batch to fill")  # fmt: skip
     add("--workers", type=int, metavar="N",
         help="threads that read images, and as many that make masks; by default half the cores")  # fmt: skip
+    add("--streams", default="auto", type=_streams, metavar="N|auto",
+        help="calls of the engine at the same time; auto: as many as its backend gains by")  # fmt: skip
     add("--drop-late", action=argparse.BooleanOptionalAction, default=None,
         help="leave out frames that come too fast; by default for cameras only")  # fmt: skip
 
@@ -114,7 +100,7 @@ def infer(args: argparse.Namespace) -> int:
     ids = ImageIds(args.annotations) if args.annotations else None
     check_outputs(args, target, source)
     tally = Tally()
-    with _open_engine(args) as engine:
+    with open_engine(args, streams=args.streams) as engine:
         meta = engine.metadata
         if ids:
             for sentence in ids.contradictions(meta.category_ids, meta.class_names):
@@ -156,13 +142,6 @@ def _settings(args: argparse.Namespace) -> PipelineSettings:
         top_k=args.top_k,
         drop_late=args.drop_late,
     )
-
-
-def _open_engine(args: argparse.Namespace) -> Engine:
-    options = {"providers": args.providers, "threads": args.threads, "config": args.config}
-    if args.streams != "auto":
-        options["streams"] = args.streams
-    return load_engine(args.engine, **{k: v for k, v in options.items() if v is not None})
 
 
 def _sources(args: argparse.Namespace) -> tuple[list[str], OverlayTarget]:

@@ -174,7 +174,7 @@ def test_an_engine_that_is_none(place, capsys):
 @pytest.mark.parametrize("option", ["--output", "--json"])
 def test_a_place_that_cannot_be_written_is_found_first(place, option, capsys, monkeypatch):
     Path("file").touch()
-    monkeypatch.setattr(cli, "_open_engine", lambda args: pytest.fail("the work began"))
+    monkeypatch.setattr(cli, "open_engine", lambda args, streams: pytest.fail("the work began"))
     target = "file" if option == "--output" else "file/x.json"
     assert infer("photos", option, target) == 1
     assert "cannot write to folder file" in capsys.readouterr().err
