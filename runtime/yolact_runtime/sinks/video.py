@@ -1,0 +1,284 @@
+"""Videos with the instances drawn in."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.files import atomic_path
+from yolact_runtime.frames import Frame, Sink
+from yolact_runtime.results import Result
+from yolact_runtime.sinks.audio import AudioCopy
+from yolact_runtime.sources.libav import (
+    from_bgr,
+    load_av,
+    moving_pictures,
+    open_video,
+    period_of,
+    reason,
+    to_bgr,
+)
+
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
+
+log = logging.getLogger(__name__)
+
+# Containers that take H.264 and that players know; anything else becomes an MP4.
+_KEPT_SUFFIXES = (".m4v", ".mkv", ".mov", ".mp4")
+_TIME_BASE = Fraction(1, 90_000)
+_ENCODERS = ("libx264", "libopenh264", "mpeg4")
+# Sound past the last picture is kept if the pictures came to within this many seconds of their end.
+_END = 1.0
+
+
+@dataclass(frozen=True)
+class VideoSettings:
+    """How pictures are encoded.
+
+    Attributes:
+        crf: Constant quality of x264, 0..51: 0 is best, 18 hard to tell from the original, 28 small.
+        preset: x264's trade of time for size, `ultrafast` to `veryslow`.
+    """
+
+    crf: int = 20
+    preset: str = "veryfast"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.crf <= 51:
+            raise UsageError(f"the quality (crf) of a video is {self.crf}; it must be in 0..51")
+
+
+class VideoSink(Sink):
+    """One annotated video a source: `clip.mp4` becomes `FOLDER/clip.mp4`, a camera `FOLDER/rtsp_host_1.mkv`.
+
+    Frames without a time are images and left to other sinks. Each file is written under a temporary name and
+    renamed when the next video begins or at `close`, which also an interrupted run comes to.
+
+    Attributes:
+        outputs: The files that are finished.
+    """
+
+    def __init__(
+        self, folder: str | Path, settings: VideoSettings | None = None, keep: Iterable[str | Path] = ()
+    ) -> None:
+        """Nothing is written before the first frame.
+
+        Args:
+            folder: Where the videos go; made if missing.
+            settings: Quality and speed.
+            keep: Files that are never written over, such as the sources.
+
+        Raises:
+            YolactError: PyAV is missing.
+        """
+        load_av()
+        self.outputs: list[Path] = []
+        self._folder = Path(folder)
+        self._settings = settings or VideoSettings()
+        self._taken = {Path(path).resolve() for path in keep}
+        self._writer: _Writer | None = None
+
+    def prepare(self, frame: Frame, image: np.ndarray, result: Result) -> Any:
+        """Draw, and convert to what the encoder takes; None for an image."""
+        if frame.time is None:
+            return None
+        return from_bgr(result.draw(image))
+
+    def write(self, frame: Frame, prepared: Any) -> None:
+        """Encode a frame, and copy the sound up to it.
+
+        Raises:
+            YolactError: the file cannot be written; it is removed.
+        """
+        if prepared is None:
+            return
+        if self._writer is not None and self._writer.source != frame.path:
+            self.close()
+        if self._writer is None:
+            self._writer = _Writer(frame, prepared, self._target(frame), self._settings)
+        try:
+            self._writer.add(frame, prepared)
+        except BaseException:
+            self._writer = None
+            raise
+
+    def close(self) -> None:
+        """Finish the video that is being written; it holds what came so far, and plays.
+
+        Raises:
+            YolactError: it cannot be written; it is removed.
+        """
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.finish()
+            self.outputs.append(writer.target)
+
+    def _target(self, frame: Frame) -> Path:
+        if frame.path.is_file():
+            suffix = frame.path.suffix.lower()
+            stem, suffix = frame.path.stem, suffix if suffix in _KEPT_SUFFIXES else ".mp4"
+        else:
+            # A recording without an end: Matroska can be played even if the process is killed.
+            stem = re.sub(r"[^\w.-]+", "_", frame.name.rpartition("#")[0]).strip("._") or "camera"
+            suffix = ".mkv"
+        self._taken.add(frame.path.resolve())
+        target, number = self._folder / (stem + suffix), 2
+        while target.resolve() in self._taken:
+            target = self._folder / f"{stem}_{number}{suffix}"
+            number += 1
+        self._taken.add(target.resolve())
+        return target
+
+
+class _Writer:
+    """One video file on its way to the disk."""
+
+    def __init__(self, frame: Frame, first: VideoFrame, target: Path, settings: VideoSettings) -> None:
+        av = load_av()
+        self.source = frame.path
+        self.target = target
+        self._frames = 0
+        self._last = -1  # in units of _TIME_BASE
+        self._size = (first.width, first.height)
+        self._resized = False
+        self._length = float("inf")  # of the source's pictures, in seconds
+        self._period = 1 / 25
+        self._audio: AudioCopy | None = None
+        self._stack = contextlib.ExitStack()
+        encoder = next((name for name in _ENCODERS if name in av.codecs_available), None)
+        if encoder is None:
+            raise YolactError(
+                f"cannot write {target}: this PyAV has none of the encoders {', '.join(_ENCODERS)}"
+            )
+        if encoder == "mpeg4":
+            log.warning("this PyAV has no H.264 encoder: %s is written as MPEG-4 Part 2", target)
+        with self._guarded():
+            temporary = self._stack.enter_context(atomic_path(target))
+            fast_start = {"movflags": "+faststart"} if target.suffix != ".mkv" else {}
+            self._container = self._stack.enter_context(av.open(str(temporary), "w", options=fast_start))
+            aspect = self._look_at_source()
+            self._stream = self._container.add_stream(
+                encoder, rate=Fraction(1 / self._period).limit_denominator(1001)
+            )
+            context = self._stream.codec_context
+            context.width, context.height = self._size
+            context.pix_fmt = "yuv420p"
+            context.time_base = _TIME_BASE if encoder != "mpeg4" else Fraction(1, 60_000)
+            context.colorspace, context.color_range = first.colorspace, first.color_range
+            if aspect:
+                context.sample_aspect_ratio = aspect
+            context.options = _options(encoder, settings)
+            if frame.path.is_file():
+                self._audio = AudioCopy(frame.path, self._container, target)
+                self._stack.callback(self._audio.close)
+            # The encoder opens here, so that one that cannot is an error of its own.
+            self._container.start_encoding()
+
+    def add(self, frame: Frame, picture: VideoFrame) -> None:
+        assert frame.time is not None
+        with self._guarded():
+            if (picture.width, picture.height) != self._size:
+                picture = self._fit(picture)
+            base = self._stream.codec_context.time_base
+            self._last = max(round(frame.time / base), self._last + 1)
+            picture.pts, picture.time_base = self._last, base
+            if self._audio is not None:
+                self._audio.copy(frame.time)
+            self._container.mux(self._stream.encode(picture))
+            self._frames += 1
+
+    def finish(self) -> None:
+        with self._guarded():
+            self._container.mux(self._stream.encode(None))
+            if self._audio is not None:
+                seen = self._last * float(self._stream.codec_context.time_base) + self._period
+                self._audio.copy(float("inf") if seen + _END >= self._length else seen)
+            codec = self._stream.codec_context.name
+            self._stack.close()
+        sound = f" and {', '.join(self._audio.codecs)} audio" if self._audio and self._audio.codecs else ""
+        log.info(
+            "%s: %d frames of %d x %d, %s%s",
+            self.target,
+            self._frames,
+            *self._size,
+            _plain(codec),
+            sound,
+        )
+
+    def _look_at_source(self) -> Fraction | None:
+        """Take over the frame rate, and return the shape of a pixel."""
+        if not self.source.is_file():
+            return None
+        try:
+            with open_video(self.source) as container:
+                stream = moving_pictures(container)
+                if stream is None:
+                    return None
+                self._period = period_of(stream)
+                if stream.duration is not None and stream.time_base is not None:
+                    self._length = float(stream.duration * stream.time_base)
+                elif container.duration is not None:
+                    self._length = container.duration / 1e6
+                aspect, context = stream.sample_aspect_ratio, stream.codec_context
+                if not aspect or aspect == 1:
+                    return None
+                # Turned by a quarter, where width and height have changed places.
+                turned = (context.width > context.height) != (self._size[0] > self._size[1])
+                return 1 / aspect if turned else aspect
+        except YolactError:
+            return None
+
+    def _fit(self, picture: VideoFrame) -> VideoFrame:
+        """A picture of another size than the first, scaled into its frame with black bars."""
+        if not self._resized:
+            log.warning(
+                "%s: the pictures change from %d x %d to %d x %d; they are scaled to the first size",
+                self.target, *self._size, picture.width, picture.height,
+            )  # fmt: skip
+            self._resized = True
+        width, height = self._size
+        scale = min(width / picture.width, height / picture.height)
+        inner = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        canvas = np.zeros((height, width, 3), np.uint8)
+        left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
+        canvas[top : top + inner[1], left : left + inner[0]] = cv2.resize(
+            to_bgr(picture), inner, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        )
+        return from_bgr(canvas)
+
+    @contextlib.contextmanager
+    def _guarded(self):  # type: ignore[no-untyped-def]
+        """What fails inside becomes one error, and the temporary file is removed."""
+        av = load_av()
+        try:
+            yield
+        except BaseException as error:
+            with contextlib.suppress(Exception):
+                self._stack.__exit__(type(error), error, error.__traceback__)
+            if isinstance(error, (av.FFmpegError, OSError, ValueError)):
+                raise YolactError(f"cannot write {self.target}: {reason(error)}") from error
+            raise
+
+
+def _options(encoder: str, settings: VideoSettings) -> dict[str, str]:
+    if encoder == "libx264":
+        return {"crf": str(settings.crf), "preset": settings.preset}
+    if encoder == "mpeg4":
+        # Its scale of quality is 1 (best) to 31.
+        return {"qmin": "1", "qmax": str(max(1, round(settings.crf / 51 * 31)))}
+    return {}
+
+
+def _plain(codec: str) -> str:
+    return {"libx264": "H.264", "libopenh264": "H.264", "mpeg4": "MPEG-4 Part 2"}.get(codec, codec)

@@ -1,0 +1,327 @@
+"""Cameras and network streams: frames that come by the clock."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import queue
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit, urlunsplit
+
+import cv2
+import numpy as np
+
+from yolact_runtime.errors import UsageError, YolactError, first_line
+from yolact_runtime.frames import Frame, Source
+from yolact_runtime.sources.decoder import Clock, Decoder, Orientation, Picture, orientation
+from yolact_runtime.sources.libav import MAX_PIXELS, load_av, moving_pictures, period_of, reason
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
+log = logging.getLogger(__name__)
+
+SCHEMES = ("http", "https", "rtmp", "rtmps", "rtp", "rtsp", "rtsps", "srt", "tcp", "udp")
+_DEVICE = re.compile(r"(?:camera:)?(\d{1,3})|(/dev/video\d+)", re.IGNORECASE)
+# What a stream may name in turn; files of this machine are not among it.
+_PROTOCOLS = "crypto,data,hls,http,httpproxy,https,rtmp,rtmps,rtp,rtsp,srt,srtp,tcp,tls,udp"
+# Beyond a driver's own time limits, after which it is given up.
+_PATIENCE = 10.0
+
+
+def is_camera(text: str) -> bool:
+    """Whether `text` names a camera or stream: `0`, `camera:0`, `/dev/video0`, or an address such as `rtsp://host/1`.
+
+    A number is a file where a file has that name.
+    """
+    if _DEVICE.fullmatch(text):
+        return not (text.isdigit() and Path(text).exists())
+    scheme, separator, rest = text.partition("://")
+    return bool(separator and rest) and scheme.lower() in SCHEMES
+
+
+def without_secrets(address: str) -> str:
+    """An address for eyes and logs: no user, no password, no query."""
+    if "://" not in address:
+        return address
+    try:
+        parts = urlsplit(address)
+        host = parts.netloc.rpartition("@")[2]
+    except ValueError:
+        return address.partition("://")[0] + "://..."
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+@dataclass(frozen=True)
+class CameraSettings:
+    """How long to wait for a camera.
+
+    Attributes:
+        open_timeout: Seconds until a connection must stand.
+        read_timeout: Seconds without data after which a connection is lost.
+        attempts: How often a lost connection is tried again before giving up.
+        delay: Seconds before the first of these attempts; doubled before each further one, up to 30 s.
+        steady: A connection that lasted this many seconds gets all attempts anew.
+    """
+
+    open_timeout: float = 10.0
+    read_timeout: float = 10.0
+    attempts: int = 5
+    delay: float = 0.5
+    steady: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name in ("open_timeout", "read_timeout"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(
+                    f"{name} of a camera is {getattr(self, name)}; it must be more than 0 seconds"
+                )
+        if self.attempts < 0 or self.delay < 0:
+            raise UsageError("attempts and delay of a camera must be 0 or more")
+
+
+class CameraSource(Source):
+    """Frames of a camera as they come, until it is closed or stays away.
+
+    A thread of its own talks to the camera, so that `close` and a driver that hangs end the iteration at
+    once. Frames follow each other in stream time; what an interruption took is not counted.
+    """
+
+    live = True
+
+    def __init__(self, address: str, settings: CameraSettings | None = None) -> None:
+        """Take an address; the connection is made by the iteration.
+
+        Args:
+            address: As for `is_camera`.
+            settings: Time limits and attempts.
+
+        Raises:
+            UsageError: not an address of a camera.
+            YolactError: PyAV is missing, which streams need.
+        """
+        device = _DEVICE.fullmatch(address)
+        if not device and not is_camera(address):
+            raise UsageError(
+                f"{without_secrets(address)} is no camera; "
+                "give 0, camera:0, /dev/video0 or an address such as rtsp://host/1"
+            )
+        self.settings = settings or CameraSettings()
+        self.lost = 0
+        self._closed = threading.Event()
+        self._queue: queue.Queue[Frame | YolactError | None] = queue.Queue(maxsize=2)
+        self._overdue = math.inf  # when a call that has its own time limit should have ended
+        self._clock = Clock(None, 1 / 25, live=True)
+        self._count = 0
+        if device:
+            self.name = f"camera:{device[1]}" if device[1] else device[2]
+            self._connect: Callable[[], Iterator[Frame]] = lambda: self._device(
+                int(device[1]) if device[1] else device[2]
+            )
+        else:
+            load_av()
+            self.name = without_secrets(address)
+            self._connect = lambda: self._stream(address)
+
+    def __iter__(self) -> Iterator[Frame]:
+        """The frames.
+
+        Raises:
+            YolactError: the camera cannot be opened, stays away after all attempts, or hangs.
+        """
+        threading.Thread(target=self._pump, name=f"camera {self.name}", daemon=True).start()
+        try:
+            while not self._closed.is_set():
+                try:
+                    item = self._queue.get(timeout=0.1)
+                except queue.Empty:
+                    if time.monotonic() > self._overdue:
+                        raise YolactError(
+                            f"camera {self.name} hangs in its driver after {self._count} frames; "
+                            "plug it in again"
+                        ) from None
+                    continue
+                if item is None:
+                    return
+                if isinstance(item, YolactError):
+                    raise item
+                yield item
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End the iteration; the camera is let go of as soon as it answers."""
+        self._closed.set()
+
+    def _pump(self) -> None:
+        """Runs in the camera's thread: everything that may block."""
+        try:
+            for frame in self._frames():
+                if not self._put(frame):
+                    return
+            self._put(None)
+        except YolactError as error:
+            self._put(error)
+        except Exception as error:  # whatever a driver raises must reach the one who waits
+            log.debug("camera %s", self.name, exc_info=True)
+            self._put(YolactError(f"camera {self.name} failed: {first_line(error)}"))
+
+    def _put(self, item: Frame | YolactError | None) -> bool:
+        self._overdue = math.inf
+        while not self._closed.is_set():
+            try:
+                self._queue.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def _within(self, seconds: float) -> None:
+        self._overdue = time.monotonic() + seconds + _PATIENCE
+
+    def _frames(self) -> Iterator[Frame]:
+        """Frames of one connection after the other."""
+        failures = 0
+        while True:
+            began = time.monotonic()
+            try:
+                yield from self._connect()
+                return
+            except _LostError as error:
+                if not self._count:
+                    raise YolactError(
+                        f"cannot open camera {self.name}: {error}; "
+                        "check the address and that nothing else uses it"
+                    ) from error
+                if time.monotonic() - began >= self.settings.steady:
+                    failures = 0
+                if failures >= self.settings.attempts:
+                    raise YolactError(
+                        f"camera {self.name} is gone after {self._count} frames ({error}); "
+                        f"{failures} attempts to connect again failed"
+                    ) from error
+                pause = min(self.settings.delay * 2**failures, 30.0)
+                failures += 1
+                log.warning(
+                    "camera %s is lost (%s); attempt %d of %d to connect again in %.1f s",
+                    self.name, error, failures, self.settings.attempts, pause,
+                )  # fmt: skip
+            self._overdue = math.inf
+            if self._closed.wait(pause):
+                return
+
+    def _frame(self, seconds: float | None, read: Callable[[], np.ndarray]) -> Frame:
+        name = f"{self.name}#{self._count}"
+        frame = Frame(self._count, name, Path(self.name), read, self._clock.time(seconds))
+        self._count += 1
+        return frame
+
+    def _stream(self, address: str) -> Iterator[Frame]:
+        av = load_av()
+        limits = self.settings
+        options = {
+            "protocol_whitelist": _PROTOCOLS,
+            "max_pixels": str(MAX_PIXELS),
+            # What is looked at before the first frame is shown: a second, not five.
+            "fflags": "nobuffer",
+            "probesize": "500000",
+            "analyzeduration": "1000000",
+        }
+        if address.lower().startswith("rtsp"):
+            # UDP first would lose packets on most networks, and wait in vain behind a firewall.
+            options["rtsp_flags"] = "prefer_tcp"
+        self._within(limits.open_timeout)
+        try:
+            container = av.open(
+                address,
+                options=options,
+                timeout=(limits.open_timeout, limits.read_timeout),
+                metadata_errors="replace",
+            )
+        except av.error.ExitError as error:
+            raise _LostError(f"no answer within {limits.open_timeout:g} s") from error
+        except (av.FFmpegError, OSError, ValueError) as error:
+            raise _LostError(_cause(error)) from error
+        with container:
+            try:
+                yield from self._decoded(container)
+            except av.error.ExitError as error:
+                raise _LostError(f"no data for {limits.read_timeout:g} s") from error
+            except (av.FFmpegError, OSError) as error:
+                raise _LostError(_cause(error)) from error
+            if container.duration is None:
+                raise _LostError("the stream ended")
+
+    def _decoded(self, container: InputContainer) -> Iterator[Frame]:
+        stream = moving_pictures(container)
+        if stream is None:
+            raise YolactError(f"camera {self.name} sends no video")
+        self._clock.restart(period_of(stream))
+        decoder = Decoder(stream, self.name, live=True)
+        before = self.lost
+        turned: Orientation | None = None
+
+        def packets() -> Iterator:
+            for packet in container.demux(stream):
+                yield packet
+                self._within(self.settings.read_timeout)
+
+        self._within(self.settings.read_timeout)
+        for frame in decoder.frames(packets()):
+            if turned is None:
+                turned = orientation(frame, stream.metadata, self.name)
+            self.lost = before + decoder.lost
+            yield self._frame(
+                decoder.seconds(frame), Picture(frame, f"{self.name}#{self._count}", turned).read
+            )
+            self._within(self.settings.read_timeout)
+
+    def _device(self, device: int | str) -> Iterator[Frame]:
+        # OpenCV knows the cameras of every system by number; FFmpeg's libraries have one way for each.
+        self._within(self.settings.open_timeout)
+        capture = cv2.VideoCapture(device)
+        try:
+            if not capture.isOpened():
+                raise _LostError("there is no such camera, or it is in use")
+            self._clock.restart(1 / 25)
+            while True:
+                self._within(self.settings.read_timeout)
+                done, image = capture.read()
+                if not done:
+                    raise _LostError("it gives no pictures")
+                yield self._frame(time.monotonic(), _Once(image).read)
+        finally:
+            capture.release()
+
+
+def _cause(error: Exception) -> str:
+    # All that FFmpeg says of an unknown host or a connection that was cut.
+    if getattr(error, "errno", None) == errno.EIO:
+        return "no connection, or it was cut"
+    return reason(error)
+
+
+class _Once:
+    """An image that is let go of when it is read."""
+
+    def __init__(self, image: np.ndarray) -> None:
+        self._image: np.ndarray | None = image
+
+    def read(self) -> np.ndarray:
+        image, self._image = self._image, None
+        if image is None:
+            raise YolactError("a camera's picture was read before")
+        if image.ndim == 2:
+            return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+        return image
+
+
+class _LostError(Exception):
+    """The connection could not be made, or is lost; what remains to be seen is whether it comes back."""

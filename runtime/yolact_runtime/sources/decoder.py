@@ -1,0 +1,277 @@
+"""From the packets of one video stream to pictures, past what is damaged."""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from yolact_runtime.errors import YolactError, first_line
+from yolact_runtime.sources.libav import MAX_PIXELS, load_av, reason, to_bgr
+
+if TYPE_CHECKING:
+    from av.packet import Packet
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+log = logging.getLogger(__name__)
+
+# Each damaged place gets its line up to here; then only the sum is told.
+_PLACES_TOLD = 5
+# Steps back that reordered or rounded time stamps make; more is a clock that began anew.
+_JITTER = 1.0
+_LEAST_STEP = 1e-3
+# Steps forward, in seconds, by which a camera's clock was set and no picture lost.
+_LEAP = 10.0
+
+
+class Clock:
+    """Time stamps as seconds since the start, which always grow.
+
+    Frames without a time stamp follow the one before by `period`; so does the first one after the clock of
+    the stream began anew.
+    """
+
+    def __init__(self, start: float | None, period: float, live: bool = False) -> None:
+        self.last: float | None = None
+        self.period = period
+        self._start = start
+        self._live = live
+
+    def restart(self, period: float) -> None:
+        """The stream begins anew, with time stamps of its own."""
+        self.period = period
+        self._start = None
+
+    def time(self, seconds: float | None) -> float:
+        """Stream time of a frame whose time stamp is `seconds`."""
+        following = 0.0 if self.last is None else self.last + self.period
+        if seconds is None:
+            self.last = following
+            return following
+        if self._start is None:
+            self._start = seconds - following
+        time = max(seconds - self._start, 0.0)
+        if self.last is not None and time <= self.last:
+            if time < self.last - _JITTER:
+                self._start = seconds - following
+                time = following
+            else:
+                time = self.last + _LEAST_STEP
+        elif self._live and time > following + _LEAP:
+            self._start = seconds - following
+            time = following
+        self.last = time
+        return time
+
+
+class Decoder:
+    """Decodes one stream, in one thread.
+
+    Attributes:
+        packets: How many packets with data came.
+        lost: Frames that damage has cost so far.
+    """
+
+    def __init__(self, stream: VideoStream, name: str, live: bool = False) -> None:
+        """Set up the stream's codec.
+
+        Args:
+            stream: Of an open container.
+            name: Of the video, for messages.
+            live: Show each frame at once and as well as it came; otherwise frames that need a damaged one
+                are left out, and decoding uses every core.
+        """
+        self.packets = 0
+        self.lost = 0
+        self._stream = stream
+        self._tick = stream.time_base or Fraction(1, 1000)
+        self._name = name
+        self._live = live
+        self._places = 0
+        self._pending: set[int] = set()
+        self._since: str | None = None  # where the damage began that no key frame has ended yet
+        self._lost_here = 0
+        context = stream.codec_context
+        options = {"max_pixels": str(MAX_PIXELS)}
+        if not live:
+            options["err_detect"] = "explode"
+        context.options = options
+        stream.thread_type = "SLICE" if live else "AUTO"
+
+    def frames(self, packets: Iterable[Packet]) -> Iterator[VideoFrame]:
+        """The frames in the order in which they are shown.
+
+        Raises:
+            YolactError: there is no decoder for the stream.
+        """
+        av = load_av()
+        for packet in packets:
+            if packet.size:
+                self.packets += 1
+                if self._since is not None and not self._resumes(packet):
+                    self._lost_here += 1
+                    continue
+                if packet.pts is not None and not packet.is_discard:
+                    self._pending.add(packet.pts)
+            try:
+                for frame in packet.decode():
+                    yield self._came(frame)
+            except EOFError:
+                continue
+            except av.error.DecoderNotFoundError as error:
+                raise YolactError(f"video {self._name}: no decoder for it in this PyAV") from error
+            except (av.FFmpegError, ValueError, MemoryError) as error:
+                yield from self._damage(packet, error)
+        self._tell(None)
+
+    def seconds(self, frame: VideoFrame) -> float | None:
+        """The time stamp of a frame of this stream."""
+        # A frame that was still inside the decoder does not know its time base.
+        return None if frame.pts is None else float(frame.pts * self._tick)
+
+    def finish(self) -> None:
+        """Tell what was lost in all, where not every place was told."""
+        if self._places > _PLACES_TOLD:
+            log.warning(
+                "video %s is damaged in %d places: %d frames lost", self._name, self._places, self.lost
+            )
+
+    def _came(self, frame: VideoFrame) -> VideoFrame:
+        if frame.pts is not None:
+            self._pending = {pts for pts in self._pending if pts > frame.pts}
+        return frame
+
+    def _damage(self, packet: Packet, error: Exception) -> Iterator[VideoFrame]:
+        """Give the good frames that are still inside the decoder, and wait for a key frame."""
+        missing = set(self._pending)
+        if not self._live:
+            # With threads the error comes late: what followed the damage may be inside as well, made from it.
+            inside = self._drain()
+            missing -= {frame.pts for frame in inside}
+            good = [
+                frame for frame in inside if frame.pts is not None and frame.pts < min(missing, default=0)
+            ]
+            yield from good
+            missing |= {frame.pts for frame in inside if frame not in good and frame.pts is not None}
+        self._stream.codec_context.flush_buffers()
+        self._pending.clear()
+        if self._since is None:
+            stamp = min(missing, default=packet.pts)
+            at = "" if stamp is None else f" at {float(stamp * self._tick):.2f} s"
+            self._since = f"{at} ({reason(error)})"
+            self._lost_here = 0
+        self._lost_here += max(1, len(missing))
+
+    def _drain(self) -> list[VideoFrame]:
+        frames: list[VideoFrame] = []
+        for _ in range(100):  # each call ends at the next damaged frame
+            try:
+                return frames + self._stream.codec_context.decode(None)
+            except EOFError:
+                break
+            except (load_av().FFmpegError, ValueError, MemoryError):
+                continue
+        return frames
+
+    def _resumes(self, packet: Packet) -> bool:
+        if not (self._live or packet.is_keyframe):
+            return False
+        self._tell(packet)
+        return True
+
+    def _tell(self, resumed: Packet | None) -> None:
+        if self._since is None:
+            return
+        self._places += 1
+        self.lost += self._lost_here
+        if self._places <= _PLACES_TOLD:
+            rest = "to its end" if resumed is None else "then decoding goes on"
+            log.warning(
+                "video %s is damaged%s: %d frames lost, %s", self._name, self._since, self._lost_here, rest
+            )
+        self._since = None
+
+
+class Picture:
+    """A decoded frame, until `read` turns it into pixels and lets go of it."""
+
+    def __init__(self, frame: VideoFrame, name: str, orientation: Orientation) -> None:
+        self._frame: VideoFrame | None = frame
+        self._name = name
+        self._orientation = orientation
+
+    def read(self) -> np.ndarray:
+        """(H, W, 3) uint8 BGR, the right way up. Once only.
+
+        Raises:
+            YolactError: pixels in a format that cannot be converted, or no memory for them.
+        """
+        frame, self._frame = self._frame, None
+        if frame is None:
+            raise YolactError(f"frame {self._name} was read before")
+        try:
+            return self._orientation.apply(to_bgr(frame))
+        except (ValueError, MemoryError, load_av().FFmpegError) as error:
+            raise YolactError(f"frame {self._name} cannot be converted: {first_line(error)}") from error
+
+
+class Orientation:
+    """How pictures are turned and mirrored before they are shown.
+
+    Attributes:
+        swap: Rows and columns change places, first of all.
+        mirror: Left and right change places.
+        flip: Top and bottom change places.
+    """
+
+    def __init__(self, swap: bool = False, mirror: bool = False, flip: bool = False) -> None:
+        self.swap, self.mirror, self.flip = swap, mirror, flip
+
+    def apply(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, 3) as it is shown, contiguous."""
+        if self.swap:
+            image = image.transpose(1, 0, 2)
+        if self.mirror:
+            image = image[:, ::-1]
+        if self.flip:
+            image = image[::-1]
+        return np.ascontiguousarray(image)
+
+
+def orientation(frame: VideoFrame, tags: dict[str, str], name: str) -> Orientation:
+    """How a frame is meant to be shown: by its display matrix, else by an old `rotate` tag of the stream.
+
+    What is no multiple of a quarter turn is ignored, with a warning.
+    """
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is not None:
+        # Nine fixed-point numbers a b u c d v x y w; a point (p, q) goes to (a p + c q + x, b p + d q + y).
+        a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
+        straight, across = max(abs(a), abs(d)), max(abs(b), abs(c))
+        if min(abs(a), abs(d)) > 50 * across:
+            return Orientation(mirror=a < 0, flip=d < 0)
+        if min(abs(b), abs(c)) > 50 * straight:
+            return Orientation(swap=True, mirror=c < 0, flip=b < 0)
+        log.warning("video %s: its rotation is no multiple of 90 degrees; it is ignored", name)
+        return Orientation()
+    tag = next((value for key, value in tags.items() if key.lower() == "rotate"), "0")
+    try:
+        turns, rest = divmod(float(tag), 90)
+    except ValueError:
+        turns, rest = 0, 1
+    if rest or abs(turns) > 1e6:
+        log.warning(
+            "video %s: its rotation is %r, not a multiple of 90 degrees; it is ignored", name, tag[:20]
+        )
+        return Orientation()
+    return (
+        Orientation(),
+        Orientation(swap=True, mirror=True),
+        Orientation(mirror=True, flip=True),
+        Orientation(swap=True, flip=True),
+    )[int(turns) % 4]

@@ -1,0 +1,126 @@
+"""Video files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from yolact_runtime.errors import YolactError
+from yolact_runtime.frames import Frame, Source
+from yolact_runtime.sources.decoder import Clock, Decoder, Orientation, Picture, orientation
+from yolact_runtime.sources.images import SUFFIXES as IMAGE_SUFFIXES
+from yolact_runtime.sources.libav import (
+    MAX_PIXELS,
+    load_av,
+    moving_pictures,
+    open_video,
+    period_of,
+    reason,
+    start_of,
+)
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (
+    ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
+    ".mts", ".mxf", ".nut", ".ogv", ".ts", ".vob", ".webm", ".wmv",
+)  # fmt: skip
+_NO_VIDEO = (".csv", ".json", ".md", ".txt", ".xml", ".yaml", ".yml")
+
+
+def is_video(path: str | Path) -> bool:
+    """Whether `path` is a video: by its suffix, and where that tells nothing, by a look into the file.
+
+    Without PyAV only the suffix counts.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES:
+        return True
+    if suffix in IMAGE_SUFFIXES or suffix in _NO_VIDEO or not path.is_file():
+        return False
+    try:
+        with open_video(path) as container:
+            # Single images and ANSI art are "video" as well.
+            still = container.format.name.endswith("_pipe") or container.format.name in {
+                "image2",
+                "gif",
+                "tty",
+            }
+            return not still and moving_pictures(container) is not None
+    except YolactError:
+        return False
+
+
+class VideoSource(Source):
+    """The frames of one video file, with the times at which they are shown.
+
+    A damaged place costs the frames up to the next key frame; a warning says how many, and `lost` holds
+    their sum.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Look into the file; it is opened again by the iteration.
+
+        Raises:
+            YolactError: it cannot be opened, or holds no video.
+        """
+        self.path = Path(path)
+        self.lost = 0
+        self._closed = False
+        with open_video(self.path) as container:
+            stream = moving_pictures(container)
+            if stream is None:
+                holds = "sound only" if container.streams.audio else "no video"
+                raise YolactError(f"video {self.path} holds {holds}; there is nothing to look at")
+            width, height = stream.codec_context.width, stream.codec_context.height
+            if width * height > MAX_PIXELS:
+                raise YolactError(
+                    f"video {self.path} claims {width} x {height} pixels; at most {MAX_PIXELS:,} are read"
+                )
+            self.total = stream.frames or None
+
+    def __iter__(self) -> Iterator[Frame]:
+        """The frames; conversion to BGR waits for `Frame.read`.
+
+        Raises:
+            YolactError: no frame could be decoded, or the file ends before its last one.
+        """
+        av = load_av()
+        count = 0
+        with open_video(self.path) as container:
+            stream = moving_pictures(container)
+            if stream is None:
+                raise YolactError(f"video {self.path} has changed while it was read")
+            decoder = Decoder(stream, str(self.path))
+            clock = Clock(start_of(stream), period_of(stream))
+            turned: Orientation | None = None
+            try:
+                for frame in decoder.frames(container.demux(stream)):
+                    if self._closed:
+                        return
+                    if turned is None:
+                        turned = orientation(frame, stream.metadata, str(self.path))
+                    name = f"{self.path}#{count}"
+                    picture = Picture(frame, name, turned)
+                    yield Frame(count, name, self.path, picture.read, clock.time(decoder.seconds(frame)))
+                    count += 1
+            except av.FFmpegError as error:
+                raise YolactError(
+                    f"video {self.path} cannot be read past frame {count}: {reason(error)}"
+                ) from error
+            finally:
+                self.lost = decoder.lost
+                decoder.finish()
+            if not count:
+                raise YolactError(f"video {self.path} holds no frame that can be decoded")
+            # Other containers count pictures that are only repeated, or do not count at all.
+            if "mp4" in container.format.name and decoder.packets < stream.frames:
+                raise YolactError(
+                    f"video {self.path} is cut off: {decoder.packets} of its {stream.frames} frames are there"
+                )
+
+    def close(self) -> None:
+        """End a pending iteration before its next frame."""
+        self._closed = True
