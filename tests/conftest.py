@@ -26,6 +26,7 @@ for _name in (
     "shared_data",
     "cuda_on_cpu",
     "kernel_heads",
+    "videos",
 ):
     _spec = importlib.util.spec_from_file_location(_name, HERE / f"{_name}.py")
     assert _spec is not None and _spec.loader is not None

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 # Containers that take H.264 and that players know; anything else becomes an MP4.
 _KEPT_SUFFIXES = (".m4v", ".mkv", ".mov", ".mp4")
 _TIME_BASE = Fraction(1, 90_000)
+_LEAST_STEP = Fraction(1, 1000)  # seconds; Matroska counts in them
 _ENCODERS = ("libx264", "libopenh264", "mpeg4")
 # Sound past the last picture is kept if the pictures came to within this many seconds of their end.
 _END = 1.0
@@ -149,7 +150,7 @@ class _Writer:
         self.source = frame.path
         self.target = target
         self._frames = 0
-        self._last = -1  # in units of _TIME_BASE
+        self._last = -1_000_000  # in units of the encoder's time base
         self._size = (first.width, first.height)
         self._resized = False
         self._length = float("inf")  # of the source's pictures, in seconds
@@ -191,7 +192,7 @@ class _Writer:
             if (picture.width, picture.height) != self._size:
                 picture = self._fit(picture)
             base = self._stream.codec_context.time_base
-            self._last = max(round(frame.time / base), self._last + 1)
+            self._last = max(round(frame.time / base), self._last + round(_LEAST_STEP / base))
             picture.pts, picture.time_base = self._last, base
             if self._audio is not None:
                 self._audio.copy(frame.time)

@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 # Each damaged place gets its line up to here; then only the sum is told.
 _PLACES_TOLD = 5
-# Steps back that reordered or rounded time stamps make; more is a clock that began anew.
-_JITTER = 1.0
+# Steps back, in periods, that rounded or repeated time stamps make; more is a clock that began anew.
+_JITTER = 2.5
 _LEAST_STEP = 1e-3
 # Steps forward, in seconds, by which a camera's clock was set and no picture lost.
 _LEAP = 10.0
@@ -57,7 +57,7 @@ class Clock:
             self._start = seconds - following
         time = max(seconds - self._start, 0.0)
         if self.last is not None and time <= self.last:
-            if time < self.last - _JITTER:
+            if seconds - self._start < self.last - _JITTER * self.period:
                 self._start = seconds - following
                 time = following
             else:
