@@ -21,7 +21,7 @@ import numpy as np
 from yolact_runtime.errors import UsageError, YolactError, first_line
 from yolact_runtime.frames import Frame, Source
 from yolact_runtime.sources.decoder import Clock, Decoder, Orientation, Picture, orientation
-from yolact_runtime.sources.libav import MAX_PIXELS, load_av, moving_pictures, period_of, reason
+from yolact_runtime.sources.libav import load_av, moving_pictures, period_of, reason
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -190,9 +190,12 @@ class CameraSource(Source):
         """Frames of one connection after the other."""
         failures = 0
         while True:
-            began = time.monotonic()
+            began: float | None = None
             try:
-                yield from self._connect()
+                for frame in self._connect():
+                    if began is None:
+                        began = time.monotonic()
+                    yield frame
                 return
             except _LostError as error:
                 if not self._count:
@@ -200,7 +203,7 @@ class CameraSource(Source):
                         f"cannot open camera {self.name}: {error}; "
                         "check the address and that nothing else uses it"
                     ) from error
-                if time.monotonic() - began >= self.settings.steady:
+                if began is not None and time.monotonic() - began >= self.settings.steady:
                     failures = 0
                 if failures >= self.settings.attempts:
                     raise YolactError(
@@ -226,11 +229,10 @@ class CameraSource(Source):
     def _stream(self, address: str) -> Iterator[Frame]:
         av = load_av()
         limits = self.settings
+        # Not `options`: PyAV before 18 crashes where a stream appears late.
         options = {
             "protocol_whitelist": _PROTOCOLS,
-            "max_pixels": str(MAX_PIXELS),
             # What is looked at before the first frame is shown: a second, not five.
-            "fflags": "nobuffer",
             "probesize": "500000",
             "analyzeduration": "1000000",
         }
@@ -238,17 +240,19 @@ class CameraSource(Source):
             # UDP first would lose packets on most networks, and wait in vain behind a firewall.
             options["rtsp_flags"] = "prefer_tcp"
         self._within(limits.open_timeout)
+        began = time.monotonic()
         try:
             container = av.open(
                 address,
-                options=options,
+                container_options=options,
                 timeout=(limits.open_timeout, limits.read_timeout),
                 metadata_errors="replace",
             )
-        except av.error.ExitError as error:
-            raise _LostError(f"no answer within {limits.open_timeout:g} s") from error
         except (av.FFmpegError, OSError, ValueError) as error:
-            raise _LostError(_cause(error)) from error
+            # Some protocols have another error for time that ran out.
+            late = time.monotonic() - began > 0.95 * limits.open_timeout
+            cause = f"no answer within {limits.open_timeout:g} s" if late else _cause(error)
+            raise _LostError(cause) from error
         with container:
             try:
                 yield from self._decoded(container)

@@ -191,9 +191,8 @@ class Decoder:
         self.lost += self._lost_here
         if self._places <= _PLACES_TOLD:
             rest = "to its end" if resumed is None else "then decoding goes on"
-            log.warning(
-                "video %s is damaged%s: %d frames lost, %s", self._name, self._since, self._lost_here, rest
-            )
+            frames = "1 frame" if self._lost_here == 1 else f"{self._lost_here} frames"
+            log.warning("video %s is damaged%s: %s lost, %s", self._name, self._since, frames, rest)
         self._since = None
 
 

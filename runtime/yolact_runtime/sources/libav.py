@@ -55,9 +55,10 @@ def open_video(path: Path) -> InputContainer:
         if path.stat().st_size == 0:
             raise YolactError(f"video {path} is empty (0 bytes)")
         # A playlist may name other files and addresses: only the file itself is read.
-        options = {"protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
-        return av.open(f"file:{path}", options=options, metadata_errors="replace")
-    except av.error.InvalidDataError as error:
+        return av.open(
+            f"file:{path}", container_options={"protocol_whitelist": "file"}, metadata_errors="replace"
+        )
+    except (av.error.InvalidDataError, av.error.EOFError) as error:
         raise YolactError(f"video {path} is damaged, cut off or not a video; copy it again") from error
     except (OSError, ValueError, av.FFmpegError) as error:
         raise YolactError(f"cannot read video {path}: {reason(error)}") from error

@@ -74,10 +74,11 @@ class VideoSource(Source):
             if stream is None:
                 holds = "sound only" if container.streams.audio else "no video"
                 raise YolactError(f"video {self.path} holds {holds}; there is nothing to look at")
-            width, height = stream.codec_context.width, stream.codec_context.height
-            if width * height > MAX_PIXELS:
+            # FFmpeg's libraries set a size to 0 that is beyond their own limit.
+            if not 0 < stream.codec_context.width * stream.codec_context.height <= MAX_PIXELS:
                 raise YolactError(
-                    f"video {self.path} claims {width} x {height} pixels; at most {MAX_PIXELS:,} are read"
+                    f"video {self.path} names no size of its pictures, "
+                    f"or one of more than {MAX_PIXELS:,} pixels"
                 )
             self.total = stream.frames or None
 

@@ -288,7 +288,7 @@ def test_the_cover_of_an_album_is_no_video(tmp_path):
     with av.open(str(path), "w") as output:
         cover = output.add_stream("mjpeg", rate=1)
         cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
-        cover.disposition = av.stream.Disposition.attached_pic
+        cover.disposition = av.stream.Disposition.attached_pic.value
         clip = output.add_stream("libx264", rate=Fraction(10))
         clip.width, clip.height, clip.pix_fmt = 32, 32, "yuv420p"
         frame = av.VideoFrame.from_ndarray(videos.scene(), "bgr24")

@@ -1,0 +1,295 @@
+import contextlib
+import io
+import itertools
+import logging
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import cv2
+import numpy as np
+import pytest
+import videos
+
+from yolact_runtime import YolactError
+from yolact_runtime.errors import UsageError
+from yolact_runtime.sources.camera import CameraSettings, CameraSource, is_camera, without_secrets
+
+QUICK = CameraSettings(open_timeout=2, read_timeout=0.3, attempts=2, delay=0.01)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["0", "12", "camera:0", "CAMERA:3", "/dev/video0", "rtsp://host/1", "RTSP://u:p@host:554/x?y=1",
+     "http://host:8080/video.mjpg", "https://host/live.m3u8", "udp://@:1234", "srt://host:1"],
+)  # fmt: skip
+def test_what_is_a_camera(text):
+    assert is_camera(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "a.mp4", "camera", "camera:x", "1234", "/dev/null", "C:\\clips\\a.mp4", "rtsp:/host", "rtsp://",
+     "file:///etc/passwd", "concat:a|b", "-", "photos/*.jpg", "data:image/png;base64,"],
+)  # fmt: skip
+def test_what_is_none(text):
+    assert not is_camera(text)
+    with pytest.raises(UsageError, match="is no camera; give 0, camera:0, /dev/video0 or an address such as"):
+        CameraSource(text)
+
+
+def test_a_number_may_be_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "7").mkdir()
+    assert not is_camera("7") and is_camera("8") and is_camera("camera:7")
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("rtsp://admin:s3cret@host:554/live/1", "rtsp://host:554/live/1"),
+        ("http://host/video?user=a&password=s3cret#s3cret", "http://host/video"),
+        ("rtsp://admin:s3cr@et@host/1", "rtsp://host/1"),
+        ("udp://@239.0.0.1:1234", "udp://239.0.0.1:1234"),
+        ("rtsp://u:s3cret@[broken/1", "rtsp://..."),
+        ("0", "0"),
+    ],
+)
+def test_no_secret_is_shown(address, shown):
+    assert without_secrets(address) == shown
+
+
+def stream(count=40, container="mpjpeg", codec="mjpeg", pixels="yuvj420p"):
+    memory = io.BytesIO()
+    videos.write(memory, videos.shades(count), codec=codec, pixels=pixels, container=container, rate=25)
+    return memory.getvalue()
+
+
+class Server(ThreadingHTTPServer):
+    """Plays a script for each connection: bytes are sent, "stall" waits, a number alone is a status."""
+
+    daemon_threads = True
+
+    def __init__(self, scripts, kind="multipart/x-mixed-replace;boundary=ffmpeg"):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.scripts, self.kind, self.paths = iter(scripts), kind, []
+        self.released = threading.Event()
+
+    @property
+    def address(self):
+        return f"http://admin:s3cret@127.0.0.1:{self.server_port}/live?token=s3cret"
+
+    @property
+    def shown(self):
+        return f"http://127.0.0.1:{self.server_port}/live"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+    def do_GET(self):
+        self.server.paths.append(self.path)
+        script = next(self.server.scripts, [404])
+        if isinstance(script[0], int):
+            self.send_error(script[0])
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", self.server.kind)
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            for step in script:
+                if step == "stall":
+                    self.wfile.flush()
+                    self.server.released.wait(20)
+                else:
+                    self.wfile.write(step)
+
+
+@contextlib.contextmanager
+def serving(*scripts, **options):
+    server = Server(scripts, **options)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.released.set()
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("container", "codec", "pixels", "kind", "count"),
+    [
+        ("mpjpeg", "mjpeg", "yuvj420p", "multipart/x-mixed-replace;boundary=ffmpeg", 40),
+        ("mpegts", "libx264", "yuv420p", "video/mp2t", 150),
+    ],
+)
+def test_a_stream_that_is_cut_and_comes_back(caplog, container, codec, pixels, kind, count):
+    pytest.importorskip("av")
+    data = stream(count, container, codec, pixels)
+    with serving([data], [503], [data], kind=kind) as server, caplog.at_level(logging.DEBUG):
+        source = CameraSource(server.address, QUICK)
+        assert source.live and source.total is None and server.paths == []
+        frames, images = [], []
+        with pytest.raises(YolactError) as raised:
+            for frame in source:
+                frames.append(frame)
+                images.append(frame.read())
+    # Cut in the middle of the last frame, which a stream cannot know to be whole.
+    assert 2 * count - 8 <= len(frames) <= 2 * count
+    assert [frame.index for frame in frames] == list(range(len(frames)))
+    assert frames[3].name == f"{server.shown}#3"
+    gaps = np.diff([frame.time for frame in frames])
+    assert frames[0].time < 0.1 and gaps.min() > 0.03 and gaps.max() < 0.3
+    assert {image.shape for image in images} == {(48, 64, 3)}
+    np.testing.assert_allclose([i.mean() for i in images[:20]], [i.mean() for i in videos.shades(20)], atol=8)
+    lines = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
+    assert (
+        "attempt 1 of 2 to connect again in 0.0 s" in lines[0]
+        and f"camera {server.shown} is lost" in lines[0]
+    )
+    assert any("5XX" in line and "attempt 2 of 2" in line for line in lines)
+    assert str(raised.value).startswith(f"camera {server.shown} is gone after {len(frames)} frames (")
+    assert str(raised.value).endswith("; 2 attempts to connect again failed")
+    everything = caplog.text + str(raised.value) + repr(frames) + repr([str(frame.path) for frame in frames])
+    assert "s3cret" not in everything and "admin" not in everything
+    assert set(server.paths) == {"/live?token=s3cret"}  # the camera itself must hear it
+
+
+def test_a_connection_that_lasted_gets_all_attempts_anew():
+    pytest.importorskip("av")
+    data = stream(20)
+    steady = CameraSettings(open_timeout=2, read_timeout=2, attempts=1, delay=0.01, steady=0)
+    with serving(*[[data]] * 6) as server:
+        frames = []
+        with pytest.raises(YolactError, match="1 attempts to connect again failed"):
+            frames.extend(CameraSource(server.address, steady))
+        assert len(server.paths) >= 7
+    hasty = CameraSettings(open_timeout=2, read_timeout=2, attempts=3, delay=0.01, steady=60)
+    with serving(*[[data]] * 50) as server:
+        with pytest.raises(YolactError, match="3 attempts to connect again failed"):
+            list(CameraSource(server.address, hasty))
+        assert len(server.paths) == 4  # a file that plays in an instant is not played for ever
+
+
+def test_closing_ends_a_stalled_stream_at_once():
+    pytest.importorskip("av")
+    patient = CameraSettings(open_timeout=20, read_timeout=20)
+    with serving([stream(), "stall"]) as server:
+        source = CameraSource(server.address, patient)
+        frames = []
+        done = threading.Event()
+
+        def consume():
+            frames.extend(source)
+            done.set()
+
+        threading.Thread(target=consume, daemon=True).start()
+        while len(frames) < 30 and not done.is_set():
+            time.sleep(0.01)
+        source.close()
+        source.close()
+        assert done.wait(5)
+    assert frames[0].read().shape == (48, 64, 3)
+
+
+class FakeCapture:
+    """Stands for OpenCV's: gives `script`'s items, images or False, then blocks or fails."""
+
+    opened = True
+    script = ()
+    asked: list = []  # noqa: RUF012 - one for all, on purpose
+    released = 0
+    hang: threading.Event | None = None
+
+    def __init__(self, device):
+        FakeCapture.asked.append(device)
+
+    def isOpened(self):  # noqa: N802 - OpenCV's name
+        return FakeCapture.opened
+
+    def read(self):
+        item = next(FakeCapture.script, None)
+        if item is None and FakeCapture.hang:
+            FakeCapture.hang.wait(20)
+        return (True, item) if isinstance(item, np.ndarray) else (False, None)
+
+    def release(self):
+        FakeCapture.released += 1
+
+
+@pytest.fixture
+def capture(monkeypatch):
+    monkeypatch.setattr(cv2, "VideoCapture", FakeCapture)
+    monkeypatch.setattr(FakeCapture, "asked", [])
+    monkeypatch.setattr(FakeCapture, "released", 0)
+    monkeypatch.setattr(FakeCapture, "hang", None)
+    monkeypatch.setattr(FakeCapture, "opened", True)
+    return FakeCapture
+
+
+@pytest.mark.parametrize(
+    ("address", "device", "name"),
+    [("0", 0, "camera:0"), ("camera:2", 2, "camera:2"), ("/dev/video7", "/dev/video7", "/dev/video7")],
+)
+def test_devices_go_through_opencv(capture, address, device, name):
+    images = [*videos.shades(5), np.zeros((48, 64), np.uint8)]
+    capture.script = iter(images)
+    frames = []
+    with pytest.raises(YolactError, match=rf"camera {name} is gone after 6 frames \(it gives no pictures\)"):
+        frames.extend(CameraSource(address, QUICK))
+    assert capture.asked == [device] * 3 and capture.released == 3
+    assert [frame.name for frame in frames] == [f"{name}#{i}" for i in range(6)]
+    times = [frame.time for frame in frames]
+    assert times[0] == 0 and all(later > earlier for earlier, later in itertools.pairwise(times))
+    read = [frame.read() for frame in frames]
+    for image, original in zip(read[:5], images, strict=False):
+        np.testing.assert_array_equal(image, original)
+    assert read[5].shape == (48, 64, 3)
+    with pytest.raises(YolactError, match="was read before"):
+        frames[0].read()
+
+
+def test_an_unplugged_device_may_come_back(capture, caplog):
+    capture.script = iter([*videos.shades(3), False, *videos.shades(3)])
+    frames = []
+    with pytest.raises(YolactError, match="gone after 6 frames"):
+        frames.extend(CameraSource("0", QUICK))
+    assert "camera camera:0 is lost (it gives no pictures); attempt 1 of 2" in caplog.text
+
+
+def test_stopping_the_iteration_lets_go_of_the_device(capture):
+    capture.script = itertools.repeat(videos.scene())
+    frames = iter(CameraSource("0", QUICK))
+    assert next(frames).index == 0
+    frames.close()
+    deadline = time.monotonic() + 5
+    while not capture.released and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert capture.released == 1
+
+
+def test_a_slow_consumer_holds_the_camera_back(capture):
+    given = itertools.count()
+    capture.script = (videos.scene() for _ in given)
+    frames = iter(CameraSource("0", QUICK))
+    next(frames)
+    time.sleep(0.3)
+    assert next(given) < 10  # frames are not piled up
+    frames.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("open_timeout", 0),
+        ("read_timeout", -1),
+        ("read_timeout", float("nan")),
+        ("attempts", -1),
+        ("delay", -1),
+    ],
+)
+def test_settings_have_limits(name, value):
+    with pytest.raises(UsageError, match="of a camera"):
+        CameraSettings(**{name: value})
