@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -36,9 +36,8 @@ log = logging.getLogger(__name__)
 
 # Containers that take H.264 and that players know; anything else becomes an MP4.
 _KEPT_SUFFIXES = (".m4v", ".mkv", ".mov", ".mp4")
-_TIME_BASE = Fraction(1, 90_000)
+_TIME_BASE = Fraction(1, 60_000)  # MPEG-4 Part 2 has no finer one; exact for 24, 25, 30, 50 and 60 a second
 _LEAST_STEP = Fraction(1, 1000)  # seconds; Matroska counts in them
-_ENCODERS = ("libx264", "libopenh264", "mpeg4")
 # Sound past the last picture is kept if the pictures came to within this many seconds of their end.
 _END = 1.0
 
@@ -58,6 +57,13 @@ class VideoSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.crf <= 51:
             raise UsageError(f"the quality (crf) of a video is {self.crf}; it must be in 0..51")
+
+    def options(self, codec: str) -> dict[str, str]:
+        """What FFmpeg's encoder takes."""
+        if codec == "H.264":
+            return {"crf": str(self.crf), "preset": self.preset}
+        # Here the scale is 1 (best) to 31.
+        return {"qmin": "1", "qmax": str(max(1, round(self.crf / 51 * 31)))}
 
 
 class VideoSink(Sink):
@@ -110,7 +116,7 @@ class VideoSink(Sink):
             self._writer = _Writer(frame, prepared, self._target(frame), self._settings)
         try:
             self._writer.add(frame, prepared)
-        except BaseException:
+        except YolactError:
             self._writer = None
             raise
 
@@ -157,29 +163,31 @@ class _Writer:
         self._period = 1 / 25
         self._audio: AudioCopy | None = None
         self._stack = contextlib.ExitStack()
-        encoder = next((name for name in _ENCODERS if name in av.codecs_available), None)
-        if encoder is None:
-            raise YolactError(
-                f"cannot write {target}: this PyAV has none of the encoders {', '.join(_ENCODERS)}"
-            )
-        if encoder == "mpeg4":
-            log.warning("this PyAV has no H.264 encoder: %s is written as MPEG-4 Part 2", target)
+        self._codec = "H.264" if "libx264" in av.codecs_available else "MPEG-4 Part 2"
+        if self._codec != "H.264":
+            if "mpeg4" not in av.codecs_available:
+                raise YolactError(
+                    f"cannot write {target}: this PyAV has neither the encoder libx264 nor mpeg4"
+                )
+            log.warning("%s is written as MPEG-4 Part 2: this PyAV has no H.264 encoder (libx264)", target)
         with self._guarded():
             temporary = self._stack.enter_context(atomic_path(target))
-            fast_start = {"movflags": "+faststart"} if target.suffix != ".mkv" else {}
-            self._container = self._stack.enter_context(av.open(str(temporary), "w", options=fast_start))
+            # A recording goes to the disk as it comes; an MP4 gets its index in front, where browsers want it.
+            options = {"flush_packets": "1"} if target.suffix == ".mkv" else {"movflags": "+faststart"}
+            self._container = self._stack.enter_context(av.open(str(temporary), "w", options=options))
             aspect = self._look_at_source()
             self._stream = self._container.add_stream(
-                encoder, rate=Fraction(1 / self._period).limit_denominator(1001)
+                "libx264" if self._codec == "H.264" else "mpeg4",
+                rate=Fraction(1 / self._period).limit_denominator(1001),
             )
             context = self._stream.codec_context
             context.width, context.height = self._size
             context.pix_fmt = "yuv420p"
-            context.time_base = _TIME_BASE if encoder != "mpeg4" else Fraction(1, 60_000)
+            context.time_base = _TIME_BASE
             context.colorspace, context.color_range = first.colorspace, first.color_range
             if aspect:
                 context.sample_aspect_ratio = aspect
-            context.options = _options(encoder, settings)
+            context.options = settings.options(self._codec)
             if frame.path.is_file():
                 self._audio = AudioCopy(frame.path, self._container, target)
                 self._stack.callback(self._audio.close)
@@ -205,17 +213,12 @@ class _Writer:
             if self._audio is not None:
                 seen = self._last * float(self._stream.codec_context.time_base) + self._period
                 self._audio.copy(float("inf") if seen + _END >= self._length else seen)
-            codec = self._stream.codec_context.name
             self._stack.close()
         sound = f" and {', '.join(self._audio.codecs)} audio" if self._audio and self._audio.codecs else ""
         log.info(
             "%s: %d frames of %d x %d, %s%s",
-            self.target,
-            self._frames,
-            *self._size,
-            _plain(codec),
-            sound,
-        )
+            self.target, self._frames, *self._size, self._codec, sound,
+        )  # fmt: skip
 
     def _look_at_source(self) -> Fraction | None:
         """Take over the frame rate, and return the shape of a pixel."""
@@ -259,27 +262,13 @@ class _Writer:
         return from_bgr(canvas)
 
     @contextlib.contextmanager
-    def _guarded(self):  # type: ignore[no-untyped-def]
-        """What fails inside becomes one error, and the temporary file is removed."""
-        av = load_av()
+    def _guarded(self) -> Iterator[None]:
+        """What fails inside becomes one error and removes the temporary file; Ctrl-C does not."""
         try:
             yield
-        except BaseException as error:
+        except (load_av().FFmpegError, OSError, ValueError, YolactError) as error:
             with contextlib.suppress(Exception):
                 self._stack.__exit__(type(error), error, error.__traceback__)
-            if isinstance(error, (av.FFmpegError, OSError, ValueError)):
-                raise YolactError(f"cannot write {self.target}: {reason(error)}") from error
-            raise
-
-
-def _options(encoder: str, settings: VideoSettings) -> dict[str, str]:
-    if encoder == "libx264":
-        return {"crf": str(settings.crf), "preset": settings.preset}
-    if encoder == "mpeg4":
-        # Its scale of quality is 1 (best) to 31.
-        return {"qmin": "1", "qmax": str(max(1, round(settings.crf / 51 * 31)))}
-    return {}
-
-
-def _plain(codec: str) -> str:
-    return {"libx264": "H.264", "libopenh264": "H.264", "mpeg4": "MPEG-4 Part 2"}.get(codec, codec)
+            if isinstance(error, YolactError):
+                raise
+            raise YolactError(f"cannot write {self.target}: {reason(error)}") from error

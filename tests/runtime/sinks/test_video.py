@@ -10,6 +10,7 @@ from fake_engine import FakeEngine, Found
 from yolact_runtime import Result, YolactError
 from yolact_runtime.errors import UsageError
 from yolact_runtime.frames import Frame
+from yolact_runtime.sinks.audio import AudioCopy
 from yolact_runtime.sinks.video import VideoSettings, VideoSink
 from yolact_runtime.sources.video import VideoSource
 
@@ -192,6 +193,24 @@ def test_closed_early_it_plays_as_far_as_it_came(tmp_path):
     assert 0.7 < heard[-1] <= 0.8
 
 
+def test_an_interrupt_while_writing_loses_nothing(tmp_path, monkeypatch):
+    source = videos.write(tmp_path / "clip.mp4", videos.shades(20), sound="aac")
+    sink = VideoSink(tmp_path / "out", BEST)
+    whole = AudioCopy.copy
+
+    def interrupted(self, until):
+        if 0.95 < until < 1.05:
+            raise KeyboardInterrupt
+        whole(self, until)
+
+    monkeypatch.setattr(AudioCopy, "copy", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        for frame in VideoSource(source):
+            put(sink, frame, frame.read())
+    sink.close()
+    assert len(videos.read(tmp_path / "out" / "clip.mp4")[0]) == 10
+
+
 def test_several_videos_get_names_of_their_own(tmp_path):
     out = tmp_path / "out"
     sources = []
@@ -239,6 +258,17 @@ def test_a_camera_becomes_matroska(tmp_path):
     read = videos.read(sink.outputs[0])[0]
     np.testing.assert_allclose(read, [0, 0.03, 0.5, 0.5, 0.5, 0.6], atol=2e-3)
     assert len(set(read)) == 6
+
+
+def test_a_recording_can_be_played_before_it_ends(tmp_path):
+    sink = VideoSink(tmp_path, BEST)
+    for index in range(300):
+        put(sink, camera_frame(index, index / 10, videos.scene()), videos.scene())
+    (unfinished,) = tmp_path.iterdir()  # what a process that is killed leaves behind
+    (tmp_path / "copy.mkv").write_bytes(unfinished.read_bytes())
+    assert unfinished.name.startswith(".camera_0.")
+    assert len(videos.read(tmp_path / "copy.mkv")[0]) > 100
+    sink.close()
 
 
 def test_images_are_left_to_others(tmp_path):

@@ -70,9 +70,9 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, scripts, kind="multipart/x-mixed-replace;boundary=ffmpeg"):
+    def __init__(self, scripts, kind="multipart/x-mixed-replace;boundary=ffmpeg", whole=False):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.scripts, self.kind, self.paths = iter(scripts), kind, []
+        self.scripts, self.kind, self.whole, self.paths = iter(scripts), kind, whole, []
         self.released = threading.Event()
 
     @property
@@ -96,6 +96,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.send_response(200)
         self.send_header("Content-Type", self.server.kind)
+        if self.server.whole:
+            self.send_header("Content-Length", str(sum(map(len, script))))
         self.end_headers()
         with contextlib.suppress(OSError):
             for step in script:
@@ -171,6 +173,14 @@ def test_a_connection_that_lasted_gets_all_attempts_anew():
         with pytest.raises(YolactError, match="3 attempts to connect again failed"):
             list(CameraSource(server.address, hasty))
         assert len(server.paths) == 4  # a file that plays in an instant is not played for ever
+
+
+def test_a_file_on_a_server_ends(tmp_path):
+    pytest.importorskip("av")
+    clip = videos.write(tmp_path / "clip.mkv", videos.shades(12)).read_bytes()
+    with serving([clip], kind="video/x-matroska", whole=True) as server:
+        assert len(list(CameraSource(server.address, QUICK))) == 12
+        assert len(server.paths) == 1
 
 
 def test_closing_ends_a_stalled_stream_at_once():
