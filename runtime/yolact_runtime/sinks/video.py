@@ -172,7 +172,7 @@ class _Writer:
             log.warning("%s is written as MPEG-4 Part 2: this PyAV has no H.264 encoder (libx264)", target)
         with self._guarded():
             temporary = self._stack.enter_context(atomic_path(target))
-            # A recording goes to the disk as it comes; an MP4 gets its index in front, where browsers want it.
+            # A recording goes to the disk as it comes; an MP4 gets its index in front, for browsers.
             options = {"flush_packets": "1"} if target.suffix == ".mkv" else {"movflags": "+faststart"}
             self._container = self._stack.enter_context(av.open(str(temporary), "w", options=options))
             aspect = self._look_at_source()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import struct
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -27,6 +28,9 @@ _JITTER = 2.5
 _LEAST_STEP = 1e-3
 # Steps forward, in seconds, by which a camera's clock was set and no picture lost.
 _LEAP = 10.0
+# Codecs with packets that hold no frame to be shown.
+_HIDDEN = {"vp8", "vp9", "av1", "libvpx", "libvpx-vp9", "libdav1d", "libaom-av1"}
+_DECODING = -math.inf  # a key frame that precedes everything
 
 
 class Clock:
@@ -93,14 +97,12 @@ class Decoder:
         self._name = name
         self._live = live
         self._places = 0
-        self._pending: set[int] = set()
+        self._pending: dict[int, None] = {}  # time stamps of frames inside the decoder, in its order
         self._since: str | None = None  # where the damage began that no key frame has ended yet
+        self._key: float | None = None  # time stamp of that key frame, until what follows it is whole
         self._lost_here = 0
-        context = stream.codec_context
-        options = {"max_pixels": str(MAX_PIXELS)}
-        if not live:
-            options["err_detect"] = "explode"
-        context.options = options
+        # Not `err_detect=explode`: with threads, H.264 would then fail from the first open group on.
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
         stream.thread_type = "SLICE" if live else "AUTO"
 
     def frames(self, packets: Iterable[Packet]) -> Iterator[VideoFrame]:
@@ -113,11 +115,11 @@ class Decoder:
         for packet in packets:
             if packet.size:
                 self.packets += 1
-                if self._since is not None and not self._resumes(packet):
+                if self._since is not None and not self._is_whole(packet):
                     self._lost_here += 1
                     continue
                 if packet.pts is not None and not packet.is_discard:
-                    self._pending.add(packet.pts)
+                    self._pending[packet.pts] = None
             try:
                 for frame in packet.decode():
                     yield self._came(frame)
@@ -127,7 +129,8 @@ class Decoder:
                 raise YolactError(f"video {self._name}: no decoder for it in this PyAV") from error
             except (av.FFmpegError, ValueError, MemoryError) as error:
                 yield from self._damage(packet, error)
-        self._tell(None)
+        self._vanished(list(self._pending))
+        self._tell()
 
     def seconds(self, frame: VideoFrame) -> float | None:
         """The time stamp of a frame of this stream."""
@@ -142,30 +145,45 @@ class Decoder:
             )
 
     def _came(self, frame: VideoFrame) -> VideoFrame:
-        if frame.pts is not None:
-            self._pending = {pts for pts in self._pending if pts > frame.pts}
+        if frame.pts in self._pending:
+            # Frames come in the order of their times: what should have come before is not coming any more.
+            gone = [pts for pts in self._pending if pts < frame.pts]
+            for pts in [*gone, frame.pts]:
+                del self._pending[pts]
+            self._vanished(gone)
         return frame
+
+    def _vanished(self, gone: list[int]) -> None:
+        """Count frames that the decoder has dropped without a word."""
+        if gone and not self._live and self._stream.codec_context.name not in _HIDDEN:
+            self._begin(min(gone), "the decoder dropped it")
+            self._lost_here += len(gone)
+            self._key = self._key or _DECODING
+            self._tell()
 
     def _damage(self, packet: Packet, error: Exception) -> Iterator[VideoFrame]:
         """Give the good frames that are still inside the decoder, and wait for a key frame."""
-        missing = set(self._pending)
+        missing = list(self._pending)
         if not self._live:
             # With threads the error comes late: what followed the damage may be inside as well, made from it.
             inside = self._drain()
-            missing -= {frame.pts for frame in inside}
-            good = [
-                frame for frame in inside if frame.pts is not None and frame.pts < min(missing, default=0)
-            ]
-            yield from good
-            missing |= {frame.pts for frame in inside if frame not in good and frame.pts is not None}
+            came = {frame.pts for frame in inside}
+            while missing and missing[0] in came:
+                missing.pop(0)
+            for frame in inside:
+                if frame.pts not in missing:
+                    yield frame
         self._stream.codec_context.flush_buffers()
         self._pending.clear()
-        if self._since is None:
-            stamp = min(missing, default=packet.pts)
-            at = "" if stamp is None else f" at {float(stamp * self._tick):.2f} s"
-            self._since = f"{at} ({reason(error)})"
-            self._lost_here = 0
+        self._key = None
+        self._begin(min(missing, default=packet.pts), reason(error))
         self._lost_here += max(1, len(missing))
+
+    def _begin(self, stamp: int | None, cause: str) -> None:
+        if self._since is None:
+            at = "" if stamp is None else f" at {float(stamp * self._tick):.2f} s"
+            self._since = f"{at} ({cause})"
+            self._lost_here = 0
 
     def _drain(self) -> list[VideoFrame]:
         frames: list[VideoFrame] = []
@@ -178,22 +196,29 @@ class Decoder:
                 continue
         return frames
 
-    def _resumes(self, packet: Packet) -> bool:
-        if not (self._live or packet.is_keyframe):
-            return False
-        self._tell(packet)
+    def _is_whole(self, packet: Packet) -> bool:
+        """Whether a packet after damage needs nothing lost: a key frame, and what is shown after it."""
+        if not self._live:
+            if packet.is_keyframe and self._key is None:
+                self._key = _DECODING if packet.pts is None else packet.pts
+                return True
+            if self._key is None:
+                return False
+            if (packet.pts or 0) < self._key:
+                return False  # shown before the key frame, and made from frames on both sides of it
+        self._tell()
         return True
 
-    def _tell(self, resumed: Packet | None) -> None:
+    def _tell(self) -> None:
         if self._since is None:
             return
         self._places += 1
         self.lost += self._lost_here
         if self._places <= _PLACES_TOLD:
-            rest = "to its end" if resumed is None else "then decoding goes on"
+            rest = "to its end" if self._key is None and not self._live else "then decoding goes on"
             frames = "1 frame" if self._lost_here == 1 else f"{self._lost_here} frames"
             log.warning("video %s is damaged%s: %s lost, %s", self._name, self._since, frames, rest)
-        self._since = None
+        self._since = self._key = None
 
 
 class Picture:
