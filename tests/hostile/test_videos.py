@@ -193,6 +193,49 @@ def test_a_playlist_reads_no_other_file(tmp_path):
     assert str(tmp_path / "x.mp4") in failure(lambda: list(VideoSource(tmp_path / "x.mp4")))
 
 
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        ("mp4", {"sound": "aac"}),
+        ("mkv", {"sound": "flac"}),
+        ("ts", {"sound": "mp2"}),
+        ("avi", {"codec": "mpeg4"}),
+    ],
+)
+def test_any_damage_ends_in_frames_or_one_line(tmp_path, suffix, options):
+    """Cut, overwritten and shortened at random: frames in order or an error; what came is written."""
+    whole = videos.write(tmp_path / f"whole.{suffix}", videos.shades(12), **options).read_bytes()
+    rng = np.random.default_rng(0)
+    ends = {"written": 0, "refused": 0}
+    for _ in range(40):
+        data = bytearray(whole)
+        place, length = int(rng.integers(len(data))), int(rng.integers(1, 400))
+        kind = rng.integers(3)
+        if kind == 0:
+            del data[place:]
+        elif kind == 1:
+            data[place : place + length] = rng.bytes(length)
+        else:
+            del data[place : place + length]
+        path = tmp_path / f"x.{suffix}"
+        path.write_bytes(data)
+        sink, last = VideoSink(tmp_path / "out"), -1.0
+        try:
+            for frame in VideoSource(path):
+                assert frame.time is not None and last < frame.time < 1e6
+                last = frame.time
+                image = frame.read()
+                sink.write(frame, sink.prepare(frame, image, ENGINE.predict([image])[0]))
+        except YolactError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+            ends["refused"] += 1
+        sink.close()
+        for written in sink.outputs:
+            assert videos.read(written)[0]
+            ends["written"] += 1
+    assert ends["written"] > 5
+
+
 def test_names_that_mean_something_to_ffmpeg(tmp_path):
     for name in ("concat:a|b.mp4", "-i.mp4", "clip%03d.mp4", "a:b.mp4", "ü ?#.mp4"):
         path = videos.write(tmp_path / "plain.mp4", videos.shades(3)).rename(tmp_path / name)

@@ -42,6 +42,8 @@ class AudioCopy:
         self._container: InputContainer | None = None
         self._packets: Iterator[Packet] = iter(())
         self._next: Packet | None = None
+        self._last: dict[int, int] = {}  # time stamp of the packet before, by track of the output
+        self._refused = 0
         try:
             self._container = open_video(source)
         except YolactError as error:
@@ -50,8 +52,9 @@ class AudioCopy:
         pictures = moving_pictures(self._container)
         self._start = (start_of(pictures) if pictures else None) or 0.0
         for stream in self._container.streams.audio:
-            codec = stream.codec_context.name
-            if holds(output.format.name, source, stream.index):
+            # PyAV has no context for a codec without a decoder.
+            codec = stream.codec_context.name if stream.codec_context else "unknown"
+            if stream.codec_context and holds(output.format.name, source, stream.index):
                 self._tracks[stream.index] = output.add_stream_from_template(stream)
                 self.codecs.append(codec)
             else:
@@ -74,7 +77,9 @@ class AudioCopy:
             packet.pts = None if packet.pts is None else packet.pts - shift
             packet.dts = packet.pts if packet.dts is None else packet.dts - shift
             packet.stream = self._tracks[packet.stream.index]
-            self._output.mux_one(packet)
+            if packet.dts is not None and packet.dts > self._last.get(packet.stream.index, -(1 << 62)):
+                self._last[packet.stream.index] = packet.dts
+                self._write(packet)
             self._advance()
 
     def close(self) -> None:
@@ -83,6 +88,14 @@ class AudioCopy:
         if self._container is not None:
             self._container.close()
             self._container = None
+
+    def _write(self, packet: Packet) -> None:
+        try:
+            self._output.mux_one(packet)
+        except ValueError as error:  # of the packet; what the disk has to say is an OSError
+            if not self._refused:
+                log.warning("the sound of %s is damaged, and left out there: %s", self._source, reason(error))
+            self._refused += 1
 
     def _time(self, packet: Packet) -> float:
         stamp = packet.pts if packet.pts is not None else packet.dts

@@ -265,8 +265,8 @@ class CameraSource(Source):
 
     def _decoded(self, container: InputContainer) -> Iterator[Frame]:
         stream = moving_pictures(container)
-        if stream is None:
-            raise YolactError(f"camera {self.name} sends no video")
+        if stream is None or not stream.codec_context:
+            raise YolactError(f"camera {self.name} sends no video that this PyAV decodes")
         self._clock.restart(period_of(stream))
         decoder = Decoder(stream, self.name, live=True)
         before = self.lost

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from yolact_runtime.errors import YolactError
 from yolact_runtime.frames import Frame, Source
@@ -19,6 +20,9 @@ from yolact_runtime.sources.libav import (
     reason,
     start_of,
 )
+
+if TYPE_CHECKING:
+    from av.video.codeccontext import VideoCodecContext
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +78,12 @@ class VideoSource(Source):
             if stream is None:
                 holds = "sound only" if container.streams.audio else "no video"
                 raise YolactError(f"video {self.path} holds {holds}; there is nothing to look at")
+            # PyAV has no context for a codec without a decoder, whatever its stubs say.
+            context: VideoCodecContext | None = stream.codec_context
+            if context is None:
+                raise YolactError(f"video {self.path}: this PyAV has no decoder for its pictures")
             # FFmpeg's libraries set a size to 0 that is beyond their own limit.
-            if not 0 < stream.codec_context.width * stream.codec_context.height <= MAX_PIXELS:
+            if not 0 < context.width * context.height <= MAX_PIXELS:
                 raise YolactError(
                     f"video {self.path} names no size of its pictures, "
                     f"or one of more than {MAX_PIXELS:,} pixels"
