@@ -36,14 +36,12 @@ class AudioCopy:
         """
         self.codecs: list[str] = []
         self._source = source
-        self._output = output
         self._tracks: dict[int, AudioStream] = {}
         self._start = 0.0
         self._container: InputContainer | None = None
         self._packets: Iterator[Packet] = iter(())
         self._next: Packet | None = None
         self._last: dict[int, int] = {}  # time stamp of the packet before, by track of the output
-        self._refused = 0
         try:
             self._container = open_video(source)
         except YolactError as error:
@@ -64,12 +62,8 @@ class AudioCopy:
             self._packets = self._container.demux(*chosen)
             self._advance()
 
-    def copy(self, until: float) -> None:
-        """Write what is heard up to `until`, in seconds of the video.
-
-        Raises:
-            av.FFmpegError: the output cannot be written.
-        """
+    def packets(self, until: float) -> Iterator[Packet]:
+        """What is heard up to `until`, in seconds of the video, and has not come before; for the output."""
         while self._next is not None and self._time(self._next) <= until:
             packet = self._next
             assert packet.time_base is not None
@@ -79,7 +73,7 @@ class AudioCopy:
             packet.stream = self._tracks[packet.stream.index]
             if packet.dts is not None and packet.dts > self._last.get(packet.stream.index, -(1 << 62)):
                 self._last[packet.stream.index] = packet.dts
-                self._write(packet)
+                yield packet
             self._advance()
 
     def close(self) -> None:
@@ -88,14 +82,6 @@ class AudioCopy:
         if self._container is not None:
             self._container.close()
             self._container = None
-
-    def _write(self, packet: Packet) -> None:
-        try:
-            self._output.mux_one(packet)
-        except ValueError as error:  # of the packet; what the disk has to say is an OSError
-            if not self._refused:
-                log.warning("the sound of %s is damaged, and left out there: %s", self._source, reason(error))
-            self._refused += 1
 
     def _time(self, packet: Packet) -> float:
         stamp = packet.pts if packet.pts is not None else packet.dts

@@ -30,6 +30,7 @@ from yolact_runtime.sources.libav import (
 )
 
 if TYPE_CHECKING:
+    from av.packet import Packet
     from av.video.frame import VideoFrame
 
 log = logging.getLogger(__name__)
@@ -159,6 +160,7 @@ class _Writer:
         self._last = -1_000_000  # in units of the encoder's time base
         self._size = (first.width, first.height)
         self._resized = False
+        self._muted = False
         self._length = float("inf")  # of the source's pictures, in seconds
         self._period = 1 / 25
         self._audio: AudioCopy | None = None
@@ -202,23 +204,39 @@ class _Writer:
             base = self._stream.codec_context.time_base
             self._last = max(round(frame.time / base), self._last + round(_LEAST_STEP / base))
             picture.pts, picture.time_base = self._last, base
-            if self._audio is not None:
-                self._audio.copy(frame.time)
-            self._container.mux(self._stream.encode(picture))
+            self._mux_audio(frame.time)
+            for packet in self._stream.encode(picture):
+                self._mux(packet)
             self._frames += 1
 
     def finish(self) -> None:
         with self._guarded():
-            self._container.mux(self._stream.encode(None))
-            if self._audio is not None:
-                seen = self._last * float(self._stream.codec_context.time_base) + self._period
-                self._audio.copy(float("inf") if seen + _END >= self._length else seen)
+            for packet in self._stream.encode(None):
+                self._mux(packet)
+            seen = self._last * float(self._stream.codec_context.time_base) + self._period
+            self._mux_audio(float("inf") if seen + _END >= self._length else seen)
             self._stack.close()
         sound = f" and {', '.join(self._audio.codecs)} audio" if self._audio and self._audio.codecs else ""
         log.info(
             "%s: %d frames of %d x %d, %s%s",
             self.target, self._frames, *self._size, self._codec, sound,
         )  # fmt: skip
+
+    def _mux_audio(self, until: float) -> None:
+        if self._audio is not None:
+            for packet in self._audio.packets(until):
+                self._mux(packet)
+
+    def _mux(self, packet: Packet) -> None:
+        try:
+            self._container.mux_one(packet)
+        except load_av().FFmpegError as error:
+            # Interleaving may tell of a damaged packet of sound when the next picture comes.
+            if isinstance(error, OSError) or self._audio is None:
+                raise
+            if not self._muted:
+                log.warning("the sound of %s is damaged, and left out there: %s", self.source, reason(error))
+            self._muted = True
 
     def _look_at_source(self) -> Fraction | None:
         """Take over the frame rate, and return the shape of a pixel."""

@@ -26,8 +26,9 @@ _PLACES_TOLD = 5
 # Steps back, in periods, that rounded or repeated time stamps make; more is a clock that began anew.
 _JITTER = 2.5
 _LEAST_STEP = 1e-3
-# Steps forward, in seconds, by which a camera's clock was set and no picture lost.
-_LEAP = 10.0
+# Steps forward, in seconds, that mean a clock that was set: of a camera, and of a file, where a picture may
+# stand still for long, but not longer than an MP4 can say.
+_LEAP_LIVE, _LEAP = 10.0, 12 * 3600.0
 # Codecs with packets that hold no frame to be shown.
 _HIDDEN = {"vp8", "vp9", "av1", "libvpx", "libvpx-vp9", "libdav1d", "libaom-av1"}
 _DECODING = -math.inf  # a key frame that precedes everything
@@ -44,7 +45,7 @@ class Clock:
         self.last: float | None = None
         self.period = period
         self._start = start
-        self._live = live
+        self._leap = _LEAP_LIVE if live else _LEAP
 
     def restart(self, period: float) -> None:
         """The stream begins anew, with time stamps of its own."""
@@ -66,7 +67,7 @@ class Clock:
                 time = following
             else:
                 time = self.last + _LEAST_STEP
-        elif self._live and time > following + _LEAP:
+        elif time > following + self._leap:
             self._start = seconds - following
             time = following
         self.last = time

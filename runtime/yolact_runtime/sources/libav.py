@@ -81,9 +81,9 @@ def start_of(stream: VideoStream) -> float | None:
 
 
 def period_of(stream: VideoStream) -> float:
-    """Seconds from one frame to the next, as far as the stream tells."""
+    """Seconds from one frame to the next, as far as the stream tells; 0.001 to 10."""
     rate = stream.average_rate or stream.guessed_rate
-    return float(1 / rate) if rate and rate > 0 else 1 / 25
+    return min(max(float(1 / rate), 1e-3), 10.0) if rate and rate > 0 else 1 / 25
 
 
 def usual_matrix(width: int, height: int) -> int:

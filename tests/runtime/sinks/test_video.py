@@ -196,14 +196,14 @@ def test_closed_early_it_plays_as_far_as_it_came(tmp_path):
 def test_an_interrupt_while_writing_loses_nothing(tmp_path, monkeypatch):
     source = videos.write(tmp_path / "clip.mp4", videos.shades(20), sound="aac")
     sink = VideoSink(tmp_path / "out", BEST)
-    whole = AudioCopy.copy
+    whole = AudioCopy.packets
 
     def interrupted(self, until):
         if 0.95 < until < 1.05:
             raise KeyboardInterrupt
-        whole(self, until)
+        return whole(self, until)
 
-    monkeypatch.setattr(AudioCopy, "copy", interrupted)
+    monkeypatch.setattr(AudioCopy, "packets", interrupted)
     with pytest.raises(KeyboardInterrupt):
         for frame in VideoSource(source):
             put(sink, frame, frame.read())

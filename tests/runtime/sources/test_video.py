@@ -280,6 +280,7 @@ def test_time_always_grows(stamps, start, live):
         ([5, 5.1, 5.1, 5.2], [0, 0.1, 0.101, 0.2]),  # written twice
         ([5, 5.1, 0, 0.2], [0, 0.1, 0.2, 0.4]),  # began anew
         ([5, 5.1, 100], [0, 0.1, 95]),  # a still picture
+        ([5, 5.1, 1e6, 1e6 + 1], [0, 0.1, 0.2, 1.2]),  # a damaged time stamp
     ],
 )
 def test_times_of_odd_streams(stamps, times):
