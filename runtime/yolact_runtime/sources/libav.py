@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
-# Four times 4K in each direction is 33 million; a header that claims more is damaged or hostile.
+# 8K video has 33 million; a header that claims twice as many is damaged or hostile.
 MAX_PIXELS = 1 << 26
 BGR = "bgr24"
 FULL, LIMITED = 2, 1  # AVCOL_RANGE_JPEG, AVCOL_RANGE_MPEG

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,8 +22,6 @@ from yolact_runtime.sources.libav import (
 
 if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
-
-log = logging.getLogger(__name__)
 
 SUFFIXES = (
     ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",

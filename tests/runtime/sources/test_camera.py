@@ -15,7 +15,7 @@ from yolact_runtime import YolactError
 from yolact_runtime.errors import UsageError
 from yolact_runtime.sources.camera import CameraSettings, CameraSource, is_camera, without_secrets
 
-QUICK = CameraSettings(open_timeout=2, read_timeout=0.3, attempts=2, delay=0.01)
+QUICK = CameraSettings(open_timeout=5, read_timeout=5, attempts=2, delay=0.01)
 
 
 @pytest.mark.parametrize(
