@@ -45,6 +45,12 @@ def native(mask_scores: bool = False) -> dict[str, np.ndarray]:
     return arrays
 
 
+def half(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Outputs that the mask kernels do not take."""
+    floats = ("boxes", "coefficients", "prototypes")
+    return {name: array.astype(np.float16) if name in floats else array for name, array in arrays.items()}
+
+
 def heads(kind: type = np.float32) -> dict[str, np.ndarray]:
     arrays = runtime_arrays()
     rng = np.random.default_rng(3)
@@ -60,6 +66,7 @@ ENGINES = {
     "native": (native(), NATIVE),
     "native, masks scored": (native(True), replace(NATIVE, mask_iou=True)),
     "native, float32 images": (native(), replace(NATIVE, input_dtype="float32")),
+    "native, in half": (half(native()), NATIVE),
     "raw heads": (heads(), RUNTIME),
     "raw heads in half": (heads(np.float16), RUNTIME),
     "raw heads, masks scored": (heads(), replace(RUNTIME, mask_iou=True, mask_iou_net=MASK_IOU_NET)),

@@ -240,6 +240,14 @@ def test_a_closed_engine_says_so(gpu: FakeGpu, tmp_path: Path) -> None:
     assert not gpu.held and not gpu.problems
 
 
+def test_an_engine_that_nobody_closes_is_freed(gpu: FakeGpu, tmp_path: Path) -> None:
+    engine = open_engine(write_engine(tmp_path, native_arrays(), NATIVE))
+    engine.predict([IMAGE])
+    assert gpu.held
+    del engine
+    assert not gpu.held and not gpu.problems
+
+
 def test_streams_have_limits(gpu: FakeGpu, tmp_path: Path) -> None:
     path = write_engine(tmp_path, native_arrays(), NATIVE)
     for streams in (0, 9, "many"):
