@@ -6,7 +6,6 @@ import json
 import logging
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -90,15 +89,22 @@ def test_no_library(gpu: FakeGpu, engine: Path, monkeypatch: pytest.MonkeyPatch)
     refused(engine, rf'\(no module \'tensorrt\'\) needs .* pip install "yolact\[trt\]", {INSTEAD}')
 
 
+def shadow(monkeypatch: pytest.MonkeyPatch, folder: Path, package: str, **modules: str) -> None:
+    """Put a package of these modules before all others."""
+    place = folder / "path" / package
+    place.mkdir(parents=True)
+    for name, text in modules.items():
+        (place / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(place.parent))
+    for name in (package, *(f"{package}.{module}" for module in modules)):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+
 def test_a_library_without_its_shared_libraries(
-    gpu: FakeGpu, engine: Path, monkeypatch: pytest.MonkeyPatch
+    gpu: FakeGpu, engine: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from yolact_runtime.engines.tensorrt import open as module
-
-    def broken(name: str) -> ModuleType:
-        raise ImportError("libnvinfer.so.10: cannot open shared object file")
-
-    monkeypatch.setattr(module.importlib, "import_module", broken)
+    missing = "raise ImportError('libnvinfer.so.10: cannot open shared object file')"
+    shadow(monkeypatch, tmp_path, "tensorrt", __init__=missing)
     refused(engine, rf"TensorRT does not load: libnvinfer\.so\.10: .*; {INSTEAD}")
 
 
@@ -120,13 +126,8 @@ def test_no_pycuda(gpu: FakeGpu, engine: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_pycuda_for_another_driver(
     gpu: FakeGpu, engine: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    package = tmp_path / "path" / "pycuda"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("")
-    (package / "driver.py").write_text("raise ImportError('libcuda.so.1: undefined symbol: cuCtxCreate_v4')")
-    monkeypatch.syspath_prepend(str(package.parent))
-    for name in ("pycuda", "pycuda.driver"):
-        monkeypatch.delitem(sys.modules, name)
+    missing = "raise ImportError('libcuda.so.1: undefined symbol: cuCtxCreate_v4')"
+    shadow(monkeypatch, tmp_path, "pycuda", __init__="", driver=missing)
     refused(
         engine, rf"pycuda does not load: libcuda\.so\.1: .* toolkit: pip install .*; {INSTEAD}", DeviceError
     )

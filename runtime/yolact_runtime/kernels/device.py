@@ -143,6 +143,8 @@ class Kernels(Owner):
 
     def _open(self) -> None:
         device, gpu = self._device, self._device.gpu
+        if not self._plans:  # then no compiler is needed either
+            return
         capability = parse_capability(gpu.capability)
         compiler = nvrtc.choose(capability, newest_major=int(gpu.cuda.split(".")[0]))
         wanted: dict[str, dict[str, None]] = {}

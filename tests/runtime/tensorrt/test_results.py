@@ -12,6 +12,8 @@ from engine_files import write_engine
 from fake_gpu import FakeGpu
 from fake_onnx import NATIVE, RUNTIME, native_arrays, pack_mask_iou_net, runtime_arrays
 from fake_tensorrt import make_tensorrt
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from yolact_runtime import Result, load_engine
 from yolact_runtime.engines.onnxruntime import OnnxRuntimeEngine
@@ -45,6 +47,12 @@ def native(mask_scores: bool = False) -> dict[str, np.ndarray]:
     return arrays
 
 
+def half(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Outputs that the mask kernels do not take."""
+    floats = ("boxes", "coefficients", "prototypes")
+    return {name: array.astype(np.float16) if name in floats else array for name, array in arrays.items()}
+
+
 def heads(kind: type = np.float32) -> dict[str, np.ndarray]:
     arrays = runtime_arrays()
     rng = np.random.default_rng(3)
@@ -60,6 +68,7 @@ ENGINES = {
     "native": (native(), NATIVE),
     "native, masks scored": (native(True), replace(NATIVE, mask_iou=True)),
     "native, float32 images": (native(), replace(NATIVE, input_dtype="float32")),
+    "native, in half": (half(native()), NATIVE),
     "raw heads": (heads(), RUNTIME),
     "raw heads in half": (heads(np.float16), RUNTIME),
     "raw heads, masks scored": (heads(), replace(RUNTIME, mask_iou=True, mask_iou_net=MASK_IOU_NET)),
@@ -77,6 +86,39 @@ def assert_same(got: list[Result], expected: list[Result]) -> None:
         for name in ("scores", "mask_scores", "relative_boxes"):
             np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=2e-6, atol=1e-6)
         assert one.rles == other.rles
+
+
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    calls=st.lists(
+        st.tuples(
+            st.lists(st.integers(0, 3), min_size=1, max_size=3),  # which images
+            st.sampled_from([0.0, 0.2, 0.5, 0.95]),
+            st.integers(1, 5),
+        ),
+        min_size=3,
+        max_size=8,
+    )
+)
+def test_what_is_replayed_follows_images_and_limits(
+    calls: list[tuple[list[int], float, int]], tmp_path: Path
+) -> None:
+    """A graph is captured with some sizes and limits, and replayed with others."""
+    path = write_engine(tmp_path, heads(), RUNTIME)
+    some = images()
+    with pytest.MonkeyPatch.context() as patch:
+        gpu = FakeGpu().install(patch)
+        with (
+            OnnxRuntimeEngine(path.with_suffix(".onnx"), threads=1) as reference,
+            load_engine(path) as engine,
+        ):
+            for chosen, threshold, top_k in calls:
+                batch = [some[index] for index in chosen]
+                assert_same(
+                    engine.predict(batch, threshold, top_k), reference.predict(batch, threshold, top_k)
+                )
+        assert not gpu.problems
+        assert not gpu.held
 
 
 @pytest.mark.parametrize("kind", ["8.6", "10", "rtx"])

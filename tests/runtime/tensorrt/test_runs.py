@@ -16,6 +16,7 @@ from fake_onnx import NATIVE, RUNTIME, native_arrays, runtime_arrays
 
 from yolact_runtime.engines.tensorrt import open_engine
 from yolact_runtime.errors import DeviceError, UsageError, YolactError
+from yolact_runtime.kernels.masks import MaskShapes
 from yolact_runtime.metadata import Metadata
 
 IMAGE = np.full((20, 30, 3), 255, np.uint8)
@@ -206,6 +207,43 @@ def test_where_there_is_no_room_masks_are_made_on_the_host(
     assert not gpu.held and not gpu.problems
 
 
+def test_masks_with_too_many_edges_are_made_on_the_host(
+    gpu: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_engine(tmp_path, native_arrays(), NATIVE)
+    with open_engine(path) as engine:
+        expected = engine.predict([IMAGE])[0].rles
+    monkeypatch.setattr(MaskShapes, "capacity", 5)
+    with open_engine(path) as engine, caplog.at_level(logging.WARNING):
+        assert engine.predict([IMAGE])[0].rles == expected
+    assert "there is room for 5; made on the host" in caplog.text
+    assert not gpu.held and not gpu.problems
+
+
+def test_closing_waits_for_the_calls_that_run(gpu: FakeGpu, tmp_path: Path) -> None:
+    engine = open_engine(write_engine(tmp_path, native_arrays(), NATIVE))
+    reached, go_on, wait = threading.Event(), threading.Event(), gpu.wait
+
+    def slow(stream: int) -> None:
+        reached.set()
+        assert go_on.wait(60)
+        wait(stream)
+
+    gpu.wait = slow  # type: ignore[method-assign]
+    found: list[int] = []
+    calling = threading.Thread(target=lambda: found.append(len(engine.predict([IMAGE])[0])))
+    closing = threading.Thread(target=engine.close)
+    calling.start()
+    assert reached.wait(60)
+    closing.start()
+    assert gpu.held
+    go_on.set()
+    calling.join()
+    closing.join()
+    assert found == [2]
+    assert not gpu.held and not gpu.problems
+
+
 def test_detections_of_prepared_batches(gpu: FakeGpu, tmp_path: Path) -> None:
     with open_engine(write_engine(tmp_path, native_arrays(), NATIVE)) as engine:
         found = engine.detect(np.full((2, 16, 16, 3), 255, np.uint8))
@@ -237,6 +275,14 @@ def test_a_closed_engine_says_so(gpu: FakeGpu, tmp_path: Path) -> None:
     engine.close()
     with pytest.raises(YolactError, match="is closed"):
         engine.predict([IMAGE])
+    assert not gpu.held and not gpu.problems
+
+
+def test_an_engine_that_nobody_closes_is_freed(gpu: FakeGpu, tmp_path: Path) -> None:
+    engine = open_engine(write_engine(tmp_path, native_arrays(), NATIVE))
+    engine.predict([IMAGE])
+    assert gpu.held
+    del engine
     assert not gpu.held and not gpu.problems
 
 

@@ -66,7 +66,7 @@ class Chain:
         }
         if meta.detect == "native":
             wanted |= {"count": (), "boxes": (k, 4), "scores": (k,), "classes": (k,)}
-            wanted |= {"coefficients": (k, None)}
+            wanted |= {"coefficients": (k, None)} | ({"mask_scores": (k,)} if meta.mask_iou else {})
         else:
             priors = self.tensors["loc"].shape[0]
             wanted |= {"loc": (priors, 4), "logits": (priors, len(meta.class_names) + 1)}

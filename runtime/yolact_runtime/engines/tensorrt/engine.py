@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -73,7 +74,8 @@ class TensorRtEngine(Engine):
             with self._device.current, ExitStack() as inner:
                 self._open_slots(inner, record, library, graphs)
                 held.callback(self._device.close_within, inner.pop_all())
-            self._held = held.pop_all()
+            # Also for an engine that nobody closes: afterwards there is no context left to free anything in.
+            self._free = weakref.finalize(self, held.pop_all().close)
 
     def _open_slots(self, held: ExitStack, record: EngineRecord, library: Any, graphs: bool) -> None:
         device = self._device
@@ -182,7 +184,7 @@ class TensorRtEngine(Engine):
         for _ in range(self.streams):
             self._idle.get()
         self._idle.put(None)  # for whoever waits
-        self._held.close()
+        self._free()
 
     @contextmanager
     def _slot(self) -> Iterator[Slot]:

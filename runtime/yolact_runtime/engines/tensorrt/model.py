@@ -155,7 +155,8 @@ class Model(Owner):
 
     def failure(self, call: str, at: str = "", reason: str = "") -> DeviceError:
         """The error of a call to TensorRT, with what it logged last."""
-        logged = self._messages.pop() if self._messages else reason or "it gave no reason"
+        logged = self._messages[-1] if self._messages else reason or "it gave no reason"
+        self._messages.clear()  # what is told once is no reason for what fails later
         return device_failure(f"{self.path}: {self._record.title}", call, logged, at)
 
     @contextmanager
