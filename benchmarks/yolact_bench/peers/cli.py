@@ -20,8 +20,8 @@ from rich.table import Table
 from yolact_bench.agreement import agreement
 from yolact_bench.contender import Contender, Run
 from yolact_bench.machine import describe_machine, usable_cores
-from yolact_bench.peers.ours import OurContender
 from yolact_bench.protocol import Timing, take_turns
+from yolact_bench.stages import EngineContender
 from yolact_runtime import Engine, load_engine
 from yolact_runtime.commandline import Parser, table_console
 from yolact_runtime.commandline import run as run_command
@@ -186,7 +186,7 @@ def run(args: argparse.Namespace) -> int:
     cv2.setNumThreads(args.threads)
     with ExitStack() as stack:
         engine = _open(args.engine, args.device, args.threads)
-        ours = OurContender(Path(args.engine).name, engine)
+        ours = EngineContender(Path(args.engine).name, engine)
         stack.callback(ours.close)
         peers = []
         for make in _makers(args, engine):

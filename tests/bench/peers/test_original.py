@@ -16,7 +16,7 @@ import yolact
 from yolact.engine import TorchEngine
 from yolact_bench.peers.cli import agree
 from yolact_bench.peers.original import OriginalContender
-from yolact_bench.peers.ours import OurContender
+from yolact_bench.stages import EngineContender
 from yolact_runtime.errors import UsageError, YolactError
 
 # What the worker asks a checkout for. This network finds the left half of every image, as class 1, and a box
@@ -174,7 +174,7 @@ def test_a_real_checkout_finds_what_we_find(reference_dir: Path, coco_mini, tmp_
     weights = tmp_path / "yolact_resnet50_54_800000.pth"
     torch.save(state, weights)
     engine = TorchEngine.from_model(yolact.load_model(weights), device="cpu")
-    ours = OurContender("ours", engine)
+    ours = EngineContender("ours", engine)
     peer = OriginalContender(Path(os.environ["YOLACT_TEST_ORIGINAL"]), weights, engine.metadata, threads=1)
     found = agree(peer, ours, sorted(coco_mini.val_images.iterdir())[:2])
     peer.close()

@@ -15,7 +15,7 @@ from fake_engine import FakeEngine, Found, write_image
 
 from yolact_bench.contender import Contender, Run
 from yolact_bench.peers import cli, original, torchvision
-from yolact_bench.peers.ours import OurContender
+from yolact_bench.stages import EngineContender
 from yolact_runtime.errors import UsageError, YolactError
 
 BOX, OTHER = (4, 6, 24, 30), (40, 40, 60, 60)
@@ -58,7 +58,7 @@ def options(images: list[Path], monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_figures_of_two(images: list[Path]) -> None:
-    ours, stub = OurContender("ours", FakeEngine(FINDINGS)), Stub()
+    ours, stub = EngineContender("ours", FakeEngine(FINDINGS)), Stub()
     first, second = cli.compare([ours, stub], images, 60, 5)
     assert (first.name, first.network_ratio, first.end_to_end_ratio) == ("ours", 1, 1)
     assert second.end_to_end_ratio == pytest.approx(first.end_to_end.median / second.end_to_end.median)
@@ -75,8 +75,8 @@ def test_ratios_compare_the_same_rounds() -> None:
 
 
 def test_agreement_counts_what_the_second_finds_of_the_first(images: list[Path]) -> None:
-    both = OurContender("a", FakeEngine(FINDINGS))
-    fewer = OurContender("b", FakeEngine({1: [Found(BOX), Found(OTHER, 0)], 2: [Found(BOX)]}))
+    both = EngineContender("a", FakeEngine(FINDINGS))
+    fewer = EngineContender("b", FakeEngine({1: [Found(BOX), Found(OTHER, 0)], 2: [Found(BOX)]}))
     assert cli.agree(both, both, images) == {"images": 2, "instances": 3, "matched": 3, "mask_iou": 1.0}
     found = cli.agree(both, fewer, images)
     assert found is not None and (found["instances"], found["matched"]) == (3, 2)
@@ -91,7 +91,7 @@ def test_command(options: list[str], tmp_path: Path, monkeypatch, capsys) -> Non
 
     class Same(Stub):
         def to_coco(self, path: Path, image_id: int) -> list[dict[str, Any]]:
-            return OurContender("", FakeEngine(FINDINGS)).to_coco(path, image_id)
+            return EngineContender("", FakeEngine(FINDINGS)).to_coco(path, image_id)
 
     monkeypatch.setattr(original, "OriginalContender", Same)
     monkeypatch.setattr(torchvision, "TorchvisionContender", missing)
