@@ -127,7 +127,7 @@ def open_outputs(
 
 
 def _video_sink(folder: Path, words: list[str]) -> Sink:
-    from yolact_runtime.sinks.video import VideoSink  # type: ignore[import-not-found,unused-ignore]
+    from yolact_runtime.sinks.video import VideoSink
 
     return VideoSink(folder, keep=[word for word in words if Path(word).is_file()])
 

@@ -151,7 +151,7 @@ WRITER = """if True:
             time.sleep(0.002)
             return super().detect(batch)
     found = [Found((1, 1, 20, 20)), Found((30, 30, 50, 60), 1)]
-    cli._open_engine = lambda args: Slow(dict.fromkeys(range(256), found), broken=[105])
+    cli.open_engine = lambda args, streams: Slow(dict.fromkeys(range(256), found), broken=[105])
     cli.main(["--engine", "none", "--quiet", "--no-overlay", "--workers", "2", *sys.argv[2:]])
 """
 
@@ -231,7 +231,7 @@ def test_nobody_reads_standard_output(place):
 
 def use(monkeypatch, broken):
     engine = FakeEngine(dict.fromkeys(range(256), FOUND), max_batch=4, broken=broken)
-    monkeypatch.setattr(cli, "_open_engine", lambda args: engine)
+    monkeypatch.setattr(cli, "open_engine", lambda args, streams: engine)
 
 
 def test_an_engine_that_fails_on_one_image(place, capsys, monkeypatch):

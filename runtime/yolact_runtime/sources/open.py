@@ -6,10 +6,13 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from yolact_runtime.errors import UsageError
+import numpy as np
+
+from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.frames import Frame, Source
 from yolact_runtime.sources.images import ImageSource, list_names
 from yolact_runtime.sources.listing import ListSource
@@ -17,6 +20,8 @@ from yolact_runtime.sources.listing import ListSource
 
 class ChainSource(Source):
     """Sources one after the other, their frames numbered through.
+
+    One that breaks off gives a last frame that cannot be read, so that it is counted, and the next begins.
 
     Args:
         sources: One or more.
@@ -38,8 +43,13 @@ class ChainSource(Source):
         for source in self.parts:
             if self._closed.is_set():
                 return
-            for frame in source:
-                yield replace(frame, index=index)
+            try:
+                for frame in source:
+                    yield replace(frame, index=index)
+                    index += 1
+            except YolactError as error:
+                path = Path(getattr(source, "path", "source"))
+                yield Frame(index, str(path), path, partial(_raise, error))
                 index += 1
             source.close()
 
@@ -55,6 +65,27 @@ class ChainSource(Source):
         return None if None in parts else set().union(*(part for part in parts if part is not None))
 
 
+class BrokenSource(Source):
+    """One that could not be opened.
+
+    Args:
+        path: What it was to be.
+        error: Raised when it is iterated.
+    """
+
+    total = 1
+
+    def __init__(self, path: Path, error: YolactError) -> None:
+        self.path, self._error = path, error
+
+    def __iter__(self) -> Iterator[Frame]:
+        raise self._error
+
+
+def _raise(error: YolactError) -> np.ndarray:
+    raise error
+
+
 def open_source(words: Sequence[str], stream: BinaryIO | None = None, null: bool = False) -> Source:
     """What the words name, in their order.
 
@@ -66,6 +97,8 @@ def open_source(words: Sequence[str], stream: BinaryIO | None = None, null: bool
 
     Raises:
         UsageError: a word that names nothing; `-` twice.
+        YolactError: a video cannot be opened, and nothing else is named; otherwise it counts as one frame
+            that cannot be read.
     """
     if list(words).count("-") > 1:
         raise UsageError("- (standard input) is named twice; it can be read once")
@@ -78,7 +111,14 @@ def open_source(words: Sequence[str], stream: BinaryIO | None = None, null: bool
             images.clear()
 
     for word in words:
-        other = _other_source(word, stream, null)
+        try:
+            other = _other_source(word, stream, null)
+        except UsageError:
+            raise
+        except YolactError as error:
+            if len(words) == 1:
+                raise
+            other = BrokenSource(Path(word), error)
         if other is None:
             images.append(word)
         else:
@@ -114,16 +154,12 @@ def _other_source(word: str, stream: BinaryIO | None, null: bool) -> Source | No
 
 
 def _video(word: str) -> Source | None:
-    try:
-        from yolact_runtime.sources.video import VideoSource, is_video  # type: ignore[import-not-found,unused-ignore]
-    except ModuleNotFoundError:
-        return None
+    from yolact_runtime.sources.video import VideoSource, is_video
+
     return VideoSource(Path(word)) if is_video(Path(word)) else None
 
 
 def _camera(word: str) -> Source | None:
-    try:
-        from yolact_runtime.sources.camera import CameraSource, is_camera  # type: ignore[import-not-found,unused-ignore]
-    except ModuleNotFoundError:
-        return None
+    from yolact_runtime.sources.camera import CameraSource, is_camera
+
     return CameraSource(word) if is_camera(word) else None
