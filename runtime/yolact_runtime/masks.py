@@ -97,7 +97,8 @@ def assemble(coefficients: np.ndarray, prototypes: np.ndarray, boxes: np.ndarray
     ):
         x0, y0, x1, y1 = bounds
         if x1 > x0 and y1 > y0:
-            target[y0:y1, x0:x1] = _sigmoid(prototypes[y0:y1, x0:x1] @ row)
+            with np.errstate(over="ignore"):
+                target[y0:y1, x0:x1] = _sigmoid(prototypes[y0:y1, x0:x1] @ row)
     return out
 
 
@@ -121,10 +122,11 @@ def box_masks(
     regions: list[Region] = []
     for start in range(0, len(bounds), _TOGETHER):
         some = slice(start, start + _TOGETHER)
-        lines = [
-            _lines(prototypes, row, bound, height, width)
-            for row, bound in zip(coefficients[some], bounds[some], strict=True)
-        ]
+        with np.errstate(over="ignore"):  # once, for it takes as long as a small mask's exponentials
+            lines = [
+                _lines(prototypes, row, bound, height, width)
+                for row, bound in zip(coefficients[some], bounds[some], strict=True)
+            ]
         regions += _trace(lines, rows, height)
     return regions
 
@@ -211,11 +213,13 @@ def _trace(lines: Sequence[_Lines], cells: int, height: int) -> list[Region]:
     apart = np.ones(len(starts) + 1, bool)
     apart[1:-1] = (starts[1:] != stops[:-1]) | (owner[1:] != owner[:-1])
     first, last = apart[:-1], apart[1:]
-    edges = np.stack([starts[first], stops[last]], axis=1)  # (runs, 2)
-    parts = np.split(edges, np.searchsorted(owner[first], np.arange(1, len(lines))))
+    runs = owner[first]  # of which instance each run is
+    edges = np.empty(2 * len(runs), np.int64)
+    edges[0::2], edges[1::2] = starts[first], stops[last]
+    cuts = (2 * np.searchsorted(runs, np.arange(len(lines) + 1))).tolist()
     return [
-        Region(line.x, line.y, len(line.values), line.height, height, part.ravel())
-        for line, part in zip(lines, parts, strict=True)
+        Region(line.x, line.y, len(line.values), line.height, height, edges[start:stop])
+        for line, start, stop in zip(lines, cuts, cuts[1:], strict=False)
     ]
 
 
@@ -244,8 +248,9 @@ def _axis(cells: int, pixels: int) -> _Axis:
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        out = np.exp(-x)
+    """Of large negative values too, whose exponential overflows: the caller silences the warning."""
+    out = np.negative(x)
+    np.exp(out, out=out)
     out += 1
     return np.reciprocal(out, out=out)
 
@@ -267,18 +272,25 @@ def encode(regions: Sequence[Region], height: int, width: int) -> list[dict[str,
     """
     if not regions:
         return []
-    runs = [{"size": [height, width], "counts": _counts(region, height * width)} for region in regions]
+    runs = [{"size": [height, width], "counts": counts} for counts in _counts(regions, height * width)]
     packed = coco_mask.frPyObjects(runs, height, width)
     return [{"size": [height, width], "counts": rle["counts"].decode("ascii")} for rle in packed]
 
 
-def _counts(region: Region, pixels: int) -> np.ndarray:
-    """Lengths of alternating unset and set runs, unset first."""
-    bounds = np.empty(len(region.edges) + 2, np.int64)
-    bounds[0], bounds[1:-1], bounds[-1] = 0, region.edges, pixels
-    counts = bounds[1:] - bounds[:-1]
-    # A mask that is set to the very end has no unset run there.
-    return counts if counts[-1] else counts[:-1]
+def _counts(regions: Sequence[Region], pixels: int) -> list[np.ndarray]:
+    """Lengths of each region's alternating unset and set runs, unset first; uint32, as pycocotools has them."""
+    ends = np.cumsum([len(region.edges) + 1 for region in regions])  # each with the image's end
+    bounds = np.empty(ends[-1], np.int64)
+    bounds[ends - 1] = pixels
+    inside = np.ones(len(bounds), bool)
+    inside[ends - 1] = False
+    bounds[inside] = np.concatenate([region.edges for region in regions])
+    lengths = np.diff(bounds, prepend=0)
+    lengths[ends[:-1]] += pixels  # where the next region begins at 0 again
+    lengths = lengths.astype(np.uint32)
+    stops = ends - (lengths[ends - 1] == 0)  # a mask that is set to the very end has no unset run there
+    starts = [0, *ends[:-1].tolist()]
+    return [lengths[start:stop] for start, stop in zip(starts, stops.tolist(), strict=True)]
 
 
 def polygons(region: Region) -> list[list[float]]:
