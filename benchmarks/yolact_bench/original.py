@@ -246,21 +246,10 @@ def _compare(args: argparse.Namespace) -> int:
     found = len(samples[first]["rles"])
     table = Table(title="Image file to run lengths, ms per image", box=SIMPLE, title_justify="left")
     table.add_column("")
-    for column in (
-        "median",
-        "p90",
-        "p95",
-        "mean",
-        "std",
-        "processor",
-        "images",
-        "times as fast",
-        "found",
-        "IoU",
-    ):
+    for column in ("median", "p90", "p95", "processor", "images", "times as fast", "found", "IoU"):
         table.add_column(column, justify="right")
     for name, timing in timings.items():
-        figures = (timing.median, timing.p90, timing.p95, timing.mean, timing.std, processor_ms[name])
+        figures = (timing.median, timing.p90, timing.p95, processor_ms[name])
         same, iou = agreements.get(name, (found, 1.0))
         table.add_row(
             name,

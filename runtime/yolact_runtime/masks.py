@@ -278,7 +278,7 @@ def encode(regions: Sequence[Region], height: int, width: int) -> list[dict[str,
 
 
 def _counts(regions: Sequence[Region], pixels: int) -> list[np.ndarray]:
-    """Lengths of each region's alternating unset and set runs, unset first; uint32, as pycocotools has them."""
+    """Lengths of each region's alternating unset and set runs, unset first, as pycocotools' uint32."""
     ends = np.cumsum([len(region.edges) + 1 for region in regions])  # each with the image's end
     bounds = np.empty(ends[-1], np.int64)
     bounds[ends - 1] = pixels
