@@ -30,11 +30,11 @@ class ExportedYolact(nn.Module):
         self.model = copy.deepcopy(model).cpu().float().eval()
         self.normalise = SubtractMean(Normalise(model.config.model), first_convolution(self.model))
         self.detect = detect
-        for name, module in list(self.model.named_modules()):
+        for index, module in enumerate(self.model.proto_net):
             if isinstance(module, nn.Upsample):
-                # The ReLU behind it: interpolating keeps values positive that one before it made so.
-                parent, _, child = name.rpartition(".")
-                setattr(self.model.get_submodule(parent), str(int(child) + 1), nn.Identity())
+                # The ReLU behind it: what is interpolated is positive already.
+                self.model.proto_net[index + 1] = nn.Identity()
+        for name, module in list(self.model.named_modules()):
             if isinstance(module, DeformConv):
                 parent, _, child = name.rpartition(".")
                 setattr(self.model.get_submodule(parent), child, GridSampleDeformConv(module))
@@ -56,11 +56,12 @@ class ExportedYolact(nn.Module):
 
 
 class SubtractMean(nn.Module):
-    """What of `Normalise` no convolution can take over: the mean, for padding is 0 only behind it.
+    """The part of `Normalise` that no convolution can take over: padding is 0 once the mean is gone.
 
     Args:
-        normalise: Its mean is subtracted here; its deviation and its order of colours go into the weights of
-        first: the convolution that reads the image, which is changed.
+        normalise: What is to be done. Only its mean is left here.
+        first: The convolution that reads the image; gets the deviation and the order of colours into its
+            weights.
     """
 
     mean: Tensor
@@ -75,7 +76,7 @@ class SubtractMean(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, S, S, 3) uint8 or float32 BGR 0..255 to (N, 3, S, S) float32 BGR minus mean."""
-        # Floats at once, for TensorRT cannot move bytes; then planes, for rows of three are slow to work on.
+        # Floats first, for TensorRT cannot turn bytes; then planes, for a mean for each is quickly taken off.
         return images.float().permute(0, 3, 1, 2).contiguous() - self.mean
 
 
