@@ -14,7 +14,7 @@ from yolact_runtime.frames import Sink, Source
 from yolact_runtime.metadata import Metadata
 from yolact_runtime.report import ImageIds, ImageNumbers
 from yolact_runtime.sinks.arrays import ArraySink
-from yolact_runtime.sinks.coco import CocoSink
+from yolact_runtime.sinks.coco import CocoSink, coco_paths
 from yolact_runtime.sinks.jsonl import STDOUT, JsonLinesSink, read_lines
 from yolact_runtime.sinks.overlays import OverlaySink, check_writable_suffix
 from yolact_runtime.sources.open import has_video, image_folders
@@ -44,6 +44,7 @@ class Outputs:
     numbers: ImageNumbers
     sinks: list[Sink] = field(default_factory=list)
     places: list[str] = field(default_factory=list)
+    coco: CocoSink | None = None
     overlays: OverlaySink | None = None
     videos: Any = None
     folder: Path | None = None
@@ -55,9 +56,12 @@ class Outputs:
 
     def written(self) -> list[str]:
         """What a user finds where."""
+        coco = []
+        if self.coco is not None and not self.coco.kept:
+            coco = [", ".join(str(path) for path in coco_paths(self.coco.masks_path))]
         drawn = [f"overlays in {self.folder}"] if self.overlays is not None and self.overlays.drawn else []
         videos = [] if self.videos is None else [str(path) for path in self.videos.outputs]
-        return self.places + drawn + videos
+        return self.places + coco + drawn + videos
 
 
 def check_outputs(args: argparse.Namespace, target: OverlayTarget, source: Source) -> None:
@@ -103,8 +107,8 @@ def open_outputs(
     coco = None
     if not args.no_json:
         coco = CocoSink(args.json, meta.category_ids, meta.class_names, numbers, args.polygons)
+        outputs.coco = coco
         outputs.sinks.append(coco)
-        outputs.places.append(f"{coco.masks_path}, {coco.boxes_path}, {coco.images_path}")
     if lines is not None and args.resume:
         for line, _ in read_lines(Path(args.jsonl)):
             numbers.carry(line["image_id"], line["image"])

@@ -264,6 +264,24 @@ def test_an_engine_that_fails_on_all(place, capsys, monkeypatch):
     assert json.loads(Path("results/mask_detections.json").read_text()) == []
 
 
+def test_a_run_that_does_nothing_leaves_earlier_results(place, capsys, monkeypatch):
+    use(monkeypatch, [])
+    assert infer("photos", "--no-overlay") == 0
+    before = {path: path.read_bytes() for path in Path("results").iterdir()}
+    assert len(before) == 3
+    capsys.readouterr()
+    use(monkeypatch, range(256))
+    assert infer("photos", "--no-overlay") == 1
+    printed = capsys.readouterr()
+    assert "WARNING: no image was done: results/mask_detections.json and" in printed.err
+    assert ".json" not in printed.out
+    assert {path: path.read_bytes() for path in Path("results").iterdir()} == before
+    # One image that is done, and be it without detections, makes new files.
+    use(monkeypatch, range(101, 256))
+    assert infer("photos", "--no-overlay") == 1
+    assert len(COCO("results/images.json").imgs) == 1
+
+
 @pytest.mark.parametrize(
     "text",
     [
