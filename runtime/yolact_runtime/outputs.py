@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,6 +88,14 @@ def check_outputs(args: argparse.Namespace, target: OverlayTarget, source: Sourc
     folders += [args.arrays] if args.arrays else []
     for folder in folders:
         _check_writable(folder)
+    files = [] if args.no_json else list(coco_paths(args.json))
+    files += [Path(args.jsonl)] if args.jsonl not in (None, STDOUT) else []
+    files += [target.path] if target.single and not args.no_overlay else []
+    for file in files:
+        if file.is_dir():
+            raise UsageError(f"cannot write {file}: it is a folder; name a file")
+    if args.jsonl == STDOUT and sys.stdout is None:
+        raise UsageError("--jsonl - needs standard output, which is closed")
 
 
 def open_outputs(
@@ -137,6 +146,8 @@ def _video_sink(folder: Path, words: list[str]) -> Sink:
 
 
 def _check_writable(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise YolactError(f"cannot write to folder {folder}: it is a file")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

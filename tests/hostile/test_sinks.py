@@ -50,14 +50,55 @@ def test_a_place_below_a_file(place, capsys, option):
     Path("file").touch()
     target = "file/x" if option in ("--json", "--jsonl") else "file"
     assert infer("photos", option, target) == 1
-    assert errors(capsys) == ["ERROR: cannot write to folder file: " + _reason("file")]
+    assert errors(capsys) == ["ERROR: cannot write to folder file: it is a file"]
 
 
-def _reason(path):
-    try:
-        Path(path).mkdir(exist_ok=True)
-    except OSError as error:
-        return error.strerror
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("photos", "--json", "taken"),
+        ("photos", "--json", "run.json"),
+        ("photos", "--jsonl", "taken"),
+        ("--image", "photos/00.png:taken.png"),
+    ],
+)
+def test_a_file_that_is_a_folder(place, capsys, words):
+    for name in ("taken", "run_images.json", "taken.png"):
+        Path(name).mkdir()
+    assert infer(*words) == 2
+    (message,) = errors(capsys)
+    assert message.startswith("ERROR: cannot write ") and message.endswith("it is a folder; name a file")
+
+
+def test_a_name_of_several_lines_is_told_on_one(place, capsys):
+    Path("photos/12\n\x1b[2J.png").write_bytes(b"damaged")
+    assert infer("photos", "--no-overlay") == 1
+    (message,) = errors(capsys)
+    assert message == r"ERROR: image photos/12\n\x1b[2J.png is damaged or not an image; skipped"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no /dev/full")
+def test_a_summary_that_cannot_be_written(place):
+    with Path("/dev/full").open("w") as full:
+        process = writer("photos", stdout=full, stderr=subprocess.PIPE, text=True)
+        lines = process.communicate()[1].splitlines()
+    assert lines[-1] == "ERROR: cannot write standard output: No space left on device"
+    assert not any("Traceback" in line for line in lines)
+    assert len(COCO("results/images.json").imgs) == COUNT - 1
+
+
+def test_a_summary_in_an_encoding_without_its_letters(place):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii:strict", "PYTHONUTF8": "0"}
+    process = writer("photos", "--json", "\u65e5.json", stdout=subprocess.PIPE, stderr=-3, env=environment)
+    assert rb"\u65e5.json, \u65e5_bbox.json" in process.communicate()[0]
+
+
+def test_lines_for_a_standard_output_that_is_closed(place, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)
+        assert infer("photos", "--jsonl", "-") == 2
+    assert errors(capsys) == ["ERROR: --jsonl - needs standard output, which is closed"]
+    assert not Path("results/mask_detections.json").exists()
 
 
 def test_an_output_that_is_read_only(place, capsys, monkeypatch):
