@@ -111,7 +111,7 @@ class VideoSink(Sink):
         """
         if prepared is None:
             return
-        if self._writer is not None and self._writer.source != frame.path:
+        if self._writer is not None and not self._writer.continues(frame):
             self.close()
         if self._writer is None:
             self._writer = _Writer(frame, prepared, self._target(frame), self._settings)
@@ -157,6 +157,7 @@ class _Writer:
         self.source = frame.path
         self.target = target
         self._frames = 0
+        self._time = -float("inf")  # of the last frame, in seconds
         self._last = -1_000_000  # in units of the encoder's time base
         self._size = (first.width, first.height)
         self._resized = False
@@ -196,8 +197,14 @@ class _Writer:
             # The encoder opens here, so that one that cannot is an error of its own.
             self._container.start_encoding()
 
+    def continues(self, frame: Frame) -> bool:
+        """Whether a frame belongs to this file; a video that is named twice begins anew."""
+        assert frame.time is not None
+        return frame.path == self.source and frame.time > self._time
+
     def add(self, frame: Frame, picture: VideoFrame) -> None:
         assert frame.time is not None
+        self._time = frame.time
         with self._guarded():
             if (picture.width, picture.height) != self._size:
                 picture = self._fit(picture)

@@ -149,6 +149,8 @@ def has_video(source: Source) -> bool:
 def _other_source(word: str, stream: BinaryIO | None, null: bool) -> Source | None:
     """The source of a word that does not name images."""
     if word == "-":
+        if stream is None and sys.stdin is None:
+            raise UsageError("- needs standard input, which is closed")
         return ListSource(stream or sys.stdin.buffer, null)
     if Path(word).is_file():
         return VideoSource(Path(word)) if is_video(word) else None

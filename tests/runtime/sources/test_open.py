@@ -71,6 +71,12 @@ def test_lists(text, null, expected):
     assert names(open_source(["-"], io.BytesIO(text), null)) == expected
 
 
+def test_a_list_from_a_standard_input_that_is_closed(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UsageError, match="standard input, which is closed"):
+        open_source(["-"])
+
+
 def test_a_list_is_worked_on_before_it_ends():
     read, write = os.pipe()
     with open(read, "rb") as stream:  # noqa: PTH123
