@@ -108,34 +108,34 @@ def open_outputs(
     """
     numbers = ImageNumbers(ids, source.total)
     outputs = Outputs(source, numbers)
-    lines = None
-    if args.jsonl:
-        lines = JsonLinesSink(args.jsonl, numbers, args.polygons, args.resume)
-        outputs.sinks.append(lines)
-        outputs.places += [str(args.jsonl)] if args.jsonl != STDOUT else []
-    coco = None
+    lines = JsonLinesSink(args.jsonl, numbers, args.polygons, args.resume) if args.jsonl else None
+    resumable: list[CocoSink | ArraySink | OverlaySink] = []
     if not args.no_json:
-        coco = CocoSink(args.json, meta.category_ids, meta.class_names, numbers, args.polygons)
-        outputs.coco = coco
-        outputs.sinks.append(coco)
-    if lines is not None and args.resume:
-        for line, _ in read_lines(Path(args.jsonl)):
-            numbers.carry(line["image_id"], line["image"])
-            if coco is not None:
-                coco.carry(line)
-        outputs.source = RemainingSource(source, lines.done)
-        log.info("%s: %d images are done", args.jsonl, sum(lines.done.values()))
+        outputs.coco = CocoSink(args.json, meta.category_ids, meta.class_names, numbers, args.polygons)
+        resumable.append(outputs.coco)
     sources = image_folders(source)
     if args.arrays:
-        outputs.sinks.append(ArraySink(args.arrays, sources))
+        resumable.append(ArraySink(args.arrays, sources))
         outputs.places.append(f"arrays in {args.arrays}")
     if not args.no_overlay:
         outputs.overlays = OverlaySink(target.path, target.single, sources)
         outputs.folder = target.path
-        outputs.sinks.append(outputs.overlays)
-        if has_video(source):
-            outputs.videos = _video_sink(args.video_output or target.folder, args.sources)
-            outputs.sinks.append(outputs.videos)
+        resumable.append(outputs.overlays)
+    outputs.sinks += resumable
+    if not args.no_overlay and has_video(source):
+        outputs.videos = _video_sink(args.video_output or target.folder, args.sources)
+        outputs.sinks.append(outputs.videos)
+    if lines is not None:
+        # Last: a line says that an image is done, and a resumed run believes it.
+        outputs.sinks.append(lines)
+        outputs.places += [str(args.jsonl)] if args.jsonl != STDOUT else []
+    if lines is not None and args.resume:
+        for line, _ in read_lines(Path(args.jsonl)):
+            numbers.carry(line["image_id"], line["image"])
+            for sink in resumable:
+                sink.carry(line)
+        outputs.source = RemainingSource(source, lines.done)
+        log.info("%s: %d images are done", args.jsonl, sum(lines.done.values()))
     return outputs
 
 

@@ -155,9 +155,9 @@ class _Writer:
     def __init__(self, frame: Frame, first: VideoFrame, target: Path, settings: VideoSettings) -> None:
         av = load_av()
         self.source = frame.path
+        self._begin = -float("inf") if frame.time is None else frame.time
         self.target = target
         self._frames = 0
-        self._time = -float("inf")  # of the last frame, in seconds
         self._last = -1_000_000  # in units of the encoder's time base
         self._size = (first.width, first.height)
         self._resized = False
@@ -200,11 +200,10 @@ class _Writer:
     def continues(self, frame: Frame) -> bool:
         """Whether a frame belongs to this file; a video that is named twice begins anew."""
         assert frame.time is not None
-        return frame.path == self.source and frame.time > self._time
+        return frame.path == self.source and frame.time > self._begin
 
     def add(self, frame: Frame, picture: VideoFrame) -> None:
         assert frame.time is not None
-        self._time = frame.time
         with self._guarded():
             if (picture.width, picture.height) != self._size:
                 picture = self._fit(picture)
