@@ -80,6 +80,8 @@ def run(
         args = parser.parse_args(argv)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
+    except KeyboardInterrupt:
+        return 130
     setup_logging(logging.WARNING if args.quiet else logging.INFO)
     try:
         return command(args) or 0

@@ -131,7 +131,7 @@ def open_outputs(
         outputs.places += [str(args.jsonl)] if args.jsonl != STDOUT else []
     if lines is not None and args.resume:
         for line, _ in read_lines(Path(args.jsonl)):
-            numbers.carry(line["image_id"], line["image"])
+            line["image_id"] = numbers.carry(line["image_id"], line["image"])
             for sink in resumable:
                 sink.carry(line)
         outputs.source = RemainingSource(source, lines.done)

@@ -73,6 +73,19 @@ def test_resuming_leaves_files_of_images_with_the_same_name(place):
     assert [str(archive["image"]) for archive in archives] == ["photos/a.png", "other/a.png"]
 
 
+def test_resuming_gives_an_id_to_one_image_only(place, capsys):
+    Path("other").mkdir()
+    Path("other/a.png").hardlink_to("photos/a.png")
+    Path("ids.json").write_text(json.dumps({"images": [{"id": 7, "file_name": "a.png"}]}))
+    words = ["photos/a.png", "other/a.png", "--annotations", "ids.json", "--jsonl", "out.jsonl"]
+    assert infer(*words) == 1
+    results = [Path("results", name) for name in ("images.json", "mask_detections.json")]
+    before = [path.read_bytes() for path in results]
+    assert [image["id"] for image in json.loads(before[0])["images"]] == [7]
+    assert infer(*words, "--resume") == 0
+    assert [path.read_bytes() for path in results] == before
+
+
 def test_lines_only(place):
     assert infer("photos", "--jsonl", "out.jsonl", "--no-json", "--no-overlay") == 0
     assert len(lines()) == 5 and not Path("results").exists()
