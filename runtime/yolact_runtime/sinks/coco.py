@@ -75,9 +75,9 @@ class CocoSink(Sink):
         return _Entries([json.dumps(e) for e in masks], [json.dumps(e) for e in boxes], [json.dumps(record)])
 
     def write(self, frame: Frame, prepared: _Entries | None) -> None:
-        self._done = True
         if self._numbers.claim(frame) is not None and prepared is not None:
             self._append(prepared)
+        self._done = True
 
     def carry(self, line: dict[str, Any]) -> None:
         """Take over an image that an earlier run has finished.
