@@ -14,8 +14,10 @@ import numpy as np
 
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.frames import Frame, Source
+from yolact_runtime.sources.camera import CameraSource, is_camera, without_secrets
 from yolact_runtime.sources.images import ImageSource, list_names
 from yolact_runtime.sources.listing import ListSource
+from yolact_runtime.sources.video import VideoSource, is_video
 
 
 class ChainSource(Source):
@@ -48,8 +50,8 @@ class ChainSource(Source):
                     yield replace(frame, index=index)
                     index += 1
             except YolactError as error:
-                path = Path(getattr(source, "path", "source"))
-                yield Frame(index, str(path), path, partial(_raise, error))
+                name = str(getattr(source, "path", None) or getattr(source, "name", "source"))
+                yield Frame(index, name, Path(name), partial(_raise, error))
                 index += 1
             source.close()
 
@@ -69,14 +71,14 @@ class BrokenSource(Source):
     """One that could not be opened.
 
     Args:
-        path: What it was to be.
+        name: What it was to be.
         error: Raised when it is iterated.
     """
 
     total = 1
 
-    def __init__(self, path: Path, error: YolactError) -> None:
-        self.path, self._error = path, error
+    def __init__(self, name: str, error: YolactError) -> None:
+        self.name, self._error = name, error
 
     def __iter__(self) -> Iterator[Frame]:
         raise self._error
@@ -118,7 +120,7 @@ def open_source(words: Sequence[str], stream: BinaryIO | None = None, null: bool
         except YolactError as error:
             if len(words) == 1:
                 raise
-            other = BrokenSource(Path(word), error)
+            other = BrokenSource(without_secrets(word), error)
         if other is None:
             images.append(word)
         else:
@@ -147,19 +149,9 @@ def has_video(source: Source) -> bool:
 def _other_source(word: str, stream: BinaryIO | None, null: bool) -> Source | None:
     """The source of a word that does not name images."""
     if word == "-":
+        if stream is None and sys.stdin is None:
+            raise UsageError("- needs standard input, which is closed")
         return ListSource(stream or sys.stdin.buffer, null)
     if Path(word).is_file():
-        return _video(word)
-    return None if Path(word).is_dir() else _camera(word)
-
-
-def _video(word: str) -> Source | None:
-    from yolact_runtime.sources.video import VideoSource, is_video
-
-    return VideoSource(Path(word)) if is_video(Path(word)) else None
-
-
-def _camera(word: str) -> Source | None:
-    from yolact_runtime.sources.camera import CameraSource, is_camera
-
-    return CameraSource(word) if is_camera(word) else None
+        return VideoSource(Path(word)) if is_video(word) else None
+    return CameraSource(word) if not Path(word).is_dir() and is_camera(word) else None
