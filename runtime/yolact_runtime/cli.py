@@ -11,15 +11,15 @@ from pathlib import Path
 
 import cv2
 
-from yolact_runtime.commandline import Parser, print_line, run
+from yolact_runtime.commandline import Parser, print_line, run, terminated_as_interrupted
 from yolact_runtime.engine_options import add_engine_options, open_engine
 from yolact_runtime.engines.threads import usable_cores
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.outputs import Outputs, OverlayTarget, check_outputs, open_outputs
+from yolact_runtime.image_ids import ImageIds
 from yolact_runtime.pipeline import PipelineSettings, Tally, run_pipeline
 from yolact_runtime.progress import show_progress
-from yolact_runtime.report import ImageIds
 from yolact_runtime.sinks.jsonl import STDOUT
+from yolact_runtime.sinks.open import Outputs, OverlayTarget, check_outputs, open_outputs
 from yolact_runtime.sources.headers import max_pixels
 from yolact_runtime.sources.open import open_source
 
@@ -108,7 +108,10 @@ def infer(args: argparse.Namespace) -> int:
                 log.warning("%s: the JSON has the engine's ids", sentence)
         outputs = open_outputs(args, target, source, meta, ids)
         try:
-            with show_progress("yolact-infer", outputs.source.total, args.quiet) as progress:
+            with (
+                terminated_as_interrupted(),
+                show_progress("yolact-infer", outputs.source.total, args.quiet) as progress,
+            ):
                 run_pipeline(outputs.source, engine, outputs.sinks, settings, progress, tally)
         except KeyboardInterrupt:
             _summarise(tally, outputs, args)

@@ -2,6 +2,7 @@
 
 import _thread
 import json
+import signal
 import threading
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from fake_onnx import NATIVE, native_arrays, write_onnx
 from pycocotools.coco import COCO
 
 from yolact_runtime import cli
+from yolact_runtime.pipeline.stages import Run
 from yolact_runtime.sources import images
-from yolact_runtime.stages import Run
 
 
 @pytest.fixture
@@ -188,14 +189,16 @@ def test_a_place_that_cannot_be_written_is_found_first(place, option, capsys, mo
     assert "cannot write to folder file" in capsys.readouterr().err
 
 
-def test_an_interruption_keeps_what_is_done(place, monkeypatch, capsys):
-    for number in range(20):
-        save(f"photos/d{number:02}.png")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_keeps_what_is_done(place, number, monkeypatch, capsys):
+    before = signal.getsignal(number)
+    for index in range(20):
+        save(f"photos/d{index:02}.png")
     read, stop, stopped = images.read_image, Run.stop_reading, threading.Event()
 
     def interrupted(path):
         if Path(path).name == "b.jpg":
-            _thread.interrupt_main()
+            _thread.interrupt_main(number)
             assert stopped.wait(10)
         return read(path)
 
@@ -205,3 +208,4 @@ def test_an_interruption_keeps_what_is_done(place, monkeypatch, capsys):
     assert {e["image_id"] for e in load("results/mask_detections.json")} == {1, 2}
     assert capsys.readouterr().out.startswith("2 images, 4 detections, 0 failures")
     assert not list(Path("results").glob(".*"))
+    assert signal.getsignal(number) == before

@@ -74,3 +74,15 @@ def test_broken_videos_do_not_stop_the_rest(place, capsys):
     assert lines()[-1]["image"] == "a.png"
     assert infer("none.mp4") == 1
     assert "none.mp4" in capsys.readouterr().err
+
+
+def test_a_pattern_of_videos_and_images(place):
+    Path("clips").mkdir()
+    for name in ("clips/b.mp4", "clips/notes.txt"):
+        Path(name).write_bytes(Path("clip.mp4").read_bytes())
+    assert cv2.imwrite("clips/a.png", np.full((48, 64, 3), 255, np.uint8))
+    assert infer("clips/*", "--jsonl", "out.jsonl", "--no-overlay") == 0
+    assert [line["image"] for line in lines()] == [
+        "clips/a.png",
+        *(f"clips/b.mp4#{n}" for n in range(FRAMES)),
+    ]

@@ -11,7 +11,7 @@ import numpy as np
 
 from yolact_runtime.errors import YolactError
 from yolact_runtime.frames import Frame, Sink
-from yolact_runtime.report import ImageNumbers
+from yolact_runtime.image_ids import ImageNumbers
 from yolact_runtime.results import Result
 from yolact_runtime.sinks.growing import GrowingJson
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,8 +17,9 @@ import numpy as np
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.frames import Frame, Source
 from yolact_runtime.sources.camera import CameraSource, is_camera, without_secrets
-from yolact_runtime.sources.images import ImageSource, list_names
+from yolact_runtime.sources.images import SUFFIXES, ImageSource, list_names
 from yolact_runtime.sources.listing import ListSource
+from yolact_runtime.sources.video import SUFFIXES as VIDEO_SUFFIXES
 from yolact_runtime.sources.video import VideoSource, is_video
 
 
@@ -92,8 +95,8 @@ def open_source(words: Sequence[str], stream: BinaryIO | None = None, null: bool
     """What the words name, in their order.
 
     Args:
-        words: Images, folders, patterns, videos, cameras (`0`, `camera:0`, `/dev/video0`), addresses
-            (`rtsp://...`, `http://...`), and `-` for a list of images on standard input.
+        words: Images, folders (of images), patterns, videos, cameras (`0`, `camera:0`, `/dev/video0`),
+            addresses (`rtsp://...`, `http://...`), and `-` for a list of images on standard input.
         stream: Instead of standard input.
         null: The paths on standard input end in NUL instead of a line end.
 
@@ -104,6 +107,7 @@ def open_source(words: Sequence[str], stream: BinaryIO | None = None, null: bool
     """
     if list(words).count("-") > 1:
         raise UsageError("- (standard input) is named twice; it can be read once")
+    words = [name for word in words for name in _matches(word)]
     sources: list[Source] = []
     images: list[str] = []
 
@@ -144,6 +148,17 @@ def has_video(source: Source) -> bool:
     if isinstance(source, ChainSource):
         return any(has_video(part) for part in source.parts)
     return not isinstance(source, ImageSource | ListSource)
+
+
+def _matches(word: str) -> list[str]:
+    """The files that a pattern matches where videos are among them; else the word itself."""
+    if not glob.has_magic(word) or os.path.lexists(word) or "://" in word:
+        return [word]
+    names = sorted(glob.glob(word, recursive=True))  # noqa: PTH207 - as for images
+    suffixes = {name: Path(name).suffix.lower() for name in names}
+    if not any(suffix in VIDEO_SUFFIXES for suffix in suffixes.values()):
+        return [word]
+    return [name for name, suffix in suffixes.items() if suffix in (*VIDEO_SUFFIXES, *SUFFIXES)]
 
 
 def _other_source(word: str, stream: BinaryIO | None, null: bool) -> Source | None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from yolact_runtime.blocks import Block
 from yolact_runtime.buffers import PycudaDevice, Stream
 from yolact_runtime.engines.outputs import INPUT
+from yolact_runtime.engines.tensorrt.blocks import Block
 from yolact_runtime.engines.tensorrt.chain import NATIVE_NAMES
 from yolact_runtime.engines.tensorrt.graphs import Graphs
 from yolact_runtime.engines.tensorrt.model import Model

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from yolact_runtime.blocks import Block
 from yolact_runtime.buffers import Event, Stream, pycuda_failure
 from yolact_runtime.engine import Detections
 from yolact_runtime.engines.outputs import INPUT
 from yolact_runtime.engines.tensorrt.batches import Batch, Memory, Shared, TracedBatch
+from yolact_runtime.engines.tensorrt.blocks import Block
 from yolact_runtime.engines.tensorrt.chain import NATIVE_NAMES
 from yolact_runtime.errors import DeviceError, UsageError
 from yolact_runtime.kernels.masks import read_regions

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from yolact_runtime.engine import Engine, check_limits
 from yolact_runtime.errors import UsageError
 from yolact_runtime.frames import Sink, Source
-from yolact_runtime.stages import Run
+from yolact_runtime.pipeline.stages import Run
 
 log = logging.getLogger(__name__)
 

@@ -21,11 +21,11 @@ import numpy as np
 from yolact_runtime.engine import Engine, check_image
 from yolact_runtime.errors import YolactError, first_line
 from yolact_runtime.frames import Frame, Sink, Source
-from yolact_runtime.queues import Channel, Closed, Reorder
+from yolact_runtime.pipeline.queues import Channel, Closed, Reorder
 from yolact_runtime.results import Result
 
 if TYPE_CHECKING:
-    from yolact_runtime.pipeline import PipelineSettings, Tally
+    from yolact_runtime.pipeline.run import PipelineSettings, Tally
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.frames import Sink, Source
+from yolact_runtime.image_ids import ImageIds, ImageNumbers
 from yolact_runtime.metadata import Metadata
-from yolact_runtime.report import ImageIds, ImageNumbers
 from yolact_runtime.sinks.arrays import ArraySink
 from yolact_runtime.sinks.coco import CocoSink, coco_paths
 from yolact_runtime.sinks.jsonl import STDOUT, JsonLinesSink, read_lines
