@@ -12,7 +12,7 @@ from rich.table import Table
 from yolact_bench.compare import Comparison
 from yolact_bench.protocol import MIN_RUNS, WARM_UP_LIMIT, WARM_UP_RUNS
 from yolact_bench.stages import STAGES
-from yolact_bench.suite import Measured, Report
+from yolact_bench.suite import EngineReport, Measured, Report
 from yolact_runtime.commandline import table_console
 
 COLUMNS = ("median", "p90", "p95", "p99", "mean", "±", "std")
@@ -90,6 +90,17 @@ def ratio(measured: Measured) -> str:
     return f"{value:.2f}" if low == value == high else f"{value:.2f} ({low:.2f}..{high:.2f})"
 
 
+def agreement_words(engine: EngineReport) -> str:
+    """How far it finds what another one finds, in words; empty where that was not asked."""
+    if engine.agreement is None:
+        return ""
+    found = engine.agreement
+    return (
+        f"finds {found['matched']} of {found['instances']} instances of {found['with']} again in"
+        f" {found['images']} images, mask IoU {found['mask_iou']:.4f}"
+    )
+
+
 def stage_names(report: Report) -> list[str]:
     """The stages that any engine tells apart, in order."""
     told = {stage: None for engine in report.engines for batch in engine.batches for stage in batch.stages}
@@ -104,6 +115,7 @@ def cold_names(report: Report) -> list[str]:
 def show(report: Report) -> None:
     """Print the report to standard output."""
     console = table_console()
+    _show_engines(report, console)
     for kind, title in TITLES.items():
         table = _table(f"{title}, ms per batch", protocol(report))
         for column in ("batch", *COLUMNS, "images/s", "ratio", "runs"):
@@ -120,6 +132,22 @@ def show(report: Report) -> None:
     console.print(conditions(report), highlight=False)
     for warning in report.conditions.warnings:
         console.print(f"Warning: {warning}", style="yellow", highlight=False)
+
+
+def _show_engines(report: Report, console: Console) -> None:
+    table = _table("What ran", "Precision: really delivered")
+    licences = any(engine.licence for engine in report.engines)
+    for column in ("backend", "model", "precision", "input", *(["licence"] if licences else [])):
+        table.add_column(column)
+    for engine in report.engines:
+        size = f"{engine.input_size} px" if engine.input_size else "varies"
+        row = (engine.backend, engine.config, engine.precision, size)
+        table.add_row(engine.name, *row, *([engine.licence] if licences else []))
+    console.print(table)
+    for engine in report.engines:
+        for words in filter(None, (agreement_words(engine), engine.note)):
+            console.print(f"{engine.name}: {words}", highlight=False)
+    console.print()
 
 
 def _show_stages(report: Report, console: Console) -> None:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from importlib import resources
 from pathlib import Path
-from types import ModuleType
 
 import fake_nvml
 import jsonschema
@@ -155,21 +154,9 @@ def test_ap_of_every_engine(fakes, images, tmp_path: Path, capsys: pytest.Captur
     assert (engine["accuracy"]["mask_ap"], engine["accuracy"]["images"]) == (pytest.approx(1), 1)
 
 
-def test_peers_that_are_not_there(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setitem(sys.modules, "yolact_bench.peers", None)
-    assert cli.main(["peers", "--anything"]) == 1
-    assert "yolact-bench peers is not in this installation" in capsys.readouterr().err
-
-
-def test_peers_get_their_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    peers = ModuleType("yolact_bench.peers.cli")
-    seen = []
-    peers.add_arguments = lambda parser: parser.add_argument("--weights")  # type: ignore[attr-defined]
-    peers.run = lambda args: seen.append(args.weights)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "yolact_bench.peers", ModuleType("yolact_bench.peers"))
-    monkeypatch.setitem(sys.modules, "yolact_bench.peers.cli", peers)
-    assert cli.main(["peers", "--weights", "w.pth"]) == 0
-    assert seen == ["w.pth"]
+def test_peers_get_their_command_line(fakes, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["peers", "--engine", "a", "--images", "images"]) == 2
+    assert "no peer was asked for" in capsys.readouterr().err
 
 
 def test_no_roofline_without_a_graph(caplog: pytest.LogCaptureFixture) -> None:
