@@ -102,8 +102,9 @@ class Roofline:
         Args:
             limits: Of the device that it runs on, with as many threads.
             measured_ms: Milliseconds that a call of `work.batch` images took.
-            precision: What the engine computes in where the graph says float32: "fp32", "bf16", "fp16" or
-                "int8". The bytes stay those of the graph.
+            precision: What the engine really computes in. "fp32", "bf16" and "fp16" hold for whatever the
+                graph says; "int8" for its float32, but not where it has int8 of its own: then it left
+                something in float32 on purpose. The bytes stay those of the graph.
 
         Raises:
             UsageError: a time that is not positive, or an unknown precision.
@@ -112,7 +113,7 @@ class Roofline:
         if measured_ms is not None and not measured_ms > 0:
             raise UsageError(f"measured_ms is {measured_ms}; it must be greater than 0")
         if precision is not None:
-            limits = _computing(limits, precision)
+            limits = self.computing(limits, precision)
         compute = 1000 * _compute_seconds(self.work.floor, limits)
         memory = 1000 * self.work.floor.bytes / limits.bandwidth
         floor, kernels = max(compute, memory), 1000 * self.kernels_seconds(limits)
@@ -121,6 +122,20 @@ class Roofline:
         return Reached(
             compute, memory, floor, kernels, measured_ms, floor / measured_ms, kernels / measured_ms
         )
+
+    def computing(self, limits: Ceilings, precision: str) -> Ceilings:
+        """The ceilings for an engine that computes this graph in `precision`; see `reached`.
+
+        Raises:
+            UsageError: an unknown precision.
+        """
+        if precision not in KINDS:
+            raise UsageError(f"precision is {precision!r}; allowed: {', '.join(KINDS)}")
+        rate = limits.operations.get(KINDS[precision]) or limits.operations.get("float32")
+        if not rate or (precision == "int8" and "int8" in self.operations):
+            return limits
+        replaced = ["float32"] if precision == "int8" else KINDS.values()
+        return replace(limits, operations=limits.operations | dict.fromkeys(replaced, rate))
 
     def to_json(self) -> dict[str, Any]:
         """Operations and bytes of each part and of all, for one call of `batch` images."""
@@ -149,14 +164,6 @@ def roofline(path: str | Path, batch: int = 1) -> Roofline:
         YolactError: not an ONNX file, or nothing in it can be counted.
     """
     return Roofline(Path(path), count_work(read_graph(path), batch))
-
-
-def _computing(limits: Ceilings, precision: str) -> Ceilings:
-    """The ceilings of a device that computes float32 in another type."""
-    if precision not in KINDS:
-        raise UsageError(f"precision is {precision!r}; allowed: {', '.join(KINDS)}")
-    rate = limits.operations.get(KINDS[precision])
-    return replace(limits, operations=limits.operations | {"float32": rate}) if rate else limits
 
 
 def _compute_seconds(work: Work, limits: Ceilings) -> float:
@@ -223,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--measured-ms", type=float, metavar="X", help="what a call took: shows the share reached"
     )
-    parser.add_argument("--precision", choices=KINDS, help="what the engine makes of float32 in the graph")
+    parser.add_argument("--precision", choices=KINDS, help="what the engine really computes in")
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
     return run(_command, parser, argv)
 
@@ -232,7 +239,7 @@ def _command(args: argparse.Namespace) -> int:
     found = roofline(args.onnx, args.batch)
     limits = gpu_ceilings() if args.gpu else ceilings(args.threads, args.fresh)
     if args.precision:
-        limits = _computing(limits, args.precision)
+        limits = found.computing(limits, args.precision)
     reached = found.reached(limits, args.measured_ms)
     console = table_console()
     console.print(roofline_table(found, limits))

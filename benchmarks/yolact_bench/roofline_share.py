@@ -18,7 +18,12 @@ log = logging.getLogger(__name__)
 
 
 def roofline_share(
-    path: str | Path, batch: int, measured_ms: float, gpu: bool = False, threads: int | None = None
+    path: str | Path,
+    batch: int,
+    measured_ms: float,
+    gpu: bool = False,
+    threads: int | None = None,
+    precision: str | None = None,
 ) -> dict[str, Any] | None:
     """Operations, bytes, ceilings and share of one engine.
 
@@ -28,9 +33,10 @@ def roofline_share(
         measured_ms: Median of a call, the engine alone.
         gpu: Under the ceilings of the first GPU instead of the CPU's.
         threads: CPU threads that the engine used; None for all cores.
+        precision: What the engine really computes in; None for what the graph says.
 
     Returns:
-        {"batch", "flops", "bytes", "ceilings": {"device", "threads", "flops_per_second" by type,
+        {"batch", "precision", "flops", "bytes", "ceilings": {"device", "threads", "flops_per_second" by type,
         "bytes_per_second"}, "compute_ms", "memory_ms", "floor_ms", "kernels_ms", "measured_ms", "share",
         "kernels_share"}; None, and a warning, for other files and for graphs that cannot be counted.
     """
@@ -45,12 +51,13 @@ def roofline_share(
     try:
         graph = counting.roofline(path, batch)
         limits = limiting.gpu_ceilings() if gpu else limiting.ceilings(threads)
-        reached = graph.reached(limits, measured_ms)
+        reached = graph.reached(limits, measured_ms, precision)
     except YolactError as error:
         log.warning("no roofline of %s: %s", path, error)
         return None
     return {
         "batch": batch,
+        "precision": precision,
         "flops": sum(graph.operations.values()),
         "bytes": graph.work.floor.bytes,
         "ceilings": {
