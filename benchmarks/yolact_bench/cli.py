@@ -20,6 +20,7 @@ from yolact_bench.accuracy import accuracy
 from yolact_bench.accuracy import check_packages as check_accuracy_packages
 from yolact_bench.cold import cold_start
 from yolact_bench.compare import compare, read_report
+from yolact_bench.engines import open_engine
 from yolact_bench.images import made_image
 from yolact_bench.options import (
     Opened,
@@ -38,6 +39,7 @@ from yolact_bench.protocol import cpu_threads
 from yolact_bench.report import show_comparison
 from yolact_bench.roofline_share import roofline_share
 from yolact_bench.suite import Settings, measure, with_extras
+from yolact_runtime import Engine
 from yolact_runtime.commandline import Parser, run
 from yolact_runtime.errors import UsageError
 from yolact_runtime.sources.images import list_images
@@ -118,6 +120,7 @@ def _bench(args: argparse.Namespace) -> int:
                     first.alone.median,
                     on_gpu(figures.backend),
                     one.options.get("threads"),
+                    figures.precision,
                 )
     deliver(with_extras(report, extras), args)
     return 0
@@ -130,23 +133,38 @@ def _add_costly(
     settings: Settings,
     args: argparse.Namespace,
 ) -> None:
-    for contender in (one.contender for one in opened):
+    for one in opened:
+        contender = one.contender
         if args.pipeline:
             log.info("measuring the pipeline of %s", contender.name)
             with cpu_threads(settings.threads):
-                extras[contender.name]["pipeline"] = pipeline_throughput(
-                    contender.engine,
-                    images,
-                    min(max(settings.batches), contender.engine.metadata.max_batch),
-                    settings.seconds,
-                    settings.score_threshold,
-                    settings.top_k,
-                )
+                extras[contender.name]["pipeline"] = _pipeline(one, images, settings)
         if args.annotations:
             log.info("evaluating %s", contender.name)
             extras[contender.name]["accuracy"] = accuracy(
                 contender, Path(args.images), Path(args.annotations), args.max_images
             )
+
+
+def _pipeline(one: Opened, images: Sequence[Path], settings: Settings) -> dict[str, Any]:
+    """The pipeline with an engine opened for throughput, beside a loop with one opened for latency."""
+    with contextlib.ExitStack() as stack:
+
+        def with_streams(streams: int | str) -> Engine:
+            if one.contender.engine.streams == 1 == streams:
+                return one.contender.engine
+            return stack.enter_context(open_engine(one.path, {**one.options, "streams": streams}))
+
+        latency, throughput = with_streams(1), with_streams(one.options.get("streams", "auto"))
+        return pipeline_throughput(
+            latency,
+            throughput,
+            images,
+            min(max(settings.batches), latency.metadata.max_batch),
+            settings.seconds,
+            settings.score_threshold,
+            settings.top_k,
+        )
 
 
 def _compare_parser() -> Parser:

@@ -10,6 +10,8 @@ from yolact_bench import plots
 from yolact_bench.report import (
     COLD,
     COLUMNS,
+    PIPELINE_COLUMNS,
+    PIPELINE_PROTOCOL,
     TITLES,
     accuracy_cells,
     agreement_words,
@@ -61,6 +63,8 @@ def write_html(report: Report, path: str | Path) -> None:
         cold=[(key, COLD[key]) for key in cold_names(report)],
         whole=whole,
         pipeline_cells=pipeline_cells,
+        pipeline_columns=PIPELINE_COLUMNS,
+        pipeline_protocol=PIPELINE_PROTOCOL,
         accuracy_cells=accuracy_cells,
         agreement_words=agreement_words,
         plots=plots,

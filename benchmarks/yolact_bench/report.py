@@ -18,8 +18,11 @@ from yolact_runtime.commandline import table_console
 COLUMNS = ("median", "p90", "p95", "p99", "mean", "±", "std")
 TITLES = {"alone": "Engine alone", "end_to_end": "End to end, file to run lengths"}
 PIPELINE_PROTOCOL = (
-    "Files to run lengths; passes over the same images in turns, warmed up as above; means, 95% intervals"
+    "Files to run lengths; passes over the same images in turns, warmed up as above; means, 95% intervals."
+    " Loop: the engine opened for latency, one stream with all threads. Pipeline: the engine opened for"
+    " throughput, its streams share the threads; workers decode, and as many encode"
 )
+PIPELINE_COLUMNS = ("batch", "streams", "workers", "loop", "pipeline", "ratio")
 COLD = {
     "import_ms": "import",
     "load_ms": "load",
@@ -171,7 +174,7 @@ def _show_stages(report: Report, console: Console) -> None:
 def _show_extras(report: Report, console: Console) -> None:
     if any(engine.pipeline for engine in report.engines):
         table = _table("Pipeline beside a plain loop, images/s", PIPELINE_PROTOCOL)
-        for column in ("batch", "streams", "loop", "pipeline", "ratio"):
+        for column in PIPELINE_COLUMNS:
             table.add_column(column, justify="right")
         for engine in report.engines:
             if engine.pipeline:
@@ -187,7 +190,7 @@ def _show_extras(report: Report, console: Console) -> None:
 
 
 def pipeline_cells(content: dict[str, Any]) -> list[str]:
-    """Batch, streams, loop, pipeline, ratio."""
+    """The cells under `PIPELINE_COLUMNS`."""
 
     def spans(key: str, digits: int) -> str:
         value, low, high = (content[key][end] for end in ("value", "low", "high"))
@@ -196,6 +199,7 @@ def pipeline_cells(content: dict[str, Any]) -> list[str]:
     return [
         str(content["batch"]),
         str(content["streams"]),
+        str(content["workers"]),
         spans("serial", 1),
         spans("pipeline", 1),
         spans("ratio", 2),

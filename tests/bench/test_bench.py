@@ -170,6 +170,35 @@ def test_no_roofline_without_its_module(monkeypatch: pytest.MonkeyPatch) -> None
         roofline_share("m.onnx", 1, 3.0)
 
 
+def test_pipeline_and_roofline_are_given_what_the_engine_is(
+    images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop gets an engine with one stream, the pipeline one for throughput; the ceiling is the delivered
+    precision's."""
+    asked: list[dict] = []
+
+    def load(path: str, **options) -> FakeEngine:
+        asked.append(options)
+        engine = FakeEngine(FINDINGS)
+        engine.streams = {"auto": 2}.get(options.get("streams"), options.get("streams", 1))
+        return engine
+
+    shares = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("yolact_bench.engines.load_engine", load)
+    monkeypatch.setattr(FakeEngine, "precision", "bf16")
+    monkeypatch.setattr(cli, "roofline_share", lambda *arguments: shares.append(arguments[3:]))
+    options = ["--images", "images", "--seconds", "0.01", "--no-cold", "--pipeline", "--roofline"]
+    engines = ["--engine", "a.onnx:threads=3", "--engine", "b.onnx:streams=4"]
+    assert cli.main([*engines, *options, "--json", "bench.json"]) == 0
+    assert asked[:2] == [{"threads": 3}, {"streams": 4}]
+    assert asked[2:] == [{"threads": 3, "streams": "auto"}, {"streams": 1}, {"streams": 4}]
+    report = json.loads((tmp_path / "bench.json").read_text())
+    jsonschema.validate(report, schema())
+    assert [one["pipeline"]["streams"] for one in report["engines"]] == [2, 4]
+    assert shares == [(False, 3, "bf16"), (False, None, "bf16")]
+
+
 def test_bench_needs_no_torch() -> None:
     code = "import sys, yolact_bench.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -46,7 +46,8 @@ def full(report: Report) -> Report:
                 "failures": 0,
             },
             "pipeline": {
-                "images": 16, "batch": 1, "streams": 2, "serial": SPAN, "pipeline": SPAN, "ratio": SPAN,
+                "images": 16, "batch": 1, "streams": 2, "workers": 1, "serial": SPAN, "pipeline": SPAN,
+                "ratio": SPAN,
             },
             "roofline": ROOFLINE,
         }
