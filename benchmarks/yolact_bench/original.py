@@ -1,6 +1,6 @@
 """End to end against the original's way of working, in one interleaved run.
 
-    python -m yolact_bench.original --weights W.pth --engine F.onnx [--engine G.xml,precision=bf16 ...] \
+    python -m yolact_bench.original --weights W.pth --engine F.onnx [--engine G.xml:precision=bf16 ...] \
         --images DIR [--threads 2]
 
 `OriginalOrder` restates, from scratch, what the original implementation of YOLACT computes for one image
@@ -39,9 +39,10 @@ from torch import Tensor
 
 import yolact
 from yolact_bench.agreement import agreement
+from yolact_bench.engines import different_names, open_engine, parse_engine
 from yolact_bench.machine import describe_machine
 from yolact_bench.protocol import Timing, ratios, take_turns
-from yolact_runtime import Engine, YolactError, load_engine
+from yolact_runtime import Engine, YolactError
 from yolact_runtime.commandline import Parser, run, table_console
 from yolact_runtime.errors import UsageError
 from yolact_runtime.files import write_json
@@ -191,9 +192,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--onnx",
         action="append",
         required=True,
-        metavar="F[,OPTION=VALUE...]",
+        metavar="E[:KEY=VALUE,...]",
         dest="engines",
-        help="the same model, exported, with options such as precision=bf16; repeat for several",
+        help="the same model, exported, with options such as g.xml:precision=bf16; repeat for several",
     )
     parser.add_argument("--images", required=True, metavar="DIR", help="folder of images, used in turn")
     parser.add_argument("--seconds", type=float, default=20.0, help="time for each")
@@ -211,11 +212,16 @@ def _compare(args: argparse.Namespace) -> int:
         ways: dict[str, Callable[[Path], dict[str, Any]]] = {
             "original": OriginalOrder(yolact.load_model(args.weights))
         }
-        for given in args.engines:
-            path, options = _engine_options(given)
-            engine = stack.enter_context(load_engine(path, threads=args.threads, **options))
-            name = ",".join([Path(path).name, *(f"{key}={value}" for key, value in options.items())])
-            ways[name if name not in ways else given] = deployed(engine)
+        backends = {"original": ("PyTorch (cpu)", "fp32")}
+        specs = [parse_engine(text) for text in args.engines]
+        for name, spec in zip(different_names(specs), specs, strict=True):
+            if name in ways:
+                raise UsageError(
+                    f"--engine {spec.path}: {name} is the name of the checkpoint's row; choose another"
+                )
+            engine = stack.enter_context(open_engine(spec.path, {"threads": args.threads, **spec.options}))
+            ways[name] = deployed(engine)
+            backends[name] = engine.name, engine.precision
         samples = {name: work(images[0]) for name, work in ways.items()}
         times, processor = take_turns(
             {name: _over(work, images) for name, work in ways.items()}, args.seconds, args.runs
@@ -226,7 +232,8 @@ def _compare(args: argparse.Namespace) -> int:
     agreements = {name: agreement(samples[first], samples[name]) for name in others}
     found = len(samples[first]["rles"])
     table = Table(title="Image file to run lengths, ms per image", box=SIMPLE, title_justify="left")
-    table.add_column("")
+    for column in ("", "backend", "precision"):
+        table.add_column(column)
     for column in ("median", "p90", "p95", "processor", "images", "times as fast", "found", "IoU"):
         table.add_column(column, justify="right")
     for name, timing in timings.items():
@@ -234,6 +241,7 @@ def _compare(args: argparse.Namespace) -> int:
         same, iou = agreements.get(name, (found, 1.0))
         table.add_row(
             name,
+            *backends[name],
             *(f"{value:.1f}" for value in figures),
             str(timing.runs),
             f"{ratios(timings)[name]:.2f}",
@@ -254,6 +262,10 @@ def _compare(args: argparse.Namespace) -> int:
                 "machine": describe_machine(),
                 "threads": args.threads,
                 "timings": {name: asdict(timing) for name, timing in timings.items()},
+                "engines": {
+                    name: {"backend": backend, "precision": precision}
+                    for name, (backend, precision) in backends.items()
+                },
                 "processor_ms": processor_ms,
                 "times_as_fast": ratios(timings),
                 "instances": found,
@@ -264,18 +276,6 @@ def _compare(args: argparse.Namespace) -> int:
             indent=2,
         )
     return 0
-
-
-def _engine_options(given: str) -> tuple[str, dict[str, str]]:
-    """A file, and what follows it after commas as options for `load_engine`."""
-    path, *words = given.split(",")
-    options = {}
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not key or not equals:
-            raise UsageError(f"--engine {given}: {word!r} is no OPTION=VALUE, such as precision=bf16")
-        options[key] = value
-    return path, options
 
 
 def _over(work: Callable[[Path], object], images: Sequence[Path]) -> Callable[[], float]:
