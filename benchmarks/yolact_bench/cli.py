@@ -32,12 +32,12 @@ from yolact_bench.options import (
     open_engines,
     settings_of,
 )
-from yolact_bench.page import check_packages as check_page_packages
 from yolact_bench.peers import cli as peers
 from yolact_bench.pipeline_throughput import pipeline_throughput
 from yolact_bench.protocol import cpu_threads
-from yolact_bench.report import show_comparison
-from yolact_bench.roofline_share import roofline_share
+from yolact_bench.report.page import check_packages as check_page_packages
+from yolact_bench.report.tables import show_comparison
+from yolact_bench.roofline.share import roofline_share
 from yolact_bench.suite import Settings, measure, with_extras
 from yolact_runtime import Engine
 from yolact_runtime.commandline import Parser, run

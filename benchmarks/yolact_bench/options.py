@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from yolact_bench.engines import EngineSpec, different_names, open_engine, parse_engine
-from yolact_bench.page import write_html
-from yolact_bench.report import show
+from yolact_bench.report.page import write_html
+from yolact_bench.report.tables import show
 from yolact_bench.stages import EngineContender
 from yolact_bench.suite import Report, Settings
 from yolact_runtime.errors import UsageError

@@ -3,7 +3,7 @@
 A contender alone is the network, and the detection that goes with it, on a batch that is ready in memory.
 End to end is from image files to COCO run lengths; its parts are the stages of `yolact_bench.stages`.
 
-`Report.to_json` has the form that `schema.json` beside this file describes (times in milliseconds per run,
+`Report.to_json` has the form that `report/schema.json` describes (times in milliseconds per run,
 that is per batch). The schema's number grows when a field changes its meaning or goes away, not when one is
 added.
 """

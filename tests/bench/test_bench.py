@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from importlib import resources
@@ -16,7 +17,7 @@ from fake_engine import FakeEngine, Found, annotation, coco_file
 
 from yolact_bench import cli, cold, machine
 from yolact_bench.images import made_image
-from yolact_bench.roofline_share import roofline_share
+from yolact_bench.roofline.share import roofline_share
 from yolact_runtime.errors import YolactError
 from yolact_runtime.sources.images import read_image
 
@@ -85,7 +86,7 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, di
 
 
 def schema() -> dict:
-    return json.loads(resources.files("yolact_bench").joinpath("schema.json").read_text())
+    return json.loads(resources.files("yolact_bench.report").joinpath("schema.json").read_text())
 
 
 def test_command(fakes, images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,9 +166,19 @@ def test_no_roofline_without_a_graph(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_no_roofline_without_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "yolact_bench.roofline", None)
-    with pytest.raises(YolactError, match=r"not there: yolact_bench\.roofline"):
+    monkeypatch.setitem(sys.modules, "yolact_bench.roofline.graph", None)
+    with pytest.raises(YolactError, match=r'--roofline .*run: pip install "yolact\[train\]"'):
         roofline_share("m.onnx", 1, 3.0)
+
+
+@pytest.mark.parametrize("module", ["ceilings", "original", "roofline"])
+def test_commands_of_packages(module: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    monkeypatch.delitem(sys.modules, f"yolact_bench.{module}.__main__", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"yolact_bench.{module}", run_name="__main__")
+    assert not ended.value.code
+    assert f"python -m yolact_bench.{module}" in capsys.readouterr().out
 
 
 def test_pipeline_and_roofline_are_given_what_the_engine_is(

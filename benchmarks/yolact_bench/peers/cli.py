@@ -23,7 +23,7 @@ from yolact_bench.options import (
     open_engines,
     settings_of,
 )
-from yolact_bench.page import check_packages
+from yolact_bench.report.page import check_packages
 from yolact_bench.suite import Settings, measure, with_extras
 from yolact_runtime import Metadata
 from yolact_runtime.backends import choose_for_cpu

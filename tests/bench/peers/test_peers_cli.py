@@ -97,7 +97,7 @@ def test_command(
         assert f"{name}: input rounded to uint8" in said.out
     figures = json.loads(path.read_text())
     jsonschema.validate(
-        figures, json.loads(resources.files("yolact_bench").joinpath("schema.json").read_text())
+        figures, json.loads(resources.files("yolact_bench.report").joinpath("schema.json").read_text())
     )
     assert [one["name"] for one in figures["engines"]] == ["ours.onnx", "second", "stub"]
     assert [one["licence"] for one in figures["engines"]] == ["", "", "CC0"]

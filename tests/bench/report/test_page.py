@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolact_bench import plots
-from yolact_bench.page import write_html
+from yolact_bench.report import plots
+from yolact_bench.report.page import write_html
+from yolact_bench.report.svg import Axis, spread
 from yolact_bench.suite import Report, with_extras
-from yolact_bench.svg import Axis, spread
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SPAN = {"value": 2.0, "low": 1.5, "high": 2.5}

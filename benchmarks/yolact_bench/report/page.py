@@ -6,8 +6,9 @@ from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 
-from yolact_bench import plots
-from yolact_bench.report import (
+from yolact_bench.report import plots
+from yolact_bench.report.svg import short
+from yolact_bench.report.tables import (
     COLD,
     COLUMNS,
     PIPELINE_COLUMNS,
@@ -26,7 +27,6 @@ from yolact_bench.report import (
     whole,
 )
 from yolact_bench.suite import Report
-from yolact_bench.svg import short
 from yolact_runtime.errors import missing_extra
 from yolact_runtime.files import atomic_path
 
@@ -46,7 +46,7 @@ def write_html(report: Report, path: str | Path) -> None:
     check_packages()
     import jinja2
 
-    template = resources.files("yolact_bench").joinpath("report.html.j2").read_text(encoding="utf-8")
+    template = resources.files("yolact_bench.report").joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

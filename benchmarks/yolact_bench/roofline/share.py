@@ -1,18 +1,14 @@
-"""Which share of the device's roofline an engine reached, for a report.
-
-What a graph has to do and what a device can do are `yolact_bench.roofline`'s and `yolact_bench.ceilings`'
-business; this asks them.
-"""
+"""Which share of the device's roofline an engine reached, for a report."""
 
 from __future__ import annotations
 
-import importlib
 import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from yolact_runtime.errors import YolactError
+from yolact_bench.roofline.ceilings import ceilings, gpu_ceilings
+from yolact_runtime.errors import YolactError, missing_extra
 
 log = logging.getLogger(__name__)
 
@@ -44,13 +40,12 @@ def roofline_share(
         log.warning("no roofline of %s: only ONNX files can be counted", path)
         return None
     try:
-        counting = importlib.import_module("yolact_bench.roofline")
-        limiting = importlib.import_module("yolact_bench.ceilings")
+        from yolact_bench.roofline.graph import roofline
     except ModuleNotFoundError as error:
-        raise YolactError(f"--roofline needs a module that is not there: {error.name}") from None
+        raise missing_extra(f"--roofline (no module {error.name!r})", "train") from error
     try:
-        graph = counting.roofline(path, batch)
-        limits = limiting.gpu_ceilings() if gpu else limiting.ceilings(threads)
+        graph = roofline(path, batch)
+        limits = gpu_ceilings() if gpu else ceilings(threads)
         reached = graph.reached(limits, measured_ms, precision)
     except YolactError as error:
         log.warning("no roofline of %s: %s", path, error)

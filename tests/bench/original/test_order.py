@@ -16,8 +16,10 @@ from pycocotools import mask as coco_mask
 
 import yolact
 from yolact.engine import TorchEngine
-from yolact_bench import original
-from yolact_bench.original import OriginalOrder, agreement, deployed
+from yolact_bench.agreement import agreement
+from yolact_bench.original import __main__ as command
+from yolact_bench.original.__main__ import deployed
+from yolact_bench.original.order import OriginalOrder
 from yolact_runtime import YolactError
 
 
@@ -98,7 +100,7 @@ def test_command(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(original.yolact, "load_model", lambda weights: model, raising=False)
+    monkeypatch.setattr(command.yolact, "load_model", lambda weights: model, raising=False)
     engine = TorchEngine.from_model(model, device="cpu")
     opened = []
 
@@ -109,7 +111,7 @@ def test_command(
     monkeypatch.setattr("yolact_bench.engines.load_engine", load)
     options = ["--weights", "w.pth", "--onnx", "f.onnx", "--engine", "g.xml:precision=bf16,name=mine"]
     limits = ["--images", str(image.parent), "--seconds", "0.1", "--runs", "5", "--threads", "1"]
-    assert original.main([*options, *limits, "--json", str(tmp_path / "figures.json")]) == 0
+    assert command.main([*options, *limits, "--json", str(tmp_path / "figures.json")]) == 0
     assert opened == [("f.onnx", {"threads": 1}), ("g.xml", {"threads": 1, "precision": "bf16"})]
     out = capsys.readouterr().out
     assert out.count("100/100") == 3
@@ -131,6 +133,6 @@ def test_command(
 def test_wrong_use(
     model: yolact.Yolact, image: Path, monkeypatch: pytest.MonkeyPatch, capsys, engine: str, message: str
 ) -> None:
-    monkeypatch.setattr(original.yolact, "load_model", lambda weights: model, raising=False)
-    assert original.main(["--weights", "w.pth", "--engine", engine, "--images", str(image.parent)]) == 2
+    monkeypatch.setattr(command.yolact, "load_model", lambda weights: model, raising=False)
+    assert command.main(["--weights", "w.pth", "--engine", engine, "--images", str(image.parent)]) == 2
     assert message in capsys.readouterr().err

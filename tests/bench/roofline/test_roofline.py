@@ -18,11 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from yolact.model import Yolact
 from yolact.registry import get_config
-from yolact_bench import roofline as module
-from yolact_bench.ceilings import Ceilings
-from yolact_bench.graph_shapes import at_batch
-from yolact_bench.graph_work import GraphWork, Work, count_work
-from yolact_bench.roofline import Roofline, roofline
+from yolact_bench.roofline import __main__ as command
+from yolact_bench.roofline.ceilings import Ceilings
+from yolact_bench.roofline.graph import Roofline, roofline
+from yolact_bench.roofline.shapes import at_batch
+from yolact_bench.roofline.work import GraphWork, Work, count_work
 from yolact_export.onnx import OnnxOptions, write_onnx
 from yolact_runtime.errors import UsageError, YolactError
 
@@ -236,10 +236,10 @@ def test_a_type_without_a_ceiling_is_computed_in_float32() -> None:
 
 
 def test_command(exported: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(module, "ceilings", lambda threads, fresh: LIMITS)
+    monkeypatch.setattr(command, "ceilings", lambda threads, fresh: LIMITS)
     path = tmp_path / "roofline.json"
     options = ["--onnx", str(exported), "--batch", "2", "--measured-ms", "1000", "--json", str(path)]
-    assert module.main(options) == 0
+    assert command.main(options) == 0
     out = capsys.readouterr().out
     for word in ("preprocessing", "backbone", "fpn", "protonet", "head", "detection", "of the roofline"):
         assert word in out
@@ -248,5 +248,5 @@ def test_command(exported: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     assert figures["operations"] == roofline(exported, 2).operations
     assert figures["bytes"]["unfused"] >= figures["bytes"]["fused"] >= figures["bytes"]["floor"]
     assert figures["reached"]["measured_ms"] == 1000
-    assert module.main(["--onnx", str(tmp_path / "none.onnx")]) == 1
+    assert command.main(["--onnx", str(tmp_path / "none.onnx")]) == 1
     assert "none.onnx does not exist" in capsys.readouterr().err

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from yolact_bench.report.svg import WIDTH, Axis, Drawing, number, short, spread
 from yolact_bench.stages import STAGES
 from yolact_bench.suite import KINDS, EngineReport, Measured, Report
-from yolact_bench.svg import WIDTH, Axis, Drawing, number, short, spread
 
 COLOURS = 8  # of the page's style sheet, --c0 to --c7
 LEFT, RIGHT = 56, WIDTH - 12
