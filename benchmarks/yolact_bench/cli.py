@@ -113,6 +113,7 @@ def _bench(args: argparse.Namespace) -> int:
         _add_costly(extras, opened, images, settings, args)
         if args.roofline:
             for figures, one in zip(report.engines, opened, strict=True):
+                log.info("counting and limiting %s", figures.name)
                 first = figures.batches[0]
                 extras[figures.name]["roofline"] = roofline_share(
                     one.path,
