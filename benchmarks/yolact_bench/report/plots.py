@@ -90,7 +90,12 @@ def stages(report: Report, batch: int) -> str:
     axis = Axis(0, 100.0 if relative else max(sums) * 1.02 or 1.0, 12, RIGHT)
     bottom = 52 * len(rows) + 4
     drawing = Drawing(bottom + 38, "Median time of each stage")
-    drawing.x_axis(axis, 4, bottom, "percent of the run" if relative else "milliseconds per batch")
+    drawing.x_axis(
+        axis,
+        4,
+        bottom,
+        "percent of the run; numbers in milliseconds" if relative else "milliseconds per batch",
+    )
     for index, (engine, one) in enumerate(rows):
         top, at = 52 * index, 0.0
         drawing.text(12, top + 16, short(engine.name, 100), kind="name")

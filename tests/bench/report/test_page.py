@@ -112,7 +112,7 @@ def test_stages_beside_a_much_slower_engine(full: Report) -> None:
     }
     slow = dataclasses.replace(slow, batches=[dataclasses.replace(first, stages=longer)])
     drawing = plots.stages(dataclasses.replace(full, engines=[quick, slow]), 1)
-    assert "percent of the run" in texts(drawing)
+    assert "percent of the run; numbers in milliseconds" in texts(drawing)
     widths = [float(width) for width in re.findall(r'<rect[^>]* width="([\d.]+)"', drawing)]
     assert sum(widths[:3]) == pytest.approx(sum(widths[3:]), abs=2)
 
