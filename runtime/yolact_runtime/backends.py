@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+# "int8+bf16": what an int8 file leaves in floating point is computed in bf16.
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8+bf16")
+# Ways to run a file of another precision, for CPUs with bf16 units: by what the file must be.
+IN_BF16 = {"bf16": "fp32", "int8+bf16": "int8"}
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,9 @@ def open_exported(
     able = backends_of(suffix)
     if backend is not None:
         check_backend(backend, file)
-        if precision == "bf16" and backend in ("onnxruntime", "cuda"):
+        if precision in IN_BF16 and backend in ("onnxruntime", "cuda"):
             raise UsageError(
-                f"precision bf16: backend {backend} does not compute in it; use --backend openvino"
+                f"precision {precision}: backend {backend} does not compute in it; use --backend openvino"
             )
         return _open(backend, file, precision, options), ""
     if len(able) == 1:
@@ -88,7 +91,7 @@ def open_exported(
     if options.get("providers"):
         return _open("onnxruntime", file, precision, options), "it was given providers"
     properties = read_properties(file)
-    if properties and precision != "bf16" and _cuda_may_load():
+    if properties and precision not in IN_BF16 and _cuda_may_load():
         try:
             return _open("cuda", file, precision, options), "CUDA loads"
         except UsageError:
@@ -107,7 +110,7 @@ def choose_for_cpu(delivered: str, asked: str | None = None) -> tuple[str, str]:
         delivered: Precision of the file; empty where it is not known.
         asked: The precision that the user wants, if any. bf16 is never chosen otherwise.
     """
-    if asked == "bf16":
+    if asked in IN_BF16:
         return "openvino", "it is what computes in bf16"
     if importlib.util.find_spec("openvino") is None:
         return "onnxruntime", "OpenVINO is not installed"
@@ -148,10 +151,10 @@ def check_precision(engine: Engine, asked: str | None, file: Path) -> None:
     A file in another precision that is computed in this one does not count: its values are rounded already.
     """
     stored, computed = engine.metadata.precision, engine.precision
-    if asked is None or (computed == asked and asked in (stored, "bf16")):
+    if asked is None or (computed == asked and asked in (stored, *IN_BF16)):
         return
-    if asked == "bf16":
-        remedy = "bf16 is for fp32 files in OpenVINO: --backend openvino"
+    if asked in IN_BF16:
+        remedy = f"{asked} is for {IN_BF16[asked]} files in OpenVINO: --backend openvino"
     elif stored == asked:
         remedy = _better_backend(asked)
     else:
@@ -166,7 +169,7 @@ def check_precision(engine: Engine, asked: str | None, file: Path) -> None:
 def warn_of_precision(engine: Engine, file: Path) -> None:
     """Say so where a file is not computed in the precision that it has."""
     stored = engine.metadata.precision
-    if engine.precision not in (stored, "bf16"):
+    if engine.precision not in (stored, *IN_BF16):
         log.warning(
             "%s is in %s, and %s computes it in %s: no quicker than an fp32 file; %s",
             file,

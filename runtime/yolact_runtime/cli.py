@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -12,8 +11,9 @@ from pathlib import Path
 
 import cv2
 
-from yolact_runtime.commandline import Parser, run
+from yolact_runtime.commandline import Parser, print_line, run
 from yolact_runtime.engine_options import add_engine_options, open_engine
+from yolact_runtime.engines.threads import usable_cores
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.outputs import Outputs, OverlayTarget, check_outputs, open_outputs
 from yolact_runtime.pipeline import PipelineSettings, Tally, run_pipeline
@@ -72,7 +72,8 @@ def _add_pipeline_options(parser: Parser) -> None:
     add("--deadline-ms", default=50.0, type=float, metavar="MS",
         help="an image waits at most this long for its batch to fill")  # fmt: skip
     add("--workers", type=int, metavar="N",
-        help="threads that read images, and as many that make masks; by default half the cores")  # fmt: skip
+        help="threads that read images, and as many that make masks; by default half the cores,"
+        " at most 4")  # fmt: skip
     add("--streams", default="auto", type=_streams, metavar="N|auto",
         help="calls of the engine at the same time; auto: as many as its backend gains by")  # fmt: skip
     add("--drop-late", action=argparse.BooleanOptionalAction, default=None,
@@ -132,7 +133,7 @@ def _settings(args: argparse.Namespace) -> PipelineSettings:
     if sum([bool(args.sources), bool(args.image), bool(args.images)]) != 1:
         raise UsageError("name the images once: SOURCE..., --image IN[:OUT] or --images DIR[:OUTDIR]")
     max_pixels()  # or every image would say that the limit is none
-    workers = args.workers or max(1, min(4, (os.cpu_count() or 1) // 2))
+    workers = args.workers or max(1, min(4, usable_cores() // 2))
     return PipelineSettings(
         batch_size=args.batch_size,
         deadline=args.deadline_ms / 1000,
@@ -176,7 +177,7 @@ def _summarise(tally: Tally, outputs: Outputs, args: argparse.Namespace) -> None
     if tally.done and tally.seconds > 0:
         parts.append(f"{1000 / tally.fps:.1f} ms per image ({tally.fps:.1f} images/s)")
     # Standard output belongs to the lines where they go there.
-    print("; ".join(parts + outputs.written()), file=sys.stderr if args.jsonl == STDOUT else sys.stdout)
+    print_line("; ".join(parts + outputs.written()), sys.stderr if args.jsonl == STDOUT else sys.stdout)
 
 
 if __name__ == "__main__":

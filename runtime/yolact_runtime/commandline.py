@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from typing import TextIO
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -16,6 +18,18 @@ from yolact_runtime.errors import YolactError
 log = logging.getLogger(__name__)
 
 OWN_LOGGERS = ("yolact", "yolact_export", "yolact_runtime", "yolact_bench", "__main__")
+
+
+class OneLine(logging.Formatter):
+    """A record's message on one line, whatever the names in it hold: line ends, or a terminal's commands."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """The message without the traceback that may follow."""
+        return re.sub(r"[\x00-\x08\x0a-\x1f\x7f]", _escaped, super().formatMessage(record))
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode()
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -37,7 +51,7 @@ class Parser(argparse.ArgumentParser):
         options.setdefault("formatter_class", _HelpFormatter)
         options.setdefault("allow_abbrev", False)
         super().__init__(**options)  # type: ignore[arg-type]
-        group = self.add_argument_group("output")
+        group = self.add_argument_group("general")
         group.add_argument("--debug", action="store_true", help="show the traceback of an error")
         group.add_argument("--quiet", action="store_true", help="print warnings and results only")
         group.add_argument("--version", action="version", version=f"%(prog)s {version('yolact')}")
@@ -66,6 +80,8 @@ def run(
         args = parser.parse_args(argv)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
+    except KeyboardInterrupt:
+        return 130
     setup_logging(logging.WARNING if args.quiet else logging.INFO)
     try:
         return command(args) or 0
@@ -88,16 +104,39 @@ def setup_logging(level: int = logging.INFO) -> None:
         handler: logging.Handler = RichHandler(
             console=console, show_path=False, show_time=False, markup=False
         )
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(OneLine("%(message)s"))
     else:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        handler.setFormatter(OneLine("%(levelname)s: %(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     # Other libraries tell their inner workings at INFO.
     root.setLevel(logging.WARNING)
     for name in OWN_LOGGERS:
         logging.getLogger(name).setLevel(level)
+
+
+def print_line(text: str, file: TextIO | None) -> None:
+    """Print a result; what the stream's encoding lacks is escaped.
+
+    Args:
+        text: One line.
+        file: Standard output or error; None where the process has none.
+
+    Raises:
+        BrokenPipeError: nobody reads it.
+        YolactError: it cannot be written.
+    """
+    if file is None:
+        return
+    encoding = file.encoding or "utf-8"
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=file, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        name = "standard output" if file is sys.stdout else "standard error"
+        raise YolactError(f"cannot write {name}: {error.strerror or error}") from error
 
 
 def table_console() -> Console:

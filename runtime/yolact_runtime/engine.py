@@ -66,7 +66,7 @@ class Engine(ABC):
 
     @property
     def precision(self) -> str:
-        """What the arithmetic really is: "fp32", "fp16", "bf16" or "int8"."""
+        """What the arithmetic really is: one of `yolact_runtime.backends.PRECISIONS`."""
         return self.metadata.precision
 
     @abstractmethod
@@ -179,8 +179,8 @@ def load_engine(
         path: A file, or the name of a published model such as `yolact_resnet50` (downloaded once).
         backend: "onnxruntime", "openvino", "cuda" or "tensorrt" for exported files. Left out: CUDA where it
             really loads, otherwise the quickest for this CPU and file (docs/runtime.md).
-        precision: "fp32", "fp16", "bf16" or "int8", to be sure of it. bf16 is a way to run an fp32 file in
-            OpenVINO; the others are properties of the file.
+        precision: "fp32", "fp16", "bf16", "int8" or "int8+bf16", to be sure of it. Those with bf16 are ways
+            to run an fp32 or int8 file in OpenVINO; the others are properties of the file.
         threads: CPU threads, for all streams together; left out, as many as there are cores.
         streams: Calls that are to run at the same time; "auto" for the highest throughput, which is 1 for
             engines that know no streams.

@@ -33,7 +33,8 @@ def add_engine_options(parser: argparse.ArgumentParser, required: bool = True) -
     add(
         "--precision",
         choices=PRECISIONS,
-        help="refuse the engine where this is not what it delivers; bf16 runs an fp32 file in OpenVINO",
+        help="refuse the engine where this is not what it delivers; those with bf16 are ways to run an fp32"
+        " or int8 file in OpenVINO",
     )
     add("--threads", type=int, metavar="N", help="CPU threads (default: as many as there are cores)")
     add(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from yolact_runtime.frames import Sink, Source
 from yolact_runtime.metadata import Metadata
 from yolact_runtime.report import ImageIds, ImageNumbers
 from yolact_runtime.sinks.arrays import ArraySink
-from yolact_runtime.sinks.coco import CocoSink
+from yolact_runtime.sinks.coco import CocoSink, coco_paths
 from yolact_runtime.sinks.jsonl import STDOUT, JsonLinesSink, read_lines
 from yolact_runtime.sinks.overlays import OverlaySink, check_writable_suffix
 from yolact_runtime.sources.open import has_video, image_folders
@@ -44,6 +45,7 @@ class Outputs:
     numbers: ImageNumbers
     sinks: list[Sink] = field(default_factory=list)
     places: list[str] = field(default_factory=list)
+    coco: CocoSink | None = None
     overlays: OverlaySink | None = None
     videos: Any = None
     folder: Path | None = None
@@ -55,9 +57,12 @@ class Outputs:
 
     def written(self) -> list[str]:
         """What a user finds where."""
+        coco = []
+        if self.coco is not None and not self.coco.kept:
+            coco = [", ".join(str(path) for path in coco_paths(self.coco.masks_path))]
         drawn = [f"overlays in {self.folder}"] if self.overlays is not None and self.overlays.drawn else []
         videos = [] if self.videos is None else [str(path) for path in self.videos.outputs]
-        return self.places + drawn + videos
+        return self.places + coco + drawn + videos
 
 
 def check_outputs(args: argparse.Namespace, target: OverlayTarget, source: Source) -> None:
@@ -83,6 +88,14 @@ def check_outputs(args: argparse.Namespace, target: OverlayTarget, source: Sourc
     folders += [args.arrays] if args.arrays else []
     for folder in folders:
         _check_writable(folder)
+    files = [] if args.no_json else list(coco_paths(args.json))
+    files += [Path(args.jsonl)] if args.jsonl not in (None, STDOUT) else []
+    files += [target.path] if target.single and not args.no_overlay else []
+    for file in files:
+        if file.is_dir():
+            raise UsageError(f"cannot write {file}: it is a folder; name a file")
+    if args.jsonl == STDOUT and sys.stdout is None:
+        raise UsageError("--jsonl - needs standard output, which is closed")
 
 
 def open_outputs(
@@ -95,44 +108,46 @@ def open_outputs(
     """
     numbers = ImageNumbers(ids, source.total)
     outputs = Outputs(source, numbers)
-    lines = None
-    if args.jsonl:
-        lines = JsonLinesSink(args.jsonl, numbers, args.polygons, args.resume)
-        outputs.sinks.append(lines)
-        outputs.places += [str(args.jsonl)] if args.jsonl != STDOUT else []
-    coco = None
+    lines = JsonLinesSink(args.jsonl, numbers, args.polygons, args.resume) if args.jsonl else None
+    resumable: list[CocoSink | ArraySink | OverlaySink] = []
     if not args.no_json:
-        coco = CocoSink(args.json, meta.category_ids, meta.class_names, numbers, args.polygons)
-        outputs.sinks.append(coco)
-        outputs.places.append(f"{coco.masks_path}, {coco.boxes_path}, {coco.images_path}")
-    if lines is not None and args.resume:
-        for line, _ in read_lines(Path(args.jsonl)):
-            numbers.carry(line["image_id"], line["image"])
-            if coco is not None:
-                coco.carry(line)
-        outputs.source = RemainingSource(source, lines.done)
-        log.info("%s: %d images are done", args.jsonl, sum(lines.done.values()))
+        outputs.coco = CocoSink(args.json, meta.category_ids, meta.class_names, numbers, args.polygons)
+        resumable.append(outputs.coco)
     sources = image_folders(source)
     if args.arrays:
-        outputs.sinks.append(ArraySink(args.arrays, sources))
+        resumable.append(ArraySink(args.arrays, sources))
         outputs.places.append(f"arrays in {args.arrays}")
     if not args.no_overlay:
         outputs.overlays = OverlaySink(target.path, target.single, sources)
         outputs.folder = target.path
-        outputs.sinks.append(outputs.overlays)
-        if has_video(source):
-            outputs.videos = _video_sink(args.video_output or target.folder, args.sources)
-            outputs.sinks.append(outputs.videos)
+        resumable.append(outputs.overlays)
+    outputs.sinks += resumable
+    if not args.no_overlay and has_video(source):
+        outputs.videos = _video_sink(args.video_output or target.folder, args.sources)
+        outputs.sinks.append(outputs.videos)
+    if lines is not None:
+        # Last: a line says that an image is done, and a resumed run believes it.
+        outputs.sinks.append(lines)
+        outputs.places += [str(args.jsonl)] if args.jsonl != STDOUT else []
+    if lines is not None and args.resume:
+        for line, _ in read_lines(Path(args.jsonl)):
+            line["image_id"] = numbers.carry(line["image_id"], line["image"])
+            for sink in resumable:
+                sink.carry(line)
+        outputs.source = RemainingSource(source, lines.done)
+        log.info("%s: %d images are done", args.jsonl, sum(lines.done.values()))
     return outputs
 
 
 def _video_sink(folder: Path, words: list[str]) -> Sink:
-    from yolact_runtime.sinks.video import VideoSink  # type: ignore[import-not-found,unused-ignore]
+    from yolact_runtime.sinks.video import VideoSink
 
     return VideoSink(folder, keep=[word for word in words if Path(word).is_file()])
 
 
 def _check_writable(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise YolactError(f"cannot write to folder {folder}: it is a file")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

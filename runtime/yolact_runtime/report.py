@@ -121,14 +121,15 @@ class ImageNumbers:
             self._last = frame.index, self._claim(frame)
         return self._last[1]
 
-    def carry(self, number: int | None, name: str) -> None:
-        """Take note of an id that an earlier run has given."""
-        if number is not None:
-            if self._ids is None:
-                self._carried.add(number)
-                self._highest = max(self._highest, number)
-            else:
-                self._owners[number] = name
+    def carry(self, number: int | None, name: str) -> int | None:
+        """Take note of an id that an earlier run has given; it is returned unless another image has it."""
+        if number is None:
+            return None
+        if self._ids is None:
+            self._carried.add(number)
+            self._highest = max(self._highest, number)
+            return number
+        return number if self._owners.setdefault(number, name) is name else None
 
     def _claim(self, frame: Frame) -> int | None:
         if self._ids is None:

@@ -293,7 +293,7 @@ def test_a_closed_engine(model: Path, backend: str) -> None:
     [
         ({"precision": "int8"}, "precision int8 was asked for, and fp32 is what .* --precision int8 --calib"),
         ({"precision": "fp16"}, "precision fp16 .* yolact-export --weights W --to onnx --precision fp16$"),
-        ({"precision": "int4"}, "^precision 'int4'; allowed: fp32, fp16, bf16, int8$"),
+        ({"precision": "int4"}, "^precision 'int4'; allowed: fp32, fp16, bf16, int8, int8\\+bf16$"),
         ({"precision": "bf16", "backend": "onnxruntime"}, "does not compute in it; use --backend openvino"),
         ({"precision": "bf16", "providers": ["cpu"]}, "precision bf16 was asked for, and fp32 is what ONNX"),
     ],
@@ -308,8 +308,16 @@ def test_bf16_of_a_file_in_integers(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert engine.precision == "int8"
     if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         fails("a way to run fp32 files, and this one is int8", path, UsageError, precision="bf16")
+        with load_engine(path, precision="int8+bf16") as engine:
+            assert (engine.name, engine.precision) == ("OpenVINO CPU", "int8+bf16")
     else:
         fails("this CPU has no bf16 arithmetic", path, precision="bf16")
+        fails("this CPU has no bf16 arithmetic; use precision int8", path, precision="int8+bf16")
+
+
+def test_the_rest_in_bf16_of_a_file_that_is_not_in_integers(model: Path) -> None:
+    words = "int8.bf16 is a way to run int8 files, and this one is fp32|this CPU has no bf16"
+    fails(words, model, YolactError, precision="int8+bf16")
 
 
 def test_bf16_is_what_runs_or_is_refused(network: Path) -> None:

@@ -50,14 +50,55 @@ def test_a_place_below_a_file(place, capsys, option):
     Path("file").touch()
     target = "file/x" if option in ("--json", "--jsonl") else "file"
     assert infer("photos", option, target) == 1
-    assert errors(capsys) == ["ERROR: cannot write to folder file: " + _reason("file")]
+    assert errors(capsys) == ["ERROR: cannot write to folder file: it is a file"]
 
 
-def _reason(path):
-    try:
-        Path(path).mkdir(exist_ok=True)
-    except OSError as error:
-        return error.strerror
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("photos", "--json", "taken"),
+        ("photos", "--json", "run.json"),
+        ("photos", "--jsonl", "taken"),
+        ("--image", "photos/00.png:taken.png"),
+    ],
+)
+def test_a_file_that_is_a_folder(place, capsys, words):
+    for name in ("taken", "run_images.json", "taken.png"):
+        Path(name).mkdir()
+    assert infer(*words) == 2
+    (message,) = errors(capsys)
+    assert message.startswith("ERROR: cannot write ") and message.endswith("it is a folder; name a file")
+
+
+def test_a_name_of_several_lines_is_told_on_one(place, capsys):
+    Path("photos/12\n\x1b[2J.png").write_bytes(b"damaged")
+    assert infer("photos", "--no-overlay") == 1
+    (message,) = errors(capsys)
+    assert message == r"ERROR: image photos/12\n\x1b[2J.png is damaged or not an image; skipped"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no /dev/full")
+def test_a_summary_that_cannot_be_written(place):
+    with Path("/dev/full").open("w") as full:
+        process = writer("photos", stdout=full, stderr=subprocess.PIPE, text=True)
+        lines = process.communicate()[1].splitlines()
+    assert lines[-1] == "ERROR: cannot write standard output: No space left on device"
+    assert not any("Traceback" in line for line in lines)
+    assert len(COCO("results/images.json").imgs) == COUNT - 1
+
+
+def test_a_summary_in_an_encoding_without_its_letters(place):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii:strict", "PYTHONUTF8": "0"}
+    process = writer("photos", "--json", "\u65e5.json", stdout=subprocess.PIPE, stderr=-3, env=environment)
+    assert rb"\u65e5.json, \u65e5_bbox.json" in process.communicate()[0]
+
+
+def test_lines_for_a_standard_output_that_is_closed(place, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)
+        assert infer("photos", "--jsonl", "-") == 2
+    assert errors(capsys) == ["ERROR: --jsonl - needs standard output, which is closed"]
+    assert not Path("results/mask_detections.json").exists()
 
 
 def test_an_output_that_is_read_only(place, capsys, monkeypatch):
@@ -108,16 +149,16 @@ def test_a_disk_that_is_full_at_any_write(place, capsys, monkeypatch, at):
             len(found) == 1 and "No space left on device" in found[0] and found[0].startswith("ERROR: cannot")
         )
     masks = json.loads(Path("results/mask_detections.json").read_text())
-    if masks is None:  # it was full before the files were begun
-        assert at <= 3 and not list(Path("results").glob(".*"))
+    if masks is None:  # it was full before one image was in all three files
+        assert at <= 6 and not list(Path("results").glob(".*")) and not lines()
         return
     done = [image["id"] for image in json.loads(Path("results/images.json").read_text())["images"]]
     assert done == list(range(1, len(done) + 1))
     boxes = json.loads(Path("results/bbox_detections.json").read_text())
     for entries in (masks, boxes):
         assert [entry["image_id"] for entry in entries] == [number for number in done for _ in range(2)]
-    # The lines come first, so they may be one image ahead.
-    assert len(lines()) - len(done) in (0, 1)
+    # The lines come last, so they may be one image behind.
+    assert len(done) - len(lines()) in (0, 1)
     monkeypatch.undo()
     monkeypatch.chdir(place)
     assert infer("photos", "--jsonl", "out.jsonl", "--no-overlay", "--resume") == 0
@@ -134,10 +175,17 @@ def test_a_full_disk_for_overlays_and_arrays(place, capsys, monkeypatch):
         return write(path, data)
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    assert infer("photos", "--arrays", "arrays") == 1
+    assert infer("photos", "--arrays", "arrays", "--jsonl", "out.jsonl") == 1
     assert errors(capsys) == ["ERROR: cannot write arrays/05.npz: No space left on device"]
     assert sorted(p.name for p in Path("arrays").iterdir()) == [f"{n:02}.npz" for n in range(5)]
     assert len(COCO("results/images.json").imgs) in (5, 6)
+    # What has a line has all its files, so that resuming leaves no image without.
+    assert [line["index"] for line in lines()] == list(range(5))
+    monkeypatch.undo()
+    monkeypatch.chdir(place)
+    assert infer("photos", "--arrays", "arrays", "--jsonl", "out.jsonl", "--resume") == 0
+    assert sorted(p.name for p in Path("arrays").iterdir()) == [f"{n:02}.npz" for n in range(COUNT)]
+    assert len(COCO("results/images.json").imgs) == len(lines()) == COUNT
 
 
 WRITER = """if True:
@@ -151,7 +199,7 @@ WRITER = """if True:
             time.sleep(0.002)
             return super().detect(batch)
     found = [Found((1, 1, 20, 20)), Found((30, 30, 50, 60), 1)]
-    cli._open_engine = lambda args: Slow(dict.fromkeys(range(256), found), broken=[105])
+    cli.open_engine = lambda args, streams: Slow(dict.fromkeys(range(256), found), broken=[105])
     cli.main(["--engine", "none", "--quiet", "--no-overlay", "--workers", "2", *sys.argv[2:]])
 """
 
@@ -219,19 +267,21 @@ def test_two_runs_cannot_write_the_same_lines(place, capsys):
 def test_nobody_reads_standard_output(place):
     reader, output = os.pipe()
     os.close(reader)
-    with writer("photos", "--jsonl", "-", stdout=output, stderr=subprocess.PIPE, text=True) as process:
+    some = "photos/0[0-4].png"  # without the one that the engine fails on, perhaps before the first line
+    with writer(some, "--jsonl", "-", stdout=output, stderr=subprocess.PIPE, text=True) as process:
         os.close(output)
         printed = process.communicate()[1].splitlines()
     assert [line for line in printed if line.startswith("ERROR")] == [
         "ERROR: nobody reads standard output any more; stopped"
     ]
     assert printed[0].startswith("0 images") and "Traceback" not in printed and len(printed) == 2
-    assert json.loads(Path("results/mask_detections.json").read_text()) == []
+    # Its line comes last, so the first image is in the files all the same.
+    assert list(COCO("results/images.json").imgs) == [1]
 
 
 def use(monkeypatch, broken):
     engine = FakeEngine(dict.fromkeys(range(256), FOUND), max_batch=4, broken=broken)
-    monkeypatch.setattr(cli, "_open_engine", lambda args: engine)
+    monkeypatch.setattr(cli, "open_engine", lambda args, streams: engine)
 
 
 def test_an_engine_that_fails_on_one_image(place, capsys, monkeypatch):
@@ -262,6 +312,24 @@ def test_an_engine_that_fails_on_all(place, capsys, monkeypatch):
     found = errors(capsys)
     assert len(found) == 11 and "failed on 10 images in a row; the rest is left undone" in found[-1]
     assert json.loads(Path("results/mask_detections.json").read_text()) == []
+
+
+def test_a_run_that_does_nothing_leaves_earlier_results(place, capsys, monkeypatch):
+    use(monkeypatch, [])
+    assert infer("photos", "--no-overlay") == 0
+    before = {path: path.read_bytes() for path in Path("results").iterdir()}
+    assert len(before) == 3
+    capsys.readouterr()
+    use(monkeypatch, range(256))
+    assert infer("photos", "--no-overlay") == 1
+    printed = capsys.readouterr()
+    assert "WARNING: no image was done: results/mask_detections.json and" in printed.err
+    assert ".json" not in printed.out
+    assert {path: path.read_bytes() for path in Path("results").iterdir()} == before
+    # One image that is done, and be it without detections, makes new files.
+    use(monkeypatch, range(101, 256))
+    assert infer("photos", "--no-overlay") == 1
+    assert len(COCO("results/images.json").imgs) == 1
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from yolact_runtime import backends, load_engine
         ("fp32", "bf16", True, True, "openvino"),
         ("fp32", "bf16", False, False, "openvino"),  # refused there, by name of what is missing
         ("int8", None, True, False, "openvino"),
+        ("int8", "int8+bf16", True, True, "openvino"),
         ("int8", None, False, True, "onnxruntime"),
         ("fp16", None, True, True, "openvino"),
         ("fp16", None, True, False, "onnxruntime"),

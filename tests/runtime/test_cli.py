@@ -166,6 +166,14 @@ def test_wrong_use(place, words, capsys):
     assert not Path("results/mask_detections.json").exists()
 
 
+def test_an_interrupt_while_options_are_read(monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.Parser, "parse_args", interrupted)
+    assert cli.main(["photos"]) == 130
+
+
 def test_an_engine_that_is_none(place, capsys):
     assert cli.main(["photos", "--engine", "none.onnx"]) == 1
     assert "none.onnx does not exist" in capsys.readouterr().err

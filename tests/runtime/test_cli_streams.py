@@ -61,6 +61,31 @@ def test_every_output_at_once(place, capsys, options):
     assert len(list(Path("arrays").iterdir())) == len(list(Path("results/overlays").iterdir())) == 5
 
 
+def test_resuming_leaves_files_of_images_with_the_same_name(place):
+    Path("other").mkdir()
+    assert cv2.imwrite("other/a.png", np.zeros((40, 10, 3), np.uint8))
+    words = ["--jsonl", "out.jsonl", "--arrays", "arrays", "--output", "drawn", "--no-json"]
+    assert infer("photos/a.png", *words) == 0
+    assert infer("photos/a.png", "other/a.png", *words, "--resume") == 0
+    assert sorted(path.name for path in Path("drawn").iterdir()) == ["a.png", "a_2.png"]
+    assert [cv2.imread(f"drawn/{name}.png").shape[:2] for name in ("a", "a_2")] == [(20, 30), (40, 10)]
+    archives = [np.load(f"arrays/{name}.npz", allow_pickle=False) for name in ("a", "a_2")]
+    assert [str(archive["image"]) for archive in archives] == ["photos/a.png", "other/a.png"]
+
+
+def test_resuming_gives_an_id_to_one_image_only(place, capsys):
+    Path("other").mkdir()
+    Path("other/a.png").hardlink_to("photos/a.png")
+    Path("ids.json").write_text(json.dumps({"images": [{"id": 7, "file_name": "a.png"}]}))
+    words = ["photos/a.png", "other/a.png", "--annotations", "ids.json", "--jsonl", "out.jsonl"]
+    assert infer(*words) == 1
+    results = [Path("results", name) for name in ("images.json", "mask_detections.json")]
+    before = [path.read_bytes() for path in results]
+    assert [image["id"] for image in json.loads(before[0])["images"]] == [7]
+    assert infer(*words, "--resume") == 0
+    assert [path.read_bytes() for path in results] == before
+
+
 def test_lines_only(place):
     assert infer("photos", "--jsonl", "out.jsonl", "--no-json", "--no-overlay") == 0
     assert len(lines()) == 5 and not Path("results").exists()

@@ -11,7 +11,6 @@ from fake_onnx import NATIVE, native_arrays, write_onnx
 from yolact_runtime import cli
 
 av = pytest.importorskip("av")
-pytest.importorskip("yolact_runtime.sources.video")
 FRAMES = 12
 
 
@@ -60,3 +59,18 @@ def test_resuming_a_video(place, capsys):
     assert "--resume cannot go on with an annotated video; add --no-overlay" in capsys.readouterr().err
     assert infer("clip.mp4", "--jsonl", "out.jsonl", "--resume", "--no-overlay") == 0
     assert Path("out.jsonl").read_text() == whole
+
+
+def test_broken_videos_do_not_stop_the_rest(place, capsys):
+    Path("none.mp4").write_bytes(b"nothing of the kind")
+    whole = Path("clip.mp4").read_bytes()
+    Path("cut.mp4").write_bytes(whole[: len(whole) // 2])
+    assert infer("none.mp4", "clip.mp4", "cut.mp4", "a.png", "--jsonl", "out.jsonl") == 1
+    printed = capsys.readouterr()
+    assert printed.out.startswith(f"{FRAMES + 1} images") and "2 failures" in printed.out
+    assert printed.err.count("none.mp4") == printed.err.count("cut.mp4") == 1
+    failed = [line for line in lines() if "error" in line]
+    assert [line["image"] for line in failed] == ["none.mp4", "cut.mp4"]
+    assert lines()[-1]["image"] == "a.png"
+    assert infer("none.mp4") == 1
+    assert "none.mp4" in capsys.readouterr().err

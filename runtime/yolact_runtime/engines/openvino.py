@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from yolact_runtime.backends import IN_BF16
 from yolact_runtime.engine import Detections, Engine
 from yolact_runtime.engines.failures import reason, run_failed
 from yolact_runtime.engines.outputs import INPUT, GraphOutputs
@@ -30,14 +31,15 @@ class OpenVinoEngine(Engine):
     Args:
         path: The `.xml` or `.onnx` file.
         threads: CPU threads, for all streams together; left out, as many as there are cores.
-        precision: "bf16" to compute an fp32 file in bf16, on CPUs that have units for it. OpenVINO would do
-            so on its own where that is faster; here it is done only when asked for.
+        precision: "bf16" to compute an fp32 file in bf16, "int8+bf16" what an int8 file leaves in floating
+            point, on CPUs that have units for it. OpenVINO would do so on its own where that is faster; here
+            it is done only when asked for.
         streams: Calls of `detect` that run at the same time, each from a thread of its own; more wait.
             "auto" is what OpenVINO expects the highest throughput of.
 
     Raises:
         YolactError: no such file, not one of ours, or the CPU has no bf16.
-        UsageError: bf16 for a file that is not fp32, or less than one thread or stream.
+        UsageError: a precision that such files cannot be run in, or less than one thread or stream.
     """
 
     reuses_outputs = False
@@ -52,13 +54,15 @@ class OpenVinoEngine(Engine):
         self._path = Path(path)
         check_threads(threads, streams)
         core = _core()
-        if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise YolactError(f"{path}: this CPU has no bf16 arithmetic; use precision fp32")
+        needed = IN_BF16.get(precision or "")
+        if needed and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise YolactError(f"{path}: this CPU has no bf16 arithmetic; use precision {needed}")
         model, self.metadata = read_model(self._path, core)
-        if precision == "bf16" and self.metadata.precision != "fp32":
+        stored = self.metadata.precision
+        if needed and stored != needed:
             raise UsageError(
-                f"{path}: precision bf16 is a way to run fp32 files, and this one is"
-                f" {self.metadata.precision}; leave --precision out, or export it in fp32"
+                f"{path}: precision {precision} is a way to run {needed} files, and this one is {stored};"
+                f" leave --precision out, or export it in {needed}"
             )
         self._outputs = GraphOutputs(self.metadata, self._path)
         self._outputs.check(
@@ -70,7 +74,7 @@ class OpenVinoEngine(Engine):
         self.threads = threads or usable_cores()
         settings: dict[str, object] = {
             "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
-            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if needed else "f32",
             "INFERENCE_NUM_THREADS": self.threads,
         }
         if streams != AUTO:
@@ -80,8 +84,9 @@ class OpenVinoEngine(Engine):
             self.streams = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
             if streams != AUTO:
                 self.streams = int(streams)
-            asked = "bf16" if precision == "bf16" else self.metadata.precision
-            self._precision = delivered_precision(compiled) or asked
+            self._precision = delivered_precision(compiled) or str(precision if needed else stored)
+            if precision == "int8+bf16" and self._precision == "int8":
+                self._precision = precision
             self._requests: queue.SimpleQueue[Any] | None = queue.SimpleQueue()
             for _ in range(self.streams):
                 self._requests.put(compiled.create_infer_request())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from yolact_runtime.report import ImageNumbers
 from yolact_runtime.results import Result
 from yolact_runtime.sinks.growing import GrowingJson
 
+log = logging.getLogger(__name__)
+
 
 class CocoSink(Sink):
     """Three COCO files, which grow under temporary names and get their own at `close`.
@@ -22,7 +25,7 @@ class CocoSink(Sink):
     scores, and `images.json` with the "images" and "categories" that the ids refer to, so that
     `COCO("images.json").loadRes("mask_detections.json")` opens. For another name such as `run1.json` they are
     `run1_bbox.json` and `run1_images.json`. Without any detection the results are an empty list: valid JSON,
-    which pycocotools' `loadRes` itself does not accept.
+    which pycocotools' `loadRes` itself does not accept. Files of an earlier run stay where no image was done.
 
     Args:
         path: The masks' file.
@@ -30,6 +33,9 @@ class CocoSink(Sink):
         class_names: The engine's class names.
         numbers: The images' ids; images without one are left out.
         polygons: Outlines instead of run lengths.
+
+    Attributes:
+        kept: Whether `close` has left an earlier run's files as they were.
 
     Raises:
         YolactError: the folder cannot be written to.
@@ -44,12 +50,9 @@ class CocoSink(Sink):
         polygons: bool = False,
     ) -> None:
         self.masks_path = Path(path)
-        default = self.masks_path.name == "mask_detections.json"
-        stem = self.masks_path.stem
-        self.boxes_path = self.masks_path.with_name(
-            "bbox_detections.json" if default else f"{stem}_bbox.json"
-        )
-        self.images_path = self.masks_path.with_name("images.json" if default else f"{stem}_images.json")
+        _, self.boxes_path, self.images_path = coco_paths(self.masks_path)
+        self.kept = False
+        self._done = False
         self._numbers = numbers
         self._polygons = polygons
         categories = [{"id": key, "name": name} for key, name in zip(class_ids, class_names, strict=True)]
@@ -74,6 +77,7 @@ class CocoSink(Sink):
     def write(self, frame: Frame, prepared: _Entries | None) -> None:
         if self._numbers.claim(frame) is not None and prepared is not None:
             self._append(prepared)
+        self._done = True
 
     def carry(self, line: dict[str, Any]) -> None:
         """Take over an image that an earlier run has finished.
@@ -81,6 +85,7 @@ class CocoSink(Sink):
         Args:
             line: Of its JSON Lines, as `JsonLinesSink` writes them.
         """
+        self._done = True
         number = line["image_id"]
         if number is None:
             return
@@ -101,6 +106,12 @@ class CocoSink(Sink):
     def close(self) -> None:
         files, self._files = self._files, []
         fault: YolactError | None = None
+        if files and not self._done and any(path.exists() for path in coco_paths(self.masks_path)):
+            self.kept = True
+            log.warning("no image was done: %s and the files beside it stay as they were", self.masks_path)
+            for file in files:
+                file.discard()
+            return
         for file in files:
             try:
                 file.close()
@@ -119,6 +130,13 @@ class CocoSink(Sink):
             for file, size in zip(self._files, sizes, strict=True):
                 file.truncate(size)
             raise
+
+
+def coco_paths(path: Path) -> tuple[Path, Path, Path]:
+    """The files of masks (`path` itself), boxes and images."""
+    if path.name == "mask_detections.json":
+        return path, path.with_name("bbox_detections.json"), path.with_name("images.json")
+    return path, path.with_name(f"{path.stem}_bbox.json"), path.with_name(f"{path.stem}_images.json")
 
 
 class _Entries(NamedTuple):

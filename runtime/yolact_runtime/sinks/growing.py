@@ -106,3 +106,8 @@ class GrowingJson:
             YolactError: it cannot be; then what had the name before keeps it.
         """
         self._stack.close()
+
+    def discard(self) -> None:
+        """Remove the file; what had the name before keeps it."""
+        unwanted = YolactError("nobody wants this file")
+        self._stack.__exit__(YolactError, unwanted, None)

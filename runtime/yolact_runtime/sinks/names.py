@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Collection
 from pathlib import Path, PurePath
+from typing import Any
 
 from yolact_runtime.frames import Frame
 
@@ -27,18 +28,28 @@ class FreeNames:
 
     def take(self, frame: Frame, suffix: str) -> Path:
         """A path for `frame`: `a.png`, and if that is taken `a_2.png`, `a_3.png` and so on."""
-        stem = frame.path.stem
-        if frame.time is not None:
-            stem = re.sub(r"[^\w.-]+", "_", PurePath(frame.name).name)
+        return self._take(frame.path, frame.name, frame.time is not None, suffix)
+
+    def carry(self, line: dict[str, Any], suffix: str) -> None:
+        """Give away the name of an image that an earlier run has finished.
+
+        Args:
+            line: Of its JSON Lines, in their order.
+            suffix: As for `take`.
+        """
+        self._take(Path(line["image"]), line["image"], "time" in line, suffix)
+
+    def _take(self, path: Path, name: str, moving: bool, suffix: str) -> Path:
+        stem = re.sub(r"[^\w.-]+", "_", PurePath(name).name) if moving else path.stem
         base = (stem + suffix).casefold()
         number = self._numbers.get(base, 0) + 1
         while True:
-            name = f"{stem}{suffix}" if number == 1 else f"{stem}_{number}{suffix}"
-            key = name.casefold()
-            path = self._folder / name
-            if (key == base or key not in self._numbers) and not (self._careful and os.path.lexists(path)):
+            free = f"{stem}{suffix}" if number == 1 else f"{stem}_{number}{suffix}"
+            key = free.casefold()
+            target = self._folder / free
+            if (key == base or key not in self._numbers) and not (self._careful and os.path.lexists(target)):
                 break
             number += 1
         self._numbers[base] = number
         self._numbers.setdefault(key, 1)
-        return path
+        return target

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -44,15 +45,18 @@ class OverlaySink(Sink):
         """The file's suffix and content; None for a frame of a video."""
         if frame.time is not None:
             return None
-        suffix = (self._single or frame.path).suffix
-        if suffix.lower() not in WRITABLE:
-            suffix = ".png"
+        suffix = _suffix(self._single or frame.path)
         done, data = cv2.imencode(suffix.lower(), result.draw(image))
         if not done:
             raise YolactError(
                 f"the overlay of {frame.name} cannot be made: OpenCV has no encoder for {suffix}"
             )
         return suffix, data.tobytes()
+
+    def carry(self, line: dict[str, Any]) -> None:
+        """Leave an image's overlay, of an earlier run, as it is; `line` as for `CocoSink.carry`."""
+        if "time" not in line:
+            self._names.carry(line, _suffix(Path(line["image"])))
 
     def write(self, frame: Frame, prepared: tuple[str, bytes] | None) -> None:
         if prepared is None:
@@ -61,6 +65,10 @@ class OverlaySink(Sink):
         with atomic_path(self._single or self._names.take(frame, suffix)) as temporary:
             temporary.write_bytes(data)
         self.drawn += 1
+
+
+def _suffix(path: Path) -> str:
+    return path.suffix if path.suffix.lower() in WRITABLE else ".png"
 
 
 def check_writable_suffix(path: Path) -> None:

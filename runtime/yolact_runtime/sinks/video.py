@@ -111,7 +111,7 @@ class VideoSink(Sink):
         """
         if prepared is None:
             return
-        if self._writer is not None and self._writer.source != frame.path:
+        if self._writer is not None and not self._writer.continues(frame):
             self.close()
         if self._writer is None:
             self._writer = _Writer(frame, prepared, self._target(frame), self._settings)
@@ -155,6 +155,7 @@ class _Writer:
     def __init__(self, frame: Frame, first: VideoFrame, target: Path, settings: VideoSettings) -> None:
         av = load_av()
         self.source = frame.path
+        self._begin = -float("inf") if frame.time is None else frame.time
         self.target = target
         self._frames = 0
         self._last = -1_000_000  # in units of the encoder's time base
@@ -195,6 +196,11 @@ class _Writer:
                 self._stack.callback(self._audio.close)
             # The encoder opens here, so that one that cannot is an error of its own.
             self._container.start_encoding()
+
+    def continues(self, frame: Frame) -> bool:
+        """Whether a frame belongs to this file; a video that is named twice begins anew."""
+        assert frame.time is not None
+        return frame.path == self.source and frame.time > self._begin
 
     def add(self, frame: Frame, picture: VideoFrame) -> None:
         assert frame.time is not None

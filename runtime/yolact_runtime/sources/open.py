@@ -6,17 +6,24 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from yolact_runtime.errors import UsageError
+import numpy as np
+
+from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.frames import Frame, Source
+from yolact_runtime.sources.camera import CameraSource, is_camera, without_secrets
 from yolact_runtime.sources.images import ImageSource, list_names
 from yolact_runtime.sources.listing import ListSource
+from yolact_runtime.sources.video import VideoSource, is_video
 
 
 class ChainSource(Source):
     """Sources one after the other, their frames numbered through.
+
+    One that breaks off gives a last frame that cannot be read, so that it is counted, and the next begins.
 
     Args:
         sources: One or more.
@@ -38,8 +45,13 @@ class ChainSource(Source):
         for source in self.parts:
             if self._closed.is_set():
                 return
-            for frame in source:
-                yield replace(frame, index=index)
+            try:
+                for frame in source:
+                    yield replace(frame, index=index)
+                    index += 1
+            except YolactError as error:
+                name = str(getattr(source, "path", None) or getattr(source, "name", "source"))
+                yield Frame(index, name, Path(name), partial(_raise, error))
                 index += 1
             source.close()
 
@@ -55,6 +67,27 @@ class ChainSource(Source):
         return None if None in parts else set().union(*(part for part in parts if part is not None))
 
 
+class BrokenSource(Source):
+    """One that could not be opened.
+
+    Args:
+        name: What it was to be.
+        error: Raised when it is iterated.
+    """
+
+    total = 1
+
+    def __init__(self, name: str, error: YolactError) -> None:
+        self.name, self._error = name, error
+
+    def __iter__(self) -> Iterator[Frame]:
+        raise self._error
+
+
+def _raise(error: YolactError) -> np.ndarray:
+    raise error
+
+
 def open_source(words: Sequence[str], stream: BinaryIO | None = None, null: bool = False) -> Source:
     """What the words name, in their order.
 
@@ -66,6 +99,8 @@ def open_source(words: Sequence[str], stream: BinaryIO | None = None, null: bool
 
     Raises:
         UsageError: a word that names nothing; `-` twice.
+        YolactError: a video cannot be opened, and nothing else is named; otherwise it counts as one frame
+            that cannot be read.
     """
     if list(words).count("-") > 1:
         raise UsageError("- (standard input) is named twice; it can be read once")
@@ -78,7 +113,14 @@ def open_source(words: Sequence[str], stream: BinaryIO | None = None, null: bool
             images.clear()
 
     for word in words:
-        other = _other_source(word, stream, null)
+        try:
+            other = _other_source(word, stream, null)
+        except UsageError:
+            raise
+        except YolactError as error:
+            if len(words) == 1:
+                raise
+            other = BrokenSource(without_secrets(word), error)
         if other is None:
             images.append(word)
         else:
@@ -107,23 +149,9 @@ def has_video(source: Source) -> bool:
 def _other_source(word: str, stream: BinaryIO | None, null: bool) -> Source | None:
     """The source of a word that does not name images."""
     if word == "-":
+        if stream is None and sys.stdin is None:
+            raise UsageError("- needs standard input, which is closed")
         return ListSource(stream or sys.stdin.buffer, null)
     if Path(word).is_file():
-        return _video(word)
-    return None if Path(word).is_dir() else _camera(word)
-
-
-def _video(word: str) -> Source | None:
-    try:
-        from yolact_runtime.sources.video import VideoSource, is_video  # type: ignore[import-not-found,unused-ignore]
-    except ModuleNotFoundError:
-        return None
-    return VideoSource(Path(word)) if is_video(Path(word)) else None
-
-
-def _camera(word: str) -> Source | None:
-    try:
-        from yolact_runtime.sources.camera import CameraSource, is_camera  # type: ignore[import-not-found,unused-ignore]
-    except ModuleNotFoundError:
-        return None
-    return CameraSource(word) if is_camera(word) else None
+        return VideoSource(Path(word)) if is_video(word) else None
+    return CameraSource(word) if not Path(word).is_dir() and is_camera(word) else None

@@ -85,9 +85,18 @@ def test_coco_files_stay_as_they_were_until_the_end(tmp_path, engine):
     (tmp_path / "run.json").write_text("before")
     sink = coco(engine, tmp_path / "run.json")
     assert (tmp_path / "run.json").read_text() == "before"
-    sink.close()
+    run_pipeline(Shades([0]), engine, [sink])
     sink.close()
     assert load(tmp_path / "run.json") == [] and not list(tmp_path.glob(".*"))
+
+
+def test_coco_files_stay_as_they_were_where_nothing_was_done(tmp_path, engine):
+    (tmp_path / "run_bbox.json").write_text("before")
+    sink = coco(engine, tmp_path / "run.json")
+    run_pipeline(Shades([None]), engine, [sink])
+    sink.close()
+    assert sink.kept and [path.name for path in tmp_path.iterdir()] == ["run_bbox.json"]
+    assert (tmp_path / "run_bbox.json").read_text() == "before"
 
 
 def test_a_second_image_of_one_id_is_left_out(tmp_path, engine, caplog):

@@ -228,6 +228,17 @@ def test_several_videos_get_names_of_their_own(tmp_path):
     assert sources[2].read_bytes() == before
 
 
+def test_a_video_that_comes_twice_is_written_twice(tmp_path):
+    source = videos.write(tmp_path / "clip.mp4", videos.shades(3))
+    sink = VideoSink(tmp_path / "out", BEST)
+    for frame in [*VideoSource(source), *VideoSource(source)]:
+        put(sink, frame, frame.read())
+    sink.close()
+    assert [path.name for path in sink.outputs] == ["clip.mp4", "clip_2.mp4"]
+    first, second = (videos.read(path)[0] for path in sink.outputs)
+    assert len(first) == 3 and first == second
+
+
 def test_a_source_is_never_written_over(tmp_path):
     source = videos.write(tmp_path / "clip.mp4", videos.shades(3))
     before = source.read_bytes()

@@ -2,6 +2,7 @@
 
 import io
 import os
+import sys
 import threading
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from yolact_runtime.errors import UsageError
+from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.frames import Source
 from yolact_runtime.sources.listing import ListSource
 from yolact_runtime.sources.open import ChainSource, has_video, image_folders, open_source
 from yolact_runtime.sources.remaining import RemainingSource
@@ -69,6 +71,12 @@ def test_lists(text, null, expected):
     assert names(open_source(["-"], io.BytesIO(text), null)) == expected
 
 
+def test_a_list_from_a_standard_input_that_is_closed(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UsageError, match="standard input, which is closed"):
+        open_source(["-"])
+
+
 def test_a_list_is_worked_on_before_it_ends():
     read, write = os.pipe()
     with open(read, "rb") as stream:  # noqa: PTH123
@@ -92,6 +100,27 @@ def test_a_list_that_never_comes_can_be_closed():
         thread.join(10)
         assert not thread.is_alive() and got == []
     os.close(write)
+
+
+def test_a_source_that_breaks_off_is_a_frame_of_its_name(place, monkeypatch):
+    class Gone(Source):
+        name = "camera:0"
+
+        def __iter__(self):
+            raise YolactError("camera camera:0 is gone")
+
+    frames = list(ChainSource([Gone(), open_source(["a.png"])]))
+    assert [(frame.index, frame.name) for frame in frames] == [(0, "camera:0"), (1, "a.png")]
+    with pytest.raises(YolactError, match="is gone"):
+        frames[0].read()
+
+
+def test_an_address_that_cannot_be_opened_gives_no_secret_away(place, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    frames = list(open_source(["rtsp://user:secret@host/1?token=secret", "a.png"]))
+    assert [frame.name for frame in frames] == ["rtsp://host/1", "a.png"]
+    with pytest.raises(YolactError, match="video needs packages"):
+        frames[0].read()
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,8 @@ class TensorRtEngine(Engine):
         UsageError: `streams` is outside its range.
     """
 
+    reuses_outputs = False
+
     def __init__(
         self,
         path: Path,
