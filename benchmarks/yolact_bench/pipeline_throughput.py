@@ -9,7 +9,6 @@ it. Both end in COCO run lengths in memory.
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -20,6 +19,7 @@ from yolact_bench.protocol import sample_in_turns
 from yolact_bench.statistics import mean_interval, paired_ratio
 from yolact_runtime import Engine, Result
 from yolact_runtime.engine import check_limits
+from yolact_runtime.engines.threads import usable_cores
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.frames import Frame, Sink, Source
 from yolact_runtime.pipeline import PipelineSettings
@@ -145,4 +145,4 @@ def pipeline_throughput(
 
 def usual_workers() -> int:
     """Threads to decode, and as many to encode, that `yolact-infer` takes where nobody says how many."""
-    return max(1, min(4, (os.cpu_count() or 1) // 2))
+    return max(1, min(4, usable_cores() // 2))

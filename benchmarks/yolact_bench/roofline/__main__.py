@@ -24,7 +24,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from yolact_bench.roofline.ceilings import Ceilings, ceilings, ceilings_table, gpu_ceilings
-from yolact_bench.roofline.graph import KINDS, Reached, Roofline, roofline
+from yolact_bench.roofline.graph import PRECISIONS, Reached, Roofline, roofline
 from yolact_runtime.commandline import Parser, run, table_console
 from yolact_runtime.files import write_json
 
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--measured-ms", type=float, metavar="X", help="what a call took: shows the share reached"
     )
-    parser.add_argument("--precision", choices=KINDS, help="what the engine really computes in")
+    parser.add_argument("--precision", choices=PRECISIONS, help="what the engine really computes in")
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
     return run(_command, parser, argv)
 

@@ -12,6 +12,7 @@ from yolact_export.inspection import read_graph
 from yolact_runtime.errors import UsageError, YolactError
 
 KINDS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8"}
+PRECISIONS = (*KINDS, "int8+bf16")
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,10 @@ class Roofline:
         Args:
             limits: Of the device that it runs on, with as many threads.
             measured_ms: Milliseconds that a call of `work.batch` images took.
-            precision: What the engine really computes in. "fp32", "bf16" and "fp16" hold for whatever the
-                graph says; "int8" for its float32, but not where it has int8 of its own: then it left
-                something in float32 on purpose. The bytes stay those of the graph.
+            precision: What the engine really computes in, one of `PRECISIONS`. "fp32", "bf16" and "fp16"
+                hold for whatever the graph says; "int8" for its float32, but not where it has int8 of its
+                own: then it left something in float32 on purpose, which "int8+bf16" computes in bf16. The
+                bytes stay those of the graph.
 
         Raises:
             UsageError: a time that is not positive, or an unknown precision.
@@ -108,8 +110,11 @@ class Roofline:
         Raises:
             UsageError: an unknown precision.
         """
-        if precision not in KINDS:
-            raise UsageError(f"precision is {precision!r}; allowed: {', '.join(KINDS)}")
+        if precision not in PRECISIONS:
+            raise UsageError(f"precision is {precision!r}; allowed: {', '.join(PRECISIONS)}")
+        if precision == "int8+bf16":
+            as_bf16 = limits.operations.get("bfloat16") or limits.operations.get("float32")
+            return replace(limits, operations=limits.operations | ({"float32": as_bf16} if as_bf16 else {}))
         rate = limits.operations.get(KINDS[precision]) or limits.operations.get("float32")
         if not rate or (precision == "int8" and "int8" in self.operations):
             return limits

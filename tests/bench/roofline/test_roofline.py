@@ -195,7 +195,7 @@ def test_times_under_made_ceilings() -> None:
     assert found.reached(LIMITS, precision="int8").compute_ms == pytest.approx(operations / 4e6)
     # A type that the device was not measured in counts as float32.
     assert found.reached(LIMITS, precision="bf16").compute_ms == pytest.approx(operations / 1e6)
-    with pytest.raises(UsageError, match="precision is 'fp8'; allowed: fp32, bf16, fp16, int8"):
+    with pytest.raises(UsageError, match="precision is 'fp8'; allowed: fp32, bf16, fp16, int8, int8\\+bf16"):
         found.reached(LIMITS, precision="fp8")
     with pytest.raises(UsageError, match="measured_ms is 0"):
         found.reached(LIMITS, 0)
@@ -226,6 +226,9 @@ def test_the_ceiling_is_that_of_the_precision_delivered(
 def test_what_an_int8_graph_left_in_float32_stays_so() -> None:
     found = Roofline(Path("made.onnx"), GraphWork(1, (), (), Work({"int8": 4 * 10**9, "float32": 10**9}), ()))
     assert found.reached(LIMITS, precision="int8").compute_ms == pytest.approx(2000)
+    rates = {**LIMITS.operations, "bfloat16": 2e9}
+    limits = Ceilings("made", 1, rates, {}, 1e9, NOW)
+    assert found.reached(limits, precision="int8+bf16").compute_ms == pytest.approx(1500)
 
 
 def test_a_type_without_a_ceiling_is_computed_in_float32() -> None:
