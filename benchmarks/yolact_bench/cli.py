@@ -33,7 +33,7 @@ from yolact_bench.options import (
     settings_of,
 )
 from yolact_bench.peers import cli as peers
-from yolact_bench.pipeline_throughput import pipeline_throughput
+from yolact_bench.pipeline_throughput import pipeline_throughput, shares_threads
 from yolact_bench.protocol import cpu_threads
 from yolact_bench.report.page import check_packages as check_page_packages
 from yolact_bench.report.tables import show_comparison
@@ -149,14 +149,19 @@ def _add_costly(
 
 def _pipeline(one: Opened, images: Sequence[Path], settings: Settings) -> dict[str, Any]:
     """The pipeline with an engine opened for throughput, beside a loop with one opened for latency."""
+    engine = one.contender.engine
+    asked = one.options.get("streams", "auto")
     with contextlib.ExitStack() as stack:
 
-        def with_streams(streams: int | str) -> Engine:
-            if one.contender.engine.streams == 1 == streams:
-                return one.contender.engine
+        def reopened(streams: int | str) -> Engine:
             return stack.enter_context(open_engine(one.path, {**one.options, "streams": streams}))
 
-        latency, throughput = with_streams(1), with_streams(one.options.get("streams", "auto"))
+        latency = throughput = engine
+        if shares_threads(engine):
+            latency = reopened(1)
+        # What has several streams by itself, or as many as asked for, is for throughput already.
+        if engine.streams == 1 != asked:
+            throughput = reopened(asked)
         return pipeline_throughput(
             latency,
             throughput,

@@ -69,8 +69,8 @@ def pipeline_throughput(
     """Measure both ways with one model.
 
     Args:
-        latency: For the loop, opened with one stream.
-        throughput: For the pipeline, opened with `streams="auto"`; may be the same where it has one stream.
+        latency: For the loop; on a CPU opened with one stream.
+        throughput: For the pipeline, opened with `streams="auto"`; may be the same engine.
         images: Files, used in turn.
         batch: Images per call of the engine, in both ways.
         seconds: Time for each way; at least five passes of each are made.
@@ -87,11 +87,11 @@ def pipeline_throughput(
 
     Raises:
         YolactError: an image or a call failed, or frames went missing.
-        UsageError: a limit out of its range, or the loop's engine has several streams.
+        UsageError: a limit out of its range, or the loop's engine has several streams on a CPU.
     """
     top_k = latency.metadata.max_detections if top_k is None else top_k
     check_limits(score_threshold, top_k)
-    if latency.streams != 1:
+    if shares_threads(latency):
         raise UsageError(f"the loop's engine has {latency.streams} streams; open it with streams=1")
     workers = usual_workers()
     if run_pipeline is None:
@@ -141,6 +141,11 @@ def pipeline_throughput(
         **rates,
         "ratio": ratio,
     }
+
+
+def shares_threads(engine: Engine) -> bool:
+    """Whether a call has fewer CPU threads than it could, for the sake of others beside it."""
+    return engine.streams > 1 and engine.threads is not None
 
 
 def usual_workers() -> int:

@@ -191,7 +191,11 @@ def test_pipeline_and_roofline_are_given_what_the_engine_is(
     def load(path: str, **options) -> FakeEngine:
         asked.append(options)
         engine = FakeEngine(FINDINGS)
-        engine.streams = {"auto": 2}.get(options.get("streams"), options.get("streams", 1))
+        asked_streams = options.get("streams", 1)
+        engine.streams = 2 if asked_streams == "auto" else asked_streams
+        engine.threads = 3
+        if path == "gpu.engine":  # has streams by itself, and takes no threads from a call
+            engine.streams, engine.threads = 2, None
         return engine
 
     shares = []
@@ -200,14 +204,14 @@ def test_pipeline_and_roofline_are_given_what_the_engine_is(
     monkeypatch.setattr(FakeEngine, "precision", "bf16")
     monkeypatch.setattr(cli, "roofline_share", lambda *arguments: shares.append(arguments[3:]))
     options = ["--images", "images", "--seconds", "0.01", "--no-cold", "--pipeline", "--roofline"]
-    engines = ["--engine", "a.onnx:threads=3", "--engine", "b.onnx:streams=4"]
+    engines = ["--engine", "a.onnx:threads=3", "--engine", "b.onnx:streams=4", "--engine", "gpu.engine"]
     assert cli.main([*engines, *options, "--json", "bench.json"]) == 0
-    assert asked[:2] == [{"threads": 3}, {"streams": 4}]
-    assert asked[2:] == [{"threads": 3, "streams": "auto"}, {"streams": 1}, {"streams": 4}]
+    assert asked[:3] == [{"threads": 3}, {"streams": 4}, {}]
+    assert asked[3:] == [{"threads": 3, "streams": "auto"}, {"streams": 1}]
     report = json.loads((tmp_path / "bench.json").read_text())
     jsonschema.validate(report, schema())
-    assert [one["pipeline"]["streams"] for one in report["engines"]] == [2, 4]
-    assert shares == [(False, 3, "bf16"), (False, None, "bf16")]
+    assert [one["pipeline"]["streams"] for one in report["engines"]] == [2, 4, 2]
+    assert shares == [(False, 3, "bf16"), (False, None, "bf16"), (False, None, "bf16")]
 
 
 def test_bench_needs_no_torch() -> None:

@@ -71,7 +71,7 @@ def test_wrong_limits(images: list[Path], findings) -> None:
 
 def test_a_loop_is_not_given_streams_to_lose_with(images: list[Path], findings) -> None:
     crippled = FakeEngine(findings)
-    crippled.streams = 2
+    crippled.streams, crippled.threads = 2, 2
     with pytest.raises(UsageError, match="the loop's engine has 2 streams; open it with streams=1"):
         pipeline_throughput(crippled, FakeEngine(findings), images)
 
