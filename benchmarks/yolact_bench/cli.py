@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
 import logging
 import sys
 import tempfile
@@ -21,18 +20,28 @@ from yolact_bench.accuracy import accuracy
 from yolact_bench.accuracy import check_packages as check_accuracy_packages
 from yolact_bench.cold import cold_start
 from yolact_bench.compare import compare, read_report
-from yolact_bench.engines import different_names, open_engine, parse_engine
+from yolact_bench.engines import open_engine
 from yolact_bench.images import made_image
-from yolact_bench.options import add_output, add_protocol, deliver, settings_of
-from yolact_bench.page import check_packages as check_page_packages
-from yolact_bench.pipeline_throughput import pipeline_throughput
+from yolact_bench.options import (
+    Opened,
+    add_engines,
+    add_output,
+    add_protocol,
+    deliver,
+    on_gpu,
+    open_engines,
+    settings_of,
+)
+from yolact_bench.peers import cli as peers
+from yolact_bench.pipeline_throughput import pipeline_throughput, shares_threads
 from yolact_bench.protocol import cpu_threads
-from yolact_bench.report import show_comparison
-from yolact_bench.roofline_share import roofline_share
-from yolact_bench.stages import EngineContender
+from yolact_bench.report.page import check_packages as check_page_packages
+from yolact_bench.report.tables import show_comparison
+from yolact_bench.roofline.share import roofline_share
 from yolact_bench.suite import Settings, measure, with_extras
+from yolact_runtime import Engine
 from yolact_runtime.commandline import Parser, run
-from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.errors import UsageError
 from yolact_runtime.sources.images import list_images
 
 log = logging.getLogger(__name__)
@@ -44,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] == ["compare"]:
         return run(_compare, _compare_parser(), words[1:])
     if words[:1] == ["peers"]:
-        return _peers(words[1:])
+        return peers.main(words[1:])
     return run(_bench, _parser(), words)
 
 
@@ -54,15 +63,7 @@ def _parser() -> Parser:
         description="Latency, throughput, stages and percentiles of engines, side by side in one run.",
         epilog="Also: yolact-bench compare A.json B.json; yolact-bench peers. Each has --help.",
     )
-    parser.add_argument(
-        "--engine",
-        action="append",
-        required=True,
-        metavar="E[:KEY=VALUE,...]",
-        dest="engines",
-        help="repeat for several, ratios refer to the first; options of one engine follow a colon, such as"
-        " m.onnx:threads=2,name=ours",
-    )
+    add_engines(parser)
     parser.add_argument(
         "--images", metavar="DIR", help="folder of images (default: one made 640 x 480 image)"
     )
@@ -94,37 +95,33 @@ def _bench(args: argparse.Namespace) -> int:
         check_accuracy_packages()
     if args.report:
         check_page_packages()
-    specs = [parse_engine(text) for text in args.engines]
-    names = different_names(specs)
-    common = {"threads": args.threads} if args.threads else {}
-    options = [{**common, **spec.options} for spec in specs]
     with contextlib.ExitStack() as stack:
         if args.images:
             images = list_images([args.images])
         else:
             images = [Path(stack.enter_context(tempfile.TemporaryDirectory())) / "made.jpg"]
             made_image(images[0])
-        contenders = []
-        for name, spec, chosen in zip(names, specs, options, strict=True):
-            engine = stack.enter_context(open_engine(spec.path, chosen))
-            contenders.append(EngineContender(name, engine, settings.score_threshold, settings.top_k))
-        _check_threads(contenders, options)
-        report = measure(contenders, images, settings)
-        extras: dict[str, dict[str, Any]] = {name: {} for name in names}
-        for name, spec, chosen in zip(names, specs, options, strict=True):
-            if not args.no_cold:
-                log.info("starting %s in a process of its own", name)
-                extras[name]["cold"] = cold_start(spec.path, images[0], chosen, max(settings.batches))
-        _add_costly(extras, contenders, images, settings, args)
+        opened = open_engines(args.engines, settings, stack)
+        report = measure([one.contender for one in opened], images, settings)
+        extras: dict[str, dict[str, Any]] = {one.contender.name: {} for one in opened}
+        if not args.no_cold:
+            for one in opened:
+                log.info("starting %s in a process of its own", one.contender.name)
+                extras[one.contender.name]["cold"] = cold_start(
+                    one.path, images[0], one.options, max(settings.batches)
+                )
+        _add_costly(extras, opened, images, settings, args)
         if args.roofline:
-            for figures, spec, chosen in zip(report.engines, specs, options, strict=True):
+            for figures, one in zip(report.engines, opened, strict=True):
+                log.info("counting and limiting %s", figures.name)
                 first = figures.batches[0]
                 extras[figures.name]["roofline"] = roofline_share(
-                    spec.path,
+                    one.path,
                     first.batch,
                     first.alone.median,
-                    _on_gpu(figures.backend),
-                    chosen.get("threads"),
+                    on_gpu(figures.backend),
+                    one.options.get("threads"),
+                    figures.precision,
                 )
     deliver(with_extras(report, extras), args)
     return 0
@@ -132,23 +129,17 @@ def _bench(args: argparse.Namespace) -> int:
 
 def _add_costly(
     extras: dict[str, dict[str, Any]],
-    contenders: Sequence[EngineContender],
+    opened: Sequence[Opened],
     images: Sequence[Path],
     settings: Settings,
     args: argparse.Namespace,
 ) -> None:
-    for contender in contenders:
+    for one in opened:
+        contender = one.contender
         if args.pipeline:
             log.info("measuring the pipeline of %s", contender.name)
             with cpu_threads(settings.threads):
-                extras[contender.name]["pipeline"] = pipeline_throughput(
-                    contender.engine,
-                    images,
-                    min(max(settings.batches), contender.engine.metadata.max_batch),
-                    settings.seconds,
-                    settings.score_threshold,
-                    settings.top_k,
-                )
+                extras[contender.name]["pipeline"] = _pipeline(one, images, settings)
         if args.annotations:
             log.info("evaluating %s", contender.name)
             extras[contender.name]["accuracy"] = accuracy(
@@ -156,19 +147,30 @@ def _add_costly(
             )
 
 
-def _check_threads(contenders: Sequence[EngineContender], options: Sequence[dict[str, Any]]) -> None:
-    """PyTorch has one number of threads for the process: the last engine opened would decide for all."""
-    counts = {
-        chosen.get("threads")
-        for contender, chosen in zip(contenders, options, strict=True)
-        if contender.backend.startswith("PyTorch")
-    }
-    if len(counts) > 1:
-        raise UsageError("PyTorch engines in one run share their CPU threads; give all the same number")
+def _pipeline(one: Opened, images: Sequence[Path], settings: Settings) -> dict[str, Any]:
+    """The pipeline with an engine opened for throughput, beside a loop with one opened for latency."""
+    engine = one.contender.engine
+    asked = one.options.get("streams", "auto")
+    with contextlib.ExitStack() as stack:
 
+        def reopened(streams: int | str) -> Engine:
+            return stack.enter_context(open_engine(one.path, {**one.options, "streams": streams}))
 
-def _on_gpu(backend: str) -> bool:
-    return any(word in backend.lower() for word in ("cuda", "tensorrt"))
+        latency = throughput = engine
+        if shares_threads(engine):
+            latency = reopened(1)
+        # What has several streams by itself, or as many as asked for, is for throughput already.
+        if engine.streams == 1 != asked:
+            throughput = reopened(asked)
+        return pipeline_throughput(
+            latency,
+            throughput,
+            images,
+            min(max(settings.batches), latency.metadata.max_batch),
+            settings.seconds,
+            settings.score_threshold,
+            settings.top_k,
+        )
 
 
 def _compare_parser() -> Parser:
@@ -216,24 +218,6 @@ def _compare(args: argparse.Namespace) -> int:
     for one in slower:
         log.error("%s, batch %d, %s: %s", one.engine, one.batch, one.kind.replace("_", " "), one.words)
     return 1 if slower else 0
-
-
-def _peers(argv: Sequence[str]) -> int:
-    parser = Parser(
-        prog="yolact-bench peers",
-        description="The same images through other implementations that are installed, in the same run.",
-    )
-    try:
-        peers = importlib.import_module("yolact_bench.peers.cli")
-    except ModuleNotFoundError as error:
-        reason = error.name
-
-        def missing(args: argparse.Namespace) -> int:
-            raise YolactError(f"yolact-bench peers is not in this installation (no module {reason!r})")
-
-        return run(missing, parser, [])
-    peers.add_arguments(parser)
-    return run(peers.run, parser, argv)
 
 
 if __name__ == "__main__":

@@ -31,9 +31,10 @@ class Contender(ABC):
         name: In tables; unique in a run.
         backend: What runs it, with its version.
         config: The model.
-        precision: What its arithmetic really is: "fp32", "fp16", "bf16", "int8".
+        precision: What its arithmetic really is: "fp32", "fp16", "bf16", "int8" or "int8+bf16".
         input_size: Side of the network's input in pixels; None where it varies.
         note: What a reader must know to compare fairly, one line; may be empty.
+        licence: Of its code; empty for what is ours.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Contender(ABC):
     precision: str
     input_size: int | None
     note: str = ""
+    licence: str = ""
 
     @abstractmethod
     def prepare(self, images: Sequence[Path], batch: int) -> None:

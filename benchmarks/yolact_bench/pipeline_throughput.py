@@ -1,12 +1,13 @@
 """Images per second of the pipeline beside a plain loop over the same images, taking turns.
 
-The loop reads, prepares, predicts and encodes one batch after the other in one thread; the pipeline
-overlaps these. Both end in COCO run lengths in memory.
+The loop reads, prepares, predicts and encodes one batch after the other in one thread, with an engine opened
+for latency: one call at a time has all threads. The pipeline overlaps these, with an engine opened for
+throughput: its streams share the threads, and one of its calls alone would be slow, so the loop must not use
+it. Both end in COCO run lengths in memory.
 """
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +19,11 @@ from yolact_bench.protocol import sample_in_turns
 from yolact_bench.statistics import mean_interval, paired_ratio
 from yolact_runtime import Engine, Result
 from yolact_runtime.engine import check_limits
-from yolact_runtime.errors import YolactError
+from yolact_runtime.engines.threads import usable_cores
+from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.frames import Frame, Sink, Source
+from yolact_runtime.pipeline import PipelineSettings
+from yolact_runtime.pipeline import run_pipeline as runtimes_pipeline
 from yolact_runtime.sources.images import read_image
 
 PASS_SECONDS = 1.0  # long enough that filling and emptying the pipeline weighs little
@@ -52,7 +56,8 @@ class RunLengths(Sink):
 
 
 def pipeline_throughput(
-    engine: Engine,
+    latency: Engine,
+    throughput: Engine,
     images: Sequence[Path],
     batch: int = 1,
     seconds: float = 3.0,
@@ -61,10 +66,11 @@ def pipeline_throughput(
     run_pipeline: Callable[[Source, Engine, Sequence[Sink]], object] | None = None,
     clock: Callable[[], int] = time.perf_counter_ns,
 ) -> dict[str, Any]:
-    """Measure both ways with one engine.
+    """Measure both ways with one model.
 
     Args:
-        engine: It; with several streams the pipeline uses them.
+        latency: For the loop; on a CPU opened with one stream.
+        throughput: For the pipeline, opened with `streams="auto"`; may be the same engine.
         images: Files, used in turn.
         batch: Images per call of the engine, in both ways.
         seconds: Time for each way; at least five passes of each are made.
@@ -74,28 +80,42 @@ def pipeline_throughput(
         clock: In nanoseconds.
 
     Returns:
-        {"images": in a pass, "batch", "streams", "serial": images per second as {"value", "low", "high"},
-        "pipeline": the same, "ratio": the same, how many times faster the pipeline is}.
+        {"images": in a pass, "batch", "streams" and "workers" (to decode, and as many to encode) of the
+        pipeline, "serial_threads" and "threads": of the engines in both ways, None where they do not tell,
+        "serial": images per second as {"value", "low", "high"}, "pipeline": the same, "ratio": the same, how
+        many times faster the pipeline is}.
 
     Raises:
         YolactError: an image or a call failed, or frames went missing.
-        UsageError: a limit out of its range.
+        UsageError: a limit out of its range, or the loop's engine has several streams on a CPU.
     """
-    top_k = engine.metadata.max_detections if top_k is None else top_k
+    top_k = latency.metadata.max_detections if top_k is None else top_k
     check_limits(score_threshold, top_k)
+    if shares_threads(latency):
+        raise UsageError(f"the loop's engine has {latency.streams} streams; open it with streams=1")
+    workers = usual_workers()
     if run_pipeline is None:
-        run_pipeline = _runtimes(batch, score_threshold, top_k)
+        run_pipeline = partial(
+            runtimes_pipeline,
+            settings=PipelineSettings(
+                batch_size=batch,
+                decode_workers=workers,
+                post_workers=workers,
+                score_threshold=score_threshold,
+                top_k=top_k,
+            ),
+        )
 
     def serial(total: int) -> None:
         frames = iter(Repeated(images, total))
         while some := list(itertools.islice(frames, batch)):
             pictures = [frame.read() for frame in some]
-            for result in engine.predict(pictures, score_threshold, top_k):
+            for result in latency.predict(pictures, score_threshold, top_k):
                 result.rles  # noqa: B018 - computed when first asked for
 
     def pipelined(total: int) -> None:
         sink = RunLengths()
-        run_pipeline(Repeated(images, total), engine, [sink])
+        run_pipeline(Repeated(images, total), throughput, [sink])
         if sink.frames != total:
             raise YolactError(f"the pipeline gave {sink.frames} of {total} images; it cannot be measured")
 
@@ -111,13 +131,23 @@ def pipeline_throughput(
     sampled = {name: one.seconds for name, one in sample_in_turns(ways, seconds, PASSES, clock).items()}
     rates = {name: mean_interval(total / taken)._asdict() for name, taken in sampled.items()}
     ratio = paired_ratio(sampled["serial"], sampled["pipeline"])._asdict()
-    return {"images": total, "batch": batch, "streams": engine.streams, **rates, "ratio": ratio}
+    return {
+        "images": total,
+        "batch": batch,
+        "streams": throughput.streams,
+        "workers": workers,
+        "serial_threads": latency.threads,
+        "threads": throughput.threads,
+        **rates,
+        "ratio": ratio,
+    }
 
 
-def _runtimes(batch: int, score_threshold: float, top_k: int) -> Callable[..., object]:
-    try:
-        pipeline = importlib.import_module("yolact_runtime.pipeline")
-    except ModuleNotFoundError:
-        raise YolactError("this runtime has no pipeline; leave --pipeline out") from None
-    settings = pipeline.PipelineSettings(batch_size=batch, score_threshold=score_threshold, top_k=top_k)
-    return lambda source, engine, sinks: pipeline.run_pipeline(source, engine, sinks, settings)
+def shares_threads(engine: Engine) -> bool:
+    """Whether a call has fewer CPU threads than it could, for the sake of others beside it."""
+    return engine.streams > 1 and engine.threads is not None
+
+
+def usual_workers() -> int:
+    """Threads to decode, and as many to encode, that `yolact-infer` takes where nobody says how many."""
+    return max(1, min(4, usable_cores() // 2))

@@ -3,7 +3,7 @@
 A contender alone is the network, and the detection that goes with it, on a batch that is ready in memory.
 End to end is from image files to COCO run lengths; its parts are the stages of `yolact_bench.stages`.
 
-`Report.to_json` has the form that `schema.json` beside this file describes (times in milliseconds per run,
+`Report.to_json` has the form that `report/schema.json` describes (times in milliseconds per run,
 that is per batch). The schema's number grows when a field changes its meaning or goes away, not when one is
 added.
 """
@@ -117,6 +117,9 @@ class EngineReport:
         accuracy: What `yolact_bench.accuracy` returns; None where not taken.
         pipeline: What `yolact_bench.pipeline_throughput` returns; None where not taken.
         roofline: FLOPs, bytes, measured ceilings and the share reached; None where not taken.
+        licence: Of its code; empty for what is ours.
+        agreement: What `yolact_bench.agreement.agree` returns, and "with", the name of the contender whose
+            instances it was to find again; None where not taken.
     """
 
     name: str
@@ -131,6 +134,8 @@ class EngineReport:
     accuracy: dict[str, Any] | None = None
     pipeline: dict[str, Any] | None = None
     roofline: dict[str, Any] | None = None
+    licence: str = ""
+    agreement: dict[str, Any] | None = None
 
     def at(self, batch: int) -> BatchReport | None:
         """Its figures at a batch size; None where it does not take it."""
@@ -178,11 +183,15 @@ def measure(
         settings: How to measure.
 
     Raises:
-        UsageError: no images, or a contender that takes none of the batch sizes.
+        UsageError: no images, two contenders with one name, or one that takes none of the batch sizes.
         YolactError: an image cannot be read, or a contender failed.
     """
     if not images:
         raise UsageError("no images to measure with")
+    names = [contender.name for contender in contenders]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"{names.count(name)} engines are called {name}; give them names: E:name=NAME")
     found: dict[str, list[BatchReport]] = {contender.name: [] for contender in contenders}
     refusals: dict[str, UsageError] = {}
     with cpu_threads(settings.threads), Monitor() as monitor:
@@ -273,11 +282,12 @@ def _engine_report(contender: Contender, found: list[BatchReport]) -> EngineRepo
         note=contender.note,
         weights_sha256=getattr(contender, "weights_sha256", ""),
         batches=found,
+        licence=contender.licence,
     )
 
 
 def with_extras(report: Report, extras: Mapping[str, Mapping[str, Any]]) -> Report:
-    """The report with `cold`, `accuracy`, `pipeline` or `roofline` of engines, by name."""
+    """The report with `cold`, `accuracy`, `pipeline`, `roofline` or `agreement` of engines, by name."""
     return replace(
         report, engines=[replace(engine, **extras.get(engine.name, {})) for engine in report.engines]
     )

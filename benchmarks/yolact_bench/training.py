@@ -73,7 +73,7 @@ def _bench(args: argparse.Namespace) -> None:
     from yolact.registry import get_config
     from yolact.settings import override
     from yolact.train.loop import freezes_batch_norm, memory_format
-    from yolact_bench.checkout import OriginalTraining
+    from yolact_bench.original.training import OriginalTraining
 
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 from importlib import resources
 from pathlib import Path
-from types import ModuleType
 
 import fake_nvml
 import jsonschema
@@ -17,7 +17,7 @@ from fake_engine import FakeEngine, Found, annotation, coco_file
 
 from yolact_bench import cli, cold, machine
 from yolact_bench.images import made_image
-from yolact_bench.roofline_share import roofline_share
+from yolact_bench.roofline.share import roofline_share
 from yolact_runtime.errors import YolactError
 from yolact_runtime.sources.images import read_image
 
@@ -86,7 +86,7 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, di
 
 
 def schema() -> dict:
-    return json.loads(resources.files("yolact_bench").joinpath("schema.json").read_text())
+    return json.loads(resources.files("yolact_bench.report").joinpath("schema.json").read_text())
 
 
 def test_command(fakes, images: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,21 +155,9 @@ def test_ap_of_every_engine(fakes, images, tmp_path: Path, capsys: pytest.Captur
     assert (engine["accuracy"]["mask_ap"], engine["accuracy"]["images"]) == (pytest.approx(1), 1)
 
 
-def test_peers_that_are_not_there(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setitem(sys.modules, "yolact_bench.peers", None)
-    assert cli.main(["peers", "--anything"]) == 1
-    assert "yolact-bench peers is not in this installation" in capsys.readouterr().err
-
-
-def test_peers_get_their_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    peers = ModuleType("yolact_bench.peers.cli")
-    seen = []
-    peers.add_arguments = lambda parser: parser.add_argument("--weights")  # type: ignore[attr-defined]
-    peers.run = lambda args: seen.append(args.weights)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "yolact_bench.peers", ModuleType("yolact_bench.peers"))
-    monkeypatch.setitem(sys.modules, "yolact_bench.peers.cli", peers)
-    assert cli.main(["peers", "--weights", "w.pth"]) == 0
-    assert seen == ["w.pth"]
+def test_peers_get_their_command_line(fakes, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["peers", "--engine", "a", "--images", "images"]) == 2
+    assert "no peer was asked for" in capsys.readouterr().err
 
 
 def test_no_roofline_without_a_graph(caplog: pytest.LogCaptureFixture) -> None:
@@ -178,9 +166,52 @@ def test_no_roofline_without_a_graph(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_no_roofline_without_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "yolact_bench.roofline", None)
-    with pytest.raises(YolactError, match=r"not there: yolact_bench\.roofline"):
+    monkeypatch.setitem(sys.modules, "yolact_bench.roofline.graph", None)
+    with pytest.raises(YolactError, match=r'--roofline .*run: pip install "yolact\[train\]"'):
         roofline_share("m.onnx", 1, 3.0)
+
+
+@pytest.mark.parametrize("module", ["ceilings", "original", "roofline"])
+def test_commands_of_packages(module: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    monkeypatch.delitem(sys.modules, f"yolact_bench.{module}.__main__", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"yolact_bench.{module}", run_name="__main__")
+    assert not ended.value.code
+    assert f"python -m yolact_bench.{module}" in capsys.readouterr().out
+
+
+def test_pipeline_and_roofline_are_given_what_the_engine_is(
+    images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop gets an engine with one stream, the pipeline one for throughput; the ceiling is the delivered
+    precision's."""
+    asked: list[dict] = []
+
+    def load(path: str, **options) -> FakeEngine:
+        asked.append(options)
+        engine = FakeEngine(FINDINGS)
+        asked_streams = options.get("streams", 1)
+        engine.streams = 2 if asked_streams == "auto" else asked_streams
+        engine.threads = 3
+        if path == "gpu.engine":  # has streams by itself, and takes no threads from a call
+            engine.streams, engine.threads = 2, None
+        return engine
+
+    shares = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("yolact_bench.engines.load_engine", load)
+    monkeypatch.setattr(FakeEngine, "precision", "bf16")
+    monkeypatch.setattr(cli, "roofline_share", lambda *arguments: shares.append(arguments[3:]))
+    options = ["--images", "images", "--seconds", "0.01", "--no-cold", "--pipeline", "--roofline"]
+    engines = ["--engine", "a.onnx:threads=3", "--engine", "b.onnx:streams=4", "--engine", "gpu.engine"]
+    assert cli.main([*engines, *options, "--json", "bench.json"]) == 0
+    assert asked[:3] == [{"threads": 3}, {"streams": 4}, {}]
+    assert asked[3:] == [{"threads": 3, "streams": "auto"}, {"streams": 1}]
+    report = json.loads((tmp_path / "bench.json").read_text())
+    jsonschema.validate(report, schema())
+    assert [one["pipeline"]["streams"] for one in report["engines"]] == [2, 4, 2]
+    assert shares == [(False, 3, "bf16"), (False, None, "bf16"), (False, None, "bf16")]
 
 
 def test_bench_needs_no_torch() -> None:

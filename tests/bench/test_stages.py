@@ -180,7 +180,8 @@ def test_prepared_batches_cover_the_images_in_order(images, findings) -> None:
 
 
 def test_precision_is_what_the_engine_says(findings) -> None:
-    engine = FakeEngine(findings)
-    assert EngineContender("a", engine).precision == "fp32"
-    engine.precision = "bf16"  # type: ignore[attr-defined]
-    assert EngineContender("a", engine).precision == "bf16"
+    class Rounding(FakeEngine):
+        precision = "bf16"
+
+    assert EngineContender("a", FakeEngine(findings)).precision == "fp32"
+    assert EngineContender("a", Rounding(findings)).precision == "bf16"

@@ -18,7 +18,7 @@ QUICK = Settings(seconds=0.01, runs=6)
 
 
 def schema() -> dict:
-    return json.loads(resources.files("yolact_bench").joinpath("schema.json").read_text())
+    return json.loads(resources.files("yolact_bench.report").joinpath("schema.json").read_text())
 
 
 def test_report_of_two_engines(images, findings) -> None:

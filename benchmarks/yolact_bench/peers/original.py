@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from yolact_bench.checkout_process import CheckoutProcess
 from yolact_bench.contender import Contender, Run
+from yolact_bench.original.checkout import CheckoutProcess
 from yolact_bench.peers.common import PREPARED
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.metadata import Metadata

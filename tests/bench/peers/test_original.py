@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 
 import yolact
 from yolact.engine import TorchEngine
-from yolact_bench.peers.cli import agree
+from yolact_bench.agreement import agree
 from yolact_bench.peers.original import OriginalContender
 from yolact_bench.stages import EngineContender
 from yolact_runtime.errors import UsageError, YolactError

@@ -6,17 +6,20 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import jsonschema
 import pytest
 from fake_engine import FakeEngine, Found, write_image
 
+from yolact_bench.agreement import agree
 from yolact_bench.contender import Contender, Run
 from yolact_bench.peers import cli, original, torchvision
 from yolact_bench.stages import EngineContender
-from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.backends import choose_for_cpu
+from yolact_runtime.errors import YolactError
 
 BOX, OTHER = (4, 6, 24, 30), (40, 40, 60, 60)
 FINDINGS = {1: [Found(BOX), Found(OTHER, 1)], 2: [Found(BOX)]}
@@ -52,39 +55,24 @@ def images(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def options(images: list[Path], monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr(cli, "load_engine", lambda path, **options: FakeEngine(FINDINGS))
+    monkeypatch.setattr("yolact_bench.engines.load_engine", lambda path, **options: FakeEngine(FINDINGS))
     limits = ["--seconds", "0.01", "--runs", "5", "--threads", "1"]
     return ["--engine", "ours.onnx", "--images", str(images[0].parent), *limits]
-
-
-def test_figures_of_two(images: list[Path]) -> None:
-    ours, stub = EngineContender("ours", FakeEngine(FINDINGS)), Stub()
-    first, second = cli.compare([ours, stub], images, 60, 5)
-    assert (first.name, first.network_ratio, first.end_to_end_ratio) == ("ours", 1, 1)
-    assert second.end_to_end_ratio == pytest.approx(first.end_to_end.median / second.end_to_end.median)
-    assert (second.detections, second.licence, second.note) == (3, "CC0", "made")
-    runs = len(stub.seen)  # some to warm up, and five that count
-    assert runs > 5 and stub.seen == (["1.png", "2.png"] * runs)[:runs]
-    assert second.stages == {"decode": pytest.approx(runs - 2), "network": pytest.approx(250)}
-    assert set(first.stages) == {"decode", "preprocess", "network", "masks", "rle"}
-
-
-def test_ratios_compare_the_same_rounds() -> None:
-    """A quick contender leaves late: what the slow one never saw does not count."""
-    assert cli._ratio(np.array([4.0, 4.0]), np.array([1.0, 1.0, 9.0, 9.0, 9.0])) == 4
 
 
 def test_agreement_counts_what_the_second_finds_of_the_first(images: list[Path]) -> None:
     both = EngineContender("a", FakeEngine(FINDINGS))
     fewer = EngineContender("b", FakeEngine({1: [Found(BOX), Found(OTHER, 0)], 2: [Found(BOX)]}))
-    assert cli.agree(both, both, images) == {"images": 2, "instances": 3, "matched": 3, "mask_iou": 1.0}
-    found = cli.agree(both, fewer, images)
+    assert agree(both, both, images) == {"images": 2, "instances": 3, "matched": 3, "mask_iou": 1.0}
+    found = agree(both, fewer, images)
     assert found is not None and (found["instances"], found["matched"]) == (3, 2)
-    assert cli.agree(both, Stub(), images) is None
+    assert agree(both, Stub(), images) is None
 
 
-def test_command(options: list[str], tmp_path: Path, monkeypatch, capsys) -> None:
-    """One peer runs, one is not installed: one line, and the rest goes on."""
+def test_command(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One peer runs beside two engines, one is not installed: one line, and the rest goes on."""
 
     def missing(*arguments: Any) -> Contender:
         raise YolactError("torchvision is not here; run: pip install it")
@@ -95,18 +83,47 @@ def test_command(options: list[str], tmp_path: Path, monkeypatch, capsys) -> Non
 
     monkeypatch.setattr(original, "OriginalContender", Same)
     monkeypatch.setattr(torchvision, "TorchvisionContender", missing)
-    path = tmp_path / "peers.json"
-    peers = ["--original", "folder", "--weights", "w.pth", "--torchvision", "--json", str(path)]
-    assert cli.main([*options, *peers]) == 0
+    path, page = tmp_path / "peers.json", tmp_path / "peers.html"
+    peers = ["--original", "folder", "--weights", "w.pth", "--torchvision"]
+    more = ["--engine", "other.xml:threads=2,name=second", "--json", str(path), "--report", str(page)]
+    assert cli.main([*options, *peers, *more]) == 0
     said = capsys.readouterr()
     assert "left out: torchvision is not here; run: pip install it" in said.err
-    assert "ours.onnx finds 3 of 3 instances of stub in 2 images, mask IoU 1.0000" in said.out
-    assert "rounded to uint8" in said.out
+    for word in ("CC0", "stub: made", "Engine alone", "Parts of end to end"):
+        assert word in said.out
+    for name in ("ours.onnx", "second"):
+        assert f"{name}: finds 3 of 3 instances of stub again in 2 images, mask IoU 1.0000" in said.out
+        assert f"{name}: input rounded to uint8" in said.out
     figures = json.loads(path.read_text())
-    assert figures["schema"] == cli.SCHEMA
-    assert [one["name"] for one in figures["contenders"]] == ["ours.onnx", "stub"]
-    assert figures["agreement"]["stub"]["matched"] == 3
+    jsonschema.validate(
+        figures, json.loads(resources.files("yolact_bench.report").joinpath("schema.json").read_text())
+    )
+    assert [one["name"] for one in figures["engines"]] == ["ours.onnx", "second", "stub"]
+    assert [one["licence"] for one in figures["engines"]] == ["", "", "CC0"]
+    expected = {"with": "stub", "images": 2, "instances": 3, "matched": 3, "mask_iou": 1.0}
+    assert [one["agreement"] for one in figures["engines"]] == [expected, expected, None]
     assert figures["settings"]["threads"] == 1
+    ratios = [one["batches"][0]["end_to_end"]["ratio"] for one in figures["engines"]]
+    assert ratios[0]["value"] == 1  # they refer to the first engine
+    assert None not in ratios
+    assert "CC0" in page.read_text() and "finds 3 of 3 instances of stub again" in page.read_text()
+
+
+def test_a_peer_that_dies_at_its_first_image_is_left_out(options: list[str], monkeypatch, capsys) -> None:
+    class Dead(Stub):
+        def prepare(self, images: Sequence[Path], batch: int) -> None:
+            raise YolactError("the original ended: no module named this")
+
+    monkeypatch.setattr(original, "OriginalContender", Dead)
+    monkeypatch.setattr(torchvision, "TorchvisionContender", Stub)
+    assert cli.main([*options, "--original", "folder", "--weights", "w.pth", "--torchvision"]) == 0
+    assert "left out: the original ended: no module named this" in capsys.readouterr().err
+
+
+def test_peers_have_names_of_their_own(options: list[str], monkeypatch, capsys) -> None:
+    monkeypatch.setattr(torchvision, "TorchvisionContender", Stub)
+    assert cli.main([*options, "--engine", "other.onnx:name=stub", "--torchvision"]) == 2
+    assert "2 engines are called stub; give them names: E:name=NAME" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -126,27 +143,48 @@ def test_wrong_use_is_one_line(options: list[str], peers: list[str], code: int, 
 
 
 @pytest.mark.parametrize(
-    "name, device, expected",
+    "engine, device, expected",
     [
-        ("m.onnx", "cpu", {"threads": 3, "providers": ["cpu"]}),
-        ("m.onnx", "cuda", {"threads": 3, "providers": ["cuda"]}),
-        ("m.pth", "cpu", {"threads": 3, "device": "cpu"}),
-        ("m.xml", "cpu", {"threads": 3}),
+        ("m.onnx:backend=openvino", "cpu", {"threads": 1, "backend": "openvino"}),
+        ("m.onnx", "cpu", {"threads": 1, "backend": choose_for_cpu("")[0]}),
+        ("m.onnx:precision=bf16", "cpu", {"threads": 1, "backend": "openvino", "precision": "bf16"}),
+        ("m.onnx", "cuda", {"threads": 1, "providers": ("cuda",)}),
+        ("m.pth:threads=2", "cpu", {"threads": 2, "device": "cpu"}),
+        ("m.xml", "cpu", {"threads": 1}),
         ("m.plan", "cuda", {}),
     ],
 )
-def test_our_engine_runs_where_the_peers_do(name: str, device: str, expected: dict, monkeypatch) -> None:
-    monkeypatch.setattr(cli, "load_engine", lambda path, **options: options)
-    assert cli._open(name, device, 3) == expected
+def test_our_engine_runs_where_the_peers_do(
+    images: list[Path], engine: str, device: str, expected: dict, monkeypatch
+) -> None:
+    asked = []
+
+    class OnDevice(FakeEngine):
+        name = f"Fake {device}"
+
+    monkeypatch.setattr(
+        "yolact_bench.engines.load_engine",
+        lambda path, **options: asked.append(options) or OnDevice(FINDINGS),
+    )
+    monkeypatch.setattr(torchvision, "TorchvisionContender", Stub)
+    options = ["--images", str(images[0].parent), "--seconds", "0.01", "--threads", "1", "--torchvision"]
+    assert cli.main(["--engine", engine, *options, "--device", device]) == 0
+    assert asked == [expected]
 
 
-def test_devices_are_not_mixed() -> None:
-    with pytest.raises(
-        UsageError, match=r"m\.engine runs on the GPU, the peers on the CPU; give --device cuda"
-    ):
-        cli._open("m.engine", "cpu", 1)
-    with pytest.raises(UsageError, match=r"m\.xml runs on the CPU; leave out --device cuda"):
-        cli._open("m.xml", "cuda", 1)
+@pytest.mark.parametrize(
+    "backend, device, message",
+    [
+        ("TensorRT 10", "cpu", "m.engine runs on the GPU, the peers on the CPU; give --device cuda"),
+        ("OpenVINO CPU", "cuda", "m.engine runs on the CPU (OpenVINO CPU); leave out --device cuda"),
+    ],
+)
+def test_devices_are_not_mixed(
+    options: list[str], backend: str, device: str, message: str, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(FakeEngine, "name", backend)
+    assert cli.main([*options[2:], "--engine", "m.engine", "--torchvision", "--device", device]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_nothing_is_imported_that_was_not_asked_for() -> None:

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from yolact_bench.report.svg import WIDTH, Axis, Drawing, number, short, spread
 from yolact_bench.stages import STAGES
 from yolact_bench.suite import KINDS, EngineReport, Measured, Report
-from yolact_bench.svg import WIDTH, Axis, Drawing, number, short, spread
 
 COLOURS = 8  # of the page's style sheet, --c0 to --c7
 LEFT, RIGHT = 56, WIDTH - 12
 ROW = 58  # pixels of one engine: its name and its shape
 BINS = 90
+SLIVERS = 12  # times as long: from there on stages are shown as parts of their run
 KIND_NAMES = {"alone": "alone", "end_to_end": "end to end"}
 
 
@@ -83,22 +84,30 @@ def stages(report: Report, batch: int) -> str:
     if not rows:
         return ""
     sums = [sum(timing.median for timing in one.stages.values()) for _, one in rows]
-    axis = Axis(0, max(sums) * 1.02 or 1.0, 12, RIGHT)
+    # Beside an engine that is much slower the others would be slivers.
+    relative = max(sums) > SLIVERS * min(sums) > 0
+    units = [total / 100 if relative else 1.0 for total in sums]
+    axis = Axis(0, 100.0 if relative else max(sums) * 1.02 or 1.0, 12, RIGHT)
     bottom = 52 * len(rows) + 4
     drawing = Drawing(bottom + 38, "Median time of each stage")
-    drawing.x_axis(axis, 4, bottom, "milliseconds per batch")
+    drawing.x_axis(
+        axis,
+        4,
+        bottom,
+        "percent of the run; numbers in milliseconds" if relative else "milliseconds per batch",
+    )
     for index, (engine, one) in enumerate(rows):
         top, at = 52 * index, 0.0
         drawing.text(12, top + 16, short(engine.name, 100), kind="name")
         drawing.text(RIGHT, top + 16, f"{number(one.end_to_end.median)} ms", "end", "tick")
         for stage, timing in one.stages.items():
-            x, end = axis(at), axis(at + timing.median)
+            x, end = axis(at), axis(at + timing.median / units[index])
             share = timing.median / sums[index] if sums[index] else 0.0
             title = f"{stage} {number(timing.median)} ms, {share:.0%}"
             drawing.rect(x, top + 23, end - x, 22, f"fill:{stage_colour(stage)}", title)
             if end - x > 7 * len(number(timing.median)) + 8:
                 drawing.text((x + end) / 2, top + 38, number(timing.median), "middle", "inside")
-            at += timing.median
+            at += timing.median / units[index]
     return str(drawing)
 
 
@@ -256,8 +265,8 @@ def roofline(report: Report) -> str:
         top, ink = 52 * index, colour(report, engine)
         share, kernels = content["share"], content["kernels_share"]
         words = (
-            f"{share:.0%} by the floor, {kernels:.0%} kernel by kernel: {content['flops'] / 1e9:.1f} GFLOP,"
-            f" {content['bytes'] / 1e6:.0f} MB in {number(content['measured_ms'])} ms"
+            f"{share:.0%} by the floor, {kernels:.0%} kernel by kernel: {number(content['flops'] / 1e9)}"
+            f" GFLOP, {number(content['bytes'] / 1e6)} MB in {number(content['measured_ms'])} ms"
         )
         drawing.text(12, top + 16, short(engine.name, 118 - len(words)), kind="name")
         drawing.text(RIGHT, top + 16, words, "end", "tick")

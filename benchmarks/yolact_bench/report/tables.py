@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.box import SIMPLE
@@ -12,14 +12,26 @@ from rich.table import Table
 from yolact_bench.compare import Comparison
 from yolact_bench.protocol import MIN_RUNS, WARM_UP_LIMIT, WARM_UP_RUNS
 from yolact_bench.stages import STAGES
-from yolact_bench.suite import Measured, Report
+from yolact_bench.suite import EngineReport, Measured, Report
 from yolact_runtime.commandline import table_console
 
 COLUMNS = ("median", "p90", "p95", "p99", "mean", "±", "std")
 TITLES = {"alone": "Engine alone", "end_to_end": "End to end, file to run lengths"}
 PIPELINE_PROTOCOL = (
-    "Files to run lengths; passes over the same images in turns, warmed up as above; means, 95% intervals"
+    "Files to run lengths; passes over the same images in turns, warmed up as above; means, 95% intervals."
+    " Loop: the engine opened for latency, one stream with all threads. Pipeline: the engine opened for"
+    " throughput, its streams share the threads; workers decode, and as many encode"
 )
+ROOFLINE_PROTOCOL = (
+    "The least times that ceilings measured on this device allow, and what part of the median they are."
+    " Floor: all operations, or weights, inputs and outputs through the memory, whichever takes longer."
+    " Kernels: one after the other, each with all that it reads and writes"
+)
+ROOFLINE_COLUMNS = (
+    *("batch", "precision", "GFLOP", "MB"),
+    *("floor ms", "kernels ms", "median ms", "floor", "kernels"),
+)
+PIPELINE_COLUMNS = ("batch", "streams", "workers", "loop", "pipeline", "ratio")
 COLD = {
     "import_ms": "import",
     "load_ms": "load",
@@ -86,8 +98,26 @@ def ratio(measured: Measured) -> str:
     """The ratio with its interval, or a dash."""
     if measured.ratio is None:
         return "-"
-    value, low, high = measured.ratio
-    return f"{value:.2f}" if low == value == high else f"{value:.2f} ({low:.2f}..{high:.2f})"
+    value, low, high = (
+        f"{one:.2f}" if measured.ratio.value >= 0.1 else f"{one:.2g}" for one in measured.ratio
+    )
+    return value if low == value == high else f"{value} ({low}..{high})"
+
+
+def rate(value: float) -> str:
+    """Images per second, with at least two digits after the point where they are few."""
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def agreement_words(engine: EngineReport) -> str:
+    """How far it finds what another one finds, in words; empty where that was not asked."""
+    if engine.agreement is None:
+        return ""
+    found = engine.agreement
+    return (
+        f"finds {found['matched']} of {found['instances']} instances of {found['with']} again in"
+        f" {found['images']} images, mask IoU {found['mask_iou']:.4f}"
+    )
 
 
 def stage_names(report: Report) -> list[str]:
@@ -104,22 +134,38 @@ def cold_names(report: Report) -> list[str]:
 def show(report: Report) -> None:
     """Print the report to standard output."""
     console = table_console()
+    _show_engines(report, console)
     for kind, title in TITLES.items():
         table = _table(f"{title}, ms per batch", protocol(report))
         for column in ("batch", *COLUMNS, "images/s", "ratio", "runs"):
             table.add_column(column, justify="right", no_wrap=True)
         for engine, one in report.rows():
             measured = getattr(one, kind)
-            rate = f"{measured.throughput:.1f}"
-            row = (str(one.batch), *cells(measured), rate, ratio(measured), str(measured.runs))
-            table.add_row(engine.name, *row)
-        console.print(table)
+            row = (*cells(measured), rate(measured.throughput), ratio(measured), str(measured.runs))
+            table.add_row(engine.name, str(one.batch), *row)
+        console.print(table, "")
     _show_stages(report, console)
     _show_extras(report, console)
     console.print(machine(report), highlight=False)
     console.print(conditions(report), highlight=False)
     for warning in report.conditions.warnings:
         console.print(f"Warning: {warning}", style="yellow", highlight=False)
+
+
+def _show_engines(report: Report, console: Console) -> None:
+    table = _table("What ran", "Precision: really delivered")
+    licences = any(engine.licence for engine in report.engines)
+    for column in ("backend", "model", "precision", "input", *(["licence"] if licences else [])):
+        table.add_column(column)
+    for engine in report.engines:
+        size = f"{engine.input_size} px" if engine.input_size else "varies"
+        row = (engine.backend, engine.config, engine.precision, size)
+        table.add_row(engine.name, *row, *([engine.licence] if licences else []))
+    console.print(table)
+    for engine in report.engines:
+        for words in filter(None, (agreement_words(engine), engine.note)):
+            console.print(f"{engine.name}: {words}", highlight=False)
+    console.print()
 
 
 def _show_stages(report: Report, console: Console) -> None:
@@ -130,47 +176,70 @@ def _show_stages(report: Report, console: Console) -> None:
     for engine, one in report.rows():
         parts = (f"{one.stages[name].median:.2f}" if name in one.stages else "-" for name in names)
         table.add_row(engine.name, str(one.batch), *parts, f"{one.detections:.1f}")
-    console.print(table)
+    console.print(table, "")
     if cold:
         table = _table("Start and memory, ms and MiB", "Each engine in a process of its own, once")
         for key in cold:
             table.add_column(COLD[key], justify="right")
         for engine in report.engines:
             table.add_row(engine.name, *(whole((engine.cold or {}).get(key)) for key in cold))
-        console.print(table)
+        console.print(table, "")
 
 
 def _show_extras(report: Report, console: Console) -> None:
     if any(engine.pipeline for engine in report.engines):
         table = _table("Pipeline beside a plain loop, images/s", PIPELINE_PROTOCOL)
-        for column in ("batch", "streams", "loop", "pipeline", "ratio"):
+        for column in PIPELINE_COLUMNS:
             table.add_column(column, justify="right")
         for engine in report.engines:
             if engine.pipeline:
                 table.add_row(engine.name, *pipeline_cells(engine.pipeline))
-        console.print(table)
+        console.print(table, "")
+    if any(engine.roofline for engine in report.engines):
+        table = _table("Roofline, a call of the engine alone", ROOFLINE_PROTOCOL)
+        for column in ROOFLINE_COLUMNS:
+            table.add_column(column, justify="right")
+        for engine in report.engines:
+            if engine.roofline:
+                table.add_row(engine.name, *roofline_cells(engine.roofline))
+        console.print(table, "")
     if any(engine.accuracy for engine in report.engines):
         table = _table("COCO AP on these images, percent", "All detections count, by pycocotools")
         for column in ("mask AP", "mask AP50", "box AP", "box AP50", "images"):
             table.add_column(column, justify="right")
         for engine in report.engines:
             table.add_row(engine.name, *accuracy_cells(engine.accuracy))
-        console.print(table)
+        console.print(table, "")
 
 
 def pipeline_cells(content: dict[str, Any]) -> list[str]:
-    """Batch, streams, loop, pipeline, ratio."""
+    """The cells under `PIPELINE_COLUMNS`."""
 
-    def spans(key: str, digits: int) -> str:
-        value, low, high = (content[key][end] for end in ("value", "low", "high"))
-        return f"{value:.{digits}f} ({low:.{digits}f}..{high:.{digits}f})"
+    def spans(key: str, told: Callable[[float], str]) -> str:
+        value, low, high = (told(content[key][end]) for end in ("value", "low", "high"))
+        return f"{value} ({low}..{high})"
 
     return [
         str(content["batch"]),
         str(content["streams"]),
-        spans("serial", 1),
-        spans("pipeline", 1),
-        spans("ratio", 2),
+        str(content["workers"]),
+        spans("serial", rate),
+        spans("pipeline", rate),
+        spans("ratio", "{:.2f}".format),
+    ]
+
+
+def roofline_cells(content: dict[str, Any]) -> list[str]:
+    """The cells under `ROOFLINE_COLUMNS`."""
+    times = (content[key] for key in ("floor_ms", "kernels_ms", "measured_ms"))
+    return [
+        str(content["batch"]),
+        content["precision"] or "as the graph",
+        f"{content['flops'] / 1e9:.2f}",
+        f"{content['bytes'] / 1e6:.1f}",
+        *(f"{value:.2f}" for value in times),
+        f"{content['share']:.1%}",
+        f"{content['kernels_share']:.1%}",
     ]
 
 

@@ -1,24 +1,25 @@
-"""Which share of the device's roofline an engine reached, for a report.
-
-What a graph has to do and what a device can do are `yolact_bench.roofline`'s and `yolact_bench.ceilings`'
-business; this asks them.
-"""
+"""Which share of the device's roofline an engine reached, for a report."""
 
 from __future__ import annotations
 
-import importlib
 import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from yolact_runtime.errors import YolactError
+from yolact_bench.roofline.ceilings import ceilings, gpu_ceilings
+from yolact_runtime.errors import YolactError, missing_extra
 
 log = logging.getLogger(__name__)
 
 
 def roofline_share(
-    path: str | Path, batch: int, measured_ms: float, gpu: bool = False, threads: int | None = None
+    path: str | Path,
+    batch: int,
+    measured_ms: float,
+    gpu: bool = False,
+    threads: int | None = None,
+    precision: str | None = None,
 ) -> dict[str, Any] | None:
     """Operations, bytes, ceilings and share of one engine.
 
@@ -28,9 +29,10 @@ def roofline_share(
         measured_ms: Median of a call, the engine alone.
         gpu: Under the ceilings of the first GPU instead of the CPU's.
         threads: CPU threads that the engine used; None for all cores.
+        precision: What the engine really computes in; None for what the graph says.
 
     Returns:
-        {"batch", "flops", "bytes", "ceilings": {"device", "threads", "flops_per_second" by type,
+        {"batch", "precision", "flops", "bytes", "ceilings": {"device", "threads", "flops_per_second" by type,
         "bytes_per_second"}, "compute_ms", "memory_ms", "floor_ms", "kernels_ms", "measured_ms", "share",
         "kernels_share"}; None, and a warning, for other files and for graphs that cannot be counted.
     """
@@ -38,19 +40,19 @@ def roofline_share(
         log.warning("no roofline of %s: only ONNX files can be counted", path)
         return None
     try:
-        counting = importlib.import_module("yolact_bench.roofline")
-        limiting = importlib.import_module("yolact_bench.ceilings")
+        from yolact_bench.roofline.graph import roofline
     except ModuleNotFoundError as error:
-        raise YolactError(f"--roofline needs a module that is not there: {error.name}") from None
+        raise missing_extra(f"--roofline (no module {error.name!r})", "train") from error
     try:
-        graph = counting.roofline(path, batch)
-        limits = limiting.gpu_ceilings() if gpu else limiting.ceilings(threads)
-        reached = graph.reached(limits, measured_ms)
+        graph = roofline(path, batch)
+        limits = gpu_ceilings() if gpu else ceilings(threads)
+        reached = graph.reached(limits, measured_ms, precision)
     except YolactError as error:
         log.warning("no roofline of %s: %s", path, error)
         return None
     return {
         "batch": batch,
+        "precision": precision,
         "flops": sum(graph.operations.values()),
         "bytes": graph.work.floor.bytes,
         "ceilings": {

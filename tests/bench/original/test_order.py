@@ -16,10 +16,11 @@ from pycocotools import mask as coco_mask
 
 import yolact
 from yolact.engine import TorchEngine
-from yolact_bench import original
-from yolact_bench.original import OriginalOrder, agreement, deployed
+from yolact_bench.agreement import agreement
+from yolact_bench.original import __main__ as command
+from yolact_bench.original.__main__ import deployed
+from yolact_bench.original.order import OriginalOrder
 from yolact_runtime import YolactError
-from yolact_runtime.errors import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def test_command(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(original.yolact, "load_model", lambda weights: model, raising=False)
+    monkeypatch.setattr(command.yolact, "load_model", lambda weights: model, raising=False)
     engine = TorchEngine.from_model(model, device="cpu")
     opened = []
 
@@ -107,22 +108,31 @@ def test_command(
         opened.append((path, options))
         return engine
 
-    monkeypatch.setattr(original, "load_engine", load)
-    options = ["--weights", "w.pth", "--onnx", "f.onnx", "--engine", "g.xml,precision=bf16"]
+    monkeypatch.setattr("yolact_bench.engines.load_engine", load)
+    options = ["--weights", "w.pth", "--onnx", "f.onnx", "--engine", "g.xml:precision=bf16,name=mine"]
     limits = ["--images", str(image.parent), "--seconds", "0.1", "--runs", "5", "--threads", "1"]
-    assert original.main([*options, *limits, "--json", str(tmp_path / "figures.json")]) == 0
+    assert command.main([*options, *limits, "--json", str(tmp_path / "figures.json")]) == 0
     assert opened == [("f.onnx", {"threads": 1}), ("g.xml", {"threads": 1, "precision": "bf16"})]
     out = capsys.readouterr().out
     assert out.count("100/100") == 3
     figures = json.loads((tmp_path / "figures.json").read_text())
-    names = ["f.onnx", "g.xml,precision=bf16"]
+    assert out.count("PyTorch (cpu)") == 3
+    names = ["f.onnx", "mine"]
     assert list(figures["timings"]) == ["original", *names]
+    assert figures["engines"]["mine"] == {"backend": "PyTorch (cpu)", "precision": "fp32"}
     for name in names:
         fast = figures["timings"]["original"]["median"] / figures["timings"][name]["median"]
         assert figures["times_as_fast"][name] == pytest.approx(fast)
         assert figures["agreement"][name]["matched"] == 100
 
 
-def test_an_engine_option_without_a_value() -> None:
-    with pytest.raises(UsageError, match="'bf16' is no OPTION=VALUE"):
-        original._engine_options("g.xml,bf16")
+@pytest.mark.parametrize(
+    "engine, message",
+    [("g.xml:precision=", "precision= has no value"), ("g.xml:name=original", "choose another")],
+)
+def test_wrong_use(
+    model: yolact.Yolact, image: Path, monkeypatch: pytest.MonkeyPatch, capsys, engine: str, message: str
+) -> None:
+    monkeypatch.setattr(command.yolact, "load_model", lambda weights: model, raising=False)
+    assert command.main(["--weights", "w.pth", "--engine", engine, "--images", str(image.parent)]) == 2
+    assert message in capsys.readouterr().err

@@ -12,7 +12,7 @@ from yolact.config import Config
 from yolact.data.coco import CocoDataset
 from yolact.data.segmentation import to_mask
 from yolact.model import Yolact
-from yolact_bench.checkout_process import CheckoutProcess
+from yolact_bench.original.checkout import CheckoutProcess
 
 
 class OriginalTraining(CheckoutProcess):

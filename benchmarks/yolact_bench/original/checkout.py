@@ -17,7 +17,7 @@ from yolact_runtime.errors import YolactError
 
 T = TypeVar("T", bound="CheckoutProcess")
 
-_SCRIPT = Path(__file__).with_name("original_worker.py")
+_SCRIPT = Path(__file__).with_name("worker.py")
 
 
 class CheckoutProcess:
@@ -25,7 +25,7 @@ class CheckoutProcess:
 
     Args:
         checkout: Folder of github.com/dbolya/yolact.
-        task: What to do there, one of `original_worker.py`'s.
+        task: What to do there, one of `worker.py`'s.
         arguments: Of the task.
         folder: For what the process writes to its standard error.
 

@@ -1,7 +1,7 @@
 """Work of a checkout of github.com/dbolya/yolact, run as a script in a process of its own.
 
-    original_worker.py CHECKOUT train CONFIG CASE.npz WEIGHTS.pth DEVICE BATCH
-    original_worker.py CHECKOUT infer SETTINGS
+    worker.py CHECKOUT train CONFIG CASE.npz WEIGHTS.pth DEVICE BATCH
+    worker.py CHECKOUT infer SETTINGS
 
 `train` makes a training step on the case for each line read, and writes the loss in a line. `infer` takes
 JSON {"config", "weights", "device", "threads", "input_size", "categories": id of each class}, then for each

@@ -6,24 +6,31 @@ from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 
-from yolact_bench import plots
-from yolact_bench.report import (
+from yolact_bench.report import plots
+from yolact_bench.report.svg import short
+from yolact_bench.report.tables import (
     COLD,
     COLUMNS,
+    PIPELINE_COLUMNS,
+    PIPELINE_PROTOCOL,
+    ROOFLINE_COLUMNS,
+    ROOFLINE_PROTOCOL,
     TITLES,
     accuracy_cells,
+    agreement_words,
     cells,
     cold_names,
     conditions,
     machine,
     pipeline_cells,
     protocol,
+    rate,
     ratio,
+    roofline_cells,
     stage_names,
     whole,
 )
 from yolact_bench.suite import Report
-from yolact_bench.svg import short
 from yolact_runtime.errors import missing_extra
 from yolact_runtime.files import atomic_path
 
@@ -43,7 +50,7 @@ def write_html(report: Report, path: str | Path) -> None:
     check_packages()
     import jinja2
 
-    template = resources.files("yolact_bench").joinpath("report.html.j2").read_text(encoding="utf-8")
+    template = resources.files("yolact_bench.report").joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -56,11 +63,18 @@ def write_html(report: Report, path: str | Path) -> None:
         columns=COLUMNS,
         cells=cells,
         ratio=ratio,
+        rate=rate,
+        roofline_cells=roofline_cells,
+        roofline_columns=ROOFLINE_COLUMNS,
+        roofline_protocol=ROOFLINE_PROTOCOL,
         stages=[(name, plots.stage_colour(name)) for name in stage_names(report)],
         cold=[(key, COLD[key]) for key in cold_names(report)],
         whole=whole,
         pipeline_cells=pipeline_cells,
+        pipeline_columns=PIPELINE_COLUMNS,
+        pipeline_protocol=PIPELINE_PROTOCOL,
         accuracy_cells=accuracy_cells,
+        agreement_words=agreement_words,
         plots=plots,
         short=short,
         keys=plots.keys(report),

@@ -14,15 +14,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolact_bench import plots
-from yolact_bench.page import write_html
+from yolact_bench.report import plots, tables
+from yolact_bench.report.page import write_html
+from yolact_bench.report.svg import Axis, spread
+from yolact_bench.statistics import Interval
 from yolact_bench.suite import Report, with_extras
-from yolact_bench.svg import Axis, spread
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SPAN = {"value": 2.0, "low": 1.5, "high": 2.5}
 ROOFLINE = {
     "batch": 1, "flops": 118 * 10**9, "bytes": 10**8, "share": 0.4, "kernels_share": 0.7, "measured_ms": 9.0,
+    "floor_ms": 3.6, "kernels_ms": 6.3, "precision": "bf16",
 }  # fmt: skip
 
 
@@ -46,7 +48,8 @@ def full(report: Report) -> Report:
                 "failures": 0,
             },
             "pipeline": {
-                "images": 16, "batch": 1, "streams": 2, "serial": SPAN, "pipeline": SPAN, "ratio": SPAN,
+                "images": 16, "batch": 1, "streams": 2, "workers": 1, "serial": SPAN, "pipeline": SPAN,
+                "ratio": SPAN,
             },
             "roofline": ROOFLINE,
         }
@@ -97,6 +100,42 @@ def test_every_engine_is_in_every_drawing(full: Report) -> None:
     for drawing in (plots.throughput(full), plots.speed_against_ap(full), plots.timeline(full)):
         assert "var(--c0)" in drawing
         assert "var(--c1)" in drawing
+
+
+def test_stages_beside_a_much_slower_engine(full: Report) -> None:
+    """They are parts of the run then, or the quick engine's bar would be a sliver."""
+    assert "milliseconds per batch" in texts(plots.stages(full, 1))
+    quick, slow = full.engines
+    (first, *_) = slow.batches
+    longer = {
+        name: dataclasses.replace(timing, median=100 * timing.median) for name, timing in first.stages.items()
+    }
+    slow = dataclasses.replace(slow, batches=[dataclasses.replace(first, stages=longer)])
+    drawing = plots.stages(dataclasses.replace(full, engines=[quick, slow]), 1)
+    assert "percent of the run; numbers in milliseconds" in texts(drawing)
+    widths = [float(width) for width in re.findall(r'<rect[^>]* width="([\d.]+)"', drawing)]
+    assert sum(widths[:3]) == pytest.approx(sum(widths[3:]), abs=2)
+
+
+def test_a_slow_engine_has_figures_that_differ_from_nothing(full: Report) -> None:
+    measured = dataclasses.replace(full.engines[1].batches[0].alone, ratio=Interval(0.0031, 0.003, 0.0042))
+    assert tables.ratio(measured) == "0.0031 (0.003..0.0042)"
+    assert (tables.rate(0.64), tables.rate(213.14)) == ("0.64", "213.1")
+
+
+def test_tables_hold_everything(full: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    tables.show(full)
+    out = capsys.readouterr().out
+    for word in (
+        "What ran",
+        "COCO AP",
+        "Pipeline beside",
+        "Roofline",
+        "bf16",
+        "40.0%",
+        "throttled: power cap",
+    ):
+        assert word in out
 
 
 def test_the_timeline_shows_what_is_known(full: Report) -> None:

@@ -18,11 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from yolact.model import Yolact
 from yolact.registry import get_config
-from yolact_bench import roofline as module
-from yolact_bench.ceilings import Ceilings
-from yolact_bench.graph_shapes import at_batch
-from yolact_bench.graph_work import Work, count_work
-from yolact_bench.roofline import Roofline, roofline
+from yolact_bench.roofline import __main__ as command
+from yolact_bench.roofline.ceilings import Ceilings
+from yolact_bench.roofline.graph import Roofline, roofline
+from yolact_bench.roofline.shapes import at_batch
+from yolact_bench.roofline.work import GraphWork, Work, count_work
 from yolact_export.onnx import OnnxOptions, write_onnx
 from yolact_runtime.errors import UsageError, YolactError
 
@@ -193,12 +193,42 @@ def test_times_under_made_ceilings() -> None:
     assert reached.share == pytest.approx(reached.floor_ms)
     assert found.reached(LIMITS).share is None
     assert found.reached(LIMITS, precision="int8").compute_ms == pytest.approx(operations / 4e6)
-    with pytest.raises(UsageError, match="precision is 'fp8'; allowed: fp32, bf16, fp16, int8"):
+    # A type that the device was not measured in counts as float32.
+    assert found.reached(LIMITS, precision="bf16").compute_ms == pytest.approx(operations / 1e6)
+    with pytest.raises(UsageError, match="precision is 'fp8'; allowed: fp32, bf16, fp16, int8, int8\\+bf16"):
         found.reached(LIMITS, precision="fp8")
     with pytest.raises(UsageError, match="measured_ms is 0"):
         found.reached(LIMITS, 0)
     with pytest.raises(YolactError, match="no ceiling for float32 was measured on made"):
         found.reached(Ceilings("made", 1, {}, {}, 1e9, NOW))
+
+
+@pytest.mark.parametrize(
+    "kind, precision, rate",
+    [
+        ("float32", "bf16", 2e9),  # rounded by the engine
+        ("float16", "fp32", 1e9),  # widened by it, for want of kernels
+        ("int8", "fp32", 1e9),
+        ("int8", "int8", 4e9),
+        ("int8", None, 4e9),
+    ],
+)
+def test_the_ceiling_is_that_of_the_precision_delivered(
+    kind: str, precision: str | None, rate: float
+) -> None:
+    limits = Ceilings(
+        "made", 1, {"float32": 1e9, "bfloat16": 2e9, "float16": 3e9, "int8": 4e9}, {}, 1e12, NOW
+    )
+    found = Roofline(Path("made.onnx"), GraphWork(1, (), (), Work({kind: 10**9}), ()))
+    assert found.reached(limits, precision=precision).compute_ms == pytest.approx(1e12 / rate)
+
+
+def test_what_an_int8_graph_left_in_float32_stays_so() -> None:
+    found = Roofline(Path("made.onnx"), GraphWork(1, (), (), Work({"int8": 4 * 10**9, "float32": 10**9}), ()))
+    assert found.reached(LIMITS, precision="int8").compute_ms == pytest.approx(2000)
+    rates = {**LIMITS.operations, "bfloat16": 2e9}
+    limits = Ceilings("made", 1, rates, {}, 1e9, NOW)
+    assert found.reached(limits, precision="int8+bf16").compute_ms == pytest.approx(1500)
 
 
 def test_a_type_without_a_ceiling_is_computed_in_float32() -> None:
@@ -209,10 +239,10 @@ def test_a_type_without_a_ceiling_is_computed_in_float32() -> None:
 
 
 def test_command(exported: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(module, "ceilings", lambda threads, fresh: LIMITS)
+    monkeypatch.setattr(command, "ceilings", lambda threads, fresh: LIMITS)
     path = tmp_path / "roofline.json"
     options = ["--onnx", str(exported), "--batch", "2", "--measured-ms", "1000", "--json", str(path)]
-    assert module.main(options) == 0
+    assert command.main(options) == 0
     out = capsys.readouterr().out
     for word in ("preprocessing", "backbone", "fpn", "protonet", "head", "detection", "of the roofline"):
         assert word in out
@@ -221,5 +251,5 @@ def test_command(exported: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     assert figures["operations"] == roofline(exported, 2).operations
     assert figures["bytes"]["unfused"] >= figures["bytes"]["fused"] >= figures["bytes"]["floor"]
     assert figures["reached"]["measured_ms"] == 1000
-    assert module.main(["--onnx", str(tmp_path / "none.onnx")]) == 1
+    assert command.main(["--onnx", str(tmp_path / "none.onnx")]) == 1
     assert "none.onnx does not exist" in capsys.readouterr().err

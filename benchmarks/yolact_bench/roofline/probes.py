@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from yolact_runtime.errors import YolactError, first_line
 
 if TYPE_CHECKING:
-    from yolact_bench.ceilings import Probe
+    from yolact_bench.roofline.ceilings import Probe
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from yolact_bench import ceiling_probes, ceilings
-from yolact_bench.graph_work import count_work
+from yolact_bench.roofline import ceilings, probes
+from yolact_bench.roofline.work import count_work
 from yolact_runtime.errors import UsageError
 
 PROBES = [
@@ -93,12 +93,12 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("SIDE", 16), ("CHANNELS", 8), ("CELLS", 6), ("GPU_SIDE", 16)):
-        monkeypatch.setattr(ceiling_probes, name, value)
+        monkeypatch.setattr(probes, name, value)
 
 
 def test_probes_do_as_many_operations_as_they_say(small: None) -> None:
     kinds = []
-    for kind, _, operations, model, feed in ceiling_probes._models():
+    for kind, _, operations, model, feed in probes._models():
         assert count_work(model, len(feed["x"])).floor.operations == {kind: operations}
         kinds.append(kind)
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
@@ -108,14 +108,14 @@ def test_probes_do_as_many_operations_as_they_say(small: None) -> None:
 
 
 def test_every_library_that_is_installed_measures(small: None) -> None:
-    probes = [
-        ceiling_probes.numpy_probes(2, 1 << 16),
-        ceiling_probes.torch_probes(1, 1 << 16),
-        ceiling_probes.ort_probes(1),
-        ceiling_probes.openvino_probes(1),
+    measured = [
+        probes.numpy_probes(2, 1 << 16),
+        probes.torch_probes(1, 1 << 16),
+        probes.ort_probes(1),
+        probes.openvino_probes(1),
     ]
     told = []
-    for kind, name, amount, work in itertools.chain(*probes):  # a probe holds until the next is asked for
+    for kind, name, amount, work in itertools.chain(*measured):  # a probe holds until the next is asked for
         assert amount > 0
         work()
         told.append((kind, name))
@@ -126,6 +126,6 @@ def test_every_library_that_is_installed_measures(small: None) -> None:
 def test_numpy_copies_all_of_the_array(monkeypatch: pytest.MonkeyPatch) -> None:
     copied: list[int] = []
     monkeypatch.setattr(np, "copyto", lambda target, source: copied.append(source.nbytes))
-    for _, _, moved, work in ceiling_probes.numpy_probes(3, 4000):
+    for _, _, moved, work in probes.numpy_probes(3, 4000):
         work()
         assert (sum(copied), len(copied), moved) == (4000, 3, 8000)

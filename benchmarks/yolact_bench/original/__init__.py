@@ -1,0 +1,1 @@
+"""The original implementation: its order of work restated, and checkouts of it in processes of their own."""

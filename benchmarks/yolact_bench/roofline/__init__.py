@@ -1,0 +1,1 @@
+"""How fast a graph could run on a device at most, and the share of that which was reached."""
