@@ -40,7 +40,8 @@ def write_openvino(source: Path, output: Path, check: Callable[[Path], None] | N
     if metadata.precision == "fp16":
         raise UsageError(f"{source} is in fp16, which CPUs compute in float32; export it in fp32 or int8")
     try:
-        model = openvino.convert_model(source)
+        # Not `convert_model`, which reports its use to OpenVINO's makers from a process that it forks.
+        model = openvino.Core().read_model(source)
     except Exception as error:  # OpenVINO raises plain RuntimeErrors of many lines
         raise YolactError(f"{source}: OpenVINO does not take it: {first_line(error)}") from error
     for name, value in metadata.to_props().items():

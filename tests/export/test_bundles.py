@@ -50,6 +50,15 @@ def test_openvino_from_an_onnx_file(graph: onnx.ModelProto, tmp_path: Path, caps
     assert "(?,128,128,3)" in told
 
 
+def test_openvino_reports_to_nobody(graph: onnx.ModelProto, tmp_path: Path, monkeypatch) -> None:
+    backend = pytest.importorskip("openvino_telemetry.backend.backend_ga4")
+    sent = []
+    monkeypatch.setattr(backend.GA4Backend, "send", lambda *arguments: sent.append(arguments))
+    onnx.save(graph, tmp_path / "m.onnx")
+    assert export(tmp_path / "m.onnx", "openvino", tmp_path / "m.xml") == 0
+    assert not sent
+
+
 def test_openvino_refuses_half_and_other_names(checkpoint: Path, tmp_path: Path, capsys: Capture) -> None:
     assert export(checkpoint, "openvino", tmp_path / "m.xml", "--precision", "fp16") == 2
     assert "--precision fp16" in capsys.readouterr().err
