@@ -12,7 +12,7 @@ import numpy as np
 from yolact_export.inspection import read_described
 from yolact_runtime.commandline import table_console
 from yolact_runtime.engines.onnxruntime import OnnxRuntimeEngine
-from yolact_runtime.engines.openvino import SECTION, OpenVinoEngine
+from yolact_runtime.engines.openvino import SECTION, OpenVinoEngine, shared_core
 from yolact_runtime.errors import UsageError, YolactError, first_line, missing_extra
 from yolact_runtime.metadata import PREFIX
 
@@ -41,7 +41,7 @@ def write_openvino(source: Path, output: Path, check: Callable[[Path], None] | N
         raise UsageError(f"{source} is in fp16, which CPUs compute in float32; export it in fp32 or int8")
     try:
         # Not `convert_model`, which reports its use to OpenVINO's makers from a process that it forks.
-        model = openvino.Core().read_model(source)
+        model = shared_core().read_model(source)
     except Exception as error:  # OpenVINO raises plain RuntimeErrors of many lines
         raise YolactError(f"{source}: OpenVINO does not take it: {first_line(error)}") from error
     for name, value in metadata.to_props().items():

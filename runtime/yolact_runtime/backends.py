@@ -277,7 +277,7 @@ def _cuda_may_load() -> bool:
 
 def _cpu_has_bf16() -> bool:
     try:
-        import openvino
-    except ImportError:
+        core = importlib.import_module("yolact_runtime.engines.openvino").shared_core()
+    except YolactError:
         return False
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -19,10 +19,11 @@ from fake_onnx import BOXES, NATIVE, SCORES, native_arrays, write_onnx
 from yolact_runtime import YolactError, load_engine
 from yolact_runtime import backends as module
 from yolact_runtime.engine_record import EngineRecord, record_path, to_json
+from yolact_runtime.engines.openvino import shared_core
 from yolact_runtime.errors import UsageError
 from yolact_runtime.files import sha256, write_json
 
-openvino = pytest.importorskip("openvino")
+pytest.importorskip("openvino")
 
 WHITE = np.full((20, 30, 3), 255, np.uint8)
 CPU_BACKENDS = ["onnxruntime", "openvino"]
@@ -306,7 +307,7 @@ def test_bf16_of_a_file_in_integers(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path = write_onnx(tmp_path / "m.onnx", native_arrays(), dataclasses.replace(NATIVE, precision="int8"))
     with load_engine(path, precision="int8") as engine:
         assert engine.precision == "int8"
-    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         fails("a way to run fp32 files, and this one is int8", path, UsageError, precision="bf16")
         with load_engine(path, precision="int8+bf16") as engine:
             assert (engine.name, engine.precision) == ("OpenVINO CPU", "int8+bf16")
@@ -326,7 +327,7 @@ def test_bf16_is_what_runs_or_is_refused(network: Path) -> None:
     with load_engine(network, backend="openvino") as plain:
         assert plain.precision == "fp32"
         expected = plain.detect(images).prototypes
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" not in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         fails("this CPU has no bf16 arithmetic; use precision fp32", network, precision="bf16")
         return
     with load_engine(network, precision="bf16") as engine:

@@ -1,14 +1,17 @@
 import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from fake_onnx import BOXES, CLASSES, NATIVE, RUNTIME, SCORES, native_arrays, runtime_arrays, write_onnx
 
 from yolact_runtime import YolactError, load_engine
+from yolact_runtime.engines.openvino import shared_core
 from yolact_runtime.errors import UsageError
 
-openvino = pytest.importorskip("openvino")
-from yolact_export.openvino import write_openvino  # noqa: E402
+pytest.importorskip("openvino")
+from yolact_export.openvino import write_openvino
 
 WHITE, BLACK = np.full((20, 30, 3), 255, np.uint8), np.zeros((9, 9, 3), np.uint8)
 
@@ -58,7 +61,7 @@ def test_wrong_files_and_options_are_one_line(convert, tmp_path):
         load_engine(path, precision="fp16")
     with pytest.raises(UsageError, match="threads is 0"):
         load_engine(path, threads=0)
-    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" not in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         with pytest.raises(YolactError, match="no bf16"):
             load_engine(path, precision="bf16")
     text = path.read_text()
@@ -95,3 +98,20 @@ def test_no_onnx_file(tmp_path):
     (tmp_path / "m.onnx").write_bytes(b"no graph")
     with pytest.raises(YolactError, match="not an ONNX file"):
         write_openvino(tmp_path / "m.onnx", tmp_path / "m.xml")
+
+
+def test_signals_still_have_a_stack_when_engines_have_gone(convert):
+    """A stack of OpenVINO's that is gone would end the process at the next signal."""
+    path = convert(native_arrays(), NATIVE)
+    code = f"""
+import ctypes, faulthandler, gc, signal
+from yolact_runtime import load_engine
+faulthandler.enable()
+signal.signal(signal.SIGUSR1, lambda *_: None)
+engines = [load_engine({str(path)!r}) for _ in range(3)]
+while engines:
+    engines.pop(0).close()
+    gc.collect()
+    signal.raise_signal(signal.SIGUSR1)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from yolact_runtime.engines.openvino import shared_core
 from yolact_runtime.errors import YolactError, first_line
 
 if TYPE_CHECKING:
@@ -85,10 +86,9 @@ def ort_probes(threads: int) -> Iterator[Probe]:
 def openvino_probes(threads: int) -> Iterator[Probe]:
     """The same models by OpenVINO on the CPU, and the float ones in bfloat16 where the CPU has it."""
     try:
-        import openvino
-    except ImportError:
+        core = shared_core()
+    except YolactError:  # not installed
         return
-    core = openvino.Core()
     hints = {"float32": "f32", "bfloat16": "bf16"}
     for kind, name, operations, model, feed in _models():
         kinds = ("float32", "bfloat16") if kind == "float32" else (kind,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 from collections import Counter
 from pathlib import Path
@@ -53,11 +54,11 @@ class OpenVinoEngine(Engine):
     ) -> None:
         self._path = Path(path)
         check_threads(threads, streams)
-        core = _core()
+        core = shared_core()
         needed = IN_BF16.get(precision or "")
         if needed and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise YolactError(f"{path}: this CPU has no bf16 arithmetic; use precision {needed}")
-        model, self.metadata = read_model(self._path, core)
+        model, self.metadata = read_model(self._path)
         stored = self.metadata.precision
         if needed and stored != needed:
             raise UsageError(
@@ -133,19 +134,16 @@ def delivered_precision(compiled: Any) -> str | None:
     return _TYPES.get(kind, kind)
 
 
-def read_model(path: Path, core: Any = None) -> tuple[Any, Metadata]:
+def read_model(path: Path) -> tuple[Any, Metadata]:
     """OpenVINO's model of an `.xml` or `.onnx` file, and what the file says of itself.
 
     Args:
         path: The file.
-        core: OpenVINO's, where there is one.
 
     Raises:
         YolactError: no file that OpenVINO reads, or not one of ours.
     """
-    core = core or _core()
-    # Mapped into memory, weights would change under a running engine when somebody overwrites the file.
-    core.set_property({"ENABLE_MMAP": False})
+    core = shared_core()
     is_onnx = path.suffix.lower() == ".onnx"
     try:
         if is_onnx and read_properties(path) is None:
@@ -166,9 +164,27 @@ def read_model(path: Path, core: Any = None) -> tuple[Any, Metadata]:
     return model, Metadata.from_props(props, path)
 
 
-def _core() -> Any:
+def shared_core() -> Any:
+    """OpenVINO's core, one for the process and kept until it ends.
+
+    Each core's CPU plugin sets an alternate signal stack for its thread, and takes it away when it goes.
+    Cores that do not go in the opposite order leave a stack that is gone, and the next signal (Ctrl-C, the
+    end of a child) ends the process.
+
+    Raises:
+        YolactError: OpenVINO is not installed.
+    """
     try:
         import openvino
     except ImportError as error:
         raise missing_extra("backend openvino", "openvino") from error
-    return openvino.Core()
+    return _make_core(openvino)
+
+
+@functools.cache
+def _make_core(openvino: Any) -> Any:
+    core = openvino.Core()
+    # Mapped into memory, weights would change under a running engine when somebody overwrites the file.
+    core.set_property({"ENABLE_MMAP": False})
+    core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")  # loads the plugin
+    return core
