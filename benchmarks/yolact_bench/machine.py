@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from yolact_bench.nvml import open_nvml
+from yolact_runtime.engines.threads import usable_cores
 
 _PACKAGES = (
     "yolact",
@@ -58,13 +59,6 @@ def cpu_model() -> str:
         text = ""
     match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return match[1].strip() if match else platform.processor() or platform.machine()
-
-
-def usable_cores() -> int:
-    """How many this process may run on."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def peak_memory() -> float | None:

@@ -19,7 +19,7 @@ from yolact_bench.protocol import sample_in_turns
 from yolact_bench.statistics import mean_interval, paired_ratio
 from yolact_runtime import Engine, Result
 from yolact_runtime.engine import check_limits
-from yolact_runtime.engines.threads import usable_cores
+from yolact_runtime.engines.threads import default_workers
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.frames import Frame, Sink, Source
 from yolact_runtime.pipeline import PipelineSettings
@@ -93,7 +93,7 @@ def pipeline_throughput(
     check_limits(score_threshold, top_k)
     if shares_threads(latency):
         raise UsageError(f"the loop's engine has {latency.streams} streams; open it with streams=1")
-    workers = usual_workers()
+    workers = default_workers()
     if run_pipeline is None:
         run_pipeline = partial(
             runtimes_pipeline,
@@ -146,8 +146,3 @@ def pipeline_throughput(
 def shares_threads(engine: Engine) -> bool:
     """Whether a call has fewer CPU threads than it could, for the sake of others beside it."""
     return engine.streams > 1 and engine.threads is not None
-
-
-def usual_workers() -> int:
-    """Threads to decode, and as many to encode, that `yolact-infer` takes where nobody says how many."""
-    return max(1, min(4, usable_cores() // 2))

@@ -13,7 +13,7 @@ import cv2
 
 from yolact_runtime.commandline import Parser, print_line, run, terminated_as_interrupted
 from yolact_runtime.engine_options import add_engine_options, open_engine
-from yolact_runtime.engines.threads import usable_cores
+from yolact_runtime.engines.threads import default_workers
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.image_ids import ImageIds
 from yolact_runtime.pipeline import PipelineSettings, Tally, run_pipeline
@@ -136,7 +136,7 @@ def _settings(args: argparse.Namespace) -> PipelineSettings:
     if sum([bool(args.sources), bool(args.image), bool(args.images)]) != 1:
         raise UsageError("name the images once: SOURCE..., --image IN[:OUT] or --images DIR[:OUTDIR]")
     max_pixels()  # or every image would say that the limit is none
-    workers = args.workers or max(1, min(4, usable_cores() // 2))
+    workers = args.workers or default_workers()
     return PipelineSettings(
         batch_size=args.batch_size,
         deadline=args.deadline_ms / 1000,

@@ -12,9 +12,9 @@ from yolact_bench.pipeline_throughput import (
     Repeated,
     RunLengths,
     pipeline_throughput,
-    usual_workers,
 )
 from yolact_runtime import cli as infer
+from yolact_runtime.engines.threads import default_workers
 from yolact_runtime.errors import UsageError, YolactError
 
 
@@ -49,7 +49,7 @@ def test_both_ways_are_measured(images: list[Path], findings) -> None:
         engine, overlapped, images, 2, 1.0, run_pipeline=pipeline, clock=lambda: engine.now
     )
     assert (found["images"], found["batch"], found["streams"]) == (20, 2, 2)
-    assert (found["serial_threads"], found["threads"], found["workers"]) == (3, None, usual_workers())
+    assert (found["serial_threads"], found["threads"], found["workers"]) == (3, None, default_workers())
     assert found["serial"]["value"] == pytest.approx(20)
     assert found["pipeline"]["value"] == pytest.approx(40)
     assert found["ratio"] == pytest.approx({"value": 2, "low": 2, "high": 2})
@@ -78,7 +78,7 @@ def test_a_loop_is_not_given_streams_to_lose_with(images: list[Path], findings) 
 
 def test_workers_are_those_of_the_command() -> None:
     settings = infer._settings(infer.build_parser().parse_args(["--engine", "e.onnx", "image.png"]))
-    assert settings.decode_workers == settings.post_workers == usual_workers()
+    assert settings.decode_workers == settings.post_workers == default_workers()
 
 
 def test_the_runtime_works_through_all_images(images: list[Path], findings) -> None:

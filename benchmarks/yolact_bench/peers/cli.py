@@ -12,7 +12,6 @@ from typing import Any
 from yolact_bench.agreement import agree
 from yolact_bench.contender import Contender
 from yolact_bench.engines import EngineSpec
-from yolact_bench.machine import usable_cores
 from yolact_bench.options import (
     Opened,
     add_engines,
@@ -29,6 +28,7 @@ from yolact_runtime import Metadata
 from yolact_runtime.backends import choose_for_cpu
 from yolact_runtime.commandline import Parser
 from yolact_runtime.commandline import run as run_command
+from yolact_runtime.engines.threads import usable_cores
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.metadata import PREFIX
 from yolact_runtime.onnx_file import read_properties

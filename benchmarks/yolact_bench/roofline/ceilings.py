@@ -28,8 +28,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from yolact_bench.machine import cpu_model, describe_machine, usable_cores
+from yolact_bench.machine import cpu_model, describe_machine
 from yolact_runtime.commandline import Parser, run, table_console
+from yolact_runtime.engines.threads import usable_cores
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import cache_folder, read_json, write_json
 

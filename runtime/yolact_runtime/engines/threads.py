@@ -31,6 +31,11 @@ def usable_cores(system: Path = _SYSTEM) -> int:
     return max(1, cores)
 
 
+def default_workers() -> int:
+    """Threads for reading images, and as many for making masks, beside an engine: half the cores, 1..4."""
+    return max(1, min(4, usable_cores() // 2))
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="ascii").strip()
