@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -43,3 +45,22 @@ def test_every_package_is_shipped() -> None:
         for init in folder.rglob("__init__.py"):
             name = ".".join([package, *init.parent.relative_to(folder).parts])
             assert f'"{name}"' in text
+
+
+def test_no_large_binary_is_tracked() -> None:
+    """Media belong in docs/images, reference values in tests/data; anything else was committed by accident."""
+    if not shutil.which("git") or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True).stdout
+    paths = [Path(name) for name in listed.decode().split("\0") if name]
+    assert paths
+    large = [
+        str(path)
+        for path in paths
+        if (ROOT / path).is_file()
+        and not path.is_relative_to("docs/images")
+        and not path.is_relative_to("tests/data")
+        and b"\0" in (content := (ROOT / path).read_bytes())
+        and len(content) > 100_000
+    ]
+    assert not large
