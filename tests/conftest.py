@@ -12,7 +12,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from yolact_runtime.gpu import current_gpu
+from yolact_runtime.cuda.gpu import current_gpu
 
 HERE = Path(__file__).resolve().parent
 # A machine that others use as well makes any single example slow at times.

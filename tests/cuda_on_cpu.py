@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from yolact_runtime.kernels.plan import SOURCE_FOLDER, Buffer, Plan
+from yolact_runtime.cuda.plans.plan import SOURCE_FOLDER, Buffer, Plan
 
 SHIM = Path(__file__).resolve().parent / "cuda_shim"
 FLAGS = (

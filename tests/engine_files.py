@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from fake_onnx import write_onnx
 
-from yolact_runtime.engine_record import EngineRecord, record_path, to_json
+from yolact_runtime.engines.tensorrt.record import EngineRecord, record_path, to_json
 from yolact_runtime.files import sha256, write_json
 from yolact_runtime.metadata import Metadata
 

@@ -21,7 +21,7 @@ from fake_driver import FakeDriver
 from fake_pycuda import make_pycuda
 from fake_tensorrt import make_tensorrt
 
-from yolact_runtime.kernels.compile import Module
+from yolact_runtime.cuda.compile import Module
 
 GUARD = 256
 
@@ -72,7 +72,7 @@ class FakeGpu(FakeDriver):
 
     def install(self, monkeypatch: Any) -> FakeGpu:
         """Put it where the runtime looks for a GPU."""
-        from yolact_runtime.kernels import device
+        from yolact_runtime.cuda import device
 
         bindings = ModuleType("cuda.bindings")
         bindings.driver = self  # type: ignore[attr-defined]

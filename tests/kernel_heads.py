@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 from cuda_on_cpu import FORWARD, run
 
-from yolact_runtime.kernels.detection import detection_plan
+from yolact_runtime.cuda.plans.detection import detection_plan
 
 DIGITS = 3  # coefficients that spell a prior's index to base 64, exact in half precision
 

@@ -1,10 +1,11 @@
-"""Imports run one way: yolact_bench -> yolact_export -> yolact -> yolact_runtime."""
+"""Imports run one way, yolact_bench -> yolact_export -> yolact -> yolact_runtime, and never in a circle."""
 
 from __future__ import annotations
 
 import ast
 import shutil
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,96 @@ def imported(path: Path) -> set[str]:
     return names
 
 
+def module_files() -> dict[str, Path]:
+    """Every module of the four packages, by its dotted name."""
+    return {
+        ".".join([package, *path.relative_to(folder).with_suffix("").parts]).removesuffix(".__init__"): path
+        for package, folder in FOLDERS.items()
+        for path in folder.rglob("*.py")
+    }
+
+
+def project_imports(name: str, path: Path, modules: Collection[str]) -> set[str]:
+    """The modules of this project that a module imports: in functions too, but not for type checking only.
+
+    A dotted name in a string counts as well: `importlib.import_module` takes such, and so does the table of
+    backends. A package's `__init__` is not counted for the modules inside it, which it runs before anyway.
+    """
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            for child in node.orelse:
+                visit(child)
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")
+            base = [".".join(parents[: len(parents) - node.level + 1])] if node.level else []
+            source = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                inner = f"{source}.{alias.name}"
+                found.add(inner if inner in modules else source)
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            if isinstance(node.args[0].value, str):
+                found.add(node.args[0].value.partition(":")[0])
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")))
+    return (found & set(modules)) - {name}
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that import each other, directly or through others."""
+
+    def reachable(start: str) -> set[str]:
+        seen: set[str] = set()
+        todo = [start]
+        while todo:
+            for name in graph[todo.pop()] - seen:
+                seen.add(name)
+                todo.append(name)
+        return seen
+
+    reach = {name: reachable(name) for name in graph}
+    groups = {
+        tuple(sorted(n for n in reach[name] if name in reach[n])) for name in graph if name in reach[name]
+    }
+    return [list(group) for group in sorted(groups)]
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    files = module_files()
+    graph = {name: project_imports(name, path, files.keys()) for name, path in files.items()}
+    assert sum(map(len, graph.values())) > len(graph)
+    # The table of backends names its engines, and they read the table: data, imported by `load` when one opens.
+    graph["yolact_runtime.engines.backends"] = {
+        name
+        for name in graph["yolact_runtime.engines.backends"]
+        if not name.startswith("yolact_runtime.engines.")
+    }
+    assert circles(graph) == []
+
+
+def test_a_circle_is_found_also_inside_functions_and_strings(tmp_path: Path) -> None:
+    sources = {
+        "p.a": "def f():\n    from p import b\n",
+        "p.b": "import importlib\nimportlib.import_module('p.c')\n",
+        "p.c": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import p.a\n",
+    }
+    graph = {}
+    for name, text in sources.items():
+        file = tmp_path / f"{name}.py"
+        file.write_text(text)
+        graph[name] = project_imports(name, file, sources.keys())
+    assert graph == {"p.a": {"p.b"}, "p.b": {"p.c"}, "p.c": set()}
+    graph["p.c"].add("p.a")
+    assert circles(graph) == [["p.a", "p.b", "p.c"]]
+
+
 @pytest.mark.parametrize("package", ORDER)
 def test_no_import_points_the_wrong_way(package: str) -> None:
     files = list(FOLDERS[package].rglob("*.py"))
@@ -48,7 +139,7 @@ def test_every_package_is_shipped() -> None:
 
 
 def test_no_large_binary_is_tracked() -> None:
-    """Media belong in docs/images, reference values in tests/data; anything else was committed by accident."""
+    """Media belong in docs/images and reference values in tests/data."""
     if not shutil.which("git") or not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True).stdout

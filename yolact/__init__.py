@@ -13,7 +13,7 @@ from yolact.registry import configs, get_config
 
 if TYPE_CHECKING:
     from yolact.model import Yolact
-    from yolact.weights import load_model
+    from yolact.weights.load import load_model
 
 __all__ = ["Config", "Yolact", "configs", "get_config", "load_model"]
 
@@ -21,7 +21,7 @@ __all__ = ["Config", "Yolact", "configs", "get_config", "load_model"]
 def __getattr__(name: str) -> Any:
     # PyTorch takes seconds to import; what needs only the configurations need not wait for it.
     if name == "load_model":
-        from yolact.weights import load_model
+        from yolact.weights.load import load_model
 
         return load_model
     if name == "Yolact":

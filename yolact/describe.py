@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from yolact.config import Config
-from yolact.priors import pyramid_levels
+from yolact.model.priors import pyramid_levels
 from yolact_runtime.metadata import Metadata, PriorSpec
 
 

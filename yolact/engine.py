@@ -11,11 +11,12 @@ import torch
 
 from yolact.config import Config
 from yolact.describe import describe
-from yolact.detect import detect
 from yolact.model import Yolact
-from yolact.preprocess import Normalise
-from yolact.weights import load_model
-from yolact_runtime.engine import Detections, Engine
+from yolact.model.detect import detect
+from yolact.model.preprocess import Normalise
+from yolact.weights.load import load_model
+from yolact_runtime.detections import Detections
+from yolact_runtime.engines.base import Engine
 from yolact_runtime.errors import UsageError
 
 MAX_BATCH = 64

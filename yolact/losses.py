@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from yolact.boxes import areas, corners, crop_window, encode, intersection, iou
 from yolact.config import LossConfig
 from yolact.model import Yolact, YolactOutput
+from yolact.model.boxes import areas, corners, crop_window, encode, intersection, iou
 from yolact.targets import Target
 
 NEUTRAL, BACKGROUND = -1, 0

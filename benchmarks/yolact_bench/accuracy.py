@@ -40,8 +40,8 @@ def accuracy(
             `train` is missing.
     """
     check_packages()
-    from yolact.evaluate import Predictions, predict, score
-    from yolact.ground_truth import read_ground_truth
+    from yolact.evaluation.evaluate import Predictions, predict, score
+    from yolact.evaluation.ground_truth import read_ground_truth
 
     truth = read_ground_truth(annotations, images)
     if isinstance(contender, EngineContender):

@@ -182,7 +182,7 @@ class TorchvisionRecipe:
         from torchvision import tv_tensors
 
         from yolact.data.segmentation import to_mask
-        from yolact.priors import prototype_size, pyramid_levels
+        from yolact.model.priors import prototype_size, pyramid_levels
 
         image = self.dataset.read_image(record)
         height, width = image.shape[:2]

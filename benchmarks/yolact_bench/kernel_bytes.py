@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from yolact_runtime.kernels.plan import Buffer, Plan
+from yolact_runtime.cuda.plans.plan import Buffer, Plan
 from yolact_runtime.masks import crop_bounds
 
 WHOLE = "all"

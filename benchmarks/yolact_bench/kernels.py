@@ -26,12 +26,12 @@ from yolact_bench.kernel_bytes import WHOLE, detection_bytes, mask_bytes
 from yolact_bench.machine import describe_machine
 from yolact_bench.protocol import Timing, take_turns
 from yolact_runtime.commandline import Parser, run, table_console
+from yolact_runtime.cuda.device import Device, DevicePlan
+from yolact_runtime.cuda.plans.detection import detection_plan
+from yolact_runtime.cuda.plans.masks import MaskShapes, check_sizes, mask_plan
+from yolact_runtime.cuda.timing import copy_bandwidth, time_launches
 from yolact_runtime.errors import UsageError, missing_extra
 from yolact_runtime.files import write_json
-from yolact_runtime.kernels.detection import detection_plan
-from yolact_runtime.kernels.device import Device, DevicePlan
-from yolact_runtime.kernels.masks import MaskShapes, check_sizes, mask_plan
-from yolact_runtime.kernels.timing import copy_bandwidth, time_launches
 
 OBJECTS = 20
 COEFFICIENTS = 32
@@ -101,7 +101,7 @@ def make_inputs(
         YolactError: PyTorch is not installed.
     """
     try:
-        from yolact.priors import model_priors, prototype_size
+        from yolact.model.priors import model_priors, prototype_size
     except ImportError as error:
         raise missing_extra(f"making heads (no module {error.name!r})", "train") from error
 
@@ -231,8 +231,8 @@ def _against_eager(
 def _eager(config: Config, inputs: Mapping[str, np.ndarray]) -> Callable[[], None] | None:
     import torch
 
-    from yolact.detect import detect
     from yolact.model import YolactOutput
+    from yolact.model.detect import detect
 
     if not torch.cuda.is_available():
         return None

@@ -18,7 +18,7 @@ from typing import Any
 from yolact_bench.protocol import sample_in_turns
 from yolact_bench.statistics import mean_interval, paired_ratio
 from yolact_runtime import Engine, Result
-from yolact_runtime.engine import check_limits
+from yolact_runtime.engines.base import check_limits
 from yolact_runtime.engines.threads import default_workers
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.frames import Frame, Sink, Source

@@ -30,7 +30,7 @@ import numpy as np
 
 from yolact_bench.contender import Contender, Run
 from yolact_runtime import Engine
-from yolact_runtime.engine import check_limits
+from yolact_runtime.engines.base import check_limits
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.preprocess import resize_batch
 from yolact_runtime.sources.images import read_image

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from yolact.weights import load_model
+from yolact.weights.load import load_model
 from yolact_export import verify
 from yolact_export.onnx import OnnxOptions, check_graph, write_onnx
 from yolact_export.precision import agreement, sensitivity

@@ -202,7 +202,7 @@ def _beside(args: argparse.Namespace, suffix: str) -> Path:
     """The default for `--output`; exports of other precisions or kinds get other names."""
     if _is_exported(args.weights):
         return Path(args.weights).with_suffix(suffix)
-    from yolact.weights import locate
+    from yolact.weights.load import locate
 
     weights = locate(args.weights)
     parts = [part for part, default in ((args.precision, "fp32"), (args.detect, "native")) if part != default]
@@ -215,7 +215,7 @@ def _onnx_source(args: argparse.Namespace, keep: Path | None = None) -> Iterator
     if _is_exported(args.weights):
         yield Path(args.weights)
         return
-    from yolact.weights import locate
+    from yolact.weights.load import locate
     from yolact_runtime.files import atomic_path
 
     weights = locate(args.weights)

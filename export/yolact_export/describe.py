@@ -14,7 +14,7 @@ from rich.table import Table
 
 from yolact_export.inspection import by_group, layer_compute, read_graph, shares
 from yolact_runtime.commandline import table_console
-from yolact_runtime.engine_record import read_engine
+from yolact_runtime.engines.tensorrt.record import read_engine
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.metadata import Metadata
 
@@ -88,7 +88,7 @@ def _engine_tables(path: Path) -> list[Table]:
 
 def _checkpoint_tables(path: Path, config: str | None) -> list[Table]:
     from yolact.describe import describe
-    from yolact.weights import load_model
+    from yolact.weights.load import load_model
 
     model = load_model(path, config)
     counts = Table(title="Parameters")

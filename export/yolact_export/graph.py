@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yolact.detect import detect
 from yolact.model import Yolact
 from yolact.model.backbone import DeformConv
-from yolact.preprocess import Normalise
+from yolact.model.detect import detect
+from yolact.model.preprocess import Normalise
 from yolact_export.nodes import HEADS
 
 DETECTIONS = ("count", "boxes", "scores", "classes", "coefficients", "prototypes")

@@ -20,7 +20,7 @@ from typing import Any
 import onnx
 
 from yolact_export.inspection import read_described, read_graph
-from yolact_runtime.engine_record import read_engine
+from yolact_runtime.engines.tensorrt.record import read_engine
 from yolact_runtime.errors import UsageError, YolactError, missing_extra
 from yolact_runtime.files import atomic_folder
 from yolact_runtime.metadata import Metadata

@@ -14,7 +14,8 @@ from rich.progress import track
 from rich.table import Table
 
 from yolact.engine import TorchEngine
-from yolact_runtime.engine import Detections, Engine
+from yolact_runtime.detections import Detections
+from yolact_runtime.engines.base import Engine
 from yolact_runtime.errors import YolactError
 from yolact_runtime.masks import box_masks, full_masks
 from yolact_runtime.preprocess import resize_batch

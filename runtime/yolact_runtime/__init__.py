@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-from yolact_runtime.engine import Detections, Engine, load_engine
+from yolact_runtime.detections import Detections
+from yolact_runtime.engines.base import Engine
+from yolact_runtime.engines.load import load_engine
 from yolact_runtime.errors import YolactError
 from yolact_runtime.metadata import Metadata
 from yolact_runtime.results import Result

@@ -12,12 +12,12 @@ from pathlib import Path
 import cv2
 
 from yolact_runtime.commandline import Parser, print_line, run, terminated_as_interrupted
-from yolact_runtime.engine_options import add_engine_options, open_engine
+from yolact_runtime.engines.options import add_engine_options, open_engine
 from yolact_runtime.engines.threads import default_workers
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.image_ids import ImageIds
 from yolact_runtime.pipeline import PipelineSettings, Tally, run_pipeline
-from yolact_runtime.progress import show_progress
+from yolact_runtime.pipeline.progress import show_progress
+from yolact_runtime.sinks.image_ids import ImageIds
 from yolact_runtime.sinks.jsonl import STDOUT
 from yolact_runtime.sinks.open import Outputs, OverlayTarget, check_outputs, open_outputs
 from yolact_runtime.sources.headers import max_pixels

@@ -7,7 +7,7 @@ import logging
 import cv2
 import numpy as np
 
-from yolact_runtime.engine import Detections
+from yolact_runtime.detections import Detections
 from yolact_runtime.metadata import Metadata
 
 log = logging.getLogger(__name__)

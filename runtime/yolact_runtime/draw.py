@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import colorsys
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 from yolact_runtime.errors import YolactError
 from yolact_runtime.masks import Region
-from yolact_runtime.results import Result
+
+if TYPE_CHECKING:
+    from yolact_runtime.results import Result
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _OPACITY = 0.45

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,10 @@ from typing import Any
 import numpy as np
 
 from yolact_runtime import masks as mask_ops
+from yolact_runtime.detections import Detections
+from yolact_runtime.metadata import Metadata
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,3 +134,62 @@ class Result:
         from yolact_runtime.draw import draw
 
         return draw(image, self)
+
+
+def result_of(
+    found: Detections,
+    index: int,
+    size: tuple[int, int],
+    meta: Metadata,
+    score_threshold: float,
+    top_k: int,
+    traced: Sequence[mask_ops.Region] | None = None,
+    copy: bool = True,
+) -> Result:
+    """The result of the `index`-th image; detections that are not finite numbers are dropped, with a warning.
+
+    Args:
+        found: Of the batch.
+        index: In the batch.
+        size: Height and width of the image.
+        meta: Of the engine.
+        score_threshold: As for `Engine.predict`.
+        top_k: As for `Engine.predict`.
+        traced: The masks of the image's rows, where the engine has made them.
+        copy: Take a copy of the prototypes; otherwise the result may share the batch's.
+    """
+    count = int(found.count[index])
+    prototypes = found.prototypes[index]
+    boxes, coefficients = found.boxes[index, :count], found.coefficients[index, :count]
+    scores, mask_scores = found.scores[index, :count], found.mask_scores[index, :count]
+    sound = np.isfinite(scores) & np.isfinite(mask_scores)
+    sound &= np.isfinite(boxes).all(1) & np.isfinite(coefficients).all(1)
+    if count and not _all_finite(prototypes):
+        sound[:] = False  # every mask is made of all prototypes
+    dropped = count - np.count_nonzero(sound)
+    if dropped:
+        log.warning(
+            "dropped %d detections that are not finite numbers; if that happens often, export it in fp32",
+            dropped,
+        )
+    rows = np.flatnonzero(sound & (scores > score_threshold))[:top_k]
+    if not len(rows):
+        prototypes, copy = prototypes[:0], True
+    return Result(
+        height=size[0],
+        width=size[1],
+        relative_boxes=boxes[rows].astype(np.float32, copy=False),
+        scores=scores[rows].astype(np.float32, copy=False),
+        mask_scores=mask_scores[rows].astype(np.float32, copy=False),
+        classes=found.classes[index, rows].astype(np.int64),
+        coefficients=coefficients[rows].astype(np.float32, copy=False),
+        prototypes=np.array(prototypes, np.float32) if copy else prototypes.astype(np.float32, copy=False),
+        class_names=meta.class_names,
+        class_ids=meta.category_ids,
+        traced=None if traced is None else [traced[row] for row in rows.tolist()],
+    )
+
+
+def _all_finite(values: np.ndarray) -> bool:
+    # The extremes tell, and need no array of their own: half the time where the values are not in the cache.
+    return not values.size or bool(np.isfinite(values.max()) and np.isfinite(values.min()))

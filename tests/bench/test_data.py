@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from yolact.data.synthetic import make_shapes_dataset
+from yolact.dataset_tools.synthetic import make_shapes_dataset
 from yolact_bench import data
 
 

@@ -15,12 +15,12 @@ from fake_driver import FakeDriver
 from yolact import get_config
 from yolact_bench.kernel_bytes import WHOLE, detection_bytes, mask_bytes
 from yolact_bench.kernels import main, make_inputs
+from yolact_runtime.cuda import device
+from yolact_runtime.cuda.compile import Module
+from yolact_runtime.cuda.gpu import current_gpu
+from yolact_runtime.cuda.plans.detection import detection_plan
+from yolact_runtime.cuda.plans.masks import MaskShapes, mask_plan
 from yolact_runtime.errors import UsageError
-from yolact_runtime.gpu import current_gpu
-from yolact_runtime.kernels import device
-from yolact_runtime.kernels.compile import Module
-from yolact_runtime.kernels.detection import detection_plan
-from yolact_runtime.kernels.masks import MaskShapes, mask_plan
 
 
 @pytest.mark.skipif(current_gpu() is not None, reason="this machine has a GPU")

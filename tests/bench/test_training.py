@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from yolact.data.synthetic import make_shapes_dataset
+from yolact.dataset_tools.synthetic import make_shapes_dataset
 from yolact_bench import training
 
 # What the worker asks a checkout for. This network has no weights of the model's, and its loss counts steps.

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from yolact.model import Yolact
-from yolact.preprocess import Normalise
+from yolact.model.preprocess import Normalise
 from yolact.registry import get_config
 from yolact.train.checkpoint import save_checkpoint
 from yolact_export import verify

@@ -13,16 +13,16 @@ import pytest
 import torch
 
 from yolact.config import Classes
-from yolact.detect import Detections
 from yolact.engine import TorchEngine
 from yolact.model import Yolact
 from yolact.model.backbone import DeformConv
+from yolact.model.detect import Detections
 from yolact.model.head import Head
-from yolact.preprocess import Normalise
+from yolact.model.preprocess import Normalise
 from yolact.registry import get_config
 from yolact.settings import override
 from yolact.train.checkpoint import save_checkpoint
-from yolact.weights import load_model
+from yolact.weights.load import load_model
 from yolact_export import verify
 from yolact_export.cli import main
 from yolact_export.graph import GridSampleDeformConv

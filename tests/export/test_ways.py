@@ -12,7 +12,7 @@ from yolact.model import Yolact
 from yolact_export import verify
 from yolact_export.onnx import OnnxOptions, write_onnx
 from yolact_runtime import Detections, load_engine
-from yolact_runtime.kernels.detection import detection_plan
+from yolact_runtime.cuda.plans.detection import detection_plan
 from yolact_runtime.preprocess import resize_batch
 from yolact_runtime.priors import make_priors
 

@@ -7,11 +7,11 @@ import pytest
 from cuda_on_cpu import run
 from kernel_heads import make_heads
 
-from yolact_runtime.kernels.detection import detection_plan
-from yolact_runtime.kernels.device import Device
-from yolact_runtime.kernels.masks import MaskShapes, check_sizes, mask_plan, read_regions
-from yolact_runtime.kernels.plan import Plan
-from yolact_runtime.kernels.preprocess import pack, preprocess_plan
+from yolact_runtime.cuda.device import Device
+from yolact_runtime.cuda.plans.detection import detection_plan
+from yolact_runtime.cuda.plans.masks import MaskShapes, check_sizes, mask_plan, read_regions
+from yolact_runtime.cuda.plans.plan import Plan
+from yolact_runtime.cuda.plans.preprocess import pack, preprocess_plan
 from yolact_runtime.masks import Region
 
 pytestmark = pytest.mark.gpu

@@ -10,7 +10,7 @@ import torch
 from yolact import Yolact, get_config
 from yolact.train.checkpoint import save_checkpoint
 from yolact_export.cli import main
-from yolact_runtime.engine_record import read_engine
+from yolact_runtime.engines.tensorrt.record import read_engine
 
 pytestmark = pytest.mark.gpu
 

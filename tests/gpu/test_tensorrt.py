@@ -16,10 +16,10 @@ from yolact import Yolact, get_config
 from yolact.train.checkpoint import save_checkpoint
 from yolact_export.cli import main
 from yolact_runtime import Result
-from yolact_runtime.engine_record import LIBRARIES
+from yolact_runtime.cuda.gpu import current_gpu
 from yolact_runtime.engines.onnxruntime import OnnxRuntimeEngine
-from yolact_runtime.engines.tensorrt import open_engine
-from yolact_runtime.gpu import current_gpu
+from yolact_runtime.engines.tensorrt.open import open_engine
+from yolact_runtime.engines.tensorrt.record import LIBRARIES
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 

@@ -15,9 +15,9 @@ from fake_gpu import FakeGpu
 from fake_onnx import NATIVE, native_arrays
 
 from yolact_runtime import YolactError, load_engine
-from yolact_runtime.engine_record import record_path
+from yolact_runtime.cuda import device
+from yolact_runtime.engines.tensorrt.record import record_path
 from yolact_runtime.errors import DeviceError, UsageError
-from yolact_runtime.kernels import device
 
 IMAGE = np.full((20, 30, 3), 255, np.uint8)
 INSTEAD = r"or use --engine \S*m\.onnx$"

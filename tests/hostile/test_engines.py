@@ -17,9 +17,9 @@ import pytest
 from fake_onnx import BOXES, NATIVE, SCORES, native_arrays, write_onnx
 
 from yolact_runtime import YolactError, load_engine
-from yolact_runtime import backends as module
-from yolact_runtime.engine_record import EngineRecord, record_path, to_json
+from yolact_runtime.engines import load as module
 from yolact_runtime.engines.openvino import shared_core
+from yolact_runtime.engines.tensorrt.record import EngineRecord, record_path, to_json
 from yolact_runtime.errors import UsageError
 from yolact_runtime.files import sha256, write_json
 
@@ -376,7 +376,7 @@ def test_tensorrt_opens_the_engine_beside_an_onnx_file(
     opened = []
     found = SimpleNamespace(name="TensorRT", metadata=NATIVE, precision="fp32", threads=None, streams=1)
     monkeypatch.setattr(
-        "yolact_runtime.engines.tensorrt.open_engine", lambda path: opened.append(path) or found
+        "yolact_runtime.engines.tensorrt.open.open_engine", lambda path: opened.append(path) or found
     )
     load_engine(model, backend="tensorrt")
     load_engine(built, streams="auto")

@@ -10,7 +10,7 @@ light = set(sys.modules)
 for module in pkgutil.walk_packages(yolact_runtime.__path__, "yolact_runtime."):
     importlib.import_module(module.name)
 heavy = {"torch", "yolact", "yolact_export", "yolact_bench", "onnx", "torchvision", "PIL"}
-print(sorted(heavy & set(sys.modules)), "onnxruntime" in light, len(light & {"yolact_runtime.engine"}))
+print(sorted(heavy & set(sys.modules)), "onnxruntime" in light, len(light & {"yolact_runtime.engines.load"}))
 """
 
 

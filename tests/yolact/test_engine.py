@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from yolact.engine import TorchEngine
 from yolact.model import Yolact
-from yolact.preprocess import Normalise
+from yolact.model.preprocess import Normalise
 from yolact.registry import get_config
 from yolact.train.checkpoint import save_checkpoint
 from yolact_runtime import load_engine

@@ -18,11 +18,11 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from yolact.data.check import Finding, Report, check_annotations
 from yolact.data.coco import CocoDataset, read_classes
-from yolact.data.convert import FORMATS, convert
-from yolact.data.show import draw_sample
-from yolact.data.synthetic import make_shapes_dataset
+from yolact.dataset_tools.check import Finding, Report, check_annotations
+from yolact.dataset_tools.convert import FORMATS, convert
+from yolact.dataset_tools.show import draw_sample
+from yolact.dataset_tools.synthetic import make_shapes_dataset
 from yolact.registry import get_config
 from yolact_runtime.commandline import Parser, run
 from yolact_runtime.errors import UsageError, YolactError

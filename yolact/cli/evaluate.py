@@ -11,15 +11,15 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from yolact.config import DatasetConfig
-from yolact.confusion import SCORE_THRESHOLD, check_score_threshold
 from yolact.data.layout import resolve_dataset
-from yolact.evaluate import Evaluation, predict, score
-from yolact.evaluation_report import check_report_packages, write_report
-from yolact.ground_truth import read_ground_truth
-from yolact.metrics import Metrics, coco_library
+from yolact.evaluation.confusion import SCORE_THRESHOLD, check_score_threshold
+from yolact.evaluation.evaluate import Evaluation, predict, score
+from yolact.evaluation.ground_truth import read_ground_truth
+from yolact.evaluation.metrics import Metrics, coco_library
+from yolact.evaluation.report import check_report_packages, write_report
 from yolact.registry import configs
 from yolact_runtime.commandline import Parser, run, table_console
-from yolact_runtime.engine_options import add_engine_options, open_engine
+from yolact_runtime.engines.options import add_engine_options, open_engine
 from yolact_runtime.errors import UsageError
 from yolact_runtime.files import write_json
 

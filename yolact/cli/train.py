@@ -92,7 +92,7 @@ def command(args: argparse.Namespace) -> int:
     from yolact.train.checkpoint import find_checkpoint
     from yolact.train.distributed import join_processes
     from yolact.train.loop import train
-    from yolact.weights import load_checkpoint
+    from yolact.weights.load import load_checkpoint
 
     if args.threads:
         torch.set_num_threads(args.threads)

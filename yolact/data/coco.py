@@ -20,8 +20,8 @@ from yolact.data.geometry import Geometry
 from yolact.data.layout import image_path
 from yolact.data.mask_targets import MaskSampler
 from yolact.data.segmentation import is_empty, to_region
-from yolact.preprocess import Normalise
-from yolact.priors import prototype_size, pyramid_levels
+from yolact.model.preprocess import Normalise
+from yolact.model.priors import prototype_size, pyramid_levels
 from yolact.settings import nearest
 from yolact.targets import Target
 from yolact_runtime.errors import YolactError

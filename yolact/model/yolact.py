@@ -12,8 +12,8 @@ from yolact.model.backbone import build_backbone
 from yolact.model.fpn import FPN
 from yolact.model.head import Head
 from yolact.model.mask_iou import MaskIoUNet
+from yolact.model.priors import model_priors
 from yolact.model.protonet import build_protonet
-from yolact.priors import model_priors
 
 
 class YolactOutput(NamedTuple):

@@ -1,4 +1,4 @@
-"""Writing, naming and finding checkpoints. Reading them is `yolact.weights`."""
+"""Writing, naming and finding checkpoints. Reading them is `yolact.weights.load`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from yolact.model import Yolact
 from yolact.registry import config_name_of, position_of
-from yolact.weights import FORMAT
+from yolact.weights.load import FORMAT
 from yolact_runtime.errors import YolactError
 from yolact_runtime.files import atomic_path
 

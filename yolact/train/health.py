@@ -18,7 +18,7 @@ from yolact.losses import MultiBoxLoss
 from yolact.model import Yolact
 from yolact.targets import Target
 from yolact.train.checkpoint import write_torch
-from yolact.weights import load_state
+from yolact.weights.load import load_state
 from yolact_runtime.errors import YolactError
 
 log = logging.getLogger(__name__)

@@ -33,7 +33,7 @@ from yolact.train.sampler import EpochBatches, SharedBatches
 from yolact.train.schedule import learning_rate
 from yolact.train.step import NetworkWithLoss, build_optimizer, training_step
 from yolact.train.validation import Validation, quality
-from yolact.weights import Checkpoint, load_for_fine_tuning, load_pretrained_backbone, load_state
+from yolact.weights.load import Checkpoint, load_for_fine_tuning, load_pretrained_backbone, load_state
 from yolact_runtime.errors import UsageError, YolactError
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ import torch
 
 from yolact.config import Config
 from yolact.engine import TorchEngine
-from yolact.evaluate import Predictions, predict, score
-from yolact.ground_truth import read_ground_truth
+from yolact.evaluation.evaluate import Predictions, predict, score
+from yolact.evaluation.ground_truth import read_ground_truth
 from yolact.model import Yolact
 from yolact.train.distributed import Processes
 

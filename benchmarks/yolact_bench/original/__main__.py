@@ -8,7 +8,7 @@ and in which order: one image at a time, softmax over all priors, scores transpo
 filtered, fast NMS that sorts every class over all priors that are left, masks of all detections enlarged to
 the whole image as floats and compared with 0.5, each whole mask encoded by pycocotools. The network is ours
 with the same weights, so the figure speaks of the work around the network and of the runtime, not of the
-layers. It is kept for this comparison only; `yolact.detect` is the implementation to use.
+layers. It is kept for this comparison only; `yolact.model.detect` is the implementation to use.
 
 Beside the time by the clock stands the processor time of all threads, which a busy machine disturbs less.
 

@@ -25,13 +25,13 @@ from yolact_bench.options import (
 from yolact_bench.report.page import check_packages
 from yolact_bench.suite import Settings, measure, with_extras
 from yolact_runtime import Metadata
-from yolact_runtime.backends import choose_for_cpu
 from yolact_runtime.commandline import Parser
 from yolact_runtime.commandline import run as run_command
+from yolact_runtime.engines.load import choose_for_cpu
+from yolact_runtime.engines.onnx_file import read_properties
 from yolact_runtime.engines.threads import usable_cores
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.metadata import PREFIX
-from yolact_runtime.onnx_file import read_properties
 from yolact_runtime.sources.images import list_images
 
 log = logging.getLogger(__name__)

@@ -118,8 +118,8 @@ def gpu_ceilings() -> Ceilings:
         YolactError: no GPU, no driver, or PyTorch has no CUDA.
     """
     from yolact_bench.roofline.probes import gpu_probes
-    from yolact_runtime.kernels.device import Device
-    from yolact_runtime.kernels.timing import copy_bandwidth
+    from yolact_runtime.cuda.device import Device
+    from yolact_runtime.cuda.timing import copy_bandwidth
 
     with Device() as device:
         bandwidth = copy_bandwidth(device)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from yolact.evaluate import Evaluation, evaluate
+from yolact.evaluation.evaluate import Evaluation, evaluate
 from yolact_runtime import Engine, Result
 
 # Detections worth comparing, and how much lower a counterpart may score.

@@ -113,7 +113,7 @@ def _make_network(trt: Any, builder: Any) -> tuple[Any, bool]:
 
 def _add_plugins(trt: Any, network: Any, request: Request) -> None:
     """Detection by the runtime's kernels, at the end of the network."""
-    from yolact_export.plugin import add_detection
+    from yolact_export.trt.plugin import add_detection
 
     metadata = Metadata.from_props(request.plugin, request.onnx)
     # PTX runs on the capability it is made for and on all later ones.

@@ -17,7 +17,7 @@ from yolact_export.trt.precision import delivered
 from yolact_export.trt.process import run_build
 from yolact_export.trt.request import Answer, Request
 from yolact_export.trt.target import Target, choose_target
-from yolact_runtime.engine_record import EngineRecord, record_path, to_json
+from yolact_runtime.engines.tensorrt.record import EngineRecord, record_path, to_json
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import atomic_path, cache_folder, sha256, write_json
 from yolact_runtime.metadata import Metadata

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from yolact_export.trt.builder import known_capabilities
 from yolact_export.trt.options import BuildOptions
-from yolact_runtime.engine_record import LIBRARIES, TITLES
+from yolact_runtime.cuda.gpu import Gpu, current_gpu
+from yolact_runtime.engines.tensorrt.record import LIBRARIES, TITLES
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.gpu import Gpu, current_gpu
 
 log = logging.getLogger(__name__)
 

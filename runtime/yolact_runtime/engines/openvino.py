@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from yolact_runtime.backends import IN_BF16
-from yolact_runtime.engine import Detections, Engine
+from yolact_runtime.detections import Detections
+from yolact_runtime.engines.backends import IN_BF16
+from yolact_runtime.engines.base import Engine
 from yolact_runtime.engines.failures import reason, run_failed
+from yolact_runtime.engines.onnx_file import read_properties
 from yolact_runtime.engines.outputs import INPUT, GraphOutputs
 from yolact_runtime.engines.threads import AUTO, check_threads, usable_cores
 from yolact_runtime.errors import UsageError, YolactError, missing_extra
 from yolact_runtime.metadata import PREFIX, Metadata
-from yolact_runtime.onnx_file import read_properties
 
 # Where a model's own properties are in the file, each a string; those of an ONNX file end up in the other.
 SECTION = PREFIX.rstrip(".")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from yolact_runtime.detect import detect
-from yolact_runtime.engine import Detections
+from yolact_runtime.detections import Detections
 from yolact_runtime.errors import YolactError
 from yolact_runtime.masks import assemble
 from yolact_runtime.metadata import Metadata

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from yolact_runtime.engine import Engine, check_limits
+from yolact_runtime.engines.base import Engine, check_limits
 from yolact_runtime.errors import UsageError
 from yolact_runtime.frames import Sink, Source
 from yolact_runtime.pipeline.stages import Run

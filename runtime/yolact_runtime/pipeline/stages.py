@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from yolact_runtime.engine import Engine, check_image
+from yolact_runtime.engines.base import Engine, check_image
 from yolact_runtime.errors import YolactError, first_line
 from yolact_runtime.frames import Frame, Sink, Source
 from yolact_runtime.pipeline.queues import Channel, Closed, Reorder

@@ -11,9 +11,9 @@ import numpy as np
 
 from yolact_runtime.errors import YolactError
 from yolact_runtime.frames import Frame, Sink
-from yolact_runtime.image_ids import ImageNumbers
 from yolact_runtime.results import Result
 from yolact_runtime.sinks.growing import GrowingJson
+from yolact_runtime.sinks.image_ids import ImageNumbers
 
 log = logging.getLogger(__name__)
 

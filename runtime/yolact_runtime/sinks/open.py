@@ -12,10 +12,10 @@ from typing import Any
 
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.frames import Sink, Source
-from yolact_runtime.image_ids import ImageIds, ImageNumbers
 from yolact_runtime.metadata import Metadata
 from yolact_runtime.sinks.arrays import ArraySink
 from yolact_runtime.sinks.coco import CocoSink, coco_paths
+from yolact_runtime.sinks.image_ids import ImageIds, ImageNumbers
 from yolact_runtime.sinks.jsonl import STDOUT, JsonLinesSink, read_lines
 from yolact_runtime.sinks.overlays import OverlaySink, check_writable_suffix
 from yolact_runtime.sources.open import has_video, image_folders

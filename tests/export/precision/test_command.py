@@ -17,7 +17,7 @@ from yolact_export.inspection import LayerCompute, delivered, layer_compute
 from yolact_export.precision import agreement, reduce, sensitivity
 from yolact_export.precision.sensitivity import Bounds
 from yolact_runtime import load_engine
-from yolact_runtime.engine_record import EngineRecord, record_path, to_json
+from yolact_runtime.engines.tensorrt.record import EngineRecord, record_path, to_json
 from yolact_runtime.files import sha256, write_json
 from yolact_runtime.metadata import Metadata
 

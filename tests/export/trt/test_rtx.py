@@ -26,11 +26,11 @@ from yolact_export.trt.engine import build_engine
 from yolact_export.trt.options import BuildOptions
 from yolact_export.trt.process import run_build
 from yolact_export.trt.request import Answer, Request
-from yolact_runtime.engine_record import read_engine, record_path
-from yolact_runtime.engines.tensorrt import open_engine
+from yolact_runtime.cuda.gpu import current_gpu
+from yolact_runtime.engines.tensorrt.open import open_engine
+from yolact_runtime.engines.tensorrt.record import read_engine, record_path
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import sha256
-from yolact_runtime.gpu import current_gpu
 from yolact_runtime.metadata import PREFIX
 
 pytestmark = pytest.mark.skipif(

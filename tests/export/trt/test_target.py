@@ -10,8 +10,8 @@ import pytest
 from yolact_export.trt import target as module
 from yolact_export.trt.options import BuildOptions, add_arguments, from_arguments
 from yolact_export.trt.target import choose_target
+from yolact_runtime.cuda.gpu import Gpu
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.gpu import Gpu
 
 AMPERE = Gpu("NVIDIA RTX A4000", "8.6", "12.8")
 PASCAL = Gpu("NVIDIA GeForce GTX 1080 Ti", "6.1", "12.8")

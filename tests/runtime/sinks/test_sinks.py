@@ -14,10 +14,10 @@ from pycocotools.coco import COCO
 
 from yolact_runtime import YolactError
 from yolact_runtime.frames import Frame, Source
-from yolact_runtime.image_ids import ImageIds, ImageNumbers
 from yolact_runtime.pipeline import run_pipeline
 from yolact_runtime.sinks.arrays import ArraySink
 from yolact_runtime.sinks.coco import CocoSink
+from yolact_runtime.sinks.image_ids import ImageIds, ImageNumbers
 from yolact_runtime.sinks.jsonl import JsonLinesSink, read_lines
 from yolact_runtime.sinks.names import FreeNames
 from yolact_runtime.sinks.overlays import OverlaySink

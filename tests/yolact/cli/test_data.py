@@ -9,7 +9,7 @@ import pytest
 
 from yolact.cli.data import main
 from yolact.config import DatasetConfig
-from yolact.data.synthetic import make_shapes_dataset
+from yolact.dataset_tools.synthetic import make_shapes_dataset
 
 
 @pytest.fixture

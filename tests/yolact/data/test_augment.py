@@ -19,7 +19,7 @@ from yolact.data.augment import Augmenter, Photometric, draw_geometry, draw_phot
 from yolact.data.coco import Batch, CocoDataset, Sample, collate, read_classes
 from yolact.data.geometry import Geometry
 from yolact.data.segmentation import to_mask
-from yolact.priors import prototype_size, pyramid_levels
+from yolact.model.priors import prototype_size, pyramid_levels
 from yolact.registry import get_config
 from yolact.train.sampler import EpochBatches
 from yolact_runtime.errors import UsageError

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from yolact.config import Classes, ModelConfig
 from yolact.data.coco import CocoDataset, collate, find_missing_images, read_classes
-from yolact.priors import prototype_size, pyramid_levels
+from yolact.model.priors import prototype_size, pyramid_levels
 from yolact_runtime.errors import YolactError
 
 CLASSES = Classes(("nut", "bolt"), (0, 7))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from yolact.config import BackboneConfig, Config
 from yolact.model import Yolact
 from yolact.model.backbone import DeformConv, build_backbone
-from yolact.priors import prototype_size
+from yolact.model.priors import prototype_size
 from yolact.registry import configs, get_config
 from yolact.settings import override
 from yolact_runtime.errors import UsageError

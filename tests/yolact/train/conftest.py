@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from yolact.cli.train import main
-from yolact.data.synthetic import make_shapes_dataset
+from yolact.dataset_tools.synthetic import make_shapes_dataset
 
 COMMON = (
     "--config", "yolact_tiny_config", "--batch_size=4", "--workers", "0", "--no-autoscale", "--device", "cpu",

@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from yolact.data.layout import resolve_dataset
-from yolact.evaluate import Predictions
-from yolact.ground_truth import GroundTruth
+from yolact.evaluation.evaluate import Predictions
+from yolact.evaluation.ground_truth import GroundTruth
 from yolact.model import Yolact
 from yolact.registry import get_config
 from yolact.train.checkpoint import find_checkpoint
 from yolact.train.distributed import Processes
 from yolact.train.validation import Validation
-from yolact.weights import load_checkpoint
+from yolact.weights.load import load_checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,7 @@ from yolact.cli.train import main
 from yolact.config import TrainConfig
 from yolact.model import Yolact
 from yolact.train.health import explain
-from yolact.weights import load_checkpoint
+from yolact.weights.load import load_checkpoint
 
 pytestmark = pytest.mark.slow
 Capture = pytest.CaptureFixture[str]

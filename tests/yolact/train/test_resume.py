@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from yolact.train.checkpoint import Checkpoints, find_checkpoint
-from yolact.weights import load_checkpoint
+from yolact.weights.load import load_checkpoint
 
 # Everything that has a state: average, cosine, accumulation, validation with a best value, mask sampling.
 EVERYTHING = (

@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from yolact_runtime.buffers import PycudaDevice, Stream
+from yolact_runtime.cuda.device import DevicePlan, Kernels
+from yolact_runtime.cuda.graphs import Graphs
+from yolact_runtime.cuda.memory import PycudaDevice, Stream
+from yolact_runtime.cuda.plans.plan import Plan
+from yolact_runtime.cuda.resource import Owner
 from yolact_runtime.engines.outputs import INPUT
 from yolact_runtime.engines.tensorrt.blocks import Block
 from yolact_runtime.engines.tensorrt.chain import NATIVE_NAMES
-from yolact_runtime.engines.tensorrt.graphs import Graphs
 from yolact_runtime.engines.tensorrt.model import Model
-from yolact_runtime.kernels.device import DevicePlan, Kernels
-from yolact_runtime.kernels.plan import Plan
-from yolact_runtime.owner import Owner
 
 
 @dataclass

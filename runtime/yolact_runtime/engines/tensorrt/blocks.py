@@ -7,8 +7,8 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from yolact_runtime.buffers import PycudaDevice, Stream
-from yolact_runtime.kernels.plan import Buffer
+from yolact_runtime.cuda.memory import PycudaDevice, Stream
+from yolact_runtime.cuda.plans.plan import Buffer
 
 _ALIGNED = 256  # as plans and TensorRT want addresses
 

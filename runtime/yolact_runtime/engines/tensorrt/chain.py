@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from yolact_runtime.cuda.plans.detection import detection_plan
+from yolact_runtime.cuda.plans.masks import MaskShapes, mask_plan
+from yolact_runtime.cuda.plans.plan import Buffer, Plan
+from yolact_runtime.cuda.plans.preprocess import preprocess_plan
+from yolact_runtime.cuda.plans.visible import wanted_plan
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.kernels.detection import detection_plan
-from yolact_runtime.kernels.masks import MaskShapes, mask_plan
-from yolact_runtime.kernels.plan import Buffer, Plan
-from yolact_runtime.kernels.preprocess import preprocess_plan
-from yolact_runtime.kernels.wanted import wanted_plan
 from yolact_runtime.metadata import Metadata
 
 _FLOAT, _INT = np.dtype(np.float32), np.dtype(np.int32)

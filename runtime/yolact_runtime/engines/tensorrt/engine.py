@@ -12,18 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from yolact_runtime.buffers import PycudaDevice
-from yolact_runtime.engine import Detections, Engine, check_detections, result_of
-from yolact_runtime.engine_record import EngineRecord
+from yolact_runtime.cuda.device import Kernels
+from yolact_runtime.cuda.graphs import Graphs
+from yolact_runtime.cuda.memory import PycudaDevice
+from yolact_runtime.detections import Detections, check_detections
+from yolact_runtime.engines.base import Engine
 from yolact_runtime.engines.outputs import INPUT
 from yolact_runtime.engines.tensorrt.batches import Shared
-from yolact_runtime.engines.tensorrt.graphs import Graphs
 from yolact_runtime.engines.tensorrt.model import Model
+from yolact_runtime.engines.tensorrt.record import EngineRecord
 from yolact_runtime.engines.tensorrt.slots import Slot
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.kernels.device import Kernels
 from yolact_runtime.metadata import Metadata
-from yolact_runtime.results import Result
+from yolact_runtime.results import Result, result_of
 
 log = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from yolact_runtime.engine_record import EngineRecord
+from yolact_runtime.cuda.resource import Owner
 from yolact_runtime.engines.outputs import INPUT, GraphOutputs
 from yolact_runtime.engines.tensorrt.chain import Chain, Tensor
+from yolact_runtime.engines.tensorrt.record import EngineRecord
 from yolact_runtime.errors import DeviceError, YolactError, device_failure, first_line
 from yolact_runtime.metadata import Metadata
-from yolact_runtime.owner import Owner
 
 log = logging.getLogger(__name__)
 

@@ -6,17 +6,17 @@ import importlib
 from pathlib import Path
 from types import ModuleType
 
-from yolact_runtime.engine import Engine
-from yolact_runtime.engine_record import (
+from yolact_runtime.cuda.gpu import current_gpu
+from yolact_runtime.engines.base import Engine
+from yolact_runtime.engines.tensorrt.engine import TensorRtEngine
+from yolact_runtime.engines.tensorrt.record import (
     LIBRARIES,
     TITLES,
     EngineRecord,
     read_engine,
     rebuild_command,
 )
-from yolact_runtime.engines.tensorrt.engine import TensorRtEngine
 from yolact_runtime.errors import UsageError, YolactError, missing_extra
-from yolact_runtime.gpu import current_gpu
 
 
 def open_engine(path: str | Path, streams: int | str = "auto", graphs: bool = True) -> Engine:

@@ -15,17 +15,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from yolact_runtime.buffers import Event, Stream, pycuda_failure
-from yolact_runtime.engine import Detections
+from yolact_runtime.cuda.memory import Event, Stream, pycuda_failure
+from yolact_runtime.cuda.plans.masks import read_regions
+from yolact_runtime.cuda.plans.preprocess import pack
+from yolact_runtime.cuda.resource import Owner
+from yolact_runtime.detections import Detections
 from yolact_runtime.engines.outputs import INPUT
 from yolact_runtime.engines.tensorrt.batches import Batch, Memory, Shared, TracedBatch
 from yolact_runtime.engines.tensorrt.blocks import Block
 from yolact_runtime.engines.tensorrt.chain import NATIVE_NAMES
 from yolact_runtime.errors import DeviceError, UsageError
-from yolact_runtime.kernels.masks import read_regions
-from yolact_runtime.kernels.preprocess import pack
 from yolact_runtime.masks import Region
-from yolact_runtime.owner import Owner
 
 log = logging.getLogger(__name__)
 

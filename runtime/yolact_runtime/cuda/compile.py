@@ -1,0 +1,146 @@
+"""Kernels compiled for a GPU, each once: NVRTC with a cache on disk."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from yolact_runtime.cuda import nvrtc
+from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.files import cache_folder, write_json
+
+log = logging.getLogger(__name__)
+
+SOURCES = Path(__file__).parent / "kernels"
+_OPTIONS = ("-std=c++17", "-lineinfo", "--ptxas-options=-v")
+_INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
+_CUDA_HEADERS = ("cuda_fp16.h", "cuda_fp16.hpp")
+
+
+@dataclass(frozen=True)
+class Module:
+    """Compiled kernels, as a driver loads them.
+
+    Attributes:
+        image: Machine code (cubin), or PTX text.
+        names: The name in `image` of each name expression.
+        log: What the compiler said; `registers.parse` reads it.
+        capability: What it was compiled for.
+        compiler: Version of NVRTC, (major, minor).
+    """
+
+    image: bytes
+    names: Mapping[str, str]
+    log: str
+    capability: tuple[int, int]
+    compiler: tuple[int, int]
+
+
+def parse_capability(text: str) -> tuple[int, int]:
+    """ "8.6" to (8, 6).
+
+    Raises:
+        UsageError: it is not of that form.
+    """
+    if not re.fullmatch(r"\d{1,2}\.\d", text):
+        raise UsageError(
+            f"compute capability {text!r} is not of the form 8.6; see nvidia-smi --query-gpu=compute_cap"
+        )
+    major, minor = text.split(".")
+    return int(major), int(minor)
+
+
+def compile_kernels(
+    source: str,
+    expressions: Sequence[str],
+    capability: tuple[int, int],
+    ptx: bool = False,
+    library: nvrtc.Nvrtc | None = None,
+    folder: Path = SOURCES,
+) -> Module:
+    """Compile some kernels of one source file, or take them from the cache.
+
+    The cache is `kernels` in `$YOLACT_CACHE` or the user's cache folder. An entry is found by everything it
+    was made from: the text of the source and of the headers, options, capability and compiler. One that is
+    damaged is made anew; a cache that cannot be written is done without.
+
+    Args:
+        source: Name of a file in `folder`.
+        expressions: Kernels with their template arguments, such as `resize<float>`.
+        capability: Of the GPU; machine code also runs on GPUs of the same major and a higher minor, PTX on
+            all higher ones.
+        ptx: Make PTX and not machine code.
+        library: The compiler; by default the newest installed one that knows the capability.
+        folder: Where the sources are.
+
+    Raises:
+        YolactError: no compiler for this capability is installed, or the source has an error.
+    """
+    library = library or nvrtc.choose(capability)
+    text, headers = _read(folder / source)
+    include = library.include
+    names = tuple(sorted(set(expressions)))
+    major, minor = capability
+    options = (*_OPTIONS, f"-arch={'compute' if ptx else 'sm'}_{major}{minor}")
+    parts = [source, text, headers, names, options, ptx, library.version]
+    parts += [hashlib.sha256((include / name).read_bytes()).hexdigest() for name in _CUDA_HEADERS]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    path = cache_folder() / "kernels" / f"{Path(source).stem}-sm{major}{minor}-{key[:32]}.json"
+    module = _cached(path, capability, library.version)
+    if module is None:
+        made = library.compile(source, text, headers, names, (*options, f"-I{include}"), ptx)
+        module = Module(made.image, made.lowered, made.log, capability, library.version)
+        _keep(path, module)
+    return module
+
+
+def _read(source: Path) -> tuple[str, dict[str, str]]:
+    """The text of a source, and that of each of our headers which it includes, directly or not."""
+    text = source.read_text(encoding="utf-8")
+    headers: dict[str, str] = {}
+    waiting = _INCLUDE.findall(text)
+    while waiting:
+        name = waiting.pop()
+        # One that is not there belongs to another compiler, or NVRTC says where it is missed.
+        if name not in headers and (source.parent / name).is_file():
+            headers[name] = (source.parent / name).read_text(encoding="utf-8")
+            waiting += _INCLUDE.findall(headers[name])
+    return text, dict(sorted(headers.items()))
+
+
+def _cached(path: Path, capability: tuple[int, int], compiler: tuple[int, int]) -> Module | None:
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        image = base64.b64decode(entry["image"], validate=True)
+        if entry["digest"] != _digest(image, entry["names"], entry["log"]):
+            raise ValueError("its digest differs")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        log.warning("compiled kernels %s are damaged (%s); compiling again", path, error)
+        return None
+    return Module(image, entry["names"], entry["log"], capability, compiler)
+
+
+def _keep(path: Path, module: Module) -> None:
+    names = dict(module.names)
+    entry = {
+        "image": base64.b64encode(module.image).decode(),
+        "names": names,
+        "log": module.log,
+        "digest": _digest(module.image, names, module.log),
+    }
+    try:
+        write_json(path, entry)
+    except YolactError as error:
+        log.warning("compiled kernels are not kept: %s", error)
+
+
+def _digest(image: bytes, names: dict[str, str], text: str) -> str:
+    return hashlib.sha256(image + json.dumps([names, text], sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Launch plans: which kernels run on which buffers, as pure data."""

@@ -1,0 +1,154 @@
+"""The one interface of every backend."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+
+from yolact_runtime.detections import Detections, check_detections
+from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.metadata import Metadata
+from yolact_runtime.preprocess import resize_batch
+from yolact_runtime.results import Result, result_of
+
+
+class Engine(ABC):
+    """A model that is ready to run. Backends set `metadata` and implement `detect`.
+
+    Attributes:
+        metadata: What the model is.
+        streams: How many calls may run at the same time, each from a thread of its own, and are worth it.
+        threads: CPU threads that it computes on; None where it does not say, or computes elsewhere.
+        reuses_outputs: The arrays of `Detections` are filled anew by a later call, so what is kept must be
+            copied. False saves copying the prototypes.
+    """
+
+    metadata: Metadata
+    streams: int = 1
+    threads: int | None = None
+    reuses_outputs: bool = True
+
+    @property
+    def name(self) -> str:
+        """What runs the model, for reports."""
+        return type(self).__name__
+
+    @property
+    def precision(self) -> str:
+        """What the arithmetic really is: one of `yolact_runtime.engines.backends.PRECISIONS`."""
+        return self.metadata.precision
+
+    @abstractmethod
+    def detect(self, batch: np.ndarray) -> Detections:
+        """Run the model.
+
+        Args:
+            batch: (n, S, S, 3) BGR 0..255 of dtype `metadata.input_dtype`, min_batch <= n <= max_batch.
+
+        Raises:
+            YolactError: the backend failed.
+        """
+
+    def predict(
+        self, images: Sequence[np.ndarray], score_threshold: float = 0.15, top_k: int = 15
+    ) -> list[Result]:
+        """Find the instances in each image.
+
+        Args:
+            images: Each (H, W, 3) uint8 BGR, of any size; they are not modified.
+            score_threshold: Keep detections whose box score is greater (0..1).
+            top_k: Keep at most this many per image, the best box scores.
+
+        Returns:
+            One result per image, best score first.
+
+        Raises:
+            YolactError: an image has another shape or dtype, or the engine failed.
+            UsageError: a threshold outside its range.
+        """
+        check_limits(score_threshold, top_k)
+        for index, image in enumerate(images):
+            check_image(index, image)
+        results: list[Result] = []
+        for start in range(0, len(images), self.metadata.max_batch):
+            chunk = images[start : start + self.metadata.max_batch]
+            prepared = [self.prepare(image) for image in chunk]
+            sizes = [(image.shape[0], image.shape[1]) for image in chunk]
+            results += self.predict_prepared(prepared, sizes, score_threshold, top_k)
+        return results
+
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """The part of `predict` that needs one image only, for threads that have nothing better to do.
+
+        Args:
+            image: (H, W, 3) uint8 BGR; it is not modified.
+
+        Returns:
+            What `predict_prepared` takes: here (S, S, 3) of the input's dtype; `image` itself where it is
+            that already.
+        """
+        size = self.metadata.input_size
+        if image.shape[:2] == (size, size) and image.dtype == self.metadata.input_dtype:
+            return image
+        return resize_batch([image], size, self.metadata.input_dtype)[0]
+
+    def predict_prepared(
+        self,
+        prepared: Sequence[np.ndarray],
+        sizes: Sequence[tuple[int, int]],
+        score_threshold: float,
+        top_k: int,
+    ) -> list[Result]:
+        """The rest of `predict`.
+
+        Args:
+            prepared: By `prepare`; 1 to `metadata.max_batch` of them.
+            sizes: Height and width of each image.
+            score_threshold: As for `predict`.
+            top_k: As for `predict`.
+        """
+        meta = self.metadata
+        missing = max(0, meta.min_batch - len(prepared))
+        if len(prepared) + missing == 1:
+            batch = prepared[0][None]
+        else:
+            batch = np.stack([*prepared, *[prepared[-1]] * missing])
+        detections = self.detect(batch)
+        check_detections(detections, len(batch), meta)
+        # Of a batch, a view of one image's prototypes would keep all of them alive.
+        copy = self.reuses_outputs or len(batch) > 1
+        return [
+            result_of(detections, index, size, meta, score_threshold, top_k, copy=copy)
+            for index, size in enumerate(sizes)
+        ]
+
+    def close(self) -> None:  # noqa: B027 - most backends have nothing to free
+        """Free what the backend holds; the engine cannot be used afterwards."""
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def check_limits(score_threshold: float, top_k: int) -> None:
+    """Raise a UsageError where a limit of `Engine.predict` is outside its range."""
+    if not 0 <= score_threshold <= 1:
+        raise UsageError(f"score_threshold is {score_threshold}; it must be in 0..1")
+    if top_k < 1:
+        raise UsageError(f"top_k is {top_k}; it must be 1 or more")
+
+
+def check_image(index: int, image: np.ndarray) -> None:
+    """Raise a YolactError where the `index`-th image is no (H, W, 3) uint8 array."""
+    if not isinstance(image, np.ndarray):
+        raise YolactError(
+            f"image {index} is a {type(image).__name__}; a NumPy array (H, W, 3) uint8 is needed"
+        )
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise YolactError(
+            f"image {index} is {image.shape} {image.dtype}; (H, W, 3) uint8 BGR with H, W >= 1 is needed"
+        )

@@ -1,0 +1,54 @@
+"""The options with which every command opens an engine."""
+
+import pytest
+from fake_onnx import NATIVE, native_arrays, write_onnx
+
+from yolact_runtime.commandline import Parser
+from yolact_runtime.engines import options as engine_options
+from yolact_runtime.engines.options import add_engine_options, open_engine
+
+
+@pytest.fixture
+def parser():
+    parser = Parser(prog="test")
+    add_engine_options(parser)
+    return parser
+
+
+def test_only_what_was_given_is_passed_on(parser, monkeypatch):
+    asked = []
+    monkeypatch.setattr(engine_options, "load_engine", lambda path, **options: asked.append((path, options)))
+    open_engine(parser.parse_args(["--engine", "m.onnx"]))
+    words = "--trained_model m.onnx --backend openvino --precision bf16 --threads 2"
+    words += " --providers cuda:1 cpu --config c"
+    open_engine(parser.parse_args(words.split()), streams="auto")
+    assert asked == [
+        ("m.onnx", {}),
+        (
+            "m.onnx",
+            {
+                "backend": "openvino",
+                "precision": "bf16",
+                "threads": 2,
+                "providers": ["cuda:1", "cpu"],
+                "config": "c",
+                "streams": "auto",
+            },
+        ),
+    ]
+
+
+def test_an_engine_is_opened(parser, tmp_path):
+    path = write_onnx(tmp_path / "m.onnx", native_arrays(), NATIVE)
+    args = parser.parse_args(["--engine", str(path), "--backend", "onnxruntime", "--threads", "1"])
+    with open_engine(args) as engine:
+        assert (engine.name, engine.threads, engine.metadata) == ("ONNX Runtime CPU", 1, NATIVE)
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["--engine", "m", "--backend", "abacus"], ["--engine", "m", "--precision", "x"]]
+)
+def test_wrong_use(parser, words):
+    with pytest.raises(SystemExit) as stop:
+        parser.parse_args(words)
+    assert stop.value.code == 2

@@ -1,0 +1,328 @@
+"""Downloading against a local HTTP server."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections import namedtuple
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from yolact.weights import download as module
+from yolact.weights.download import download, published_weights
+from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.files import cache_folder
+
+CONTENT = bytes(range(256)) * 12_000  # 3 MB, more than the progress that resets the attempts
+SHA = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Server:
+    """Serves one file at `/file`, misbehaving as its attributes say."""
+
+    def __init__(self) -> None:
+        self.content = CONTENT
+        self.etag: str | None = '"one"'
+        self.content_type = "application/octet-stream"
+        self.ranges = True  # honours Range
+        self.if_range = True  # honours If-Range
+        self.drops: list[int] = []  # bytes after which successive connections break off
+        self.codes: list[int] = []  # answers to give first
+        self.redirect: str | None = None  # /redirect leads here
+        self.linked_etag: str | None = None
+        self.length = True
+        self.requests: list[tuple[str, str | None]] = []  # (path, Range)
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def _handler(self) -> type[http.server.BaseHTTPRequestHandler]:
+        state = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def log_message(self, *args: object) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                wanted = self.headers.get("Range")
+                state.requests.append((self.path, wanted))
+                if state.codes:
+                    self.send_error(state.codes.pop(0))
+                    return
+                if state.redirect and self.path != "/file":
+                    self.send_response(302)
+                    self.send_header("Location", state.redirect)
+                    if state.linked_etag:
+                        self.send_header("X-Linked-Etag", state.linked_etag)
+                    self.end_headers()
+                    return
+                start = 0
+                fits = not state.if_range or self.headers.get("If-Range") == state.etag
+                if wanted and state.ranges and fits:
+                    start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])
+                    if start >= len(state.content):
+                        self.send_error(416)
+                        return
+                body = state.content[start:]
+                self.send_response(206 if start else 200)
+                if start:
+                    total = len(state.content)
+                    self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
+                if state.etag:
+                    self.send_header("ETag", state.etag)
+                if state.length:
+                    self.send_header("Content-Length", str(len(body)))
+                self.send_header("Content-Type", state.content_type)
+                self.end_headers()
+                stop = state.drops.pop(0) if state.drops else len(body)
+                self.wfile.write(body[:stop])
+
+        return Handler
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(module, "FIRST_WAIT", 0.0)
+    server = Server()
+    yield server
+    server.stop()
+
+
+def left_over(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {".file.lock"}
+
+
+def test_fetches_once_and_notes_size_and_hash(server: Server, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    assert download(f"{server.url}/file", path) == path
+    assert path.read_bytes() == CONTENT
+    note = json.loads((tmp_path / "new" / "file.json").read_text())
+    assert (note["size"], note["sha256"]) == (len(CONTENT), SHA)
+    assert left_over(path.parent) == {"file", "file.json"}
+    download(f"{server.url}/file", path)
+    assert len(server.requests) == 1
+
+
+def test_resumes_where_the_connection_broke(server: Server, tmp_path: Path) -> None:
+    server.drops = [1_000_000, 500_000]
+    download(f"{server.url}/file", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert [wanted for _, wanted in server.requests] == [None, "bytes=1000000-", "bytes=1500000-"]
+
+
+def test_resumes_in_a_later_call(server: Server, tmp_path: Path) -> None:
+    server.drops = [1000] + [0] * module.ATTEMPTS
+    with pytest.raises(YolactError, match=f"broke off after 1000 of {len(CONTENT)} bytes"):
+        download(f"{server.url}/file", tmp_path / "file")
+    assert not (tmp_path / "file").exists()
+    server.drops, server.requests = [], []
+    download(f"{server.url}/file", tmp_path / "file", SHA)
+    assert server.requests == [("/file", "bytes=1000-")]
+
+
+@pytest.mark.parametrize("if_range", [True, False])
+def test_starts_again_when_the_file_changed_meanwhile(server: Server, tmp_path: Path, if_range: bool) -> None:
+    server.drops = [1000] + [0] * module.ATTEMPTS
+    with pytest.raises(YolactError):
+        download(f"{server.url}/file", tmp_path / "file")
+    server.drops, server.etag, server.content = [], '"two"', CONTENT[::-1]
+    server.if_range = if_range
+    download(f"{server.url}/file", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == CONTENT[::-1]
+
+
+def test_starts_again_when_the_server_cannot_resume(server: Server, tmp_path: Path) -> None:
+    server.ranges, server.drops = False, [1000]
+    download(f"{server.url}/file", tmp_path / "file", SHA)
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("etag", [None, 'W/"weak"'])
+def test_does_not_resume_what_cannot_be_recognised(server: Server, tmp_path: Path, etag: str | None) -> None:
+    server.etag, server.drops = etag, [1000]
+    download(f"{server.url}/file", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert [wanted for _, wanted in server.requests] == [None, None]
+
+
+def test_a_part_longer_than_the_file_is_dropped(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file.part").write_bytes(CONTENT + b"more")
+    note = {"url": f"{server.url}/file", "validator": server.etag}
+    (tmp_path / "file.part.json").write_text(json.dumps(note))
+    download(f"{server.url}/file", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+def test_gives_up_after_a_bounded_number_of_attempts(server: Server, tmp_path: Path) -> None:
+    server.codes = [503] * 100
+    with pytest.raises(YolactError, match="503"):
+        download(f"{server.url}/file", tmp_path / "file")
+    assert len(server.requests) == module.ATTEMPTS
+
+
+def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path) -> None:
+    server.codes = [503, 429]
+    download(f"{server.url}/file", tmp_path / "file", SHA)
+    assert len(server.requests) == 3
+
+
+def test_not_found_is_said_at_once(server: Server, tmp_path: Path) -> None:
+    server.codes = [404]
+    with pytest.raises(YolactError, match=f"{server.url}/file: the server answered 404"):
+        download(f"{server.url}/file", tmp_path / "file")
+    assert len(server.requests) == 1
+    assert left_over(tmp_path) == set()
+
+
+def test_wrong_hash_leaves_nothing(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(YolactError, match=f"SHA-256 is {SHA} instead of {'0' * 64}"):
+        download(f"{server.url}/file", tmp_path / "file", "0" * 64)
+    assert left_over(tmp_path) == set()
+
+
+def test_hash_on_the_redirect_is_checked(server: Server, tmp_path: Path) -> None:
+    server.redirect, server.linked_etag = f"{server.url}/file", f'"{"a" * 64}"'
+    with pytest.raises(YolactError, match="a" * 64):
+        download(f"{server.url}/redirect", tmp_path / "file")
+    server.linked_etag = f'"{SHA}"'
+    download(f"{server.url}/redirect", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+def test_hash_as_etag_is_checked(server: Server, tmp_path: Path) -> None:
+    server.etag = f'"{"b" * 64}"'
+    with pytest.raises(YolactError, match="b" * 64):
+        download(f"{server.url}/file", tmp_path / "file")
+
+
+def test_etag_of_the_storage_behind_a_redirect_is_no_hash(server: Server, tmp_path: Path) -> None:
+    server.redirect, server.etag = f"{server.url}/file", f'"{"b" * 64}"'
+    download(f"{server.url}/redirect", tmp_path / "file")
+
+
+def test_redirect_to_another_scheme_is_refused(server: Server, tmp_path: Path) -> None:
+    server.redirect = "file:///etc/hostname"
+    with pytest.raises(YolactError, match="http"):
+        download(f"{server.url}/redirect", tmp_path / "file")
+
+
+def test_a_web_page_is_not_a_file(server: Server, tmp_path: Path) -> None:
+    server.content_type = "text/html; charset=utf-8"
+    with pytest.raises(YolactError, match="web page"):
+        download(f"{server.url}/file", tmp_path / "file")
+
+
+def test_without_length_the_hash_still_guards(server: Server, tmp_path: Path) -> None:
+    server.length = False
+    download(f"{server.url}/file", tmp_path / "file", SHA)
+    server.content = CONTENT[:-1]
+    with pytest.raises(YolactError, match="SHA-256"):
+        download(f"{server.url}/file", tmp_path / "other", SHA)
+
+
+def test_a_damaged_file_is_fetched_again(server: Server, tmp_path: Path) -> None:
+    path = download(f"{server.url}/file", tmp_path / "file")
+    path.write_bytes(CONTENT[:100])
+    assert download(f"{server.url}/file", path).read_bytes() == CONTENT
+
+
+def test_a_file_put_there_by_hand_is_kept_unless_a_hash_says_otherwise(
+    server: Server, tmp_path: Path
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"mine")
+    assert download(f"{server.url}/file", path).read_bytes() == b"mine"
+    assert server.requests == []
+    assert download(f"{server.url}/file", path, SHA.upper()).read_bytes() == CONTENT
+
+
+def test_full_disk_is_said_before_fetching(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10, 9, 1))
+    with pytest.raises(YolactError, match=r"0 MB free and 3 MB are needed"):
+        download(f"{server.url}/file", tmp_path / "file")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_full_disk_while_writing(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file.part").symlink_to("/dev/full")
+    with pytest.raises(YolactError, match=r"cannot write .*file: No space left"):
+        download(f"{server.url}/file", tmp_path / "file")
+
+
+def test_offline_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    with pytest.raises(YolactError, match=r"no address found for nowhere\.invalid \(offline\?\)$"):
+        download("http://nowhere.invalid/file", tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://host/file", "file:///etc/passwd", "host/file", "http://", "http://[/"]
+)
+def test_other_schemes_are_refused(url: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot download"):
+        download(url, tmp_path / "file")
+
+
+def test_processes_that_ask_at_once_fetch_once(server: Server, tmp_path: Path) -> None:
+    code = "import sys; from yolact.weights.download import download; download(sys.argv[1], sys.argv[2])"
+    arguments = [sys.executable, "-c", code, f"{server.url}/file", str(tmp_path / "file")]
+    processes = [subprocess.Popen(arguments, env={**os.environ, "no_proxy": "*"}) for _ in range(3)]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert len(server.requests) == 1
+
+
+def test_published_weights(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("YOLACT_CACHE", str(tmp_path))
+    monkeypatch.setenv("YOLACT_WEIGHTS_URL", f"{server.url}/authors/")
+    path = published_weights("yolact_plus_base_config")
+    assert path == tmp_path / "yolact_plus_base_54_800000.pth"
+    assert path.read_bytes() == CONTENT
+    asked = "/authors/yolact-plus-base/resolve/main/yolact_plus_base_54_800000.pth"
+    assert server.requests == [(asked, None)]
+
+
+def test_unknown_name_lists_the_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"'yolact_big'; known: yolact_resnet50, .*yolact_plus_base"):
+        published_weights("yolact_big")
+
+
+def test_failure_says_what_to_do(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("YOLACT_CACHE", str(tmp_path))
+    monkeypatch.setenv("YOLACT_WEIGHTS_URL", server.url)
+    server.codes = [404]
+    with pytest.raises(YolactError) as caught:
+        published_weights("yolact_base")
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in (server.url, str(tmp_path), "by hand", "YOLACT_WEIGHTS_URL"):
+        assert part in message
+
+
+def test_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("YOLACT_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "yolact"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache" / "yolact"
+    monkeypatch.setenv("YOLACT_CACHE", "~/mine")
+    assert cache_folder() == Path.home() / "mine"

@@ -1,0 +1,163 @@
+"""Opening checkpoints, and saying why one cannot be opened."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchvision.models import mobilenet_v2, resnet50
+
+import yolact
+from yolact.config import Classes
+from yolact.model import Yolact
+from yolact.registry import get_config
+from yolact.train.checkpoint import save_checkpoint
+from yolact.weights.load import load_checkpoint, load_model, load_pretrained_backbone, save_safetensors
+from yolact_runtime.errors import UsageError, YolactError
+
+
+@pytest.fixture(scope="module")
+def model() -> Yolact:
+    torch.manual_seed(0)
+    config = replace(get_config("yolact_tiny"), classes=Classes(("cat", "dog"), (0, 17)))
+    return Yolact(config).eval()
+
+
+def same_weights(a: nn.Module, b: nn.Module) -> bool:
+    left, right = a.state_dict(), b.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+def test_own_checkpoint(model: Yolact, tmp_path: Path) -> None:
+    path = tmp_path / "any name.pth"
+    save_checkpoint(path, model, 3, 70, None)
+    opened = yolact.load_model(path)
+    assert same_weights(opened, model)
+    assert opened.config == model.config
+    assert not opened.training
+    assert load_checkpoint(path).iteration == 70
+
+
+def test_safetensors(model: Yolact, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_safetensors(model, path)
+    opened = load_model(path)
+    assert same_weights(opened, model)
+    assert opened.config.classes.category_ids == (0, 17)
+
+
+def test_published_form_by_file_name(tmp_path: Path) -> None:
+    source = Yolact(get_config("yolact_tiny"))
+    state = dict(source.state_dict())
+    # What early checkpoints of the original hold twice or too much.
+    state["backbone.layer1.0.conv1.weight"] = torch.zeros(1)
+    state["fpn.downsample_layers.2.weight"] = torch.zeros(1)
+    path = tmp_path / "yolact_tiny_54_800000.pth"
+    torch.save(state, path)
+    assert same_weights(load_model(path), source)
+    assert load_checkpoint(path).iteration == 800000
+
+
+def test_config_given_where_the_name_does_not_say(tmp_path: Path) -> None:
+    source = Yolact(get_config("yolact_tiny"))
+    path = tmp_path / "mine.pth"
+    torch.save(source.state_dict(), path)
+    with pytest.raises(UsageError, match=r"mine\.pth.*--config"):
+        load_model(path)
+    assert same_weights(load_model(path, "yolact_tiny_config"), source)
+
+
+def test_keys_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    state = dict(Yolact(get_config("yolact_tiny")).state_dict())
+    del state["proto_net.0.weight"]
+    state["extra.weight"] = torch.zeros(1)
+    state["semantic_seg_conv.bias"] = torch.zeros(7)
+    path = tmp_path / "yolact_tiny_1_2.pth"
+    torch.save(state, path)
+    with pytest.raises(YolactError) as error:
+        load_model(path)
+    words = str(error.value)
+    assert "1 missing: proto_net.0.weight" in words
+    assert "1 unexpected: extra.weight" in words
+    assert "semantic_seg_conv.bias (7,) instead of (3,)" in words
+    assert "\n" not in words
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return exec, ("raise SystemExit('code was run')",)
+
+
+@pytest.mark.parametrize("content", ["truncated", "text", "pickle", "empty", "tensor", "numbers"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_unreadable_files_are_one_line(content: str, suffix: str, model: Yolact, tmp_path: Path) -> None:
+    path = tmp_path / f"yolact_tiny_1_2{suffix}"
+    buffer = io.BytesIO()
+    if content == "truncated":
+        torch.save(model.state_dict(), buffer)
+        path.write_bytes(buffer.getvalue()[:1000])
+    elif content == "text":
+        path.write_text("<html>not found</html>")
+    elif content == "pickle":
+        path.write_bytes(pickle.dumps(Harmful()))
+    elif content == "empty":
+        path.touch()
+    else:
+        torch.save(torch.zeros(3) if content == "tensor" else {"epoch": 3}, path)
+    with pytest.raises(YolactError) as error:
+        load_model(path)
+    assert path.name in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(YolactError, match="do not exist"):
+        load_model(tmp_path / "nothing.pth")
+    with pytest.raises(YolactError, match="is a folder"):
+        load_model(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "build"),
+    [("yolact_resnet50", resnet50), ("yolact_plus_resnet50", resnet50), ("yolact_mobilenetv2", mobilenet_v2)],
+)
+def test_imagenet_weights_reach_the_backbone(
+    name: str, build: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = build(weights=None).eval()  # type: ignore[operator]
+    torch.manual_seed(1)
+    for parameter in classifier.parameters():
+        nn.init.normal_(parameter, std=0.01)
+    file = tmp_path / "classifier.pth"
+    torch.save(classifier.state_dict(), file)
+    monkeypatch.setattr("yolact.weights.download.download", lambda url, path, sha256=None: file)
+    model = Yolact(get_config(name)).eval()
+    load_pretrained_backbone(model)
+    x = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        if name == "yolact_plus_resnet50":
+            assert torch.equal(model.backbone.layers[3][2].conv2.weight, classifier.layer4[2].conv2.weight)
+            assert (model.backbone.layers[3][2].conv2.conv_offset_mask.weight == 0).all()
+        elif name == "yolact_mobilenetv2":
+            np.testing.assert_allclose(model.backbone(x)[2], classifier.features[:18](x), atol=1e-6)
+        else:
+            c = classifier
+            stem = c.maxpool(c.relu(c.bn1(c.conv1(x))))
+            expected = c.layer4(c.layer3(c.layer2(c.layer1(stem))))
+            np.testing.assert_allclose(model.backbone(x)[2], expected, atol=1e-6)
+
+
+def test_backbone_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(url: str, path: Path, sha256: str | None = None) -> Path:
+        raise YolactError(f"cannot download {url}")
+
+    monkeypatch.setattr("yolact.weights.download.download", offline)
+    with pytest.raises(YolactError, match=r"--set train\.init=random"):
+        load_pretrained_backbone(Yolact(get_config("yolact_mobilenetv2")))

@@ -1,0 +1,1 @@
+"""Check, show, convert and generate datasets."""

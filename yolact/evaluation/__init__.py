@@ -1,0 +1,1 @@
+"""Box and mask AP, curves, confusion matrix and the report."""

@@ -1,0 +1,270 @@
+"""COCO average precision of any engine, by pycocotools' own rules.
+
+Every image of the annotation file counts, whether or not it has annotations, detections, or could be read
+at all. Boxes are ranked by box scores, masks by mask scores (which differ where a model re-scores masks).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from yolact.data.layout import image_path
+from yolact.evaluation.confusion import SCORE_THRESHOLD, Confusion, confusion_matrix
+from yolact.evaluation.curves import Curves
+from yolact.evaluation.ground_truth import GroundTruth, match_categories, read_ground_truth
+from yolact.evaluation.metrics import Metrics, coco_library, metrics_of
+from yolact_runtime import Engine, Result, YolactError
+from yolact_runtime.errors import UsageError
+from yolact_runtime.sources.images import read_image
+
+log = logging.getLogger(__name__)
+
+DEFAULT_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Details:
+    """What a report shows beyond the numbers.
+
+    Attributes:
+        box: Curves of the boxes.
+        mask: Of the masks; None where the annotations have none.
+        confusion: Of masks, or of boxes where the annotations have no masks.
+    """
+
+    box: Curves
+    mask: Curves | None
+    confusion: Confusion
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How good an engine is on an annotation file.
+
+    Attributes:
+        box: Of the boxes.
+        mask: Of the masks; None where the annotations have none.
+        images: How many were evaluated.
+        detections: How many were found in them.
+        failures: Reason for each image, by file name, that could not be evaluated. They count as images
+            in which nothing was found.
+        ms_per_image: Mean time from image in memory to boxes and run lengths, in milliseconds.
+        details: Curves and confusion matrix, where `score` was asked for them.
+    """
+
+    box: Metrics
+    mask: Metrics | None
+    images: int
+    detections: int
+    failures: dict[str, str]
+    ms_per_image: float
+    details: Details | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts, numbers and None; `details` only where there are any."""
+        content = asdict(self)
+        if self.details is None:
+            del content["details"]
+        return content
+
+
+@dataclass
+class Predictions:
+    """COCO result entries of an engine: `boxes` with box scores, `masks` (and boxes) with mask scores."""
+
+    image_ids: list[int] = field(default_factory=list)
+    boxes: list[dict[str, Any]] = field(default_factory=list)
+    masks: list[dict[str, Any]] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def evaluate(
+    engine: Engine,
+    images: str | Path,
+    annotations: str | Path,
+    *,
+    batch_size: int | None = None,
+    max_images: int | None = None,
+    progress: bool = True,
+    score_threshold: float = 0.0,
+) -> Evaluation:
+    """Box and mask AP of an engine on a COCO annotation file.
+
+    Args:
+        engine: Any engine. Its classes are matched with the file's categories by id and name, else by name.
+        images: Folder of the images.
+        annotations: COCO annotation file.
+        batch_size: Images handed over at once; None for 8, or fewer where the engine takes fewer.
+        max_images: Evaluate the first ones of the file only; None for all.
+        progress: Show a progress bar on standard error where that is a terminal.
+        score_threshold: Leave out detections of this box score or less. 0 keeps all, as COCO expects.
+
+    Raises:
+        UsageError: a number out of range.
+        YolactError: the annotation file cannot be used, its categories are not the engine's, or none of
+            its images is in `images`. An image that fails alone is reported in `Evaluation.failures`.
+    """
+    truth = read_ground_truth(annotations, images)
+    found = predict(
+        engine,
+        images,
+        truth,
+        batch_size=batch_size,
+        max_images=max_images,
+        progress=progress,
+        score_threshold=score_threshold,
+    )
+    return score(truth, found)
+
+
+def predict(
+    engine: Engine,
+    images: str | Path,
+    truth: GroundTruth,
+    *,
+    batch_size: int | None = None,
+    max_images: int | None = None,
+    progress: bool = True,
+    score_threshold: float = 0.0,
+) -> Predictions:
+    """Run an engine over the images of an annotation file; see `evaluate` for arguments and errors."""
+    for name, value in (("batch_size", batch_size), ("max_images", max_images)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} is {value}; it must be 1 or more")
+    folder = Path(images)
+    categories = match_categories(engine.metadata, truth)
+    records = truth.images if max_images is None else truth.images[:max_images]
+    if not any(image_path(folder, record["file_name"]).exists() for record in records):
+        raise YolactError(
+            f"none of the {len(records)} images of {truth.path} is in {folder} (such as"
+            f" {records[0]['file_name']})"
+        )
+    size = batch_size or min(engine.metadata.max_batch, DEFAULT_BATCH)
+    batches = [records[start : start + size] for start in range(0, len(records), size)]
+    found = Predictions(image_ids=[record["id"] for record in records])
+    console = Console(stderr=True)
+    shown = progress and console.is_terminal and log.isEnabledFor(logging.INFO)
+    for batch in track(batches, "evaluating", console=console, disable=not shown):
+        pairs = ((record, _open(record, folder, found)) for record in batch)
+        opened = [(record, image) for record, image in pairs if image is not None]
+        for record, result in _results(engine, opened, score_threshold, found):
+            start = time.perf_counter()
+            masks = result.to_coco(record["id"])
+            found.seconds += time.perf_counter() - start
+            boxes = result.to_coco(record["id"], masks=False)
+            for entries, all_entries in ((boxes, found.boxes), (masks, found.masks)):
+                for entry in entries:
+                    if entry["category_id"] in categories:
+                        all_entries.append({**entry, "category_id": categories[entry["category_id"]]})
+    return found
+
+
+def _open(record: dict[str, Any], folder: Path, found: Predictions) -> np.ndarray | None:
+    try:
+        image = read_image(image_path(folder, record["file_name"]))
+        height, width = image.shape[:2]
+        if (height, width) != (record["height"], record["width"]):
+            raise YolactError(
+                f"{record['file_name']} is {width} x {height} pixels, but the annotation file says"
+                f" {record['width']} x {record['height']}"
+            )
+    except YolactError as error:
+        _fail(record, error, found)
+        return None
+    return image
+
+
+def _results(
+    engine: Engine,
+    opened: list[tuple[dict[str, Any], np.ndarray]],
+    score_threshold: float,
+    found: Predictions,
+) -> Iterator[tuple[dict[str, Any], Result]]:
+    """Predict a batch; where that fails, its images one by one, so that one of them cannot hide the rest."""
+    start = time.perf_counter()
+    try:
+        results = engine.predict(
+            [image for _, image in opened], score_threshold, top_k=engine.metadata.max_detections
+        )
+    except YolactError as error:
+        if len(opened) == 1:
+            _fail(opened[0][0], error, found)
+            return
+        for one in opened:
+            yield from _results(engine, [one], score_threshold, found)
+        return
+    found.seconds += time.perf_counter() - start
+    yield from zip([record for record, _ in opened], results, strict=True)
+
+
+def _fail(record: dict[str, Any], error: YolactError, found: Predictions) -> None:
+    log.error("%s", error)
+    found.failures[record["file_name"]] = str(error)
+
+
+def score(
+    truth: GroundTruth,
+    found: Predictions,
+    *,
+    details: bool = False,
+    confusion_score: float = SCORE_THRESHOLD,
+    faster: bool = False,
+) -> Evaluation:
+    """Compare predictions with an annotation file.
+
+    Args:
+        truth: The annotation file.
+        found: The predictions.
+        details: Keep the precision-recall curves and count the confusion matrix, too.
+        confusion_score: The least score, 0..1, of detections in the confusion matrix.
+        faster: Compute with faster-coco-eval, whose numbers are the same.
+
+    Raises:
+        UsageError: `confusion_score` is out of range, where `details` are asked for.
+        YolactError: faster-coco-eval is not installed.
+    """
+    library = coco_library(faster)
+    with_mask = [entry for entry in truth.annotations if entry["segmentation"] is not None]
+    without = len(truth.annotations) - len(with_mask)
+    mask, mask_curves = None, None
+    if with_mask or not without:
+        if without:
+            log.warning("%d annotations of %s have no mask; they count for boxes only", without, truth.path)
+        # Without their boxes: pycocotools would take their areas for the areas of the masks.
+        bare = [{key: value for key, value in entry.items() if key != "bbox"} for entry in found.masks]
+        mask, mask_curves = metrics_of(truth, with_mask, bare, found.image_ids, "segm", library)
+    else:
+        log.warning("%s has no masks; only boxes are evaluated", truth.path)
+    box, box_curves = metrics_of(truth, truth.annotations, found.boxes, found.image_ids, "bbox", library)
+    extra = None
+    if details:
+        kind = "box" if mask is None else "mask"
+        confusion = confusion_matrix(
+            truth.annotations if mask is None else with_mask,
+            found.boxes if mask is None else found.masks,
+            found.image_ids,
+            truth.class_names,
+            kind=kind,
+            score_threshold=confusion_score,
+        )
+        extra = Details(box_curves, mask_curves, confusion)
+    processed = len(found.image_ids) - len(found.failures)
+    return Evaluation(
+        box=box,
+        mask=mask,
+        images=len(found.image_ids),
+        detections=len(found.boxes),
+        failures=dict(found.failures),
+        ms_per_image=1000 * found.seconds / max(1, processed),
+        details=extra,
+    )

@@ -1,0 +1,150 @@
+"""The COCO summary of boxes or masks, computed by pycocotools or by faster-coco-eval."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from yolact.evaluation.curves import Curves, curves_of
+from yolact.evaluation.ground_truth import GroundTruth
+from yolact_runtime import YolactError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """COCO's summary for boxes or masks, 0..1. None where there is nothing to find (no such annotations).
+
+    Attributes:
+        ap: Average precision over IoU thresholds .50, .55 ... .95 and all classes.
+        ap50: At IoU 0.50.
+        ap75: At IoU 0.75.
+        ap_small: Of objects below 32 x 32 pixels.
+        ap_medium: Of objects from there to 96 x 96 pixels.
+        ap_large: Of objects above.
+        ar1: Average recall with one detection per image and class.
+        ar10: With ten.
+        ar100: With a hundred.
+        ar_small: With a hundred, of small objects.
+        ar_medium: Of medium ones.
+        ar_large: Of large ones.
+        by_iou: AP at each threshold, `"0.50"` to `"0.95"`.
+        by_class: AP of each category of the annotation file, by name.
+    """
+
+    ap: float | None
+    ap50: float | None
+    ap75: float | None
+    ap_small: float | None
+    ap_medium: float | None
+    ap_large: float | None
+    ar1: float | None
+    ar10: float | None
+    ar100: float | None
+    ar_small: float | None
+    ar_medium: float | None
+    ar_large: float | None
+    by_iou: dict[str, float | None]
+    by_class: dict[str, float | None]
+
+
+def coco_library(faster: bool) -> tuple[type, type]:
+    """`COCO` and `COCOeval` of pycocotools, or what faster-coco-eval has in their place.
+
+    Raises:
+        YolactError: faster-coco-eval is not installed.
+    """
+    if not faster:
+        return COCO, COCOeval
+    try:
+        import faster_coco_eval
+    except ImportError:
+        raise YolactError(
+            "the faster evaluation needs faster-coco-eval, which is not installed; run: pip install"
+            " faster-coco-eval"
+        ) from None
+    return faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster
+
+
+def metrics_of(
+    truth: GroundTruth,
+    annotations: list[dict[str, Any]],
+    predictions: list[dict[str, Any]],
+    image_ids: list[int],
+    kind: str,
+    library: tuple[type, type],
+) -> tuple[Metrics, Curves]:
+    """Summary and precision-recall curves of boxes (`kind` bbox) or masks (segm).
+
+    Args:
+        truth: Where images and categories come from.
+        annotations: Those of its annotations that count.
+        predictions: COCO result entries.
+        image_ids: The images that count.
+        kind: `"bbox"` or `"segm"`.
+        library: What `coco_library` returned.
+    """
+    coco_class, evaluation_class = library
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        expected = _coco(coco_class, truth, [dict(entry) for entry in annotations])
+        # loadRes cannot take an empty list.
+        actual = (
+            expected.loadRes([dict(entry) for entry in predictions])
+            if predictions
+            else _coco(coco_class, truth, [])
+        )
+        run = evaluation_class(expected, actual, kind)
+        run.params.imgIds = image_ids
+        run.evaluate()
+        run.accumulate()
+    log.debug("pycocotools (%s): %s", kind, " ".join(printed.getvalue().split()))
+    # (IoU threshold, recall, class, area all/small/medium/large, at most 1/10/100 detections); -1: undefined
+    precision = run.eval["precision"][..., -1]
+    recall = run.eval["recall"]  # (IoU threshold, class, area, at most)
+    class_names = truth.class_names
+    names = [class_names[number] for number in run.params.catIds]
+    metrics = Metrics(
+        ap=_mean(precision[..., 0]),
+        ap50=_mean(precision[0, ..., 0]),
+        ap75=_mean(precision[5, ..., 0]),
+        ap_small=_mean(precision[..., 1]),
+        ap_medium=_mean(precision[..., 2]),
+        ap_large=_mean(precision[..., 3]),
+        ar1=_mean(recall[..., 0, 0]),
+        ar10=_mean(recall[..., 0, 1]),
+        ar100=_mean(recall[..., 0, 2]),
+        ar_small=_mean(recall[..., 1, 2]),
+        ar_medium=_mean(recall[..., 2, 2]),
+        ar_large=_mean(recall[..., 3, 2]),
+        by_iou={
+            f"{iou:.2f}": _mean(row[..., 0]) for iou, row in zip(run.params.iouThrs, precision, strict=True)
+        },
+        by_class={name: _mean(precision[:, :, i, 0]) for i, name in enumerate(names)},
+    )
+    return metrics, curves_of(precision[..., 0], run.params.recThrs, names)
+
+
+def _coco(coco_class: type, truth: GroundTruth, annotations: list[dict[str, Any]]) -> Any:
+    coco = coco_class()
+    coco.dataset = {
+        "info": {},
+        "images": truth.images,
+        "categories": truth.categories,
+        "annotations": annotations,
+    }
+    coco.createIndex()
+    return coco
+
+
+def _mean(values: np.ndarray) -> float | None:
+    defined = values[values > -1]
+    return float(defined.mean()) if defined.size else None

@@ -1,0 +1,174 @@
+"""From raw outputs to detections and masks (paper, sections 3.3 and 4.3), vectorised over the batch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from yolact.config import DetectConfig
+from yolact.model import Yolact, YolactOutput
+from yolact.model.boxes import crop_window, decode, iou
+
+
+class Detections(NamedTuple):
+    """The best K detections of each of N images, by score; zero past `count`.
+
+    Attributes:
+        count: (N,) int32.
+        boxes: (N, K, 4) float32, x1 y1 x2 y2 relative to the image, as decoded (they may leave 0..1).
+        scores: (N, K) float32.
+        classes: (N, K) int32, 0-based, without background.
+        coefficients: (N, K, M) float32.
+        prototypes: (N, Hp, Wp, M) float32.
+        mask_scores: (N, K) float32: `scores`, times the predicted mask IoU where the model re-scores.
+    """
+
+    count: Tensor  # type: ignore[assignment]
+    boxes: Tensor
+    scores: Tensor
+    classes: Tensor
+    coefficients: Tensor
+    prototypes: Tensor
+    mask_scores: Tensor
+
+
+class _Kept(NamedTuple):
+    """Survivors of NMS: scores (N, K'), -1 where there is none; classes and prior indices (N, K')."""
+
+    scores: Tensor
+    classes: Tensor
+    priors: Tensor
+
+
+def detect(
+    model: Yolact, output: YolactOutput, config: DetectConfig | None = None, compact: bool = True
+) -> Detections:
+    """Decode, suppress and (for YOLACT++) re-score.
+
+    Args:
+        model: Gives the priors, the mask IoU net and, where `config` is None, the settings.
+        output: Raw outputs of `model`.
+        config: Thresholds, limits and the kind of NMS.
+        compact: Drop the priors below the score threshold before sorting, so that shapes depend on
+            the data. The exported graph turns this off: it is fixed in shape and sorts with TopK,
+            which, as the stable sort here, puts equal scores in the order of their indices.
+    """
+    config = config or model.config.detect
+    scores = output.logits.softmax(dim=-1)[..., 1:]  # (N, P, C)
+    boxes = decode(output.loc, model.priors)  # (N, P, 4)
+    if config.nms == "traditional":
+        kept = _traditional_nms(boxes, scores, config, model.config.model.input_size)
+    elif config.nms == "cross_class":
+        best, classes = scores.max(dim=-1)  # (N, P)
+        kept = _fast_nms(boxes, best[..., None], config, compact)
+        kept = kept._replace(classes=classes.gather(1, kept.priors))
+    else:
+        kept = _fast_nms(boxes, scores, config, compact)
+
+    missing = config.max_detections - kept.scores.shape[1]
+    if missing > 0:
+        kept = _Kept(*(F.pad(t, (0, missing), value=v) for t, v in zip(kept, (-1.0, 0, 0), strict=True)))
+    valid = kept.scores >= 0  # (N, K)
+    detections = Detections(
+        count=valid.sum(dim=1, dtype=torch.int32),
+        boxes=_pick(boxes, kept.priors) * valid[..., None],
+        scores=kept.scores.clamp(min=0),
+        classes=(kept.classes * valid).int(),
+        coefficients=_pick(output.coefficients, kept.priors) * valid[..., None],
+        prototypes=output.prototypes,
+        mask_scores=kept.scores.clamp(min=0),
+    )
+    return rescore(model, detections) if model.config.model.mask_iou else detections
+
+
+def _pick(values: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` (N, K) of values (N, P, V): (N, K, V)."""
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def _best(scores: Tensor, k: int, compact: bool) -> tuple[Tensor, Tensor]:
+    """The k best along the last dimension and their indices, equal ones in the order of their indices."""
+    k = min(k, scores.shape[-1])
+    if not compact:
+        return scores.topk(k, dim=-1)
+    values, index = scores.sort(dim=-1, descending=True, stable=True)
+    return values[..., :k], index[..., :k]
+
+
+def _fast_nms(boxes: Tensor, scores: Tensor, config: DetectConfig, compact: bool) -> _Kept:
+    """Fast NMS (paper, section 4.3): a box goes if any better one of its class overlaps it, kept or not."""
+    images, _, num_classes = scores.shape
+    keep = scores.amax(dim=-1) > config.score_threshold  # (N, P)
+    scores = torch.where(keep[..., None], scores, -1.0)
+    prior_index = None
+    if compact:
+        most = int(keep.sum(dim=1).max()) if images else 0
+        prior_index = keep.int().argsort(dim=1, descending=True, stable=True)[:, :most]  # (N, P')
+        boxes, scores = _pick(boxes, prior_index), _pick(scores, prior_index)
+
+    top, index = _best(scores.transpose(1, 2), config.nms_top_k, compact)  # (N, C, k)
+    k = top.shape[-1]
+    index = index.reshape(images, -1)  # (N, C*k)
+    candidates = _pick(boxes, index).reshape(images, num_classes, k, 4)
+    better = torch.ones(k, k, device=boxes.device, dtype=boxes.dtype).triu(diagonal=1)
+    overlap = (iou(candidates, candidates) * better).amax(dim=-2) if k else top  # (N, C, k)
+    survives = (overlap <= config.iou_threshold) & (top >= 0)
+    flat = torch.where(survives, top, -1.0).reshape(images, -1)  # (N, C*k)
+    best, order = _best(flat, config.max_detections, compact)  # (N, K')
+    priors = index.gather(1, order)
+    if prior_index is not None:
+        priors = prior_index.gather(1, priors)
+    return _Kept(best, order.div(max(k, 1), rounding_mode="trunc"), priors)
+
+
+def _traditional_nms(boxes: Tensor, scores: Tensor, config: DetectConfig, input_size: int) -> _Kept:
+    """Sequential NMS of each class: a box goes if a better one that was kept overlaps it."""
+    images, num_priors, num_classes = scores.shape
+    image, prior, cls = (scores > config.score_threshold).nonzero(as_tuple=True)  # (n,)
+    # The original counts pixels inclusively: a box is one pixel wider than the difference of its corners.
+    # Double precision, because batched_nms sets the groups apart by adding offsets.
+    pixels = boxes[image, prior].double() * input_size + boxes.new_tensor([0, 0, 1, 1], dtype=torch.double)
+    values = scores[image, prior, cls]
+    order = batched_nms(pixels, values.double(), image * num_classes + cls, config.iou_threshold)
+    flat = boxes.new_full((images, num_priors * num_classes), -1.0)
+    flat[image[order], prior[order] * num_classes + cls[order]] = values[order]
+    best, where = flat.topk(min(config.max_detections, flat.shape[1]), dim=-1)
+    return _Kept(best, where % num_classes, where.div(num_classes, rounding_mode="floor"))
+
+
+def assemble_masks(coefficients: Tensor, prototypes: Tensor, boxes: Tensor) -> Tensor:
+    """Masks at prototype size: sigmoid(P c), zero outside the box (paper, equation 1).
+
+    Args:
+        coefficients: (N, K, M).
+        prototypes: (N, Hp, Wp, M).
+        boxes: (N, K, 4) relative corners.
+
+    Returns:
+        (N, K, Hp, Wp) in 0..1.
+    """
+    size = prototypes.shape[1], prototypes.shape[2]
+    masks = coefficients @ prototypes.flatten(1, 2).transpose(1, 2)  # (N, K, Hp*Wp)
+    masks = masks.sigmoid().unflatten(-1, size)  # (N, K, Hp, Wp)
+    return masks * crop_window(boxes, size)
+
+
+def image_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks at prototype size (n, Hp, Wp) to image size: (n, H, W) bool, bilinear, > 0.5."""
+    if masks.shape[0] == 0:
+        return masks.new_zeros((0, *size), dtype=torch.bool)
+    return F.interpolate(masks[None], size, mode="bilinear", align_corners=False)[0] > 0.5
+
+
+def rescore(model: Yolact, detections: Detections) -> Detections:
+    """Multiply the mask scores by the IoU that YOLACT++'s mask IoU net predicts."""
+    masks = assemble_masks(detections.coefficients, detections.prototypes, detections.boxes)
+    images, k = masks.shape[:2]
+    predicted = model.maskiou_net(masks.flatten(0, 1)[:, None])  # (N*K, C)
+    predicted = predicted.reshape(images, k, -1)  # (N, K, C)
+    factor = predicted.gather(2, detections.classes.long()[..., None])[..., 0]  # (N, K)
+    return detections._replace(mask_scores=detections.scores * factor)

@@ -1,0 +1,1 @@
+"""Checkpoints: download, open, initialize."""

@@ -1,0 +1,269 @@
+"""Opening checkpoints: published `.pth`, our own, `.safetensors`; initial backbone weights."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from yolact.config import Config
+from yolact.model import Yolact
+from yolact.registry import config_name_of, configs, get_config, position_of
+from yolact_runtime.errors import UsageError, YolactError
+
+log = logging.getLogger(__name__)
+
+FORMAT = "yolact-deploy/1"
+
+# Classifiers trained on ImageNet: torchvision's, and the original authors' Darknet-53.
+PRETRAINED = {
+    "resnet50": "https://download.pytorch.org/models/resnet50-0676ba61.pth",
+    "resnet101": "https://download.pytorch.org/models/resnet101-63fe2227.pth",
+    "mobilenetv2": "https://download.pytorch.org/models/mobilenet_v2-b0353104.pth",
+    "darknet53": "https://huggingface.co/dbolya/yolact-initial-weights/resolve/main/darknet53.pth",
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a weights file holds.
+
+    Attributes:
+        config: The configuration, from the file, its name, or the caller.
+        model: State dict.
+        training: Optimizer, schedule and random state; None where the file holds weights only.
+        epoch, iteration: Where training was.
+        ema: State dict of the moving average of the weights; None where there is none.
+    """
+
+    config: Config
+    model: dict[str, Tensor]
+    training: dict[str, Any] | None = None
+    epoch: int = 0
+    iteration: int = 0
+    ema: dict[str, Tensor] | None = None
+
+
+def load_model(weights: str | Path, config: str | Config | None = None) -> Yolact:
+    """Open a checkpoint as a network in evaluation mode, with the averaged weights where it has some.
+
+    Args:
+        weights: A published or own `.pth`, a `.safetensors`, or the name of published weights such as
+            `yolact_resnet50`, which are then downloaded once.
+        config: Needed only where neither the file nor its name (`<config>_<epoch>_<iteration>.pth`) says it.
+
+    Raises:
+        YolactError: the file cannot be opened, or its keys or shapes do not fit the configuration.
+    """
+    checkpoint = load_checkpoint(weights, config)
+    model = Yolact(checkpoint.config)
+    if checkpoint.ema is not None:
+        log.info("%s: opening the moving average (EMA) of the weights", weights)
+    load_state(model, checkpoint.ema or checkpoint.model, str(weights))
+    return model.eval()
+
+
+def load_checkpoint(weights: str | Path, config: str | Config | None = None) -> Checkpoint:
+    """Read a weights file without building the network; see `load_model`."""
+    path = locate(weights)
+    given = get_config(config) if isinstance(config, str) else config
+    content, metadata = _read(path)
+    if content.get("format") == FORMAT:
+        own = given or Config.from_dict(content["config"], source=str(path))
+        return Checkpoint(
+            config=own,
+            model=content["model"],
+            training=content.get("training"),
+            epoch=content["epoch"],
+            iteration=content["iteration"],
+            ema=content.get("ema"),
+        )
+    if "config" in metadata:
+        given = given or Config.from_dict(json.loads(metadata["config"]), source=str(path))
+    state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if not state or len(state) != len(content):
+        raise YolactError(f"{path} is not a YOLACT checkpoint: expected a state dict of tensors")
+    epoch, iteration = position_of(path)
+    return Checkpoint(given or _config_from_name(path), _modernised(state), None, epoch, iteration)
+
+
+def locate(weights: str | Path) -> Path:
+    """The file that `weights` is or names, downloading published weights where need be."""
+    path = Path(weights)
+    if path.is_file():
+        return path
+    if path.name == str(weights) and not path.suffix:
+        from yolact.weights.download import published_weights
+
+        return published_weights(str(weights))
+    if path.is_dir():
+        raise YolactError(f"{path} is a folder; expected a .pth or .safetensors file")
+    raise YolactError(f"weights {path} do not exist")
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The content of a weights file, and its text metadata where it has some."""
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        except SafetensorError as error:
+            raise YolactError(f"{path} is not a readable .safetensors file: {error}") from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise YolactError(
+            f"{path} is not a readable checkpoint (truncated, or not weights only): {reason}"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise YolactError(f"{path} is not a YOLACT checkpoint: holds a {type(content).__name__}")
+    return dict(content), {}
+
+
+def _config_from_name(path: Path) -> Config:
+    name = config_name_of(path)
+    if name is None or name not in configs():
+        raise UsageError(
+            f"cannot tell the configuration from the file name {path.name}; expected"
+            f" <config>_<epoch>_<iteration>{path.suffix}, or give --config (one of {', '.join(configs())})"
+        )
+    return get_config(name)
+
+
+def _modernised(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Drop what early published checkpoints hold twice or too much, and a DataParallel prefix."""
+    kept = {}
+    for key, value in state.items():
+        key = key.removeprefix("module.")
+        if key.startswith("backbone.layer") and not key.startswith("backbone.layers"):
+            continue
+        if key.startswith("fpn.downsample_layers.") and int(key.split(".")[2]) >= 2:
+            continue
+        kept[key] = value
+    return kept
+
+
+def load_state(model: torch.nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load `state` strictly.
+
+    Raises:
+        YolactError: names the missing, unexpected and mis-shaped keys.
+    """
+    expected = model.state_dict()
+    problems = {
+        "missing": [key for key in expected if key not in state],
+        "unexpected": [key for key in state if key not in expected],
+        "of another shape": [
+            f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
+            for key, value in expected.items()
+            if key in state and state[key].shape != value.shape
+        ],
+    }
+    if any(problems.values()):
+        words = [f"{len(keys)} {what}: {_some(keys)}" for what, keys in problems.items() if keys]
+        name = getattr(getattr(model, "config", None), "name", type(model).__name__)
+        raise YolactError(f"{source} does not fit {name}: {'; '.join(words)}")
+    model.load_state_dict(dict(state))
+
+
+# The layers whose shape depends on the number of classes.
+CLASS_LAYERS = ("prediction_layers.0.conf_layer.", "semantic_seg_conv.", "maskiou_net.maskiou_net.10.")
+
+
+def load_for_fine_tuning(model: Yolact, checkpoint: Checkpoint, source: str) -> None:
+    """Give `model` the weights of a checkpoint that may have been trained for other classes.
+
+    Where the number of classes is another, the layers that depend on it keep their initial values. All
+    else must fit. The averaged weights are taken where there are some.
+
+    Raises:
+        YolactError: another network; names the keys that do not fit.
+    """
+    state = checkpoint.ema or checkpoint.model
+    initial = model.state_dict()
+    fresh = [
+        key
+        for key, value in initial.items()
+        if key.startswith(CLASS_LAYERS) and key in state and state[key].shape != value.shape
+    ]
+    load_state(model, {**state, **{key: initial[key] for key in fresh}}, source)
+    old, new = checkpoint.config.classes, model.config.classes
+    if fresh:
+        layers = sorted({key.rpartition(".")[0] for key in fresh})
+        log.info(
+            "fine-tuning from %s: %d classes instead of %d, so these layers start afresh: %s",
+            source, len(new), len(old), ", ".join(layers),
+        )  # fmt: skip
+    elif old.names != new.names:
+        log.info("fine-tuning from %s: as many classes under other names; all layers are taken over", source)
+    else:
+        log.info("fine-tuning from %s: the same classes; all layers are taken over", source)
+
+
+def _some(keys: list[str], limit: int = 4) -> str:
+    return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")
+
+
+def load_pretrained_backbone(model: Yolact) -> None:
+    """Give the backbone its ImageNet weights, downloaded once; what is new in it keeps its initial values.
+
+    Raises:
+        YolactError: they cannot be had (says how to go on without).
+    """
+    from yolact.weights.download import download
+    from yolact_runtime.files import cache_folder
+
+    name = model.config.model.backbone.name
+    if name not in PRETRAINED:
+        log.info("%s has no pre-trained weights; it starts from random ones", name)
+        return
+    url = PRETRAINED[name]
+    try:
+        path = download(url, cache_folder() / url.rpartition("/")[2])
+    except YolactError as error:
+        raise YolactError(f"{error}; or start from random weights with --set train.init=random") from error
+    state, _ = _read(path)
+    target = model.backbone.state_dict()
+    renamed = {_backbone_key(name, key): value for key, value in state.items()}
+    fitting = {key: value for key, value in renamed.items() if key in target}
+    new = [key for key in target if key not in fitting and not key.endswith("num_batches_tracked")]
+    # The deformable layers of ++ have parameters that no classifier has.
+    unknown = [key for key in new if ".conv2.bias" not in key and "conv_offset_mask" not in key]
+    if unknown:
+        raise YolactError(
+            f"{path} does not fit the backbone {name}: {len(unknown)} missing: {_some(unknown)}"
+        )
+    load_state(model.backbone, target | fitting, str(path))
+    log.info("backbone %s starts from %s", name, path.name)
+
+
+def _backbone_key(backbone: str, key: str) -> str:
+    """The key in our backbone of a key in a classifier's state dict."""
+    if backbone.startswith("resnet") and key.startswith("layer") and not key.startswith("layers"):
+        return f"layers.{int(key[5]) - 1}{key[6:]}"
+    if backbone == "mobilenetv2" and key.startswith("features."):
+        index = int(key.split(".")[1])
+        stage = 0 if index < 7 else 1 if index < 14 else 2
+        return f"layers.{stage}.{key.removeprefix('features.')}"
+    return key
+
+
+def save_safetensors(model: Yolact, path: str | Path) -> None:
+    """Write weights and configuration as one `.safetensors`, atomically."""
+    from safetensors.torch import save_file
+
+    from yolact_runtime.files import atomic_path
+
+    state = {key: value.contiguous() for key, value in model.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(state, temporary, metadata={"config": json.dumps(model.config.to_dict())})
