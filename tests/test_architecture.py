@@ -43,8 +43,7 @@ def module_files() -> dict[str, Path]:
 def project_imports(name: str, path: Path, modules: Collection[str]) -> set[str]:
     """The modules of this project that a module imports: in functions too, but not for type checking only.
 
-    A dotted name in a string counts as well: `importlib.import_module` takes such, and so does the table of
-    backends. A package's `__init__` is not counted for the modules inside it, which it runs before anyway.
+    The strings that `importlib.import_module` and the table of backends take count as well. A package's `__init__` is not counted for the modules inside it, which it runs before anyway.
     """
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     found: set[str] = set()
@@ -63,9 +62,9 @@ def project_imports(name: str, path: Path, modules: Collection[str]) -> set[str]
             for alias in node.names:
                 inner = f"{source}.{alias.name}"
                 found.add(inner if inner in modules else source)
-        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            if isinstance(node.args[0].value, str):
-                found.add(node.args[0].value.partition(":")[0])
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "Backend")):
+            first = ast.unparse(node.args[0]) if node.args else ""
+            found.add(first.strip("'").partition(":")[0])
         for child in ast.iter_child_nodes(node):
             visit(child)
 
@@ -96,7 +95,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     files = module_files()
     graph = {name: project_imports(name, path, files.keys()) for name, path in files.items()}
     assert sum(map(len, graph.values())) > len(graph)
-    # The table of backends names its engines, and they read the table: data, imported by `load` when one opens.
+    # The table of backends only names its engines, which read it: `load` imports them.
     graph["yolact_runtime.engines.backends"] = {
         name
         for name in graph["yolact_runtime.engines.backends"]
