@@ -23,8 +23,8 @@ from rich.table import Table
 
 from yolact import Config, get_config
 from yolact_bench.kernel_bytes import WHOLE, detection_bytes, mask_bytes
-from yolact_bench.machine import describe_machine
-from yolact_bench.protocol import Timing, take_turns
+from yolact_bench.measure.machine import describe_machine
+from yolact_bench.measure.protocol import Timing, take_turns
 from yolact_runtime.commandline import Parser, run, table_console
 from yolact_runtime.cuda.device import Device, DevicePlan
 from yolact_runtime.cuda.plans.detection import detection_plan

@@ -1,6 +1,6 @@
-"""The work that ceilings are measured with, library by library; a missing library gives none.
+"""The work that ceilings are measured with, library by library; a missing library has no probes.
 
-A probe may be run until the next one is asked for.
+A probe is valid until its generator goes on to the next one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,10 +19,10 @@ from onnx import TensorProto, helper, numpy_helper
 from yolact_runtime.engines.openvino import shared_core
 from yolact_runtime.errors import YolactError, first_line
 
-if TYPE_CHECKING:
-    from yolact_bench.roofline.ceilings import Probe
-
 log = logging.getLogger(__name__)
+
+# Type of arithmetic or "bandwidth", name, operations or bytes of a run, the run.
+Probe = tuple[str, str, int, Callable[[], object]]
 
 SIDE = 1024  # of square matrices
 GPU_SIDE = 8192
@@ -30,7 +30,7 @@ CHANNELS, CELLS = 256, 64  # of a convolution as large as one of the pyramid's
 
 
 def numpy_probes(threads: int, size: int) -> Iterator[Probe]:
-    """Memory, by NumPy in threads of ours: it holds no lock while it copies."""
+    """Memory, by NumPy in several threads: it releases the lock while it copies."""
     source, target = np.ones(size // 4, np.float32), np.zeros(size // 4, np.float32)
     shares = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
     with ThreadPoolExecutor(threads) as pool:
@@ -69,10 +69,8 @@ def torch_probes(threads: int, size: int) -> Iterator[Probe]:
 
 def ort_probes(threads: int) -> Iterator[Probe]:
     """Matrix products and convolutions, by ONNX Runtime on the CPU."""
-    try:
-        import onnxruntime
-    except ImportError:
-        return
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
@@ -162,7 +160,7 @@ def _models() -> Iterator[tuple[str, str, int, onnx.ModelProto, dict[str, np.nda
 def _graph(
     x: np.ndarray, weight: np.ndarray, operator: str, quantised: bool, **attributes: Any
 ) -> onnx.ModelProto:
-    """x times a weight; quantised as this project's int8 graphs: unsigned data behind a ReLU."""
+    """x times a weight; quantised as our int8 graphs: unsigned data after a ReLU."""
     nodes, weights = [], [numpy_helper.from_array(weight, "w")]
     data, by = "x", "w"
     if quantised:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.metadata import Metadata
 from yolact_runtime.preprocess import resize_batch
 from yolact_runtime.results import Result, result_of
+
+_UNTIMED = contextlib.nullcontext()
 
 
 class Engine(ABC):
@@ -23,12 +26,16 @@ class Engine(ABC):
         threads: CPU threads that it computes on; None where it does not say, or computes elsewhere.
         reuses_outputs: The arrays of `Detections` are filled anew by a later call, so what is kept must be
             copied. False saves copying the prototypes.
+        stage_timer: Called with the name of a stage that begins; the context it returns ends with the stage.
+            None, as for all but benchmarks, costs next to nothing. "network" is all of `detect`, and
+            "detect" within it is detection outside the graph.
     """
 
     metadata: Metadata
     streams: int = 1
     threads: int | None = None
     reuses_outputs: bool = True
+    stage_timer: Callable[[str], contextlib.AbstractContextManager[object]] | None = None
 
     @property
     def name(self) -> str:
@@ -115,7 +122,8 @@ class Engine(ABC):
             batch = prepared[0][None]
         else:
             batch = np.stack([*prepared, *[prepared[-1]] * missing])
-        detections = self.detect(batch)
+        with self.timed("network"):
+            detections = self.detect(batch)
         check_detections(detections, len(batch), meta)
         # Of a batch, a view of one image's prototypes would keep all of them alive.
         copy = self.reuses_outputs or len(batch) > 1
@@ -123,6 +131,10 @@ class Engine(ABC):
             result_of(detections, index, size, meta, score_threshold, top_k, copy=copy)
             for index, size in enumerate(sizes)
         ]
+
+    def timed(self, stage: str) -> contextlib.AbstractContextManager[object]:
+        """The context that a stage runs in, so that `stage_timer` can time it."""
+        return _UNTIMED if self.stage_timer is None else self.stage_timer(stage)
 
     def close(self) -> None:  # noqa: B027 - most backends have nothing to free
         """Free what the backend holds; the engine cannot be used afterwards."""
