@@ -11,7 +11,7 @@ A stage begins where the one before it ends, so they add up to the run:
     masks       contours of the masks at image size
     rle         COCO RLE of these
 
-An engine reports its stages to `Engine.stage_timer`. An engine that works on a device can report more than the
+An engine reports its stages to `Engine.stage_timer`. One that works on a device can report more than the
 host's clock sees: `stage_times(images, score_threshold, top_k)` runs one batch stage by stage and returns
 milliseconds by the device's events. It is called before measuring, since such a run is slower, and its
 proportions divide the time that the host measures.

@@ -2,9 +2,9 @@
 
 Run times are skewed, have slow outliers and are correlated in time (a busy neighbour slows several runs in a
 row). So intervals come from the bootstrap, which assumes no distribution, and resample blocks of
-neighbouring runs if these are correlated (circular blocks; length after Carlstein's rule for an autoregressive
-series, with the rank correlation, which outliers do not distort). `scipy.stats.bootstrap` has neither blocks
-nor the correction for few runs.
+neighbouring runs if these are correlated (circular blocks; length after Carlstein's rule for an
+autoregressive series, with the rank correlation, which outliers do not distort). `scipy.stats.bootstrap` has
+neither blocks nor the correction for few runs.
 """
 
 from __future__ import annotations

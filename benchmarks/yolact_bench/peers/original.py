@@ -1,8 +1,8 @@
 """The original YOLACT, from a checkout of its repository and weights of its form.
 
 It runs unchanged in its own process: `cv2.imread`, its `FastBaseTransform`, network, `Detect`, `postprocess`
-with masks at image size, and its `Detections`, which encode each whole mask by pycocotools. Stages and CPU time
-are measured in its process; the pipe between the processes is in neither, and takes well below a millisecond.
+with masks at image size, and its `Detections`, which encode each whole mask by pycocotools. Stages and CPU
+time are measured there; the pipe between the processes is in neither, and takes well below a millisecond.
 """
 
 from __future__ import annotations

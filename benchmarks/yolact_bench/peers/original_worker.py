@@ -3,9 +3,9 @@
     original_worker.py CHECKOUT train CONFIG CASE.npz WEIGHTS.pth DEVICE BATCH
     original_worker.py CHECKOUT infer SETTINGS
 
-`train` runs a training step on the case for each line it reads, and writes a line with the loss. `infer` takes
-JSON {"config", "weights", "device", "threads", "input_size", "categories": id of each class}, then reads
-requests, and answers each with a line of JSON:
+`train` runs a training step on the case for each line it reads, and writes a line with the loss. `infer`
+takes JSON {"config", "weights", "device", "threads", "input_size", "categories": id of each class}, then
+reads requests, and answers each with a line of JSON:
 
     {"prepare": [paths]}            decode and resize them for `network_only`       {}
     {"network_only": true}          network and detection on the next of these      {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -18,27 +17,23 @@ def write_html(report: Report, path: str | Path) -> None:
         YolactError: the file cannot be written.
     """
     import jinja2
+    import matplotlib
 
     template = resources.files("yolact_bench.report").joinpath("report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     other = plots.STAGE_COLOURS["other"]
-    page = environment.from_string(template).render(
-        report=report,
-        tables=tables.report_tables(report),
-        text=tables,
-        plots=plots,
-        keys=plots.keys(report),
-        colours=dict(plots.keys(report)),
-        stages=[
-            (name, plots.VARIABLES[plots.STAGE_COLOURS.get(name, other)])
-            for name in tables.stage_names(report)
-        ],
-        distributions={
-            kind: lambda batch, kind=kind: plots.distribution(report, batch, kind) for kind in tables.TITLES
-        },
-        stage_bars=partial(plots.stages, report),
-    )
+    stages = {name: plots.STAGE_COLOURS.get(name, other) for name in tables.stage_names(report)}
+    with matplotlib.rc_context(plots.STYLE):
+        page = environment.from_string(template).render(
+            report=report,
+            tables=tables.report_tables(report),
+            text=tables,
+            plots=plots,
+            keys=plots.keys(report),
+            colours=dict(plots.keys(report)),
+            stages=[(name, plots.VARIABLES[colour]) for name, colour in stages.items()],
+        )
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")

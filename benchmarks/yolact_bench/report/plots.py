@@ -1,16 +1,16 @@
 """The plots of the page, each as SVG; an empty string if there is nothing to show.
 
-Colours are replaced by CSS variables, so that the plots follow the page's light and dark style.
+They are drawn with `STYLE`. Colours become CSS variables, so that the plots follow the page's light and dark
+style.
 """
 
 from __future__ import annotations
 
-import functools
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-P = ParamSpec("P")
 WIDTH = 10  # inches
 ROW = 0.62  # inches of one engine: its name, and a shape or a bar
 BINS = 90
@@ -68,42 +67,27 @@ STYLE: dict[str, Any] = {
 }
 
 
-def _styled(draw: Callable[P, str]) -> Callable[P, str]:
-    """Draw with `STYLE`, which matplotlib reads whenever something is added to a figure."""
-
-    @functools.wraps(draw)
-    def styled(*args: P.args, **options: P.kwargs) -> str:
-        import matplotlib
-
-        with matplotlib.rc_context(STYLE):
-            return draw(*args, **options)
-
-    return styled
-
-
 def colour(report: Report, engine: EngineReport) -> str:
     """The colour of an engine, the same in every plot."""
     return ENGINES[[one.name for one in report.engines].index(engine.name) % len(ENGINES)]
 
 
-@_styled
 def distribution(report: Report, batch: int, kind: str) -> str:
     """Run times on one axis: smoothed histograms, or points if they are few, with median, p95 and p99."""
     rows = [(engine, getattr(one, kind)) for engine in report.engines if (one := engine.at(batch))]
     if not rows:
         return ""
     figure, axes = _rows_figure(len(rows))
+    longest = [max(measured.samples_us) / 1000 for _, measured in rows]
     # Outliers must not squeeze all other times into a corner.
-    ends = [
-        end for _, measured in rows for end in (measured.min, min(_longest(measured), 1.25 * measured.p99))
-    ]
-    low, high = _spread(axes, ends)
+    ends = [min(end, 1.25 * measured.p99) for end, (_, measured) in zip(longest, rows, strict=True)]
+    low, high = _spread(axes, [*ends, *(measured.min for _, measured in rows)])
     axes.set_xlabel("milliseconds per batch" + (", logarithmic" if axes.get_xscale() == "log" else ""))
     for index, (engine, measured) in enumerate(rows):
         _draw_runs(axes, index, measured, colour(report, engine), low, high)
         words = f"median {number(measured.median)} ms, p95 {number(measured.p95)}, p99 {number(measured.p99)}"
-        if _longest(measured) > high:
-            words += f", longest {number(_longest(measured))} (outside)"
+        if longest[index] > high:
+            words += f", longest {number(longest[index])} (outside)"
         _row_label(axes, index, engine.name, words)
     return _svg(figure, f"Distribution of run times, {KIND_NAMES[kind]}, batch {batch}")
 
@@ -128,11 +112,6 @@ def _draw_runs(axes: Axes, index: int, measured: Measured, fill: str, low: float
     axes.vlines([measured.median], index - 0.29, index + 0.29, color=INK, linewidth=2)
 
 
-def _longest(measured: Measured) -> float:
-    return max(measured.samples_us) / 1000
-
-
-@_styled
 def stages(report: Report, batch: int) -> str:
     """The median time of each stage, one bar per engine."""
     rows = [(engine, one) for engine in report.engines if (one := engine.at(batch))]
@@ -161,13 +140,13 @@ def stages(report: Report, batch: int) -> str:
     return _svg(figure, f"Median time of each stage, batch {batch}")
 
 
-@_styled
 def throughput(report: Report) -> str:
     """Images per second over the batch size: solid network only, dashed end to end."""
     sizes = list(report.settings["batches"])
     if len(sizes) < 2:
         return ""
-    figure, axes = _plain_figure(3.6)
+    figure = _figure(3.6)
+    axes = figure.subplots()
     for engine in report.engines:
         for kind, line in zip(KINDS, ("-", "--"), strict=True):
             places = [sizes.index(one.batch) for one in engine.batches]
@@ -183,7 +162,6 @@ def throughput(report: Report) -> str:
     return _svg(figure, "Images per second over the batch size")
 
 
-@_styled
 def timeline(report: Report) -> str:
     """Every run relative to the median of its kind over time, and below it the state of the machine."""
     series = []
@@ -196,16 +174,14 @@ def timeline(report: Report) -> str:
             for start, sample in zip(measured.starts_ms, measured.samples_us, strict=True)
             if measured.median > 0
         ]
-        series.append((engine, points))
+        series += [(engine, points)] if points else []
     shares = [share for _, points in series for _, share in points]
     if not shares:
         return ""
     lanes = _lanes(report)
-    figure, _ = _plain_figure(2.8 + 0.85 * len(lanes), axes=False)
-    ratios = [2.6, *[0.8] * len(lanes)]
-    first, *others = figure.subplots(
-        1 + len(lanes), sharex=True, squeeze=False, gridspec_kw={"height_ratios": ratios}
-    )[:, 0]
+    figure = _figure(2.8 + 0.85 * len(lanes))
+    heights = [2.6, *[0.8] * len(lanes)]
+    first, *others = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
     high = min(max(shares), max(1.5, float(np.percentile(shares, 99.5))))
     for engine, points in series:
         _dots(first, [(at, min(share, high)) for at, share in points], colour(report, engine))
@@ -225,17 +201,10 @@ _TITLE: dict[str, Any] = {"loc": "left", "fontsize": 9.5, "color": SOFT}
 
 
 def _dots(axes: Axes, points: Sequence[tuple[float, float]], ink: str) -> None:
-    """Many points as one path, whose round caps are the dots: markers take ten times the space."""
-    from matplotlib.patches import PathPatch
-    from matplotlib.path import Path
-
-    vertices = [point for point in points for _ in range(2)]
-    codes = [Path.MOVETO, Path.LINETO] * len(points)
-    if points:
-        style = {"edgecolor": ink, "fill": False, "linewidth": 2.6, "alpha": 0.55, "capstyle": "round"}
-        axes.add_patch(PathPatch(Path(vertices, codes), **style))
-        axes.update_datalim(vertices)
-        axes.autoscale_view()
+    """Many points as one line of gaps, whose round caps are the dots: markers take ten times the space."""
+    gap = (float("nan"), float("nan"))
+    line = [value for point in points for value in (point, point, gap)]
+    axes.plot(*zip(*line, strict=True), color=ink, linewidth=2.6, alpha=0.55, solid_capstyle="round")
 
 
 def _lanes(report: Report) -> list[tuple[str, list[Any]]]:
@@ -252,7 +221,6 @@ def _lanes(report: Report) -> list[tuple[str, list[Any]]]:
     return [(name, values) for name, values in lanes if any(value is not None for value in values)]
 
 
-@_styled
 def speed_against_ap(report: Report) -> str:
     """Mask AP over the time of an image end to end: up and left is better."""
     points = []
@@ -263,7 +231,8 @@ def speed_against_ap(report: Report) -> str:
             points.append((engine, first.end_to_end.median / first.batch, 100 * ap))
     if not points:
         return ""
-    figure, axes = _plain_figure(3.4 + 0.2 * len(points))
+    figure = _figure(3.4 + 0.2 * len(points))
+    axes = figure.subplots()
     _spread(axes, [time for _, time, _ in points], ratio=3)
     aps = [ap for *_, ap in points]
     # At least two points of AP high, so that small differences look small.
@@ -277,7 +246,6 @@ def speed_against_ap(report: Report) -> str:
     return _svg(figure, "Mask AP over milliseconds per image")
 
 
-@_styled
 def roofline(report: Report) -> str:
     """The share of the roofline that each engine reaches: pale by its kernels, dark by the floor."""
     rows = [(engine, found) for engine in report.engines if (found := engine.roofline) and found.get("share")]
@@ -321,19 +289,18 @@ def short(name: str, most: int) -> str:
     return f"{name[: most - tail - 1]}…{name[-tail:]}"
 
 
-def _plain_figure(height: float, axes: bool = True) -> tuple[Figure, Axes]:
+def _figure(height: float) -> Figure:
     """A figure without pyplot, so without windows and global state."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    return figure, figure.add_subplot() if axes else None  # type: ignore[return-value]
+    return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
 def _rows_figure(count: int) -> tuple[Figure, Axes]:
     """A figure with a row for each engine, from top to bottom at y = 0, 1, ..."""
-    figure, axes = _plain_figure(ROW * count + 0.6)
-    axes.set_ylim(count - 0.6, -0.75)
-    axes.set_yticks([])
+    figure = _figure(ROW * count + 0.6)
+    axes = figure.subplots()
+    axes.set(ylim=(count - 0.6, -0.75), yticks=[])
     return figure, axes
 
 

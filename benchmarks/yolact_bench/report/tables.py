@@ -130,7 +130,7 @@ def _extra_tables(report: Report) -> dict[str, Table]:
             [[engine.name, *_pipeline(engine.pipeline)] for engine in engines if engine.pipeline],
             "File to RLE masks; passes over the same images, interleaved, warmed up as above; means, 95%"
             " intervals. Loop: the engine opened for latency, one stream with all threads. Pipeline: the"
-            " engine opened for throughput, its streams share the threads; workers decode, and as many encode",
+            " engine opened for throughput, its streams share the threads; workers decode and as many encode",
         ),
         "roofline": Table(
             "Roofline, network only",

@@ -1,4 +1,4 @@
-"""`yolact-bench roofline`: the least time of an ONNX graph on a machine, and the share of it that was reached.
+"""`yolact-bench roofline`: the least time of an ONNX graph on a machine, and the share of it reached.
 
 Operations and bytes are counted from the graph (`work`), ceilings are measured (`ceilings`). Two times
 cannot be beaten under such ceilings:

@@ -99,7 +99,7 @@ class Roofline:
         """The ceilings for an engine that computes this graph in `precision`, with the bytes of the graph.
 
         "fp32", "bf16" and "fp16" replace every type of the graph. "int8" replaces its float32, unless it has
-        int8 layers of its own: then it keeps some in float32 on purpose, and "int8+bf16" computes these in bf16.
+        int8 layers of its own: the others are float32 on purpose, and "int8+bf16" computes these in bf16.
 
         Raises:
             UsageError: an unknown precision.

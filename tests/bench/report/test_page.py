@@ -6,9 +6,11 @@ import dataclasses
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import html5lib
+import matplotlib
 import numpy as np
 import pytest
 
@@ -23,6 +25,13 @@ ROOFLINE = {
     "batch": 1, "flops": 118 * 10**9, "bytes": 10**8, "share": 0.4, "kernels_share": 0.7, "measured_ms": 9.0,
     "floor_ms": 3.6, "kernels_ms": 6.3, "precision": "bf16",
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def style() -> Iterator[None]:
+    """The plots are drawn as on the page."""
+    with matplotlib.rc_context(plots.STYLE):
+        yield
 
 
 @pytest.fixture
