@@ -11,7 +11,8 @@ change of at least `min_effect`. "same" needs the whole interval within the mini
 
 Reports measured at different times also met different conditions, which no statistics of either report can
 see. So nothing is "faster" or "slower" if one of them has warnings (a busy or throttled machine). A control
-helps: an engine that is the same in both reports and was interleaved with the others. Each run is then divided by the control's run of the same round, and what slowed both cancels out.
+helps: an engine that is the same in both reports and was interleaved with the others. Each run is then
+divided by the control's run of the same round, and what slowed both cancels out.
 """
 
 from __future__ import annotations

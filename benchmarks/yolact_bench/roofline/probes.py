@@ -5,16 +5,15 @@ A probe is valid until its generator goes on to the next one.
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+import onnx.parser
+from onnx import numpy_helper
 
 from yolact_runtime.engines.openvino import shared_core
 from yolact_runtime.errors import YolactError, first_line
@@ -145,49 +144,39 @@ def gpu_probes() -> Iterator[Probe]:
 def _models() -> Iterator[tuple[str, str, int, onnx.ModelProto, dict[str, np.ndarray]]]:
     """Type, name, operations, graph and input of each small model."""
     random = np.random.default_rng(0)
-    for quantised, (name, kernel) in itertools.product((False, True), (("1x1", 1), ("3x3", 3))):
-        weight = random.standard_normal((CHANNELS, CHANNELS, kernel, kernel), np.float32)
-        x = random.standard_normal((1, CHANNELS, CELLS, CELLS), np.float32)
-        operations = 2 * CHANNELS**2 * kernel**2 * CELLS**2
-        model = _graph(x, weight, "Conv", quantised, pads=[kernel // 2] * 4)
-        yield "int8" if quantised else "float32", f"{name} convolution", operations, model, {"x": x}
     for quantised in (False, True):
+        kind = "int8" if quantised else "float32"
+        for side in (1, 3):
+            weight = random.standard_normal((CHANNELS, CHANNELS, side, side), np.float32)
+            x = random.standard_normal((1, CHANNELS, CELLS, CELLS), np.float32)
+            pads = f"<pads = [{', '.join([str(side // 2)] * 4)}]>"
+            model = _graph(x, weight, f"Conv {pads}", quantised)
+            yield kind, f"{side}x{side} convolution", 2 * weight.size * CELLS**2, model, {"x": x}
         weight, x = (random.standard_normal((SIDE, SIDE), np.float32) for _ in range(2))
-        model = _graph(x, weight, "MatMul", quantised)
-        yield "int8" if quantised else "float32", "matmul", 2 * SIDE**3, model, {"x": x}
+        yield kind, "matmul", 2 * SIDE**3, _graph(x, weight, "MatMul", quantised), {"x": x}
 
 
-def _graph(
-    x: np.ndarray, weight: np.ndarray, operator: str, quantised: bool, **attributes: Any
-) -> onnx.ModelProto:
+def _graph(x: np.ndarray, weight: np.ndarray, operator: str, quantised: bool) -> onnx.ModelProto:
     """x times a weight; quantised as our int8 graphs: unsigned data after a ReLU."""
-    nodes, weights = [], [numpy_helper.from_array(weight, "w")]
-    data, by = "x", "w"
+    weights = {"w": weight}
+    nodes = f"y = {operator} (x, w)"
     if quantised:
         scale = np.array(float(np.abs(weight).max()) / 127, np.float32)
-        weights = [
-            numpy_helper.from_array((weight / scale).round().astype(np.int8), "w8"),
-            numpy_helper.from_array(scale, "ws"),
-            numpy_helper.from_array(np.array(0, np.int8), "wz"),
-            numpy_helper.from_array(np.array(np.abs(x).max() / 255, np.float32), "xs"),
-            numpy_helper.from_array(np.array(0, np.uint8), "xz"),
-        ]
-        nodes = [
-            helper.make_node("Relu", ["x"], ["r"]),
-            helper.make_node("QuantizeLinear", ["r", "xs", "xz"], ["q"]),
-            helper.make_node("DequantizeLinear", ["q", "xs", "xz"], ["d"]),
-            helper.make_node("DequantizeLinear", ["w8", "ws", "wz"], ["w"]),
-        ]
-        data = "d"
-    nodes.append(helper.make_node(operator, [data, by], ["p" if quantised else "y"], **attributes))
-    if quantised:  # ONNX Runtime takes its integer convolution only between two pairs
-        nodes.append(helper.make_node("QuantizeLinear", ["p", "xs", "xz"], ["pq"]))
-        nodes.append(helper.make_node("DequantizeLinear", ["pq", "xs", "xz"], ["y"]))
-    graph = helper.make_graph(
-        nodes,
-        "probe",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        weights,
+        weights = {
+            "w8": (weight / scale).round().astype(np.int8),
+            "ws": scale,
+            "wz": np.array(0, np.int8),
+            "xs": np.array(np.abs(x).max() / 255, np.float32),
+            "xz": np.array(0, np.uint8),
+        }
+        # ONNX Runtime takes its integer convolution only between two pairs of quantisation.
+        nodes = f"""r = Relu (x) q = QuantizeLinear (r, xs, xz) d = DequantizeLinear (q, xs, xz)
+            w = DequantizeLinear (w8, ws, wz) p = {operator} (d, w)
+            pq = QuantizeLinear (p, xs, xz) y = DequantizeLinear (pq, xs, xz)"""
+    shape = ", ".join(map(str, x.shape))
+    outputs = ", ".join("?" * x.ndim)
+    model = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 17]> probe (float[{shape}] x) => (float[{outputs}] y) {{{nodes}}}'
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
+    return model
