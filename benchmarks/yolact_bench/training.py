@@ -65,7 +65,7 @@ def command(args: argparse.Namespace) -> None:
     from yolact.train.loop import freezes_batch_norm, memory_format
     from yolact_bench.measure.machine import describe_machine
     from yolact_bench.measure.protocol import Timing, take_turns
-    from yolact_bench.peers.original_training import OriginalTraining
+    from yolact_bench.peers.checkout import OriginalTraining
 
     if args.threads:
         torch.set_num_threads(args.threads)

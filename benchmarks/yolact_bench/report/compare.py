@@ -33,6 +33,7 @@ from yolact_runtime.errors import UsageError
 log = logging.getLogger(__name__)
 
 FEWEST = 5  # samples, for the approximation of the test
+_COMPARED = ("backend", "config", "precision", "input_size", "weights_sha256")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -150,7 +151,7 @@ def compare(
     controls = tuple(_control(report, control) for report in (before, after))
     found = []
     for a, b in _pairs(before, after):
-        warnings += _engine_differences(a, b)
+        warnings += _changes(f"{a['name']}: ", *({key: one[key] for key in _COMPARED} for one in (a, b)))
         name = a["name"] if a["name"] == b["name"] else f"{a['name']} -> {b['name']}"
         batches = {one["batch"] for one in a["batches"]}
         for other in (b, *(one for one in controls if one)):
@@ -177,10 +178,10 @@ def compare(
 def _control(report: Mapping[str, Any], name: str | None) -> Mapping[str, Any] | None:
     if name is None:
         return None
-    for engine in report["engines"]:
-        if engine["name"] == name:
-            return engine
-    raise UsageError(f"the control {name} is not in both reports; one of them has {_names(report)}")
+    found = [engine for engine in report["engines"] if engine["name"] == name]
+    if not found:
+        raise UsageError(f"the control {name} is not in both reports; one of them has {_names(report)}")
+    return found[0]
 
 
 def _milliseconds(engine: Mapping[str, Any], batch: int, kind: str) -> np.ndarray:
@@ -207,24 +208,21 @@ def _judge(
     """Ratio, p-value and verdict."""
     ratio, p = independent_ratio(before, after, confidence), mann_whitney(before, after)
     beyond = ratio.low > 1 or ratio.high < 1
+    verdict = "unclear"
     if min(len(before), len(after)) < FEWEST:
-        verdict = "unclear"
+        pass
     elif beyond and p < 1 - confidence and abs(ratio.value - 1) >= min_effect:
         verdict = "faster" if ratio.value < 1 else "slower"
     elif 1 - min_effect <= ratio.low and ratio.high <= 1 + min_effect:
         verdict = "same"
-    else:
-        verdict = "unclear"
     return ratio, p, verdict
 
 
-def _pairs(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[Any, Any]]:
+def _pairs(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[Any, Any]]:
     """Engines of the same name; if no name is the same, the only engine of either report."""
-    theirs = {engine["name"]: engine for engine in after["engines"]}
-    same = [(engine, theirs[engine["name"]]) for engine in before["engines"] if engine["name"] in theirs]
-    if not same and len(before["engines"]) == len(after["engines"]) == 1:
-        same = [(before["engines"][0], after["engines"][0])]
-    yield from same
+    a, b = before["engines"], after["engines"]
+    same = [(one, other) for one in a for other in b if one["name"] == other["name"]]
+    return [(a[0], b[0])] if not same and len(a) == len(b) == 1 else same
 
 
 def _names(report: Mapping[str, Any]) -> str:
@@ -238,25 +236,20 @@ def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterato
     """Sentences on warnings, machines, versions and settings of two reports."""
     for side, report in (("A", before), ("B", after)):
         yield from (f"{side} has a warning: {one}" for one in report["conditions"]["warnings"])
-    for key, value in before["machine"].items():
-        other = after["machine"].get(key)
-        if key == "versions":
-            for package in sorted({*value, *other}):
-                if value.get(package) != other.get(package):
-                    a, b = (versions.get(package, "missing") for versions in (value, other))
-                    yield f"{package} is {a} in A, {b} in B"
-        elif value != other:
-            yield f"different machines: {key} is {_text(value)} in A, {_text(other)} in B"
-    for key, value in before["settings"].items():
-        other = after["settings"].get(key)
-        if value != other:
-            yield f"different settings: {key} is {_text(value)} in A, {_text(other)} in B"
+    machines = [{k: v for k, v in report["machine"].items() if k != "versions"} for report in (before, after)]
+    yield from _changes("different machines: ", *machines)
+    yield from _changes("", *(report["machine"]["versions"] for report in (before, after)), absent="missing")
+    yield from _changes("different settings: ", before["settings"], after["settings"])
 
 
-def _engine_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
-    for key in ("backend", "config", "precision", "input_size", "weights_sha256"):
-        if a[key] != b[key]:
-            yield f"{a['name']}: {key} is {_text(a[key])} in A, {_text(b[key])} in B"
+def _changes(
+    prefix: str, before: Mapping[str, Any], after: Mapping[str, Any], absent: Any = None
+) -> Iterator[str]:
+    """A sentence for each value that differs."""
+    for key in sorted({*before, *after}):
+        a, b = before.get(key, absent), after.get(key, absent)
+        if a != b:
+            yield f"{prefix}{key} is {_text(a)} in A, {_text(b)} in B"
 
 
 def _text(value: Any) -> str:

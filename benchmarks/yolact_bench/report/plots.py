@@ -16,6 +16,7 @@ import numpy as np
 
 from yolact_bench.measure.candidate import KINDS
 from yolact_bench.measure.suite import EngineReport, Measured, Report
+from yolact_bench.report.tables import machine_series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,6 +65,9 @@ STYLE: dict[str, Any] = {
     "xtick.color": SOFT,
     "ytick.color": SOFT,
     "legend.frameon": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 9.5,
+    "axes.titlecolor": SOFT,
 }
 
 
@@ -104,12 +108,14 @@ def _draw_runs(axes: Axes, index: int, measured: Measured, fill: str, low: float
         heights = np.convolve(np.histogram(samples, edges)[0], [0.25, 0.5, 0.25], "same")
         heights = 0.26 * heights / heights.max()
         middles = (edges[:-1] + edges[1:]) / 2
-        shape = {"facecolor": fill, "alpha": 0.45, "edgecolor": fill}
-        axes.fill_between(middles, index - heights, index + heights, where=heights > 0, **shape)
-    axes.vlines(
-        [measured.p95, measured.p99], index - 0.17, index + 0.17, color=INK, linewidth=0.9, alpha=0.65
-    )
-    axes.vlines([measured.median], index - 0.29, index + 0.29, color=INK, linewidth=2)
+        lower, upper = index - heights, index + heights
+        axes.fill_between(middles, lower, upper, where=heights > 0, color=fill, alpha=0.45)
+    for value, half, width in (
+        (measured.p95, 0.17, 0.9),
+        (measured.p99, 0.17, 0.9),
+        (measured.median, 0.29, 2),
+    ):
+        axes.vlines(value, index - half, index + half, color=INK, linewidth=width)
 
 
 def stages(report: Report, batch: int) -> str:
@@ -149,13 +155,12 @@ def throughput(report: Report) -> str:
     axes = figure.subplots()
     for engine in report.engines:
         for kind, line in zip(KINDS, ("-", "--"), strict=True):
-            places = [sizes.index(one.batch) for one in engine.batches]
-            rates = [getattr(one, kind).throughput for one in engine.batches]
+            rates = {one.batch: getattr(one, kind).throughput for one in engine.batches}
             ink = colour(report, engine)
-            axes.plot(places, rates, line, color=ink)
-            for place, one, rate in zip(places, engine.batches, rates, strict=True):
-                (point,) = axes.plot([place], [rate], "o", color=ink, markersize=5)
-                text = f"{engine.name}, {KIND_NAMES[kind]}, batch {one.batch}: {number(rate)} images/s"
+            axes.plot([sizes.index(size) for size in rates], list(rates.values()), line, color=ink)
+            for size, rate in rates.items():
+                (point,) = axes.plot([sizes.index(size)], [rate], "o", color=ink, markersize=5)
+                text = f"{engine.name}, {KIND_NAMES[kind]}, batch {size}: {number(rate)} images/s"
                 point.set_gid(f"tip:{text}")
     axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
     axes.set(xlabel="batch size", ylabel="images per second", ylim=(0, None))
@@ -178,7 +183,7 @@ def timeline(report: Report) -> str:
     shares = [share for _, points in series for _, share in points]
     if not shares:
         return ""
-    lanes = _lanes(report)
+    lanes = machine_series(report)
     figure = _figure(2.8 + 0.85 * len(lanes))
     heights = [2.6, *[0.8] * len(lanes)]
     first, *others = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
@@ -186,18 +191,15 @@ def timeline(report: Report) -> str:
     for engine, points in series:
         _dots(first, [(at, min(share, high)) for at, share in points], colour(report, engine))
     first.set(ylim=(min(*shares, 0.9), high * 1.03), xlim=(0, None))
-    first.set_title("time of a run / median of its kind", **_TITLE)
-    for axes, (name, values) in zip(others, lanes, strict=True):
+    first.set_title("time of a run / median of its kind")
+    for axes, (name, unit, values) in zip(others, lanes, strict=True):
         known = [(at, v) for at, v in zip(report.conditions.times, values, strict=True) if v is not None]
-        heights = [value for _, value in known]
-        axes.set_title(f"{name}: {number(min(heights))} to {number(max(heights))}", **_TITLE)
+        low, high = (end(value for _, value in known) for end in (min, max))
+        axes.set_title(f"{name}, {unit}: {number(low)} to {number(high)}")
         axes.plot(*zip(*known, strict=True), color=SOFT, linewidth=1.4)
         axes.set_yticks([])
     (others or [first])[-1].set_xlabel("seconds since the start")
     return _svg(figure, "Run times and the machine over time")
-
-
-_TITLE: dict[str, Any] = {"loc": "left", "fontsize": 9.5, "color": SOFT}
 
 
 def _dots(axes: Axes, points: Sequence[tuple[float, float]], ink: str) -> None:
@@ -205,20 +207,6 @@ def _dots(axes: Axes, points: Sequence[tuple[float, float]], ink: str) -> None:
     gap = (float("nan"), float("nan"))
     line = [value for point in points for value in (point, point, gap)]
     axes.plot(*zip(*line, strict=True), color=ink, linewidth=2.6, alpha=0.55, solid_capstyle="round")
-
-
-def _lanes(report: Report) -> list[tuple[str, list[Any]]]:
-    """Name and values of everything that the machine reported."""
-    conditions = report.conditions
-    gpu = conditions.gpu
-    lanes = [
-        ("CPU clock, MHz", conditions.cpu_mhz),
-        ("CPU temperature, °C", conditions.cpu_temperature),
-        ("GPU clock, MHz", gpu.get("sm_mhz", [])),
-        ("GPU temperature, °C", gpu.get("temperature", [])),
-        ("GPU power, W", gpu.get("power_w", [])),
-    ]
-    return [(name, values) for name, values in lanes if any(value is not None for value in values)]
 
 
 def speed_against_ap(report: Report) -> str:

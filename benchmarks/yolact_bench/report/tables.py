@@ -186,19 +186,25 @@ def conditions(report: Report) -> str:
         parts.append(f"load {seen.load_before:.1f} before, {seen.load_after:.1f} after")
     if seen.others is not None:
         parts.append(f"other processes took {seen.others:.1%} of the CPU time")
-    for name, unit, values in (
-        ("CPU", "MHz", seen.cpu_mhz),
-        ("CPU", "°C", seen.cpu_temperature),
-        ("GPU", "MHz", seen.gpu.get("sm_mhz", [])),
-        ("GPU", "°C", seen.gpu.get("temperature", [])),
-        ("GPU", "W", seen.gpu.get("power_w", [])),
-    ):
+    for name, unit, values in machine_series(report):
         known = [value for value in values if value is not None]
-        if known:
-            parts.append(f"{name} {min(known):.0f} to {max(known):.0f} {unit}")
+        parts.append(f"{name} {min(known):.0f} to {max(known):.0f} {unit}")
     if seen.gpu:
         parts.append("not throttled" if not seen.throttled else "throttled: " + ", ".join(seen.throttled))
     return "; ".join(parts)
+
+
+def machine_series(report: Report) -> list[tuple[str, str, list[float | None]]]:
+    """Name, unit and values of everything that the machine reported."""
+    seen = report.conditions
+    series = [
+        ("CPU clock", "MHz", seen.cpu_mhz),
+        ("CPU temperature", "°C", seen.cpu_temperature),
+        ("GPU clock", "MHz", seen.gpu.get("sm_mhz", [])),
+        ("GPU temperature", "°C", seen.gpu.get("temperature", [])),
+        ("GPU power", "W", seen.gpu.get("power_w", [])),
+    ]
+    return [one for one in series if any(value is not None for value in one[2])]
 
 
 def stage_names(report: Report) -> list[str]:

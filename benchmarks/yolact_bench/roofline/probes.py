@@ -175,8 +175,7 @@ def _graph(x: np.ndarray, weight: np.ndarray, operator: str, quantised: bool) ->
             pq = QuantizeLinear (p, xs, xz) y = DequantizeLinear (pq, xs, xz)"""
     shape = ", ".join(map(str, x.shape))
     outputs = ", ".join("?" * x.ndim)
-    model = onnx.parser.parse_model(
-        f'<ir_version: 8, opset_import: ["" : 17]> probe (float[{shape}] x) => (float[{outputs}] y) {{{nodes}}}'
-    )
+    head = f'<ir_version: 8, opset_import: ["" : 17]> probe (float[{shape}] x) => (float[{outputs}] y)'
+    model = onnx.parser.parse_model(f"{head} {{{nodes}}}")
     model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
     return model

@@ -35,9 +35,11 @@ _VIEWS = {"Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity", "DequantizeL
 _READ_NOTHING = {"Shape", "Size", "Constant"}
 _PICK = {"Slice", "Gather", "GatherElements", "GatherND"}
 # Done on values that are in registers, by the kernel that computed them.
-_FUSED = set(
-    ["Relu", "LeakyRelu", "PRelu", "Clip", "Sigmoid", "Tanh", "Exp", "Neg", "Cast", "Where", "QuantizeLinear", "Add", "Sub", "Mul", "Div", "Max", "Min", "And", "Not", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Equal", "BatchNormalization", "Transpose", "Slice"]
-)
+_FUSED = {
+    *("Relu", "LeakyRelu", "PRelu", "Clip", "Sigmoid", "Tanh", "Exp", "Neg", "Cast", "QuantizeLinear"),
+    *("Add", "Sub", "Mul", "Div", "Max", "Min", "BatchNormalization", "Transpose", "Slice"),
+    *("And", "Not", "Where", "Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual"),
+}
 # Its inputs are written in place by the kernels that compute them.
 _IN_PLACE = "Concat"
 
