@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in words if word not in ("--debug", "--quiet")), "")
     wanted = COMMANDS if "--print-completion" in words else {chosen} & set(COMMANDS)
-    return run(lambda args: args.command(args), build_parser(wanted), words)
+    return run(_run, build_parser(wanted), words)
 
 
 def build_parser(subcommands: Collection[str] = tuple(COMMANDS)) -> Parser:
@@ -78,14 +78,19 @@ def build_parser(subcommands: Collection[str] = tuple(COMMANDS)) -> Parser:
     return parser
 
 
+def _run(args: argparse.Namespace) -> int | None:
+    """Run the chosen command; missing packages are reported before the work, not after it."""
+    check_packages(bool(getattr(args, "report", None)))
+    code: int | None = args.command(args)
+    return code
+
+
 def command(args: argparse.Namespace) -> None:
     """Measure the engines of `--engine`."""
     if not args.engines:
         raise UsageError("no engine to measure; give --engine E, or see yolact-bench --help")
     if args.annotations and not args.images:
         raise UsageError("--annotations needs --images DIR, the folder of the annotated images")
-    # Missing packages are reported before the work, not after it.
-    check_packages(bool(args.report))
     from yolact_bench.measure.accuracy import check_packages as check_accuracy_packages
     from yolact_bench.measure.engines import open_engines
     from yolact_bench.measure.suite import measure, with_extras

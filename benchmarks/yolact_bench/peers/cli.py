@@ -6,10 +6,11 @@ import argparse
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolact_bench.options import add_engines, add_output, add_protocol, check_packages, deliver, settings_of
+from yolact_bench.options import add_engines, add_output, add_protocol, deliver, settings_of
 from yolact_runtime.errors import UsageError, YolactError
 
 if TYPE_CHECKING:
@@ -51,7 +52,6 @@ def command(args: argparse.Namespace) -> None:
         raise UsageError("no peer was asked for; give --torchvision, --ultralytics YAML or --original PATH")
     if args.original and not args.weights:
         raise UsageError("--original needs --weights W, the .pth that the engine was exported from")
-    check_packages(bool(args.report))
     from yolact_bench.measure.agreement import agree
     from yolact_bench.measure.engines import open_engines
     from yolact_bench.measure.suite import measure, with_extras
@@ -142,11 +142,10 @@ def _factories(
     threads = settings.threads or usable_cores()
     detections = min(settings.top_k or like.max_detections, like.max_detections)
     if args.original:
-        yield lambda: original.OriginalCandidate(
-            Path(args.original), Path(args.weights), like, threads, args.device
-        )
+        folder, weights = Path(args.original), Path(args.weights)
+        yield partial(original.OriginalCandidate, folder, weights, like, threads, args.device)
     if args.torchvision or args.torchvision_weights:
-        weights = Path(args.torchvision_weights) if args.torchvision_weights else None
-        yield lambda: torchvision.TorchvisionCandidate(threads, weights, detections, args.device)
+        published = Path(args.torchvision_weights) if args.torchvision_weights else None
+        yield partial(torchvision.TorchvisionCandidate, threads, published, detections, args.device)
     for model in args.ultralytics:
-        yield lambda model=model: ultralytics.UltralyticsCandidate(model, threads, detections, args.device)
+        yield partial(ultralytics.UltralyticsCandidate, model, threads, detections, args.device)
