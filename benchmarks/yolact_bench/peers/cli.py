@@ -32,13 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("peers (at least one)")
     group.add_argument("--torchvision", action="store_true", help="Mask R-CNN R50-FPN, random weights")
     group.add_argument("--torchvision-weights", metavar="FILE", help="its published weights, .pth")
-    group.add_argument(
-        "--ultralytics",
-        action="append",
-        default=[],
-        metavar="YAML",
-        help="a segmentation model such as yolo11n-seg.yaml, random weights (AGPL-3.0); repeat for several",
-    )
+    text = "a segmentation model such as yolo11n-seg.yaml, random weights (AGPL-3.0); repeat for several"
+    group.add_argument("--ultralytics", action="append", default=[], metavar="YAML", help=text)
     group.add_argument("--original", metavar="PATH", help="a checkout of github.com/dbolya/yolact")
     group.add_argument("--weights", metavar="W", help="for the original: the .pth that E was exported from")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where all of them run")

@@ -40,17 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("before", metavar="A.json", help="a report of yolact-bench --json")
     parser.add_argument("after", metavar="B.json", help="another one; engines are matched by name")
     parser.add_argument("--confidence", type=float, default=0.95, help="of intervals and test")
-    parser.add_argument(
-        "--min-effect", type=float, default=3.0, metavar="PERCENT", help="smaller changes do not count"
-    )
-    parser.add_argument(
-        "--control",
-        metavar="ENGINE",
-        help="an unchanged engine in both reports: times are relative to its own",
-    )
-    parser.add_argument(
-        "--fail-if-slower", type=float, metavar="PERCENT", help="exit with 1 if anything is slower by more"
-    )
+    percent: Any = {"type": float, "metavar": "PERCENT"}
+    parser.add_argument("--min-effect", default=3.0, help="smaller changes do not count", **percent)
+    text = "an unchanged engine in both reports: times are relative to its own"
+    parser.add_argument("--control", metavar="ENGINE", help=text)
+    parser.add_argument("--fail-if-slower", help="exit with 1 if anything is slower by more", **percent)
 
 
 def command(args: argparse.Namespace) -> int:
