@@ -129,6 +129,28 @@ def test_no_import_points_the_wrong_way(package: str) -> None:
     assert not wrong
 
 
+@pytest.mark.parametrize(
+    ("folder", "below"),
+    [
+        ("measure", set()),
+        ("report", {"measure"}),
+        ("roofline", {"measure", "report", "options"}),
+        ("peers", {"measure", "options"}),
+    ],
+)
+def test_folders_of_the_benchmarks_import_only_what_is_below(folder: str, below: set[str]) -> None:
+    modules = module_files()
+    prefix = f"yolact_bench.{folder}"
+    used = {
+        other.split(".")[1]
+        for name, path in modules.items()
+        if name.startswith(prefix)
+        for other in project_imports(name, path, modules.keys())
+        if other.startswith("yolact_bench.") and not other.startswith(prefix)
+    }
+    assert used <= below
+
+
 def test_every_package_is_shipped() -> None:
     text = (ROOT / "pyproject.toml").read_text()
     for package, folder in FOLDERS.items():

@@ -119,7 +119,7 @@ def _extras(
     settings: Settings,
     args: argparse.Namespace,
 ) -> Mapping[str, Any]:
-    """Measure what the options ask for besides the times of one engine."""
+    """The measurements of one engine that the options ask for, except its times."""
     from yolact_bench.measure.accuracy import accuracy
     from yolact_bench.measure.cold import cold_start
     from yolact_bench.measure.protocol import cpu_threads
@@ -160,6 +160,7 @@ def _pipeline(candidate: EngineCandidate, images: Sequence[Path], settings: Sett
 
 
 def _roofline(candidate: EngineCandidate, measured: BatchReport) -> dict[str, Any] | None:
+    """The roofline of a candidate and the share of it that it reached; None if it cannot be counted."""
     from yolact_bench.measure.engines import on_gpu
     from yolact_bench.roofline.graph import roofline_share
 

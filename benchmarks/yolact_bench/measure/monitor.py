@@ -97,6 +97,7 @@ class Monitor:
                 return
 
     def _summary(self, after: tuple[float, float, float, float]) -> Conditions:
+        """The conditions, from all samples and the CPU times at the end."""
         others = steal = None
         total, busy, stolen, own = (b - a for a, b in zip(self._before, after, strict=True))
         if total > 0:

@@ -158,6 +158,7 @@ def _done(times: Sequence[int], limit: float, runs: int) -> bool:
 
 @contextlib.contextmanager
 def _without_garbage_collection() -> Iterator[None]:
+    """No garbage collection inside."""
     enabled = gc.isenabled()
     gc.collect()
     gc.freeze()

@@ -74,6 +74,7 @@ class EngineCandidate(Candidate):
         self._by_events: dict[str, float] = {}
 
     def prepare(self, images: Sequence[Path], batch: int) -> None:
+        """Decode and resize the batches, and ask the engine for the stages on its device."""
         meta = self.engine.metadata
         if not meta.min_batch <= batch <= meta.max_batch:
             raise UsageError(
@@ -90,6 +91,7 @@ class EngineCandidate(Candidate):
         self.engine.detect(next(self._prepared))
 
     def end_to_end(self, paths: Sequence[Path]) -> Run:
+        """Run the engine as its users do, and time each stage."""
         engine = self.engine
         with _timed_stages(engine) as spans:
             start = time.perf_counter_ns()

@@ -310,6 +310,7 @@ def _end_to_end(candidate: Candidate, images: Sequence[Path], batch: int) -> Cal
 
 
 def _measured(sampled: Sampled[T], first: Sampled[T] | None, batch: int, began: int) -> Measured:
+    """The statistics of one kind of run, and its ratio to the first candidate."""
     seconds = sampled.seconds
     mean = mean_interval(1000 * seconds)
     return Measured(

@@ -113,13 +113,13 @@ class Inference:
         net.detect.use_fast_nms = True  # what its eval.py does by default
         detect = net.detect
 
-        def watched(*arguments: Any) -> Any:
+        def timed(*arguments: Any) -> Any:
             self.mark("network")
             found = detect(*arguments)
             self.mark("detect")
             return found
 
-        net.detect = watched
+        net.detect = timed
         self.net = net
         self.times: dict[str, float] = {}
         self.last = 0.0

@@ -81,6 +81,7 @@ class TorchvisionCandidate(TorchPeer):
         self.note = f"{size}; {NOTE if self._random else 'box score above 0.05'}"
 
     def end_to_end(self, paths: Sequence[Path]) -> Run:
+        """Run the stages of its forward pass one by one, and encode the masks."""
         with self._torch.inference_mode():
             marks = [time.perf_counter()]
             images = [read_image(path) for path in paths]
@@ -114,6 +115,7 @@ class TorchvisionCandidate(TorchPeer):
         return found
 
     def _adapt(self, image: np.ndarray) -> None:
+        """Settle batch norm and choose the threshold, if the weights are random."""
         if not self._random:
             return
         model, batch = self._model, self._preprocess([image])

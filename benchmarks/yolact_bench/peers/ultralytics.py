@@ -86,6 +86,7 @@ class UltralyticsCandidate(TorchPeer):
         self.note = f"longest side {size}, aspect kept; {NOTE}"
 
     def end_to_end(self, paths: Sequence[Path]) -> Run:
+        """Run its predictor, and encode the masks it returns."""
         start = time.perf_counter()
         images = [read_image(path) for path in paths]
         decoded = time.perf_counter()
@@ -111,6 +112,7 @@ class UltralyticsCandidate(TorchPeer):
         return self._model.predictor.preprocess(list(images))
 
     def _detect(self, batch: Any) -> Any:
+        """Run the network and its own NMS."""
         from ultralytics.utils.nms import non_max_suppression
 
         return non_max_suppression(
@@ -123,6 +125,7 @@ class UltralyticsCandidate(TorchPeer):
         )
 
     def _adapt(self, image: np.ndarray) -> None:
+        """Settle batch norm and choose the threshold; the predictor copies the network afterwards."""
         network, size = self._model.model, self._options["imgsz"]
         picture = self._torch.from_numpy(np.ascontiguousarray(cv2.resize(image, (size, size))[:, :, ::-1]))
         batch = (

@@ -139,9 +139,8 @@ def _extra_tables(report: Report) -> dict[str, Table]:
                 *("floor ms", "kernels ms", "median ms", "floor", "kernels"),
             ),
             [[engine.name, *_roofline(engine.roofline)] for engine in engines if engine.roofline],
-            "The least times under the ceilings measured on this device, and their share of the median."
-            " Floor:"
-            " all operations, or weights, inputs and outputs through the memory, whichever takes longer."
+            "The least times under the ceilings measured on this device, and their share of the median. Floor"
+            ": all operations, or weights, inputs and outputs through the memory, whichever takes longer."
             " Kernels: one after the other, each with all that it reads and writes",
         ),
         "accuracy": Table(

@@ -148,6 +148,7 @@ def _measured(probes: Iterable[Probe]) -> dict[str, dict[str, float]]:
 def _ceilings(
     device: str, threads: int | None, rates: dict[str, dict[str, float]], versions: dict[str, str]
 ) -> Ceilings:
+    """The best of the measured rates of each type."""
     best = {kind: max(found, key=lambda name: found[name]) for kind, found in rates.items()}
     kinds = [kind for kind in rates if kind != "bandwidth"]
     return Ceilings(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from importlib import resources
 
@@ -96,6 +97,17 @@ def test_stages_of_a_candidate_are_kept_as_it_calls_them(images, make_candidate)
     assert {name: timing.median for name, timing in stages.items()} == pytest.approx(
         {"decode": 1, "network": 2, "cooking": 3}
     )
+
+
+def test_cpu_time_is_that_of_the_process_which_did_the_work(images, make_candidate) -> None:
+    class Elsewhere(make_candidate):
+        def end_to_end(self, paths):
+            return dataclasses.replace(super().end_to_end(paths), cpu_seconds=0.25)
+
+    report = measure([make_candidate("here"), Elsewhere("elsewhere")], images, QUICK)
+    here, elsewhere = (engine.batches[0].cpu_ms for engine in report.engines)
+    assert elsewhere == 250
+    assert 0 <= here < 250
 
 
 def test_json_keeps_to_its_schema(report: Report) -> None:

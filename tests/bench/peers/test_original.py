@@ -109,6 +109,8 @@ def test_stages_and_results(checkout: Path, weights: Path, image: Path) -> None:
         assert run.detections == 1
         assert list(run.seconds) == ["decode", "preprocess", "network", "detect", "masks", "rle"]
         assert all(seconds > 0 for seconds in run.seconds.values())
+        # Of its own process: this one only waits.
+        assert run.cpu_seconds is not None and run.cpu_seconds > 0
         (entry,) = peer.to_coco(image, 12)
     finally:
         peer.close()
