@@ -18,8 +18,7 @@ from yolact_runtime.sinks.coco import CocoSink, coco_paths
 from yolact_runtime.sinks.image_ids import ImageIds, ImageNumbers
 from yolact_runtime.sinks.jsonl import JsonLinesSink, read_lines
 from yolact_runtime.sinks.overlays import OverlaySink, check_writable_suffix
-from yolact_runtime.sources.open import has_video, image_folders
-from yolact_runtime.sources.remaining import RemainingSource
+from yolact_runtime.sources.open import RemainingSource, has_video, image_folders
 
 log = logging.getLogger(__name__)
 
