@@ -152,8 +152,9 @@ def test_pictures_that_change_their_size(tmp_path, caplog):
     times, images = videos.read(written)
     assert {image.shape for image in images} == {(48, 64, 3)}
     np.testing.assert_allclose(times, np.arange(10) / 10, atol=0.02)
-    assert f"{written}: the pictures change from 64 x 48 to 128 x 96; they are scaled to the first size" in (
-        caplog.text
+    assert (
+        f"{written}: the picture size changes from 64 x 48 to 128 x 96; pictures are scaled to the first size"
+        in (caplog.text)
     )
 
 

@@ -34,7 +34,7 @@ def test_what_is_a_camera(text):
 )  # fmt: skip
 def test_what_is_none(text):
     assert not is_camera(text)
-    with pytest.raises(UsageError, match="is not a camera; give 0, camera:0, /dev/video0 or an address such as"):
+    with pytest.raises(UsageError, match="is not a camera; give 0, camera:0, /dev/video0 or an address"):
         CameraSource(text)
 
 
@@ -147,10 +147,7 @@ def test_a_stream_that_is_cut_and_comes_back(caplog, container, codec, pixels, k
     assert {image.shape for image in images} == {(48, 64, 3)}
     np.testing.assert_allclose([i.mean() for i in images[:20]], [i.mean() for i in videos.shades(20)], atol=8)
     lines = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
-    assert (
-        "attempt 1 of 2 to reconnect in 0.0 s" in lines[0]
-        and f"camera {server.shown} is lost" in lines[0]
-    )
+    assert "attempt 1 of 2 to reconnect in 0.0 s" in lines[0] and f"camera {server.shown} is lost" in lines[0]
     assert any("5XX" in line and "attempt 2 of 2" in line for line in lines)
     assert str(raised.value).startswith(f"camera {server.shown} is lost after {len(frames)} frames (")
     assert str(raised.value).endswith("; 2 attempts to reconnect failed")
@@ -247,7 +244,7 @@ def test_devices_go_through_opencv(capture, address, device, name):
     images = [*videos.shades(5), np.zeros((48, 64), np.uint8)]
     capture.script = iter(images)
     frames = []
-    with pytest.raises(YolactError, match=rf"camera {name} is lost after 6 frames \(it delivers no pictures\)"):
+    with pytest.raises(YolactError, match=rf"{name} is lost after 6 frames \(it delivers no pictures\)"):
         frames.extend(CameraSource(address, QUICK))
     assert capture.asked == [device] * 3 and capture.released == 3
     assert [frame.name for frame in frames] == [f"{name}#{i}" for i in range(6)]
