@@ -314,7 +314,7 @@ def test_bf16_of_a_file_in_integers(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with load_engine(path, precision="int8") as engine:
         assert engine.precision == "int8"
     if "BF16" in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        fails("a way to run fp32 files, and this one is int8", path, UsageError, precision="bf16")
+        fails("needs a file in fp32, but this one is in int8", path, UsageError, precision="bf16")
         with load_engine(path, precision="int8+bf16") as engine:
             assert (engine.name, engine.precision) == ("OpenVINO CPU", "int8+bf16")
     else:
@@ -323,7 +323,7 @@ def test_bf16_of_a_file_in_integers(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_rest_in_bf16_of_a_file_that_is_not_in_integers(model: Path) -> None:
-    words = "int8.bf16 is a way to run int8 files, and this one is fp32|this CPU has no bf16"
+    words = "int8.bf16 needs a file in int8, but this one is in fp32|this CPU has no bf16"
     fails(words, model, YolactError, precision="int8+bf16")
 
 

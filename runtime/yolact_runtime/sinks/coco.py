@@ -93,7 +93,7 @@ class CocoSink(Sink):
         files, self._files = self._files, []
         if files and not self._done and any(path.exists() for path in self.paths):
             self.kept = True
-            log.warning("no image was done: the earlier %s and its companion files are kept", self.paths[0])
+            log.warning("no image was done: %s and the files that belong to it are kept", self.paths[0])
             for file in files:
                 file.discard()
             return

@@ -131,7 +131,7 @@ class TensorRtEngine(Engine):
                     check_detections(detections, len(detections.boxes), meta)
                     return [
                         result_of(
-                            detections, index, size, meta, score_threshold, top_k, traced=regions[index]
+                            detections, index, size, meta, score_threshold, top_k, contours=regions[index]
                         )
                         for index, size in enumerate(sizes)
                     ]
