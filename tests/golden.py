@@ -29,16 +29,16 @@ def match_rows(
 ) -> np.ndarray:
     """Check that detections equal the golden ones, and return the golden row of each.
 
-    Detections must be in the golden order, except that rows whose golden scores differ by at most `TIE` may swap.
+    Detections must be in the golden order, but rows whose golden scores differ by at most `TIE` may swap.
 
     Args:
         golden: Holds `<prefix>_class`, `<prefix>_score` and `<prefix>_box`.
         prefix: Of the keys.
         classes: (n,).
         scores: (n,), best first.
-        boxes: (n, 4) x1 y1 x2 y2, relative to the image.
+        boxes: (n, 4) x1 y1 x2 y2, relative to the image or in pixels, as the golden ones.
         score_tolerance: Absolute.
-        box_tolerance: Absolute, relative to the image.
+        box_tolerance: Absolute, in the unit of the boxes.
 
     Returns:
         (n,) a permutation of 0..n-1.
@@ -49,7 +49,7 @@ def match_rows(
     n = len(expected_scores)
     assert len(classes) == len(scores) == len(boxes) == n
     np.testing.assert_allclose(scores, expected_scores, rtol=0, atol=score_tolerance)
-    apart = np.abs(np.asarray(boxes)[:, None] - expected_boxes[None]).max(axis=2)
+    apart = np.abs(np.asarray(boxes, np.float64)[:, None] - expected_boxes[None]).max(axis=2)
     ranked = expected_scores.astype(np.float64)
     apart[np.abs(ranked[:, None] - ranked[None]) > TIE] = np.inf
     apart[np.asarray(classes)[:, None] != expected_classes[None]] = np.inf

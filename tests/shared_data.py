@@ -1,4 +1,4 @@
-"""Where reference data is: a small set in the project, and, optionally, the whole set and real COCO images."""
+"""Where reference data is: a small set in tests/data; optionally the whole set, and real COCO images."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ BACKGROUND_BIAS = {
 
 @cache
 def read_tables() -> dict[str, Any]:
-    """The table of each configuration (such as 'yolact_base') in the original: state dict, settings, sizes."""
+    """What the original says of each configuration (such as 'yolact_base'): state dict, settings, sizes."""
     tables: dict[str, Any] = json.loads(gzip.decompress(TABLES.read_bytes()))
     return tables
 

@@ -1,7 +1,6 @@
 """The network and its detections against golden tensors of the reference implementation.
 
-Every `golden_<config>_config_<image>.npz` of the reference is a case: those in tests/data and those of the whole
-set, if it is there.
+Every `golden_<config>_config_<image>.npz` in tests/data, and in the whole set if it is there, is a case.
 """
 
 from __future__ import annotations
