@@ -59,12 +59,12 @@ class Case:
             self.output = self.model(self.x)
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        pytest.param(path, marks=pytest.mark.slow, id=path.stem.removeprefix("golden_")) for path in CASES
-    ],
-)
+SLOW_CASES = [
+    pytest.param(path, marks=pytest.mark.slow, id=path.stem.removeprefix("golden_")) for path in CASES
+]
+
+
+@pytest.fixture(scope="module", params=SLOW_CASES)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     if request.param.stem.endswith("_coco") and not PHOTO.exists():
         pytest.skip(f"no {PHOTO.name}: set YOLACT_TEST_SHARED to the folder that holds data/coco-mini")
