@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
-from yolact.settings import check, convert
+from yolact.settings import check
 from yolact_runtime.errors import UsageError
+from yolact_runtime.typed import convert
 
 BackboneName = Literal["resnet50", "resnet101", "darknet53", "mobilenetv2", "tiny"]
 
@@ -291,6 +292,6 @@ class Config:
             UsageError: an unknown key, or a value of the wrong type; names `source` and the key.
         """
         try:
-            return cast("Config", convert(values, Config, ""))
-        except UsageError as error:
+            return cast("Config", convert(values, Config))
+        except (UsageError, ValueError) as error:
             raise UsageError(f"{source}: {error}") from None

@@ -18,8 +18,8 @@ from yolact.config import (
     ModelConfig,
     TrainConfig,
 )
-from yolact.settings import convert, nearest
 from yolact_runtime.errors import UsageError
+from yolact_runtime.typed import convert, nearest
 
 
 def published_classes(table: str) -> Classes:
@@ -27,7 +27,7 @@ def published_classes(table: str) -> Classes:
     tables = json.loads(
         resources.files("yolact").joinpath("assets/published_classes.json").read_text("utf-8")
     )
-    return convert(tables[table], Classes, "")
+    return convert(tables[table], Classes)
 
 
 def _plus(base: ModelConfig, backbone: BackboneConfig) -> ModelConfig:

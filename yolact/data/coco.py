@@ -22,12 +22,12 @@ from yolact.data.mask_targets import MaskSampler
 from yolact.data.segmentation import is_empty, to_region
 from yolact.model.preprocess import Normalise
 from yolact.model.priors import prototype_size, pyramid_levels
-from yolact.settings import nearest
 from yolact.targets import Target
 from yolact_runtime.errors import YolactError
 from yolact_runtime.files import read_json
 from yolact_runtime.preprocess import resize_batch
 from yolact_runtime.sources.images import read_image
+from yolact_runtime.typed import nearest
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from yolact.data.segmentation import to_rle
-from yolact.settings import nearest
 from yolact_runtime.errors import YolactError
 from yolact_runtime.sources.images import list_images
+from yolact_runtime.typed import nearest
 
 
 @dataclass(frozen=True)
