@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from yolact.config import LossConfig
+from yolact.data.batch import Target
 from yolact.model import Yolact, YolactOutput
 from yolact.model.boxes import areas, corners, crop_window, encode, intersection, iou
-from yolact.targets import Target
 
 NEUTRAL, BACKGROUND = -1, 0
 

@@ -63,7 +63,8 @@ def _bench(args: argparse.Namespace) -> None:
     import cv2
     import torch
 
-    from yolact.data.coco import CocoDataset, read_classes
+    from yolact.data.annotations import read_classes
+    from yolact.data.coco import CocoDataset
     from yolact.data.layout import resolve_dataset
     from yolact.registry import get_config
     from yolact_runtime.errors import UsageError

@@ -18,7 +18,8 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from yolact.data.coco import CocoDataset, read_classes
+from yolact.data.annotations import read_classes
+from yolact.data.coco import CocoDataset
 from yolact.dataset_tools.check import Finding, Report, check_annotations
 from yolact.dataset_tools.convert import FORMATS, convert
 from yolact.dataset_tools.show import draw_sample

@@ -73,7 +73,7 @@ def command(args: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     if args.debug_batch:
         from yolact.engine import pick_device
-        from yolact.train.health import debug_batch
+        from yolact.train.failures import debug_batch
 
         return 0 if debug_batch(args.debug_batch, pick_device(args.device)) else 1
     if args.resume and args.init_from:
@@ -87,7 +87,7 @@ def command(args: argparse.Namespace) -> int:
 
     import torch
 
-    from yolact.data.coco import read_classes
+    from yolact.data.annotations import read_classes
     from yolact.data.layout import resolve_dataset
     from yolact.train.checkpoint import find_checkpoint
     from yolact.train.distributed import join_processes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,78 +10,24 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from yolact.config import AugmentConfig, Classes, ModelConfig
+from yolact.data.annotations import read_annotations
 from yolact.data.augment import Augmenter
+from yolact.data.batch import Sample, Target
 from yolact.data.geometry import Geometry
 from yolact.data.layout import image_path
 from yolact.data.mask_targets import MaskSampler
 from yolact.data.segmentation import is_empty, to_region
 from yolact.model.preprocess import Normalise
 from yolact.model.priors import prototype_size, pyramid_levels
-from yolact.targets import Target
 from yolact_runtime.errors import YolactError
-from yolact_runtime.files import read_json
 from yolact_runtime.preprocess import resize_batch
 from yolact_runtime.sources.images import read_image
 from yolact_runtime.typed import nearest
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image as the network sees it.
-
-    Attributes:
-        image: (3, S, S) float32, RGB, normalised.
-        target: its ground truth.
-        image_id: its id in the annotation file.
-    """
-
-    image: Tensor
-    target: Target
-    image_id: int
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Several samples: images (B, 3, S, S) float32, and as many targets and image ids."""
-
-    images: Tensor
-    targets: list[Target]
-    image_ids: list[int]
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def to(
-        self,
-        device: torch.device | str,
-        non_blocking: bool = False,
-        memory_format: torch.memory_format = torch.preserve_format,
-    ) -> Batch:
-        """The same batch on `device`, its images in `memory_format`."""
-        return Batch(
-            self.images.to(device, non_blocking=non_blocking, memory_format=memory_format),
-            [target.to(device, non_blocking) for target in self.targets],
-            self.image_ids,
-        )
-
-    def pin_memory(self) -> Batch:
-        """The same batch in pinned host memory (what a DataLoader calls)."""
-        return Batch(self.images.pin_memory(), [t.pin_memory() for t in self.targets], self.image_ids)
-
-
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Samples as one batch: the `collate_fn` of a DataLoader."""
-    return Batch(
-        torch.stack([sample.image for sample in samples]),
-        [sample.target for sample in samples],
-        [sample.image_id for sample in samples],
-    )
 
 
 @dataclass(frozen=True)
@@ -94,51 +39,6 @@ class Record:
     height: int | None
     width: int | None
     annotations: list[dict[str, Any]] = field(default_factory=list)
-
-
-def read_annotations(path: str | Path, required: Sequence[str] = ("images", "annotations")) -> dict[str, Any]:
-    """Read a COCO annotation file, checking that the lists named in `required` and `categories` are there.
-
-    Raises:
-        YolactError: missing, not JSON, or not an annotation file; names the file.
-    """
-    content = read_json(path, "annotation file")
-    for key in (*required, "categories"):
-        value = content.get(key) if isinstance(content, dict) else None
-        if not (isinstance(value, list) and all(isinstance(entry, dict) for entry in value)):
-            raise YolactError(
-                f"{path} is not a COCO annotation file: it needs an object with a list {key!r}"
-                + ("; is it a result file?" if isinstance(content, list) else "")
-            )
-    return content
-
-
-def read_classes(annotations: str | Path) -> Classes:
-    """Class names and category ids of a COCO annotation file, sorted by id.
-
-    Raises:
-        YolactError: no annotation file, no categories, or a category without a name or a unique id.
-    """
-    named: dict[int, str] = {}
-    for category in read_annotations(annotations, required=())["categories"]:
-        number, name = category.get("id"), category.get("name")
-        if type(number) is not int or not isinstance(name, str) or not name.strip():
-            raise YolactError(
-                f"{annotations}: category {category} needs a whole number 'id' and a text 'name'"
-            )
-        if number in named:
-            raise YolactError(
-                f"{annotations}: category id {number} is given twice: {named[number]!r} and {name!r}"
-            )
-        if name in named.values():
-            raise YolactError(
-                f"{annotations}: two categories are called {name!r}; rename or merge one of them"
-            )
-        named[number] = name
-    if not named:
-        raise YolactError(f"{annotations}: 'categories' is empty; there is nothing to learn")
-    ids = sorted(named)
-    return Classes(tuple(named[number] for number in ids), tuple(ids))
 
 
 class CocoDataset(Dataset[Sample]):

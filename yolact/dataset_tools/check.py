@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from yolact.data.coco import read_annotations
+from yolact.data.annotations import read_annotations
 from yolact.data.layout import image_path
 from yolact.data.segmentation import is_empty, to_rle
 from yolact_runtime.errors import YolactError

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from yolact.config import Classes, ModelConfig
-from yolact.data.coco import Sample
+from yolact.data.batch import Sample
 from yolact_runtime.draw import colour, draw_label
 
 # Pictures of small inputs are enlarged to about this many pixels a side, for the labels to be legible.

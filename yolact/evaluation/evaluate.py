@@ -19,9 +19,8 @@ from rich.progress import track
 
 from yolact.data.layout import image_path
 from yolact.evaluation.confusion import SCORE_THRESHOLD, Confusion, confusion_matrix
-from yolact.evaluation.curves import Curves
 from yolact.evaluation.ground_truth import GroundTruth, match_categories, read_ground_truth
-from yolact.evaluation.metrics import Metrics, coco_library, metrics_of
+from yolact.evaluation.metrics import Curves, Metrics, coco_library, metrics_of
 from yolact_runtime import Engine, Result, YolactError
 from yolact_runtime.errors import UsageError
 from yolact_runtime.sources.images import read_image

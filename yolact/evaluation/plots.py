@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from yolact.evaluation.confusion import Confusion
-from yolact.evaluation.curves import Curves
-from yolact.evaluation.metrics import Metrics
+from yolact.evaluation.metrics import Curves, Metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

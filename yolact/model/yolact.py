@@ -10,10 +10,8 @@ from torch import Tensor, nn
 from yolact.config import Config
 from yolact.model.backbone import build_backbone
 from yolact.model.fpn import FPN
-from yolact.model.head import Head
-from yolact.model.mask_iou import MaskIoUNet
+from yolact.model.head import Head, MaskIoUNet, build_protonet
 from yolact.model.priors import model_priors
-from yolact.model.protonet import build_protonet
 
 
 class YolactOutput(NamedTuple):

@@ -15,8 +15,10 @@ from oracle import downsample_masks
 from torch.utils.data import DataLoader
 
 from yolact.config import AugmentConfig, Classes, Config, ModelConfig
+from yolact.data.annotations import read_classes
 from yolact.data.augment import Augmenter, Photometric, draw_geometry, draw_photometric
-from yolact.data.coco import Batch, CocoDataset, Sample, collate, read_classes
+from yolact.data.batch import Batch, Sample, collate
+from yolact.data.coco import CocoDataset
 from yolact.data.geometry import Geometry
 from yolact.data.segmentation import to_mask
 from yolact.model.priors import prototype_size, pyramid_levels

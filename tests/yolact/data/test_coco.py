@@ -15,7 +15,9 @@ from pycocotools.coco import COCO
 from torch.utils.data import DataLoader
 
 from yolact.config import Classes, ModelConfig
-from yolact.data.coco import CocoDataset, collate, find_missing_images, read_classes
+from yolact.data.annotations import read_classes
+from yolact.data.batch import collate
+from yolact.data.coco import CocoDataset, find_missing_images
 from yolact.model.priors import prototype_size, pyramid_levels
 from yolact_runtime.errors import YolactError
 
