@@ -193,13 +193,13 @@ WRITER = """if True:
     from functools import partial
     sys.path.insert(0, sys.argv[1])
     from fake_engine import FakeEngine, Found
-    from yolact_runtime import cli
+    from yolact_runtime import cli, infer
     class Slow(FakeEngine):
         def detect(self, batch):
             time.sleep(0.002)
             return super().detect(batch)
     found = [Found((1, 1, 20, 20)), Found((30, 30, 50, 60), 1)]
-    cli.open_engine = lambda args, streams: Slow(dict.fromkeys(range(256), found), broken=[105])
+    infer.open_engine = lambda args, streams: Slow(dict.fromkeys(range(256), found), broken=[105])
     cli.main(["--engine", "none", "--quiet", "--no-overlay", "--workers", "2", *sys.argv[2:]])
 """
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+from yolact_runtime.commandline import is_terminal
 from yolact_runtime.pipeline import Tally
 
 
@@ -23,7 +22,12 @@ def show_progress(name: str, total: int | None, quiet: bool = False) -> Iterator
     Returns:
         What `run_pipeline` takes as `progress`.
     """
-    console = Console(stderr=True)
+    if quiet or not is_terminal(sys.stderr):
+        yield lambda tally: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -31,7 +35,7 @@ def show_progress(name: str, total: int | None, quiet: bool = False) -> Iterator
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
+    with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(name, total=total, rate="")
 
         def show(tally: Tally) -> None:

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from yolact_runtime.commandline import STDOUT
 from yolact_runtime.errors import YolactError
 from yolact_runtime.files import atomic_path
 from yolact_runtime.frames import Frame, Sink
@@ -21,7 +22,6 @@ from yolact_runtime.sinks.image_ids import ImageNumbers
 
 log = logging.getLogger(__name__)
 
-STDOUT = "-"
 _BEGIN = b'{"image": "'
 
 

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from yolact_runtime.commandline import STDOUT
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.frames import Sink, Source
 from yolact_runtime.metadata import Metadata
 from yolact_runtime.sinks.arrays import ArraySink
 from yolact_runtime.sinks.coco import CocoSink, coco_paths
 from yolact_runtime.sinks.image_ids import ImageIds, ImageNumbers
-from yolact_runtime.sinks.jsonl import STDOUT, JsonLinesSink, read_lines
+from yolact_runtime.sinks.jsonl import JsonLinesSink, read_lines
 from yolact_runtime.sinks.overlays import OverlaySink, check_writable_suffix
-from yolact_runtime.sources.open import has_video, image_folders
-from yolact_runtime.sources.remaining import RemainingSource
+from yolact_runtime.sources.open import RemainingSource, has_video, image_folders
 
 log = logging.getLogger(__name__)
 
@@ -69,13 +68,9 @@ def check_outputs(args: argparse.Namespace, target: OverlayTarget, source: Sourc
     """Find out before any work whether everything can be written.
 
     Raises:
-        UsageError: options that contradict each other, or nothing to write.
+        UsageError: the outputs do not fit the source, or a file is a folder.
         YolactError: a folder cannot be written to.
     """
-    if args.resume and args.jsonl in (None, STDOUT):
-        raise UsageError("--resume needs the file to go on with: --jsonl FILE")
-    if args.no_json and args.no_overlay and not args.jsonl and not args.arrays:
-        raise UsageError("nothing would be written: --no-json and --no-overlay need --jsonl or --arrays")
     if args.resume and not args.no_overlay and has_video(source):
         raise UsageError("--resume cannot go on with an annotated video; add --no-overlay")
     if target.single:
@@ -94,8 +89,6 @@ def check_outputs(args: argparse.Namespace, target: OverlayTarget, source: Sourc
     for file in files:
         if file.is_dir():
             raise UsageError(f"cannot write {file}: it is a folder; name a file")
-    if args.jsonl == STDOUT and sys.stdout is None:
-        raise UsageError("--jsonl - needs standard output, which is closed")
 
 
 def open_outputs(

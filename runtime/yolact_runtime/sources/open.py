@@ -6,7 +6,7 @@ import glob
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -68,6 +68,38 @@ class ChainSource(Source):
         """As `image_folders` has it."""
         parts = [image_folders(source) for source in self.parts]
         return None if None in parts else set().union(*(part for part in parts if part is not None))
+
+
+class RemainingSource(Source):
+    """The frames of `source` that are not done yet; they keep their indices, and so their ids.
+
+    Args:
+        source: All frames.
+        done: How many frames of each name are done. A name may occur in the source more often.
+
+    Attributes:
+        skipped: Number of frames left out so far.
+    """
+
+    def __init__(self, source: Source, done: Mapping[str, int]) -> None:
+        self.live = source.live
+        self.skipped = 0
+        self._source = source
+        self._done = dict(done)
+        if source.total is not None:
+            self.total = max(0, source.total - sum(done.values()))
+
+    def __iter__(self) -> Iterator[Frame]:
+        for frame in self._source:
+            left = self._done.get(frame.name, 0)
+            if left:
+                self._done[frame.name] = left - 1
+                self.skipped += 1
+            else:
+                yield frame
+
+    def close(self) -> None:
+        self._source.close()
 
 
 class BrokenSource(Source):
