@@ -10,9 +10,9 @@ class Head(nn.Module):
 
     Args:
         features: Channels of the pyramid.
-        priors: A, priors a cell.
+        priors: A, priors in a cell.
         num_classes: C, without background.
-        num_prototypes: M, mask coefficients.
+        num_prototypes: M, mask coefficients of a prior.
     """
 
     def __init__(self, features: int, priors: int, num_classes: int, num_prototypes: int) -> None:
@@ -33,9 +33,9 @@ class Head(nn.Module):
         )
 
     def _per_prior(self, x: Tensor) -> Tensor:
+        """Outputs (N, A*V, H, W) with V values for each prior of a cell: (N, H*W*A, V)."""
         values = x.shape[1] // self.priors
-        # (N, A*V, H, W) -> (N, H, W, A*V) -> (N, H*W*A, V)
-        return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, values)
+        return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, values)  # through (N, H, W, A*V)
 
 
 def build_protonet(features: int, num_prototypes: int) -> nn.Sequential:

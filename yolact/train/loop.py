@@ -18,7 +18,7 @@ from yolact.data.batch import Batch
 from yolact.data.coco import CocoDataset, find_missing_images
 from yolact.losses import MultiBoxLoss
 from yolact.model import Yolact
-from yolact.model.backbone import calm_residual_blocks
+from yolact.model.backbone import zero_init_residual
 from yolact.train.checkpoint import Checkpoints, save_checkpoint
 from yolact.train.distributed import Processes
 from yolact.train.ema import Ema
@@ -96,7 +96,7 @@ def train(
     elif settings.init == "imagenet":
         load_pretrained_backbone(model)
     else:
-        calm_residual_blocks(model)
+        zero_init_residual(model)
     layout = memory_format(device, settings)
     model.to(device).to(memory_format=layout)
     log.info("%s", set_training_mode(model, settings, processes.count))
