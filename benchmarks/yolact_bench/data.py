@@ -130,7 +130,7 @@ def _stages(dataset: CocoDataset, epoch: int, index: int, clock: Clock) -> None:
         boxes, crowd = dataset.boxes(record, height, width)
         photometric, geometry = augmenter.draw(epoch, index, boxes, crowd, height, width)
     with clock("geometry"):
-        part, inside = geometry.part(image, augmenter.fill)
+        part, inside = geometry.visible_pixels(image, augmenter.fill)
     with clock("photometric"):
         photometric(part[inside])
     with clock("geometry"):

@@ -1,4 +1,4 @@
-"""Training samples and batches: images, and what the network is to find in them."""
+"""Training samples and batches: images and their ground truth."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Target:
         labels: (G,) int64, 0-based class indices.
         masks: (G, Hp, Wp) bool, at the size of the prototypes.
         semantic_masks: (G, H3, W3) bool, at the size of P3.
-        crowd_boxes: (Q, 4) float32, regions where an unmatched prior is neither right nor wrong.
+        crowd_boxes: (Q, 4) float32, regions in which unmatched priors are neutral.
     """
 
     boxes: Tensor
@@ -38,12 +38,12 @@ class Target:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image as the network sees it.
+    """One training image.
 
     Attributes:
         image: (3, S, S) float32, RGB, normalised.
-        target: its ground truth.
-        image_id: its id in the annotation file.
+        target: Its ground truth.
+        image_id: Its id in the annotation file.
     """
 
     image: Tensor

@@ -12,10 +12,10 @@ from typing import Any
 
 from pycocotools import mask as coco_mask
 
+from yolact.data.annotations import read_annotations
 from yolact.data.layout import image_path
 from yolact.data.segmentation import is_empty, to_rle
 from yolact_runtime import Metadata, YolactError
-from yolact_runtime.files import read_json
 from yolact_runtime.sources.images import read_image
 
 log = logging.getLogger(__name__)
@@ -60,12 +60,7 @@ def read_ground_truth(annotations: str | Path, images: str | Path) -> GroundTrut
         YolactError: it is no annotation file, or an entry of it makes no sense; names the entry.
     """
     path = Path(annotations)
-    content = read_json(path, "annotation file")
-    lists = {"annotations": [], **(content if isinstance(content, dict) else {})}
-    for key in ("images", "categories", "annotations"):
-        entries = lists.get(key)
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise YolactError(f"{path} is not a COCO annotation file: it needs an object with a list {key!r}")
+    lists = read_annotations(path, required=("images", "categories"))
     records = {
         number: _with_size(entry, Path(images))
         for number, entry in _by_id(lists["images"], "images", "file_name", path).items()

@@ -93,7 +93,7 @@ def test_equals_pycocotools_used_directly(tmp_path: Path, capsys: pytest.Capture
             for corners in [*shifted, box()]
         ]
     content = coco_file(range(1, 9), annotations)
-    for entry in content["annotations"]:  # crowds have run lengths
+    for entry in content["annotations"]:  # crowds have RLE
         if entry["iscrowd"]:
             mask = np.zeros((SIZE, SIZE), np.uint8, order="F")
             mask[10:40, 5:60] = 1
