@@ -15,11 +15,11 @@ from oracle import downsample_masks
 from shared_data import COCO_MINI, REFERENCE, load_fill, reference_file, reference_files
 
 from yolact.config import LossConfig
+from yolact.data.batch import Target
 from yolact.losses import Losses, MultiBoxLoss, match
 from yolact.model import Yolact, YolactOutput
 from yolact.model.boxes import encode
 from yolact.registry import get_config
-from yolact.targets import Target
 
 CASES = sorted(REFERENCE.glob("loss_*.npz"))
 
