@@ -295,7 +295,7 @@ def _iterations(
 ) -> Iterator[list[tuple[Batch, dict[int, str]]]]:
     """This process's batches of each iteration, with the reasons of images that could not be read."""
     loader: DataLoader[Any] = DataLoader(
-        ReplacingDataset(dataset),
+        ReplacingDataset(dataset, settings.cache_samples),
         batch_sampler=batches,
         collate_fn=collate_replaced,
         num_workers=settings.workers,
