@@ -104,8 +104,8 @@ class TrainConfig:
         keep_last: How many of the run's checkpoints to keep; 0 keeps all.
         validate_every: Epochs between validations, which keep the best weights too; 0 never validates.
         overfit: Train and validate on the first so many images; 0 takes all.
-        cache_samples: Keep decoded images and their targets in memory, in every worker; only where nothing
-            augments them.
+        cache_samples: Keep decoded images and their targets in memory, in every worker. Augmentation can
+            then only mirror and flip them.
         max_bad_steps: Stop once the loss was not finite so many times in a row.
         max_unreadable: Stop once more images than this could not be read.
     """

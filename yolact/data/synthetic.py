@@ -27,12 +27,12 @@ SHAPES = ("circle", "square", "triangle")
 _DESCRIPTION = "made shapes"
 
 # Shape diameters, and those of the members of a crowd, where the image is 128 pixels wide.
-_DIAMETER = (32.0, 84.0)
+_DIAMETER = (36.0, 88.0)
 _CROWD_DIAMETER = (7.0, 12.0)
 # Standard deviation of a class's hue, where the classes are 60 apart.
 _HUE_SPREAD = 17
 # What must stay visible of a shape for it to count as an instance: a share of it, and pixels.
-_VISIBLE_SHARE, _VISIBLE_PIXELS = 0.6, 60
+_VISIBLE_SHARE, _VISIBLE_PIXELS = 0.65, 60
 
 
 @dataclass
@@ -64,7 +64,7 @@ def make_shapes_dataset(
     image_size: tuple[int, int] = (144, 180),
     seed: int = 0,
     category_ids: Sequence[int] = (1, 4, 9),
-    max_instances: int = 5,
+    max_instances: int = 4,
     crowd_share: float = 0.12,
     empty_share: float = 0.04,
 ) -> DatasetConfig:
@@ -267,7 +267,7 @@ def _add_instance(rng: np.random.Generator, scene: _Scene, num_classes: int) -> 
         margin = 0.3 * diameter
         lowest, highest = np.array([margin, margin]), np.array([width - margin, height - margin])
         centre = rng.uniform(lowest, highest)
-        if scene.items and rng.random() < 0.4:
+        if scene.items and rng.random() < 0.25:
             y, x = np.nonzero(scene.items[-1].visible)
             centre = rng.normal((x.mean(), y.mean()), 0.6 * diameter).clip(lowest, highest)
         outline = (_outline(rng, label, diameter) + centre).round(2)

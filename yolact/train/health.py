@@ -31,16 +31,10 @@ class ReplacingDataset(Dataset[tuple[Sample, dict[int, str]]]):
 
     An item is the sample, and the reason for each index that failed. What replaces an image depends on
     nothing but the files, so that runs can be repeated.
-
-    Args:
-        dataset: To read.
-        cache: Keep the samples in memory, unless they are augmented.
     """
 
-    def __init__(self, dataset: CocoDataset, cache: bool = False) -> None:
+    def __init__(self, dataset: CocoDataset) -> None:
         self.dataset = dataset
-        # Without augmentation a sample is the same in every epoch.
-        self._samples: dict[int, Sample] | None = {} if cache and dataset.augmenter is None else None
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -55,18 +49,11 @@ class ReplacingDataset(Dataset[tuple[Sample, dict[int, str]]]):
         failures: dict[int, str] = {}
         while len(failures) < len(self):
             try:
-                return self._sample(epoch, index), failures
+                return self.dataset[epoch, index], failures
             except YolactError as error:
                 failures[index] = str(error)
                 index = (index + 1) % len(self)
         raise YolactError(f"not one image can be read: {failures[index]}")
-
-    def _sample(self, epoch: int, index: int) -> Sample:
-        if self._samples is None:
-            return self.dataset[epoch, index]
-        if index not in self._samples:
-            self._samples[index] = self.dataset[epoch, index]
-        return self._samples[index]
 
 
 def collate_replaced(items: Sequence[tuple[Sample, dict[int, str]]]) -> tuple[Batch, dict[int, str]]:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from yolact.config import Config, TrainConfig
+from yolact.data.cached import CachedDataset
 from yolact.data.coco import Batch, CocoDataset, find_missing_images
 from yolact.losses import MultiBoxLoss
 from yolact.model import Yolact
@@ -227,7 +228,7 @@ def _dataset(config: Config, settings: TrainConfig, processes: Processes) -> Coc
     data = config.dataset
     # What is to be learnt by heart must look the same every time.
     augment = None if settings.overfit else config.augment
-    dataset = CocoDataset(
+    dataset = (CachedDataset if settings.cache_samples else CocoDataset)(
         data.train_images, data.train_annotations, config.model, config.classes, augment, settings.seed
     )
     if settings.overfit:
@@ -295,7 +296,7 @@ def _iterations(
 ) -> Iterator[list[tuple[Batch, dict[int, str]]]]:
     """This process's batches of each iteration, with the reasons of images that could not be read."""
     loader: DataLoader[Any] = DataLoader(
-        ReplacingDataset(dataset, settings.cache_samples),
+        ReplacingDataset(dataset),
         batch_sampler=batches,
         collate_fn=collate_replaced,
         num_workers=settings.workers,
