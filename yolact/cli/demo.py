@@ -54,7 +54,7 @@ def build_parser() -> Parser:
         " report.html.",
     )
     parser.add_argument("--output", type=Path, default=Path("results/demo"), help="folder for everything")
-    parser.add_argument("--train-images", type=int, default=1200, help="synthetic images to train on")
+    parser.add_argument("--train-images", type=int, default=1000, help="synthetic images to train on")
     parser.add_argument("--val-images", type=int, default=80, help="synthetic images to evaluate on")
     parser.add_argument("--iterations", type=int, help="of training; the configuration's if not given")
     parser.add_argument("--seed", type=int, default=0, help="of the dataset and the training")
