@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,7 @@ import pytest
 
 from yolact import configs
 
-sys.path.insert(0, str(Path(__file__).parent))
-from markdown import PAGES, ROOT, blocks, command_lines, load_hooks, page_id, spans
+from doc_pages import PAGES, ROOT, blocks, command_lines, load_hooks, page_id, spans
 
 hooks = load_hooks()
 # Where the changes are listed, commands may be named that are gone.

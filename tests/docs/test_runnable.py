@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from markdown import PAGES, README, Block, blocks, page_id
+from doc_pages import PAGES, README, Block, blocks, page_id
 
 pytestmark = pytest.mark.slow
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from markdown import PAGES, QUICK_START, README, ROOT, anchors, blocks, page_id, without_blocks
+from doc_pages import PAGES, QUICK_START, README, ROOT, anchors, blocks, page_id, without_blocks
 
 _LINK = re.compile(r"!?\[(?:[^][]|\[[^]]*\])*\]\(([^)\s]+)\)")
 
