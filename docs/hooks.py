@@ -37,7 +37,8 @@ def command_names() -> list[str]:
 def command_parser(name: str) -> argparse.ArgumentParser:
     """The parser of a command.
 
-    The command is started and stopped where it parses its arguments, so it may build its parser as it likes.
+    The command is started and stopped where it parses its arguments, so it may build its parser as it likes. It
+    is asked for a completion script, for which it needs the options of all its subcommands.
     """
     (entry,) = (
         entry
@@ -51,7 +52,7 @@ def command_parser(name: str) -> argparse.ArgumentParser:
     original = argparse.ArgumentParser.parse_args
     argparse.ArgumentParser.parse_args = stop  # type: ignore[method-assign, assignment]
     try:
-        entry.load()(["--help"])
+        entry.load()(["--print-completion", "bash"])
     except _ParserFound as found:
         return found.parser
     finally:
