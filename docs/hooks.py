@@ -37,8 +37,8 @@ def command_names() -> list[str]:
 def command_parser(name: str) -> argparse.ArgumentParser:
     """The parser of a command.
 
-    The command is started and stopped where it parses its arguments, so it may build its parser as it likes. It
-    is asked for a completion script, for which it needs the options of all its subcommands.
+    The command is started, and stopped where it parses its arguments, so it may build its parser as it
+    likes. It is asked for a completion script, for which it needs the options of all its subcommands.
     """
     (entry,) = (
         entry

@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-
 from doc_pages import PAGES, QUICK_START, README, ROOT, anchors, blocks, page_id, without_blocks
 
 _LINK = re.compile(r"!?\[(?:[^][]|\[[^]]*\])*\]\(([^)\s]+)\)")
