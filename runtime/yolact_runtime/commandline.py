@@ -34,11 +34,11 @@ class OneLine(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """The message without a traceback."""
-        return re.sub(r"[\x00-\x08\x0a-\x1f\x7f]", _escaped, super().formatMessage(record))
-
-
-def _escaped(match: re.Match[str]) -> str:
-    return match[0].encode("unicode_escape").decode()
+        return re.sub(
+            r"[\x00-\x08\x0a-\x1f\x7f]",
+            lambda match: match[0].encode("unicode_escape").decode(),
+            super().formatMessage(record),
+        )
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -202,11 +202,7 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def print_line(text: str, file: TextIO | None) -> None:
-    """Print one line; characters that the encoding of the stream lacks are escaped.
-
-    Args:
-        text: The line.
-        file: Standard output or error; None if the process has none.
+    """Print one line to standard output or error, if there is any, with unencodable characters escaped.
 
     Raises:
         BrokenPipeError: the reader has closed it.

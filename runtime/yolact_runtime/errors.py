@@ -58,20 +58,15 @@ class DeviceError(YolactError):
 
 
 # What to do about failures that are recognised by their reason.
-_ADVICE = (
-    (
-        r"OUT_OF_MEMORY|out ?of ?memory",
-        "free memory on the GPU, or use fewer streams or a smaller batch",
+_ADVICE = {
+    r"OUT_OF_MEMORY|out ?of ?memory": "free memory on the GPU, or use fewer streams or a smaller batch",
+    r"ILLEGAL_ADDRESS|illegal memory access|LAUNCH_FAILED|launch fail|misaligned": (
+        "the GPU's context is lost: start the process again"
     ),
-    (
-        r"ILLEGAL_ADDRESS|illegal memory access|LAUNCH_FAILED|launch fail|misaligned",
-        "the GPU's context is lost: start the process again",
+    r"INSUFFICIENT_DRIVER|insufficient for CUDA|initialization failure with error: 35": (
+        "the driver is older than the library: update the driver"
     ),
-    (
-        r"INSUFFICIENT_DRIVER|insufficient for CUDA|initialization failure with error: 35",
-        "the driver is older than the library: update the driver",
-    ),
-)
+}
 
 
 def device_failure(who: str, call: str, reason: str, at: str = "") -> DeviceError:
@@ -83,5 +78,7 @@ def device_failure(who: str, call: str, reason: str, at: str = "") -> DeviceErro
         reason: Its message.
         at: Its subject, such as "buffer pixels (921,600 bytes)".
     """
-    advice = next((f"; {text}" for known, text in _ADVICE if re.search(known, reason, re.IGNORECASE)), "")
+    advice = next(
+        (f"; {text}" for known, text in _ADVICE.items() if re.search(known, reason, re.IGNORECASE)), ""
+    )
     return DeviceError(f"{who} failed{f' at {at}' if at else ''} in {call}: {reason}{advice}")

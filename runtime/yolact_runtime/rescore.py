@@ -62,10 +62,8 @@ class MaskIouNet:
 def _convolve(x: np.ndarray, weight: np.ndarray, stride: int) -> np.ndarray:
     """(n, H, W, C) with (O, C, k, k), no padding: (n, H', W', O)."""
     side = weight.shape[2]
-    windows = np.lib.stride_tricks.sliding_window_view(
-        x, (side, side), axis=(1, 2)
-    )  # (n, H-k+1, W-k+1, C, k, k)
-    columns = windows[:, ::stride, ::stride]
+    windows = np.lib.stride_tricks.sliding_window_view(x, (side, side), axis=(1, 2))
+    columns = windows[:, ::stride, ::stride]  # (n, H', W', C, k, k)
     n, height, width = columns.shape[:3]
     flat = columns.reshape(n * height * width, -1) @ weight.reshape(len(weight), -1).T
     return flat.reshape(n, height, width, len(weight))

@@ -12,6 +12,7 @@ import numpy as np
 
 from yolact_runtime import masks as mask_ops
 from yolact_runtime.detections import Detections
+from yolact_runtime.draw import draw
 from yolact_runtime.metadata import Metadata
 
 log = logging.getLogger(__name__)
@@ -131,8 +132,6 @@ class Result:
 
     def draw(self, image: np.ndarray) -> np.ndarray:
         """A copy of `image` (height, width, 3) uint8 BGR with the instances drawn on it."""
-        from yolact_runtime.draw import draw
-
         return draw(image, self)
 
 
@@ -153,8 +152,7 @@ def result_of(
         index: Position of the image in the batch.
         size: Height and width of the image.
         meta: Metadata of the engine.
-        score_threshold: As for `Engine.predict`.
-        top_k: As for `Engine.predict`.
+        score_threshold, top_k: As for `Engine.predict`.
         contours: The masks of the image's rows, if the engine computed them.
         copy: Copy the prototypes; otherwise the result may share those of the batch.
     """

@@ -15,7 +15,7 @@ from fake_engine import FakeEngine
 
 from yolact_runtime import YolactError
 from yolact_runtime.frames import Frame
-from yolact_runtime.sinks.video import VideoSettings, VideoSink
+from yolact_runtime.sinks.video import VideoSink
 from yolact_runtime.sources import camera, decoder
 from yolact_runtime.sources.camera import CameraSettings, CameraSource
 from yolact_runtime.sources.video import VideoSource, is_video
@@ -35,7 +35,7 @@ def failure(call, *arguments):
 
 
 def copy(source, folder):
-    sink = VideoSink(folder, VideoSettings(crf=1))
+    sink = VideoSink(folder, 1)
     try:
         for frame in VideoSource(source):
             image = frame.read()
@@ -264,7 +264,7 @@ def test_without_an_h264_encoder(tmp_path, monkeypatch, caplog, codecs):
     target = tmp_path / "out" / "x.mp4"
     if not codecs:
         assert failure(copy, source, tmp_path / "out") == (
-            f"cannot write {target}: this PyAV has neither the encoder libx264 nor mpeg4"
+            f"cannot write {target}: this PyAV has no encoder libx264 or mpeg4"
         )
         return
     copy(source, tmp_path / "out")

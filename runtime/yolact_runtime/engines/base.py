@@ -106,8 +106,7 @@ class Engine(ABC):
         Args:
             prepared: Outputs of `prepare`, 1 to `metadata.max_batch`.
             sizes: Height and width of each image.
-            score_threshold: As for `predict`.
-            top_k: As for `predict`.
+            score_threshold, top_k: As for `predict`.
         """
         meta = self.metadata
         missing = max(0, meta.min_batch - len(prepared))

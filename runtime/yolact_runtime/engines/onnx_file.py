@@ -21,13 +21,12 @@ def read_properties(path: str | Path) -> dict[str, str] | None:
             size = file.seek(0, 2)
             file.seek(0)
             entries = [
-                file.read(length) for number, length in _fields(file, size) if number == _METADATA_PROPS
+                _texts(file.read(length), (_KEY, _VALUE))
+                for number, length in _fields(file, size)
+                if number == _METADATA_PROPS
             ]
-    except (OSError, ValueError):
-        return None
-    try:
-        return dict(_entry(entry) for entry in entries) if size else None
-    except (KeyError, ValueError):
+            return {entry[_KEY]: entry.get(_VALUE, "") for entry in entries} if size else None
+    except (OSError, KeyError, ValueError):
         return None
 
 
@@ -71,11 +70,6 @@ def _fields(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
         if kind == _BYTES:
             yield number, length
         file.seek(end)
-
-
-def _entry(data: bytes) -> tuple[str, str]:
-    texts = _texts(data, (_KEY, _VALUE))
-    return texts[_KEY], texts.get(_VALUE, "")
 
 
 def _texts(data: bytes, wanted: tuple[int, ...]) -> dict[int, str]:

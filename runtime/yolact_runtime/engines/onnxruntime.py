@@ -189,12 +189,7 @@ def delivered_precision(nodes: Iterable[tuple[str, str]]) -> str | None:
     """The precision that ONNX Runtime's optimised graph of an fp16 or int8 file computes in.
 
     Without a kernel for a type, ONNX Runtime inserts casts or dequantisation before a float32 kernel.
-
-    Args:
-        nodes: Name and operator of each node.
-
-    Returns:
-        "fp32", "int8", or None if the graph does not contradict the precision of the file.
+    Returns "fp32", "int8", or None if the `nodes` (name, operator) do not contradict the file's precision.
     """
     nodes = list(nodes)
     floats = sum(kind in _FLOAT_PRODUCTS for _, kind in nodes)

@@ -60,14 +60,11 @@ class GraphOutputs:
             )
 
     def check_input(self, sides: Sequence[object], kind: str) -> None:
-        """Compare the input of a graph with its metadata.
+        """Raise a YolactError unless the input of a graph matches its metadata.
 
         Args:
             sides: Dimensions of the input after the batch; those that are not int are dynamic.
             kind: Its NumPy type.
-
-        Raises:
-            YolactError: a dimension or the type differs.
         """
         size, expected = self._metadata.input_size, self._metadata.input_dtype
         fits = len(sides) == 3 and all(

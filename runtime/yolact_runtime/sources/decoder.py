@@ -54,22 +54,17 @@ class Clock:
 
     def time(self, seconds: float | None) -> float:
         """Stream time in seconds of a frame whose time stamp is `seconds`; None where it has none."""
-        following = 0.0 if self.last is None else self.last + self.period
+        last = -math.inf if self.last is None else self.last
+        following = 0.0 if self.last is None else last + self.period
         if seconds is None:
-            self.last = following
-            return following
-        if self._start is None:
-            self._start = seconds - following
-        time = max(seconds - self._start, 0.0)
-        if self.last is not None and time <= self.last:
-            if seconds - self._start < self.last - _JITTER * self.period:
-                self._start = seconds - following
-                time = following
-            else:
-                time = self.last + _LEAST_STEP
-        elif time > following + self._leap:
-            self._start = seconds - following
             time = following
+        else:
+            if self._start is None:
+                self._start = seconds - following
+            time = seconds - self._start
+            if not last - _JITTER * self.period <= time <= following + self._leap:  # the clock was reset
+                self._start, time = seconds - following, following
+            time = max(time, 0.0) if time > last else last + _LEAST_STEP
         self.last = time
         return time
 
