@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -57,16 +58,17 @@ class Parser(argparse.ArgumentParser):
     two, which may be given before or after the subcommand's name.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, subcommand: bool = False, **options: Any) -> None:
+        """Pass `options` to argparse and add the general options."""
         options.setdefault("formatter_class", _HelpFormatter)
         options.setdefault("allow_abbrev", False)
         super().__init__(**options)
-        self._add_general_options(self.add_argument_group("general").add_argument)
-
-    def _add_general_options(self, add: Callable[..., argparse.Action], **flag: Any) -> None:
-        add("--debug", action="store_true", help="show the traceback of an error", **flag)
-        add("--quiet", action="store_true", help="print warnings and results only", **flag)
-        if not flag:
+        add = self.add_argument_group("general").add_argument
+        # A default of the subcommand would overwrite an option given before the subcommand's name.
+        flag: dict[str, Any] = {"action": "store_true", "default": argparse.SUPPRESS if subcommand else False}
+        add("--debug", help="show the traceback of an error", **flag)
+        add("--quiet", help="print warnings and results only", **flag)
+        if not subcommand:
             add("--version", action="version", help="show the version and exit")
             add("--print-completion", action=_PrintCompletion, choices=("bash", "zsh", "tcsh"),
                 help="print a completion script for this shell and exit")  # fmt: skip
@@ -77,24 +79,17 @@ class Parser(argparse.ArgumentParser):
         return f"{self.prog} {yolact_runtime.__version__}"
 
     def add_subparsers(self, **options: Any) -> Any:
-        """As argparse does, with parsers that share the general options of this one."""
-        return super().add_subparsers(**{**options, "parser_class": _Subparser})
+        """Same as in argparse, with parsers of this class."""
+        options["parser_class"] = functools.partial(Parser, subcommand=True)
+        return super().add_subparsers(**options)
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         argv = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args([_dashes(word) for word in argv], namespace)
 
 
-class _Subparser(Parser):
-    """The parser of a subcommand."""
-
-    def _add_general_options(self, add: Callable[..., argparse.Action], **flag: Any) -> None:
-        # No default: it would overwrite what was given before the subcommand's name.
-        super()._add_general_options(add, default=argparse.SUPPRESS)
-
-
 class _PrintCompletion(argparse.Action):
-    """Prints a completion script made by shtab; options that take a path complete files or folders."""
+    """Prints the completion script of shtab; options that take a path complete files or folders."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "default": argparse.SUPPRESS})

@@ -151,7 +151,7 @@ def _survivors(
 
 
 def _iou(boxes: np.ndarray) -> np.ndarray:
-    """(G, R, 4) to (G, R, R); 0 where the union has no area."""
+    """IoU of each pair of boxes (G, R, 4): (G, R, R); 0 if the union has no area."""
     # Each coordinate on its own: pairs as the innermost dimension take five times as long.
     left, top, right, bottom = np.ascontiguousarray(np.moveaxis(boxes, 2, 0))[..., None]  # (G, R, 1)
     intersection = _overlap(left, right)

@@ -74,10 +74,10 @@ def load_engine(
         engine.close()
         raise
     _warn_of_precision(engine, file)
-    parts = [engine.name, engine.precision]
-    parts += [f"{engine.threads} threads"] if engine.threads else []
-    parts += [f"{engine.streams} streams"] if engine.streams > 1 else []
-    log.info("%s: %s%s", file.name, ", ".join(parts), f" (chosen: {why})" if why else "")
+    facts = [engine.name, engine.precision]
+    facts += [f"{engine.threads} threads"] if engine.threads else []
+    facts += [f"{engine.streams} streams"] if engine.streams > 1 else []
+    log.info("%s: %s%s", file.name, ", ".join(facts), f" (chosen: {why})" if why else "")
     return engine
 
 
@@ -91,7 +91,7 @@ def _entry_points() -> dict[str, EntryPoint]:
 
 
 def _existing_file(path: str | Path) -> Path:
-    """The file that a path or the name of a published model stands for, checked to have a known suffix."""
+    """The file of a path or of the name of a published model; its suffix is known."""
     file = Path(path)
     if not file.exists() and not file.suffix and file.name == str(path):
         file = _file_of_name(str(path))

@@ -119,7 +119,7 @@ class OnnxRuntimeEngine(Engine):
     def _open_inspected(
         self, providers: list[tuple[str, dict[str, str]]], threads: int | None
     ) -> tuple[Any, str | None]:
-        """A session and the precision it computes in; None where only the precision of the file is known."""
+        """A session and the precision it computes in; None if only the precision of the file is known."""
         precision = (read_properties(self._path) or {}).get(f"{PREFIX}precision")
         if precision in ('"fp16"', '"int8"'):
             ignored = contextlib.suppress(YolactError, OSError, ValueError)

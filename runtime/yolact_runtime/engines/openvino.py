@@ -103,6 +103,7 @@ class OpenVinoEngine(Engine):
         return self._precision
 
     def detect(self, batch: np.ndarray) -> Detections:
+        """Run the model on a free request, waiting for one."""
         requests = self._requests
         if requests is None:
             raise YolactError(f"engine {self._path} is closed; open it again")

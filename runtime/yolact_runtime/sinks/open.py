@@ -55,14 +55,12 @@ class Outputs:
 
     def written(self) -> list[str]:
         """The files and folders written, for the summary."""
-        coco = [", ".join(map(str, self.coco.paths))] if self.coco is not None and not self.coco.kept else []
-        drawn = (
-            [f"overlays in {self.overlays.target}"]
-            if self.overlays is not None and self.overlays.drawn
-            else []
-        )
-        videos = [] if self.videos is None else [str(path) for path in self.videos.outputs]
-        return self.paths + coco + drawn + videos
+        written = list(self.paths)
+        if self.coco and not self.coco.kept:
+            written.append(", ".join(map(str, self.coco.paths)))
+        if self.overlays and self.overlays.drawn:
+            written.append(f"overlays in {self.overlays.target}")
+        return written + [str(path) for path in self.videos.outputs] if self.videos else written
 
 
 def check_outputs(args: argparse.Namespace, target: OverlayTarget, source: Source) -> None:

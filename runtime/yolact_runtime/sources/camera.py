@@ -226,7 +226,7 @@ class CameraSource(Source):
         """The frames of one connection to a network stream."""
         av = load_av()
         limits = self.settings
-        # Not `options`: PyAV before 18 crashes where a stream appears late.
+        # Not `options`: PyAV before 18 crashes if a stream appears late.
         options = {
             "protocol_whitelist": _PROTOCOLS,
             # Analyse one second before the first frame, not five.
