@@ -64,14 +64,12 @@ class BoundSession:
 
         binding, values, arrays = self._session.io_binding(), {}, {}
         for name, (sides, kind) in self._shapes.items():
-            shape = [images, *sides]
-            if self._page_locked is None:
+            shape, memory = [images, *sides], self._page_locked
+            if memory is None:
                 arrays[name] = np.zeros(shape, kind)
                 values[name] = OrtValue.ortvalue_from_numpy(arrays[name])  # on the same memory
             else:
-                values[name] = OrtValue.ortvalue_from_shape_and_type(
-                    shape, kind, memory_info=self._page_locked
-                )
+                values[name] = OrtValue.ortvalue_from_shape_and_type(shape, kind, memory_info=memory)
                 arrays[name] = values[name].numpy()
             if name == self._input_name:
                 binding.bind_ortvalue_input(name, values[name])

@@ -52,12 +52,15 @@ class VideoSink(Sink):
         outputs: The finished files.
     """
 
-    def __init__(self, folder: str | Path, crf: int = 20, keep: Iterable[str | Path] = ()) -> None:
+    def __init__(
+        self, folder: str | Path, crf: int = 20, preset: str = "veryfast", keep: Iterable[str | Path] = ()
+    ) -> None:
         """Prepare; the first frame opens a file.
 
         Args:
             folder: Folder of the videos; created if missing.
             crf: Constant rate factor of x264, 0..51: 0 is lossless, 18 visually lossless, 28 small.
+            preset: x264's trade of speed for size, `ultrafast` to `veryslow`.
             keep: Files that are never overwritten, such as the sources.
 
         Raises:
@@ -69,7 +72,7 @@ class VideoSink(Sink):
         load_av()
         self.outputs: list[Path] = []
         self._folder = Path(folder)
-        self._crf = crf
+        self._quality = crf, preset
         self._taken = {Path(path).resolve() for path in keep}
         self._writer: _Writer | None = None
 
@@ -90,7 +93,7 @@ class VideoSink(Sink):
         if self._writer is not None and not self._writer.continues(frame):
             self.close()
         if self._writer is None:
-            self._writer = _Writer(frame, prepared, self._target(frame), self._crf)
+            self._writer = _Writer(frame, prepared, self._target(frame), *self._quality)
         try:
             self._writer.add(frame, prepared)
         except YolactError:
@@ -125,7 +128,7 @@ class VideoSink(Sink):
 class _Writer:
     """One video file while it is written."""
 
-    def __init__(self, frame: Frame, first: VideoFrame, target: Path, crf: int) -> None:
+    def __init__(self, frame: Frame, first: VideoFrame, target: Path, crf: int, preset: str) -> None:
         """Open the file and its encoder; `first` is the converted picture of `frame`."""
         av = load_av()
         self.source = frame.path
@@ -162,7 +165,7 @@ class _Writer:
             context.colorspace, context.color_range = first.colorspace, first.color_range
             if aspect:
                 context.sample_aspect_ratio = aspect
-            context.options = {"crf": str(crf), "preset": "veryfast"}
+            context.options = {"crf": str(crf), "preset": preset}
             if self._codec != "H.264":  # its scale is 1 (best) to 31
                 context.options = {"qmin": "1", "qmax": str(max(1, round(crf / 51 * 31)))}
             if frame.path.is_file():

@@ -80,10 +80,8 @@ class CameraSettings:
 
     def __post_init__(self) -> None:
         for name in ("open_timeout", "read_timeout"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UsageError(
-                    f"{name} of a camera is {getattr(self, name)}; it must be more than 0 seconds"
-                )
+            if not 0 < (value := getattr(self, name)) < math.inf:
+                raise UsageError(f"{name} of a camera is {value}; it must be more than 0 seconds")
         if self.attempts < 0 or self.delay < 0:
             raise UsageError("attempts and delay of a camera must be 0 or more")
 
