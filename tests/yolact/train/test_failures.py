@@ -69,7 +69,7 @@ def test_an_unreadable_image_is_replaced_and_the_run_exits_1(
         options = "--dataset", str(copy), "--iterations", "7", "--workers", workers
         assert run(folder, *options) == 1
         words = capsys.readouterr().err
-        assert words.count("the next image takes its place") == 1
+        assert words.count("the next image replaces it") == 1
         assert bad.name in words
         assert "1 of 24 images could not be read" in words
         assert (folder / "yolact_tiny_1_7.pth").exists()

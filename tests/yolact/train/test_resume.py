@@ -126,7 +126,7 @@ def test_leftovers_of_a_killed_save_are_removed(tmp_path: Path) -> None:
     assert other.exists()
 
 
-def test_auto_starts_afresh_where_there_is_nothing(tmp_path: Path) -> None:
+def test_auto_starts_anew_without_a_checkpoint(tmp_path: Path) -> None:
     assert find_checkpoint("auto", tmp_path, "yolact_tiny") is None
     (tmp_path / "yolact_tiny_0_9.pth").touch()
     assert find_checkpoint("auto", tmp_path, "yolact_tiny") == tmp_path / "yolact_tiny_0_9.pth"

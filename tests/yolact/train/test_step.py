@@ -17,9 +17,8 @@ from yolact.data.coco import CocoDataset
 from yolact.losses import MultiBoxLoss
 from yolact.model import Yolact
 from yolact.registry import get_config
-from yolact.train.ema import Ema
 from yolact.train.sampler import EpochBatches, SharedBatches
-from yolact.train.step import NetworkWithLoss, Step, learning_rate, training_step
+from yolact.train.step import Ema, NetworkWithLoss, Step, learning_rate, training_step
 
 
 def take_step(shapes: Path, parts: list[list[int]], **settings: Any) -> tuple[Yolact, Step]:

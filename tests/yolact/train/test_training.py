@@ -191,7 +191,7 @@ def test_fine_tuning_for_other_classes(
     folder = tmp_path / "tuned"
     assert run(shapes, folder, "--iterations", "1", "--lr", "0", f"--init-from={path}") == 0
     words = capsys.readouterr().err
-    assert "3 classes instead of 2, so these layers start afresh" in words
+    assert "3 classes instead of 2, so these layers start anew" in words
     assert "prediction_layers.0.conf_layer, semantic_seg_conv" in words
     tuned = load_checkpoint(folder / "yolact_tiny_0_1.pth").model
     for key, value in pretrained.state_dict().items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import mobilenet_v2, resnet50
 
@@ -18,7 +20,7 @@ from yolact.config import Classes
 from yolact.model import Yolact
 from yolact.registry import get_config
 from yolact.train.checkpoint import save_checkpoint
-from yolact.weights.load import load_checkpoint, load_model, load_pretrained_backbone, save_safetensors
+from yolact.weights.load import load_checkpoint, load_model, load_pretrained_backbone
 from yolact_runtime.errors import UsageError, YolactError
 
 
@@ -46,7 +48,8 @@ def test_own_checkpoint(model: Yolact, tmp_path: Path) -> None:
 
 def test_safetensors(model: Yolact, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    save_safetensors(model, path)
+    state = {key: value.contiguous() for key, value in model.state_dict().items()}
+    save_file(state, path, metadata={"config": json.dumps(model.config.to_dict())})
     opened = load_model(path)
     assert same_weights(opened, model)
     assert opened.config.classes.category_ids == (0, 17)
