@@ -19,15 +19,14 @@ from yolact.config import (
     TrainConfig,
 )
 from yolact_runtime.errors import UsageError
-from yolact_runtime.typed import convert, nearest
+from yolact_runtime.typed import nearest
 
 
 def published_classes(table: str) -> Classes:
     """The classes of the published weights; `table` is `coco` or `pascal_sbd`."""
-    tables = json.loads(
-        resources.files("yolact").joinpath("assets/published_classes.json").read_text("utf-8")
-    )
-    return convert(tables[table], Classes)
+    file = resources.files("yolact").joinpath("assets/published_classes.json")
+    ids: dict[str, int] = json.loads(file.read_text("utf-8"))[table]
+    return Classes(tuple(ids), tuple(ids.values()))
 
 
 def _plus(base: ModelConfig, backbone: BackboneConfig) -> ModelConfig:
