@@ -178,6 +178,7 @@ def _plain(name: str) -> str:
     return " ".join(name.replace("_", " ").lower().split())
 
 
-def _some(words: Iterable[str]) -> str:
-    names = list(words)
+def _some(items: Iterable[str]) -> str:
+    """The first four names, and how many more there are."""
+    names = list(items)
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

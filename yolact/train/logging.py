@@ -49,7 +49,7 @@ class TrainingLog:
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[words]}"),
+            TextColumn("{task.fields[status]}"),
             console=console,
             disable=self.quiet or not enabled,
         )
@@ -72,7 +72,7 @@ class TrainingLog:
                 raise missing_extra("train.tensorboard", "train") from None
             self.writer = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=self.start)
         self.bar.start()
-        self.task = self.bar.add_task("", total=self.total, completed=self.start, words="")
+        self.task = self.bar.add_task("", total=self.total, completed=self.start, status="")
         self.last = time.perf_counter()
         return self
 
@@ -117,19 +117,19 @@ class TrainingLog:
             "grad_norm": step.grad_norm if math.isfinite(step.grad_norm) else None,
         }
         self._write(record, iteration)
-        words = f"loss {self.smooth or math.nan:.3f} {images / seconds:.1f} images/s"
-        self.bar.update(self.task, completed=iteration + 1, words=words)
+        status = f"loss {self.smooth or math.nan:.3f} {images / seconds:.1f} images/s"
+        self.bar.update(self.task, completed=iteration + 1, status=status)
         if self.quiet and (iteration % LOG_EVERY == 0 or iteration + 1 == self.total):
             detail = " ".join(f"{name} {value:.3f}" for name, value in step.losses.items())
-            log.info("[%d] %d/%d %s | %s | lr %.2e", epoch, iteration, self.total, words, detail, rate)
+            log.info("[%d] %d/%d %s | %s | lr %.2e", epoch, iteration, self.total, status, detail, rate)
 
     def add_validation(self, iteration: int, epoch: int, metrics: dict[str, float | None]) -> None:
         """Log AP values of the weights after `iteration`."""
         if not self.enabled:
             return
         self._write({"iteration": iteration, "epoch": epoch, "validation": metrics}, iteration)
-        words = ", ".join(f"{k.replace('_', ' ')} {100 * v:.2f}" for k, v in metrics.items() if v is not None)
-        log.info("[%d] %d/%d validation: %s", epoch, iteration, self.total, words or "no annotations")
+        text = ", ".join(f"{k.replace('_', ' ')} {100 * v:.2f}" for k, v in metrics.items() if v is not None)
+        log.info("[%d] %d/%d validation: %s", epoch, iteration, self.total, text or "no annotations")
         self.last = time.perf_counter()
 
     def _write(self, record: dict[str, Any], iteration: int) -> None:

@@ -177,7 +177,7 @@ def _ask(url: str) -> Any:
     """
     from huggingface_hub import get_hf_file_metadata
 
-    # The user's token for Hugging Face is nobody else's business, and public files need none.
+    # Public files need no token, and a mirror must not get the user's token for Hugging Face.
     remote = get_hf_file_metadata(url, token=False, timeout=TIMEOUT, library_name="yolact")
     _check_scheme(remote.location)
     if urlsplit(url).scheme == "https" != urlsplit(remote.location).scheme:

@@ -34,8 +34,8 @@ OPTIONS = (
 )  # fmt: skip
 
 
-def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*TORCHRUN, *words], capture_output=True, text=True, check=False, timeout=200)
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*TORCHRUN, *arguments], capture_output=True, text=True, check=False, timeout=200)
 
 
 def test_two_processes_equal_one(
@@ -67,7 +67,7 @@ class SimulatedProcess(Processes):
         return list(reversed(self.gathered))
 
 
-def test_shares_of_a_validation_make_up_its_ap(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shares_of_a_validation_give_its_ap(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = get_config("yolact_tiny")
     config = replace(config, dataset=resolve_dataset(shapes), train=replace(config.train, overfit=9))
     truth = Validation(config, Processes()).truth

@@ -98,7 +98,7 @@ def test_the_effective_batch_decides_the_scale() -> None:
 
 
 @pytest.mark.parametrize(("accumulate", "processes"), [(1, 1), (2, 3), (3, 2), (4, 1)])
-def test_shares_make_up_the_whole(accumulate: int, processes: int) -> None:
+def test_shares_add_up_to_the_whole(accumulate: int, processes: int) -> None:
     whole = EpochBatches(40, 13, 0, 1, 5)
     shares = [list(SharedBatches(whole, accumulate, rank, processes)) for rank in range(processes)]
     for number, batch in enumerate(whole):

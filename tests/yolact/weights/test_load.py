@@ -85,11 +85,11 @@ def test_keys_that_do_not_fit_are_named(tmp_path: Path) -> None:
     torch.save(state, path)
     with pytest.raises(YolactError) as error:
         load_model(path)
-    words = str(error.value)
-    assert "1 missing: proto_net.0.weight" in words
-    assert "1 unexpected: extra.weight" in words
-    assert "semantic_seg_conv.bias (7,) instead of (3,)" in words
-    assert "\n" not in words
+    message = str(error.value)
+    assert "1 missing: proto_net.0.weight" in message
+    assert "1 unexpected: extra.weight" in message
+    assert "semantic_seg_conv.bias (7,) instead of (3,)" in message
+    assert "\n" not in message
 
 
 class Harmful:
@@ -157,7 +157,7 @@ def test_imagenet_weights_reach_the_backbone(
             np.testing.assert_allclose(model.backbone(x)[2], expected, atol=1e-6)
 
 
-def test_backbone_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backbone_weights_that_cannot_be_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(url: str, path: Path, sha256: str | None = None) -> Path:
         raise YolactError(f"cannot download {url}")
 
