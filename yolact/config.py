@@ -105,6 +105,8 @@ class TrainConfig:
         keep_last: Number of the run's checkpoints to keep; 0: all.
         validate_every: Epochs between validations, which also keep the best weights; 0: never validate.
         overfit: Train and validate on the first so many images; 0: on all.
+        cache_samples: Keep decoded images and their targets in memory, in every worker. Augmentation can
+            then only mirror and flip them.
         max_bad_steps: Stop after this many losses in a row that are not finite.
         max_unreadable: Stop when more images than this cannot be read.
     """
@@ -136,6 +138,7 @@ class TrainConfig:
     keep_last: int = 5
     validate_every: int = 2
     overfit: int = 0
+    cache_samples: bool = False
     max_bad_steps: int = 10
     max_unreadable: int = 100
     tensorboard: bool = False

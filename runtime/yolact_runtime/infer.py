@@ -13,7 +13,7 @@ from yolact_runtime.commandline import STDOUT, print_line, terminated_as_interru
 from yolact_runtime.engines.options import open_engine
 from yolact_runtime.engines.threads import default_workers
 from yolact_runtime.errors import YolactError
-from yolact_runtime.pipeline import PipelineSettings, Tally, run_pipeline
+from yolact_runtime.pipeline import PipelineSettings, RunStats, run_pipeline
 from yolact_runtime.pipeline.progress import show_progress
 from yolact_runtime.sinks.image_ids import ImageIds
 from yolact_runtime.sinks.open import Outputs, OverlayTarget, check_outputs, open_outputs
@@ -37,7 +37,7 @@ def infer(args: argparse.Namespace) -> int:
     source = open_source(names, null=args.null)
     ids = ImageIds(args.annotations) if args.annotations else None
     check_outputs(args, target, source)
-    tally = Tally()
+    stats = RunStats()
     with open_engine(args, streams=args.streams) as engine:
         meta = engine.metadata
         if ids:
@@ -49,16 +49,16 @@ def infer(args: argparse.Namespace) -> int:
                 terminated_as_interrupted(),
                 show_progress("yolact-infer", outputs.source.total, args.quiet) as progress,
             ):
-                run_pipeline(outputs.source, engine, outputs.sinks, pipeline_settings(args), progress, tally)
+                run_pipeline(outputs.source, engine, outputs.sinks, pipeline_settings(args), progress, stats)
         except KeyboardInterrupt:
-            _summarise(tally, outputs, args)
+            _summarise(stats, outputs, args)
             log.error("interrupted: the results of the images done so far are written")
             return 130
         except YolactError:
-            _summarise(tally, outputs, args)
+            _summarise(stats, outputs, args)
             raise
-    _summarise(tally, outputs, args)
-    return 1 if tally.failed or outputs.numbers.unlisted else 0
+    _summarise(stats, outputs, args)
+    return 1 if stats.failed or outputs.numbers.unlisted else 0
 
 
 def pipeline_settings(args: argparse.Namespace) -> PipelineSettings:
@@ -85,16 +85,16 @@ def _sources(args: argparse.Namespace) -> tuple[list[str], OverlayTarget]:
     return [source], OverlayTarget(Path(target), single=bool(args.image))
 
 
-def _summarise(tally: Tally, outputs: Outputs, args: argparse.Namespace) -> None:
+def _summarise(stats: RunStats, outputs: Outputs, args: argparse.Namespace) -> None:
     """Print one line: counts, speed and the files written."""
-    parts = [f"{tally.done} images, {tally.detections} detections, {tally.failed} failures"]
-    if tally.dropped:
-        parts.append(f"{tally.dropped} dropped")
+    parts = [f"{stats.done} images, {stats.detections} detections, {stats.failed} failures"]
+    if stats.dropped:
+        parts.append(f"{stats.dropped} dropped")
     if args.resume:
         parts.append(f"{outputs.skipped} done before")
     if args.annotations:
         parts.append(f"{outputs.numbers.unlisted} not in {args.annotations}")
-    if tally.done and tally.seconds > 0:
-        parts.append(f"{1000 / tally.fps:.1f} ms per image ({tally.fps:.1f} images/s)")
+    if stats.done and stats.seconds > 0:
+        parts.append(f"{1000 / stats.fps:.1f} ms per image ({stats.fps:.1f} images/s)")
     # With --jsonl -, standard output holds the JSON Lines only.
     print_line("; ".join(parts + outputs.written()), sys.stderr if args.jsonl == STDOUT else sys.stdout)

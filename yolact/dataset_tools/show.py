@@ -7,7 +7,7 @@ import numpy as np
 
 from yolact.config import Classes, ModelConfig
 from yolact.data.batch import Sample
-from yolact_runtime.draw import colour, draw_label
+from yolact_runtime.draw import colour, draw_labels
 
 # Small inputs are enlarged to about this many pixels a side, so that labels are legible.
 _SIDE = 640
@@ -34,8 +34,9 @@ def draw_sample(sample: Sample, classes: Classes, model: ModelConfig) -> np.ndar
     boxes = _pixels(target.boxes.numpy(), size)
     for index, (x1, y1, x2, y2) in enumerate(boxes):
         cv2.rectangle(canvas, (x1, y1), (x2, y2), colour(index), 1)
-    for index, (x1, y1, _, _) in enumerate(boxes):
-        draw_label(canvas, classes.names[int(target.labels[index])], x1, y1, colour(index))
+    draw_labels(
+        canvas, [classes.names[label] for label in target.labels.tolist()], np.reshape(boxes, (-1, 4))
+    )
     return canvas
 
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from yolact.config import Config, TrainConfig
 from yolact.data.batch import Batch
+from yolact.data.cached import CachedDataset
 from yolact.data.coco import CocoDataset, find_missing_images
 from yolact.losses import MultiBoxLoss
 from yolact.model import Yolact
@@ -282,7 +283,7 @@ def _dataset(config: Config, settings: TrainConfig, processes: Processes) -> Coc
     data = config.dataset
     # Images to overfit must look the same every time.
     augment = None if settings.overfit else config.augment
-    dataset = CocoDataset(
+    dataset = (CachedDataset if settings.cache_samples else CocoDataset)(
         data.train_images, data.train_annotations, config.model, config.classes, augment, settings.seed
     )
     if settings.overfit:

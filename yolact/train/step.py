@@ -49,9 +49,10 @@ class NetworkWithLoss(nn.Module):
 def build_optimizer(model: Yolact, settings: TrainConfig) -> torch.optim.Optimizer:
     """SGD with momentum, as published, or AdamW, with which small networks learn faster."""
     if settings.optimizer == "adamw":
-        betas = settings.momentum, 0.999
+        # With the usual 0.999, the large gradients of the start keep the steps of a short training small.
+        betas = settings.momentum, 0.99
         return torch.optim.AdamW(
-            model.parameters(), lr=settings.lr, betas=betas, weight_decay=settings.weight_decay
+            model.parameters(), lr=settings.lr, betas=betas, weight_decay=settings.weight_decay, fused=True
         )
     return torch.optim.SGD(
         model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay

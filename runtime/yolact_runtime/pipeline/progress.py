@@ -1,4 +1,4 @@
-"""How far a run is, on the terminal."""
+"""The progress bar on the terminal."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import sys
 from collections.abc import Callable, Iterator
 
 from yolact_runtime.commandline import is_terminal
-from yolact_runtime.pipeline import Tally
+from yolact_runtime.pipeline import RunStats
 
 
 @contextlib.contextmanager
-def show_progress(name: str, total: int | None, quiet: bool = False) -> Iterator[Callable[[Tally], None]]:
-    """A bar on standard error, nothing where that is no terminal.
+def show_progress(name: str, total: int | None, quiet: bool = False) -> Iterator[Callable[[RunStats], None]]:
+    """Show a progress bar on standard error if that is a terminal.
 
     Args:
-        name: What is going on.
-        total: How many frames there will be, if that is known.
+        name: Label of the bar.
+        total: Number of frames; None if unknown.
         quiet: Show nothing in any case.
 
     Returns:
-        What `run_pipeline` takes as `progress`.
+        The `progress` argument of `run_pipeline`.
     """
     if quiet or not is_terminal(sys.stderr):
-        yield lambda tally: None
+        yield lambda stats: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -38,10 +38,10 @@ def show_progress(name: str, total: int | None, quiet: bool = False) -> Iterator
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(name, total=total, rate="")
 
-        def show(tally: Tally) -> None:
-            rate = f"{tally.fps:.1f} images/s"
-            if tally.dropped:
-                rate += f", {tally.dropped} dropped"
-            bar.update(task, completed=tally.done + tally.failed + tally.dropped, rate=rate)
+        def show(stats: RunStats) -> None:
+            rate = f"{stats.fps:.1f} images/s"
+            if stats.dropped:
+                rate += f", {stats.dropped} dropped"
+            bar.update(task, completed=stats.done + stats.failed + stats.dropped, rate=rate)
 
         yield show

@@ -275,7 +275,9 @@ def test_real_masks_agree_with_the_rule_of_the_original(coco_mini) -> None:
 
 def test_configurations_say_whether_they_augment() -> None:
     assert get_config("yolact_base").augment == AugmentConfig()
-    assert not get_config("yolact_tiny").augment.enabled
+    assert get_config("yolact_tiny").augment == AugmentConfig(
+        photometric=False, expand=False, crop=False, flip=True
+    )
     values = get_config("yolact_base").to_dict()
     del values["augment"]
     assert Config.from_dict(values).augment == AugmentConfig()

@@ -12,6 +12,7 @@ import torch
 from oracle import downsample_masks
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
+from shared_data import reference_file
 from torch.utils.data import DataLoader
 
 from yolact.config import Classes, ModelConfig
@@ -25,9 +26,9 @@ CLASSES = Classes(("nut", "bolt"), (0, 7))
 SMALL = ModelConfig(input_size=64)
 
 
-def test_samples_equal_those_of_the_reference(coco_mini, reference_dir: Path) -> None:
+def test_samples_equal_those_of_the_reference(coco_mini) -> None:
     """Images, boxes, labels and masks as the original trained on (golden tensors)."""
-    golden = np.load(reference_dir / "loss_yolact_resnet50_config_a.npz")
+    golden = np.load(reference_file("loss_yolact_resnet50_config_a.npz"))
     classes = read_classes(coco_mini.train_annotations)
     dataset = CocoDataset(coco_mini.train_images, coco_mini.train_annotations, ModelConfig(), classes)
     ids = [record.image_id for record in dataset.records]
