@@ -90,5 +90,5 @@ def join_processes(device: str) -> Iterator[tuple[Processes, torch.device]]:
     if not processes.main:
         logging.getLogger("yolact").setLevel(logging.WARNING)
     yield processes, chosen
-    # Not after an error: the others may be waiting for this process, and learn of it when it exits.
+    # Not after an error: the others may be waiting for this process, and fail when it exits.
     dist.destroy_process_group()

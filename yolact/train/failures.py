@@ -19,7 +19,7 @@ from yolact.losses import MultiBoxLoss
 from yolact.model import Yolact
 from yolact.train.checkpoint import write_torch
 from yolact.weights.load import load_state
-from yolact_runtime.errors import YolactError
+from yolact_runtime.errors import YolactError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -90,27 +90,23 @@ class Unreadable:
 
 def explain(error: RuntimeError, settings: TrainConfig) -> YolactError | None:
     """An error that says what to do about one of PyTorch's; None for an unknown one."""
-    text = str(error)
+    text, reason = str(error), first_line(error)
     if isinstance(error, torch.cuda.OutOfMemoryError) or "DefaultCPUAllocator" in text:
         return YolactError(
-            f"out of memory ({_first(text)}). Lower --batch-size (now {settings.batch_size}) and raise"
+            f"out of memory ({reason}). Lower --batch-size (now {settings.batch_size}) and raise"
             f" --accumulate (now {settings.accumulate}) by the same factor; or give --amp bf16 (now"
             f" {settings.amp}); or use a configuration with a smaller input size or backbone"
         )
     if "DataLoader worker" in text:
         return YolactError(
-            f"a process that loads images ended ({_first(text)}): lower --workers (now {settings.workers})"
+            f"a process that loads images ended ({reason}): lower --workers (now {settings.workers})"
             " if memory is short, or use --workers 0 to see its error; continue with --resume last"
         )
     if isinstance(error, torch.distributed.DistError) or any(
         word in text for word in ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL")
     ):
-        return YolactError(f"another process of the training failed; see its output above ({_first(text)})")
+        return YolactError(f"another process of the training failed; see its output above ({reason})")
     return None
-
-
-def _first(text: str) -> str:
-    return (text.strip() or "no reason given").splitlines()[0]
 
 
 def dump_batch(
@@ -143,7 +139,7 @@ def debug_batch(path: Path, device: torch.device) -> bool:
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError) as error:
-        raise YolactError(f"cannot read {path}: {_first(str(error))}") from error
+        raise YolactError(f"cannot read {path}: {first_line(error)}") from error
     if not isinstance(content, dict) or content.get("format") != DUMP_FORMAT:
         raise YolactError(f"{path} is not a batch that yolact-train saved (<config>_bad_batch.pt)")
     config = Config.from_dict(content["config"], str(path))

@@ -35,6 +35,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         return max(0, self.stop - self.start)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Yield the batches from `start` to `stop`."""
         order: list[int] = []
         current = -1
         for iteration in range(self.start, self.stop):

@@ -18,8 +18,9 @@ from yolact.config import Config
 from yolact.model import Yolact
 from yolact.registry import config_name_of, configs, get_config, position_of
 from yolact.weights.download import download, published_weights
-from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.errors import UsageError, YolactError, first_line
 from yolact_runtime.files import cache_folder
+from yolact_runtime.typed import first_few
 
 log = logging.getLogger(__name__)
 
@@ -122,9 +123,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise YolactError(
-            f"{path} is not a readable checkpoint (truncated, or not weights only): {reason}"
+            f"{path} is not a readable checkpoint (truncated, or not weights only): {first_line(error)}"
         ) from error
     if not isinstance(content, Mapping):
         raise YolactError(f"{path} is not a YOLACT checkpoint: holds a {type(content).__name__}")
@@ -172,7 +172,7 @@ def load_state(model: torch.nn.Module, state: Mapping[str, Tensor], source: str)
         ],
     }
     if any(problems.values()):
-        texts = [f"{len(keys)} {what}: {_some(keys)}" for what, keys in problems.items() if keys]
+        texts = [f"{len(keys)} {what}: {first_few(keys)}" for what, keys in problems.items() if keys]
         name = getattr(getattr(model, "config", None), "name", type(model).__name__)
         raise YolactError(f"{source} does not fit {name}: {'; '.join(texts)}")
     model.load_state_dict(dict(state))
@@ -212,10 +212,6 @@ def load_for_fine_tuning(model: Yolact, checkpoint: Checkpoint, source: str) -> 
         log.info("fine-tuning from %s: the same classes; all layers are kept", source)
 
 
-def _some(keys: list[str], limit: int = 4) -> str:
-    return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")
-
-
 def load_pretrained_backbone(model: Yolact) -> None:
     """Give the backbone its ImageNet weights, downloaded once; deformable layers keep their initial values.
 
@@ -242,7 +238,7 @@ def load_pretrained_backbone(model: Yolact) -> None:
     unknown = [key for key in new if ".conv2.bias" not in key and "conv_offset_mask" not in key]
     if unknown:
         raise YolactError(
-            f"{path} does not fit the backbone {name}: {len(unknown)} missing: {_some(unknown)}"
+            f"{path} does not fit the backbone {name}: {len(unknown)} missing: {first_few(unknown)}"
         )
     load_state(model.backbone, target | fitting, str(path))
     log.info("backbone %s starts from %s", name, path.name)

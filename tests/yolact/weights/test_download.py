@@ -331,6 +331,12 @@ def test_processes_that_ask_at_once_fetch_once(server: Server, tmp_path: Path) -
     assert len(server.requests) == 1
 
 
+def test_missing_library_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub.utils", None)
+    with pytest.raises(YolactError, match=r'needs packages that are not installed; .*"yolact\[train\]"'):
+        download("http://127.0.0.1/file", tmp_path / "file")
+
+
 def test_published_weights(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("YOLACT_CACHE", str(tmp_path))
     monkeypatch.setenv("YOLACT_WEIGHTS_URL", f"{server.url}/authors/")
