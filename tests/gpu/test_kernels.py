@@ -1,4 +1,4 @@
-"""Plans on the GPU give what their source gives on the CPU, which tests/runtime/kernels has oracles for."""
+"""Plans on the GPU give what their source gives on the CPU, which tests/runtime/cuda has oracles for."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from cuda_on_cpu import run
 from kernel_heads import make_heads
 
 from yolact_runtime.cuda.device import Device
+from yolact_runtime.cuda.launch import LoadedPlan
 from yolact_runtime.cuda.plans.detection import detection_plan
 from yolact_runtime.cuda.plans.masks import MaskShapes, check_sizes, mask_plan, read_regions
 from yolact_runtime.cuda.plans.plan import Plan
@@ -19,13 +20,13 @@ pytestmark = pytest.mark.gpu
 
 def on_device(plan: Plan, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Outputs of the second of two runs, which must not depend on the first."""
-    with Device() as device, device.load(plan) as kernels:
+    with Device() as device, device.current, LoadedPlan(device, plan) as loaded:
         for name, array in inputs.items():
-            kernels.upload(name, array)
-        kernels.run()
-        first = {buffer.name: kernels.download(buffer.name) for buffer in plan.outputs}
-        kernels.run()
-        second = {buffer.name: kernels.download(buffer.name) for buffer in plan.outputs}
+            loaded.upload(name, array)
+        loaded.run()
+        first = {buffer.name: loaded.download(buffer.name) for buffer in plan.outputs}
+        loaded.run()
+        second = {buffer.name: loaded.download(buffer.name) for buffer in plan.outputs}
     if "edges" not in first:  # of which what lies past the last one is not written
         for name, array in first.items():
             np.testing.assert_array_equal(array, second[name])

@@ -12,9 +12,8 @@ from yolact_runtime.cuda import compile as module
 from yolact_runtime.cuda import nvrtc
 from yolact_runtime.cuda import registers as resources
 from yolact_runtime.cuda.compile import Module, compile_kernels, parse_capability
-from yolact_runtime.cuda.plans.catalogue import catalogue, example_plans
-from yolact_runtime.cuda.plans.plan import MAX_SHARED_BYTES, SOURCE_FOLDER
-from yolact_runtime.cuda.registers import CAPABILITIES, main
+from yolact_runtime.cuda.plans.plan import MAX_SHARED_BYTES, SOURCE_FOLDER, kernels_by_source
+from yolact_runtime.cuda.registers import CAPABILITIES, example_plans, main
 from yolact_runtime.errors import UsageError, YolactError
 
 SOURCE = """
@@ -65,7 +64,9 @@ def test_every_kernel_compiles_without_spills(capability: str) -> None:
     number = parse_capability(capability)
     compiler_for(number)
     uses = resources.measure(number)
-    assert {use.expression for use in uses} == {name for names in catalogue().values() for name in names}
+    assert {use.expression for use in uses} == {
+        name for names in kernels_by_source(example_plans()).values() for name in names
+    }
     assert [use for use in uses if use.spilled] == []
     shared = {use.expression: use.shared_bytes for use in uses}
     for plan in example_plans():
@@ -75,8 +76,8 @@ def test_every_kernel_compiles_without_spills(capability: str) -> None:
     assert all(10 < count <= 255 for count in registers.values())
 
 
-def test_the_catalogue_has_every_source() -> None:
-    assert set(catalogue()) == {path.name for path in SOURCE_FOLDER.glob("*.cu")}
+def test_the_example_plans_have_every_source() -> None:
+    assert set(kernels_by_source(example_plans())) == {path.name for path in SOURCE_FOLDER.glob("*.cu")}
 
 
 def test_machine_code_and_ptx(compile_small: Callable[..., Module]) -> None:

@@ -142,5 +142,14 @@ class Plan:
         return _unique(launch.kernel for launch in self.launches if launch.source == source)
 
 
+def kernels_by_source(plans: Iterable[Plan]) -> dict[str, tuple[str, ...]]:
+    """Source file -> the kernels that any of the plans launches, each once."""
+    found: dict[str, dict[str, None]] = {}
+    for plan in plans:
+        for source in plan.sources:
+            found.setdefault(source, {}).update(dict.fromkeys(plan.kernels(source)))
+    return {source: tuple(kernels) for source, kernels in found.items()}
+
+
 def _unique(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))

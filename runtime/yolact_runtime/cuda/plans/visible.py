@@ -11,12 +11,12 @@ SOURCE = "visible.cu"
 _FLOAT, _INT = np.dtype(np.float32), np.dtype(np.int32)
 
 
-def wanted_plan(batch: int, detections: int, coefficients: int) -> Plan:
+def visible_plan(batch: int, detections: int, coefficients: int) -> Plan:
     """The launch that counts the rows of each image which a result can show.
 
     Inputs of the plan: `boxes` (N, K, 4), `kept_coefficients` (N, K, M), `scores` and `mask_scores` (N, K),
     all float32; `count` int32 (N,); and `limits` float32 (2,): the score to exceed, and the most to show.
-    Output: `wanted` int32 (N,), the fewest first rows that hold all rows to show. Rows with numbers that are
+    Output: `visible` int32 (N,), the fewest first rows that hold all rows to show. Rows with numbers that are
     not finite are not shown.
 
     Args:
@@ -47,10 +47,10 @@ def wanted_plan(batch: int, detections: int, coefficients: int) -> Plan:
     names = tuple(buffer.name for buffer in inputs)
     launch = Launch(
         SOURCE,
-        "count_wanted",
+        "count_visible",
         (batch, 1, 1),
         (32, 1, 1),
         0,
-        (*names, np.int32(detections), np.int32(coefficients), "wanted"),
+        (*names, np.int32(detections), np.int32(coefficients), "visible"),
     )
-    return Plan(inputs, (Buffer("wanted", (batch,), _INT),), (), (launch,))
+    return Plan(inputs, (Buffer("visible", (batch,), _INT),), (), (launch,))
