@@ -32,6 +32,7 @@ for _name in (
     "shared_data",
     "cuda_on_cpu",
     "kernel_heads",
+    "kernel_registers",
     "fake_pycuda",
     "fake_tensorrt",
     "fake_gpu",

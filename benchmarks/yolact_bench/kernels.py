@@ -25,7 +25,7 @@ from yolact_runtime.commandline import table_console
 from yolact_runtime.cuda.device import Device
 from yolact_runtime.cuda.launch import LoadedPlan
 from yolact_runtime.cuda.plans.detection import detection_plan
-from yolact_runtime.cuda.plans.masks import MaskShapes, check_sizes, mask_plan
+from yolact_runtime.cuda.plans.masks import MaskShapes, mask_plan
 from yolact_runtime.cuda.plans.plan import Buffer, Plan
 from yolact_runtime.cuda.timing import copy_bandwidth, time_launches
 from yolact_runtime.errors import UsageError, missing_extra
@@ -174,7 +174,7 @@ def _measure(
     limit, depth = found["kept_coefficients"].shape[1:]
     shapes = MaskShapes(batch, limit, depth, rows_down, columns, *size, prototypes.dtype)
     plan = mask_plan(shapes)
-    given = found | {"prototypes": prototypes, "sizes": check_sizes(shapes, [size] * batch)}
+    given = found | {"prototypes": prototypes, "sizes": np.array([size] * batch, np.int32)}
     with LoadedPlan(device, plan) as loaded:
         for buffer in plan.inputs:
             loaded.upload(buffer.name, given[buffer.name])

@@ -70,7 +70,7 @@ def test_no_memory_while_it_runs(gpu: FakeGpu, engine: Path) -> None:
 
 def test_no_gpu(gpu: FakeGpu, engine: Path) -> None:
     gpu.fail_when = lambda name: name == "cuInit"
-    refused(engine, rf"engines need an NVIDIA GPU with its driver, and none is here; {INSTEAD}")
+    refused(engine, rf"engines need an NVIDIA GPU with its driver, and this machine has none; {INSTEAD}")
 
 
 def test_a_driver_older_than_the_library(gpu: FakeGpu, engine: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from yolact_runtime.cuda.gpu import driver_call
@@ -27,17 +28,20 @@ class Graphs:
     def __init__(self, enabled: bool) -> None:
         self.enabled = enabled
 
-    def capture(self, held: ExitStack, stream: int, queue: Callable[[], None], at: str) -> Any:
+    def capture(
+        self, held: ExitStack, stream: int, queue: Callable[[], None], at: str
+    ) -> Callable[[], None] | None:
         """Capture what `queue` puts on a stream, without running it.
 
         Args:
             held: Releases the graph when it closes.
             stream: Handle; the stream stays usable whatever happens.
             queue: Puts the work on the stream. Called once.
-            at: What the graph is for, for the warning.
+            at: What the graph is for, for messages.
 
         Returns:
-            An executable graph for `launch`; None if capturing failed, which is logged once.
+            A function that launches the graph on the stream, and raises DeviceError if the driver fails. None
+            if capturing failed, which is logged once.
         """
         try:
             with ExitStack() as mine:
@@ -49,7 +53,7 @@ class Graphs:
             self.enabled = False
             return None
         held.callback(_release, "cuGraphExecDestroy", executable)
-        return executable
+        return partial(driver_call, "cuGraphLaunch", executable, stream, at=at)
 
     def _capture(self, held: ExitStack, stream: int, queue: Callable[[], None]) -> Any:
         """The graph of what `queue` puts on the stream; `held` destroys it."""
@@ -66,14 +70,6 @@ class Graphs:
         graph = driver_call("cuStreamEndCapture", stream)
         held.callback(_release, "cuGraphDestroy", graph)
         return graph
-
-    def launch(self, graph: Any, stream: int, at: str) -> None:
-        """Put a captured graph on a stream.
-
-        Raises:
-            DeviceError: the driver failed.
-        """
-        driver_call("cuGraphLaunch", graph, stream, at=at)
 
 
 def _abandon(stream: int) -> None:

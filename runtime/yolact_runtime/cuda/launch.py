@@ -1,10 +1,12 @@
-"""Kernels and plans on a GPU.
+"""Load kernels and run plans on a GPU.
 
-with Device() as device, device.current, LoadedPlan(device, plan) as loaded:
-    for name, array in inputs.items():
-        loaded.upload(name, array)
-    loaded.run()
-    count = loaded.download("count")
+    with Device() as device, device.current, LoadedPlan(device, plan) as loaded:
+        for name, array in inputs.items():
+            loaded.upload(name, array)
+        loaded.run()
+        count = loaded.download("count")
+
+Plans of an engine share kernels and buffers.
 """
 
 from __future__ import annotations

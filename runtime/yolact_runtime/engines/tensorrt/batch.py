@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
 
 from yolact_runtime.cuda.launch import LoadedPlan
 from yolact_runtime.cuda.plans.plan import Plan
@@ -36,7 +35,7 @@ class Batch(Resource):
         self._addresses = {**buffers.addresses, **self.header.addresses, **self.summary.addresses}
         self._addresses.setdefault("mask_scores", self._addresses["scores"])
         self.connected = False
-        self._graph: Any = None
+        self._graph: Callable[[], None] | None = None
         self._graph_held = ExitStack()
         self._runs = 0
         self._at = f"batch {n}"
@@ -148,7 +147,7 @@ class Batch(Resource):
         if self._graph is None and self._runs > 0 and graphs.enabled and self._execution.capturable(handle):
             self._graph = graphs.capture(self._graph_held, handle, self._queue_for_graph, self._at)
         if self._graph is not None:
-            graphs.launch(self._graph, handle, self._at)
+            self._graph()
         else:
             self._queue_all()
         self._runs += 1

@@ -106,7 +106,7 @@ class Model(Resource):
         at = f"{len(data):,} bytes"
         with self.failing("deserialize_cuda_engine", at):
             self._engine = self._runtime.deserialize_cuda_engine(data)
-            self._answer(self._engine, "deserialize_cuda_engine", at)
+            self.check(self._engine, "deserialize_cuda_engine", at)
             self._read_tensors()
             self._configure()
             size = getattr(self._engine, "device_memory_size_v2", None)
@@ -168,19 +168,19 @@ class Model(Resource):
         with self.failing("create_execution_context", at):
             execution = Execution(self, self._context(), at)
             held.callback(execution.close)
-            self._answer(execution.context, "create_execution_context", at)
+            self.check(execution.context, "create_execution_context", at)
             if getattr(execution.context, "active_optimization_profile", 0) < 0:
                 done = execution.context.set_optimization_profile_async(0, stream)
-                self._answer(done, "set_optimization_profile_async", at)
+                self.check(done, "set_optimization_profile_async", at)
             if hasattr(execution.context, "set_device_memory"):
                 execution.context.set_device_memory(scratch, self.scratch_bytes)
             else:
                 execution.context.device_memory = scratch
             shape = (n, *self.plan.tensors[INPUT].shape)
-            self._answer(execution.context.set_input_shape(INPUT, shape), "set_input_shape", at)
+            self.check(execution.context.set_input_shape(INPUT, shape), "set_input_shape", at)
             for name in self.plan.tensors:
                 done = execution.context.set_tensor_address(name, addresses[name])
-                self._answer(done, "set_tensor_address", f"{name} of {at}")
+                self.check(done, "set_tensor_address", f"{name} of {at}")
         return execution
 
     def _context(self) -> Any:
@@ -191,7 +191,7 @@ class Model(Resource):
             return self._engine.create_execution_context_without_device_memory()
         return self._engine.create_execution_context(strategies.USER_MANAGED)
 
-    def failure(self, call: str, at: str = "", reason: str = "") -> DeviceError:
+    def _failure(self, call: str, at: str = "", reason: str = "") -> DeviceError:
         """The error of a call to TensorRT, with the last error that it logged."""
         logged = self._messages[-1] if self._messages else reason or "it gave no reason"
         self._messages.clear()  # a reported message must not explain a later failure
@@ -205,12 +205,12 @@ class Model(Resource):
         except YolactError:
             raise
         except Exception as error:  # the bindings raise whatever C++ throws
-            raise self.failure(call, at, first_line(error)) from error
+            raise self._failure(call, at, first_line(error)) from error
 
-    def _answer(self, value: Any, call: str, at: str = "") -> None:
+    def check(self, value: Any, call: str, at: str = "") -> None:
         """Raise if the return value of a call means failure."""
         if value is None or value is False:
-            raise self.failure(call, at)
+            raise self._failure(call, at)
 
 
 class Execution:
@@ -230,12 +230,8 @@ class Execution:
         Raises:
             DeviceError: TensorRT refuses.
         """
-        try:
-            done = self.context.execute_async_v3(stream)
-        except Exception as error:  # the bindings raise whatever C++ throws
-            raise self._model.failure("execute_async_v3", self._at, first_line(error)) from error
-        if not done:
-            raise self._model.failure("execute_async_v3", self._at)
+        with self._model.failing("execute_async_v3", self._at):
+            self._model.check(self.context.execute_async_v3(stream), "execute_async_v3", self._at)
 
     def capturable(self, stream: int) -> bool:
         """Whether a CUDA graph can be captured now: TensorRT-RTX first compiles in the background."""

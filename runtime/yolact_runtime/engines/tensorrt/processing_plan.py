@@ -98,12 +98,8 @@ class ProcessingPlan:
         if meta.detect == "runtime" and meta.mask_iou:
             return "the host re-scores masks after detection"
         if meta.detect == "native":
-            for name, kind in (
-                ("count", _INT),
-                ("boxes", _FLOAT),
-                ("scores", _FLOAT),
-                ("coefficients", _FLOAT),
-            ):
+            kinds = {"count": _INT, "boxes": _FLOAT, "scores": _FLOAT, "coefficients": _FLOAT}
+            for name, kind in kinds.items():
                 if self.tensors[name].dtype != kind:
                     return f"its {name} is {self.tensors[name].dtype}, and the mask kernels take {kind}"
         try:

@@ -1,6 +1,8 @@
-"""Registers, shared memory and spills of every kernel, as the compiler reports them; needs no GPU.
+"""Registers, shared memory and spills of every kernel, as the compiler reports them.
 
-python -m yolact_runtime.cuda.registers --capability 6.1 8.6
+    python tests/kernel_registers.py --capability 6.1 8.6
+
+shows a table; it needs no GPU.
 """
 
 from __future__ import annotations
@@ -130,7 +132,7 @@ def table(uses: list[Use]) -> Table:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; exits with 1 if a kernel spills."""
     parser = commandline.Parser(
-        prog="python -m yolact_runtime.cuda.registers",
+        prog="python tests/kernel_registers.py",
         description="Compile every kernel and show its registers, shared memory and spills; needs no GPU.",
     )
     parser.add_argument(
