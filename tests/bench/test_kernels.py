@@ -11,7 +11,8 @@ import pytest
 from fake_gpu import FakeGpu
 
 from yolact import get_config
-from yolact_bench.kernels import WHOLE, add_arguments, command, detection_bytes, make_inputs, mask_bytes
+from yolact_bench.kernel_measurements import WHOLE, detection_bytes, make_inputs, mask_bytes
+from yolact_bench.kernels import add_arguments, command
 from yolact_runtime.commandline import Parser, run
 from yolact_runtime.cuda.gpu import current_gpu
 from yolact_runtime.cuda.plans.detection import detection_plan

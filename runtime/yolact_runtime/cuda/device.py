@@ -84,17 +84,20 @@ class Event:
 class _Current:
     """The context on top of this thread's stack during a `with`; any number of threads may enter it."""
 
-    def __init__(self, context: Any, failing: Callable[[str], Any]) -> None:
-        self._context, self._failing = context, failing
+    def __init__(self, context: Any, errors: tuple[type[Exception], ...]) -> None:
+        self._context, self._errors = context, errors
 
     def __enter__(self) -> None:
-        with self._failing("making the context current"):
+        try:
             self._context.push()
+        except self._errors as error:
+            raise pycuda_failure(error, "making the context current") from error
 
     def __exit__(self, *exception: object) -> None:
-        # pycuda ends the process if a thread ends with a context on its stack.
-        with warn_on_failure(), self._failing("leaving the context"):
+        try:  # pycuda ends the process if a thread ends with a context on its stack
             self._context.pop()
+        except self._errors as error:
+            log.warning("%s", pycuda_failure(error, "leaving the context"))
 
 
 class Device(Resource):
@@ -127,7 +130,7 @@ class Device(Resource):
             self.cuda.init()
             context = self.cuda.Device(0).retain_primary_context()
         self._held.callback(self._release, context)
-        self.current = _Current(context, self.failing)
+        self.current = _Current(context, self.errors)
         with self.current, ExitStack() as held:
             self.stream = self.open_stream(held)
             self._held.callback(self.close_within, held.pop_all())

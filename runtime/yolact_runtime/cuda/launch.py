@@ -130,7 +130,8 @@ class LoadedPlan(Resource):
 
     def _pack_arguments(self, launch: Launch) -> bytes:
         """The arguments laid out as the kernel's parameters, which are aligned like `struct` aligns them."""
-        layout, values = "", []
+        layout = ""
+        values: list[int | float] = []
         for argument in launch.arguments:
             if isinstance(argument, str):
                 layout += "P"

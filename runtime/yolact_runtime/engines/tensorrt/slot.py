@@ -189,7 +189,8 @@ class Slot(Resource):
         count, header = len(images), batch.header.arrays
         header["sizes"][...] = 1
         header["sizes"][:count] = sizes
-        header["limits"][...] = score_threshold, min(top_k, self._plan.metadata.max_detections)
+        header["limits"][0] = score_threshold
+        header["limits"][1] = min(top_k, self._plan.metadata.max_detections)
         if mark:
             mark(_BEGIN)
         if self._plan.resizes:
