@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -256,21 +256,6 @@ def _against_eager(
     loaded: LoadedPlan, config: Config, inputs: Mapping[str, np.ndarray]
 ) -> dict[str, Any] | None:
     """Times of detection by kernels and by PyTorch, interleaved; None if PyTorch has no GPU."""
-    eager = _eager(config, inputs)
-    if eager is None:
-        return None
-
-    def ours() -> None:
-        loaded.run()
-        loaded.synchronize()
-
-    images = len(inputs["loc"])
-    taken, _ = take_turns({"kernels": ours, "PyTorch eager": eager})
-    return {name: dataclasses.asdict(Timing.of(seconds, images)) for name, seconds in taken.items()}
-
-
-def _eager(config: Config, inputs: Mapping[str, np.ndarray]) -> Callable[[], None] | None:
-    """Detection by PyTorch on the GPU, as a task to time; None if PyTorch has no GPU."""
     import torch
 
     from yolact.model import YolactOutput
@@ -279,15 +264,20 @@ def _eager(config: Config, inputs: Mapping[str, np.ndarray]) -> Callable[[], Non
     if not torch.cuda.is_available():
         return None
     tensors = {name: torch.from_numpy(array).cuda() for name, array in inputs.items()}
-    heads = {name: tensors[name] for name in ("loc", "logits", "coefficients", "prototypes")}
+    output = YolactOutput(**{name: tensor for name, tensor in tensors.items() if name != "priors"})
     # The kernels do not re-score masks; without that, this is all that `detect` needs of the network.
     plain = dataclasses.replace(config, model=dataclasses.replace(config.model, mask_iou=False))
     model: Any = SimpleNamespace(priors=tensors["priors"], config=plain)
-    output = YolactOutput(**heads)
 
-    def task() -> None:
+    def kernels() -> None:
+        loaded.run()
+        loaded.synchronize()
+
+    def eager() -> None:
         with torch.inference_mode():
             detect(model, output)
         torch.cuda.synchronize()
 
-    return task
+    images = len(inputs["loc"])
+    taken, _ = take_turns({"kernels": kernels, "PyTorch eager": eager})
+    return {name: dataclasses.asdict(Timing.of(seconds, images)) for name, seconds in taken.items()}

@@ -152,14 +152,9 @@ class LoadedPlan(Resource):
             UsageError: there is no such input, or the array does not fit it.
             DeviceError: the driver or an earlier kernel failed.
         """
-        names = [buffer.name for buffer in self.plan.inputs]
-        if name not in names:
-            raise UsageError(f"the plan has no input {name!r}; it takes {', '.join(names)}")
-        buffer = self._buffers[name]
-        if array.shape != buffer.shape or array.dtype != buffer.dtype:
-            raise UsageError(
-                f"input {name} is {array.shape} {array.dtype}; the plan takes {buffer.shape} {buffer.dtype}"
-            )
+        inputs = {buffer.name: f"{buffer.name} {buffer.shape} {buffer.dtype}" for buffer in self.plan.inputs}
+        if inputs.get(name) != (given := f"{name} {array.shape} {array.dtype}"):
+            raise UsageError(f"{given} is not an input of the plan; it takes {', '.join(inputs.values())}")
         self.synchronize()
         self.device.upload(self.memory[name], np.ascontiguousarray(array), name)
 

@@ -50,8 +50,7 @@ def time_launches(loaded: LoadedPlan, repeats: int) -> dict[str, list[float]]:
             taken = dict.fromkeys(times, 0.0)
             for launch, milliseconds in zip(launches, _time(device, tasks)[1:], strict=True):
                 taken[launch.kernel] += milliseconds
-            for kernel, milliseconds in taken.items():
-                times[kernel].append(milliseconds)
+            times = {kernel: [*times[kernel], milliseconds] for kernel, milliseconds in taken.items()}
     return times
 
 

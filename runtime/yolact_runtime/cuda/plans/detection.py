@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from yolact_runtime.cuda.plans.plan import Buffer, Launch, Plan, check_limits
+from yolact_runtime.cuda.plans.plan import Buffer, Launch, Plan, check_limits, float_type
 from yolact_runtime.errors import UsageError
 
 SOURCE = "detect.cu"
@@ -13,7 +13,6 @@ MAX_BATCH = 65535
 # Positions and offsets within an image are 32-bit.
 MAX_ELEMENTS = 2**30
 _FLOAT, _INT, _WORD = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.uint32)
-_TYPES = {_FLOAT: "float", np.dtype(np.float16): "__half"}
 
 
 def detection_plan(
@@ -71,14 +70,8 @@ def detection_plan(
     ):
         if size > MAX_ELEMENTS:
             raise UsageError(f"the detection kernels take {name} up to {MAX_ELEMENTS}, not {size}")
-    loc, logits, mask = (
-        _type_name(name, dtype)
-        for name, dtype in (
-            ("loc", loc_dtype),
-            ("logits", logits_dtype),
-            ("coefficients", coefficients_dtype),
-        )
-    )
+    dtypes = {"loc": loc_dtype, "logits": logits_dtype, "coefficients": coefficients_dtype}
+    loc, logits, mask = (float_type("the detection kernels take", *item) for item in dtypes.items())
     words = -(-priors // 32)
     # No more than `limit` of a class can be among the best `limit` of all classes.
     per_class = min(top_k, limit, priors)
@@ -133,12 +126,3 @@ def detection_plan(
         ),
         launches=launches,
     )
-
-
-def _type_name(name: str, dtype: np.typing.DTypeLike) -> str:
-    try:
-        return _TYPES[np.dtype(dtype)]
-    except KeyError:
-        raise UsageError(
-            f"the detection kernels take {name} in float32 or float16, not {np.dtype(dtype)}"
-        ) from None

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from yolact_runtime.cuda.plans.plan import Buffer, Launch, Plan, check_limits
+from yolact_runtime.cuda.plans.plan import Buffer, Launch, Plan, check_limits, float_type
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.masks import Region
 
 SOURCE = "masks.cu"
 RESULTS = ("masks", "bits", "edges")
 _FLOAT, _INT, _WORD = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.uint32)
-_TYPES = {_FLOAT: "float", np.dtype(np.float16): "__half"}
 # Same as in the source.
 _TILE = (32, 8, 1)
 _GROUP = 16
@@ -57,11 +56,7 @@ class MaskShapes:
         check_limits(
             "the mask kernels take", {name: (getattr(self, name), most) for name, most in limits.items()}
         )
-        if np.dtype(self.prototype_dtype) not in _TYPES:
-            raise UsageError(
-                "the mask kernels take prototypes in float32 or float16, not"
-                f" {np.dtype(self.prototype_dtype)}"
-            )
+        float_type("the mask kernels take", "prototypes", self.prototype_dtype)
         if self.detections * self.most_edges >= 2**31:
             raise UsageError(
                 f"{self.detections} masks of {self.height}x{self.width} pixels may have 2**31 edges or more,"
@@ -122,25 +117,19 @@ def mask_plan(shapes: MaskShapes, result: str = "edges") -> Plan:
     cells = (np.int32(detections), np.int32(rows), np.int32(columns))
     words_and_width = (np.int32(words), np.int32(shapes.width))
     tiles = _tiles(columns, _TILE[0]) * _tiles(rows, _TILE[1])
+    element = float_type("the mask kernels take", "prototypes", kind)
     assemble = Launch(
-        SOURCE,
-        f"assemble_masks<{_TYPES[kind]}, {shapes.coefficients}>",
-        (tiles, _tiles(detections, _GROUP), batch),
-        _TILE,
-        0,
+        SOURCE, f"assemble_masks<{element}, {shapes.coefficients}>",
+        (tiles, _tiles(detections, _GROUP), batch), _TILE, 0,
         ("boxes", "kept_coefficients", "count", "prototypes", *cells, np.int32(result == "masks"), "masks"),
-    )
+    )  # fmt: skip
     if result == "masks":
         return Plan(detected, (masks,), (), (assemble,))
     tiles = _tiles(shapes.width, _TILE[0]) * _tiles(words, _TILE[1])
     threshold = Launch(
-        SOURCE,
-        "mask_bits",
-        (min(tiles, _MOST_BLOCKS), detections, batch),
-        _TILE,
-        0,
+        SOURCE, "mask_bits", (min(tiles, _MOST_BLOCKS), detections, batch), _TILE, 0,
         ("boxes", "count", "sizes", "masks", *cells, *words_and_width, np.int32(result == "bits"), "bits"),
-    )
+    )  # fmt: skip
     if result == "bits":
         return Plan((*detected, sizes), (bits,), (masks,), (assemble, threshold))
     each = (detections, batch, 1)

@@ -164,5 +164,13 @@ def check_limits(kernels: str, limits: Mapping[str, tuple[int, int]]) -> None:
             raise UsageError(f"{kernels} {name} 1..{most}, not {value}")
 
 
+def float_type(kernels: str, name: str, dtype: np.typing.DTypeLike) -> str:
+    """The C++ name of float32 or float16; raises a UsageError that starts with `kernels` for other types."""
+    names = {np.dtype(np.float32): "float", np.dtype(np.float16): "__half"}
+    if np.dtype(dtype) not in names:
+        raise UsageError(f"{kernels} {name} in float32 or float16, not {np.dtype(dtype)}")
+    return names[np.dtype(dtype)]
+
+
 def _unique(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))

@@ -9,15 +9,15 @@ from yolact_runtime.cuda.launch import LoadedPlan
 from yolact_runtime.cuda.plans.plan import Plan
 from yolact_runtime.cuda.resource import Resource
 from yolact_runtime.engines.outputs import INPUT
-from yolact_runtime.engines.tensorrt.buffers import SlotBuffers
+from yolact_runtime.engines.tensorrt.buffers import ImageBuffers, SlotBuffers
 from yolact_runtime.engines.tensorrt.model import Model
 
 
 class Batch(Resource):
     """What a slot launches for n images; opened and closed with the context current.
 
-    Network and detection are ready once it is open. Resizing and masks also need the slot's image buffers:
-    `connect` prepares them.
+    Network and detection are ready once it is open. Resizing and masks also need image buffers: `connect`
+    prepares them.
 
     Attributes:
         n: Number of images.
@@ -53,14 +53,13 @@ class Batch(Resource):
         memory = {buffer.name: addresses[buffer.name] for buffer in plan.buffers}
         return held.enter_context(LoadedPlan(self._model.device, plan, memory, self._model.kernels))
 
-    def connect(self) -> None:
-        """Prepare resizing and masks with the slot's image buffers, which must exist.
+    def connect(self, images: ImageBuffers) -> None:
+        """Prepare resizing and masks with these buffers, until `disconnect`.
 
         Raises:
             DeviceError: there is not enough memory.
         """
-        plan, images, n = self._model.plan, self._buffers.images, self.n
-        assert images is not None
+        plan, n = self._model.plan, self.n
         addresses, held = self._addresses | images.addresses, self._graph_held
         self._resize = self._staged = None
         if plan.resizes:
@@ -108,7 +107,7 @@ class Batch(Resource):
             ("network", self.queue_network),
             ("detect", self.queue_detection),
             ("masks", self._queue_masks),
-            ("download", self._queue_download),
+            ("download", lambda: self.summary.download(self._stream)),
         ]
 
     def _queue_upload(self) -> None:
@@ -123,9 +122,6 @@ class Batch(Resource):
     def _queue_masks(self) -> None:
         self._visible.run(self._stream)
         self._masks.run(self._stream)
-
-    def _queue_download(self) -> None:
-        self.summary.download(self._stream)
 
     def _queue_all(self) -> None:
         for _, stage in self.stages():

@@ -111,7 +111,6 @@ class SlotBuffers(Resource):
         scratch: Device address of TensorRT's scratch memory.
         header: What a call uploads besides pixels.
         summary: What a call downloads besides edges or prototypes.
-        images: What depends on the size of the images; None before the first images.
     """
 
     stream: Stream
@@ -123,7 +122,6 @@ class SlotBuffers(Resource):
         super().__init__()
         self._model = model
         self.addresses: dict[str, int] = {}
-        self.images: ImageBuffers | None = None
         self._staging: tuple[np.ndarray, np.ndarray] | None = None
 
     def _open(self) -> None:
@@ -143,24 +141,6 @@ class SlotBuffers(Resource):
         self.scratch = device.allocate(held, "TensorRT's scratch", self._model.scratch_bytes)
         self.header = PackedBuffers.allocate(device, held, "header", header)
         self.summary = PackedBuffers.allocate(device, held, "summary", summary)
-        held.callback(self.drop_images)
-
-    def open_images(self, height: int, width: int) -> ImageBuffers:
-        """New image buffers for images up to this size; replaces those before.
-
-        Raises:
-            DeviceError: there is not enough memory; then there are no image buffers.
-            UsageError: the size is outside the kernels' limits.
-        """
-        self.drop_images()
-        self.images = ImageBuffers(self._model, height, width).__enter__()
-        return self.images
-
-    def drop_images(self) -> None:
-        """Free the image buffers."""
-        images, self.images = self.images, None
-        if images is not None:
-            images.__exit__(None, None, None)
 
     def staging(self) -> tuple[np.ndarray, np.ndarray]:
         """Pinned images (N, S, S, 3) that the host resized and prototypes (N, Hp, Wp, M); allocated once.

@@ -47,17 +47,24 @@ class Slot(Resource):
         self._model, self._plan, self._number = model, model.plan, number
         self._buffers = SlotBuffers(model)
         self._batches: dict[int, Batch] = {}
+        self._images: ImageBuffers | None = None
         self._doing = ""
 
     def _open(self) -> None:
         self._held.enter_context(self._buffers)
         self._stream = self._buffers.stream
+        self._held.callback(self._close_images)
         self._held.callback(self._close_batches)
 
     def _close_batches(self) -> None:
         self._model.device.settle(self._stream)
         while self._batches:
             self._batches.popitem()[1].__exit__(None, None, None)
+
+    def _close_images(self) -> None:
+        images, self._images = self._images, None
+        if images is not None:
+            images.__exit__(None, None, None)
 
     def _batch(self, n: int) -> Batch:
         """The batch of n images, opened at its first use."""
@@ -74,24 +81,21 @@ class Slot(Resource):
         Raises:
             DeviceError: the GPU failed.
         """
-        with self._failing():
-            return self._detect(batch)
-
-    def _detect(self, batch: np.ndarray) -> Detections:
         n, stream, addresses = len(batch), self._stream, self._buffers.addresses
-        images, prototypes = (array[:n] for array in self._buffers.staging())
-        prepared = self._batch(n)
-        images[...] = batch
-        self._doing = f"uploading {n} images"
-        stream.upload(addresses[INPUT], images)
-        self._doing = "running the network"
-        prepared.queue_network()
-        prepared.queue_detection()
-        self._doing = "downloading detections"
-        prepared.summary.download(stream)
-        stream.download(prototypes, addresses["prototypes"])
-        self._doing = "waiting for detections"
-        stream.synchronize()
+        with self._failing():
+            images, prototypes = (array[:n] for array in self._buffers.staging())
+            prepared = self._batch(n)
+            images[...] = batch
+            self._doing = f"uploading {n} images"
+            stream.upload(addresses[INPUT], images)
+            self._doing = "running the network"
+            prepared.queue_network()
+            prepared.queue_detection()
+            self._doing = "downloading detections"
+            prepared.summary.download(stream)
+            stream.download(prototypes, addresses["prototypes"])
+            self._doing = "waiting for detections"
+            stream.synchronize()
         # The next call overwrites the memory.
         found = {name: array.copy() for name, array in prepared.summary.arrays.items()}
         found["prototypes"] = prototypes.copy()
@@ -136,7 +140,7 @@ class Slot(Resource):
                 return None
             batch = self._batch(max(len(images), self._plan.metadata.min_batch))
             if not batch.connected:
-                batch.connect()
+                batch.connect(buffers)
             self._queue_call(batch, buffers, images, sizes, score_threshold, top_k, mark)
             self._doing = "waiting for detections"
             self._stream.synchronize()
@@ -255,7 +259,7 @@ class Slot(Resource):
     def _image_buffers_for(self, sizes: Sequence[tuple[int, int]]) -> ImageBuffers | None:
         """Image buffers for images of these sizes; None if the GPU has not enough memory for them."""
         height, width = (max(sides) for sides in zip(*sizes, strict=True))
-        buffers = self._buffers.images
+        buffers = self._images
         if buffers is not None and height <= buffers.height and width <= buffers.width:
             return buffers
         if height * width >= self._model.most_pixels:
@@ -265,12 +269,13 @@ class Slot(Resource):
             sides = [max(sides[0], buffers.height), max(sides[1], buffers.width)]
         for batch in self._batches.values():
             batch.disconnect()
+        self._close_images()
         try:
-            return self._buffers.open_images(*sides)
+            self._images = ImageBuffers(self._model, *sides).__enter__()
         except (DeviceError, UsageError) as error:
             self._model.most_pixels = min(self._model.most_pixels, height * width)
             log.warning("images of %dx%d pixels: %s; their masks are made on the host", height, width, error)
-            return None
+        return self._images
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
