@@ -15,6 +15,7 @@ from yolact_runtime.cuda.plans.plan import Plan
 from yolact_runtime.cuda.plans.preprocess import pack, preprocess_plan
 from yolact_runtime.masks import Region
 
+pytest.importorskip("pycuda.driver", reason="pycuda is not installed", exc_type=ImportError)
 pytestmark = pytest.mark.gpu
 
 

@@ -124,6 +124,7 @@ class Device(Resource):
     errors: tuple[type[Exception], ...]
 
     def _open(self) -> None:
+        """Retain the primary context and open the stream."""
         self.gpu, self.cuda = _find_gpu(), _import_pycuda()
         self.errors = (self.cuda.Error, RuntimeError)
         with self.failing("opening the GPU"):

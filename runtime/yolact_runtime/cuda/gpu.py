@@ -40,12 +40,10 @@ def current_gpu() -> Gpu | None:
     try:
         driver_call("cuInit", 0)
         device = driver_call("cuDeviceGet", 0)
+        prefix = "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_"
         major, minor = (
-            driver_call("cuDeviceGetAttribute", attribute, device)
-            for attribute in (
-                attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
-                attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
-            )
+            driver_call("cuDeviceGetAttribute", getattr(attributes, prefix + part), device)
+            for part in ("MAJOR", "MINOR")
         )
         name = driver_call("cuDeviceGetName", 128, device).split(b"\0")[0].decode()
         version = driver_call("cuDriverGetVersion")

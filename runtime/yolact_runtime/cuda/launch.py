@@ -45,6 +45,7 @@ class Kernels(Resource):
         self.functions: dict[tuple[str, str], Any] = {}
 
     def _open(self) -> None:
+        """Compile and load each source, and look up its kernels."""
         if not self._plans:  # then no compiler is needed either
             return
         device, gpu = self._device, self._device.gpu
@@ -111,6 +112,7 @@ class LoadedPlan(Resource):
         self._calls: list[Callable[[Any], None]] = []
 
     def _open(self) -> None:
+        """Allocate buffers and prepare the launches."""
         kernels = self._kernels or self._held.enter_context(Kernels(self.device, (self.plan,)))
         self._last_stream = self.device.stream
         own = [buffer for buffer in self.plan.buffers if buffer.name not in self.memory]

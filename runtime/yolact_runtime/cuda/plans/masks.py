@@ -49,6 +49,7 @@ class MaskShapes:
     edge_capacity: int | None = None
 
     def __post_init__(self) -> None:
+        """Raise a UsageError for sizes that the kernels do not support."""
         limits = {
             "batch": 65535, "detections": 1024, "coefficients": 64, "rows": 1024, "columns": 1024,
             "height": 32768, "width": 32768,

@@ -74,6 +74,7 @@ class Launch:
     arguments: tuple[str | np.int32 | np.float32, ...]
 
     def __post_init__(self) -> None:
+        """Raise a ValueError for a launch that CUDA or the conventions do not allow."""
         where = f"launch of {self.kernel}"
         if Path(self.source).name != self.source or not self.source.endswith(".cu"):
             raise ValueError(f"{where}: source is {self.source!r}; a file name ending in .cu is needed")
@@ -114,6 +115,7 @@ class Plan:
     launches: tuple[Launch, ...]
 
     def __post_init__(self) -> None:
+        """Raise a ValueError if launches and buffers do not match."""
         if not self.launches:
             raise ValueError("a plan needs a launch")
         names = [buffer.name for buffer in self.buffers]

@@ -89,6 +89,7 @@ class ImageBuffers(Resource):
         self.addresses: dict[str, int] = {}
 
     def _open(self) -> None:
+        """Allocate what masks need, and pixels if the GPU resizes."""
         device, plan = self._model.device, self._model.plan
         n = plan.metadata.max_batch
         masks = plan.masks(n, self.height, self.width)
@@ -125,6 +126,7 @@ class SlotBuffers(Resource):
         self._staging: tuple[np.ndarray, np.ndarray] | None = None
 
     def _open(self) -> None:
+        """Open the stream and allocate what every call needs."""
         device, plan, held = self._model.device, self._model.plan, self._held
         n = plan.metadata.max_batch
         header, summary = plan.header(n), plan.summary(n)

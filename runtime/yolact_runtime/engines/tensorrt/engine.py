@@ -82,7 +82,7 @@ class TensorRtEngine(Engine):
             self._free = weakref.finalize(self, held.pop_all().close)
         plan = model.plan
         if reason := plan.host_reason:
-            log.info("%s: masks are made on the host: %s", path, reason)
+            log.info("%s: masks are computed on the host: %s", path, reason)
         self._gpu_masks = not reason
         self._resizes = self._gpu_masks and plan.resizes
         self._input = plan.tensors[INPUT]
@@ -102,6 +102,7 @@ class TensorRtEngine(Engine):
         score_threshold: float,
         top_k: int,
     ) -> list[Result]:
+        """Results of prepared images, with masks from the GPU if it has enough memory."""
         meta = self.metadata
         if not 1 <= len(prepared) <= meta.max_batch:
             raise YolactError(
@@ -148,7 +149,7 @@ class TensorRtEngine(Engine):
             Milliseconds of `upload`, `preprocess`, `network`, `detect`, `masks` and `download`.
 
         Raises:
-            YolactError: masks of such images are made on the host.
+            YolactError: masks of such images are computed on the host.
             DeviceError: the GPU failed.
         """
         times = None
@@ -158,7 +159,7 @@ class TensorRtEngine(Engine):
             with self._slot() as slot:
                 times = slot.stage_times(prepared, sizes, score_threshold, top_k)
         if times is None:
-            raise YolactError(f"{self._path}: its stages cannot be timed: masks are made on the host")
+            raise YolactError(f"{self._path}: its stages cannot be timed: masks are computed on the host")
         return times
 
     def close(self) -> None:

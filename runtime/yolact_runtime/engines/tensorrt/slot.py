@@ -222,11 +222,8 @@ class Slot(Resource):
         totals = [int(offsets[row, visible[row]]) for row in range(count)]
         capacity = buffers.edges.shape[1]
         if max(totals) > capacity:
-            log.warning(
-                "masks with %d edges do not fit the buffer, which holds %d; made on the host",
-                max(totals),
-                capacity,
-            )
+            text = "masks with %d edges do not fit the buffer, which holds %d; computed on the host"
+            log.warning(text, max(totals), capacity)
             return False
         if not any(totals):
             return True
@@ -274,7 +271,9 @@ class Slot(Resource):
             self._images = ImageBuffers(self._model, *sides).__enter__()
         except (DeviceError, UsageError) as error:
             self._model.most_pixels = min(self._model.most_pixels, height * width)
-            log.warning("images of %dx%d pixels: %s; their masks are made on the host", height, width, error)
+            log.warning(
+                "images of %dx%d pixels: %s; their masks are computed on the host", height, width, error
+            )
         return self._images
 
     @contextmanager

@@ -203,7 +203,7 @@ def test_where_there_is_no_room_masks_are_made_on_the_host(
             assert engine.predict([large])[0].rles == expected
             assert engine.predict([large])[0].rles == expected
         assert caplog.text.count("900 pixels") == 1
-        assert "out of memory" in caplog.text and "made on the host" in caplog.text
+        assert "out of memory" in caplog.text and "computed on the host" in caplog.text
         gpu.fail_when = lambda name: False
         assert len(engine.predict([IMAGE])[0]) == 2
     assert not gpu.held and not gpu.problems
@@ -218,7 +218,7 @@ def test_masks_with_too_many_edges_are_made_on_the_host(
     monkeypatch.setattr(MaskShapes, "capacity", 5)
     with open_engine(path) as engine, caplog.at_level(logging.WARNING):
         assert engine.predict([IMAGE])[0].rles == expected
-    assert "do not fit the buffer, which holds 5; made on the host" in caplog.text
+    assert "do not fit the buffer, which holds 5; computed on the host" in caplog.text
     assert not gpu.held and not gpu.problems
 
 
@@ -317,7 +317,7 @@ def use(path: Path) -> int:
         except DeviceError:
             raise
         except YolactError as error:  # there was no memory for them
-            assert "masks are made on the host" in str(error)
+            assert "masks are computed on the host" in str(error)
         return sum(found)
 
 
