@@ -25,16 +25,14 @@ _CHECKPOINT_OPTIONS = (
     *("config", "detect", "batch", "max_batch", "input_type"),
     *("precision", "keep_float", "calibrate", "calibration_method", "calibration_images"),
 )
-_INSPECT_OPTIONS = ("command", "file", "config", "debug", "quiet", "command_line")
 
 
 class _ExportParser(Parser):
     def error(self, message: str) -> NoReturn:
-        """Report an error and exit with 2; the value of an unknown option must not be called a command."""
+        """Exit with 2. The value of an unknown option is not reported as an unknown command."""
         pattern = r"argument COMMAND: invalid choice: (.*) \(choose from .*"
-        super().error(
-            re.sub(pattern, r"unrecognized argument \1; is the option before it misspelled?", message)
-        )
+        advice = r"unrecognized argument \1; is the option before it misspelled?"
+        super().error(re.sub(pattern, advice, message))
 
 
 def build_parser() -> Parser:
@@ -44,11 +42,8 @@ def build_parser() -> Parser:
         usage="yolact-export --weights WEIGHTS [--to FORMAT] [options]\n       yolact-export inspect FILE",
         description="Export a checkpoint and verify that the export computes the same.",
     )
-    parser.add_argument(
-        "--weights",
-        "--trained-model",
-        help="checkpoint or name; or an exported .onnx (trt, openvino, triton) or .engine (triton); required",
-    )
+    weights = "checkpoint or name; or an exported .onnx (trt, openvino, triton) or .engine (triton); required"
+    parser.add_argument("--weights", "--trained-model", help=weights)
     parser.add_argument("--config", help="configuration, if neither the file nor its name says it")
     parser.add_argument("--to", choices=list(TARGETS), default="onnx", help="format to write")
     parser.add_argument("--output", type=Path, help="file to write; by default, next to the weights")
@@ -56,24 +51,18 @@ def build_parser() -> Parser:
     _add_precision_options(parser.add_argument_group("precision"))
     _add_verification_options(parser.add_argument_group("verification"))
     trt_options.add_arguments(parser)
-    group = parser.add_argument_group("server (--to triton)")
-    group.add_argument("--triton-name", metavar="NAME", help="name of the model on the server")
-    group.add_argument("--triton-instances", type=int, default=1, help="instances of the model per device")
-    group.add_argument(
-        "--triton-queue-delay",
-        type=int,
-        default=2000,
-        metavar="MICROSECONDS",
-        help="longest wait for more requests to fill a batch",
-    )
+    add = parser.add_argument_group("server (--to triton)").add_argument
+    add("--triton-name", metavar="NAME", help="name of the model on the server")
+    add("--triton-instances", type=int, default=1, help="instances of the model per device")
+    delay = "longest wait for more requests to fill a batch"
+    add("--triton-queue-delay", type=int, default=2000, metavar="MICROSECONDS", help=delay)
     commands = parser.add_subparsers(
         title="commands", dest="command", metavar="COMMAND", prog=parser.prog, parser_class=Parser
     )
-    description = "Show the metadata, inputs, outputs, precision by share of compute, and FLOPs of a file."
     inspect = commands.add_parser(
         "inspect",
         help="show what an exported file or a checkpoint is",
-        description=description,
+        description="Show the metadata, inputs, outputs, compute by precision, and FLOPs of a file.",
         argument_default=argparse.SUPPRESS,  # so that options before `inspect` count as well
     )
     inspect.add_argument("file", type=Path, help=".onnx, .xml, .engine or .plan, or a checkpoint")
@@ -83,67 +72,39 @@ def build_parser() -> Parser:
 
 def _add_graph_options(group: argparse._ArgumentGroup) -> None:
     """Add the options of the exported graph."""
-    group.add_argument(
-        "--detect",
-        choices=["native", "runtime", "plugin"],
-        default="native",
-        help="native: the graph returns detections; runtime: it returns raw heads, and the runtime detects;"
-        " plugin: the engine runs the runtime's kernels (TensorRT 10.8 and later)",
+    add = group.add_argument
+    detect = (
+        "native: the graph returns detections; runtime: it returns raw heads, and the runtime detects;"
+        " plugin: the engine runs the runtime's kernels (TensorRT 10.8 and later)"
     )
-    group.add_argument("--batch", type=int, default=1, help="images in every call")
-    group.add_argument("--max-batch", type=int, help="make the batch dynamic, 1 to this many")
-    group.add_argument(
-        "--input-type",
-        choices=["uint8", "float32"],
-        default="uint8",
-        help="float32 accepts images resized without rounding, as in the original's evaluation",
-    )
+    add("--detect", choices=["native", "runtime", "plugin"], default="native", help=detect)
+    add("--batch", type=int, default=1, help="images in every call")
+    add("--max-batch", type=int, help="make the batch dynamic, 1 to this many")
+    input_type = "float32 accepts images resized without rounding, as in the original's evaluation"
+    add("--input-type", choices=["uint8", "float32"], default="uint8", help=input_type)
 
 
 def _add_precision_options(group: argparse._ArgumentGroup) -> None:
     """Add the options of fp16 and int8."""
-    group.add_argument(
-        "--precision",
-        choices=["fp32", "fp16", "int8"],
-        default="fp32",
-        help="of convolutions and matrix products",
-    )
-    group.add_argument(
-        "--keep-float",
-        default="auto",
-        metavar="auto|none|NAMES",
-        help="layer groups to keep in float32, separated by commas; auto measures which have to be",
-    )
-    group.add_argument("--calibrate", type=Path, metavar="DIR", help="folder of images to calibrate int8")
-    group.add_argument(
-        "--calibration-method",
-        choices=["entropy", "percentile", "minmax"],
-        default="minmax",
-        help="how to choose the range of a tensor",
-    )
-    group.add_argument("--calibration-images", type=int, default=128, help="calibrate with at most this many")
-    group.add_argument(
-        "--allow-fallback",
-        action="store_true",
-        help="write the file even if it has less of the precision than requested",
-    )
+    add = group.add_argument
+    add("--precision", choices=["fp32", "fp16", "int8"], default="fp32", help="of convolutions and products")
+    keep = "layer groups to keep in float32, separated by commas; auto measures which have to be"
+    add("--keep-float", default="auto", metavar="auto|none|NAMES", help=keep)
+    add("--calibrate", type=Path, metavar="DIR", help="folder of images to calibrate int8")
+    methods = ["entropy", "percentile", "minmax"]
+    add("--calibration-method", choices=methods, default="minmax", help="how to choose the range of a tensor")
+    add("--calibration-images", type=int, default=128, help="calibrate with at most this many images")
+    fallback = "write the file even if it has less of the precision than requested"
+    add("--allow-fallback", action="store_true", help=fallback)
 
 
 def _add_verification_options(group: argparse._ArgumentGroup) -> None:
     """Add the options of the comparison with the checkpoint."""
-    group.add_argument(
-        "--verify",
-        type=Path,
-        metavar="DIR",
-        help="images to verify on; by default, synthetic images",
-    )
-    group.add_argument("--no-verify", action="store_true", help="do not compare the file with the checkpoint")
-    group.add_argument(
-        "--annotations",
-        type=Path,
-        metavar="FILE",
-        help="COCO annotations of --verify: show the AP of float32 and of the reduced precision",
-    )
+    add = group.add_argument
+    add("--verify", type=Path, metavar="DIR", help="images to verify on; by default, synthetic images")
+    add("--no-verify", action="store_true", help="do not compare the file with the checkpoint")
+    annotations = "COCO annotations of --verify: compare the AP of float32 and of the reduced precision"
+    add("--annotations", type=Path, metavar="FILE", help=annotations)
 
 
 def command(args: argparse.Namespace) -> None:
@@ -161,7 +122,8 @@ def command(args: argparse.Namespace) -> None:
 
 def _inspect(args: argparse.Namespace) -> None:
     """Run `yolact-export inspect`."""
-    if given := _given(args, [name for name in vars(args) if name not in _INSPECT_OPTIONS]):
+    own = ("command", "file", "config", "debug", "quiet", "command_line")
+    if given := _given(args, [name for name in vars(args) if name not in own]):
         raise UsageError(f"{given[0]} is an option of an export; inspect takes --config, --debug and --quiet")
     from yolact_export.inspection import print_file
 

@@ -28,7 +28,8 @@ class ExportedYolact(nn.Module):
     def __init__(self, model: Yolact, detect: str) -> None:
         super().__init__()
         self.model = copy.deepcopy(model).cpu().float().eval()
-        self.normalise = SubtractMean(Normalise(model.config.model), first_convolution(self.model))
+        first = next(layer for layer in self.model.backbone.modules() if isinstance(layer, nn.Conv2d))
+        self.normalise = SubtractMean(Normalise(model.config.model), first)
         self.detect = detect
         for index, module in enumerate(self.model.proto_net):
             if isinstance(module, nn.Upsample):
@@ -78,11 +79,6 @@ class SubtractMean(nn.Module):
         """(N, S, S, 3) uint8 or float32 BGR 0..255 to (N, 3, S, S) float32 BGR minus mean."""
         # Floats first, as TensorRT cannot transpose bytes; then planes, where subtracting the mean is fast.
         return images.float().permute(0, 3, 1, 2).contiguous() - self.mean
-
-
-def first_convolution(model: Yolact) -> nn.Conv2d:
-    """The convolution that reads the image."""
-    return next(module for module in model.backbone.modules() if isinstance(module, nn.Conv2d))
 
 
 class GridSampleDeformConv(nn.Module):

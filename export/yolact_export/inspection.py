@@ -35,22 +35,16 @@ def print_file(path: Path, config: str | None = None) -> None:
     """
     if not path.is_file():
         raise UsageError(f"{path} is not a file; give an .onnx, .xml, .engine or .plan file, or a checkpoint")
-    kinds = {
+    readers = {
         ".onnx": _onnx_tables,
-        ".engine": _engine_tables,
-        ".plan": _engine_tables,
         ".xml": _openvino_tables,
+        **dict.fromkeys((".engine", ".plan"), _engine_tables),
+        **dict.fromkeys((".pth", ".pt", ".safetensors"), lambda path: _checkpoint_tables(path, config)),
     }
-    console = table_console()
-    suffix = path.suffix.lower()
-    if suffix in (".pth", ".pt", ".safetensors"):
-        tables = _checkpoint_tables(path, config)
-    elif suffix in kinds:
-        tables = kinds[suffix](path)
-    else:
-        raise UsageError(
-            f"{path}: unknown suffix {suffix!r}; known: {', '.join(kinds)}, .pth, .pt, .safetensors"
-        )
+    suffix, console = path.suffix.lower(), table_console()
+    if suffix not in readers:
+        raise UsageError(f"{path}: unknown suffix {suffix!r}; known: {', '.join(readers)}")
+    tables = readers[suffix](path)
     console.print(f"{path}: {path.stat().st_size / 1e6:.2f} MB", highlight=False)
     for table in tables:
         console.print(table)

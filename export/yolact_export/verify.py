@@ -90,11 +90,9 @@ def compare(
     limits = tolerances or Tolerances()
     seen = Comparison()
     meta = engine.metadata
-    step = meta.max_batch
-    for start in track(
-        range(0, len(images), step), "verifying", console=Console(stderr=True), transient=True
-    ):
-        chunk = images[start : start + step]
+    starts = range(0, len(images), meta.max_batch)
+    for start in track(starts, "verifying", console=Console(stderr=True), transient=True):
+        chunk = images[start : start + meta.max_batch]
         batch = resize_batch(chunk, meta.input_size, meta.input_dtype)
         if len(chunk) < meta.min_batch:
             batch = np.concatenate([batch, np.repeat(batch[-1:], meta.min_batch - len(chunk), axis=0)])
@@ -123,27 +121,33 @@ def _compare_image(
     seen.add("prototypes", expected.prototypes[index], found.prototypes[index])
     pairs = _pair(expected, found, index, limits)
     seen.matched += len(pairs)
-    rows, others = (np.array(side, np.int64) for side in zip(*pairs, strict=True)) if pairs else ([], [])
+    rows, others = ([pair[side] for pair in pairs] for side in (0, 1))
     for name in ("boxes", "scores", "mask_scores", "coefficients"):
         seen.add(name, getattr(expected, name)[index][rows], getattr(found, name)[index][others])
-    if len(pairs):
-        size = MASK_SIZE
-        masks = [
-            full_masks(
-                box_masks(side.coefficients[index][r], side.prototypes[index], side.boxes[index][r], *size),
-                *size,
-            )
-            for side, r in ((expected, rows), (found, others))
-        ]
-        union = (masks[0] | masks[1]).sum(axis=(1, 2))
-        shared = (masks[0] & masks[1]).sum(axis=(1, 2))
-        overlap = np.where(union, shared / np.maximum(union, 1), 1.0)
+    if pairs:
+        masks = []
+        for side, kept in ((expected, rows), (found, others)):
+            coefficients, boxes = side.coefficients[index][kept], side.boxes[index][kept]
+            regions = box_masks(coefficients, side.prototypes[index], boxes, *MASK_SIZE)
+            masks.append(full_masks(regions, *MASK_SIZE))
+        first, second = masks
+        union, shared = (first | second).sum(axis=(1, 2)), (first & second).sum(axis=(1, 2))
         # One pixel more or less of a mask of a few hundred is float32 noise, not a difference.
-        overlap = np.where(union - shared <= 1, 1.0, overlap)
-        seen.mask_iou = min(seen.mask_iou, float(overlap.min()))
-    for side, count, used in ((expected, a, rows), (found, b, others)):
-        for row in sorted(set(range(count)) - set(np.asarray(used).tolist())):
-            _classify_unmatched(expected, found, side, index, row, seen, limits)
+        iou = np.where(union - shared <= 1, 1.0, shared / np.maximum(union, 1))
+        seen.mask_iou = min(seen.mask_iou, float(iou.min()))
+    # Within the tolerance of the cut at the best K, rounding decides which detections are left out.
+    last = max(expected.scores[index, -1], found.scores[index, -1])
+    cut = last + limits.score if expected.scores.shape[1] in (a, b) else -np.inf
+    for side, kind, count, used in ((expected, "missing", a, rows), (found, "extra", b, others)):
+        for row in sorted(set(range(count)) - set(used)):
+            score = float(side.scores[index, row])
+            if score <= cut:
+                seen.flips += 1
+                continue
+            label = side.classes[index, row]
+            seen.problems.append(
+                f"image {seen.images - 1}: {kind} detection of class {label}, score {score:.4f}"
+            )
 
 
 def _pair(expected: Detections, found: Detections, index: int, limits: Tolerances) -> list[tuple[int, int]]:
@@ -152,38 +156,15 @@ def _pair(expected: Detections, found: Detections, index: int, limits: Tolerance
     if not a or not b:
         return []
 
-    def apart(name: str) -> np.ndarray:
+    def difference(name: str) -> np.ndarray:
         left, right = getattr(expected, name)[index, :a, None], getattr(found, name)[index, None, :b]
         return np.abs(left - right).reshape(a, b, -1).max(axis=2)  # (a, b)
 
-    boxes, scores = apart("boxes") / limits.box, apart("scores") / limits.score
-    same = (apart("classes") == 0) & (boxes <= 10) & (scores <= 10)
+    boxes, scores = difference("boxes") / limits.box, difference("scores") / limits.score
+    same = (difference("classes") == 0) & (boxes <= 10) & (scores <= 10)
     # Neighbouring priors may give nearly the same box; their coefficients differ.
-    distance = boxes + scores + apart("coefficients") / limits.tensor
+    distance = boxes + scores + difference("coefficients") / limits.tensor
     return match_instances(np.where(same, -distance, -np.inf), best_first=True)
-
-
-def _classify_unmatched(
-    expected: Detections,
-    found: Detections,
-    side: Detections,
-    index: int,
-    row: int,
-    seen: Comparison,
-    limits: Tolerances,
-) -> None:
-    """Count an unmatched detection as a flip, if it ties at the cut of the best K, or else as a problem."""
-    k = expected.scores.shape[1]
-    full = int(expected.count[index]) == k or int(found.count[index]) == k
-    last = max(expected.scores[index, -1], found.scores[index, -1])
-    score = float(side.scores[index, row])
-    if full and score <= last + limits.score:
-        seen.flips += 1
-        return
-    who = "missing" if side is expected else "extra"
-    seen.problems.append(
-        f"image {seen.images - 1}: {who} detection of class {side.classes[index, row]}, score {score:.4f}"
-    )
 
 
 def comparison_table(seen: Comparison, title: str = "ONNX Runtime against PyTorch") -> Table:
@@ -208,7 +189,7 @@ def verification_images(folder: Path | None) -> list[np.ndarray]:
     if folder is None:
         return list(_synthetic_images())
     images = []
-    for path in list_images([str(folder)]):
+    for path in list_images([folder]):
         try:
             images.append(read_image(path))
         except YolactError as error:

@@ -10,7 +10,6 @@ import math
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,12 +28,11 @@ from yolact_runtime.sources.images import list_images, read_image
 
 log = logging.getLogger(__name__)
 
-METHODS = ("entropy", "percentile", "minmax")
-# With ONNX Runtime's default of 128 bins, the entropy method cannot cut anything off.
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "entropy": {"num_bins": 4096, "num_quantized_bins": 128},
-    "percentile": {"num_bins": 4096, "percentile": 99.99},
-    "minmax": {},
+# ONNX Runtime's class and options. With its default of 128 bins, entropy cannot cut anything off.
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "entropy": ("EntropyCalibrater", {"num_bins": 4096, "num_quantized_bins": 128}),
+    "percentile": ("PercentileCalibrater", {"num_bins": 4096, "percentile": 99.99}),
+    "minmax": ("MinMaxCalibrater", {}),
 }
 
 Ranges = dict[str, tuple[float, float]]
@@ -67,12 +65,10 @@ class CalibrationImages:
 
     Attributes:
         paths: The readable ones.
-        unreadable: Number of unreadable ones.
         digest: SHA-256 of the contents.
     """
 
     paths: tuple[Path, ...]
-    unreadable: int
     digest: str
 
 
@@ -97,7 +93,7 @@ def choose_images(options: CalibrationOptions) -> CalibrationImages:
         paths.append(path)
     if not paths:
         raise YolactError(f"--calibrate {options.folder}: none of {len(chosen)} images can be read")
-    return CalibrationImages(tuple(paths), len(chosen) - len(paths), digest.hexdigest())
+    return CalibrationImages(tuple(paths), digest.hexdigest())
 
 
 def calibrate(
@@ -138,17 +134,11 @@ def batches(images: Iterable[np.ndarray], metadata: Metadata) -> Iterator[np.nda
 
 
 def _key(model: onnx.ModelProto, options: CalibrationOptions, images: CalibrationImages) -> str:
+    import onnxruntime
+
     digest = hashlib.sha256(model.graph.SerializeToString(deterministic=True))
-    for text in (images.digest, options.method, repr(_OPTIONS[options.method]), _runtime_version()):
-        digest.update(text.encode())
+    digest.update(repr((images.digest, METHODS[options.method], onnxruntime.__version__)).encode())
     return digest.hexdigest()
-
-
-def _runtime_version() -> str:
-    for name in ("onnxruntime-gpu", "onnxruntime"):
-        with contextlib.suppress(PackageNotFoundError):
-            return version(name)
-    return ""
 
 
 def _read_cache(path: Path, names: Sequence[str]) -> Ranges | None:
@@ -176,20 +166,12 @@ def _collect_ranges(
     """Run the graph on the images with ONNX Runtime's calibrater and return the range of each tensor."""
     from onnxruntime.quantization import calibrate as ort
 
-    kinds = {
-        "entropy": ort.EntropyCalibrater,
-        "percentile": ort.PercentileCalibrater,
-        "minmax": ort.MinMaxCalibrater,
-    }
+    kind, settings = METHODS[options.method]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         source = Path(folder) / "model.onnx"
         onnx.save(model, source)
-        calibrater = kinds[options.method](
-            source,
-            augmented_model_path=str(Path(folder) / "augmented.onnx"),
-            symmetric=True,
-            **_OPTIONS[options.method],
-        )
+        augmented = str(Path(folder) / "augmented.onnx")
+        calibrater = getattr(ort, kind)(source, augmented_model_path=augmented, symmetric=True, **settings)
         infos = {value.name: value for value in calibrater.model.graph.value_info}
         # Only what is quantised: by default it collects the outputs too.
         calibrater.select_tensors_to_calibrate = lambda _: (set(names), infos)

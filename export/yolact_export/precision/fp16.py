@@ -13,6 +13,7 @@ from collections.abc import Collection
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from onnxscript.optimizer import remove_unused_nodes
 
 from yolact_export.precision.layers import DETECTION, PREPROCESSING, float_tensors, layer_group, scope
 
@@ -37,6 +38,7 @@ def to_half(model: onnx.ModelProto, keep_float: Collection[str] = ()) -> onnx.Mo
     result = copy.deepcopy(model)
     _Conversion(result, keep_float).run()
     del result.graph.value_info[:]
+    remove_unused_nodes(result)
     return onnx.shape_inference.infer_shapes(result, strict_mode=True, data_prop=True)
 
 
@@ -57,7 +59,7 @@ class _Conversion:
         self.nodes: list[onnx.NodeProto] = []
 
     def run(self) -> None:
-        """Rewrite the nodes, then drop the initializers that nothing reads any more."""
+        """Rewrite the nodes; the initializers that nothing reads any more remain."""
         for node in list(self.graph.node):
             half = self._is_half(node)
             for index, name in enumerate(node.input):
@@ -73,10 +75,6 @@ class _Conversion:
                 self._produce(node)
         del self.graph.node[:]
         self.graph.node.extend(self.nodes)
-        used = {name for node in self.nodes for name in node.input}
-        kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
-        del self.graph.initializer[:]
-        self.graph.initializer.extend(kept)
 
     def _is_half(self, node: onnx.NodeProto) -> bool:
         """Whether a node computes in half."""

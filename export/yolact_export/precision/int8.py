@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx
+from onnxscript.optimizer import remove_unused_nodes
 
 from yolact_export.precision.layers import layer_group
 
@@ -93,27 +94,7 @@ def restore_float(
         original = originals.get(node.output[0])
         if original is not None and node.output[0] not in chosen:
             node.input[:] = original.input
-    _remove_unused(graph)
     present = {tensor.name for tensor in graph.initializer}
-    used = {name for node in graph.node for name in node.input}
-    graph.initializer.extend(t for t in model.graph.initializer if t.name in used and t.name not in present)
+    graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name not in present)
+    remove_unused_nodes(result)
     return result
-
-
-def _remove_unused(graph: onnx.GraphProto) -> None:
-    """Remove the nodes, initializers and value types that nothing reads any more."""
-    used = {value.name for value in graph.output}
-    kept: list[onnx.NodeProto] = []
-    for node in reversed(graph.node):
-        if used.intersection(node.output):
-            used.update(node.input)
-            kept.append(node)
-    initializers = [tensor for tensor in graph.initializer if tensor.name in used]
-    values = [value for value in graph.value_info if value.name in used]
-    for field, content in (
-        (graph.node, kept[::-1]),
-        (graph.initializer, initializers),
-        (graph.value_info, values),
-    ):
-        del field[:]
-        field.extend(content)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import onnx
 
@@ -69,11 +69,10 @@ def check_groups(model: onnx.ModelProto, names: Sequence[str]) -> frozenset[str]
         UsageError: a name is unknown; lists the known ones.
     """
     known = compute_groups(model)
-    for name in names:
-        if name not in known:
-            raise UsageError(
-                f"--keep-float {name}: no such layer group; known: auto, none, {', '.join(known)}"
-            )
+    if unknown := [name for name in names if name not in known]:
+        raise UsageError(
+            f"--keep-float {unknown[0]}: unknown layer group; known: auto, none, {', '.join(known)}"
+        )
     return frozenset(names)
 
 
@@ -83,12 +82,8 @@ def network_outputs(model: onnx.ModelProto) -> dict[str, str]:
     Raises:
         YolactError: yolact-export did not write this graph.
     """
-
-    def belongs(group: str) -> bool:
-        return group not in (PREPROCESSING, DETECTION, "mask_iou")
-
-    edges = group_outputs(model, belongs)
-    tensors = [name for name, group in edges.items() if group in (HEAD_OUTPUTS, "protonet.output")]
+    leaving = group_outputs(model, whole=True)
+    tensors = [name for name, group in leaving.items() if group in (HEAD_OUTPUTS, "protonet.output")]
     if len(tensors) != len(HEADS):
         raise YolactError(
             f"the network in this graph has {len(tensors)} outputs, not {len(HEADS)}; export it again"
@@ -96,33 +91,34 @@ def network_outputs(model: onnx.ModelProto) -> dict[str, str]:
     return dict(zip(HEADS, tensors, strict=True))
 
 
-def group_outputs(model: onnx.ModelProto, part: Callable[[str], bool] | None = None) -> dict[str, str]:
+def group_outputs(model: onnx.ModelProto, whole: bool = False) -> dict[str, str]:
     """Float tensors that leave a layer group, to another group or as outputs of the graph.
 
     Args:
         model: With inferred types.
-        part: Groups for which it returns True count as one group, whose inner tensors are left out.
+        whole: Treat all groups before detection as one, whose inner tensors are left out.
 
     Returns:
         Group by tensor name.
     """
+
+    def region(group: str) -> str:
+        inner = whole and group not in (PREPROCESSING, DETECTION, "mask_iou")
+        return "network" if inner else group
+
     floats = float_tensors(model)
-    leaves = {value.name for value in model.graph.output}
+    leaving = {value.name for value in model.graph.output}
     producer = {
         name: layer_group(node) for node in model.graph.node for name in node.output if name in floats
     }
-
-    def same(a: str, b: str) -> bool:
-        return part(a) and part(b) if part else a == b
-
     for node in model.graph.node:
-        group = layer_group(node)
         if node.op_type != "Shape":
-            leaves |= {name for name in node.input if name in producer and not same(producer[name], group)}
+            here, read = region(layer_group(node)), producer.keys() & set(node.input)
+            leaving |= {name for name in read if region(producer[name]) != here}
     return {
         name: group
         for name, group in producer.items()
-        if name in leaves and (part(group) if part else group not in (PREPROCESSING, DETECTION))
+        if name in leaving and group not in (PREPROCESSING, DETECTION)
     }
 
 

@@ -79,10 +79,7 @@ class HeadReference:
 
 def worst(errors: Mapping[str, Error]) -> float:
     """The largest relative error; infinite if a value was not finite."""
-    values = [error.relative for error in errors.values()]
-    return float(
-        np.nan_to_num(max(values, key=lambda value: np.inf if np.isnan(value) else value), nan=np.inf)
-    )
+    return float(np.nan_to_num(np.max([error.relative for error in errors.values()]), nan=np.inf))
 
 
 def _relevant_priors(logits: np.ndarray, threshold: float) -> np.ndarray:

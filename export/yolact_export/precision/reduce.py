@@ -134,13 +134,8 @@ def error_table(reduced: Reduced, precision: str) -> Table:
     for column in ("largest value", "largest difference", "relative error"):
         table.add_column(column, justify="right")
     layers = by_group(layer_compute(reduced.model))
-    for name, error in reduced.heads.items():
-        table.add_row(name, "", *_figures(error), end_section=name == list(reduced.heads)[-1])
-    for group, error in reduced.groups.items():
-        kinds = ", ".join(shares(layers.get(group, [])))
-        table.add_row(group, kinds, *_figures(error))
+    for name, error in (*reduced.heads.items(), *reduced.groups.items()):
+        kinds = ", ".join(shares(layers.get(name, [])))
+        figures = f"{error.largest:.4g}", f"{error.difference:.2e}", f"{error.relative:.3%}"
+        table.add_row(name, kinds, *figures, end_section=name == list(reduced.heads)[-1])
     return table
-
-
-def _figures(error: Error) -> tuple[str, str, str]:
-    return f"{error.largest:.4g}", f"{error.difference:.2e}", f"{error.relative:.3%}"

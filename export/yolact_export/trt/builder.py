@@ -73,14 +73,8 @@ def build(trt: Any, request: BuildRequest, progress: Progress) -> BuildResult:
     compute = _inspect(trt, logger, engine, request.version_compatible)
     if not compute and not typed:
         raise YolactError("the engine cannot be inspected, so its precision is unknown; nothing was written")
-    return BuildResult(
-        version=str(trt.__version__),
-        compute=compute or counted,
-        network=counted,
-        inspected="engine" if compute else "network",
-        seconds=time.monotonic() - started,
-        notes=notes,
-    )
+    inspected, seconds = "engine" if compute else "network", time.monotonic() - started
+    return BuildResult(str(trt.__version__), compute or counted, inspected, seconds, counted, notes)
 
 
 def known_capabilities(trt: Any) -> tuple[str, ...]:
@@ -137,9 +131,8 @@ def _set_precision(trt: Any, config: Any, network: Any, precision: str) -> None:
     # Otherwise box decoding and scores, which the graph keeps in float32, would be in half as well.
     config.set_flag(flags.PREFER_PRECISION_CONSTRAINTS)
     unbound = {trt.LayerType.CONSTANT, trt.LayerType.SHAPE}
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
-        if layer.type in unbound or layer.num_outputs == 0:
+    for layer in map(network.get_layer, range(network.num_layers)):
+        if layer.type in unbound or not layer.num_outputs:
             continue
         if layer.get_output(0).dtype == trt.DataType.FLOAT:
             layer.precision = trt.DataType.FLOAT
@@ -159,13 +152,15 @@ def _set_options(trt: Any, config: Any, request: BuildRequest) -> None:
     # TF32 is on by default, and has only ten bits of mantissa.
     if hasattr(flags, "TF32") and not request.tf32:
         config.clear_flag(flags.TF32)
+    for wanted, kind, supported in (
+        (request.hardware_compatible, "hardware-compatible", hasattr(trt, "HardwareCompatibilityLevel")),
+        (request.version_compatible, "version-compatible", hasattr(flags, "VERSION_COMPATIBLE")),
+    ):
+        if wanted and not supported:
+            raise YolactError(f"version {trt.__version__} has no {kind} engines; leave out --{kind}")
     if request.hardware_compatible:
-        if not hasattr(trt, "HardwareCompatibilityLevel"):
-            raise _unsupported(trt, "hardware-compatible")
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if request.version_compatible:
-        if not hasattr(flags, "VERSION_COMPATIBLE"):
-            raise _unsupported(trt, "version-compatible")
         config.set_flag(flags.VERSION_COMPATIBLE)
     if hasattr(trt, "ComputeCapability") and request.capabilities and request.library == "tensorrt_rtx":
         config.num_compute_capabilities = len(request.capabilities)
@@ -174,10 +169,6 @@ def _set_options(trt: Any, config: Any, request: BuildRequest) -> None:
                 raise YolactError(f"capability {value} is unknown to this version; known: {', '.join(known)}")
             name = "SM" + value.replace(".", "")
             config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
-
-
-def _unsupported(trt: Any, kind: str) -> YolactError:
-    return YolactError(f"version {trt.__version__} has no {kind} engines; leave out --{kind}")
 
 
 def _add_profile(builder: Any, config: Any, network: Any, profile: tuple[int, int, int]) -> None:

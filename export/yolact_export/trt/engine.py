@@ -23,6 +23,9 @@ from yolact_runtime.metadata import Metadata
 
 log = logging.getLogger(__name__)
 
+# Options that go to the builder and into the JSON as they are.
+_RECORDED = ("workspace_mib", "tf32", "hardware_compatible", "version_compatible")
+
 
 def build_engine(
     source: Path, output: Path, options: BuildOptions, command: str = "", precision: str | None = None
@@ -60,6 +63,7 @@ def build_engine(
         _check_plugin(metadata, source)
     profile = _profile(metadata, options)
     log.info("building %s with %s for %s", output, target.title, _capability_text(target))
+    flags = {name: getattr(options, name) for name in _RECORDED}
     with _engine_and_json(output) as (engine, json_path):
         request = BuildRequest(
             library=target.library,
@@ -68,18 +72,24 @@ def build_engine(
             precision=metadata.precision,
             profile=profile,
             capabilities=target.capabilities,
-            workspace_mib=options.workspace_mib,
             timing_cache=str(options.timing_cache or ""),
             default_cache=str(_default_cache(target)),
             plugin=metadata.to_props() if options.plugin else {},
-            tf32=options.tf32,
-            hardware_compatible=options.hardware_compatible,
-            version_compatible=options.version_compatible,
+            **flags,
         )
         result = run_build(request, target.title)
         for note in result.notes:
             log.warning("%s", note)
-        delivered_precision = _accept(metadata.precision, result, options)
+        metadata = dataclasses.replace(
+            metadata,
+            precision=_accept(metadata.precision, result, options),
+            # With plugins the engine returns detections, like a graph that detects by itself.
+            detect="native" if options.plugin else metadata.detect,
+            onnx_sha256=sha256(source),
+            versions=metadata.versions | {target.library: result.version},
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            command=command or metadata.command,
+        )
         record = EngineRecord(
             library=target.library,
             library_version=result.version,
@@ -93,27 +103,12 @@ def build_engine(
             engine_bytes=engine.stat().st_size,
             onnx_file=_relative_path(source, output),
             build_seconds=round(result.seconds, 3),
-            workspace_mib=options.workspace_mib,
             plugin=options.plugin,
-            tf32=options.tf32,
-            hardware_compatible=options.hardware_compatible,
-            version_compatible=options.version_compatible,
-        )
-        metadata = dataclasses.replace(
-            metadata,
-            precision=delivered_precision,
-            # With plugins the engine returns detections, like a graph that detects by itself.
-            detect="native" if options.plugin else metadata.detect,
-            onnx_sha256=sha256(source),
-            versions=metadata.versions | {target.library: result.version},
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            command=command or metadata.command,
+            **flags,
         )
         write_json(json_path, to_json(metadata, record), indent=1)
-    log.info(
-        "wrote %s (%.1f MB, %s, %s in %.1f s)",
-        output, record.engine_bytes / 1e6, delivered_precision, record.title, result.seconds,
-    )  # fmt: skip
+    size, details = record.engine_bytes / 1e6, f"{metadata.precision}, {record.title}"
+    log.info("wrote %s (%.1f MB, %s in %.1f s)", output, size, details, result.seconds)
     return record
 
 

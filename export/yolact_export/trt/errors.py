@@ -11,18 +11,12 @@ from yolact_export.onnx_graph import describe_node, iterate_nodes
 
 # Remedies by a pattern of the message.
 HINTS = [
-    (
-        r"FP32 GEMM is not supported",
-        "TensorRT-RTX has none on capability 7.5; export with --detect runtime",
-    ),
+    (r"FP32 GEMM is not supported", "TensorRT-RTX has none on capability 7.5; use --detect runtime"),
     (r"HW-specific datatypes", "that GPU lacks a type of the graph; use --precision fp16 or fp32"),
     (r"no optimization profile", "the batch is dynamic; export with --max-batch"),
     (r"[Nn]on-zero zero point|zeroPoint", "quantise symmetrically to int8"),
     (r"K exceeds the maximum", "lower detect.nms_top_k"),
-    (
-        r"Plugin not found|plugin creator",
-        "this library has no such operator; export with --detect native or --detect runtime",
-    ),
+    (r"Plugin not found|plugin creator", "this library has no such operator; export with --detect native"),
     (r"Failed to parse the ONNX model", "the file is damaged; export it again"),
     (r"[Oo]ut ?[Oo]f ?[Mm]emory|insufficient memory", "free memory on the GPU, or lower --max-batch"),
     (

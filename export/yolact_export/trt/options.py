@@ -41,10 +41,8 @@ class BuildOptions:
     allow_fallback: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("workspace_mib", "opt_batch"):
-            value = getattr(self, name)
+        for option, value in (("--workspace", self.workspace_mib), ("--opt-batch", self.opt_batch)):
             if value is not None and value < 1:
-                option = {"workspace_mib": "--workspace", "opt_batch": "--opt-batch"}[name]
                 raise UsageError(f"{option} {value}; allowed: 1 or more")
         for value in self.capabilities:
             if value not in CAPABILITIES:
@@ -53,45 +51,26 @@ class BuildOptions:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `--to trt`."""
-    group = parser.add_argument_group("engines (--to trt)")
-    group.add_argument(
-        "--backend",
-        choices=["auto", "trt", "rtx"],
-        default="auto",
-        help="trt: TensorRT, on the GPU that the engine is for; rtx: TensorRT-RTX, without a GPU",
-    )
-    group.add_argument(
-        "--device-capability",
-        action="append",
-        choices=CAPABILITIES,
-        metavar="X.Y",
-        help=f"compute capability to build for ({', '.join(CAPABILITIES)}); can be repeated",
-    )
-    group.add_argument("--workspace", type=int, metavar="MiB", help="limit scratch memory")
-    group.add_argument("--opt-batch", type=int, metavar="N", help="optimise a dynamic batch for N images")
-    group.add_argument(
-        "--timing-cache", type=Path, metavar="FILE", help="file of measured times, reused by later builds"
-    )
-    group.add_argument("--tf32", action="store_true", help="let float32 convolutions round to TensorFloat-32")
-    group.add_argument(
-        "--hardware-compatible", action="store_true", help="run on every GPU from capability 8.0 (TensorRT)"
-    )
-    group.add_argument(
-        "--version-compatible", action="store_true", help="run on later versions of the same major version"
-    )
+    add = parser.add_argument_group("engines (--to trt)").add_argument
+    backend = "trt: TensorRT, on the GPU that the engine is for; rtx: TensorRT-RTX, without a GPU"
+    add("--backend", choices=["auto", "trt", "rtx"], default="auto", help=backend)
+    capability = f"compute capability to build for ({', '.join(CAPABILITIES)}); can be repeated"
+    add("--device-capability", action="append", choices=CAPABILITIES, metavar="X.Y", help=capability)
+    add("--workspace", type=int, metavar="MiB", help="limit scratch memory")
+    add("--opt-batch", type=int, metavar="N", help="optimise a dynamic batch for N images")
+    add("--timing-cache", type=Path, metavar="FILE", help="file of measured times, reused by later builds")
+    add("--tf32", action="store_true", help="let float32 convolutions round to TensorFloat-32")
+    hardware = "run on every GPU from capability 8.0 (TensorRT)"
+    add("--hardware-compatible", action="store_true", help=hardware)
+    add("--version-compatible", action="store_true", help="run on later versions of the same major version")
 
 
 def from_arguments(args: argparse.Namespace) -> BuildOptions:
     """Build options from a parser with `add_arguments`, `--detect` and `--allow-fallback`."""
+    same = ("backend", "opt_batch", "timing_cache", "tf32", "hardware_compatible", "version_compatible")
     return BuildOptions(
-        backend=args.backend,
         capabilities=tuple(dict.fromkeys(args.device_capability or ())),
         workspace_mib=args.workspace,
-        opt_batch=args.opt_batch,
-        timing_cache=args.timing_cache,
         plugin=args.detect == "plugin",
-        tf32=args.tf32,
-        hardware_compatible=args.hardware_compatible,
-        version_compatible=args.version_compatible,
-        allow_fallback=args.allow_fallback,
+        **{name: getattr(args, name) for name in (*same, "allow_fallback")},
     )
