@@ -241,11 +241,8 @@ def _onnx_file(args: argparse.Namespace, keep: Path | None = None) -> Iterator[P
     from yolact_runtime.files import atomic_path
 
     weights = locate(args.weights)
-    with contextlib.ExitStack() as stack:
-        path = keep
-        if path is None:
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
-            path = Path(folder) / f"{weights.stem}.onnx"
+    with tempfile.TemporaryDirectory() as folder:
+        path = keep or Path(folder) / f"{weights.stem}.onnx"
         with atomic_path(path) as temporary:
             _export_checkpoint(args, weights, temporary)
         if keep is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from rich.table import Table
+from rich.table import Column, Table
 
 from yolact_export.onnx_graph import graph_metadata, read_graph
 from yolact_export.precision.compute import by_group, layer_compute, percentages, shares
@@ -20,6 +20,7 @@ from yolact_runtime.errors import UsageError, YolactError
 log = logging.getLogger(__name__)
 
 _LONGEST = 90
+_PORTS = ("", "name", "type", "shape")
 
 
 def print_file(path: Path, config: str | None = None) -> None:
@@ -58,7 +59,7 @@ def _onnx_tables(path: Path) -> list[Table]:
         tables.append(_fields_table(graph_metadata(model, path)))
     except YolactError as error:
         log.warning("%s", error)
-    ports = _tensor_table()
+    ports = Table(*_PORTS, title="Inputs and outputs")
     for kind, values in (("input", model.graph.input), ("output", model.graph.output)):
         for value in values:
             tensor = value.type.tensor_type
@@ -73,7 +74,7 @@ def _openvino_tables(path: Path) -> list[Table]:
     from yolact_runtime.engines.openvino import read_model
 
     model, metadata = read_model(path)
-    table = _tensor_table()
+    table = Table(*_PORTS, title="Inputs and outputs")
     for kind, ports in (("input", model.inputs), ("output", model.outputs)):
         for port in ports:
             shape = str(port.partial_shape).replace("[", "(").replace("]", ")")
@@ -92,9 +93,7 @@ def _checkpoint_tables(path: Path, config: str | None) -> list[Table]:
     from yolact.weights.load import load_model
 
     model = load_model(path, config)
-    counts = Table(title="Parameters")
-    counts.add_column("module")
-    counts.add_column("parameters", justify="right")
+    counts = Table("module", Column("parameters", justify="right"), title="Parameters")
     sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in model.named_children()}
     for name, count in (*sizes.items(), ("all", sum(sizes.values()))):
         counts.add_row(name, f"{count:,}")
@@ -103,20 +102,11 @@ def _checkpoint_tables(path: Path, config: str | None) -> list[Table]:
 
 def _fields_table(content: Any, title: str = "Metadata") -> Table:
     """The fields of a dataclass that are not empty, long values cut off."""
-    table = Table(title=title, show_header=False)
-    table.add_column("field")
-    table.add_column("value")
+    table = Table("field", "value", title=title, show_header=False)
     for name, value in dataclasses.asdict(content).items():
         text = value if isinstance(value, str) else json.dumps(value)
         if text not in ("", "null", "{}"):
             table.add_row(name, text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}...")
-    return table
-
-
-def _tensor_table() -> Table:
-    table = Table(title="Inputs and outputs")
-    for column in ("", "name", "type", "shape"):
-        table.add_column(column)
     return table
 
 
@@ -125,11 +115,8 @@ def _compute_table(model: onnx.ModelProto) -> Table:
     layers = layer_compute(model)
     total = sum(layer.macs for layer in layers)
     title = f"Compute for one image: {2 * total / 1e9:.2f} GFLOPs in convolutions and matrix products"
-    table = Table(title=title)
-    table.add_column("layer group")
-    for column in ("layers", "GFLOPs", "share"):
-        table.add_column(column, justify="right")
-    table.add_column("computed in")
+    numbers = (Column(name, justify="right") for name in ("layers", "GFLOPs", "share"))
+    table = Table("layer group", *numbers, "computed in", title=title)
     for group, members in by_group(layers).items():
         macs = sum(layer.macs for layer in members)
         table.add_row(

@@ -14,7 +14,7 @@ import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import onnx
 
@@ -144,15 +144,16 @@ def _config_text(model: Path, metadata: Metadata, tensors: Tensors, name: str, o
     The server forms batches if the model accepts several sizes, and warms up every instance with the smallest
     and the largest one.
     """
-    schema = _schema()
-    from google.protobuf import text_format
-
+    try:
+        from google.protobuf import text_format
+        from tritonclient.grpc import model_config_pb2 as schema
+    except ImportError as error:
+        raise missing_extra("--to triton", "triton") from error
     backend, file_name = _BACKENDS[model.suffix]
     # With 0, the server forms no batches, and shapes include the batch.
     batching = metadata.max_batch if metadata.max_batch > metadata.min_batch else 0
-    message = schema.ModelConfig(
-        name=name, backend=backend, default_model_filename=file_name, max_batch_size=batching
-    )
+    message = schema.ModelConfig(name=name, backend=backend, max_batch_size=batching)
+    message.default_model_filename = file_name
     if backend == "tensorrt":
         message.platform = "tensorrt_plan"
     inputs, outputs = tensors
@@ -166,21 +167,17 @@ def _config_text(model: Path, metadata: Metadata, tensors: Tensors, name: str, o
             entry.reshape.SetInParent()
         if spec.name == "classes":
             entry.label_filename = "labels.txt"
-    group = message.instance_group.add()
-    group.count = options.instances
-    group.kind = schema.ModelInstanceGroup.Kind.Value("KIND_AUTO")
+    message.instance_group.add(count=options.instances, kind=schema.ModelInstanceGroup.KIND_AUTO)
     if batching:
         message.dynamic_batching.max_queue_delay_microseconds = options.queue_delay_us
         message.dynamic_batching.preferred_batch_size.append(batching)
     for size in sorted({1, batching} - {0}):
-        warm_up = message.model_warmup.add()
-        warm_up.name = f"batch_{size if batching else metadata.min_batch}"
-        warm_up.batch_size = size
+        warm_up_name = f"batch_{size if batching else metadata.min_batch}"
+        warm_up = message.model_warmup.add(name=warm_up_name, batch_size=size)
         for spec in inputs:
-            fed = warm_up.inputs[spec.name]
-            fed.data_type = schema.DataType.Value(_TYPES[spec.dtype])
-            fed.dims.extend(_dims(spec, batching, metadata))
-            fed.random_data = True
+            data = warm_up.inputs[spec.name]
+            data.data_type, data.random_data = schema.DataType.Value(_TYPES[spec.dtype]), True
+            data.dims.extend(_dims(spec, batching, metadata))
     kept = {key: value for key, value in asdict(metadata).items() if key != "mask_iou_net"}
     message.parameters["yolact"].string_value = json.dumps(kept)
     return text_format.MessageToString(message)
@@ -190,11 +187,3 @@ def _dims(spec: TensorSpec, batching: int, metadata: Metadata) -> list[int]:
     """Sizes of a tensor as Triton expects them: without the batch if the server forms batches."""
     sizes = [size if size is not None else metadata.max_batch for size in spec.shape]
     return sizes[1:] if batching else sizes
-
-
-def _schema() -> Any:
-    try:
-        from tritonclient.grpc import model_config_pb2
-    except ImportError as error:
-        raise missing_extra("--to triton", "triton") from error
-    return model_config_pb2

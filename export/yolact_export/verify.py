@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 
 from yolact.evaluation.matching import match_instances
 from yolact_runtime.detections import Detections
@@ -29,19 +29,12 @@ MASK_SIZE = 480, 640
 
 @dataclass(frozen=True)
 class Tolerances:
-    """Largest differences that another order of float32 operations may cause.
-
-    Attributes:
-        score: Of scores, absolute.
-        box: Of box coordinates (0..1), absolute.
-        mask_iou: Least IoU of two masks of the same detection.
-        tensor: Of other outputs, relative to the largest value if that exceeds 1.
-    """
+    """Largest differences that another order of float32 operations may cause."""
 
     score: float = 1e-4
-    box: float = 1e-4
-    mask_iou: float = 0.999
-    tensor: float = 1e-3
+    box: float = 1e-4  # of coordinates, 0..1
+    mask_iou: float = 0.999  # the least
+    tensor: float = 1e-3  # of other outputs, relative to the largest value if that exceeds 1
 
 
 @dataclass
@@ -169,9 +162,8 @@ def _pair(expected: Detections, found: Detections, index: int, limits: Tolerance
 
 def comparison_table(seen: Comparison, title: str = "ONNX Runtime against PyTorch") -> Table:
     """The largest differences, one row for each output."""
-    table = Table(title=f"{title} on {seen.images} images")
-    for column in ("output", "largest value", "largest difference"):
-        table.add_column(column, justify="left" if column == "output" else "right")
+    numbers = (Column(name, justify="right") for name in ("largest value", "largest difference"))
+    table = Table("output", *numbers, title=f"{title} on {seen.images} images")
     for name in sorted(seen.differences):
         table.add_row(name, f"{seen.scales[name]:.4g}", f"{seen.differences[name]:.2e}")
     table.add_row("masks", "", f"smallest IoU {seen.mask_iou:.5f}")

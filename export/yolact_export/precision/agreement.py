@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 
 from yolact.evaluation.evaluate import Evaluation
 from yolact.evaluation.matching import match_instances, pairwise_iou
@@ -87,9 +87,8 @@ def _corner_and_size(result: Result) -> np.ndarray:
 
 def agreement_table(seen: Agreement, precision: str) -> Table:
     """Numbers of matched detections, and how closely the pairs agree."""
-    table = Table(title=f"Detections: {precision} against float32 on {seen.images} images")
-    table.add_column("detections scoring 0.3 or more")
-    table.add_column("", justify="right")
+    title = f"Detections: {precision} against float32 on {seen.images} images"
+    table = Table("detections scoring 0.3 or more", Column("", justify="right"), title=title)
     table.add_row("float32", str(seen.expected))
     table.add_row(precision, str(seen.found))
     table.add_row("matched (same class, mask IoU 0.5)", str(seen.matched))
@@ -118,24 +117,19 @@ class PrecisionLoss:
 
     def rows(self) -> list[tuple[str, float, float]]:
         """(kind, AP of float32, AP of the reduced model), 0..1, for each kind that was evaluated."""
-        pairs = [
-            ("mask", self.reference.mask, self.reduced.mask),
-            ("box", self.reference.box, self.reduced.box),
-        ]
-        return [
-            (kind, a.ap, b.ap)
-            for kind, a, b in pairs
-            if a is not None and b is not None and a.ap is not None and b.ap is not None
-        ]
+        found = []
+        for kind in ("mask", "box"):
+            results = [getattr(side, kind) for side in (self.reference, self.reduced)]
+            if all(result is not None and result.ap is not None for result in results):
+                found.append((kind, *(result.ap for result in results)))
+        return found
 
 
 def precision_table(loss: PrecisionLoss, precision: str) -> Table:
     """AP of both in percent, and the difference."""
-    table = Table(title=f"COCO AP on {loss.reference.images} images, percent")
-    for column in ("", "float32", precision, "difference"):
-        table.add_column(column, justify="right" if column else "left")
+    numbers = (Column(name, justify="right") for name in ("float32", precision, "difference"))
+    table = Table("", *numbers, title=f"COCO AP on {loss.reference.images} images, percent")
     for kind, expected, found in loss.rows():
-        table.add_row(
-            f"{kind} AP", f"{100 * expected:.2f}", f"{100 * found:.2f}", f"{100 * (found - expected):+.2f}"
-        )
+        a, b = 100 * expected, 100 * found
+        table.add_row(f"{kind} AP", f"{a:.2f}", f"{b:.2f}", f"{b - a:+.2f}")
     return table

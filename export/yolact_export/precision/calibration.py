@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -59,14 +59,8 @@ class CalibrationOptions:
             raise UsageError(f"--calibration-images {self.images}; allowed: 1 or more")
 
 
-@dataclass(frozen=True)
-class CalibrationImages:
-    """The chosen images.
-
-    Attributes:
-        paths: The readable ones.
-        digest: SHA-256 of the contents.
-    """
+class CalibrationImages(NamedTuple):
+    """The readable images, and the SHA-256 of their contents."""
 
     paths: tuple[Path, ...]
     digest: str

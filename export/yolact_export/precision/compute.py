@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
@@ -12,12 +13,6 @@ import onnx
 from yolact_export.onnx_graph import element_types
 from yolact_export.precision.layers import COMPUTE, layer_group
 
-_FLOATS: dict[int | None, str] = {
-    onnx.TensorProto.FLOAT: "float32",
-    onnx.TensorProto.FLOAT16: "float16",
-    onnx.TensorProto.BFLOAT16: "bfloat16",
-    onnx.TensorProto.DOUBLE: "float64",
-}
 _INTEGERS = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 TYPES = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
 # Required share of the compute to be reduced. In int8, some of it may stay in float32 as too sensitive.
@@ -51,19 +46,17 @@ def layer_compute(model: onnx.ModelProto) -> list[LayerCompute]:
 
     def kind(node: onnx.NodeProto) -> str:
         sources = [producer.get(name) for name in node.input[:2]]
-        if all(source is not None and _from_integers(source, kinds) for source in sources):
+        quantised = [source for source in sources if source and source.op_type == "DequantizeLinear"]
+        if len(quantised) == 2 and all(kinds.get(source.input[0]) in _INTEGERS for source in quantised):
             return "int8"
-        return _FLOATS.get(kinds.get(node.input[0]), "unknown")
+        found = kinds.get(node.input[0])
+        return str(onnx.helper.tensor_dtype_to_np_dtype(found)) if found else "unknown"
 
     return [
         LayerCompute(node.name or node.output[0], layer_group(node), kind(node), _macs(node, shapes) // batch)
         for node in single.graph.node
         if node.op_type in COMPUTE
     ]
-
-
-def _from_integers(node: onnx.NodeProto, kinds: dict[str, int]) -> bool:
-    return node.op_type == "DequantizeLinear" and kinds.get(node.input[0]) in _INTEGERS
 
 
 def _one_image(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
@@ -74,15 +67,13 @@ def _one_image(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
     sizes = [value.type.tensor_type.shape.dim[0].dim_value for value in model.graph.input[:1]]
     if sizes and sizes[0]:
         return onnx.shape_inference.infer_shapes(model, data_prop=True), sizes[0]
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    graph = result.graph
-    for value in graph.input:
+    result = copy.deepcopy(model)
+    for value in result.graph.input:
         if value.type.tensor_type.shape.dim:
             value.type.tensor_type.shape.dim[0].dim_value = 1
-    for value in graph.output:
+    for value in result.graph.output:
         value.type.tensor_type.ClearField("shape")
-    del graph.value_info[:]
+    del result.graph.value_info[:]
     try:
         return onnx.shape_inference.infer_shapes(result, data_prop=True), 1
     except Exception:  # the batch is fixed elsewhere in the graph: keep its own shapes

@@ -106,15 +106,13 @@ def tensor_errors(
     Returns:
         Errors by head, over all priors, and errors by layer group.
     """
-    groups = group_outputs(model)
-    by_group: dict[str, Error] = {}
-    heads = network_outputs(model)
-    by_head = {name: Error() for name in heads}
+    groups, heads = group_outputs(model), network_outputs(model)
+    by_group, by_head = ({name: Error() for name in side} for side in (groups.values(), heads))
     names = sorted({*groups, *heads.values()})
     pairs = zip(run_graph(model, names, batches), run_graph(reduced, names, batches), strict=True)
     for expected, found in pairs:
         for name, group in groups.items():
-            by_group.setdefault(group, Error()).add(expected[name], found[name])
+            by_group[group].add(expected[name], found[name])
         for head, name in heads.items():
             by_head[head].add(expected[name], found[name])
     return by_head, by_group

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from rich.table import Table
+from rich.table import Column, Table
 
 from yolact_export.onnx_graph import graph_metadata
 from yolact_export.precision.calibration import CalibrationOptions, batches, calibrate, choose_images
@@ -128,11 +128,10 @@ def reduce_graph(model: onnx.ModelProto, options: PrecisionOptions, images: Sequ
 
 def error_table(reduced: Reduced, precision: str) -> Table:
     """Errors of each head and layer group against float32, and the types that each group computes in."""
-    table = Table(title=f"{precision} against float32, tensor by tensor")
-    table.add_column("output or layer group")
-    table.add_column("computed in")
-    for column in ("largest value", "largest difference", "relative error"):
-        table.add_column(column, justify="right")
+    title = f"{precision} against float32, tensor by tensor"
+    columns = ("largest value", "largest difference", "relative error")
+    numbers = (Column(name, justify="right") for name in columns)
+    table = Table("output or layer group", "computed in", *numbers, title=title)
     layers = by_group(layer_compute(reduced.model))
     for name, error in (*reduced.heads.items(), *reduced.groups.items()):
         kinds = ", ".join(shares(layers.get(name, [])))

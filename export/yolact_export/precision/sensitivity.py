@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import onnx
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 
 from yolact_export.precision.layers import compute_groups
 from yolact_export.precision.measure import HeadReference, worst
@@ -82,12 +82,11 @@ def sensitivity_table(found: Sensitivity, precision: str) -> Table:
     """Errors and decision for each layer group, the worst first."""
     bounds = found.bounds
     result = Table(
+        *("layer group", Column("relative error", justify="right"), "kept in"),
         title=f"Sensitivity: error of the heads with one group in {precision}",
         caption=f"kept in float32 above {bounds.group:.1%}; all others together {found.total:.2%}"
         f" (at most {bounds.total:.1%})",
     )
-    for column in ("layer group", "relative error", "kept in"):
-        result.add_column(column, justify="right" if column == "relative error" else "left")
     for group, error in sorted(found.errors.items(), key=lambda item: -item[1]):
         result.add_row(group, f"{error:.2%}", "float32" if group in found.kept else precision)
     return result

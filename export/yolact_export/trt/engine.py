@@ -158,12 +158,10 @@ def _accept(requested: str, result: BuildResult, options: BuildOptions) -> str:
     precision, met = delivered(requested, result.compute, result.network)
     if met:
         return precision
-    text = (
-        f"{requested} was requested, but the {result.inspected} has convolutions and matrix products"
-        f" {_count_text(result.compute)}"
-    )
+    text = f"{requested} was requested, but convolutions and matrix products of the {result.inspected} are"
+    text += f" {_count_text(result.compute)}"
     if result.network != result.compute:
-        text += f" (the network: {_count_text(result.network)})"
+        text += f" (of the network: {_count_text(result.network)})"
     if not options.allow_fallback:
         raise YolactError(f"{text}; nothing was written (--allow-fallback accepts it)")
     log.warning("%s", text)

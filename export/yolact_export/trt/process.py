@@ -158,10 +158,8 @@ def _follow(lines: IO[str]) -> dict:
 def _ending(code: int) -> str:
     if code >= 0:
         return f"with exit status {code}"
-    try:
-        return f"by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"by signal {-code}"
+    names = {number.value: number.name for number in signal.Signals}
+    return f"by {names.get(-code, f'signal {-code}')}"
 
 
 def _last_line(output: IO[bytes]) -> str:
