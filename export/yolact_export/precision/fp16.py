@@ -37,8 +37,8 @@ def to_half(model: onnx.ModelProto, keep_float: Collection[str] = ()) -> onnx.Mo
     """
     result = copy.deepcopy(model)
     _Conversion(result, keep_float).run()
-    del result.graph.value_info[:]
     remove_unused_nodes(result)
+    del result.graph.value_info[:]
     return onnx.shape_inference.infer_shapes(result, strict_mode=True, data_prop=True)
 
 
