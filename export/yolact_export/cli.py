@@ -87,7 +87,8 @@ def _add_graph_options(group: argparse._ArgumentGroup) -> None:
 def _add_precision_options(group: argparse._ArgumentGroup) -> None:
     """Add the options of fp16 and int8."""
     add = group.add_argument
-    add("--precision", choices=["fp32", "fp16", "int8"], default="fp32", help="of convolutions and products")
+    precisions = ["fp32", "fp16", "int8"]
+    add("--precision", choices=precisions, default="fp32", help="of convolutions and matrix products")
     keep = "layer groups to keep in float32, separated by commas; auto measures which have to be"
     add("--keep-float", default="auto", metavar="auto|none|NAMES", help=keep)
     add("--calibrate", type=Path, metavar="DIR", help="folder of images to calibrate int8")

@@ -41,9 +41,9 @@ class BuildOptions:
     allow_fallback: bool = False
 
     def __post_init__(self) -> None:
-        for option, value in (("--workspace", self.workspace_mib), ("--opt-batch", self.opt_batch)):
-            if value is not None and value < 1:
-                raise UsageError(f"{option} {value}; allowed: 1 or more")
+        for option, number in (("--workspace", self.workspace_mib), ("--opt-batch", self.opt_batch)):
+            if number is not None and number < 1:
+                raise UsageError(f"{option} {number}; allowed: 1 or more")
         for value in self.capabilities:
             if value not in CAPABILITIES:
                 raise UsageError(f"--device-capability {value}; allowed: {', '.join(CAPABILITIES)}")
