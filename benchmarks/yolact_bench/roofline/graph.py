@@ -8,7 +8,7 @@ from typing import Any
 
 from yolact_bench.roofline.ceilings import Ceilings
 from yolact_bench.roofline.work import PARTS, GraphWork, Work, count_work
-from yolact_export.inspection import read_graph
+from yolact_export.onnx_graph import read_graph
 from yolact_runtime.errors import UsageError, YolactError
 
 KINDS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8"}

@@ -1,4 +1,4 @@
-"""Detection in the graph, by the runtime's NumPy code and by the CUDA kernels: the same detections."""
+"""Detection in the graph, in NumPy and by the CUDA kernels gives the same detections."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from yolact_runtime.priors import make_priors
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_the_three_ways_agree(half: bool, network: Yolact, tmp_path: Path) -> None:
+def test_three_kinds_of_detection_agree(half: bool, network: Yolact, tmp_path: Path) -> None:
     import onnxruntime
 
     for detect in ("native", "runtime"):

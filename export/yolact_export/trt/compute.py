@@ -1,4 +1,4 @@
-"""What an engine really computes in: counted in the engine, or in the typed network it was built from."""
+"""Counts the types that an engine computes in, in the engine or in the typed network it is built from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from typing import Any
 
-# Names that TensorRT's inspector gives types, in versions 8.6 to 11.
+# Names of types in the output of TensorRT's inspector, versions 8.6 to 11.
 _TYPES = [
     (re.compile(r"int8", re.IGNORECASE), "int8"),
     (re.compile(r"bf16|bfloat16", re.IGNORECASE), "bf16"),
@@ -16,18 +16,21 @@ _TYPES = [
     (re.compile(r"fp32|float", re.IGNORECASE), "fp32"),
 ]
 _HEAVY = re.compile(r"conv|gemm|matrixmultiply|matmul|fullyconnected", re.IGNORECASE)
-# A layer that only moves data to or from such a layer.
+# Layers that only move data to or from those.
 _LIGHT = re.compile(r"reformat|reorder", re.IGNORECASE)
-# Of what the network has in a precision, what the engine must have in it.
+# Required share of an engine's layers in the requested precision.
 SHARE = 0.95
 
 
-def of_network(trt: Any, network: Any) -> dict[str, int]:
+def count_network(trt: Any, network: Any) -> dict[str, int]:
     """Count the convolutions and matrix products of a network by the type they compute in.
 
     Args:
         trt: The library.
-        network: Parsed; its types are what the engine must keep to.
+        network: The parsed network, whose types bind the engine.
+
+    Returns:
+        Number of layers by type, such as {"fp16": 50, "fp32": 2}.
     """
     kinds = trt.LayerType
     heavy = {
@@ -52,11 +55,14 @@ def of_network(trt: Any, network: Any) -> dict[str, int]:
     return dict(counts)
 
 
-def of_engine(information: str) -> dict[str, int]:
-    """The same from the JSON of an engine inspector; empty where it tells no types.
+def count_engine(information: str) -> dict[str, int]:
+    """The same, counted in the JSON of an engine inspector.
 
     Args:
         information: `EngineInspector.get_engine_information` of an engine built with detailed verbosity.
+
+    Returns:
+        As `count_network`; empty if the inspector lists no types.
     """
     counts: Counter[str] = Counter()
     for layer in json.loads(information).get("Layers", []):
@@ -74,24 +80,25 @@ def of_engine(information: str) -> dict[str, int]:
     return dict(counts)
 
 
-def delivered(asked: str, counts: dict[str, int], network: dict[str, int]) -> tuple[str, bool]:
-    """The precision an engine may call its own, and whether that is what was asked for.
+def delivered(requested: str, counts: dict[str, int], network: dict[str, int]) -> tuple[str, bool]:
+    """The precision that an engine really has.
+
+    The request is met if `SHARE` of the engine's layers have that type, not counting as many layers as the
+    network keeps in other types. Numbers do not compare, as an engine may fuse several layers into one.
 
     Args:
-        asked: What was asked for.
-        counts: Convolutions and matrix products by type, of the engine.
-        network: The same of the network it was built from. Some may be in a higher precision on purpose.
+        requested: The requested precision.
+        counts: Convolutions and matrix products of the engine by type.
+        network: The same of the network that it was built from.
 
     Returns:
-        The type and whether `asked` is met. That takes `SHARE` of the engine's layers, less those that the
-        network has in another type: an engine may do several layers of the network in one, so their numbers
-        do not compare. Where it is not met, the type is the most frequent one; where nothing was counted,
-        "fp32".
+        The precision, and whether the request is met. If not, the precision is the most frequent type, or
+        "fp32" if nothing was counted.
     """
     total = sum(counts.values())
     if not total:
-        return "fp32", asked == "fp32"
-    due = total - (sum(network.values()) - network.get(asked, 0))
-    if counts.get(asked, 0) >= max(1, SHARE * due):
-        return asked, True
+        return "fp32", requested == "fp32"
+    due = total - (sum(network.values()) - network.get(requested, 0))
+    if counts.get(requested, 0) >= max(1, SHARE * due):
+        return requested, True
     return max(counts, key=lambda name: counts[name]), False

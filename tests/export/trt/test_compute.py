@@ -1,14 +1,14 @@
-"""What an engine may call its precision, from what computes in what."""
+"""The precision of an engine, from the types that its layers compute in."""
 
 from __future__ import annotations
 
 import pytest
 
-from yolact_export.trt.precision import delivered
+from yolact_export.trt.compute import delivered
 
 
 @pytest.mark.parametrize(
-    ("asked", "counts", "network", "answer"),
+    ("requested", "counts", "network", "expected"),
     [
         ("fp16", {"fp16": 86}, {"fp16": 86}, ("fp16", True)),
         ("fp32", {"fp32": 86}, {"fp32": 86}, ("fp32", True)),
@@ -29,6 +29,6 @@ from yolact_export.trt.precision import delivered
     ],
 )
 def test_delivered(
-    asked: str, counts: dict[str, int], network: dict[str, int], answer: tuple[str, bool]
+    requested: str, counts: dict[str, int], network: dict[str, int], expected: tuple[str, bool]
 ) -> None:
-    assert delivered(asked, counts, network) == answer
+    assert delivered(requested, counts, network) == expected
