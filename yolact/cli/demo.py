@@ -119,7 +119,8 @@ def command(args: argparse.Namespace) -> None:
     demo.run("make synthetic images", "yolact-data", "shapes", data, *counts, *seed)
     options = ["--iterations", str(args.iterations)] if args.iterations else []
     if _cpu_has_bf16():
-        options += ["--amp", "bf16"]
+        # A second thread gains a sixth, and loses far more where other programs run.
+        options += ["--amp", "bf16", "--threads", "1"]
     demo.run(
         "train", "yolact-train", "--config", "yolact_tiny", "--dataset", data, "--save-folder", weights,
         *seed, *options,
