@@ -37,7 +37,7 @@ _VISIBLE_SHARE, _VISIBLE_PIXELS = 0.65, 60
 
 @dataclass
 class _Item:
-    """A future annotation: category index, pixels of the full mask, what is still visible, and the outline."""
+    """A future annotation: category index, area of the full mask, what is visible, and the outline."""
 
     label: int
     full: int
