@@ -27,10 +27,10 @@ SHAPES = ("circle", "square", "triangle")
 _DESCRIPTION = "made shapes"
 
 # Shape diameters, and those of the members of a crowd, where the image is 128 pixels wide.
-_DIAMETER = (36.0, 88.0)
+_DIAMETER = (42.0, 92.0)
 _CROWD_DIAMETER = (7.0, 12.0)
 # Standard deviation of a class's hue, where the classes are 60 apart.
-_HUE_SPREAD = 17
+_HUE_SPREAD = 15
 # What must stay visible of a shape for it to count as an instance: a share of it, and pixels.
 _VISIBLE_SHARE, _VISIBLE_PIXELS = 0.65, 60
 
