@@ -55,3 +55,11 @@ def test_every_page_is_in_the_navigation() -> None:
     pages = [p.relative_to(ROOT / "docs").as_posix() for p in PAGES if p.is_relative_to(ROOT / "docs")]
     assert pages
     assert [page for page in pages if not re.search(rf": {re.escape(page)}$", navigation, re.MULTILINE)] == []
+
+
+def test_pages_named_in_the_code_exist() -> None:
+    folders = [ROOT / name for name in ("yolact", "export", "runtime", "benchmarks")]
+    code = [path for folder in folders for path in folder.rglob("*.py")] + [ROOT / "pyproject.toml"]
+    named = {page for path in code for page in re.findall(r"docs/[\w/-]+\.md", path.read_text(encoding="utf-8"))}
+    assert named
+    assert [page for page in sorted(named) if not (ROOT / page).is_file()] == []

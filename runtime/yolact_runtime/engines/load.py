@@ -45,7 +45,7 @@ def load_engine(
     Args:
         path: A file, or the name of a published model such as `yolact_resnet50` (downloaded once).
         backend: "onnxruntime", "openvino", "cuda" or "tensorrt" for exported files. Left out: CUDA where it
-            really loads, otherwise the quickest for this CPU and file (docs/runtime.md).
+            really loads, otherwise the quickest for this CPU and file (docs/how-to/deploy-cpu.md).
         precision: "fp32", "fp16", "bf16", "int8" or "int8+bf16", to be sure of it. Those with bf16 are ways
             to run an fp32 or int8 file in OpenVINO; the others are properties of the file.
         threads: CPU threads, for all streams together; left out, as many as there are cores.
@@ -184,7 +184,7 @@ def open_exported(
 
 
 def choose_for_cpu(delivered: str, asked: str | None = None) -> tuple[str, str]:
-    """The quickest backend for an ONNX file on this CPU, by what was measured (docs/runtime.md), and why.
+    """The quickest backend for an ONNX file on this CPU, by what was measured (docs/how-to/deploy-cpu.md), and why.
 
     Args:
         delivered: Precision of the file; empty where it is not known.
