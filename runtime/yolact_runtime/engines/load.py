@@ -184,7 +184,7 @@ def open_exported(
 
 
 def choose_for_cpu(delivered: str, asked: str | None = None) -> tuple[str, str]:
-    """The quickest backend for an ONNX file on this CPU, by what was measured (docs/how-to/deploy-cpu.md), and why.
+    """The fastest backend for an ONNX file on this CPU as measured (docs/how-to/deploy-cpu.md), and why.
 
     Args:
         delivered: Precision of the file; empty where it is not known.
