@@ -1,4 +1,4 @@
-"""What `mkdocs build` adds to the pages: options from the commands' parsers, settings from the dataclasses."""
+"""What `mkdocs build` adds to the pages: options from the commands' parsers, settings from dataclasses."""
 
 from __future__ import annotations
 
