@@ -18,8 +18,8 @@ from yolact.config import (
     ModelConfig,
     TrainConfig,
 )
-from yolact.settings import convert, nearest
 from yolact_runtime.errors import UsageError
+from yolact_runtime.typed import convert, nearest
 
 
 def published_classes(table: str) -> Classes:
@@ -27,7 +27,7 @@ def published_classes(table: str) -> Classes:
     tables = json.loads(
         resources.files("yolact").joinpath("assets/published_classes.json").read_text("utf-8")
     )
-    return convert(tables[table], Classes, "")
+    return convert(tables[table], Classes)
 
 
 def _plus(base: ModelConfig, backbone: BackboneConfig) -> ModelConfig:
@@ -67,11 +67,11 @@ def configs() -> dict[str, Config]:
         fpn_features=48,
         num_prototypes=16,
         prior_scales=(
-            (20.0, 25.0, 31.0),
-            (36.0, 44.0, 53.0),
-            (62.0, 72.0, 83.0),
-            (94.0, 104.0, 112.0),
-            (116.0, 122.0, 128.0),
+            (24.0, 31.0, 40.0),
+            (48.0, 60.0, 74.0),
+            (88.0, 104.0, 118.0),
+            (120.0, 122.0, 124.0),
+            (126.0, 127.0, 128.0),
         ),
         prior_aspect_ratios=(1.0,),
         prior_square=False,
@@ -116,26 +116,28 @@ def configs() -> dict[str, Config]:
             "yolact_tiny",
             Classes(("circle", "square", "triangle"), (1, 4, 9)),
             tiny,
-            loss=LossConfig(mask_weight=4.0),
+            loss=LossConfig(mask_weight=6.0),
             train=TrainConfig(
-                batch_size=16,
-                reference_batch=16,
+                batch_size=8,
+                reference_batch=8,
                 optimizer="adamw",
                 lr=3e-3,
                 weight_decay=1e-4,
-                steps=(430, 550),
+                schedule="cosine",
                 warmup_iterations=50,
                 warmup_lr=3e-4,
-                max_iterations=600,
+                max_iterations=900,
                 max_grad_norm=10.0,
                 freeze_bn="never",
                 init="random",
                 save_every=1000,
-                # It is trained in minutes, with epochs of a second.
+                # It is trained in a minute, with epochs of seconds.
                 save_epochs=0,
                 validate_every=0,
+                cache_samples=True,
+                workers=0,
             ),
-            augment=AugmentConfig(enabled=False),
+            augment=AugmentConfig(photometric=False, expand=False, crop=False, flip=True),
             dataset=shapes,
         ),
     ]

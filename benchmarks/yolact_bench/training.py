@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import torch
 
     from yolact.config import Config
-    from yolact.data.coco import Batch
+    from yolact.data.batch import Batch
     from yolact.model import Yolact
 
 STAGES = ("match", "forward", "loss", "backward", "update")
@@ -67,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _bench(args: argparse.Namespace) -> None:
     import torch
 
-    from yolact.data.coco import CocoDataset, collate, read_classes
+    from yolact.data.annotations import read_classes
+    from yolact.data.batch import collate
+    from yolact.data.coco import CocoDataset
     from yolact.data.layout import resolve_dataset
     from yolact.engine import pick_device
     from yolact.registry import get_config

@@ -14,6 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from yolact.engine import TorchEngine
+from yolact.evaluation.matching import match_instances
 from yolact_runtime.detections import Detections
 from yolact_runtime.engines.base import Engine
 from yolact_runtime.errors import YolactError
@@ -152,14 +153,8 @@ def _pair(expected: Detections, found: Detections, index: int, limits: Tolerance
     boxes, scores = apart("boxes") / limits.box, apart("scores") / limits.score
     same = (apart("classes") == 0) & (boxes <= 10) & (scores <= 10)
     # Neighbouring priors may give nearly the same box; coefficients tell them apart.
-    distance = np.where(same, boxes + scores + apart("coefficients") / limits.tensor, np.inf)
-    pairs: list[tuple[int, int]] = []
-    for flat in np.argsort(distance, axis=None, kind="stable")[: same.sum()].tolist():
-        row, other = divmod(flat, b)
-        if np.isfinite(distance[row, other]):
-            pairs.append((row, other))
-            distance[row], distance[:, other] = np.inf, np.inf
-    return sorted(pairs)
+    distance = boxes + scores + apart("coefficients") / limits.tensor
+    return match_instances(np.where(same, -distance, -np.inf), best_first=True)
 
 
 def _explain(

@@ -5,21 +5,27 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import version
-from typing import TextIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
-from rich.console import Console
-from rich.logging import RichHandler
-
+import yolact_runtime
 from yolact_runtime.errors import YolactError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 log = logging.getLogger(__name__)
 
 OWN_LOGGERS = ("yolact", "yolact_export", "yolact_runtime", "yolact_bench", "__main__")
+# Stands for standard output, or input, where a file is named.
+STDOUT = "-"
+# Options that take a path without saying so by `type=Path`.
+_PATHS = {"FILE", "FILE|-", "SOURCE", "IN[:OUT]", "E", "engine", "weights", "images", "annotations"}
 
 
 class OneLine(logging.Formatter):
@@ -46,21 +52,80 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """An argument parser that also takes the original's spelling: `--top_k` is `--top-k`.
 
-    Every command gets `--debug` (traceback on errors) and `--quiet` (warnings only).
+    Every command gets `--debug`, `--quiet`, `--version` and `--print-completion`. Subcommands get the first
+    two, which may be given before or after the subcommand's name.
     """
 
-    def __init__(self, **options: object) -> None:
+    def __init__(self, **options: Any) -> None:
         options.setdefault("formatter_class", _HelpFormatter)
         options.setdefault("allow_abbrev", False)
-        super().__init__(**options)  # type: ignore[arg-type]
-        group = self.add_argument_group("general")
-        group.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        group.add_argument("--quiet", action="store_true", help="print warnings and results only")
-        group.add_argument("--version", action="version", version=f"%(prog)s {version('yolact')}")
+        super().__init__(**options)
+        self._add_general_options(self.add_argument_group("general").add_argument)
+
+    def _add_general_options(self, add: Callable[..., argparse.Action], **flag: Any) -> None:
+        add("--debug", action="store_true", help="show the traceback of an error", **flag)
+        add("--quiet", action="store_true", help="print warnings and results only", **flag)
+        if not flag:
+            add("--version", action=_Version, help="show the version and exit")
+            add("--print-completion", action=_PrintCompletion, choices=("bash", "zsh", "tcsh"),
+                help="print a completion script for this shell and exit")  # fmt: skip
+
+    def add_subparsers(self, **options: Any) -> Any:
+        """As argparse does, with parsers that share the general options of this one."""
+        return super().add_subparsers(**{**options, "parser_class": _Subparser})
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         argv = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args([_dashes(word) for word in argv], namespace)
+
+
+class _Subparser(Parser):
+    """The parser of a subcommand."""
+
+    def _add_general_options(self, add: Callable[..., argparse.Action], **flag: Any) -> None:
+        # No default: it would overwrite what was given before the subcommand's name.
+        super()._add_general_options(add, default=argparse.SUPPRESS)
+
+
+class _Version(argparse.Action):
+    """Prints the version; reading it takes longer than building a parser."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "nargs": 0, "default": argparse.SUPPRESS})
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(parser.prog, yolact_runtime.__version__)
+        parser.exit()
+
+
+class _PrintCompletion(argparse.Action):
+    """Prints a completion script made by shtab; options that take a path complete files or folders."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "default": argparse.SUPPRESS})
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: object, shell: Any, option: str | None = None
+    ) -> None:
+        import shtab
+
+        _mark_paths(parser, shtab.FILE, shtab.DIRECTORY)
+        print(shtab.complete(parser, shell))
+        parser.exit()
+
+
+def _mark_paths(parser: argparse.ArgumentParser, file: Any, folder: Any) -> None:
+    """Set shtab's `complete` attribute on every action that takes a path."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for subparser in action.choices.values():
+                _mark_paths(subparser, file, folder)
+        elif "DIR" in str(action.metavar):
+            action.complete = folder  # type: ignore[attr-defined]
+        elif action.type is Path or {str(action.metavar), action.dest} & _PATHS:
+            action.complete = file  # type: ignore[attr-defined]
+        if isinstance(action.metavar, str):
+            action.metavar = action.metavar.replace(":", " ")  # it separates fields in zsh
 
 
 def _dashes(word: str) -> str:
@@ -84,6 +149,8 @@ def run(
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # --help | head
+        return 1
     setup_logging(logging.WARNING if args.quiet else logging.INFO)
     try:
         return command(args) or 0
@@ -115,10 +182,12 @@ def terminated_as_interrupted() -> Iterator[None]:
 
 def setup_logging(level: int = logging.INFO) -> None:
     """Send log records to standard error; plain lines where that is not a terminal."""
-    console = Console(stderr=True)
-    if console.is_terminal:
+    if is_terminal(sys.stderr):
+        from rich.console import Console
+        from rich.logging import RichHandler
+
         handler: logging.Handler = RichHandler(
-            console=console, show_path=False, show_time=False, markup=False
+            console=Console(stderr=True), show_path=False, show_time=False, markup=False
         )
         handler.setFormatter(OneLine("%(message)s"))
     else:
@@ -130,6 +199,11 @@ def setup_logging(level: int = logging.INFO) -> None:
     root.setLevel(logging.WARNING)
     for name in OWN_LOGGERS:
         logging.getLogger(name).setLevel(level)
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether rich may draw on a stream, without importing rich to find out."""
+    return stream is not None and (stream.isatty() or bool(os.environ.get("FORCE_COLOR")))
 
 
 def print_line(text: str, file: TextIO | None) -> None:
@@ -157,5 +231,7 @@ def print_line(text: str, file: TextIO | None) -> None:
 
 def table_console() -> Console:
     """Standard output for tables; where that is not a terminal, wide enough to leave no column out."""
+    from rich.console import Console
+
     console = Console()
     return console if console.is_terminal else Console(width=140)

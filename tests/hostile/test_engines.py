@@ -204,12 +204,12 @@ def test_the_automatic_choice_goes_past_cuda_that_does_not_load(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(module, "_cuda_may_load", lambda: True)
+    monkeypatch.setattr(module, "cuda_may_load", lambda: True)
     with load_engine(model) as engine:
         (result,) = engine.predict([WHITE])
     np.testing.assert_array_equal(result.relative_boxes, BOXES)
     assert "provider cuda does not load on this machine" in caplog.text
-    assert "it is run on the CPU" in caplog.text
+    assert "; using the CPU" in caplog.text
 
 
 def test_no_such_provider(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,11 +292,17 @@ def test_a_closed_engine(model: Path, backend: str) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"precision": "int8"}, "precision int8 was asked for, and fp32 is what .* --precision int8 --calib"),
+        (
+            {"precision": "int8"},
+            "int8 was asked for, but .* delivers fp32; .* --precision int8 --calib",
+        ),
         ({"precision": "fp16"}, "precision fp16 .* yolact-export --weights W --to onnx --precision fp16$"),
         ({"precision": "int4"}, "^precision 'int4'; allowed: fp32, fp16, bf16, int8, int8\\+bf16$"),
         ({"precision": "bf16", "backend": "onnxruntime"}, "does not compute in it; use --backend openvino"),
-        ({"precision": "bf16", "providers": ["cpu"]}, "precision bf16 was asked for, and fp32 is what ONNX"),
+        (
+            {"precision": "bf16", "providers": ["cpu"]},
+            "bf16 was asked for, but ONNX Runtime CPU delivers fp32",
+        ),
     ],
 )
 def test_a_precision_that_is_not_delivered(model: Path, options: dict, words: str) -> None:
@@ -370,7 +376,7 @@ def built(model: Path) -> Path:
     return path
 
 
-def test_tensorrt_opens_the_engine_beside_an_onnx_file(
+def test_tensorrt_opens_the_engine_built_from_an_onnx_file(
     model: Path, built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = []
@@ -392,13 +398,14 @@ def test_tensorrt_without_an_engine_or_with_that_of_another_file(model: Path, bu
     )
     built.unlink()
     fails(
-        rf"no m\.engine lies beside it; build it: yolact-export --weights {model} --to trt --output {built}$",
+        rf"there is no m\.engine in its folder; build it: yolact-export --weights {model} --to trt"
+        rf" --output {built}$",
         model,
         backend="tensorrt",
     )
 
 
-def test_what_was_chosen_is_said(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_choice_is_logged(model: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "yolact_runtime")
     load_engine(model, backend="onnxruntime", threads=1).close()
     assert caplog.messages[-1] == "m.onnx: ONNX Runtime CPU, fp32, 1 threads"

@@ -193,13 +193,13 @@ WRITER = """if True:
     from functools import partial
     sys.path.insert(0, sys.argv[1])
     from fake_engine import FakeEngine, Found
-    from yolact_runtime import cli
+    from yolact_runtime import cli, infer
     class Slow(FakeEngine):
         def detect(self, batch):
             time.sleep(0.002)
             return super().detect(batch)
     found = [Found((1, 1, 20, 20)), Found((30, 30, 50, 60), 1)]
-    cli.open_engine = lambda args, streams: Slow(dict.fromkeys(range(256), found), broken=[105])
+    infer.open_engine = lambda args, streams: Slow(dict.fromkeys(range(256), found), broken=[105])
     cli.main(["--engine", "none", "--quiet", "--no-overlay", "--workers", "2", *sys.argv[2:]])
 """
 
@@ -256,7 +256,7 @@ def test_two_runs_cannot_write_the_same_lines(place, capsys):
             time.sleep(0.01)
         for more in ([], ["--resume"]):
             assert infer("photos", "--jsonl", "out.jsonl", "--json", "other.json", *more) == 1
-            message = "another run writes to out.jsonl; wait for it, or give another file"
+            message = "another run writes to out.jsonl; wait for it, or name another file"
             assert errors(capsys) == [f"ERROR: {message}"]
         assert not Path("other.json").exists()
         os.close(stdin)
@@ -272,7 +272,7 @@ def test_nobody_reads_standard_output(place):
         os.close(output)
         printed = process.communicate()[1].splitlines()
     assert [line for line in printed if line.startswith("ERROR")] == [
-        "ERROR: nobody reads standard output any more; stopped"
+        "ERROR: standard output was closed by its reader; stopped"
     ]
     assert printed[0].startswith("0 images") and "Traceback" not in printed and len(printed) == 2
     # Its line comes last, so the first image is in the files all the same.
@@ -281,7 +281,7 @@ def test_nobody_reads_standard_output(place):
 
 def use(monkeypatch, broken):
     engine = FakeEngine(dict.fromkeys(range(256), FOUND), max_batch=4, broken=broken)
-    monkeypatch.setattr(cli, "open_engine", lambda args, streams: engine)
+    monkeypatch.setattr("yolact_runtime.infer.open_engine", lambda args, streams: engine)
 
 
 def test_an_engine_that_fails_on_one_image(place, capsys, monkeypatch):
@@ -310,7 +310,7 @@ def test_an_engine_that_fails_on_all(place, capsys, monkeypatch):
     use(monkeypatch, range(256))
     assert infer("photos") == 1
     found = errors(capsys)
-    assert len(found) == 11 and "failed on 10 images in a row; the rest is left undone" in found[-1]
+    assert len(found) == 11 and "failed on 10 images in a row; the rest is skipped" in found[-1]
     assert json.loads(Path("results/mask_detections.json").read_text()) == []
 
 

@@ -13,6 +13,7 @@ from fake_onnx import NATIVE, native_arrays, write_onnx
 from pycocotools.coco import COCO
 
 from yolact_runtime import cli
+from yolact_runtime import infer as infer_command
 from yolact_runtime.pipeline.stages import Run
 from yolact_runtime.sources import images
 
@@ -183,7 +184,7 @@ def test_an_engine_that_is_none(place, capsys):
 @pytest.mark.parametrize("option", ["--output", "--json"])
 def test_a_place_that_cannot_be_written_is_found_first(place, option, capsys, monkeypatch):
     Path("file").touch()
-    monkeypatch.setattr(cli, "open_engine", lambda args, streams: pytest.fail("the work began"))
+    monkeypatch.setattr(infer_command, "open_engine", lambda args, streams: pytest.fail("the work began"))
     target = "file" if option == "--output" else "file/x.json"
     assert infer("photos", option, target) == 1
     assert "cannot write to folder file" in capsys.readouterr().err

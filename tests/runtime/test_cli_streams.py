@@ -154,7 +154,7 @@ def test_resuming(place, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--resume"], "--resume needs the file to go on with: --jsonl FILE"),
+        (["--resume"], "--resume needs the file to continue: --jsonl FILE"),
         (["--resume", "--jsonl", "-"], "--resume needs the file"),
         (["--no-json", "--no-overlay"], "nothing would be written"),
         (["--workers", "0"], "--workers is 0; it must be 1 or more"),

@@ -27,12 +27,12 @@ SHAPES = ("circle", "square", "triangle")
 _DESCRIPTION = "made shapes"
 
 # Shape diameters, and those of the members of a crowd, where the image is 128 pixels wide.
-_DIAMETER = (28.0, 76.0)
+_DIAMETER = (36.0, 88.0)
 _CROWD_DIAMETER = (7.0, 12.0)
 # Standard deviation of a class's hue, where the classes are 60 apart.
-_HUE_SPREAD = 22
+_HUE_SPREAD = 17
 # What must stay visible of a shape for it to count as an instance: a share of it, and pixels.
-_VISIBLE_SHARE, _VISIBLE_PIXELS = 0.6, 60
+_VISIBLE_SHARE, _VISIBLE_PIXELS = 0.65, 60
 
 
 @dataclass
@@ -61,10 +61,10 @@ def make_shapes_dataset(
     root: str | Path,
     train_images: int = 300,
     val_images: int = 60,
-    image_size: tuple[int, int] = (160, 200),
+    image_size: tuple[int, int] = (144, 180),
     seed: int = 0,
     category_ids: Sequence[int] = (1, 4, 9),
-    max_instances: int = 5,
+    max_instances: int = 4,
     crowd_share: float = 0.12,
     empty_share: float = 0.04,
 ) -> DatasetConfig:
@@ -143,7 +143,9 @@ def _write_images(folder: Path, scenes: Iterable[_Scene], category_ids: Sequence
     for image_id, scene in enumerate(scenes, start=1):
         height, width = scene.image.shape[:2]
         name = f"{image_id:06d}.png"
-        (folder / name).write_bytes(cv2.imencode(".png", scene.image)[1].tobytes())
+        (folder / name).write_bytes(
+            cv2.imencode(".png", scene.image, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
+        )
         images.append({"id": image_id, "file_name": name, "height": height, "width": width})
         for item in scene.items:
             numbers = {"id": len(annotations) + 1, "image_id": image_id}
@@ -238,12 +240,13 @@ def _paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, label:
     period, angle = rng.uniform(5, 12), rng.uniform(0, math.pi)
     along = (x * math.cos(angle) + y * math.sin(angle)) * 2 * math.pi / period
     across = (y * math.cos(angle) - x * math.sin(angle)) * 2 * math.pi / period
-    pattern = (
-        np.zeros(x.shape),
-        np.sin(along),
-        np.sin(along) * np.sin(across),
-        rng.normal(0, 0.5, x.shape),
-    )[int(rng.integers(4))]
+    texture = int(rng.integers(4))
+    if texture == 0:
+        pattern = np.zeros(x.shape)
+    elif texture == 3:
+        pattern = rng.normal(0, 0.5, x.shape)
+    else:
+        pattern = np.sin(along) * (np.sin(across) if texture == 2 else 1)
     light = 1 + rng.uniform(0.1, 0.3) * pattern + rng.uniform(-0.25, 0.25) * (x / width + y / height - 1)
     image[y, x] = (colour * light[:, None]).clip(0, 255).astype(np.uint8)
 
@@ -264,7 +267,7 @@ def _add_instance(rng: np.random.Generator, scene: _Scene, num_classes: int) -> 
         margin = 0.3 * diameter
         lowest, highest = np.array([margin, margin]), np.array([width - margin, height - margin])
         centre = rng.uniform(lowest, highest)
-        if scene.items and rng.random() < 0.4:
+        if scene.items and rng.random() < 0.25:
             y, x = np.nonzero(scene.items[-1].visible)
             centre = rng.normal((x.mean(), y.mean()), 0.6 * diameter).clip(lowest, highest)
         outline = (_outline(rng, label, diameter) + centre).round(2)

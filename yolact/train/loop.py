@@ -14,14 +14,16 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from yolact.config import Config, TrainConfig
-from yolact.data.coco import Batch, CocoDataset, find_missing_images
+from yolact.data.batch import Batch
+from yolact.data.cached import CachedDataset
+from yolact.data.coco import CocoDataset, find_missing_images
 from yolact.losses import MultiBoxLoss
 from yolact.model import Yolact
-from yolact.model.backbone import calm_residual_blocks
+from yolact.model.backbone import zero_init_residual
 from yolact.train.checkpoint import Checkpoints, save_checkpoint
 from yolact.train.distributed import Processes
 from yolact.train.ema import Ema
-from yolact.train.health import (
+from yolact.train.failures import (
     ReplacingDataset,
     Unreadable,
     collate_replaced,
@@ -30,8 +32,7 @@ from yolact.train.health import (
 )
 from yolact.train.logging import TrainingLog
 from yolact.train.sampler import EpochBatches, SharedBatches
-from yolact.train.schedule import learning_rate
-from yolact.train.step import NetworkWithLoss, build_optimizer, training_step
+from yolact.train.step import NetworkWithLoss, build_optimizer, learning_rate, training_step
 from yolact.train.validation import Validation, quality
 from yolact.weights.load import Checkpoint, load_for_fine_tuning, load_pretrained_backbone, load_state
 from yolact_runtime.errors import UsageError, YolactError
@@ -96,7 +97,7 @@ def train(
     elif settings.init == "imagenet":
         load_pretrained_backbone(model)
     else:
-        calm_residual_blocks(model)
+        zero_init_residual(model)
     layout = memory_format(device, settings)
     model.to(device).to(memory_format=layout)
     log.info("%s", set_training_mode(model, settings, processes.count))
@@ -227,7 +228,7 @@ def _dataset(config: Config, settings: TrainConfig, processes: Processes) -> Coc
     data = config.dataset
     # What is to be learnt by heart must look the same every time.
     augment = None if settings.overfit else config.augment
-    dataset = CocoDataset(
+    dataset = (CachedDataset if settings.cache_samples else CocoDataset)(
         data.train_images, data.train_annotations, config.model, config.classes, augment, settings.seed
     )
     if settings.overfit:

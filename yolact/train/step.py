@@ -1,4 +1,4 @@
-"""One optimisation step."""
+"""One optimisation step, its optimizer and learning rate."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from yolact.config import TrainConfig
-from yolact.data.coco import Batch
+from yolact.data.batch import Batch, Target
 from yolact.losses import Losses, Matches, MultiBoxLoss, Totals, count_totals, match
 from yolact.model import Yolact
-from yolact.targets import Target
 from yolact.train.distributed import Processes, unwrap
 
 AMP_TYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -49,13 +48,35 @@ class NetworkWithLoss(nn.Module):
 def build_optimizer(model: Yolact, settings: TrainConfig) -> torch.optim.Optimizer:
     """SGD with momentum, as published, or AdamW, which gets small networks off the ground sooner."""
     if settings.optimizer == "adamw":
-        betas = settings.momentum, 0.999
+        # With the usual 0.999, the large gradients of the start keep the steps of a short training small.
+        betas = settings.momentum, 0.99
         return torch.optim.AdamW(
-            model.parameters(), lr=settings.lr, betas=betas, weight_decay=settings.weight_decay
+            model.parameters(), lr=settings.lr, betas=betas, weight_decay=settings.weight_decay, fused=True
         )
     return torch.optim.SGD(
         model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
+
+
+def learning_rate(iteration: int, config: TrainConfig) -> float:
+    """Linear warm-up from `warmup_lr`, then what `schedule` says.
+
+    `steps`: `lr` times `gamma` for every step that is reached. `cosine`: from `lr` down to `cosine_final`
+    times it, along half a cosine (Loshchilov and Hutter 2017, without restarts).
+
+    Args:
+        iteration: 0-based.
+        config: Already scaled to its batch size (`TrainConfig.scaled`).
+    """
+    if iteration < config.warmup_iterations:
+        done = iteration / config.warmup_iterations
+        return config.warmup_lr + (config.lr - config.warmup_lr) * done
+    if config.schedule == "cosine":
+        length = max(1, config.max_iterations - config.warmup_iterations)
+        done = min(1.0, (iteration - config.warmup_iterations) / length)
+        falling = (1 + math.cos(math.pi * done)) / 2
+        return config.lr * (config.cosine_final + (1 - config.cosine_final) * falling)
+    return config.lr * config.gamma ** sum(iteration >= step for step in config.steps)
 
 
 @dataclass(frozen=True)

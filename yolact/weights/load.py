@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,9 @@ from torch import Tensor
 from yolact.config import Config
 from yolact.model import Yolact
 from yolact.registry import config_name_of, configs, get_config, position_of
+from yolact.weights.download import download, published_weights
 from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.files import atomic_path, cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -100,8 +103,6 @@ def locate(weights: str | Path) -> Path:
     if path.is_file():
         return path
     if path.name == str(weights) and not path.suffix:
-        from yolact.weights.download import published_weights
-
         return published_weights(str(weights))
     if path.is_dir():
         raise YolactError(f"{path} is a folder; expected a .pth or .safetensors file")
@@ -220,16 +221,15 @@ def load_pretrained_backbone(model: Yolact) -> None:
     Raises:
         YolactError: they cannot be had (says how to go on without).
     """
-    from yolact.weights.download import download
-    from yolact_runtime.files import cache_folder
-
     name = model.config.model.backbone.name
     if name not in PRETRAINED:
         log.info("%s has no pre-trained weights; it starts from random ones", name)
         return
     url = PRETRAINED[name]
     try:
-        path = download(url, cache_folder() / url.rpartition("/")[2])
+        # torchvision's names end in the first digits of the hash: resnet50-0676ba61.pth.
+        digits = re.search(r"-([0-9a-f]{8})\.pth$", url)
+        path = download(url, cache_folder() / url.rpartition("/")[2], digits[1] if digits else None)
     except YolactError as error:
         raise YolactError(f"{error}; or start from random weights with --set train.init=random") from error
     state, _ = _read(path)
@@ -261,8 +261,6 @@ def _backbone_key(backbone: str, key: str) -> str:
 def save_safetensors(model: Yolact, path: str | Path) -> None:
     """Write weights and configuration as one `.safetensors`, atomically."""
     from safetensors.torch import save_file
-
-    from yolact_runtime.files import atomic_path
 
     state = {key: value.contiguous() for key, value in model.state_dict().items()}
     with atomic_path(path) as temporary:

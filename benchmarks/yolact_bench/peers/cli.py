@@ -27,7 +27,7 @@ from yolact_bench.suite import Settings, measure, with_extras
 from yolact_runtime import Metadata
 from yolact_runtime.commandline import Parser
 from yolact_runtime.commandline import run as run_command
-from yolact_runtime.engines.load import choose_for_cpu
+from yolact_runtime.engines.choose import choose_for_cpu
 from yolact_runtime.engines.onnx_file import read_properties
 from yolact_runtime.engines.threads import usable_cores
 from yolact_runtime.errors import UsageError, YolactError

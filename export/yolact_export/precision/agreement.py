@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from pycocotools import mask as coco_mask
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from yolact.evaluation.evaluate import Evaluation, evaluate
+from yolact.evaluation.matching import match_instances, pairwise_iou
 from yolact_runtime import Engine, Result
 
 # Detections worth comparing, and how much lower a counterpart may score.
@@ -63,43 +63,27 @@ def compare_detections(reference: Engine, engine: Engine, images: Sequence[np.nd
     seen = Agreement()
     for image in track(images, "comparing", console=Console(stderr=True), transient=True):
         a, b = (side.predict([image], SCORE - SCORE_SLACK, 100)[0] for side in (reference, engine))
-        boxes, masks = _overlaps(a, b)
-        masks[a.classes[:, None] != b.classes[None]] = 0
+        boxes, masks = pairwise_iou(_corner_and_size(a), _corner_and_size(b)), pairwise_iou(a.rles, b.rles)
+        same = (a.classes[:, None] == b.classes[None]) & (masks >= MASK_IOU)
+        pairs = match_instances(np.where(same, masks + boxes, -np.inf))
         seen.images += 1
         seen.expected += int((a.scores >= SCORE).sum())
         seen.found += int((b.scores >= SCORE).sum())
-        taken: set[int] = set()
-        for row in range(len(a)):
-            free = [
-                column for column in range(len(b)) if column not in taken and masks[row, column] >= MASK_IOU
-            ]
-            if not free:
-                continue
-            column = max(free, key=lambda column: masks[row, column] + boxes[row, column])
-            taken.add(column)
+        for row, column in pairs:
             if a.scores[row] >= SCORE:
                 seen.matched += 1
                 seen.box_iou.append(float(boxes[row, column]))
                 seen.mask_iou.append(float(masks[row, column]))
                 seen.scores.append(abs(float(a.scores[row] - b.scores[column])))
+        taken = {column for _, column in pairs}
         seen.extra += sum(b.scores[column] >= SCORE and column not in taken for column in range(len(b)))
     return seen
 
 
-def _overlaps(a: Result, b: Result) -> tuple[np.ndarray, np.ndarray]:
-    """IoU of the boxes and of the masks of two results, each (n, m)."""
-    if not len(a) or not len(b):
-        return np.zeros((len(a), len(b))), np.zeros((len(a), len(b)))
-    # pycocotools takes corner and size.
-    corners = [side.boxes_float.astype(np.float64) for side in (a, b)]
-    sized = [np.hstack([box[:, :2], box[:, 2:] - box[:, :2]]) for box in corners]
-    crowd = [0] * len(b)
-    areas = [side[:, 2] * side[:, 3] for side in sized], [coco_mask.area(side.rles) for side in (a, b)]
-    overlaps = np.array(coco_mask.iou(*sized, crowd)), np.array(coco_mask.iou(a.rles, b.rles, crowd))
-    for overlap, (first, second) in zip(overlaps, areas, strict=True):
-        # Two empty masks are the same one.
-        overlap[(np.asarray(first)[:, None] == 0) & (np.asarray(second)[None] == 0)] = 1
-    return overlaps
+def _corner_and_size(result: Result) -> np.ndarray:
+    """(n, 4) float64 boxes x y width height, as pycocotools takes them."""
+    boxes = result.boxes_float.astype(np.float64)
+    return np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
 
 
 def agreement_table(seen: Agreement, precision: str) -> Table:

@@ -13,12 +13,11 @@ import numpy as np
 
 from yolact_runtime.detections import Detections
 from yolact_runtime.engines.base import Engine
-from yolact_runtime.engines.failures import run_failed
 from yolact_runtime.engines.io_binding import BoundSession
 from yolact_runtime.engines.onnx_file import read_nodes, read_properties
 from yolact_runtime.engines.outputs import INPUT, GraphOutputs
 from yolact_runtime.engines.threads import AUTO, check_threads, usable_cores
-from yolact_runtime.errors import UsageError, YolactError, first_line
+from yolact_runtime.errors import UsageError, YolactError, first_line, run_failed
 from yolact_runtime.metadata import PREFIX, Metadata
 
 _CPU = "CPUExecutionProvider"

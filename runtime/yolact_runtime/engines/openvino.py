@@ -13,11 +13,10 @@ import numpy as np
 from yolact_runtime.detections import Detections
 from yolact_runtime.engines.backends import IN_BF16
 from yolact_runtime.engines.base import Engine
-from yolact_runtime.engines.failures import reason, run_failed
 from yolact_runtime.engines.onnx_file import read_properties
 from yolact_runtime.engines.outputs import INPUT, GraphOutputs
 from yolact_runtime.engines.threads import AUTO, check_threads, usable_cores
-from yolact_runtime.errors import UsageError, YolactError, missing_extra
+from yolact_runtime.errors import UsageError, YolactError, cause_line, missing_extra, run_failed
 from yolact_runtime.metadata import PREFIX, Metadata
 
 # Where a model's own properties are in the file, each a string; those of an ONNX file end up in the other.
@@ -93,7 +92,7 @@ class OpenVinoEngine(Engine):
             for _ in range(self.streams):
                 self._requests.put(compiled.create_infer_request())
         except Exception as error:  # OpenVINO raises plain RuntimeErrors of many lines
-            raise YolactError(f"{path}: OpenVINO cannot compile it: {reason(error)}") from error
+            raise YolactError(f"{path}: OpenVINO cannot compile it: {cause_line(error)}") from error
 
     @property
     def name(self) -> str:
@@ -155,7 +154,7 @@ def read_model(path: Path) -> tuple[Any, Metadata]:
         damaged = "the file" if is_onnx else "the file or the .bin beside it"
         raise YolactError(
             f"{path}: OpenVINO cannot read it; if {damaged} is damaged, copy or export it again"
-            f" ({reason(error)})"
+            f" ({cause_line(error)})"
         ) from error
     # A converted file has both sections; the first is the one that was written for it.
     section, prefix = (_ONNX_SECTION, "") if is_onnx else (SECTION, PREFIX)

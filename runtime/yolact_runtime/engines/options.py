@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from yolact_runtime.engines.backends import BACKENDS, PRECISIONS
-from yolact_runtime.engines.base import Engine
-from yolact_runtime.engines.load import load_engine
+
+if TYPE_CHECKING:
+    from yolact_runtime.engines.base import Engine
 
 
 def add_engine_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -48,7 +49,7 @@ def add_engine_options(parser: argparse.ArgumentParser, required: bool = True) -
 
 
 def open_engine(args: argparse.Namespace, **options: Any) -> Engine:
-    """The engine that the options of `add_engine_options` name.
+    """Open the engine that the options of `add_engine_options` name.
 
     Args:
         args: Parsed by such a parser.
@@ -57,6 +58,8 @@ def open_engine(args: argparse.Namespace, **options: Any) -> Engine:
     Raises:
         YolactError: as `load_engine`.
     """
+    from yolact_runtime.engines.load import load_engine  # imports OpenCV, which `--help` does not need
+
     named = {name: getattr(args, name) for name in ("backend", "precision", "threads", "providers", "config")}
     given = {name: value for name, value in named.items() if value is not None}
     return load_engine(args.engine, **given, **options)

@@ -18,7 +18,7 @@ from yolact_bench.agreement import agree
 from yolact_bench.contender import Contender, Run
 from yolact_bench.peers import cli, original, torchvision
 from yolact_bench.stages import EngineContender
-from yolact_runtime.engines.load import choose_for_cpu
+from yolact_runtime.engines.choose import choose_for_cpu
 from yolact_runtime.errors import YolactError
 
 BOX, OTHER = (4, 6, 24, 30), (40, 40, 60, 60)

@@ -71,7 +71,7 @@ def test_what_is_not_computed_as_stored_is_said(tmp_path: Path, caplog: pytest.L
     path = int8_file(tmp_path / "m.onnx", relu=True)
     with load_engine(path, backend="onnxruntime") as engine:
         computed = engine.precision
-    assert ("is in int8, and ONNX Runtime CPU computes it in fp32" in caplog.text) == (computed == "fp32")
+    assert ("is in int8, but ONNX Runtime CPU computes in fp32" in caplog.text) == (computed == "fp32")
 
 
 def test_rounded_values_do_not_count_as_float32(tmp_path: Path) -> None:

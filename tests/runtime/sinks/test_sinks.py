@@ -108,7 +108,7 @@ def test_a_second_image_of_one_id_is_left_out(tmp_path, engine, caplog):
     assert [image["id"] for image in load(tmp_path / "run_images.json")["images"]] == [5]
     assert numbers.unlisted == 2
     assert [r.getMessage().partition(";")[0] for r in caplog.records] == [
-        "image y/a.jpg has the id 5, as x/a.jpg before it",
+        "image y/a.jpg has the same id 5 as x/a.jpg",
         f"image b.jpg is not in {tmp_path / 'ids.json'}",
     ]
     assert [line["image_id"] for line, _ in read_lines(tmp_path / "out.jsonl")] == [5, 5, None]

@@ -303,7 +303,7 @@ def test_other_sizes_are_fitted_into_the_first(tmp_path, caplog):
     narrow = images[2][:, :, 0]  # 96 x 64 becomes 48 x 32, in the middle
     assert narrow[:, 20:44].min() > 190 and narrow[:, :12].max() < 10 and narrow[:, -12:].max() < 10
     assert images[3].min() > 190 and images[4].min() > 190
-    assert caplog.text.count("the pictures change from 64 x 48 to 64 x 96") == 1
+    assert caplog.text.count("the picture size changes from 64 x 48 to 64 x 96") == 1
 
 
 @pytest.mark.parametrize("crf", [-1, 52])

@@ -1,6 +1,7 @@
-"""Sizes from headers, compared with Pillow's and with what is decoded."""
+"""Sizes from headers, compared with Pillow's and with the decoded image."""
 
 import io
+import struct
 
 import cv2
 import numpy as np
@@ -50,6 +51,14 @@ def test_big_endian_and_comments():
     assert image_size(tiff) == (9, 5)
     assert image_size(b"P5 # a comment\n#another\n9 5\n255\n" + image.tobytes()) == (9, 5)
     assert image_size(b"BM" + bytes(16) + (9).to_bytes(4, "little") + b"\xfb\xff\xff\xff") == (9, 5)
+
+
+@pytest.mark.parametrize(("width", "height"), [(9, 5), (1, 40_000)])
+def test_bmp_with_the_header_of_os2(width, height):
+    row = (width * 3 + 3) // 4 * 4
+    data = b"BM" + struct.pack("<IHHIIHHHH", 26, 0, 0, 26, 12, width, height, 1, 24) + bytes(row * height)
+    assert cv2.imdecode(np.frombuffer(data, np.uint8), 1).shape == (height, width, 3)
+    assert image_size(data) == (width, height)
 
 
 STARTS = [b"", b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"II*\0", b"GIF89a", b"RIFF1234WEBPVP8X", b"P6 "]

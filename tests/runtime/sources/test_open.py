@@ -13,8 +13,7 @@ import pytest
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.frames import Source
 from yolact_runtime.sources.listing import ListSource
-from yolact_runtime.sources.open import ChainSource, has_video, image_folders, open_source
-from yolact_runtime.sources.remaining import RemainingSource
+from yolact_runtime.sources.open import ChainSource, RemainingSource, has_video, image_folders, open_source
 
 
 @pytest.fixture

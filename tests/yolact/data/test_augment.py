@@ -15,8 +15,10 @@ from oracle import downsample_masks
 from torch.utils.data import DataLoader
 
 from yolact.config import AugmentConfig, Classes, Config, ModelConfig
+from yolact.data.annotations import read_classes
 from yolact.data.augment import Augmenter, Photometric, draw_geometry, draw_photometric
-from yolact.data.coco import Batch, CocoDataset, Sample, collate, read_classes
+from yolact.data.batch import Batch, Sample, collate
+from yolact.data.coco import CocoDataset
 from yolact.data.geometry import Geometry
 from yolact.data.segmentation import to_mask
 from yolact.model.priors import prototype_size, pyramid_levels
@@ -234,7 +236,7 @@ def test_small_boxes_are_dropped_and_an_image_may_be_left_without(write_coco, ma
 
 
 def test_real_masks_agree_with_the_rule_of_the_original(coco_mini) -> None:
-    """Polygons and run lengths through the original's steps at full size, one after the other."""
+    """Polygons and RLE through the original's steps at full size, one after the other."""
     classes = read_classes(coco_mini.train_annotations)
     model = ModelConfig()
     dataset = CocoDataset(coco_mini.train_images, coco_mini.train_annotations, model, classes, EVERYTHING)
@@ -273,7 +275,9 @@ def test_real_masks_agree_with_the_rule_of_the_original(coco_mini) -> None:
 
 def test_configurations_say_whether_they_augment() -> None:
     assert get_config("yolact_base").augment == AugmentConfig()
-    assert not get_config("yolact_tiny").augment.enabled
+    assert get_config("yolact_tiny").augment == AugmentConfig(
+        photometric=False, expand=False, crop=False, flip=True
+    )
     values = get_config("yolact_base").to_dict()
     del values["augment"]
     assert Config.from_dict(values).augment == AugmentConfig()

@@ -54,7 +54,7 @@ def matrix(geometry: Geometry) -> np.ndarray:
 
 
 def transformed(image: np.ndarray, geometry: Geometry) -> np.ndarray:
-    part, _ = geometry.part(image, FILL)
+    part, _ = geometry.visible_pixels(image, FILL)
     return geometry.turn(geometry.resize(part, image.shape[:2], SIZE, FILL))
 
 

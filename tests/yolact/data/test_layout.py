@@ -103,12 +103,15 @@ def test_incomplete_folders_say_what_was_looked_for(
         ("- 1", "expected `train:"),
         ("train: {images: i, annotations: a.json}", "`val` holds"),
         ("test: 1\ntrain: 2", "found test, train"),
-        ("train: {images: gone, annotations: a.json}\nval: {images: i, annotations: a.json}", "is no folder"),
-        ("train: {images: i, annotations: i}\nval: {images: i, annotations: a.json}", "is no file"),
+        (
+            "train: {images: gone, annotations: a.json}\nval: {images: i, annotations: a.json}",
+            "is not a folder",
+        ),
+        ("train: {images: i, annotations: i}\nval: {images: i, annotations: a.json}", "is not a file"),
         ("train: {images: 3, annotations: a.json}\nval: {images: i, annotations: a.json}", "expected a path"),
     ],
 )
-def test_bad_yaml_is_told(tmp_path: Path, text: str, words: str) -> None:
+def test_bad_yaml_is_reported(tmp_path: Path, text: str, words: str) -> None:
     make(tmp_path, "i", "a.json")
     (tmp_path / "d.yaml").write_text(text)
     with pytest.raises(YolactError, match=words):

@@ -14,7 +14,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from yolact.config import ModelConfig
-from yolact.data.coco import CocoDataset, read_classes
+from yolact.data.annotations import read_classes
+from yolact.data.coco import CocoDataset
 from yolact.dataset_tools.check import check_annotations
 from yolact.dataset_tools.convert import convert
 from yolact_runtime.errors import YolactError

@@ -16,6 +16,8 @@ COMMON = (
     "--config", "yolact_tiny_config", "--batch_size=4", "--workers", "0", "--no-autoscale", "--device", "cpu",
     # Sums depend on how many threads share them, and other tests may have changed that for this process.
     "--set", "train.warmup_iterations=0", "--threads", "1",
+    # Every sample from its file, and a rate that does not depend on where a training ends.
+    "--set", "train.cache_samples=false", "--set", "train.schedule=steps", "--set", "augment.enabled=false",
 )  # fmt: skip
 
 

@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from yolact.config import TrainConfig
-from yolact.data.coco import CocoDataset, collate, read_classes
+from yolact.data.annotations import read_classes
+from yolact.data.batch import collate
+from yolact.data.coco import CocoDataset
 from yolact.losses import MultiBoxLoss
 from yolact.model import Yolact
 from yolact.registry import get_config
 from yolact.train.ema import Ema
 from yolact.train.sampler import EpochBatches, SharedBatches
-from yolact.train.schedule import learning_rate
-from yolact.train.step import NetworkWithLoss, Step, training_step
+from yolact.train.step import NetworkWithLoss, Step, learning_rate, training_step
 
 
 def take_step(shapes: Path, parts: list[list[int]], **settings: Any) -> tuple[Yolact, Step]:

@@ -31,6 +31,8 @@ def run(shapes: Path, folder: Path, *extra: str) -> int:
         "--config", "yolact_tiny_config", "--dataset", str(shapes), "--save_folder", str(folder),
         "--batch_size=4",
         "--set", "train.warmup_iterations=0", "--set", "train.workers=0", "--set", "train.autoscale=false",
+        "--set", "train.cache_samples=false", "--set", "train.schedule=steps",
+        "--set", "augment.enabled=false",
         *extra,
     ])  # fmt: skip
 
@@ -66,7 +68,8 @@ def test_checkpoint_knows_its_classes(shapes: Path, tmp_path: Path) -> None:
 
 
 def test_workers_and_resumed_runs_see_the_same_augmented_images(shapes: Path, tmp_path: Path) -> None:
-    augmented = ("--set", "augment.enabled=true")
+    kinds = ("enabled", "photometric", "expand", "crop")
+    augmented = [word for kind in kinds for word in ("--set", f"augment.{kind}=true")]
     for workers in ("0", "2"):
         assert run(shapes, tmp_path / workers, "--iterations", "3", "--workers", workers, *augmented) == 0
     assert run(shapes, tmp_path / "parts", "--iterations", "2", *augmented) == 0
@@ -75,6 +78,23 @@ def test_workers_and_resumed_runs_see_the_same_augmented_images(shapes: Path, tm
     a, b, c = ([r["total"] for r in losses(tmp_path / name)] for name in ("0", "2", "parts"))
     assert a == b == c
     assert losses(tmp_path / "plain")[0]["total"] != a[0]
+
+
+def test_cached_samples_train_as_those_from_files(shapes: Path, tmp_path: Path) -> None:
+    """With and without workers, and resumed: the same losses, and mirrored images once augmentation is on."""
+    cached = ("--set", "train.cache_samples=true")
+    mirrored = (*cached, "--set", "augment.enabled=true")
+    assert run(shapes, tmp_path / "files", "--iterations", "8") == 0
+    assert run(shapes, tmp_path / "cached", "--iterations", "8", *cached) == 0
+    assert run(shapes, tmp_path / "mirrored", "--iterations", "8", *mirrored) == 0
+    assert run(shapes, tmp_path / "workers", "--iterations", "8", "--workers", "2", *mirrored) == 0
+    assert run(shapes, tmp_path / "parts", "--iterations", "7", *mirrored) == 0
+    assert run(shapes, tmp_path / "parts", "--iterations", "8", "--resume", "last", *mirrored) == 0
+    names = ("files", "cached", "mirrored", "workers", "parts")
+    a, b, c, d, e = ([r["total"] for r in losses(tmp_path / name)] for name in names)
+    assert a == b
+    assert c == d == e != b
+    assert run(shapes, tmp_path, "--iterations", "1", *mirrored, "--set", "augment.crop=true") == 2
 
 
 def test_resume_from_weights_alone(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

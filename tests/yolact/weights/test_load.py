@@ -137,7 +137,7 @@ def test_imagenet_weights_reach_the_backbone(
         nn.init.normal_(parameter, std=0.01)
     file = tmp_path / "classifier.pth"
     torch.save(classifier.state_dict(), file)
-    monkeypatch.setattr("yolact.weights.download.download", lambda url, path, sha256=None: file)
+    monkeypatch.setattr("yolact.weights.load.download", lambda url, path, sha256=None: file)
     model = Yolact(get_config(name)).eval()
     load_pretrained_backbone(model)
     x = torch.randn(1, 3, 64, 64)
@@ -158,6 +158,6 @@ def test_backbone_weights_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) ->
     def offline(url: str, path: Path, sha256: str | None = None) -> Path:
         raise YolactError(f"cannot download {url}")
 
-    monkeypatch.setattr("yolact.weights.download.download", offline)
+    monkeypatch.setattr("yolact.weights.load.download", offline)
     with pytest.raises(YolactError, match=r"--set train\.init=random"):
         load_pretrained_backbone(Yolact(get_config("yolact_mobilenetv2")))

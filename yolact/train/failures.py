@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from yolact.config import Config, TrainConfig
-from yolact.data.coco import Batch, CocoDataset, Sample, collate
+from yolact.data.batch import Batch, Sample, Target, collate
+from yolact.data.coco import CocoDataset
 from yolact.losses import MultiBoxLoss
 from yolact.model import Yolact
-from yolact.targets import Target
 from yolact.train.checkpoint import write_torch
 from yolact.weights.load import load_state
 from yolact_runtime.errors import YolactError

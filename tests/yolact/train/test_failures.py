@@ -16,7 +16,7 @@ import torch
 from yolact.cli.train import main
 from yolact.config import TrainConfig
 from yolact.model import Yolact
-from yolact.train.health import explain
+from yolact.train.failures import explain
 from yolact.weights.load import load_checkpoint
 
 pytestmark = pytest.mark.slow
