@@ -33,6 +33,7 @@ for _name in (
     "golden",
     "cuda_on_cpu",
     "kernel_heads",
+    "kernel_registers",
     "fake_pycuda",
     "fake_tensorrt",
     "fake_gpu",

@@ -104,7 +104,7 @@ def _force_best_priors(overlap: Tensor, real: Tensor, best: Tensor, instances: T
     Args:
         overlap: (B, G, P) IoU; -2 for padding. Overwritten.
         real: (B, G) False for padding.
-        best: (B, P) highest IoU of each prior; set to 2 where a prior is given away.
+        best: (B, P) highest IoU of each prior; set to 2 for a prior that is given away.
         instances: (B, P) int64, the instance of each prior.
     """
     batch = torch.arange(len(overlap), device=overlap.device)
@@ -126,7 +126,7 @@ class MultiBoxLoss(nn.Module):
 
     Args:
         config: Weights and thresholds.
-        sample_masks: Which positives train masks where an image has more than `max_masks`: "random", as
+        sample_masks: Which positives train masks if an image has more than `max_masks`: "random", as
             in training, or "first", which is deterministic.
     """
 

@@ -18,10 +18,10 @@ T = TypeVar("T")
 def override(config: T, assignments: Sequence[str]) -> T:
     """Apply `section.field=value` assignments, such as `train.lr=5e-4`, checked by name and type.
 
-    Values are read as JSON where they are JSON (numbers, true, [1, 2]), else as a string.
+    Values are JSON (numbers, true, [1, 2]), or else strings.
 
     Raises:
-        UsageError: not an assignment, an unknown field (names the near ones), or the wrong type.
+        UsageError: not an assignment, an unknown field (lists similar ones), or the wrong type.
     """
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
@@ -62,7 +62,7 @@ def _assign(owner: T, keys: list[str], value: Any, full: str, root: type) -> T:
 
 
 def _settings(cls: type, prefix: str = "") -> list[str]:
-    """Dotted names of all fields below `cls`."""
+    """Dotted names of all settings in the dataclass `cls`."""
     names: list[str] = []
     for name, hint in typing.get_type_hints(cls).items():
         full = f"{prefix}.{name}" if prefix else name

@@ -87,7 +87,7 @@ def _engine_tables(path: Path) -> list[Table]:
 
 
 def _checkpoint_tables(path: Path, config: str | None) -> list[Table]:
-    from yolact.describe import describe
+    from yolact.engine import describe
     from yolact.weights.load import load_model
 
     model = load_model(path, config)

@@ -12,7 +12,7 @@ import onnx
 import torch
 from onnxscript import optimizer
 
-from yolact.describe import describe
+from yolact.engine import describe
 from yolact.model import Yolact
 from yolact_export.graph import ExportedYolact
 from yolact_export.nodes import MAX_TOPK, describe_node, nodes

@@ -37,6 +37,7 @@ def build_parser() -> Parser:
 
 
 def _add_output_options(parser: Parser) -> None:
+    """Add the options that select what is written, and where to."""
     add = parser.add_argument_group("outputs").add_argument
     add("--output", default="results/overlays", type=Path, metavar="DIR", help="folder for overlays")
     add("--video-output", type=Path, metavar="DIR", help="folder for annotated videos, if not --output")
@@ -52,6 +53,7 @@ def _add_output_options(parser: Parser) -> None:
 
 
 def _add_pipeline_options(parser: Parser) -> None:
+    """Add the options for batching and threads."""
     add = parser.add_argument_group("pipeline").add_argument
     add("--batch-size", default=1, type=int, metavar="N", help="images per engine call")
     add("--deadline-ms", default=50.0, type=float, metavar="MS",

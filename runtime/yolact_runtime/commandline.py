@@ -1,9 +1,10 @@
-"""What every command shares: option spelling, logging, one-line errors, exit codes."""
+"""Shared by all commands: option parsing, shell completion, logging, one-line errors, exit codes."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import yolact_runtime
 from yolact_runtime.errors import YolactError
+from yolact_runtime.files import writing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,26 +24,26 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OWN_LOGGERS = ("yolact", "yolact_export", "yolact_runtime", "yolact_bench", "__main__")
-# Stands for standard output, or input, where a file is named.
+# Stands for standard output in place of a file.
 STDOUT = "-"
 # Options that take a path without saying so by `type=Path`.
 _PATHS = {"FILE", "FILE|-", "SOURCE", "IN[:OUT]", "E", "engine", "weights", "images", "annotations"}
 
 
 class OneLine(logging.Formatter):
-    """A record's message on one line, whatever the names in it hold: line ends, or a terminal's commands."""
+    """Formats a record on one line; escapes line ends and terminal control codes, as in file names."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        """The message without the traceback that may follow."""
-        return re.sub(r"[\x00-\x08\x0a-\x1f\x7f]", _escaped, super().formatMessage(record))
-
-
-def _escaped(match: re.Match[str]) -> str:
-    return match[0].encode("unicode_escape").decode()
+        """The message without a traceback."""
+        return re.sub(
+            r"[\x00-\x08\x0a-\x1f\x7f]",
+            lambda match: match[0].encode("unicode_escape").decode(),
+            super().formatMessage(record),
+        )
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows a default where there is one worth telling."""
+    """Shows defaults except None, False and empty lists."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default in (None, False) or action.default == []:
@@ -50,56 +52,44 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that also takes the original's spelling: `--top_k` is `--top-k`.
+    """An argument parser that also accepts the original YOLACT's spelling, `--top_k` for `--top-k`.
 
     Every command gets `--debug`, `--quiet`, `--version` and `--print-completion`. Subcommands get the first
     two, which may be given before or after the subcommand's name.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, subcommand: bool = False, **options: Any) -> None:
+        """Pass `options` to argparse and add the general options."""
         options.setdefault("formatter_class", _HelpFormatter)
         options.setdefault("allow_abbrev", False)
         super().__init__(**options)
-        self._add_general_options(self.add_argument_group("general").add_argument)
-
-    def _add_general_options(self, add: Callable[..., argparse.Action], **flag: Any) -> None:
-        add("--debug", action="store_true", help="show the traceback of an error", **flag)
-        add("--quiet", action="store_true", help="print warnings and results only", **flag)
-        if not flag:
-            add("--version", action=_Version, help="show the version and exit")
+        add = self.add_argument_group("general").add_argument
+        # A default of the subcommand would overwrite an option given before the subcommand's name.
+        flag: dict[str, Any] = {"action": "store_true", "default": argparse.SUPPRESS if subcommand else False}
+        add("--debug", help="show the traceback of an error", **flag)
+        add("--quiet", help="print warnings and results only", **flag)
+        if not subcommand:
+            add("--version", action="version", help="show the version and exit")
             add("--print-completion", action=_PrintCompletion, choices=("bash", "zsh", "tcsh"),
                 help="print a completion script for this shell and exit")  # fmt: skip
 
+    @property
+    def version(self) -> str:
+        """Read by argparse for `--version` only, as finding it takes longer than building a parser."""
+        return f"{self.prog} {yolact_runtime.__version__}"
+
     def add_subparsers(self, **options: Any) -> Any:
-        """As argparse does, with parsers that share the general options of this one."""
-        return super().add_subparsers(**{**options, "parser_class": _Subparser})
+        """Same as in argparse, with parsers of this class."""
+        options["parser_class"] = functools.partial(Parser, subcommand=True)
+        return super().add_subparsers(**options)
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         argv = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args([_dashes(word) for word in argv], namespace)
 
 
-class _Subparser(Parser):
-    """The parser of a subcommand."""
-
-    def _add_general_options(self, add: Callable[..., argparse.Action], **flag: Any) -> None:
-        # No default: it would overwrite what was given before the subcommand's name.
-        super()._add_general_options(add, default=argparse.SUPPRESS)
-
-
-class _Version(argparse.Action):
-    """Prints the version; reading it takes longer than building a parser."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{**options, "nargs": 0, "default": argparse.SUPPRESS})
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        print(parser.prog, yolact_runtime.__version__)
-        parser.exit()
-
-
 class _PrintCompletion(argparse.Action):
-    """Prints a completion script made by shtab; options that take a path complete files or folders."""
+    """Prints the completion script of shtab; options that take a path complete files or folders."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**options, "default": argparse.SUPPRESS})
@@ -138,10 +128,10 @@ def _dashes(word: str) -> str:
 def run(
     command: Callable[[argparse.Namespace], int | None], parser: Parser, argv: Sequence[str] | None
 ) -> int:
-    """Parse `argv`, run `command` and turn what happens into an exit code.
+    """Parse `argv`, run `command`, log its error, and return the exit code.
 
     Returns:
-        0 done, 1 the work failed, 2 wrong use, 130 interrupted.
+        0 done, 1 failed, 2 wrong use, 130 interrupted.
     """
     try:
         args = parser.parse_args(argv)
@@ -168,10 +158,10 @@ def run(
 
 @contextlib.contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """Meanwhile SIGTERM, as of `docker stop` and job schedulers, is KeyboardInterrupt, like Ctrl-C."""
+    """Turn SIGTERM, sent by `docker stop` and job schedulers, into KeyboardInterrupt, like Ctrl-C."""
     try:
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    except ValueError:  # not the main thread: signals are somebody else's
+    except ValueError:  # not in the main thread, which handles signals
         yield
         return
     try:
@@ -181,7 +171,7 @@ def terminated_as_interrupted() -> Iterator[None]:
 
 
 def setup_logging(level: int = logging.INFO) -> None:
-    """Send log records to standard error; plain lines where that is not a terminal."""
+    """Log to standard error; plain lines if that is not a terminal."""
     if is_terminal(sys.stderr):
         from rich.console import Console
         from rich.logging import RichHandler
@@ -195,7 +185,7 @@ def setup_logging(level: int = logging.INFO) -> None:
         handler.setFormatter(OneLine("%(levelname)s: %(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    # Other libraries tell their inner workings at INFO.
+    # Other libraries log their internals at INFO.
     root.setLevel(logging.WARNING)
     for name in OWN_LOGGERS:
         logging.getLogger(name).setLevel(level)
@@ -207,30 +197,21 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def print_line(text: str, file: TextIO | None) -> None:
-    """Print a result; what the stream's encoding lacks is escaped.
-
-    Args:
-        text: One line.
-        file: Standard output or error; None where the process has none.
+    """Print one line to standard output or error, if there is any, with unencodable characters escaped.
 
     Raises:
-        BrokenPipeError: nobody reads it.
+        BrokenPipeError: the reader has closed it.
         YolactError: it cannot be written.
     """
     if file is None:
         return
     encoding = file.encoding or "utf-8"
-    try:
+    with writing("standard output" if file is sys.stdout else "standard error"):
         print(text.encode(encoding, "backslashreplace").decode(encoding), file=file, flush=True)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        name = "standard output" if file is sys.stdout else "standard error"
-        raise YolactError(f"cannot write {name}: {error.strerror or error}") from error
 
 
 def table_console() -> Console:
-    """Standard output for tables; where that is not a terminal, wide enough to leave no column out."""
+    """Standard output for tables; if it is not a terminal, wide enough for all columns."""
     from rich.console import Console
 
     console = Console()

@@ -47,7 +47,7 @@ def run_failed(path: object, library: str, error: Exception, images: int) -> Yol
 
 
 def cause_line(error: Exception) -> str:
-    """The line of a message that says what is wrong: OpenVINO begins with places in its source code."""
+    """The line of a message that names the cause: OpenVINO's first lines refer to its source code."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     causes = [line for line in lines if not line.startswith(("Exception from ", "Check "))] or lines
     return first_line(RuntimeError(causes[0])) if causes else type(error).__name__
@@ -58,30 +58,21 @@ class DeviceError(YolactError):
 
 
 # What to do about failures that are recognised by their reason.
-_ADVICE = (
-    (
-        r"OUT_OF_MEMORY|out ?of ?memory",
-        "free memory on the GPU, or use fewer streams or a smaller batch",
+_ADVICE = {
+    r"OUT_OF_MEMORY|out ?of ?memory": "free memory on the GPU, or use fewer streams or a smaller batch",
+    r"ILLEGAL_ADDRESS|illegal memory access|LAUNCH_FAILED|launch fail|misaligned": (
+        "the GPU's context is lost: start the process again"
     ),
-    (
-        r"ILLEGAL_ADDRESS|illegal memory access|LAUNCH_FAILED|launch fail|misaligned",
-        "the GPU's context is lost: start the process again",
+    r"INSUFFICIENT_DRIVER|insufficient for CUDA|initialization failure with error: 35": (
+        "the driver is older than the library: update the driver"
     ),
-    (
-        r"INSUFFICIENT_DRIVER|insufficient for CUDA|initialization failure with error: 35",
-        "the driver is older than the library: update the driver",
-    ),
-)
+}
 
 
 def device_failure(who: str, call: str, reason: str, at: str = "") -> DeviceError:
-    """The error of a call that failed.
+    """The error for a failed `call` of `who`, such as "the GPU's driver", with its `reason`.
 
-    Args:
-        who: What failed, such as "the GPU's driver".
-        call: The function.
-        reason: Its message.
-        at: Its subject, such as "buffer pixels (921,600 bytes)".
+    `at` names the subject, such as "buffer pixels (921,600 bytes)".
     """
-    advice = next((f"; {text}" for known, text in _ADVICE if re.search(known, reason, re.IGNORECASE)), "")
-    return DeviceError(f"{who} failed{f' at {at}' if at else ''} in {call}: {reason}{advice}")
+    advice = [f"; {text}" for known, text in _ADVICE.items() if re.search(known, reason, re.IGNORECASE)]
+    return DeviceError(f"{who} failed{f' at {at}' if at else ''} in {call}: {reason}{''.join(advice[:1])}")

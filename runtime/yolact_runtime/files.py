@@ -24,9 +24,11 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def writing(target: object) -> Iterator[None]:
-    """Turn an OSError of the block into a YolactError: `target` cannot be written."""
+    """Turn an OSError of the block into a YolactError: `target` cannot be written. A broken pipe passes."""
     try:
         yield
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise YolactError(f"cannot write {target}: {error.strerror or error}") from error
 

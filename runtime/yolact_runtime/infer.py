@@ -1,4 +1,4 @@
-"""What yolact-infer does: open the sources, the engine and the sinks, and run the pipeline."""
+"""The work of yolact-infer: open the sources, the engine and the sinks, and run the pipeline."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def pipeline_settings(args: argparse.Namespace) -> PipelineSettings:
 
 
 def _sources(args: argparse.Namespace) -> tuple[list[str], OverlayTarget]:
-    """What to read, and where overlays go."""
+    """The names of the sources, and the target of overlays."""
     if not (pair := args.image or args.images):
         return args.sources, OverlayTarget(args.output)
     source, target = pair
@@ -87,14 +87,14 @@ def _sources(args: argparse.Namespace) -> tuple[list[str], OverlayTarget]:
 
 def _summarise(stats: RunStats, outputs: Outputs, args: argparse.Namespace) -> None:
     """Print one line: counts, speed and the files written."""
-    parts = [f"{stats.done} images, {stats.detections} detections, {stats.failed} failures"]
+    summary = [f"{stats.done} images, {stats.detections} detections, {stats.failed} failures"]
     if stats.dropped:
-        parts.append(f"{stats.dropped} dropped")
+        summary.append(f"{stats.dropped} dropped")
     if args.resume:
-        parts.append(f"{outputs.skipped} done before")
+        summary.append(f"{outputs.skipped} done before")
     if args.annotations:
-        parts.append(f"{outputs.numbers.unlisted} not in {args.annotations}")
+        summary.append(f"{outputs.numbers.unlisted} not in {args.annotations}")
     if stats.done and stats.seconds > 0:
-        parts.append(f"{1000 / stats.fps:.1f} ms per image ({stats.fps:.1f} images/s)")
+        summary.append(f"{1000 / stats.fps:.1f} ms per image ({stats.fps:.1f} images/s)")
     # With --jsonl -, standard output holds the JSON Lines only.
-    print_line("; ".join(parts + outputs.written()), sys.stderr if args.jsonl == STDOUT else sys.stdout)
+    print_line("; ".join(summary + outputs.written()), sys.stderr if args.jsonl == STDOUT else sys.stdout)

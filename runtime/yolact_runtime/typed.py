@@ -73,3 +73,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     near = [known for known in names if known.rpartition(".")[2] == name]
     near = near or difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     return f"near ones: {', '.join(near)}" if near else f"known: {', '.join(names)}"
+
+
+def first_few(names: Iterable[str], limit: int = 4) -> str:
+    """The first names, for an error, and how many more there are."""
+    listed = list(names)
+    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
+    return ", ".join(listed[:limit]) + more

@@ -211,12 +211,22 @@ inline void run_block(const std::vector<int> &warps, const std::vector<int> &lan
 }
 
 template <typename Parameter>
+constexpr char kKind = std::is_pointer_v<Parameter> ? 'b'
+                       : std::is_same_v<Parameter, float> ? 'f'
+                       : std::is_integral_v<Parameter> && sizeof(Parameter) == 4 ? 'i'
+                                                                                 : '?';
+
+// One letter for each parameter of a kernel, as in a request.
+template <typename... Parameters>
+const char *kinds(void (*)(Parameters...)) {
+    static const char letters[] = {kKind<Parameters>..., '\0'};
+    return letters;
+}
+
+template <typename Parameter>
 Parameter argument(const Request &request, int index) {
     const char kind = request.kinds[index];
-    const char expected = std::is_pointer_v<Parameter> ? 'b'
-                          : std::is_same_v<Parameter, float> ? 'f'
-                          : std::is_integral_v<Parameter> && sizeof(Parameter) == 4 ? 'i'
-                                                                                    : '?';
+    const char expected = kKind<Parameter>;
     if (kind != expected) {
         throw std::runtime_error("argument " + std::to_string(index) + " is of kind " + kind + ", the kernel takes " +
                                  expected);

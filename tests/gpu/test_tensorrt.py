@@ -175,13 +175,13 @@ def test_the_host_s_share_is_told(engine: Path, capsys: pytest.CaptureFixture[st
                 lambda opened=opened: opened.predict_prepared([image], [image.shape[:2]], 0.15, 15)
             )
             slot = opened._idle.get()  # type: ignore[attr-defined]
-            batch = slot._traced[1]
+            batch = slot._batches[1]
 
             def bare(batch=batch, slot=slot) -> None:
                 batch.run()
                 slot._stream.synchronize()
 
-            with slot._shared.device.current:
+            with slot._model.device.current:
                 least = median(bare)
             opened._idle.put(slot)  # type: ignore[attr-defined]
             stages = opened.stage_times([image])  # type: ignore[attr-defined]

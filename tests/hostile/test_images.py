@@ -28,8 +28,8 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def infer(*words):
-    return cli.main(["--engine", "m.onnx", "--threads", "1", "--no-overlay", *map(str, words)])
+def infer(*arguments):
+    return cli.main(["--engine", "m.onnx", "--threads", "1", "--no-overlay", *map(str, arguments)])
 
 
 def photo(seed=0):
@@ -52,8 +52,8 @@ def png(width, height):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
-def is_reported_and_skipped(capsys, message, words=("photos",)):
-    assert infer(*words) == 1
+def is_reported_and_skipped(capsys, message, arguments=("photos",)):
+    assert infer(*arguments) == 1
     printed = capsys.readouterr()
     errors = [line for line in printed.err.splitlines() if line.startswith("ERROR")]
     assert len(errors) == 1 and message in errors[0] and errors[0].endswith("; skipped"), errors

@@ -22,7 +22,7 @@ MEGABYTE = 1 << 20
 
 
 def resident():
-    """Bytes of memory that this process holds."""
+    """Memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -55,8 +55,8 @@ def test_twenty_thousand_images_with_one_in_a_hundred_bad(tmp_path, monkeypatch,
         os.link(model, f"photos/{number:05}.png")
     engine = Watched(2_000, max_batch=8)
     monkeypatch.setattr("yolact_runtime.infer.open_engine", lambda args, streams: engine)
-    words = ["--engine", "none", "--no-overlay", "--batch-size", "8", "--jsonl", "out.jsonl", "photos"]
-    assert cli.main(words) == 1
+    arguments = ["--engine", "none", "--no-overlay", "--batch-size", "8", "--jsonl", "out.jsonl", "photos"]
+    assert cli.main(arguments) == 1
     printed = capsys.readouterr()
     assert printed.out.startswith("19800 images, 19800 detections, 200 failures")
     assert printed.err.count("ERROR") == 200

@@ -15,7 +15,7 @@ from fake_engine import FakeEngine
 
 from yolact_runtime import YolactError
 from yolact_runtime.frames import Frame
-from yolact_runtime.sinks.video import VideoSettings, VideoSink
+from yolact_runtime.sinks.video import VideoSink
 from yolact_runtime.sources import camera, decoder
 from yolact_runtime.sources.camera import CameraSettings, CameraSource
 from yolact_runtime.sources.video import VideoSource, is_video
@@ -27,7 +27,7 @@ ENGINE = FakeEngine({})
 
 
 def failure(call, *arguments):
-    """The one line that a call ends in."""
+    """The message of the error that a call raises, which is one line."""
     with pytest.raises(YolactError) as raised:
         call(*arguments)
     assert "\n" not in str(raised.value)
@@ -35,7 +35,7 @@ def failure(call, *arguments):
 
 
 def copy(source, folder):
-    sink = VideoSink(folder, VideoSettings(crf=1))
+    sink = VideoSink(folder, 1)
     try:
         for frame in VideoSource(source):
             image = frame.read()
@@ -137,7 +137,7 @@ def test_a_header_that_claims_a_huge_size(tmp_path, side):
     )
 
 
-def test_pictures_larger_than_the_header_says(tmp_path, monkeypatch, caplog):
+def test_pictures_larger_than_in_the_header(tmp_path, monkeypatch, caplog):
     path = videos.write(tmp_path / "x.ts", videos.shades(5, 480, 640))
     monkeypatch.setattr(decoder, "MAX_PIXELS", 100_000)  # the decoder's own limit
     assert failure(list, VideoSource(path)) == f"video {path} contains no frame that can be decoded"
@@ -264,7 +264,7 @@ def test_without_an_h264_encoder(tmp_path, monkeypatch, caplog, codecs):
     target = tmp_path / "out" / "x.mp4"
     if not codecs:
         assert failure(copy, source, tmp_path / "out") == (
-            f"cannot write {target}: this PyAV has neither the encoder libx264 nor mpeg4"
+            f"cannot write {target}: this PyAV has no encoder libx264 or mpeg4"
         )
         return
     copy(source, tmp_path / "out")
@@ -332,7 +332,7 @@ def test_a_sound_that_breaks_off(tmp_path, caplog):
 
 @contextlib.contextmanager
 def listener(answer):
-    """A TCP server that sends `answer` to whoever comes, and then nothing; its port."""
+    """Port of a TCP server that sends `answer` to every client, and then nothing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         peers = []
 
@@ -373,7 +373,7 @@ def test_a_camera_that_never_answers(scheme):
     assert message.startswith(f"cannot open camera {scheme}://127.0.0.1:{port}/1: no answer within 0.4 s; ")
 
 
-def test_nobody_sends():
+def test_a_server_that_never_sends():
     message = failure(list, CameraSource(f"udp://127.0.0.1:{free_port()}", QUICK))
     assert ": no answer within 0.4 s; " in message
 

@@ -30,8 +30,8 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def infer(*words):
-    return cli.main(["--engine", "m.onnx", "--threads", "1", "--workers", "3", *map(str, words)])
+def infer(*arguments):
+    return cli.main(["--engine", "m.onnx", "--threads", "1", "--workers", "3", *map(str, arguments)])
 
 
 def lines():

@@ -109,7 +109,7 @@ def test_values_that_are_no_numbers_take_no_part(bad, caplog):
     assert "5 boxes that are not finite" in caplog.text
 
 
-def test_a_full_size_case_is_quick():
+def test_a_full_size_case_is_fast():
     case = heads(0, 19248, 80, background=9, spread=1.8)
     meta = metadata(80, max_detections=100)
     times = []

@@ -1,4 +1,4 @@
-"""The runtime stands alone: a deployment box has no training framework."""
+"""The runtime imports no training framework, which deployment machines do not have."""
 
 import subprocess
 import sys

@@ -55,7 +55,7 @@ def test_coco_entries():
     assert box["score"] == 0.87 and "segmentation" not in box
 
 
-def test_polygons_and_what_has_none():
+def test_polygons_and_empty_masks():
     result = make([(0.25, 0.25, 0.75, 0.75), (3, 3, 4, 4)])
     shape, nothing = (entry["segmentation"] for entry in result.to_coco(1, polygons=True))
     drawn = coco_mask.decode(coco_mask.frPyObjects(shape, 100, 200))[..., 0]

@@ -94,7 +94,7 @@ def test_override() -> None:
 
 
 @pytest.mark.parametrize(
-    ("assignment", "words"),
+    ("assignment", "message"),
     [
         ("train.lrr=3", "train.lr"),
         ("lr=3", "near ones: train.lr"),
@@ -111,8 +111,8 @@ def test_override() -> None:
         ("model.mean=[1, 2]", "model.mean"),
     ],
 )
-def test_override_says_what_is_wrong(assignment: str, words: str) -> None:
-    with pytest.raises(UsageError, match=words.replace("[", r"\[").replace("(", r"\(")):
+def test_override_says_what_is_wrong(assignment: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message.replace("[", r"\[").replace("(", r"\(")):
         override(get_config("yolact_base"), [assignment])
 
 

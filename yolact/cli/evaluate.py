@@ -36,17 +36,14 @@ def _parser() -> Parser:
         description="COCO box and mask AP of an engine. Every image of the annotation file counts.",
     )
     add_engine_options(parser)
+    add = parser.add_argument
     data = parser.add_argument_group("data (by default the validation images of the engine's configuration)")
     data.add_argument("--images", metavar="DIR", help="folder of the images")
     data.add_argument("--annotations", metavar="FILE", help="COCO annotation file")
     data.add_argument("--dataset", metavar="DIR|YAML", help="dataset; its validation images are used")
     data.add_argument("--max-images", type=int, default=-1, help="evaluate the first N only; -1 for all")
-    parser.add_argument(
-        "--batch-size", type=int, help="images in one call (default: 8, or the engine's maximum)"
-    )
-    parser.add_argument(
-        "--faster", action="store_true", help="compute AP with faster-coco-eval; the numbers are the same"
-    )
+    add("--batch-size", type=int, help="images in one call (default: 8, or the engine's maximum)")
+    add("--faster", action="store_true", help="compute AP with faster-coco-eval; the numbers are the same")
     results = parser.add_argument_group("results")
     results.add_argument("--json", metavar="FILE", help="write the metrics as JSON")
     results.add_argument(
@@ -87,24 +84,14 @@ def _evaluate(args: argparse.Namespace) -> int:
     with open_engine(args) as engine:
         images, annotations = _data(args, engine.metadata.config)
         truth = read_ground_truth(annotations, images)
-        found = predict(
-            engine,
-            images,
-            truth,
-            batch_size=args.batch_size,
-            max_images=None if args.max_images == -1 else args.max_images,
-        )
+        limit = None if args.max_images == -1 else args.max_images
+        found = predict(engine, images, truth, batch_size=args.batch_size, max_images=limit)
     if args.output_coco_json:
         for entries, path in ((found.boxes, args.bbox_det_file), (found.masks, args.mask_det_file)):
             write_json(path, entries)
             log.info("wrote %d detections to %s", len(entries), path)
-    evaluation = score(
-        truth,
-        found,
-        details=bool(args.report),
-        confusion_score=args.confusion_score,
-        faster=args.faster,
-    )
+    options = {"details": bool(args.report), "confusion_score": args.confusion_score, "faster": args.faster}
+    evaluation = score(truth, found, **options)
     about = {
         "engine": str(args.engine),
         "config": engine.metadata.config,

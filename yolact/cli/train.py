@@ -21,47 +21,29 @@ log = logging.getLogger(__name__)
 def build_parser() -> Parser:
     """The command's options."""
     parser = Parser(prog="yolact-train", description="Train YOLACT on a COCO dataset.")
-    parser.add_argument("--config", help=f"one of {', '.join(configs())}; with --resume, the checkpoint's")
-    parser.add_argument("--dataset", help="a folder in COCO layout or a .yaml (default: the configuration's)")
-    parser.add_argument(
-        "--batch-size", type=int, help="images over all processes; learning rate and schedule scale with it"
-    )
-    parser.add_argument(
-        "--accumulate", type=int, help="batches accumulated before a step; multiplies the batch size"
-    )
-    parser.add_argument("--amp", choices=("none", "bf16", "fp16"), help="arithmetic precision of the network")
-    parser.add_argument(
-        "--iterations", type=int, help="number of iterations (not scaled with the batch size)"
-    )
-    parser.add_argument(
-        "--lr", "--learning-rate", type=float, help="learning rate at the reference batch size"
-    )
-    parser.add_argument(
-        "--resume", help="a checkpoint, `last`, `interrupt`, or `auto`: the last one if there is one"
-    )
-    parser.add_argument("--init-from", metavar="W", help="fine-tune these weights; the classes may differ")
-    parser.add_argument("--start-iter", type=int, default=-1, help="first iteration; -1: the checkpoint's")
-    parser.add_argument(
-        "--save-folder", type=Path, default=Path("weights"), help="folder for checkpoints and the log"
-    )
-    parser.add_argument("--save-every", "--save-interval", type=int, help="iterations between checkpoints")
-    parser.add_argument("--keep-last", type=int, help="number of checkpoints to keep; 0 keeps all")
-    parser.add_argument("--validate-every", type=int, help="epochs between validations; 0 for none")
-    parser.add_argument("--workers", "--num-workers", type=int, help="number of processes that load images")
-    parser.add_argument("--seed", type=int, help="random seed")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
-    parser.add_argument("--threads", type=int, help="CPU threads")
-    parser.add_argument("--overfit", type=int, metavar="N", help="train and validate on the first N images")
-    parser.add_argument(
-        "--debug-batch",
-        type=Path,
-        metavar="FILE",
-        help="analyse a batch that was saved when the loss was not finite",
-    )
-    parser.add_argument("--no-autoscale", action="store_true", help="do not scale learning rate and schedule")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, such as train.lr=5e-4"
-    )
+    add = parser.add_argument
+    add("--config", help=f"one of {', '.join(configs())}; with --resume, the checkpoint's")
+    add("--dataset", help="a folder in COCO layout or a .yaml (default: the configuration's)")
+    add("--batch-size", type=int, help="images over all processes; learning rate and schedule scale with it")
+    add("--accumulate", type=int, help="batches accumulated before a step; multiplies the batch size")
+    add("--amp", choices=("none", "bf16", "fp16"), help="arithmetic precision of the network")
+    add("--iterations", type=int, help="number of iterations (not scaled with the batch size)")
+    add("--lr", "--learning-rate", type=float, help="learning rate at the reference batch size")
+    add("--resume", help="a checkpoint, `last`, `interrupt`, or `auto`: the last one if there is one")
+    add("--init-from", metavar="W", help="fine-tune these weights; the classes may differ")
+    add("--start-iter", type=int, default=-1, help="first iteration; -1: the checkpoint's")
+    add("--save-folder", type=Path, default=Path("weights"), help="folder for checkpoints and the log")
+    add("--save-every", "--save-interval", type=int, help="iterations between checkpoints")
+    add("--keep-last", type=int, help="number of checkpoints to keep; 0 keeps all")
+    add("--validate-every", type=int, help="epochs between validations; 0 for none")
+    add("--workers", "--num-workers", type=int, help="number of processes that load images")
+    add("--seed", type=int, help="random seed")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N")
+    add("--threads", type=int, help="CPU threads")
+    add("--overfit", type=int, metavar="N", help="train and validate on the first N images")
+    add("--debug-batch", type=Path, metavar="FILE", help="analyse a batch saved when the loss was not finite")
+    add("--no-autoscale", action="store_true", help="do not scale learning rate and schedule")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, such as train.lr=5e-4")
     return parser
 
 

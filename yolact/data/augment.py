@@ -109,12 +109,12 @@ def draw_photometric(rng: np.random.Generator, config: AugmentConfig) -> Photome
     """Draw colour changes: each for half of the images, contrast before or after saturation and hue."""
     if not config.photometric:
         return Photometric()
-    wanted = rng.random(4) < 0.5
+    applied = rng.random(4) < 0.5
     contrast_first = rng.random() < 0.5
-    brightness = rng.uniform(-config.brightness, config.brightness) if wanted[0] else 0.0
-    contrast = rng.uniform(*config.contrast) if wanted[1] else 1.0
-    saturation = rng.uniform(*config.saturation) if wanted[2] else 1.0
-    hue = rng.uniform(-config.hue, config.hue) if wanted[3] else 0.0
+    brightness = rng.uniform(-config.brightness, config.brightness) if applied[0] else 0.0
+    contrast = rng.uniform(*config.contrast) if applied[1] else 1.0
+    saturation = rng.uniform(*config.saturation) if applied[2] else 1.0
+    hue = rng.uniform(-config.hue, config.hue) if applied[3] else 0.0
     early, late = (contrast, 1.0) if contrast_first else (1.0, contrast)
     return Photometric(brightness, early, saturation, hue, late)
 

@@ -87,51 +87,51 @@ def _keys(value: Any) -> str:
 def _from_folder(root: Path) -> DatasetConfig:
     """The dataset in a folder of a known layout."""
     found: dict[str, str] = {}
-    for split, words in _SPLITS.items():
-        annotations = _annotation_files(root, words)
+    for split, names in _SPLITS.items():
+        annotations = _annotation_files(root, names)
         if not annotations:
-            looked = ", ".join(pattern.format(split=words[0]) for pattern in _ANNOTATIONS)
+            looked = ", ".join(pattern.format(split=names[0]) for pattern in _ANNOTATIONS)
             raise YolactError(
                 f"dataset {root}: no {split} annotations; looked for {looked}. "
                 "Describe other layouts in a .yaml file"
             )
-        pairs = [(file, folder) for file in annotations if (folder := _images(root, file, words))]
+        pairs = [(file, folder) for file in annotations if (folder := _images(root, file, names))]
         if not pairs:
-            looked = ", ".join(str(folder) for folder in _image_folders(Path(), annotations[0], words))
+            looked = ", ".join(str(folder) for folder in _image_folders(Path(), annotations[0], names))
             raise YolactError(f"dataset {root}: no images for {annotations[0].name}; looked for {looked}")
         if len(pairs) > 1:
-            names = ", ".join(str(file.relative_to(root)) for file, _ in pairs)
+            files = ", ".join(str(file.relative_to(root)) for file, _ in pairs)
             raise YolactError(
-                f"dataset {root}: several {split} annotations ({names}); choose in a .yaml file"
+                f"dataset {root}: several {split} annotations ({files}); choose in a .yaml file"
             )
         found[f"{split}_annotations"], found[f"{split}_images"] = map(str, pairs[0])
     return DatasetConfig(name=root.resolve().name, **found)
 
 
-def _annotation_files(root: Path, words: Sequence[str]) -> list[Path]:
+def _annotation_files(root: Path, names: Sequence[str]) -> list[Path]:
     """The files of the first pattern that matches any."""
     for pattern in _ANNOTATIONS:
-        files = {file for word in words for file in root.glob(pattern.format(split=word))}
+        files = {file for name in names for file in root.glob(pattern.format(split=name))}
         if files:
             return sorted(files)
     return []
 
 
-def _image_folders(root: Path, annotations: Path, words: Sequence[str]) -> list[Path]:
+def _image_folders(root: Path, annotations: Path, names: Sequence[str]) -> list[Path]:
     """Folders that may hold the images of an annotation file, best first."""
     if annotations.name == "_annotations.coco.json":
         return [annotations.parent]
     split = annotations.stem.removeprefix("instances_")
-    names = dict.fromkeys([split, *words])
+    folders = dict.fromkeys([split, *names])
     return [
-        *(root / parent / name for parent in ("", "images") for name in names),
+        *(root / parent / name for parent in ("", "images") for name in folders),
         root / "images",
         root / "img",
     ]
 
 
-def _images(root: Path, annotations: Path, words: Sequence[str]) -> Path | None:
-    return next((folder for folder in _image_folders(root, annotations, words) if folder.is_dir()), None)
+def _images(root: Path, annotations: Path, names: Sequence[str]) -> Path | None:
+    return next((folder for folder in _image_folders(root, annotations, names) if folder.is_dir()), None)
 
 
 def image_path(images: Path, file_name: str) -> Path:

@@ -56,7 +56,7 @@ def to_region(
         window: x1, y1, x2, y2 in pixels of the image.
 
     Returns:
-        The mask where it may be set, uint8 (h, w) of 0 and 1, possibly empty; x and y of its first pixel.
+        A region with all set pixels, uint8 (h, w) of 0 and 1, possibly empty; x, y of its first pixel.
 
     Raises:
         ValueError: as in `to_rle`.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from yolact.data.layout import image_path
 from yolact.data.segmentation import is_empty, to_rle
 from yolact_runtime import Metadata, YolactError
 from yolact_runtime.sources.images import read_image
+from yolact_runtime.typed import first_few
 
 log = logging.getLogger(__name__)
 
@@ -163,21 +163,16 @@ def match_categories(metadata: Metadata, truth: GroundTruth) -> dict[int, int]:
         return {number: number for number in ours}
     if not matches:
         raise YolactError(
-            f"{truth.path} has none of the engine's classes: it has {_some(theirs.values())}, the engine"
-            f" {_some(ours.values())}"
+            f"{truth.path} has none of the engine's classes: it has {first_few(theirs.values())}, the engine"
+            f" {first_few(ours.values())}"
         )
     unknown = [name for number, name in theirs.items() if number not in matches.values()]
     if unknown:
         log.warning(
-            "the engine does not have %s of %s; these objects count as missed", _some(unknown), truth.path
+            "the engine does not have %s of %s; these objects count as missed", first_few(unknown), truth.path
         )
     return matches
 
 
 def _plain(name: str) -> str:
     return " ".join(name.replace("_", " ").lower().split())
-
-
-def _some(words: Iterable[str]) -> str:
-    names = list(words)
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -24,7 +24,7 @@ class Detections(NamedTuple):
         classes: (N, K) int32, 0-based, without background.
         coefficients: (N, K, M) float32.
         prototypes: (N, Hp, Wp, M) float32.
-        mask_scores: (N, K) float32: `scores`, times the predicted mask IoU where the model re-scores.
+        mask_scores: (N, K) float32: `scores`, times the predicted mask IoU if the model re-scores.
     """
 
     count: Tensor  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""What goes wrong in a long training: unreadable images, losses that are not finite, too little memory."""
+"""Failures of a long training: unreadable images, losses that are not finite, too little memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from yolact.losses import MultiBoxLoss
 from yolact.model import Yolact
 from yolact.train.checkpoint import write_torch
 from yolact.weights.load import load_state
-from yolact_runtime.errors import YolactError
+from yolact_runtime.errors import YolactError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +27,10 @@ DUMP_FORMAT = "yolact-bad-batch/1"
 
 
 class ReplacingDataset(Dataset[tuple[Sample, dict[int, str]]]):
-    """A dataset that gives the next readable image for one that cannot be read, and says why.
+    """A dataset that replaces an unreadable image by the next readable one.
 
-    An item is the sample, and the reason for each index that failed. What replaces an image depends on
-    nothing but the files, so that runs can be repeated.
+    An item is the sample, and the reason for each index that failed. The replacement depends only on the
+    files, so runs are reproducible.
     """
 
     def __init__(self, dataset: CocoDataset) -> None:
@@ -53,7 +53,7 @@ class ReplacingDataset(Dataset[tuple[Sample, dict[int, str]]]):
             except YolactError as error:
                 failures[index] = str(error)
                 index = (index + 1) % len(self)
-        raise YolactError(f"not one image can be read: {failures[index]}")
+        raise YolactError(f"no image can be read: {failures[index]}")
 
 
 def collate_replaced(items: Sequence[tuple[Sample, dict[int, str]]]) -> tuple[Batch, dict[int, str]]:
@@ -65,21 +65,21 @@ def collate_replaced(items: Sequence[tuple[Sample, dict[int, str]]]) -> tuple[Ba
 
 
 class Unreadable:
-    """Images that could not be read: told once each, counted, at most `limit`."""
+    """The images that could not be read: each is logged once; more than `limit` are an error."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.reasons: dict[int, str] = {}
 
     def add(self, failures: dict[int, str]) -> None:
-        """Note the failures of a batch.
+        """Add the failures of a batch.
 
         Raises:
-            YolactError: there are too many by now.
+            YolactError: there are too many.
         """
         for index, reason in failures.items():
             if index not in self.reasons:
-                log.error("%s; the next image takes its place", reason)
+                log.error("%s; the next image replaces it", reason)
                 self.reasons[index] = reason
         if len(self.reasons) > self.limit:
             raise YolactError(
@@ -89,34 +89,30 @@ class Unreadable:
 
 
 def explain(error: RuntimeError, settings: TrainConfig) -> YolactError | None:
-    """What to do about an error of PyTorch's; None where this is not known."""
-    text = str(error)
+    """An error that says what to do about one of PyTorch's; None for an unknown one."""
+    text, reason = str(error), first_line(error)
     if isinstance(error, torch.cuda.OutOfMemoryError) or "DefaultCPUAllocator" in text:
         return YolactError(
-            f"out of memory ({_first(text)}). Lower --batch-size (now {settings.batch_size}) and raise"
-            f" --accumulate (now {settings.accumulate}) by as much; or give --amp bf16 (now {settings.amp});"
-            " or take a configuration with a smaller input size or backbone"
+            f"out of memory ({reason}). Lower --batch-size (now {settings.batch_size}) and raise"
+            f" --accumulate (now {settings.accumulate}) by the same factor; or give --amp bf16 (now"
+            f" {settings.amp}); or use a configuration with a smaller input size or backbone"
         )
     if "DataLoader worker" in text:
         return YolactError(
-            f"a process that loads images ended ({_first(text)}): lower --workers (now {settings.workers})"
-            " where memory is short, or use --workers 0 to see its error; continue with --resume last"
+            f"a process that loads images ended ({reason}): lower --workers (now {settings.workers})"
+            " if memory is short, or use --workers 0 to see its error; continue with --resume last"
         )
     if isinstance(error, torch.distributed.DistError) or any(
         word in text for word in ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL")
     ):
-        return YolactError(f"another process of the training failed; its own words say why ({_first(text)})")
+        return YolactError(f"another process of the training failed; see its output above ({reason})")
     return None
-
-
-def _first(text: str) -> str:
-    return (text.strip() or "no reason given").splitlines()[0]
 
 
 def dump_batch(
     path: Path, model: Yolact, batch: Batch, iteration: int, losses: dict[str, float], rate: float
 ) -> None:
-    """Save a batch, the weights that it met and its loss terms, for `debug_batch`."""
+    """Save a batch with the weights and its loss terms, for `debug_batch`."""
     content = {
         "format": DUMP_FORMAT,
         "config": model.config.to_dict(),
@@ -132,18 +128,18 @@ def dump_batch(
 
 
 def debug_batch(path: Path, device: torch.device) -> bool:
-    """Compute the loss of a saved batch anew, in float32, and log every tensor that is not finite.
+    """Compute the loss of a saved batch again, in float32, and log every tensor that is not finite.
 
     Returns:
         Whether loss and gradients are finite now.
 
     Raises:
-        YolactError: the file is no such dump.
+        YolactError: the file is not a saved batch.
     """
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError) as error:
-        raise YolactError(f"cannot read {path}: {_first(str(error))}") from error
+        raise YolactError(f"cannot read {path}: {first_line(error)}") from error
     if not isinstance(content, dict) or content.get("format") != DUMP_FORMAT:
         raise YolactError(f"{path} is not a batch that yolact-train saved (<config>_bad_batch.pt)")
     config = Config.from_dict(content["config"], str(path))
@@ -152,7 +148,7 @@ def debug_batch(path: Path, device: torch.device) -> bool:
     model.to(device).train().freeze_batch_norm()
     log.info(
         "%s: iteration %d, lr %g, images %s, losses then: %s",
-        path, content["iteration"], content["lr"], content["image_ids"], _words(content["losses"]),
+        path, content["iteration"], content["lr"], content["image_ids"], _terms_text(content["losses"]),
     )  # fmt: skip
 
     bad = [
@@ -174,7 +170,7 @@ def debug_batch(path: Path, device: torch.device) -> bool:
     losses = MultiBoxLoss(config.loss)(model, output, semantic, targets)
     for hook in hooks:
         hook.remove()
-    log.info("losses now, in float32: %s", _words({k: v.item() for k, v in losses._asdict().items()}))
+    log.info("losses now, in float32: %s", _terms_text({k: v.item() for k, v in losses._asdict().items()}))
     losses.total.backward()
     bad += _not_finite(
         "gradient", {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -187,6 +183,8 @@ def debug_batch(path: Path, device: torch.device) -> bool:
 
 
 def _watch(name: str, bad: list[str]) -> Any:
+    """A forward hook that appends outputs which are not finite to `bad`."""
+
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
         outputs = output if isinstance(output, (list, tuple)) else [output]
         for index, tensor in enumerate(outputs):
@@ -196,6 +194,7 @@ def _watch(name: str, bad: list[str]) -> Any:
 
 
 def _not_finite(kind: str, tensors: dict[str, Tensor]) -> list[str]:
+    """A line for each tensor that is not finite."""
     lines = []
     for name, tensor in tensors.items():
         count = int((~tensor.isfinite()).sum()) if tensor.is_floating_point() else 0
@@ -204,5 +203,5 @@ def _not_finite(kind: str, tensors: dict[str, Tensor]) -> list[str]:
     return lines
 
 
-def _words(losses: dict[str, float]) -> str:
+def _terms_text(losses: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in losses.items())

@@ -1,7 +1,7 @@
-"""Files from the web: fetched once, resumed, verified, placed whole; and the published weights by name.
+"""Download files, resumed and verified, to a cache; and the published weights by name.
 
-`huggingface_hub` moves the bytes, whatever the server. Its `hf_hub_download` would refuse a plain mirror and
-does not check the hash of what arrives, so the steps around the transfer are our own.
+`huggingface_hub` transfers the bytes, from any server. Its `hf_hub_download` refuses plain mirrors and does
+not check the hash of what arrives, so the steps around the transfer are our own.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def _note_path(path: Path) -> Path:
 
 
 def _fetch(url: str, path: Path, sha256: str) -> None:
-    """Download `url`, verify it and move it to `path`; tries again where that may help."""
+    """Download `url`, verify it and move it to `path`; retries errors that may be temporary."""
     from huggingface_hub.errors import HTTPError
 
     wait = FIRST_WAIT
@@ -177,7 +177,7 @@ def _ask(url: str) -> Any:
     """
     from huggingface_hub import get_hf_file_metadata
 
-    # The user's token for Hugging Face is nobody else's business, and public files need none.
+    # Public files need no token, and a mirror must not get the user's token for Hugging Face.
     remote = get_hf_file_metadata(url, token=False, timeout=TIMEOUT, library_name="yolact")
     _check_scheme(remote.location)
     if urlsplit(url).scheme == "https" != urlsplit(remote.location).scheme:
@@ -204,8 +204,8 @@ def _transfer(url: str, remote: Any, part: Path, verified: bool) -> None:
             )
     if not log.isEnabledFor(logging.INFO):
         disable_progress_bars()
-    # A server continues only the version named here, else it sends the whole. (Storage behind a redirect tags
-    # its files in another way; there the hash decides.)
+    # A server that has another version than the one named here sends the whole file. Not if the hash will be
+    # checked: the storage behind a redirect tags its files in another way.
     headers = {} if verified else {"If-Range": f'"{remote.etag}"'}
     try:
         with part.open("ab") as file:

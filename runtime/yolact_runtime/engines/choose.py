@@ -1,4 +1,4 @@
-"""The choice of a backend for an ONNX file where the user names none."""
+"""The choice of a backend for an ONNX file if the user names none."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CPU_INFO = Path("/proc/cpuinfo")
 
 
 def cuda_may_load() -> bool:
-    """Whether trying CUDA makes sense: there is a driver, and ONNX Runtime is built for it."""
+    """Whether CUDA is worth a try: there is a driver, and ONNX Runtime is built for CUDA."""
     try:
         # First, because it is fast and decides on most machines; an attempt that must fail takes seconds.
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")

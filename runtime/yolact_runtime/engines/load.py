@@ -74,10 +74,10 @@ def load_engine(
         engine.close()
         raise
     _warn_of_precision(engine, file)
-    parts = [engine.name, engine.precision]
-    parts += [f"{engine.threads} threads"] if engine.threads else []
-    parts += [f"{engine.streams} streams"] if engine.streams > 1 else []
-    log.info("%s: %s%s", file.name, ", ".join(parts), f" (chosen: {why})" if why else "")
+    facts = [engine.name, engine.precision]
+    facts += [f"{engine.threads} threads"] if engine.threads else []
+    facts += [f"{engine.streams} streams"] if engine.streams > 1 else []
+    log.info("%s: %s%s", file.name, ", ".join(facts), f" (chosen: {why})" if why else "")
     return engine
 
 
@@ -91,7 +91,7 @@ def _entry_points() -> dict[str, EntryPoint]:
 
 
 def _existing_file(path: str | Path) -> Path:
-    """The file that a path or the name of a published model stands for, checked to have a known suffix."""
+    """The file of a path or of the name of a published model; its suffix is known."""
     file = Path(path)
     if not file.exists() and not file.suffix and file.name == str(path):
         file = _file_of_name(str(path))
@@ -139,13 +139,7 @@ def _missing(error: ModuleNotFoundError, purpose: str) -> YolactError:
 def open_exported(
     file: Path, backend: str | None, precision: str | None, options: Mapping[str, Any]
 ) -> tuple[Engine, str]:
-    """Open a file that one of `BACKENDS` runs.
-
-    Args:
-        file: Exists, with one of `SUFFIXES`.
-        backend: One of `BACKENDS`, or None to choose.
-        precision: One of `PRECISIONS`, or None for the file's.
-        options: For the backend.
+    """Open an existing file that one of `BACKENDS` runs; arguments as for `load_engine`.
 
     Returns:
         The engine, and the reason for the choice; empty where nothing was chosen.
@@ -222,13 +216,9 @@ def options_of(opener: Callable[..., Any]) -> list[str]:
 
 
 def call(opener: Callable[..., Any], file: Path, options: Mapping[str, Any], what: str) -> Engine:
-    """Open `file` with an engine's class or opening function.
+    """Open `file` with an engine's class or opening function, which messages call `what`.
 
-    Args:
-        opener: Takes the path, then options by the names of its parameters.
-        file: Exists.
-        options: For the opener. `streams="auto"` is left out if it has no such option.
-        what: Names the opener in messages.
+    `streams="auto"` is left out if the opener has no such option.
 
     Raises:
         YolactError: the file is empty.
@@ -237,17 +227,12 @@ def call(opener: Callable[..., Any], file: Path, options: Mapping[str, Any], wha
     if not file.stat().st_size:
         raise YolactError(f"engine {file} is empty (0 bytes); copy or export it again")
     allowed = options_of(opener)
-    given = {
-        name: value
-        for name, value in options.items()
-        if name in allowed or (name, value) != ("streams", "auto")
-    }
-    for option in given:
-        if option not in allowed:
+    for option, value in options.items():
+        if option not in allowed and (option, value) != ("streams", "auto"):
             raise UsageError(
                 f"option {option!r} does not apply to {what}; it takes {', '.join(allowed) or 'none'}"
             )
-    engine: Engine = opener(file, **given)
+    engine: Engine = opener(file, **{name: value for name, value in options.items() if name in allowed})
     return engine
 
 

@@ -12,15 +12,9 @@ from yolact_runtime.pipeline import RunStats
 
 @contextlib.contextmanager
 def show_progress(name: str, total: int | None, quiet: bool = False) -> Iterator[Callable[[RunStats], None]]:
-    """Show a progress bar on standard error if that is a terminal.
+    """Show a bar for `total` frames on standard error if that is a terminal and `quiet` is false.
 
-    Args:
-        name: Label of the bar.
-        total: Number of frames; None if unknown.
-        quiet: Show nothing in any case.
-
-    Returns:
-        The `progress` argument of `run_pipeline`.
+    Yields the `progress` argument of `run_pipeline`.
     """
     if quiet or not is_terminal(sys.stderr):
         yield lambda stats: None
@@ -28,14 +22,9 @@ def show_progress(name: str, total: int | None, quiet: bool = False) -> Iterator
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    rate_column = TextColumn("{task.fields[rate]}")
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate_column
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task(name, total=total, rate="")
 
         def show(stats: RunStats) -> None:

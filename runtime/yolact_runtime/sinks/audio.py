@@ -27,12 +27,9 @@ class AudioCopy:
     """
 
     def __init__(self, source: Path, output: OutputContainer, target: Path) -> None:
-        """Add the tracks to `output` before its header is written; a warning names unsupported ones.
+        """Add the tracks to `output`, the container of the file `target`, before its header is written.
 
-        Args:
-            source: A video file.
-            output: The container that receives the tracks.
-            target: Its path, for messages.
+        A warning names the tracks that it does not support.
         """
         self.codecs: list[str] = []
         self._source = source

@@ -78,7 +78,7 @@ class CocoSink(Sink):
     def carry(self, line: dict[str, Any]) -> None:
         """Take over an image of an earlier run; `line` is one that `JsonLinesSink` wrote."""
         self._done = True
-        if line["image_id"] is None:
+        if (number := line["image_id"]) is None:
             return
         masks, boxes = [], []
         for entry in line["detections"]:
@@ -86,14 +86,14 @@ class CocoSink(Sink):
             box = {key: value for key, value in mask.items() if key != "segmentation"}
             masks.append(mask)
             boxes.append({**box, "score": entry.get("box_score", entry["score"])})
-        self._append(_entries(line["image_id"], line["image"], line["height"], line["width"], masks, boxes))
+        self._append(_entries(number, line["image"], line["height"], line["width"], masks, boxes))
 
     def close(self) -> None:
         """Rename the files; if no image was done, keep those of an earlier run instead."""
         files, self._files = self._files, []
         if files and not self._done and any(path.exists() for path in self.paths):
             self.kept = True
-            log.warning("no image was done: the earlier %s and its companion files are kept", self.paths[0])
+            log.warning("no image was done: %s and the files that belong to it are kept", self.paths[0])
             for file in files:
                 file.discard()
             return

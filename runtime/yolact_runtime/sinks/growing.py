@@ -26,11 +26,7 @@ class GrowingFile:
         self._tail = tail
 
     def append(self, data: bytes) -> None:
-        """Append all of `data`, or nothing.
-
-        Raises:
-            YolactError: it cannot be written.
-        """
+        """Append all of `data`, or nothing and raise a YolactError."""
         try:
             self._write(data + self._tail)
         except OSError as error:
@@ -85,11 +81,7 @@ class GrowingJson:
         return self._file.size
 
     def append(self, entries: list[str]) -> None:
-        """Append list elements, each as JSON; all or none.
-
-        Raises:
-            YolactError: they cannot be written.
-        """
+        """Append list elements, each as JSON; all, or none and a YolactError."""
         if entries:
             comma = "" if self.size == self._empty else ", "
             self._file.append((comma + ", ".join(entries)).encode())
@@ -99,11 +91,7 @@ class GrowingJson:
         self._file.truncate(size)
 
     def close(self) -> None:
-        """Rename the file to `path`.
-
-        Raises:
-            YolactError: it cannot be renamed; the previous file stays.
-        """
+        """Rename the file to `path`; raises a YolactError, and keeps the previous file, if that fails."""
         self._stack.close()
 
     def discard(self) -> None:

@@ -48,11 +48,7 @@ class JsonLinesSink(Sink):
     """
 
     def __init__(
-        self,
-        path: str | Path,
-        numbers: ImageNumbers,
-        polygons: bool = False,
-        resume: bool = False,
+        self, path: str | Path, numbers: ImageNumbers, polygons: bool = False, resume: bool = False
     ) -> None:
         """Open and lock the file."""
         self.done: dict[str, int] = {}

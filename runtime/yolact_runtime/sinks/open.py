@@ -47,7 +47,6 @@ class Outputs:
     coco: CocoSink | None = None
     overlays: OverlaySink | None = None
     videos: VideoSink | None = None
-    folder: Path | None = None
 
     @property
     def skipped(self) -> int:
@@ -56,10 +55,12 @@ class Outputs:
 
     def written(self) -> list[str]:
         """The files and folders written, for the summary."""
-        coco = [", ".join(map(str, self.coco.paths))] if self.coco is not None and not self.coco.kept else []
-        drawn = [f"overlays in {self.folder}"] if self.overlays is not None and self.overlays.drawn else []
-        videos = [] if self.videos is None else [str(path) for path in self.videos.outputs]
-        return self.paths + coco + drawn + videos
+        written = list(self.paths)
+        if self.coco and not self.coco.kept:
+            written.append(", ".join(map(str, self.coco.paths)))
+        if self.overlays and self.overlays.drawn:
+            written.append(f"overlays in {self.overlays.target}")
+        return written + [str(path) for path in self.videos.outputs] if self.videos else written
 
 
 def check_outputs(args: argparse.Namespace, target: OverlayTarget, source: Source) -> None:
@@ -108,7 +109,6 @@ def open_outputs(
         outputs.paths.append(f"arrays in {args.arrays}")
     if not args.no_overlay:
         outputs.overlays = OverlaySink(target.path, target.single, sources)
-        outputs.folder = target.path
         resumable.append(outputs.overlays)
     outputs.sinks += resumable
     if not args.no_overlay and has_video(source):

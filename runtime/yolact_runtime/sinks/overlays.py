@@ -36,6 +36,7 @@ class OverlaySink(Sink):
 
     def __init__(self, target: Path, single: bool = False, sources: Collection[str] | None = ()) -> None:
         self.drawn = 0
+        self.target = target
         self._single = target if single else None
         self._names = FreeNames(target, sources)
         if single:

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,30 +42,6 @@ _LEAST_STEP = Fraction(1, 1000)  # seconds; the resolution of Matroska
 _END = 1.0
 
 
-@dataclass(frozen=True)
-class VideoSettings:
-    """How pictures are encoded.
-
-    Attributes:
-        crf: Constant rate factor of x264, 0..51: 0 is lossless, 18 visually lossless, 28 small.
-        preset: x264's speed preset, `ultrafast` to `veryslow`.
-    """
-
-    crf: int = 20
-    preset: str = "veryfast"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.crf <= 51:
-            raise UsageError(f"the quality (crf) of a video is {self.crf}; it must be in 0..51")
-
-    def options(self, codec: str) -> dict[str, str]:
-        """Options of FFmpeg's encoder."""
-        if codec == "H.264":
-            return {"crf": str(self.crf), "preset": self.preset}
-        # The scale of MPEG-4 Part 2 is 1 (best) to 31.
-        return {"qmin": "1", "qmax": str(max(1, round(self.crf / 51 * 31)))}
-
-
 class VideoSink(Sink):
     """One annotated video per source: `a.mp4` becomes `FOLDER/a.mp4`, a camera `FOLDER/rtsp_host_1.mkv`.
 
@@ -78,22 +53,26 @@ class VideoSink(Sink):
     """
 
     def __init__(
-        self, folder: str | Path, settings: VideoSettings | None = None, keep: Iterable[str | Path] = ()
+        self, folder: str | Path, crf: int = 20, preset: str = "veryfast", keep: Iterable[str | Path] = ()
     ) -> None:
         """Prepare; the first frame opens a file.
 
         Args:
             folder: Folder of the videos; created if missing.
-            settings: Quality and speed.
+            crf: Constant rate factor of x264, 0..51: 0 is lossless, 18 visually lossless, 28 small.
+            preset: x264's trade of speed for size, `ultrafast` to `veryslow`.
             keep: Files that are never overwritten, such as the sources.
 
         Raises:
             YolactError: PyAV is missing.
+            UsageError: `crf` is out of range.
         """
+        if not 0 <= crf <= 51:
+            raise UsageError(f"the quality (crf) of a video is {crf}; it must be in 0..51")
         load_av()
         self.outputs: list[Path] = []
         self._folder = Path(folder)
-        self._settings = settings or VideoSettings()
+        self._quality = crf, preset
         self._taken = {Path(path).resolve() for path in keep}
         self._writer: _Writer | None = None
 
@@ -114,7 +93,7 @@ class VideoSink(Sink):
         if self._writer is not None and not self._writer.continues(frame):
             self.close()
         if self._writer is None:
-            self._writer = _Writer(frame, prepared, self._target(frame), self._settings)
+            self._writer = _Writer(frame, prepared, self._target(frame), *self._quality)
         try:
             self._writer.add(frame, prepared)
         except YolactError:
@@ -122,11 +101,7 @@ class VideoSink(Sink):
             raise
 
     def close(self) -> None:
-        """Finish the current video; it contains the frames so far and plays.
-
-        Raises:
-            YolactError: it cannot be written; it is removed.
-        """
+        """Finish the current video with the frames so far; raises a YolactError if it cannot be written."""
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.finish()
@@ -153,7 +128,7 @@ class VideoSink(Sink):
 class _Writer:
     """One video file while it is written."""
 
-    def __init__(self, frame: Frame, first: VideoFrame, target: Path, settings: VideoSettings) -> None:
+    def __init__(self, frame: Frame, first: VideoFrame, target: Path, crf: int, preset: str) -> None:
         """Open the file and its encoder; `first` is the converted picture of `frame`."""
         av = load_av()
         self.source = frame.path
@@ -171,9 +146,7 @@ class _Writer:
         self._codec = "H.264" if "libx264" in av.codecs_available else "MPEG-4 Part 2"
         if self._codec != "H.264":
             if "mpeg4" not in av.codecs_available:
-                raise YolactError(
-                    f"cannot write {target}: this PyAV has neither the encoder libx264 nor mpeg4"
-                )
+                raise YolactError(f"cannot write {target}: this PyAV has no encoder libx264 or mpeg4")
             log.warning("%s is written as MPEG-4 Part 2: this PyAV has no H.264 encoder (libx264)", target)
         with self._guarded():
             temporary = self._stack.enter_context(atomic_path(target))
@@ -192,7 +165,9 @@ class _Writer:
             context.colorspace, context.color_range = first.colorspace, first.color_range
             if aspect:
                 context.sample_aspect_ratio = aspect
-            context.options = settings.options(self._codec)
+            context.options = {"crf": str(crf), "preset": preset}
+            if self._codec != "H.264":  # its scale is 1 (best) to 31
+                context.options = {"qmin": "1", "qmax": str(max(1, round(crf / 51 * 31)))}
             if frame.path.is_file():
                 self._audio = AudioCopy(frame.path, self._container, target)
                 self._stack.callback(self._audio.close)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
@@ -79,10 +80,8 @@ class CameraSettings:
 
     def __post_init__(self) -> None:
         for name in ("open_timeout", "read_timeout"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UsageError(
-                    f"{name} of a camera is {getattr(self, name)}; it must be more than 0 seconds"
-                )
+            if not 0 < (value := getattr(self, name)) < math.inf:
+                raise UsageError(f"{name} of a camera is {value}; it must be more than 0 seconds")
         if self.attempts < 0 or self.delay < 0:
             raise UsageError("attempts and delay of a camera must be 0 or more")
 
@@ -97,11 +96,7 @@ class CameraSource(Source):
     live = True
 
     def __init__(self, address: str, settings: CameraSettings | None = None) -> None:
-        """Check the address; the iteration connects to it.
-
-        Args:
-            address: As for `is_camera`.
-            settings: Time limits and attempts.
+        """Check an address as of `is_camera`; the iteration connects to it.
 
         Raises:
             UsageError: not an address of a camera.
@@ -114,7 +109,6 @@ class CameraSource(Source):
                 "give 0, camera:0, /dev/video0 or an address such as rtsp://host/1"
             )
         self.settings = settings or CameraSettings()
-        self.lost = 0
         self._closed = threading.Event()
         self._queue: queue.Queue[Frame | YolactError | None] = queue.Queue(maxsize=2)
         self._overdue = math.inf  # when a call with a time limit of its own should have ended
@@ -230,7 +224,7 @@ class CameraSource(Source):
         """The frames of one connection to a network stream."""
         av = load_av()
         limits = self.settings
-        # Not `options`: PyAV before 18 crashes where a stream appears late.
+        # Not `options`: PyAV before 18 crashes if a stream appears late.
         options = {
             "protocol_whitelist": _PROTOCOLS,
             # Analyse one second before the first frame, not five.
@@ -271,7 +265,6 @@ class CameraSource(Source):
             raise YolactError(f"camera {self.name} sends no video that this PyAV decodes")
         self._clock.restart(period_of(stream))
         decoder = Decoder(stream, self.name, live=True)
-        before = self.lost
         turned: Orientation | None = None
 
         def packets() -> Iterator:
@@ -283,7 +276,6 @@ class CameraSource(Source):
         for frame in decoder.frames(packets()):
             if turned is None:
                 turned = orientation(frame, stream.metadata, self.name)
-            self.lost = before + decoder.lost
             yield self._frame(
                 decoder.seconds(frame), Picture(frame, f"{self.name}#{self._count}", turned).read
             )
@@ -303,7 +295,7 @@ class CameraSource(Source):
                 done, image = capture.read()
                 if not done:
                     raise _LostError("it delivers no pictures")
-                yield self._frame(time.monotonic(), _Once(image).read)
+                yield self._frame(time.monotonic(), partial(_read_once, [image]))
         finally:
             capture.release()
 
@@ -315,19 +307,12 @@ def _cause(error: Exception) -> str:
     return reason(error)
 
 
-class _Once:
-    """An image that is released when it is read."""
-
-    def __init__(self, image: np.ndarray) -> None:
-        self._image: np.ndarray | None = image
-
-    def read(self) -> np.ndarray:
-        image, self._image = self._image, None
-        if image is None:
-            raise YolactError("a camera frame was read before")
-        if image.ndim == 2:
-            return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
-        return image
+def _read_once(held: list[np.ndarray]) -> np.ndarray:
+    """Take the image out of `held`, so that it is released, as (H, W, 3) BGR."""
+    if not held:
+        raise YolactError("a camera frame was read before")
+    image = held.pop()
+    return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.ndim == 2 else image
 
 
 class _LostError(Exception):

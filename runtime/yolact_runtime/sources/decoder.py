@@ -26,8 +26,8 @@ _REPORTED_PLACES = 5
 # Steps back, in frame periods, that rounded or repeated time stamps cause; more is a clock that was reset.
 _JITTER = 2.5
 _LEAST_STEP = 1e-3
-# Steps forward, in seconds, that mean a clock that was set: of a camera, and of a file, where one picture
-# may be shown for long, but not longer than an MP4 can represent.
+# Larger steps forward, in seconds, mean that the clock was set: of a camera, and of a file, in which one
+# picture may be shown for long, but not longer than an MP4 can represent.
 _LEAP_LIVE, _LEAP = 10.0, 12 * 3600.0
 # Codecs with packets that contain no frame to be shown.
 _HIDDEN = {"vp8", "vp9", "av1", "libvpx", "libvpx-vp9", "libdav1d", "libaom-av1"}
@@ -53,23 +53,18 @@ class Clock:
         self._start = None
 
     def time(self, seconds: float | None) -> float:
-        """Stream time in seconds of a frame whose time stamp is `seconds`; None where it has none."""
-        following = 0.0 if self.last is None else self.last + self.period
+        """Stream time in seconds of a frame whose time stamp is `seconds`; None if it has none."""
+        last = -math.inf if self.last is None else self.last
+        following = 0.0 if self.last is None else last + self.period
         if seconds is None:
-            self.last = following
-            return following
-        if self._start is None:
-            self._start = seconds - following
-        time = max(seconds - self._start, 0.0)
-        if self.last is not None and time <= self.last:
-            if seconds - self._start < self.last - _JITTER * self.period:
-                self._start = seconds - following
-                time = following
-            else:
-                time = self.last + _LEAST_STEP
-        elif time > following + self._leap:
-            self._start = seconds - following
             time = following
+        else:
+            if self._start is None:
+                self._start = seconds - following
+            time = seconds - self._start
+            if not last - _JITTER * self.period <= time <= following + self._leap:  # the clock was reset
+                self._start, time = seconds - following, following
+            time = max(time, 0.0) if time > last else last + _LEAST_STEP
         self.last = time
         return time
 
@@ -99,7 +94,7 @@ class Decoder:
         self._live = live
         self._places = 0
         self._pending: dict[int, None] = {}  # time stamps of frames inside the decoder, in its order
-        self._since: str | None = None  # where the current damage began; None while there is none
+        self._since: str | None = None  # place and cause of the current damage
         self._key: float | None = None  # time stamp of the key frame that may end the damage
         self._lost_here = 0
         # Not `err_detect=explode`: with threads, H.264 would fail from the first open group on.

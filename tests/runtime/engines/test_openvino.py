@@ -101,7 +101,7 @@ def test_no_onnx_file(tmp_path):
 
 
 def test_signals_still_have_a_stack_when_engines_have_gone(convert):
-    """A stack of OpenVINO's that is gone would end the process at the next signal."""
+    """A dangling signal stack of OpenVINO would kill the process at the next signal."""
     path = convert(native_arrays(), NATIVE)
     code = f"""
 import ctypes, faulthandler, gc, signal

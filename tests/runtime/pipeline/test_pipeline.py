@@ -47,7 +47,7 @@ class Shades(Source):
 
 
 class Record(Sink):
-    """Keeps what it was given; may fail in `prepare` of some frames and in `write` of one."""
+    """Keeps its input; may fail in `prepare` of some frames and in `write` of one."""
 
     def __init__(self, refuse=(), full_at=None, delay=None):
         self.refuse, self.full_at, self.delay = refuse, full_at, delay
@@ -82,9 +82,9 @@ def engine(streams=1, delay=None, max_batch=4):
                 time.sleep(delay(len(self.sizes)))
             return super().detect(batch)
 
-    made = Delayed(dict.fromkeys(range(1, 256), FOUND), max_batch=max_batch, broken=[BAD])
-    made.streams, made.sizes = streams, []
-    return made
+    fake = Delayed(dict.fromkeys(range(1, 256), FOUND), max_batch=max_batch, broken=[BAD])
+    fake.streams, fake.sizes = streams, []
+    return fake
 
 
 def own_threads():
@@ -113,12 +113,12 @@ def test_each_frame_once_and_in_order(
 
     pause = None if jitter is None else delay
     source, sink = Shades(shades, pause), Record(refuse, delay=pause)
-    # Faults of single images only: with that many in a row the engine would be given up.
+    # Failures of single images only: that many in a row would end the run.
     options = PipelineSettings(
         batch, deadline, workers, post, in_flight=in_flight, engine_failures=1000, score_threshold=0.5
     )
-    made = engine(streams, pause)
-    stats = run_pipeline(source, made, [sink], options)
+    fake = engine(streams, pause)
+    stats = run_pipeline(source, fake, [sink], options)
     bad = {i for i, s in enumerate(shades) if s in (None, BAD)} | {i for i in refuse if i < len(shades)}
     assert sink.order == list(range(len(shades)))
     assert set(sink.failed) == bad
@@ -128,7 +128,7 @@ def test_each_frame_once_and_in_order(
         len(shades), len(shades) - len(bad), len(bad), 0,
     )  # fmt: skip
     assert stats.detections == sum(n for _, n in sink.written.values())
-    assert max(made.sizes, default=1) <= min(batch, 4)
+    assert max(fake.sizes, default=1) <= min(batch, 4)
     assert sink.closed == 1 and source.closed.is_set() and not own_threads()
 
 
@@ -141,9 +141,9 @@ def test_one_bad_image_costs_only_itself(caplog):
 
 
 def test_whole_batches_where_work_is_plentiful():
-    made = engine(delay=lambda _: 0.002)
-    run_pipeline(Shades([1] * 40), made, [Record()], PipelineSettings(4, deadline=5))
-    assert made.sizes == [4] * 10
+    fake = engine(delay=lambda _: 0.002)
+    run_pipeline(Shades([1] * 40), fake, [Record()], PipelineSettings(4, deadline=5))
+    assert fake.sizes == [4] * 10
 
 
 def test_a_partial_batch_goes_at_its_deadline():
@@ -162,21 +162,21 @@ def test_a_partial_batch_goes_at_its_deadline():
             if frame.index == 1:
                 more.set()
 
-    made = engine()
-    assert run_pipeline(Waiting([1, 1, 1]), made, [Signal()], PipelineSettings(4, deadline=0.05)).done == 3
-    assert made.sizes[0] <= 2
+    fake = engine()
+    assert run_pipeline(Waiting([1, 1, 1]), fake, [Signal()], PipelineSettings(4, deadline=0.05)).done == 3
+    assert fake.sizes[0] <= 2
 
 
 def test_a_batch_is_never_larger_than_the_engine_takes():
-    made = engine(max_batch=2)
-    run_pipeline(Shades([1] * 9), made, [Record()], PipelineSettings(8))
-    assert max(made.sizes) == 2
+    fake = engine(max_batch=2)
+    run_pipeline(Shades([1] * 9), fake, [Record()], PipelineSettings(8))
+    assert max(fake.sizes) == 2
 
 
 def test_streams_run_at_the_same_time():
     both = threading.Barrier(2, timeout=10)
-    made = engine(2, delay=lambda _: both.wait() and 0)
-    assert run_pipeline(Shades([1, 1]), made, [Record()]).done == 2
+    fake = engine(2, delay=lambda _: both.wait() and 0)
+    assert run_pipeline(Shades([1, 1]), fake, [Record()]).done == 2
 
 
 def test_an_engine_that_fails_on_everything_is_given_up(caplog):
@@ -214,7 +214,7 @@ def test_a_sink_that_cannot_write_ends_the_run(at):
     assert full.closed == other.closed == 1 and not own_threads()
 
 
-def test_every_sink_is_closed_whatever_another_says():
+def test_every_sink_is_closed_if_another_fails():
     class Stubborn(Record):
         def close(self):
             super().close()

@@ -11,12 +11,12 @@ from yolact_runtime import Result, YolactError
 from yolact_runtime.errors import UsageError
 from yolact_runtime.frames import Frame
 from yolact_runtime.sinks.audio import AudioCopy
-from yolact_runtime.sinks.video import VideoSettings, VideoSink
+from yolact_runtime.sinks.video import VideoSink
 from yolact_runtime.sources.video import VideoSource
 
 av = pytest.importorskip("av")
 
-BEST = VideoSettings(crf=1)
+BEST = 1
 EMPTY = FakeEngine({})
 
 
@@ -309,14 +309,14 @@ def test_other_sizes_are_fitted_into_the_first(tmp_path, caplog):
 @pytest.mark.parametrize("crf", [-1, 52])
 def test_settings_have_limits(crf):
     with pytest.raises(UsageError, match=rf"crf.*is {crf}.*0\.\.51"):
-        VideoSettings(crf=crf)
+        VideoSink("out", crf)
 
 
 def test_a_better_quality_is_a_larger_file(tmp_path):
     rng = np.random.default_rng(0)
     sizes = []
     for crf in (10, 40):
-        sink = VideoSink(tmp_path, VideoSettings(crf=crf))
+        sink = VideoSink(tmp_path, crf)
         for index in range(5):
             image = rng.integers(0, 256, (48, 64, 3), np.uint8)
             put(sink, camera_frame(index, index / 10, image, f"c{crf}"), image)

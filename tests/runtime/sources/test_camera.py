@@ -32,7 +32,7 @@ def test_what_is_a_camera(text):
     ["", "a.mp4", "camera", "camera:x", "1234", "/dev/null", "C:\\clips\\a.mp4", "rtsp:/host", "rtsp://",
      "file:///etc/passwd", "concat:a|b", "-", "photos/*.jpg", "data:image/png;base64,"],
 )  # fmt: skip
-def test_what_is_none(text):
+def test_what_is_not_a_camera(text):
     assert not is_camera(text)
     with pytest.raises(UsageError, match="is not a camera; give 0, camera:0, /dev/video0 or an address"):
         CameraSource(text)
@@ -156,7 +156,7 @@ def test_a_stream_that_is_cut_and_comes_back(caplog, container, codec, pixels, k
     assert set(server.paths) == {"/live?token=s3cret"}  # the camera itself must hear it
 
 
-def test_a_connection_that_lasted_gets_all_attempts_anew():
+def test_a_connection_that_lasted_resets_the_attempts():
     pytest.importorskip("av")
     data = stream(20)
     steady = CameraSettings(open_timeout=2, read_timeout=2, attempts=1, delay=0.01, steady=0)
@@ -202,7 +202,7 @@ def test_closing_ends_a_stalled_stream_at_once():
 
 
 class FakeCapture:
-    """Stands for OpenCV's: gives `script`'s items, images or False, then blocks or fails."""
+    """A fake for OpenCV's class: returns `script`'s items, images or False, then blocks or fails."""
 
     opened = True
     script = ()

@@ -77,7 +77,7 @@ def test_a_header_that_is_cut_off(length):
 
 
 @pytest.mark.parametrize("value", ["0", "-5", "many", "1e9"])
-def test_a_limit_that_is_none(monkeypatch, value):
+def test_an_invalid_limit(monkeypatch, value):
     monkeypatch.setenv("YOLACT_MAX_PIXELS", value)
     with pytest.raises(UsageError, match=f"YOLACT_MAX_PIXELS is '{value}'"):
         max_pixels()

@@ -124,7 +124,7 @@ def test_convert_writes_a_file_that_check_accepts(tmp_path: Path, capsys) -> Non
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "words"),
+    ("arguments", "code", "message"),
     [
         ([], 2, "COMMAND"),
         (["convert", "xml", ".", "o.json"], 2, "labelme"),
@@ -136,7 +136,7 @@ def test_convert_writes_a_file_that_check_accepts(tmp_path: Path, capsys) -> Non
 def test_errors_are_one_line_with_the_right_code(
     arguments: list[str],
     code: int,
-    words: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -144,7 +144,7 @@ def test_errors_are_one_line_with_the_right_code(
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == code
     error = capsys.readouterr().err
-    assert words in error
+    assert message in error
     assert "Traceback" not in error
 
 

@@ -77,7 +77,7 @@ def test_writes_a_report(dataset: Path, capsys: pytest.CaptureFixture[str]) -> N
         ("faster_coco_eval", ["--faster"], "pip install faster-coco-eval"),
     ],
 )
-def test_what_is_missing_is_said_before_the_work(
+def test_missing_packages_are_reported_before_the_work(
     dataset: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

@@ -202,7 +202,7 @@ def test_missing_and_damaged_images_are_named(write_coco) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"category_id": 3}, "annotation 5 has category_id 3; .*0, 7"),
         ({"category_id": [7]}, "annotation 5 has category_id"),
@@ -210,9 +210,9 @@ def test_missing_and_damaged_images_are_named(write_coco) -> None:
         ({"bbox": [1, 2, 3]}, "annotation 5 has bbox"),
     ],
 )
-def test_bad_annotations_are_named_before_the_first_step(write_coco, make_square, change, words) -> None:
+def test_bad_annotations_are_named_before_the_first_step(write_coco, make_square, change, message) -> None:
     images, path = write_coco([(30, 30)], [make_square(1, 1, 5), make_square(1, 1, 5, id=5) | change])
-    with pytest.raises(YolactError, match=words):
+    with pytest.raises(YolactError, match=message):
         CocoDataset(images, path, SMALL, CLASSES)
 
 
@@ -240,7 +240,7 @@ def test_annotations_of_unknown_images_are_reported_and_skipped(write_coco, make
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("{", "not valid JSON"),
         ("[]", "result file"),
@@ -252,10 +252,10 @@ def test_annotations_of_unknown_images_are_reported_and_skipped(write_coco, make
         ('{"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}', "two categories"),
     ],
 )
-def test_a_bad_annotation_file_is_reported(tmp_path: Path, text: str, words: str) -> None:
+def test_a_bad_annotation_file_is_reported(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(text)
-    with pytest.raises(YolactError, match=words) as caught:
+    with pytest.raises(YolactError, match=message) as caught:
         read_classes(path)
     assert str(path) in str(caught.value)
 

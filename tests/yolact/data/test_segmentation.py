@@ -63,7 +63,7 @@ def test_rle_of_another_image_size_stays_in_place() -> None:
 
 
 @pytest.mark.parametrize(
-    ("segmentation", "words"),
+    ("segmentation", "message"),
     [
         ("circle", "str"),
         (None, "NoneType"),
@@ -84,8 +84,8 @@ def test_rle_of_another_image_size_stays_in_place() -> None:
         ({"size": [10**6, 10**6], "counts": [10**12]}, "size"),
     ],
 )
-def test_a_bad_segmentation_is_refused(segmentation: object, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_a_bad_segmentation_is_refused(segmentation: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         to_rle(segmentation, 10, 10)
 
 

@@ -25,7 +25,7 @@ from yolact.model import Yolact, YolactOutput
 from yolact.model.detect import Detections, detect
 from yolact.registry import get_config
 from yolact.weights.load import load_model
-from yolact_runtime.cuda.plans.masks import MaskShapes, check_sizes, mask_plan, read_regions
+from yolact_runtime.cuda.plans.masks import MaskShapes, mask_plan, read_regions
 from yolact_runtime.masks import full_masks as region_masks
 from yolact_runtime.preprocess import resize_batch
 
@@ -174,7 +174,7 @@ def test_mask_kernels(case: Case) -> None:
         "kept_coefficients": coefficients[None],
         "count": np.array([len(boxes)], np.int32),
         "prototypes": prototypes,
-        "sizes": check_sizes(shapes, [size]),
+        "sizes": np.array([size], np.int32),
     }
     out = run(mask_plan(shapes), inputs)
     (regions,) = read_regions(inputs["count"], inputs["sizes"], out["regions"], out["offsets"], out["edges"])

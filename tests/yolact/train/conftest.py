@@ -1,4 +1,4 @@
-"""A made dataset, and short trainings on it."""
+"""A synthetic dataset, and short trainings on it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def run(shapes: Path) -> Callable[..., int]:
 
 @pytest.fixture()
 def command(shapes: Path) -> Callable[..., list[str]]:
-    """The same as words for `python -m yolact.cli.train`."""
+    """The same as arguments of `python -m yolact.cli.train`."""
 
     def command(folder: Path, *options: str) -> list[str]:
         return [*COMMON, "--dataset", str(shapes), "--save_folder", str(folder), *options]

@@ -1,4 +1,4 @@
-"""What goes wrong is said in words that help, and loses nothing that was saved."""
+"""Failures are reported with advice, and nothing that was saved is lost."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 Capture = pytest.CaptureFixture[str]
 
 
-def test_a_bad_batch_is_saved_and_can_be_looked_into(
+def test_a_bad_batch_is_saved_and_can_be_analysed(
     run: Any, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forward = Yolact.forward_train
@@ -35,21 +35,21 @@ def test_a_bad_batch_is_saved_and_can_be_looked_into(
     with monkeypatch.context() as patch:
         patch.setattr(Yolact, "forward_train", poisoned)
         assert run(tmp_path, "--iterations", "9", "--set", "train.max_bad_steps=2") == 1
-    words = capsys.readouterr().err
-    assert "2 times in a row, last at iteration 1 on images [" in words
-    assert "box nan" in words
+    output = capsys.readouterr().err
+    assert "2 times in a row, last at iteration 1 on images [" in output
+    assert "box nan" in output
     dump = tmp_path / "yolact_tiny_bad_batch.pt"
-    assert f"--debug-batch {dump}" in words
+    assert f"--debug-batch {dump}" in output
     assert not list(tmp_path.glob("*.pth"))
 
     assert main(["--debug-batch", str(dump), "--device", "cpu"]) == 1
-    words = capsys.readouterr().err
-    assert "weight fpn.lat_layers.0.bias (48,): 1 of 48 are not finite" in words
-    assert "activation fpn.lat_layers.0[0]" in words
-    assert "backbone" not in words.partition("losses now")[0].partition("activation")[2].partition("\n")[0]
+    output = capsys.readouterr().err
+    assert "weight fpn.lat_layers.0.bias (48,): 1 of 48 are not finite" in output
+    assert "activation fpn.lat_layers.0[0]" in output
+    assert "backbone" not in output.partition("losses now")[0].partition("activation")[2].partition("\n")[0]
 
 
-def test_debug_batch_wants_a_dump(tmp_path: Path, capsys: Capture) -> None:
+def test_debug_batch_needs_a_saved_batch(tmp_path: Path, capsys: Capture) -> None:
     wrong = tmp_path / "other.pt"
     torch.save({"x": 1}, wrong)
     assert main(["--debug-batch", str(wrong)]) == 1
@@ -68,10 +68,10 @@ def test_an_unreadable_image_is_replaced_and_the_run_exits_1(
         folder = tmp_path / workers
         options = "--dataset", str(copy), "--iterations", "7", "--workers", workers
         assert run(folder, *options) == 1
-        words = capsys.readouterr().err
-        assert words.count("the next image takes its place") == 1
-        assert bad.name in words
-        assert "1 of 24 images could not be read" in words
+        output = capsys.readouterr().err
+        assert output.count("the next image replaces it") == 1
+        assert bad.name in output
+        assert "1 of 24 images could not be read" in output
         assert (folder / "yolact_tiny_1_7.pth").exists()
         totals.append([record["total"] for record in records(folder)])
     assert totals[0] == totals[1]
@@ -84,10 +84,10 @@ def test_out_of_memory_says_what_to_lower(
 ) -> None:
     monkeypatch.setattr(Yolact, "forward_train", lambda model, x: torch.empty(1 << 55))
     assert run(tmp_path, "--iterations", "1") == 1
-    words = capsys.readouterr().err
-    assert "out of memory" in words
+    output = capsys.readouterr().err
+    assert "out of memory" in output
     for option in ("--batch-size (now 4)", "--accumulate", "--amp bf16", "input size"):
-        assert option in words
+        assert option in output
 
 
 def test_a_gpu_out_of_memory_is_known() -> None:
@@ -115,10 +115,10 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_a_worker_that_dies_is_said(command: Callable[..., list[str]], tmp_path: Path) -> None:
+def test_a_dead_worker_is_reported(command: Callable[..., list[str]], tmp_path: Path) -> None:
     options = command(tmp_path, "--iterations", "12", "--save-every", "1", "--workers", "1")
-    words = [sys.executable, "-c", DEADLY, *options]
-    done = subprocess.run(words, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
+    arguments = [sys.executable, "-c", DEADLY, *options]
+    done = subprocess.run(arguments, stderr=subprocess.PIPE, text=True, check=False, timeout=120)
     assert done.returncode == 1, done.stderr
     assert "a process that loads images ended" in done.stderr
     assert "lower --workers (now 1)" in done.stderr
@@ -138,13 +138,13 @@ def test_a_full_disk_keeps_what_was_saved(
     def small_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (half, half))
 
-    words = [
+    arguments = [
         sys.executable,
         "-m",
         "yolact.cli.train",
         *command(tmp_path, "--iterations", "4", "--resume=last"),
     ]
-    done = subprocess.run(words, stderr=subprocess.PIPE, text=True, preexec_fn=small_files, check=False)
+    done = subprocess.run(arguments, stderr=subprocess.PIPE, text=True, preexec_fn=small_files, check=False)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert (
@@ -162,6 +162,6 @@ def test_a_folder_that_cannot_be_written_to_is_found_before_the_first_step(
 ) -> None:
     (tmp_path / "file").touch()
     assert run(tmp_path / "file" / "weights", "--iterations", "1") == 1
-    words = capsys.readouterr().err.strip().splitlines()
-    assert words[-1].startswith(f"ERROR: cannot write {tmp_path}/file/weights")
-    assert "Traceback" not in "".join(words)
+    output = capsys.readouterr().err.strip().splitlines()
+    assert output[-1].startswith(f"ERROR: cannot write {tmp_path}/file/weights")
+    assert "Traceback" not in "".join(output)

@@ -67,10 +67,10 @@ class Server:
                 self.answer(with_body=True)
 
             def answer(self, with_body: bool) -> None:
-                wanted = self.headers.get("Range")
+                requested = self.headers.get("Range")
                 state.tokens.append(self.headers.get("Authorization"))
                 if with_body:
-                    state.requests.append((self.path, wanted))
+                    state.requests.append((self.path, requested))
                 else:
                     state.heads += 1
                 if state.codes:
@@ -85,8 +85,8 @@ class Server:
                     return
                 start = 0
                 fits = not state.if_range or self.headers.get("If-Range") == state.etag
-                if wanted and state.ranges and fits:
-                    start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])
+                if requested and state.ranges and fits:
+                    start = int(re.fullmatch(r"bytes=(\d+)-", requested)[1])
                     if start >= len(state.content):
                         self.send_error(416)
                         return
@@ -148,7 +148,7 @@ def test_resumes_where_the_connection_broke(server: Server, tmp_path: Path) -> N
     server.drops = [1_000_000, 500_000]
     download(f"{server.url}/file", tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == CONTENT
-    assert [wanted for _, wanted in server.requests] == [None, "bytes=1000000-", "bytes=1500000-"]
+    assert [requested for _, requested in server.requests] == [None, "bytes=1000000-", "bytes=1500000-"]
 
 
 def test_resumes_in_a_later_call(server: Server, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_resumes_in_a_later_call(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("if_range", [True, False])
-def test_starts_again_when_the_file_changed_meanwhile(server: Server, tmp_path: Path, if_range: bool) -> None:
+def test_starts_again_if_the_file_has_changed(server: Server, tmp_path: Path, if_range: bool) -> None:
     drop_after(server, 1000, tmp_path)
     server.etag, server.content = '"two"', CONTENT[::-1]
     server.if_range = if_range
@@ -166,7 +166,7 @@ def test_starts_again_when_the_file_changed_meanwhile(server: Server, tmp_path: 
     assert (tmp_path / "file").read_bytes() == CONTENT[::-1]
 
 
-def test_starts_again_when_the_server_cannot_resume(server: Server, tmp_path: Path) -> None:
+def test_starts_again_if_the_server_cannot_resume(server: Server, tmp_path: Path) -> None:
     server.ranges, server.drops = False, [1000]
     download(f"{server.url}/file", tmp_path / "file", SHA)
     assert (tmp_path / "file").read_bytes() == CONTENT
@@ -178,7 +178,7 @@ def test_does_not_resume_what_cannot_be_recognised(server: Server, tmp_path: Pat
     download(f"{server.url}/file", tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == CONTENT
     # The second asks for the rest of a version that this server does not have, and gets the whole.
-    assert [wanted for _, wanted in server.requests] == [None, "bytes=1000-"]
+    assert [requested for _, requested in server.requests] == [None, "bytes=1000-"]
 
 
 def test_a_part_longer_than_the_file_is_dropped(server: Server, tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path) -> None:
     assert (server.heads, len(server.requests)) == (3, 1)
 
 
-def test_not_found_is_said_at_once(server: Server, tmp_path: Path) -> None:
+def test_not_found_is_reported_at_once(server: Server, tmp_path: Path) -> None:
     server.codes = [404]
     with pytest.raises(YolactError, match=f"{server.url}/file: the server answered 404"):
         download(f"{server.url}/file", tmp_path / "file")
@@ -289,7 +289,7 @@ def test_a_file_put_there_by_hand_is_kept_unless_a_hash_says_otherwise(
     assert download(f"{server.url}/file", path, SHA.upper()).read_bytes() == CONTENT
 
 
-def test_full_disk_is_said_before_fetching(
+def test_full_disk_is_reported_before_fetching(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
@@ -329,6 +329,12 @@ def test_processes_that_ask_at_once_fetch_once(server: Server, tmp_path: Path) -
     assert [process.wait(60) for process in processes] == [0, 0, 0]
     assert (tmp_path / "file").read_bytes() == CONTENT
     assert len(server.requests) == 1
+
+
+def test_missing_library_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub.utils", None)
+    with pytest.raises(YolactError, match=r'needs packages that are not installed; .*"yolact\[train\]"'):
+        download("http://127.0.0.1/file", tmp_path / "file")
 
 
 def test_published_weights(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,13 +23,14 @@ IMAGE = np.full((20, 30, 3), 255, np.uint8)
 # One call after a `runtime` engine, as the GPU sees it.
 CALL = [
     "upload", "resize", "network", "filter_scores", "list_candidates", "class_nms", "keep_best",
-    "count_wanted", "assemble_masks", "mask_bits", "count_edges", "write_edges", "download",
+    "count_visible", "assemble_masks", "mask_bits", "count_edges", "write_edges", "download",
 ]  # fmt: skip
 EDGES = "download"
 
 
 def test_a_call_is_one_stream_from_upload_to_download(gpu: FakeGpu, tmp_path: Path) -> None:
     with open_engine(write_engine(tmp_path, runtime_arrays(), RUNTIME), streams=1) as engine:
+        gpu.ran.clear()  # of the upload of the priors
         engine.predict([IMAGE])
         first, gpu.ran = gpu.ran, []
         for _ in range(2):
@@ -139,13 +140,14 @@ def test_nothing_is_held_or_made_anew_over_10000_calls(gpu: FakeGpu, tmp_path: P
         for n in (1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3):
             engine.predict([IMAGE] * n)
         held, made = gpu.held, {"cuMemAlloc", "cuMemHostAlloc", "cuStreamCreate", "cuGraphInstantiate"}
-        gpu.calls.clear()
+        gpu.names.clear()
         for call in range(10_000):
             engine.predict_prepared([IMAGE] * (1 + call % 3), [(20, 30)] * (1 + call % 3), 0.15, 15)
             if call % 1000 == 0:
                 assert not made.intersection(gpu.names)
-                gpu.calls.clear()
+                gpu.names.clear()
                 gpu.ran.clear()
+                gpu.launched.clear()
         assert gpu.held == held
     assert not gpu.held and not gpu.problems
 
@@ -158,16 +160,16 @@ def test_what_came_last_goes_first(gpu: FakeGpu, tmp_path: Path) -> None:
         engine.predict([IMAGE])
         held = [pair for pair in gpu.held if not pair[0].startswith("cu")]
         given_back.clear()
+    assert given_back.pop() == ("cuCtxPopCurrent", "context")  # which pycuda leaves on the driver's stack
     assert sorted(map(str, given_back)) == sorted(map(str, held))
     kinds = [end for end, _ in given_back]
-    # Contexts before the memory that they use; the primary context last.
+    # Execution contexts before the memory that they use; the primary context last.
     assert kinds[0] == "forget"
     assert kinds[-1] == "release context"
     assert [value[0] for end, value in given_back if end == "forget"] == [  # type: ignore[index]
         "ExecutionContext", "Engine", "Runtime",
     ]  # fmt: skip
     addresses = [value for end, value in held if end in ("free", "free host")]
-    # The first room for images is part of the last things taken.
     freed = [value for end, value in given_back if end in ("free", "free host")]
     assert freed == addresses[::-1]
 
@@ -201,7 +203,7 @@ def test_where_there_is_no_room_masks_are_made_on_the_host(
             assert engine.predict([large])[0].rles == expected
             assert engine.predict([large])[0].rles == expected
         assert caplog.text.count("900 pixels") == 1
-        assert "out of memory" in caplog.text and "made on the host" in caplog.text
+        assert "out of memory" in caplog.text and "computed on the host" in caplog.text
         gpu.fail_when = lambda name: False
         assert len(engine.predict([IMAGE])[0]) == 2
     assert not gpu.held and not gpu.problems
@@ -216,7 +218,7 @@ def test_masks_with_too_many_edges_are_made_on_the_host(
     monkeypatch.setattr(MaskShapes, "capacity", 5)
     with open_engine(path) as engine, caplog.at_level(logging.WARNING):
         assert engine.predict([IMAGE])[0].rles == expected
-    assert "there is room for 5; made on the host" in caplog.text
+    assert "do not fit the buffer, which holds 5; computed on the host" in caplog.text
     assert not gpu.held and not gpu.problems
 
 
@@ -315,7 +317,7 @@ def use(path: Path) -> int:
         except DeviceError:
             raise
         except YolactError as error:  # there was no memory for them
-            assert "masks are made on the host" in str(error)
+            assert "masks are computed on the host" in str(error)
         return sum(found)
 
 
@@ -329,8 +331,12 @@ RAW = (runtime_arrays(), replace(RUNTIME, max_batch=1))
         ((native_arrays(), NATIVE), CUresult.CUDA_ERROR_OUT_OF_MEMORY, None),
         ((native_arrays(), NATIVE), CUresult.CUDA_ERROR_ILLEGAL_ADDRESS, None),
         # What raw heads add: buffers of the detection kernels, and their launches.
-        (RAW, CUresult.CUDA_ERROR_OUT_OF_MEMORY, {"cuMemAlloc", "cuMemcpyHtoD", "cuModuleLoadData"}),
-        (RAW, CUresult.CUDA_ERROR_ILLEGAL_ADDRESS, {"cuMemcpyHtoD", "cuLaunchKernel"}),
+        (
+            RAW,
+            CUresult.CUDA_ERROR_OUT_OF_MEMORY,
+            {"cuMemAlloc", "cuMemcpyHtoDAsync", "cuModuleLoadDataEx", "cuModuleGetFunction"},
+        ),
+        (RAW, CUresult.CUDA_ERROR_ILLEGAL_ADDRESS, {"cuMemcpyHtoDAsync", "cuLaunchKernel"}),
     ],
 )
 def test_whichever_call_fails_nothing_is_left(

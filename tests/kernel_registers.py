@@ -1,25 +1,31 @@
-"""What kernels take of a multiprocessor, as the compiler reports it.
+"""Registers, shared memory and spills of every kernel, as the compiler reports them.
 
-As a command, `python -m yolact_runtime.cuda.registers --capability 6.1 8.6` compiles every kernel and shows
-its registers, shared memory and spills; it needs no GPU.
+    python tests/kernel_registers.py --capability 6.1 8.6
+
+shows a table; it needs no GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
 
 from yolact_runtime import commandline
 from yolact_runtime.cuda.compile import Module, compile_kernels, parse_capability
-from yolact_runtime.cuda.plans.catalogue import catalogue
+from yolact_runtime.cuda.plans.detection import detection_plan
+from yolact_runtime.cuda.plans.masks import MaskShapes, mask_plan
+from yolact_runtime.cuda.plans.plan import Plan, kernels_by_source
+from yolact_runtime.cuda.plans.preprocess import preprocess_plan
+from yolact_runtime.cuda.plans.visible import visible_plan
 from yolact_runtime.errors import YolactError
 
-# What is compiled for in continuous integration: GTX 10, RTX 20, 30 and 40 series, H100, RTX 50 series.
+# Continuous integration compiles for GTX 10, RTX 20, 30 and 40 series, H100, RTX 50 series.
 CAPABILITIES = ("6.1", "7.5", "8.6", "8.9", "9.0", "12.0")
 
 _KERNEL = re.compile(r"Compiling entry function '(\w+)'")
@@ -30,14 +36,14 @@ _SHARED = re.compile(r"(\d+)(?:\+\d+)? bytes smem")
 
 @dataclass(frozen=True)
 class Use:
-    """One kernel on one kind of GPU.
+    """What one kernel uses on one kind of GPU.
 
     Attributes:
         expression: The kernel with its template arguments.
         capability: Compute capability.
-        registers: Per thread.
-        shared_bytes: Of shared memory per block, without what a launch adds.
-        stack_bytes: Of local memory per thread, spills or not.
+        registers: Registers per thread.
+        shared_bytes: Static shared memory per block.
+        stack_bytes: Local memory per thread, including spills.
         spilled: Bytes stored to and loaded from local memory because registers ran out.
     """
 
@@ -50,10 +56,10 @@ class Use:
 
 
 def parse(module: Module) -> list[Use]:
-    """The use of each kernel of a module of machine code, in the order of their expressions.
+    """What each kernel of a machine code module uses, in the order of its expressions.
 
     Raises:
-        ValueError: the compiler's messages do not tell it.
+        ValueError: the compiler's log does not report it.
     """
     found: dict[str, dict[str, int]] = {}
     current: dict[str, int] = {}
@@ -77,29 +83,41 @@ def parse(module: Module) -> list[Use]:
     return uses
 
 
+def example_plans() -> Iterator[Plan]:
+    """Plans for a COCO network of 550 pixels that use every source, and every element type of its kernels."""
+    floats = ("float32", "float16")
+    for loc, logits in itertools.product(floats, floats):
+        yield detection_plan(1, 19248, 80, loc_dtype=loc, logits_dtype=logits, coefficients_dtype=loc)
+    for dtype in floats:
+        yield mask_plan(MaskShapes(1, 100, 32, 138, 138, 480, 640, dtype))
+    yield visible_plan(1, 100, 32)
+    for dtype in ("uint8", *floats):
+        yield preprocess_plan(1, 550, 640 * 480 * 3, dtype)
+
+
 def measure(capability: tuple[int, int]) -> list[Use]:
-    """Compile every kernel of the catalogue for `capability`.
+    """Compile every kernel of the example plans for `capability`.
 
     Raises:
-        YolactError: no installed compiler knows the capability.
+        YolactError: no installed compiler supports the capability.
     """
     return [
         use
-        for source, expressions in catalogue().items()
+        for source, expressions in kernels_by_source(example_plans()).items()
         for use in parse(compile_kernels(source, expressions, capability))
     ]
 
 
 def table(uses: list[Use]) -> Table:
-    """A row for each kernel, and columns of registers, shared memory and spills for each capability."""
+    """A row for each kernel; a column of registers, shared memory and spills for each capability."""
     out = Table(title="registers / shared bytes / spilled bytes")
     capabilities = sorted({use.capability for use in uses})
     out.add_column("kernel", no_wrap=True)
     for major, minor in capabilities:
         out.add_column(f"sm_{major}{minor}", justify="right")
-    by_place = {(use.expression, use.capability): use for use in uses}
+    by_cell = {(use.expression, use.capability): use for use in uses}
     for expression in dict.fromkeys(use.expression for use in uses):
-        cells = [by_place[expression, capability] for capability in capabilities]
+        cells = [by_cell[expression, capability] for capability in capabilities]
         out.add_row(
             expression,
             *(
@@ -112,9 +130,9 @@ def table(uses: list[Use]) -> Table:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; exits with 1 where a kernel spills."""
+    """Run the command; exits with 1 if a kernel spills."""
     parser = commandline.Parser(
-        prog="python -m yolact_runtime.cuda.registers",
+        prog="python tests/kernel_registers.py",
         description="Compile every kernel and show its registers, shared memory and spills; needs no GPU.",
     )
     parser.add_argument(
