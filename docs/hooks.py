@@ -1,16 +1,20 @@
-"""What `mkdocs build` adds to the pages: the options of each command, read from its own parser."""
+"""What `mkdocs build` adds to the pages: options from the commands' parsers, settings from dataclasses."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import html
+import inspect
 import re
+import typing
 from collections.abc import Iterator
 from importlib.metadata import distribution
 from typing import Any
 
-_MARKER = re.compile(r"^<!-- options: (yolact-\w+) -->$", re.MULTILINE)
+_OPTIONS = re.compile(r"^<!-- options: (yolact-\w+) -->$", re.MULTILINE)
+_SETTINGS = re.compile(r"^<!-- settings: ([\w.]+) -->$", re.MULTILINE)
 # Every command has these; they are listed once on its page, not again for each subcommand.
 _COMMON = {"--help", "--debug", "--quiet", "--version", "--print-completion"}
 
@@ -24,8 +28,12 @@ class _ParserFound(BaseException):
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace `<!-- options: yolact-infer -->` by tables (an event of mkdocs, called for each page)."""
-    return _MARKER.sub(lambda match: command_tables(command_parser(match[1])), markdown)
+    """Replace the markers of a page by tables; mkdocs calls this for each page.
+
+    The markers are `<!-- options: yolact-infer -->` and `<!-- settings: train -->`.
+    """
+    markdown = _OPTIONS.sub(lambda match: command_tables(command_parser(match[1])), markdown)
+    return _SETTINGS.sub(lambda match: settings_table(match[1]), markdown)
 
 
 def command_names() -> list[str]:
@@ -68,25 +76,64 @@ def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
 
 def command_tables(parser: argparse.ArgumentParser) -> str:
     """The options of a command and of its subcommands, as Markdown."""
-    parts = ["## Options", *_tables(parser, common=True)]
+    tables = list(_tables(parser))
+    parts = ["## Options", *tables] if tables else []
     for name, sub in subcommands(parser).items():
-        parts += [f"## {parser.prog} {name}", _sentence(sub.description), *_tables(sub, common=False)]
+        parts += [f"## {parser.prog} {name}", _sentence(sub.description), *_tables(sub)]
+    common = [action for action in parser._actions if _COMMON & set(action.option_strings)]
+    parts += ["## Common options", _table(parser, common)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _tables(parser: argparse.ArgumentParser, common: bool) -> Iterator[str]:
-    formatter = parser._get_formatter()
+def settings_table(group: str) -> str:
+    """The fields of a group of settings, such as `train`: types, defaults and meanings."""
+    from yolact.config import Config
+
+    kind: Any = Config
+    for name in group.split("."):
+        kind = typing.get_type_hints(kind)[name]
+    prose, _, attributes = (inspect.getdoc(kind) or "").partition("Attributes:\n")
+    meanings = dict(re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", attributes, re.MULTILINE))
+    types = typing.get_type_hints(kind)
+    rows = []
+    for field in dataclasses.fields(kind):
+        if not dataclasses.is_dataclass(types[field.name]):
+            words = typing.get_args(types[field.name]) if "Literal" in str(types[field.name]) else ()
+            cells = [
+                _code(f"{group}.{field.name}"),
+                _code(", ".join(words) or str(field.type)),
+                _code(str(field.default).replace("(", "[").replace(",)", "]").replace(")", "]")),
+                _cell(meanings.get(field.name, "")),
+            ]
+            rows.append(f"| {' | '.join(cells)} |")
+    head = ["| setting | type | default | meaning |", "|---|---|---|---|"]
+    return f"{prose.strip()}\n\n" + "\n".join([*head, *rows]) + "\n"
+
+
+def _tables(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """A table for each group of arguments that are not common to all commands, under the group's title."""
+    titled = False
     for group in parser._action_groups:
-        rows = [
-            f"| {_spelling(action)} | {_cell(formatter._expand_help(action) if action.help else '')} |"
-            for action in group._group_actions
-            if action.help != argparse.SUPPRESS
-            and (common or not _COMMON & set(action.option_strings))
-            and not isinstance(action, argparse._SubParsersAction)
-        ]
-        if rows:
-            title = _sentence(group.title).removesuffix(".")
-            yield "\n".join([f"**{title}**\n", "| | meaning |", "|---|---|", *rows])
+        actions = [action for action in group._group_actions if not _COMMON & set(action.option_strings)]
+        table = _table(parser, actions)
+        if table:
+            title = {"positional arguments": "arguments"}.get(group.title or "", group.title)
+            yield (
+                f"**{_sentence(title).removesuffix('.')}**\n\n{table}"
+                if titled or title != "options"
+                else table
+            )
+            titled = True
+
+
+def _table(parser: argparse.ArgumentParser, actions: list[argparse.Action]) -> str:
+    formatter = parser._get_formatter()
+    rows = [
+        f"| {_spelling(action)} | {_cell(formatter._expand_help(action) if action.help else '')} |"
+        for action in actions
+        if action.help != argparse.SUPPRESS and not isinstance(action, argparse._SubParsersAction)
+    ]
+    return "\n".join(["| | meaning |", "|---|---|", *rows]) if rows else ""
 
 
 def _spelling(action: argparse.Action) -> str:

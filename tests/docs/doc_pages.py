@@ -90,12 +90,15 @@ def spans(text: str) -> Iterator[str]:
 
 
 def command_lines(text: str) -> Iterator[list[str]]:
-    """Each call of one of the project's commands on a page, in words: `[command, argument, ...]`."""
+    """Each call of one of the project's commands on a page, in words: `[command, argument, ...]`.
+
+    `-m yolact.cli.train`, as after `torchrun`, counts as `yolact-train`.
+    """
     shell = [block.text for block in blocks(text) if block.language in _SHELL]
     for source in [*shell, *spans(text)]:
         for line in source.replace("\\\n", " ").splitlines():
             for part in re.split(r"\||&&|;", line.partition(" #")[0]):
-                words = _words(part)
+                words = _words(re.sub(r"-m yolact\.cli\.(\w+)", r"yolact-\1", part))
                 for i, word in enumerate(words):
                     if re.fullmatch(r"yolact-[a-z]+", word):
                         yield words[i:]

@@ -116,3 +116,11 @@ def test_generated_tables_hold_every_option() -> None:
         assert "<!-- options" not in tables
         for option in options_of(parser) - {"--print-completion"}:
             assert f"<code>{option}" in tables, option
+
+
+def test_generated_tables_hold_every_setting() -> None:
+    page = (ROOT / "docs/reference/configurations.md").read_text(encoding="utf-8")
+    tables = hooks.on_page_markdown(page)
+    for name in settings(configs()["yolact_base"]):
+        if "." in name:
+            assert f"<code>{name}</code>" in tables or name.startswith("classes."), name

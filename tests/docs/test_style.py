@@ -55,3 +55,12 @@ def test_every_page_is_in_the_navigation() -> None:
     pages = [p.relative_to(ROOT / "docs").as_posix() for p in PAGES if p.is_relative_to(ROOT / "docs")]
     assert pages
     assert [page for page in pages if not re.search(rf": {re.escape(page)}$", navigation, re.MULTILINE)] == []
+
+
+def test_pages_named_in_the_code_exist() -> None:
+    folders = [ROOT / name for name in ("yolact", "export", "runtime", "benchmarks")]
+    code = [path for folder in folders for path in folder.rglob("*.py")] + [ROOT / "pyproject.toml"]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in code)
+    named = set(re.findall(r"docs/[\w/-]+\.md", text))
+    assert named
+    assert [page for page in sorted(named) if not (ROOT / page).is_file()] == []

@@ -26,7 +26,7 @@ def cuda_may_load() -> bool:
 
 
 def choose_for_cpu(delivered: str, asked: str | None = None) -> tuple[str, str]:
-    """The fastest backend for an ONNX file on this CPU according to measurements (docs/runtime.md), and why.
+    """The fastest backend for an ONNX file on this CPU as measured (docs/how-to/deploy-cpu.md), and why.
 
     Args:
         delivered: Precision of the file; empty where it is not known.

@@ -43,7 +43,7 @@ def load_engine(
     Args:
         path: A file, or the name of a published model such as `yolact_resnet50` (downloaded once).
         backend: "onnxruntime", "openvino", "cuda" or "tensorrt" for exported files. Left out: CUDA where it
-            loads, otherwise the fastest for this CPU and file (docs/runtime.md).
+            loads, otherwise the fastest for this CPU and file (docs/how-to/deploy-cpu.md).
         precision: "fp32", "fp16", "bf16", "int8" or "int8+bf16"; an engine that delivers another is refused.
             Those with bf16 are ways to run an fp32 or int8 file in OpenVINO; the others are properties of
             the file.
