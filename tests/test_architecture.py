@@ -41,7 +41,7 @@ def module_files() -> dict[str, Path]:
 
 
 def project_imports(name: str, path: Path, modules: Collection[str]) -> set[str]:
-    """The modules of this project that a module imports: in functions too, but not for type checking only.
+    """The modules of this project that a module imports, also inside functions and for type checking only.
 
     The strings that `importlib.import_module` and the table of backends take count as well. A package's
     `__init__` does not count for the modules inside it, which it runs before anyway.
@@ -50,10 +50,6 @@ def project_imports(name: str, path: Path, modules: Collection[str]) -> set[str]
     found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
-            for child in node.orelse:
-                visit(child)
-            return
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -105,18 +101,20 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     assert circles(graph) == []
 
 
-def test_a_circle_is_found_also_inside_functions_and_strings(tmp_path: Path) -> None:
+def test_imports_inside_functions_strings_and_type_checking_count(tmp_path: Path) -> None:
     sources = {
         "p.a": "def f():\n    from p import b\n",
         "p.b": "import importlib\nimportlib.import_module('p.c')\n",
-        "p.c": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import p.a\n",
+        "p.c": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import p.d\n",
+        "p.d": "import os, p.a_b\n",
     }
     graph = {}
     for name, text in sources.items():
         file = tmp_path / f"{name}.py"
         file.write_text(text)
         graph[name] = project_imports(name, file, sources.keys())
-    assert graph == {"p.a": {"p.b"}, "p.b": {"p.c"}, "p.c": set()}
+    assert graph == {"p.a": {"p.b"}, "p.b": {"p.c"}, "p.c": {"p.d"}, "p.d": set()}
+    assert circles(graph) == []
     graph["p.c"].add("p.a")
     assert circles(graph) == [["p.a", "p.b", "p.c"]]
 
