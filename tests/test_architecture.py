@@ -18,6 +18,8 @@ FOLDERS = {
     "yolact_bench": ROOT / "benchmarks/yolact_bench",
 }
 ORDER = list(FOLDERS)
+# Methods of `Engine` and `Candidate`, documented there.
+OVERRIDES = {"detect", "prepare", "end_to_end", "predict_prepared"}
 
 
 def imported(path: Path) -> set[str]:
@@ -153,3 +155,15 @@ def test_no_large_binary_is_tracked() -> None:
         and len(content) > 100_000
     ]
     assert not large
+
+
+def test_functions_over_ten_lines_have_a_docstring() -> None:
+    """Except `__init__`, which the docstring of its class covers, and what overrides a documented method."""
+    missing = []
+    for name, path in module_files().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.name != "__init__" and not ast.get_docstring(node):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                if lines > 10 and node.name not in OVERRIDES:
+                    missing.append(f"{name}.{node.name} ({lines} lines)")
+    assert not missing
