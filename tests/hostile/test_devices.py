@@ -1,4 +1,4 @@
-"""GPUs that are missing, too old, too small, of another kind or lost: one line says which and what helps."""
+"""GPUs that are missing, too old, too small, of another kind or lost: one line says so and what helps."""
 
 from __future__ import annotations
 
