@@ -43,7 +43,8 @@ def module_files() -> dict[str, Path]:
 def project_imports(name: str, path: Path, modules: Collection[str]) -> set[str]:
     """The modules of this project that a module imports: in functions too, but not for type checking only.
 
-    The strings that `importlib.import_module` and the table of backends take count as well. A package's `__init__` is not counted for the modules inside it, which it runs before anyway.
+    The strings that `importlib.import_module` and the table of backends take count as well. A package's
+    `__init__` does not count for the modules inside it, which it runs before anyway.
     """
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     found: set[str] = set()

@@ -1,4 +1,4 @@
-"""GPUs that are missing, too old, too small, of another kind or lost: one line says so and what helps."""
+"""GPUs that are missing, too old, too small, of another kind or lost: one line names problem and remedy."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def engine(tmp_path: Path) -> Path:
 
 
 def refused(engine: Path, words: str, kind: type[YolactError] = YolactError) -> str:
-    """The one line that opening it ends with."""
+    """The message of the error that opening it raises, which is one line."""
     with pytest.raises(kind, match=words) as raised:
         load_engine(engine)
     text = str(raised.value)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
+from yolact.evaluation.matching import match_instances, pairwise_iou
 from yolact_runtime.errors import UsageError
 
 IOU_THRESHOLD = 0.5
@@ -102,31 +102,25 @@ def _count(
     objects = [entry for entry in truth if not entry["iscrowd"]]
     crowds = [entry for entry in truth if entry["iscrowd"]]
     ranked = sorted(found, key=lambda entry: -entry["score"])
-    iou = _overlap(ranked, objects, kind, crowd=False)  # (detections, objects)
+    iou = _overlap(ranked, objects, kind)  # (detections, objects)
     inside = _overlap(ranked, crowds, kind, crowd=True)  # (detections, crowds)
-    free = np.ones(len(objects), bool)
+    pairs = dict(match_instances(np.where((iou >= iou_threshold) & (iou > 0), iou, -np.inf)))
     for row, entry in enumerate(ranked):
         label = index[entry["category_id"]]
-        candidates = np.where(free & (iou[row] >= iou_threshold), iou[row], -1.0)
-        if candidates.size and candidates.max() > 0:
-            best = int(candidates.argmax())
-            free[best] = False
-            counts[index[objects[best]["category_id"]], label] += 1
+        if row in pairs:
+            counts[index[objects[pairs[row]]["category_id"]], label] += 1
         elif not any(
             share >= iou_threshold and crowd["category_id"] == entry["category_id"]
             for share, crowd in zip(inside[row], crowds, strict=True)
         ):
             counts[nothing, label] += 1
-    for taken, entry in zip(~free, objects, strict=True):
-        counts[index[entry["category_id"]], nothing] += int(not taken)
+    for column, entry in enumerate(objects):
+        counts[index[entry["category_id"]], nothing] += int(column not in pairs.values())
 
 
 def _overlap(
-    found: Sequence[dict[str, Any]], truth: Sequence[dict[str, Any]], kind: str, crowd: bool
+    found: Sequence[dict[str, Any]], truth: Sequence[dict[str, Any]], kind: str, crowd: bool = False
 ) -> np.ndarray:
     """(found, truth) IoU; for crowds the share of the found one's area instead."""
-    if not found or not truth:
-        return np.zeros((len(found), len(truth)))
     key = "segmentation" if kind == "mask" else "bbox"
-    left, right = ([entry[key] for entry in side] for side in (found, truth))
-    return np.asarray(coco_mask.iou(left, right, [crowd] * len(truth)))
+    return pairwise_iou([entry[key] for entry in found], [entry[key] for entry in truth], crowd)

@@ -8,9 +8,11 @@ import numpy as np
 import oracle
 import pytest
 from cuda_on_cpu import FORWARD, REVERSED, run
+from golden import strided
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
+from shared_data import reference_files
 
 from yolact_runtime import masks
 from yolact_runtime.cuda.plans.masks import MaskShapes, mask_plan, read_regions
@@ -184,12 +186,13 @@ def test_edges_that_do_not_fit_are_reported():
         read_regions(inputs["count"], inputs["sizes"], out["regions"], out["offsets"], out["edges"])
 
 
-def test_prototypes_of_a_real_image(reference_dir):
-    golden = np.load(reference_dir / "golden_yolact_resnet50_config_coco.npz")
-    prototypes = golden["proto_s6"].astype(np.float32)
+@pytest.mark.parametrize("path", reference_files("golden_*.npz"), ids=lambda path: path.stem)
+def test_prototypes_of_the_reference_network(path):
+    golden = np.load(path)
+    prototypes = strided(golden, "proto")[0]
     number = min(12, len(golden["fast_det_box"]))
     boxes, coefficients = golden["fast_det_box"][:number], golden["fast_det_mask"][:number]
-    height, width = 426, 640
+    height, width = golden["img_hw"].tolist()
     shapes = MaskShapes(1, number, prototypes.shape[2], *prototypes.shape[:2], height, width)
     inputs = {
         "boxes": boxes[None].astype(np.float32),

@@ -14,7 +14,8 @@ from typing import Any
 
 from yolact_runtime.errors import YolactError
 from yolact_runtime.files import read_json, sha256
-from yolact_runtime.metadata import PREFIX, Metadata, convert
+from yolact_runtime.metadata import PREFIX, Metadata
+from yolact_runtime.typed import convert
 
 # `--backend` -> the package that builds and runs engines; the keys are also the names of the extras.
 LIBRARIES = {"trt": "tensorrt", "rtx": "tensorrt_rtx"}
