@@ -260,6 +260,16 @@ def test_detections_of_prepared_batches(gpu: FakeGpu, tmp_path: Path) -> None:
             engine.predict_prepared([IMAGE] * 4, [(20, 30)] * 4, 0.15, 15)
 
 
+def test_prepared_batches_do_not_disturb_a_captured_graph(gpu: FakeGpu, tmp_path: Path) -> None:
+    with open_engine(write_engine(tmp_path, native_arrays(), NATIVE), streams=1) as engine:
+        expected = [engine.predict([IMAGE])[0].rles for _ in range(3)][0]
+        engine.detect(np.zeros((1, 16, 16, 3), np.uint8))
+        assert engine.predict([IMAGE])[0].rles == expected
+        assert gpu.names.count("cuGraphLaunch") == 3
+        assert gpu.names.count("create_execution_context") == 1  # which both use
+    assert not gpu.held and not gpu.problems
+
+
 def test_stages_are_timed_by_events(gpu: FakeGpu, tmp_path: Path) -> None:
     with open_engine(write_engine(tmp_path, runtime_arrays(), RUNTIME)) as engine:
         # The fake's clock ticks with each task, and with the event itself.
