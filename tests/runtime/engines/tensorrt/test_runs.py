@@ -262,7 +262,7 @@ def test_detections_of_prepared_batches(gpu: FakeGpu, tmp_path: Path) -> None:
 
 def test_prepared_batches_do_not_disturb_a_captured_graph(gpu: FakeGpu, tmp_path: Path) -> None:
     with open_engine(write_engine(tmp_path, native_arrays(), NATIVE), streams=1) as engine:
-        expected = [engine.predict([IMAGE])[0].rles for _ in range(3)][0]
+        expected, *_ = (engine.predict([IMAGE])[0].rles for _ in range(3))
         engine.detect(np.zeros((1, 16, 16, 3), np.uint8))
         assert engine.predict([IMAGE])[0].rles == expected
         assert gpu.names.count("cuGraphLaunch") == 3
