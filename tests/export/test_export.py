@@ -35,7 +35,7 @@ from yolact_runtime.files import sha256
 
 def make_model(name: str = "yolact_tiny", *settings: str) -> Yolact:
     """A network whose random weights find something of every class."""
-    torch.manual_seed(0)
+    torch.manual_seed(2)
     config = override(get_config(name), settings)
     if len(config.classes) > 5:
         config = replace(config, classes=Classes(("a", "b", "c", "d", "e"), (0, 3, 4, 9, 90)))
