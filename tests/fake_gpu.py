@@ -24,7 +24,7 @@ from fake_tensorrt import make_tensorrt
 from yolact_runtime.cuda.compile import Module
 
 GUARD = 256
-LARGE = 2**26  # bytes; larger blocks only serve timing, and nobody touches them
+LARGE = 2**26  # bytes; larger blocks only serve timing and are never written
 
 
 class FakeStream:
@@ -54,8 +54,8 @@ class FakeGpu:
         error: With what they fail.
         held: What was made and not ended: (how it ends, value).
         ran: (stream, name) of what the GPU did, in order.
-        problems: What a GPU or pycuda would not forgive.
-        computes: Whether kernels and networks run; otherwise they only take place.
+        problems: Calls that a GPU or pycuda would punish.
+        computes: Whether kernels and networks run; otherwise they are only recorded.
         capturable: What `is_stream_capturable` says.
         static_shared: Bytes of shared memory that every kernel reports.
         allowed_shared: Bytes of dynamic shared memory that were asked for, by kernel.
@@ -148,7 +148,7 @@ class FakeGpu:
     # ---- memory ----
 
     def reserve(self, nbytes: int) -> int:
-        # Without computing nobody writes what is read.
+        # If nothing computes, nothing writes what is read later.
         fill = 0xFF if self.computes and nbytes < LARGE else 0
         raw = np.full(nbytes + 3 * GUARD, fill, np.uint8) if fill else np.zeros(nbytes + 3 * GUARD, np.uint8)
         start = GUARD + -raw.ctypes.data % GUARD

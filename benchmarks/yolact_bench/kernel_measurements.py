@@ -127,8 +127,9 @@ def measure(
         needed = detection_bytes(plan, candidates, int(found["count"].sum()))
         rows = _rows("detection", times, needed, bandwidth)
         eager = _against_eager(loaded, config, inputs)
-    kept = found["kept_coefficients"].shape  # (N, K, M)
-    plan = mask_plan(MaskShapes(*kept, *prototypes.shape[1:3], *size, prototypes.dtype))
+    _, limit, depth = found["kept_coefficients"].shape
+    _, rows_down, columns, _ = prototypes.shape
+    plan = mask_plan(MaskShapes(batch, limit, depth, rows_down, columns, *size, prototypes.dtype))
     given = found | {"prototypes": prototypes, "sizes": np.array([size] * batch, np.int32)}
     with LoadedPlan(device, plan) as loaded:
         for buffer in plan.inputs:

@@ -111,7 +111,7 @@ inline void barrier(const char *file, int line) {
     wait();
 }
 
-// The lanes of `mask` meet; each gets what the operation gives it.
+// The lanes of `mask` meet; each gets its result of the operation.
 inline uint64_t warp_operation(Operation operation, unsigned mask, uint64_t value, int source_lane,
                                const char *file, int line) {
     Thread &me = *current;

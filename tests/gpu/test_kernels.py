@@ -1,4 +1,4 @@
-"""Plans on the GPU give what their source gives on the CPU, which tests/runtime/cuda has oracles for."""
+"""Plans on the GPU give the same results as on the CPU, where other tests compare them with oracles."""
 
 from __future__ import annotations
 

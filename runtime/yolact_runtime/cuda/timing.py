@@ -36,7 +36,7 @@ def time_launches(loaded: LoadedPlan, repeats: int) -> dict[str, list[float]]:
     if repeats < 1:
         raise UsageError(f"{repeats} repeats: 1 or more are needed")
     device, launches = loaded.device, loaded.plan.launches
-    times: dict[str, list[float]] = {launch.kernel: [] for launch in launches}
+    times = {launch.kernel: [0.0] * repeats for launch in launches}
     with ExitStack() as held:
         memory = device.allocate(held, "to flush caches with", FLUSH_BYTES)
 
@@ -46,11 +46,9 @@ def time_launches(loaded: LoadedPlan, repeats: int) -> dict[str, list[float]]:
 
         tasks: list[Callable[[], None]] = [flush]
         tasks += [partial(loaded.launch, index, device.stream) for index in range(len(launches))]
-        for _ in range(repeats):
-            taken = dict.fromkeys(times, 0.0)
+        for repeat in range(repeats):
             for launch, milliseconds in zip(launches, _time(device, tasks)[1:], strict=True):
-                taken[launch.kernel] += milliseconds
-            times = {kernel: [*times[kernel], milliseconds] for kernel, milliseconds in taken.items()}
+                times[launch.kernel][repeat] += milliseconds
     return times
 
 

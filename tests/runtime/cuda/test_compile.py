@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(1024) work(float *p, int n) {
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of its own for each test; gives the folder of its entries."""
+    """A separate cache for each test; returns the folder of its entries."""
     monkeypatch.setenv("YOLACT_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv(nvrtc.VARIABLE, raising=False)
     return tmp_path / "cache" / "kernels"
@@ -127,7 +127,7 @@ def test_damaged_entries_are_made_again(
     assert compile_small().image == first.image
     assert "damaged" in caplog.text
     again = entry.read_bytes()
-    assert compile_small().image == first.image and entry.read_bytes() == again  # taken as it is
+    assert compile_small().image == first.image and entry.read_bytes() == again  # used unchanged
 
 
 def test_a_cache_that_cannot_be_written(
@@ -203,7 +203,7 @@ def test_libraries_that_do_not_load_are_passed_over(monkeypatch: pytest.MonkeyPa
         nvrtc.choose((7, 5))
 
 
-def test_static_libraries_beside_the_compiler_are_not_loaded(tmp_path: Path) -> None:
+def test_static_libraries_next_to_the_compiler_are_not_loaded(tmp_path: Path) -> None:
     compiler_for((7, 5))
     path = nvrtc.installed()[0]
     for name in ("libnvrtc-builtins_static.a", "libnvrtc-builtins.alt.so.99"):

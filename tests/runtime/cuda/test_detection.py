@@ -250,7 +250,7 @@ BARRIERS = [
 
 @pytest.mark.parametrize(("name", "line"), BARRIERS)
 def test_every_barrier_is_needed(name, line):
-    """Without it, some order of threads gives something else."""
+    """Without it, some order of threads changes the result."""
 
     def is_harmless(case: int, order: int) -> None:
         faulthandler.disable()

@@ -36,7 +36,7 @@ def no_kernel_runs(gpu: FakeGpu) -> None:
 
 
 def use() -> None:
-    """All that can be done with a device."""
+    """Everything that a device can do."""
     with Device() as device, device.current, LoadedPlan(device, PLAN) as loaded:
         loaded.upload("image", np.ones((2, 3), np.float32))
         loaded.run()
@@ -45,7 +45,7 @@ def use() -> None:
         copy_bandwidth(device)
 
 
-def test_what_is_asked_of_the_driver_in_which_order(gpu: FakeGpu) -> None:
+def test_driver_calls_and_their_order(gpu: FakeGpu) -> None:
     with Device() as device:
         assert device.gpu.name == "NVIDIA RTX A4000"
         with device.current:
@@ -90,7 +90,7 @@ def test_launches_get_grid_block_stream_and_typed_arguments(gpu: FakeGpu) -> Non
         assert pair[1] == ("second", (1, 1, 4), (1024, 1, 1), second, 640, stream)
 
 
-def test_plans_share_what_they_are_given(gpu: FakeGpu) -> None:
+def test_plans_share_buffers_and_kernels(gpu: FakeGpu) -> None:
     with Device() as device, device.current, Kernels(device, (PLAN, PLAN)) as kernels:
         assert gpu.names.count("cuModuleLoadDataEx") == 2  # one for each source
         with LoadedPlan(device, PLAN, kernels=kernels) as first:
@@ -108,7 +108,7 @@ def test_plans_share_what_they_are_given(gpu: FakeGpu) -> None:
     assert not gpu.held and not gpu.problems
 
 
-def test_arrays_go_there_and_back(gpu: FakeGpu) -> None:
+def test_arrays_are_uploaded_and_downloaded(gpu: FakeGpu) -> None:
     array = np.arange(6, dtype=np.float32).reshape(3, 2).T  # not contiguous
     with Device() as device, device.current, LoadedPlan(device, PLAN) as loaded:
         loaded.upload("image", array)
@@ -129,14 +129,14 @@ def test_arrays_go_there_and_back(gpu: FakeGpu) -> None:
 
 
 @pytest.mark.parametrize(("static", "asked"), [(48 * 1024 - 640, False), (48 * 1024 - 639, True)])
-def test_more_shared_memory_is_asked_for_where_it_is_needed(gpu: FakeGpu, static: int, asked: bool) -> None:
+def test_more_shared_memory_is_requested_if_needed(gpu: FakeGpu, static: int, asked: bool) -> None:
     gpu.static_shared = static
     with Device() as device, device.current, LoadedPlan(device, PLAN):
         pass
     assert gpu.allowed_shared == ({"second": 640} if asked else {})
 
 
-def test_whichever_call_fails_is_told_and_everything_is_given_back(
+def test_every_failing_call_is_reported_and_everything_released(
     monkeypatch: pytest.MonkeyPatch, gpu: FakeGpu, caplog: pytest.LogCaptureFixture
 ) -> None:
     settle, settles = Device.settle, []
@@ -154,14 +154,14 @@ def test_whichever_call_fails_is_told_and_everything_is_given_back(
         caplog.clear()
         closing = index in leaves or index > leaves[1]
         if closing:
-            # What cannot be given back is told, and the rest is.
+            # What cannot be released is reported, and the rest is released.
             with caplog.at_level(logging.WARNING):
                 use()
             assert f"in {name}: " in caplog.text
             left = {"cuCtxPushCurrent": "release context", "cuCtxPopCurrent": "cuCtxPopCurrent"}
             assert {end for end, _ in fake.held} <= {left.get(name)}
             continue
-        if index in settles:  # whose errors are not news
+        if index in settles:  # whose errors are only logged for debugging
             use()
             continue
         with pytest.raises(YolactError) as raised:
@@ -171,13 +171,13 @@ def test_whichever_call_fails_is_told_and_everything_is_given_back(
         assert not fake.held and not fake.problems, name
 
 
-def test_the_first_error_is_told_when_every_call_after_it_fails(gpu: FakeGpu) -> None:
+def test_the_first_error_is_reported_when_all_later_calls_fail(gpu: FakeGpu) -> None:
     with pytest.raises(DeviceError, match="cuStreamSynchronize: an illegal memory access"):  # noqa: SIM117
         with Device() as device, device.current, LoadedPlan(device, PLAN) as loaded:
             loaded.run()
             gpu.error, gpu.broken = CUresult.CUDA_ERROR_ILLEGAL_ADDRESS, True
             loaded.download("count")
-    # What cannot be called any more is not given back; all else is, by pycuda.
+    # The context cannot be released any more; pycuda releases everything else.
     assert {end for end, _ in gpu.held} <= {"release context", "cuCtxPopCurrent"}
 
 

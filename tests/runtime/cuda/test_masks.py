@@ -49,7 +49,7 @@ def unpack_bits(bits: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
 
 
 def make(seed: int, boxes: list[list[tuple]], shapes: MaskShapes) -> dict[str, np.ndarray]:
-    """Inputs with these boxes in each image; rows past the count hold what must not be taken."""
+    """Inputs with these boxes in each image; rows past the count hold values that must not be used."""
     rng = np.random.default_rng(seed)
     size = (shapes.batch, shapes.rows, shapes.columns, shapes.coefficients)
     prototypes = np.maximum(rng.normal(size=size), 0).astype(shapes.prototype_dtype)
@@ -90,9 +90,9 @@ def pack(full: np.ndarray) -> list[dict]:
     st.sampled_from([(4, "float32"), (8, "float16"), (3, "float32")]),
     st.integers(0, 40),
 )
-def test_bits_and_run_lengths(seed, images, rows, columns, kind, room):
+def test_bits_and_rles(seed, images, rows, columns, kind, margin):
     sizes = [size for size, _ in images]
-    height, width = (max(sides) + room for sides in zip(*sizes, strict=True))
+    height, width = (max(sides) + margin for sides in zip(*sizes, strict=True))
     shapes = MaskShapes(len(images), 3, kind[0], rows, columns, height, width, kind[1])
     shapes = dataclasses.replace(shapes, edge_capacity=shapes.detections * shapes.most_edges)
     inputs = make(seed, [boxes for _, boxes in images], shapes)
@@ -169,7 +169,7 @@ def test_one_half_is_not_set():
     assert not run(mask_plan(shapes, "bits"), inputs)["bits"].any()
 
 
-def test_edges_that_do_not_fit_are_told_and_do_no_harm():
+def test_edges_that_do_not_fit_are_reported():
     boxes = [[(0, 0, 0.5, 0.5), (0, 0, 1, 1), (0.2, 0.2, 0.8, 0.9)]]
     whole = MaskShapes(1, 3, 4, 20, 20, 60, 50)
     inputs = make(1, boxes, whole)

@@ -1,4 +1,4 @@
-"""What is asked of the GPU, in which order, and what is left of it afterwards."""
+"""What the engine calls on the GPU, in which order, and that nothing is left afterwards."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_calls_of_several_threads_run_at_the_same_time(gpu: FakeGpu, tmp_path: P
 
         def wait_for_the_others(stream: int) -> None:
             if not hasattr(once, "met"):
-                once.met = meet.wait()  # nobody gets on before all have put their work on their streams
+                once.met = meet.wait()  # continue only when all have put their work on their streams
             wait(stream)
 
         gpu.wait = wait_for_the_others  # type: ignore[method-assign]
@@ -152,7 +152,7 @@ def test_nothing_is_held_or_made_anew_over_10000_calls(gpu: FakeGpu, tmp_path: P
     assert not gpu.held and not gpu.problems
 
 
-def test_what_came_last_goes_first(gpu: FakeGpu, tmp_path: Path) -> None:
+def test_resources_are_released_in_reverse_order(gpu: FakeGpu, tmp_path: Path) -> None:
     given_back: list[tuple[str, object]] = []
     give_back = gpu.give_back
     gpu.give_back = lambda end, value: (given_back.append((end, value)), give_back(end, value))[1]  # type: ignore
@@ -174,7 +174,7 @@ def test_what_came_last_goes_first(gpu: FakeGpu, tmp_path: Path) -> None:
     assert freed == addresses[::-1]
 
 
-def test_larger_images_get_more_room(gpu: FakeGpu, tmp_path: Path) -> None:
+def test_larger_images_get_larger_buffers(gpu: FakeGpu, tmp_path: Path) -> None:
     with open_engine(write_engine(tmp_path, native_arrays(), NATIVE), streams=1) as engine:
         sizes = [(20, 30), (640, 640), (641, 30), (20, 700), (705, 704), (20, 30)]
         allocated = []
@@ -189,7 +189,7 @@ def test_larger_images_get_more_room(gpu: FakeGpu, tmp_path: Path) -> None:
     assert not gpu.held and not gpu.problems
 
 
-def test_where_there_is_no_room_masks_are_made_on_the_host(
+def test_without_gpu_memory_masks_are_computed_on_the_host(
     gpu: FakeGpu, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     large = np.full((700, 900, 3), 255, np.uint8)
@@ -209,7 +209,7 @@ def test_where_there_is_no_room_masks_are_made_on_the_host(
     assert not gpu.held and not gpu.problems
 
 
-def test_masks_with_too_many_edges_are_made_on_the_host(
+def test_masks_with_too_many_edges_are_computed_on_the_host(
     gpu: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = write_engine(tmp_path, native_arrays(), NATIVE)
@@ -260,9 +260,19 @@ def test_detections_of_prepared_batches(gpu: FakeGpu, tmp_path: Path) -> None:
             engine.predict_prepared([IMAGE] * 4, [(20, 30)] * 4, 0.15, 15)
 
 
+def test_prepared_batches_do_not_disturb_a_captured_graph(gpu: FakeGpu, tmp_path: Path) -> None:
+    with open_engine(write_engine(tmp_path, native_arrays(), NATIVE), streams=1) as engine:
+        expected, *_ = (engine.predict([IMAGE])[0].rles for _ in range(3))
+        engine.detect(np.zeros((1, 16, 16, 3), np.uint8))
+        assert engine.predict([IMAGE])[0].rles == expected
+        assert gpu.names.count("cuGraphLaunch") == 3
+        assert gpu.names.count("create_execution_context") == 1  # which both use
+    assert not gpu.held and not gpu.problems
+
+
 def test_stages_are_timed_by_events(gpu: FakeGpu, tmp_path: Path) -> None:
     with open_engine(write_engine(tmp_path, runtime_arrays(), RUNTIME)) as engine:
-        # The stand-in's clock ticks with each piece of work, and with the event itself.
+        # The fake's clock ticks with each task, and with the event itself.
         assert engine.stage_times([IMAGE, IMAGE]) == {  # type: ignore[attr-defined]
             "upload": 2 + 1, "preprocess": 1 + 1, "network": 1 + 1, "detect": 4 + 1, "masks": 5 + 1,
             "download": 1 + 1 + 2 + 1,
@@ -307,7 +317,7 @@ def test_it_closes_on_another_thread(gpu: FakeGpu, tmp_path: Path) -> None:
 
 
 def use(path: Path) -> int:
-    """All that calls can do: plain, captured, replayed, with more room, and detections alone."""
+    """All kinds of calls: plain, captured, replayed, with larger buffers, and only detections."""
     with open_engine(path, streams=1) as engine:
         found = [len(engine.predict([IMAGE])[0]) for _ in range(3)]
         found += [len(engine.predict([np.full((30, 700, 3), 255, np.uint8)])[0])]
@@ -339,7 +349,7 @@ RAW = (runtime_arrays(), replace(RUNTIME, max_batch=1))
         (RAW, CUresult.CUDA_ERROR_ILLEGAL_ADDRESS, {"cuMemcpyHtoDAsync", "cuLaunchKernel"}),
     ],
 )
-def test_whichever_call_fails_nothing_is_left(
+def test_every_call_may_fail_and_nothing_is_left(
     made_of: tuple[dict, Metadata],
     error: CUresult,
     calls: set[str] | None,
@@ -351,14 +361,14 @@ def test_whichever_call_fails_nothing_is_left(
     expected = use(path)
     assert not whole.held and not whole.problems
     places = [(i, name) for i, name in enumerate(whole.names) if calls is None or name in calls]
-    told = 0
+    reported = 0
     for index, name in places:
         gpu = FakeGpu().install(monkeypatch)
         gpu.fail_at, gpu.error = index, error
         try:
             assert use(path) == expected, name
         except DeviceError as raised:
-            told += 1
+            reported += 1
             assert "failed" in str(raised) and "\n" not in str(raised)
         except YolactError as raised:
             assert "an NVIDIA GPU" in str(raised) and "use --engine" in str(raised)
@@ -368,7 +378,7 @@ def test_whichever_call_fails_nothing_is_left(
         assert not left, (name, left)
         # Where the context cannot be made current to close, everything is tried without.
         assert not gpu.problems or name == "cuCtxPushCurrent", (name, gpu.problems)
-    assert told > len(places) / 4
+    assert reported > len(places) / 4
 
 
 def test_an_engine_goes_on_after_an_error(gpu: FakeGpu, tmp_path: Path) -> None:
