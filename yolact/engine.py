@@ -79,8 +79,12 @@ class TorchEngine(Engine):
     def detect(self, batch: np.ndarray) -> Detections:
         with torch.inference_mode():
             x = self.normalise(torch.from_numpy(np.ascontiguousarray(batch)).to(self.device))
-            found = detect(self.model, self.model(x))
-        return Detections(*(tensor.cpu().numpy() for tensor in found))
+            output = self.model(x)
+            if self.stage_timer is not None and self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)  # the network's time is not detection's
+            with self.timed("detect"):
+                found = detect(self.model, output)
+                return Detections(*(tensor.cpu().numpy() for tensor in found))
 
 
 def describe(config: Config, **fields: Any) -> Metadata:

@@ -125,7 +125,7 @@ def configs() -> dict[str, Config]:
                 schedule="cosine",
                 warmup_iterations=50,
                 warmup_lr=3e-4,
-                max_iterations=900,
+                max_iterations=700,
                 max_grad_norm=10.0,
                 freeze_bn="never",
                 init="random",

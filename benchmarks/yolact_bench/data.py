@@ -1,26 +1,24 @@
-"""How fast one process makes training samples, and where its time goes.
-
-    python -m yolact_bench.data --dataset DIR|data.yaml [--config yolact_base] [--torchvision]
+"""`yolact-bench data`: how fast one process makes training samples, stage by stage.
 
 One thread, as in a worker of a DataLoader. Every image is decoded and augmented anew. Times are wall-clock
-and, for machines that others use as well, processor time. `--torchvision` runs the same recipe through
-`torchvision.transforms.v2` on tv_tensors, in turns with ours.
+and, for machines shared with others, CPU time. `--torchvision` runs the same recipe through
+`torchvision.transforms.v2` on tv_tensors, interleaved with ours.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolact_runtime.commandline import Parser, run
+from yolact_runtime.errors import UsageError
+from yolact_runtime.files import write_json
 
 if TYPE_CHECKING:
     from yolact.data.coco import CocoDataset, Record
@@ -29,7 +27,7 @@ STAGES = ("decode", "draw", "photometric", "geometry", "normalise", "masks")
 
 
 class Clock:
-    """Seconds of wall and processor time by name."""
+    """Seconds of wall-clock and CPU time by name."""
 
     def __init__(self) -> None:
         self.wall: dict[str, float] = defaultdict(float)
@@ -44,21 +42,22 @@ class Clock:
         self.cpu[name] += time.process_time() - cpu
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    parser = Parser(prog="python -m yolact_bench.data", description=__doc__.split("\n")[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `yolact-bench data`."""
     parser.add_argument("--dataset", required=True, help="a folder in COCO layout or a .yaml")
     parser.add_argument("--config", default="yolact_base", help="configuration to make samples for")
-    parser.add_argument("--rounds", type=int, default=3, help="times through the data set")
+    parser.add_argument("--rounds", type=int, default=3, help="passes over the dataset")
     parser.add_argument(
-        "--torchvision", action="store_true", help="torchvision.transforms.v2 in turns with ours"
+        "--torchvision", action="store_true", help="compare with torchvision.transforms.v2, interleaved"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
-    return run(_bench, parser, argv)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
 
 
-def _bench(args: argparse.Namespace) -> None:
-    # Read by the libraries when they are first imported.
+def command(args: argparse.Namespace) -> None:
+    """Time the making of samples."""
+    if args.rounds < 1:
+        raise UsageError(f"--rounds {args.rounds}; allowed: 1 or more")
+    # The libraries read this when they are first imported.
     os.environ["OMP_NUM_THREADS"] = "1"
     import cv2
     import torch
@@ -67,11 +66,8 @@ def _bench(args: argparse.Namespace) -> None:
     from yolact.data.coco import CocoDataset
     from yolact.data.layout import resolve_dataset
     from yolact.registry import get_config
-    from yolact_runtime.errors import UsageError
-    from yolact_runtime.files import write_json
+    from yolact_bench.report.tables import Table
 
-    if args.rounds < 1:
-        raise UsageError(f"--rounds {args.rounds}; allowed: 1 or more")
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     config, folders = get_config(args.config), resolve_dataset(args.dataset)
@@ -82,44 +78,48 @@ def _bench(args: argparse.Namespace) -> None:
         read_classes(folders.train_annotations),
         replace(config.augment, enabled=True),
     )
-    ways: dict[str, Callable[[int, int, Clock], object]] = {
+    variants: dict[str, Callable[[int, int, Clock], object]] = {
         "samples": lambda epoch, index, clock: dataset[epoch, index],
         "stages": lambda epoch, index, clock: _stages(dataset, epoch, index, clock),
     }
     if args.torchvision:
         peer = TorchvisionRecipe(dataset)
-        ways["torchvision"] = lambda epoch, index, clock: peer(dataset.records[index])
+        variants["torchvision"] = lambda epoch, index, clock: peer(dataset.records[index])
     clock = Clock()
     # The first round fills the caches of the file system and of the libraries.
     for epoch in range(args.rounds + 1):
         if epoch == 1:
             clock = Clock()
-        for way, make in ways.items():
-            with clock(way):
+        for name, make in variants.items():
+            with clock(name):
                 for index in range(len(dataset)):
                     make(epoch, index, clock)
-    made = args.rounds * len(dataset)
+    count = args.rounds * len(dataset)
     figures = {
-        name: {"images_per_s": made / clock.wall[name], "images_per_cpu_s": made / clock.cpu[name]}
-        for name in (*STAGES, *ways)
+        name: {"images_per_s": count / clock.wall[name], "images_per_cpu_s": count / clock.cpu[name]}
+        for name in (*STAGES, *variants)
     }
     instances = sum(len(record.annotations) for record in dataset.records) / len(dataset)
-    print(
+    title = (
         f"{len(dataset)} images, {instances:.1f} instances each, input {config.model.input_size},"
         f" {args.rounds} rounds, one process, one thread"
     )
-    print(f"{'':14s}{'images/s':>10s}{'ms/image':>10s}{'CPU ms':>10s}")
-    for name, figure in figures.items():
-        if name != "stages":
-            wall, cpu = figure["images_per_s"], figure["images_per_cpu_s"]
-            label = {"samples": "whole sample"}.get(name, name)
-            print(f"{label:14s}{wall:10.1f}{1000 / wall:10.2f}{1000 / cpu:10.2f}")
+    rows = [
+        [
+            "whole sample" if name == "samples" else name,
+            f"{figure['images_per_s']:.1f}",
+            *(f"{1000 / rate:.2f}" for rate in figure.values()),
+        ]
+        for name, figure in figures.items()
+        if name != "stages"
+    ]
+    Table(title, ("", "images/s", "ms/image", "CPU ms"), rows).show()
     if args.json:
         write_json(args.json, figures, indent=2)
 
 
 def _stages(dataset: CocoDataset, epoch: int, index: int, clock: Clock) -> None:
-    """What `dataset[epoch, index]` does, step by step."""
+    """Do the work of `dataset[epoch, index]` stage by stage."""
     augmenter = dataset.augmenter
     assert augmenter is not None
     record = dataset.records[index]
@@ -143,7 +143,7 @@ def _stages(dataset: CocoDataset, epoch: int, index: int, clock: Clock) -> None:
 
 
 class TorchvisionRecipe:
-    """The default recipe with the transforms of torchvision, masks carried at full size.
+    """The default recipe with the transforms of torchvision, on masks at full size.
 
     It clips colours after each step, and its crops do reach their IoU: close to the original, not equal.
     """
@@ -176,7 +176,7 @@ class TorchvisionRecipe:
         )
 
     def __call__(self, record: Record) -> Any:
-        """A sample of a record: the dictionary that the transforms give, with both mask targets."""
+        """The sample of a record: the dictionary that the transforms return, with both mask targets."""
         import numpy as np
         import torch
         import torch.nn.functional as F
@@ -208,7 +208,3 @@ class TorchvisionRecipe:
             if full.shape[1]:
                 sample[name] = F.interpolate(full, shape, mode="bilinear") > 0.5
         return sample
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from yolact import Config
-from yolact_bench.protocol import Timing, take_turns
+from yolact_bench.measure.protocol import Timing, take_turns
 from yolact_runtime.cuda.device import Device
 from yolact_runtime.cuda.launch import LoadedPlan
 from yolact_runtime.cuda.plans.detection import detection_plan

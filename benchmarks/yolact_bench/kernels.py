@@ -41,7 +41,7 @@ def command(args: argparse.Namespace) -> int:
     """
     from yolact import get_config
     from yolact_bench.kernel_measurements import make_inputs, measure
-    from yolact_bench.machine import describe_machine
+    from yolact_bench.measure.machine import describe_machine
     from yolact_runtime.cuda.device import Device
     from yolact_runtime.cuda.timing import copy_bandwidth
 

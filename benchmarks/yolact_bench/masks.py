@@ -1,68 +1,64 @@
-"""Masks at image size: only inside their boxes against whole images, in one run.
+"""`yolact-bench masks`: masks at image size, inside their boxes only against whole images.
 
-    python -m yolact_bench.masks [--detections 100] [--size 480x640] [--threads 2]
-
-Both ways start from the same coefficients, prototypes and boxes and end in COCO run lengths of the same
+Both variants start from the same coefficients, prototypes and boxes and end in COCO RLE of the same
 masks. "whole" assembles every mask at prototype resolution, enlarges it to the image and encodes it with
-pycocotools; "boxes" is what the runtime does, which looks inside the boxes only. The two alternate, so that
-both see the same machine.
+pycocotools; "boxes" is the runtime's way, which works inside the boxes only. The two are interleaved.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
-import sys
-import time
-from collections.abc import Sequence
 from typing import Any
 
+from yolact_runtime.errors import UsageError
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the medians of both ways and their ratio; 1 if the masks differ."""
-    parser = argparse.ArgumentParser(prog="python -m yolact_bench.masks", description=__doc__.split("\n")[0])
-    parser.add_argument("--detections", type=int, default=100)
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `yolact-bench masks`."""
+    parser.add_argument("--detections", type=int, default=100, help="masks in the image")
     parser.add_argument("--size", default="480x640", help="image height x width in pixels")
     parser.add_argument("--threads", type=int, default=2, help="for NumPy's matrix products and OpenCV")
-    parser.add_argument("--repeats", type=int, default=20)
-    args = parser.parse_args(argv)
+    parser.add_argument("--repeats", type=int, default=20, help="runs of each variant")
+
+
+def command(args: argparse.Namespace) -> int:
+    """Print the medians of both variants and their ratio; 1 if the masks differ."""
     # NumPy's libraries read these when they are first imported.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(args.threads)
     import cv2
+    import numpy as np
 
+    from yolact_bench.measure.protocol import take_turns
     from yolact_runtime import masks
 
     cv2.setNumThreads(args.threads)
-    height, width = (int(side) for side in args.size.split("x"))
+    try:
+        height, width = (int(side) for side in args.size.split("x"))
+    except ValueError:
+        raise UsageError(f"--size is {args.size!r}; height x width is needed, such as 480x640") from None
     case = _case(args.detections)
-    times: dict[str, list[float]] = {"whole": [], "boxes": []}
-    encoded = {}
-    for _ in range(args.repeats + 1):
-        start = time.perf_counter()
-        encoded["whole"] = _whole(*case, height, width)
-        middle = time.perf_counter()
-        encoded["boxes"] = masks.encode(masks.box_masks(*case, height, width), height, width)
-        end = time.perf_counter()
-        times["whole"].append(middle - start)
-        times["boxes"].append(end - middle)
-    # The first round fills caches.
-    medians = {way: statistics.median(values[1:]) * 1000 for way, values in times.items()}
-    covered = sum(region.width * region.height for region in masks.box_masks(*case, height, width))
-    share = covered / (args.detections * height * width)
-    apart = _difference(encoded["whole"], encoded["boxes"])
+    regions = masks.box_masks(*case, height, width)
+    variants = {
+        "whole": lambda: _whole(*case, height, width),
+        "boxes": lambda: masks.encode(masks.box_masks(*case, height, width), height, width),
+    }
+    times, encoded = take_turns(variants, float("inf"), args.repeats)
+    medians = {name: 1000 * float(np.median(seconds)) for name, seconds in times.items()}
+    share = sum(one.width * one.height for one in regions) / (args.detections * height * width)
+    different = _difference(encoded["whole"][0], encoded["boxes"][0])
     print(f"{args.detections} masks at {width} x {height}, {args.threads} threads, {args.repeats} rounds")
     print(f"the masks' bounding boxes cover {share:.1%} of the whole images")
     print(f"whole  {medians['whole']:8.2f} ms (median)")
     print(f"boxes  {medians['boxes']:8.2f} ms (median)")
     print(f"ratio  {medians['whole'] / medians['boxes']:8.2f}")
-    print(f"pixels that differ: {apart:.2e} of the set ones")
-    return 0 if apart < 1e-4 else 1
+    print(f"pixels that differ: {different:.2e} of the set ones")
+    return 0 if different < 1e-4 else 1
 
 
 def _case(n: int) -> tuple[Any, Any, Any]:
-    """Smooth prototypes, and boxes from 5% to 80% of the image's sides, anywhere in it."""
+    """Coefficients, smooth prototypes, and boxes anywhere, with sides of 5% to 80% of the image's."""
     import cv2
     import numpy as np
 
@@ -77,6 +73,7 @@ def _case(n: int) -> tuple[Any, Any, Any]:
 
 
 def _whole(coefficients: Any, prototypes: Any, boxes: Any, height: int, width: int) -> list[Any]:
+    """RLE of masks that are assembled, cropped and enlarged as whole images."""
     import cv2
     import numpy as np
     from pycocotools import mask as coco_mask
@@ -97,13 +94,9 @@ def _whole(coefficients: Any, prototypes: Any, boxes: Any, height: int, width: i
 
 
 def _difference(a: list[Any], b: list[Any]) -> float:
-    """Share of the set pixels that differ between two lists of run lengths."""
+    """Share of the set pixels that differ between two lists of RLE masks."""
     import numpy as np
     from pycocotools import mask as coco_mask
 
     one, other = coco_mask.decode(a), coco_mask.decode(b)
     return float((one != other).sum() / max(int(np.sum(one)), 1))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,13 +1,10 @@
-"""How long a training step takes, and where its time goes.
+"""`yolact-bench training`: how long a training step takes, stage by stage.
 
-    python -m yolact_bench.training --dataset DIR|data.yaml [--config yolact_resnet50] [--batch-size 4]
-        [--set train.amp=bf16 ...] [--original CHECKOUT]
-
-The first images of the data set, without augmentation, and random weights with batch norm calibrated on
-them. In turns with the step as configured ("configured") runs the same network in plain float32, eager, in
-PyTorch's default layout ("plain", the same thing on a CPU where nothing else is configured). With
-`--original`, a checkout of github.com/dbolya/yolact takes its turns as well, in a process of its own, on the
-same images and weights. Batch norm is frozen in all of them where the batch is as small as the original
+The first images of the dataset, without augmentation, and random weights with batch norm settled on
+them. Interleaved with the step as configured ("configured") runs the same network in plain float32, eager, in
+PyTorch's default layout ("plain", the same thing on a CPU if nothing else is configured). With
+`--original`, a checkout of github.com/dbolya/yolact takes part as well, in its own process, on the
+same images and weights. Batch norm is frozen in all of them if the batch is as small as the original
 freezes it for.
 """
 
@@ -17,22 +14,15 @@ import argparse
 import copy
 import math
 import statistics
-import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE
-from rich.table import Table
-
-from yolact_bench.machine import describe_machine
-from yolact_bench.protocol import Timing, ratios, take_turns
-from yolact_runtime.commandline import Parser, run, table_console
 from yolact_runtime.errors import YolactError
 from yolact_runtime.files import write_json
 
@@ -42,29 +32,29 @@ if TYPE_CHECKING:
     from yolact.config import Config
     from yolact.data.batch import Batch
     from yolact.model import Yolact
+    from yolact_bench.measure.protocol import Timing
 
 STAGES = ("match", "forward", "loss", "backward", "update")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    parser = Parser(prog="python -m yolact_bench.training", description=__doc__.split("\n")[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `yolact-bench training`."""
     parser.add_argument("--dataset", required=True, help="a folder in COCO layout or a .yaml")
     parser.add_argument("--config", default="yolact_resnet50", help="configuration to train")
     parser.add_argument("--batch-size", type=int, default=4, help="images in a step")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     parser.add_argument("--threads", type=int, help="CPU threads")
-    parser.add_argument("--seconds", type=float, default=60.0, help="time for each way")
-    parser.add_argument("--runs", type=int, default=50, help="at most so many steps of each way")
-    parser.add_argument("--original", type=Path, metavar="CHECKOUT", help="time the original in turns")
+    parser.add_argument("--seconds", type=float, default=60.0, help="time for each variant")
+    parser.add_argument("--runs", type=int, default=50, help="at most this many steps of each variant")
+    parser.add_argument("--original", type=Path, metavar="CHECKOUT", help="time the original, interleaved")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, such as train.amp=bf16"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
-    return run(_bench, parser, argv)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
 
 
-def _bench(args: argparse.Namespace) -> None:
+def command(args: argparse.Namespace) -> None:
+    """Time the training step."""
     import torch
 
     from yolact.data.annotations import read_classes
@@ -75,7 +65,9 @@ def _bench(args: argparse.Namespace) -> None:
     from yolact.registry import get_config
     from yolact.settings import override
     from yolact.train.loop import freezes_batch_norm, memory_format
-    from yolact_bench.original.training import OriginalTraining
+    from yolact_bench.measure.machine import describe_machine
+    from yolact_bench.measure.protocol import Timing, take_turns
+    from yolact_bench.peers.checkout import OriginalTraining
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -91,27 +83,30 @@ def _bench(args: argparse.Namespace) -> None:
         folders.train_images, folders.train_annotations, config.model, config.classes, augment=None
     )
     if not 1 <= args.batch_size <= len(dataset):
-        raise YolactError(f"--batch-size {args.batch_size}; the data set has {len(dataset)} images")
+        raise YolactError(f"--batch-size {args.batch_size}; the dataset has {len(dataset)} images")
     frozen = freezes_batch_norm(config.train)
     batch = collate([dataset[index] for index in range(args.batch_size)])
-    model = calibrated_model(config, batch)
+    model = settled_model(config, batch)
     with ExitStack() as stack:
-        ways: dict[str, Callable[[], float]] = {}
+        steps: dict[str, Callable[[], float]] = {}
         if args.original:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             original = OriginalTraining(
                 args.original, model, dataset, args.batch_size, frozen, folder, device
             )
-            ways["original"] = stack.enter_context(original).step
+            steps["original"] = stack.enter_context(original).step
         plain = replace(config, train=replace(config.train, amp="none", compile=False))
-        ways["plain"] = Trainer(plain, model, batch, device, torch.contiguous_format).step
-        layout = memory_format(device, config.train)
-        configured = Trainer(config, model, batch, device, layout)
-        ways["configured"] = configured.step
-        times, losses = take_turns(ways, args.seconds, args.runs)
+        steps["plain"] = Trainer(plain, model, batch, device, torch.contiguous_format).step
+        configured = Trainer(config, model, batch, device, memory_format(device, config.train))
+        steps["configured"] = configured.step
+        times, losses = take_turns(steps, args.seconds, args.runs)
         stages = configured.stages(rounds=min(args.runs, 5))
     timings = {name: Timing.of(taken, args.batch_size) for name, taken in times.items()}
-    _show(args, config, timings, {name: values[0] for name, values in losses.items()}, stages, device)
+    print(
+        f"{config.name}, input {config.model.input_size}, batch {args.batch_size}, {device},"
+        f" {torch.get_num_threads()} threads, interleaved"
+    )
+    _show(timings, {name: values[0] for name, values in losses.items()}, stages)
     if args.json:
         figures = {
             "machine": describe_machine(),
@@ -121,35 +116,28 @@ def _bench(args: argparse.Namespace) -> None:
         write_json(args.json, figures, indent=2)
 
 
-def calibrated_model(config: Config, batch: Batch) -> Yolact:
-    """Random weights whose running batch norm statistics are those of `batch`, so that nothing explodes."""
+def settled_model(config: Config, batch: Batch) -> Yolact:
+    """Random weights whose batch norm has the statistics of `batch`, so that no activation explodes."""
     import torch
-    from torch import nn
 
     from yolact.model import Yolact
+    from yolact_bench.peers.random_weights import settle_batch_norm
 
     torch.manual_seed(0)
-    model = Yolact(config)
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    usual = [module.momentum for module in norms]
-    for module in norms:
-        module.momentum = 1.0
-    with torch.no_grad():
-        model.train().forward_train(batch.images)
-    for module, momentum in zip(norms, usual, strict=True):
-        module.momentum = momentum
+    model = Yolact(config).train()
+    settle_batch_norm(model, lambda: model.forward_train(batch.images))
     return model
 
 
 class Trainer:
-    """Training steps on one batch, with weights of its own.
+    """Training steps on one batch, with a copy of the weights.
 
     Args:
         config: Arithmetic, optimizer and loss.
         model: Copied.
-        batch: Every step's.
-        device: Where.
-        layout: Of images and weights.
+        batch: The images and targets of every step.
+        device: Where it trains.
+        layout: Memory layout of images and weights.
     """
 
     def __init__(
@@ -166,14 +154,14 @@ class Trainer:
         set_training_mode(self.model, self.settings)
         self.module = NetworkWithLoss(self.model, MultiBoxLoss(config.loss), self.settings)
         self.optimizer = build_optimizer(self.model, self.settings)
-        # A network that learnt the batch by heart would do other work than one in training.
+        # A network that overfits the batch does other work than one in training.
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.settings.amp == "fp16")
         self.batch = batch.to(device, memory_format=layout)
 
     def step(self) -> float:
-        """One step; returns its loss."""
+        """Run one step and return its loss."""
         from yolact.train.step import training_step
 
         done = training_step(
@@ -191,7 +179,6 @@ class Trainer:
 
         images, targets = self.batch.images, self.batch.targets
         taken: dict[str, list[float]] = defaultdict(list)
-
         start = 0.0
 
         def lap(name: str) -> None:
@@ -223,7 +210,7 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm or math.inf)
             self.optimizer.step()
             lap("update")
-        # The first round fills caches.
+        # The first round warms up.
         return {name: statistics.median(times[1:]) for name, times in taken.items()}
 
     def _wait(self) -> None:
@@ -233,43 +220,24 @@ class Trainer:
             torch.cuda.synchronize(self.device)
 
 
-def _show(
-    args: argparse.Namespace,
-    config: Config,
-    timings: dict[str, Timing],
-    losses: dict[str, float],
-    stages: dict[str, float],
-    device: torch.device,
-) -> None:
-    import torch
+def _show(timings: dict[str, Timing], losses: dict[str, float], stages: dict[str, float]) -> None:
+    """Print the times of each variant, and of the stages of the configured one."""
+    from yolact_bench.report.tables import Table
 
-    console = table_console()
-    console.print(
-        f"{config.name}, input {config.model.input_size}, batch {args.batch_size}, {device},"
-        f" {torch.get_num_threads()} threads, in turns"
-    )
-    faster = ratios(timings)
-    table = Table(box=SIMPLE)
-    for column in ("step", "median ms", "p90", "min", "steps", "images/s", "times as fast", "loss"):
-        table.add_column(column, justify="left" if column == "step" else "right")
-    for name, timing in timings.items():
-        table.add_row(
+    first = next(iter(timings.values())).median
+    columns = ("median ms", "p90", "min", "steps", "images/s", "times as fast", "loss")
+    rows = [
+        [
             name,
             *(f"{value:.1f}" for value in (timing.median, timing.p90, timing.min)),
             str(timing.runs),
             f"{timing.throughput:.2f}",
-            f"{faster[name]:.2f}",
+            f"{first / timing.median:.2f}",
             f"{losses[name]:.4f}",
-        )
-    console.print(table)
+        ]
+        for name, timing in timings.items()
+    ]
+    Table("", ("step", *columns), rows).show()
     whole = sum(stages.values())
-    table = Table(box=SIMPLE)
-    for column in ("stage as configured", "ms", "share"):
-        table.add_column(column, justify="left" if "stage" in column else "right")
-    for name in STAGES:
-        table.add_row(name, f"{stages[name] * 1000:.1f}", f"{stages[name] / whole:.1%}")
-    console.print(table)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    shares = [[name, f"{stages[name] * 1000:.1f}", f"{stages[name] / whole:.1%}"] for name in STAGES]
+    Table("", ("stage as configured", "ms", "share"), shares).show()

@@ -106,13 +106,12 @@ def draw_labels(canvas: np.ndarray, texts: Sequence[str], boxes: np.ndarray) -> 
 
 
 class _Label(NamedTuple):
-    """A text in its font size, and the size of its plate in pixels."""
+    """A text, its font scale and stroke, its origin in the plate below it and the plate's size, in pixels."""
 
     text: str
     scale: float
     weight: int
-    pad: int
-    baseline: int
+    origin: tuple[int, int]
     width: int
     height: int
 
@@ -122,11 +121,11 @@ def _fit(text: str, height: int, width: int) -> _Label | None:
     scale = min(max(min(height, width) / 1000, _SMALLEST), 2.5)
     while scale >= _UNREADABLE:
         weight = max(1, round(scale * 1.5))
-        (text_width, text_height), below = cv2.getTextSize(text, _FONT, scale, weight)
-        pad = max(1, round(text_height / 4))
-        plate = text_width + 2 * pad, text_height + below + 2 * pad
-        if plate[0] <= width and plate[1] <= height:
-            return _Label(text, scale, weight, pad, text_height + pad, *plate)
+        (wide, high), below = cv2.getTextSize(text, _FONT, scale, weight)
+        pad = max(1, round(high / 4))
+        label = _Label(text, scale, weight, (pad, pad + high), wide + 2 * pad, high + below + 2 * pad)
+        if label.width <= width and label.height <= height:
+            return label
         scale *= 0.9
     return None
 
@@ -157,5 +156,5 @@ def _draw_label(canvas: np.ndarray, label: _Label, place: np.ndarray, bgr: tuple
     blue, green, red = bgr
     luminance = 0.114 * blue + 0.587 * green + 0.299 * red
     ink = (0, 0, 0) if luminance > 128 else (255, 255, 255)
-    origin = (x1 + label.pad, y1 + label.baseline)
+    origin = x1 + label.origin[0], y1 + label.origin[1]
     cv2.putText(canvas, label.text, origin, _FONT, label.scale, ink, label.weight, cv2.LINE_AA)

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from fake_engine import Found, write_image
 
-from yolact_bench.contender import Contender, Run
-from yolact_bench.suite import Report, Settings, measure
+from yolact_bench.measure.candidate import Candidate, Run
+from yolact_bench.measure.suite import Report, Settings, measure
 from yolact_runtime.errors import UsageError
 
 BOX = (4, 6, 24, 30)
 
 
-class FakeContender(Contender):
+class FakeCandidate(Candidate):
     """Takes batches up to `most`; remembers what it was asked to do."""
 
     backend, config, precision, input_size = "Fake 1.0", "fake", "fp32", None
@@ -29,8 +29,8 @@ class FakeContender(Contender):
             raise UsageError(f"{self.name} takes batches of 1 to {self.most} images, not {batch}")
         self.log.append(("prepare", batch))
 
-    def alone(self):
-        self.log.append("alone")
+    def network_only(self):
+        self.log.append("network_only")
 
     def end_to_end(self, paths):
         self.log.append([path.name for path in paths])
@@ -51,15 +51,15 @@ def findings() -> dict[int, list[Found]]:
 
 
 @pytest.fixture
-def make_contender() -> type[FakeContender]:
-    return FakeContender
+def make_candidate() -> type[FakeCandidate]:
+    return FakeCandidate
 
 
 @pytest.fixture
 def report(images: list[Path]) -> Report:
-    """Two contenders at two batch sizes, one with a hostile name."""
-    contenders = [FakeContender("a.onnx"), FakeContender("b<&>\"'.onnx", note="other & weights")]
-    return measure(contenders, images, Settings(batches=(1, 2), seconds=0.01, runs=20))
+    """Two candidates at two batch sizes, one with a hostile name."""
+    candidates = [FakeCandidate("a.onnx"), FakeCandidate("b<&>\"'.onnx", note="other & weights")]
+    return measure(candidates, images, Settings(batches=(1, 2), seconds=0.01, runs=20))
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import runpy
 import subprocess
 import sys
 from importlib import resources
@@ -15,10 +14,11 @@ import jsonschema
 import pytest
 from fake_engine import FakeEngine, Found, annotation, coco_file
 
-from yolact_bench import cli, cold, machine
-from yolact_bench.images import made_image
-from yolact_bench.roofline.share import roofline_share
-from yolact_runtime.errors import YolactError
+from yolact_bench import cli
+from yolact_bench.cli import write_synthetic_image
+from yolact_bench.measure import cold, machine
+from yolact_bench.roofline import graph
+from yolact_bench.roofline.graph import roofline_share
 from yolact_runtime.sources.images import read_image
 
 BOX = (4, 6, 24, 30)
@@ -31,16 +31,16 @@ def test_machine() -> None:
     assert described["cores"] >= 1
     assert re.match(r"\d+\.", described["versions"]["numpy"])
     assert json.loads(json.dumps(described)) == described
-    before = machine.peak_memory()
+    before = cold.peak_memory()
     if before is not None:
         block = bytearray(64 * 1024 * 1024)
         block[::4096] = b"x" * len(block[::4096])
-        assert machine.peak_memory() >= max(before, 64)
+        assert cold.peak_memory() >= max(before, 64)
 
 
-def test_made_image_is_the_same_every_time(tmp_path: Path) -> None:
+def test_the_synthetic_image_is_the_same_every_time(tmp_path: Path) -> None:
     for name in "ab":
-        made_image(tmp_path / f"{name}.jpg")
+        write_synthetic_image(tmp_path / f"{name}.jpg")
     assert read_image(tmp_path / "a.jpg").shape == (480, 640, 3)
     assert (tmp_path / "a.jpg").read_bytes() == (tmp_path / "b.jpg").read_bytes()
 
@@ -50,7 +50,7 @@ def test_cold_start_prints_its_figures(
 ) -> None:
     asked = []
     monkeypatch.setattr(
-        "yolact_bench.engines.load_engine",
+        "yolact_runtime.load_engine",
         lambda path, **options: asked.append((path, options)) or FakeEngine({}, max_batch=4),
     )
     monkeypatch.setitem(sys.modules, "pynvml", None)
@@ -60,12 +60,12 @@ def test_cold_start_prints_its_figures(
     assert printed["device_mib"] is None
     assert asked == [("e.onnx", {"threads": 2})]
     fake_nvml.install(monkeypatch)
-    assert cold.main(["e.onnx", str(images[0])]) == 0
+    assert cold.main(["e.onnx", str(images[0]), "{}", "1"]) == 0
     assert json.loads(capsys.readouterr().out)["device_mib"] == 0
 
 
 def test_cold_start_that_fails_is_a_warning(images: list[Path], caplog: pytest.LogCaptureFixture) -> None:
-    assert cold.cold_start("missing.onnx", images[0]) is None
+    assert cold.cold_start("missing.onnx", images[0], {}) is None
     assert "missing.onnx does not exist" in caplog.text
 
 
@@ -79,9 +79,9 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, di
         return FakeEngine(FINDINGS, max_batch=2)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("yolact_bench.engines.load_engine", load)
+    monkeypatch.setattr("yolact_bench.measure.engines.load_engine", load)
     figures = {"import_ms": 1.0, "load_ms": 2.0, "first_ms": 3.0, "peak_mib": None, "device_mib": None}
-    monkeypatch.setattr(cli, "cold_start", lambda *_: figures)
+    monkeypatch.setattr(cold, "cold_start", lambda *_: figures)
     return asked
 
 
@@ -96,7 +96,7 @@ def test_command(fakes, images: list[Path], tmp_path: Path, capsys: pytest.Captu
     assert cli.main([*engines, *options, *outputs]) == 0
     assert fakes == [("x/a.onnx", {"threads": 2}), ("b<&>.onnx", {"threads": 1, "providers": ("cpu",)})]
     out = capsys.readouterr().out
-    for word in ("Engine alone", "End to end", "a.onnx", "p99", "import", "threads: 2", "3 images"):
+    for word in ("Network only", "End to end", "a.onnx", "p99", "import", "threads: 2", "3 images"):
         assert word in out
     # The protocol is with both tables of times.
     assert out.count("Warm-up until times settle") == 2
@@ -165,22 +165,6 @@ def test_no_roofline_without_a_graph(caplog: pytest.LogCaptureFixture) -> None:
     assert "only ONNX files" in caplog.text
 
 
-def test_no_roofline_without_its_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "yolact_bench.roofline.graph", None)
-    with pytest.raises(YolactError, match=r'--roofline .*run: pip install "yolact\[train\]"'):
-        roofline_share("m.onnx", 1, 3.0)
-
-
-@pytest.mark.parametrize("module", ["ceilings", "original", "roofline"])
-def test_commands_of_packages(module: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr(sys, "argv", [module, "--help"])
-    monkeypatch.delitem(sys.modules, f"yolact_bench.{module}.__main__", raising=False)
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_module(f"yolact_bench.{module}", run_name="__main__")
-    assert not ended.value.code
-    assert f"python -m yolact_bench.{module}" in capsys.readouterr().out
-
-
 def test_pipeline_and_roofline_are_given_what_the_engine_is(
     images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,9 +184,9 @@ def test_pipeline_and_roofline_are_given_what_the_engine_is(
 
     shares = []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("yolact_bench.engines.load_engine", load)
+    monkeypatch.setattr("yolact_bench.measure.engines.load_engine", load)
     monkeypatch.setattr(FakeEngine, "precision", "bf16")
-    monkeypatch.setattr(cli, "roofline_share", lambda *arguments: shares.append(arguments[3:]))
+    monkeypatch.setattr(graph, "roofline_share", lambda *arguments: shares.append(arguments[3:]))
     options = ["--images", "images", "--seconds", "0.01", "--no-cold", "--pipeline", "--roofline"]
     engines = ["--engine", "a.onnx:threads=3", "--engine", "b.onnx:streams=4", "--engine", "gpu.engine"]
     assert cli.main([*engines, *options, "--json", "bench.json"]) == 0
@@ -229,7 +213,11 @@ def test_torch_engines_share_their_threads(fakes, monkeypatch: pytest.MonkeyPatc
     ("package", "options"),
     [
         ("jinja2", ["--report", "bench.html"]),
+        ("matplotlib", ["--report", "bench.html"]),
+        ("scipy", []),
+        ("psutil", []),
         ("torch", ["--images", "images", "--annotations", "truth.json"]),
+        ("onnx", ["--roofline"]),
     ],
 )
 def test_what_is_missing_is_said_before_the_work(
@@ -237,5 +225,6 @@ def test_what_is_missing_is_said_before_the_work(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     assert cli.main(["--engine", "a.onnx", *options]) == 1
-    assert 'run: pip install "yolact[train]"' in capsys.readouterr().err
+    extra = "train" if package in ("torch", "onnx") else "bench"
+    assert f'run: pip install "yolact[{extra}]"' in capsys.readouterr().err
     assert fakes == []

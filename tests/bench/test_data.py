@@ -3,14 +3,14 @@ import json
 import pytest
 
 from yolact.dataset_tools.synthetic import make_shapes_dataset
-from yolact_bench import data
+from yolact_bench import cli, data
 
 
 def test_prints_each_stage(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # restored afterwards
     make_shapes_dataset(tmp_path / "shapes", 4, 1)
     options = ["--dataset", str(tmp_path / "shapes"), "--config", "yolact_tiny", "--rounds", "1"]
-    assert data.main([*options, "--torchvision", "--json", str(tmp_path / "f.json")]) == 0
+    assert cli.main(["data", *options, "--torchvision", "--json", str(tmp_path / "f.json")]) == 0
     out = capsys.readouterr().out
     assert "4 images" in out
     figures = json.loads((tmp_path / "f.json").read_text())
@@ -22,5 +22,5 @@ def test_prints_each_stage(tmp_path, capsys, monkeypatch):
 
 
 def test_wrong_use_is_one_line(tmp_path, capsys):
-    assert data.main(["--dataset", str(tmp_path), "--rounds", "0"]) == 2
+    assert cli.main(["data", "--dataset", str(tmp_path), "--rounds", "0"]) == 2
     assert "--rounds 0" in capsys.readouterr().err

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from yolact.dataset_tools.synthetic import make_shapes_dataset
-from yolact_bench import training
+from yolact_bench import cli, training
 
 # What the worker asks a checkout for. This network has no weights of the model's, and its loss counts steps.
 CHECKOUT = {
@@ -73,7 +73,7 @@ def checkout(tmp_path):
 
 def test_times_steps_and_stages(options, checkout, tmp_path, capsys):
     path = tmp_path / "figures.json"
-    assert training.main([*options, "--original", str(checkout), "--json", str(path)]) == 0
+    assert cli.main(["training", *options, "--original", str(checkout), "--json", str(path)]) == 0
     out = capsys.readouterr().out
     assert "batch 2" in out
     figures = json.loads(path.read_text())
@@ -92,12 +92,12 @@ def test_times_steps_and_stages(options, checkout, tmp_path, capsys):
 
 def test_says_what_the_original_died_of(options, checkout, capsys):
     (checkout / "yolact.py").write_text("raise SystemError('no such thing')")
-    assert training.main([*options, "--original", str(checkout)]) == 1
+    assert cli.main(["training", *options, "--original", str(checkout)]) == 1
     assert "the original ended: SystemError: no such thing" in capsys.readouterr().err
 
 
 def test_wrong_use_is_one_line(options, tmp_path, capsys):
-    assert training.main([*options, "--original", str(tmp_path)]) == 1
+    assert cli.main(["training", *options, "--original", str(tmp_path)]) == 1
     assert "not a checkout" in capsys.readouterr().err
-    assert training.main([*options, "--batch-size", "3"]) == 1
+    assert cli.main(["training", *options, "--batch-size", "3"]) == 1
     assert "--batch-size 3" in capsys.readouterr().err

@@ -86,15 +86,15 @@ class Demo:
         journal = self.folder / "demo.log"
         start = time.perf_counter()
         stage = f"[{len(self.commands) + 1}/{STAGES}] {title:<32}"
-        with self.console.status(stage), journal.open("a") as file:
-            file.write(f"$ {line}\n")
+        with self.console.status(stage), journal.open("ab") as file:
+            file.write(f"$ {line}\n".encode())
             file.flush()
             position = file.tell()
             done = subprocess.run(
                 [sys.executable, "-m", MODULES[name], *arguments], stdout=file, stderr=file, check=False
             )
         if done.returncode:
-            output = journal.read_text(errors="replace")[position:].splitlines()[-OUTPUT_SHOWN:]
+            output = journal.read_bytes()[position:].decode(errors="replace").splitlines()[-OUTPUT_SHOWN:]
             Console(stderr=True).print("\n".join(output), markup=False, highlight=False, soft_wrap=True)
             raise YolactError(
                 f"{name} failed with exit code {done.returncode}; see its output above, or {journal}"
@@ -119,7 +119,8 @@ def command(args: argparse.Namespace) -> None:
     demo.run("make synthetic images", "yolact-data", "shapes", data, *counts, *seed)
     options = ["--iterations", str(args.iterations)] if args.iterations else []
     if _cpu_has_bf16():
-        options += ["--amp", "bf16"]
+        # A second thread gains a sixth, and loses far more where other programs run.
+        options += ["--amp", "bf16", "--threads", "1"]
     demo.run(
         "train", "yolact-train", "--config", "yolact_tiny", "--dataset", data, "--save-folder", weights,
         *seed, *options,

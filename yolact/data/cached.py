@@ -2,44 +2,31 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from yolact.config import AugmentConfig, Classes, ModelConfig
 from yolact.data.batch import Sample, Target
 from yolact.data.coco import CocoDataset
 from yolact_runtime.errors import UsageError
 
 
 class CachedDataset(CocoDataset):
-    """A dataset small enough for memory: each sample is made once, then only mirrored and flipped.
+    """A `CocoDataset` that makes each sample once; after that it only mirrors and flips them.
 
-    Every DataLoader worker has a cache of its own; without workers there is one.
-
-    Args:
-        As for `CocoDataset`.
+    Every DataLoader worker has a cache of its own.
 
     Raises:
-        UsageError: `augment` asks for more than `mirror` and `flip`.
+        UsageError: the augmentation is more than `mirror` and `flip`.
     """
 
-    def __init__(
-        self,
-        images: str | Path,
-        annotations: str | Path,
-        model: ModelConfig,
-        classes: Classes,
-        augment: AugmentConfig | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(images, annotations, model, classes)
-        self._augment = augment if augment and augment.enabled else None
-        self._seed = seed
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
         self._samples: dict[int, Sample] = {}
+        self._flips, self.augmenter = self.augmenter, None
         for name in ("photometric", "expand", "crop", "rotate"):
-            if self._augment and getattr(self._augment, name):
+            if self._flips and getattr(self._flips.config, name):
                 raise UsageError(
                     f"train.cache_samples with augment.{name}: samples in memory can only be mirrored and"
                     f" flipped; set train.cache_samples=false or augment.{name}=false"
@@ -50,32 +37,28 @@ class CachedDataset(CocoDataset):
         if index not in self._samples:
             self._samples[index] = super().__getitem__(index)
         sample = self._samples[index]
-        if self._augment:
-            mirror, flip = np.random.default_rng((self._seed % 2**64, epoch, index)).random(2) < 0.5
-            if mirror and self._augment.mirror:
-                sample = mirrored(sample, 0)
-            if flip and self._augment.flip:
-                sample = mirrored(sample, 1)
+        if self._flips:
+            config = self._flips.config
+            draws = np.random.default_rng((self._flips.seed % 2**64, epoch, index)).random(2) < 0.5
+            for axis, wanted in enumerate((config.mirror, config.flip)):
+                if wanted and draws[axis]:
+                    sample = mirrored(sample, axis)
         return sample
 
 
 def mirrored(sample: Sample, axis: int) -> Sample:
     """The sample mirrored along `axis`: 0 left to right, 1 top to bottom."""
+    target, side = sample.target, -1 - axis
 
     def mirror(boxes: Tensor) -> Tensor:
         boxes = boxes.clone()
         boxes[:, [axis, axis + 2]] = 1 - boxes[:, [axis + 2, axis]]
         return boxes
 
-    target, side = sample.target, -1 - axis
+    masks, semantic_masks = target.masks.flip(side), target.semantic_masks.flip(side)
+    boxes, crowd_boxes = mirror(target.boxes), mirror(target.crowd_boxes)
     return Sample(
         sample.image.flip(side),
-        Target(
-            mirror(target.boxes),
-            target.labels,
-            target.masks.flip(side),
-            target.semantic_masks.flip(side),
-            mirror(target.crowd_boxes),
-        ),
+        Target(boxes, target.labels, masks, semantic_masks, crowd_boxes),
         sample.image_id,
     )

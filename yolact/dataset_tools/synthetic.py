@@ -1,4 +1,4 @@
-"""A made dataset of shapes: small enough for a laptop, real enough to show whether training works.
+"""A synthetic dataset of shapes: small enough for a laptop, real enough to show whether training works.
 
 Circles, squares and triangles of any size, turn and texture overlap on noisy backgrounds; colours only lean
 towards one for each class. Some shapes have holes; some images hold a crowd of small shapes that is annotated
@@ -27,17 +27,17 @@ SHAPES = ("circle", "square", "triangle")
 _DESCRIPTION = "made shapes"
 
 # Shape diameters, and those of the members of a crowd, where the image is 128 pixels wide.
-_DIAMETER = (36.0, 88.0)
+_DIAMETER = (42.0, 92.0)
 _CROWD_DIAMETER = (7.0, 12.0)
 # Standard deviation of a class's hue, where the classes are 60 apart.
-_HUE_SPREAD = 17
+_HUE_SPREAD = 15
 # What must stay visible of a shape for it to count as an instance: a share of it, and pixels.
 _VISIBLE_SHARE, _VISIBLE_PIXELS = 0.65, 60
 
 
 @dataclass
 class _Item:
-    """One annotation to be: its category index, full mask, what is still visible, and its outline."""
+    """A future annotation: category index, area of the full mask, what is visible, and the outline."""
 
     label: int
     full: int
@@ -71,7 +71,7 @@ def make_shapes_dataset(
     """Write a shapes dataset in COCO's layout: `train/`, `val/`, `annotations/instances_{train,val}.json`.
 
     The same arguments give the same pixels and annotations. Outlines that nothing covers are polygons, all
-    others run lengths. The annotation files are written last: where they are, the images are.
+    others RLE. The annotation files are written last: where they are, the images are.
 
     Args:
         root: folder to write to; an older shapes dataset in it is replaced.
@@ -188,7 +188,7 @@ def _make_scene(
             _add_crowd(rng, scene, num_classes)
         for _ in range(int(rng.integers(1, max_instances + 1))):
             _add_instance(rng, scene, num_classes)
-    # Soft edges and sensor noise, over shapes and background alike.
+    # Soft edges and sensor noise, over shapes and background.
     image = cv2.GaussianBlur(scene.image, (3, 3), 0.6).astype(np.int16)
     image += rng.integers(-9, 10, image.shape, np.int16)
     scene.image = image.clip(0, 255).astype(np.uint8)
@@ -196,7 +196,7 @@ def _make_scene(
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Dull clouds of two sizes with some faint lines: structure everywhere, but no strong colours."""
+    """Dull clouds of two sizes and a few faint lines: structure everywhere, but no strong colours."""
     tone = rng.uniform(70, 170, 3) * 0.3 + rng.uniform(70, 170) * 0.7
     image = np.tile(tone.astype(np.float32), (height, width, 1))
     for cells, strength in ((4, 14), (24, 12)):
@@ -232,7 +232,7 @@ def _rasterise(outline: np.ndarray, height: int, width: int) -> np.ndarray:
 def _paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, label: int) -> None:
     """Fill the mask with a strong colour and a texture: plain, stripes, checks or grain."""
     height, width = mask.shape
-    # Each class has a usual hue, as things have: a hint, for its tails reach those of the others.
+    # Each class has a usual hue, as real things do. It is only a hint: the hues of the classes overlap.
     hue = int(rng.normal(label * 60, _HUE_SPREAD)) % 180
     saturation, value = rng.integers(170, 256), rng.integers(130, 256)
     colour = cv2.cvtColor(np.array([[[hue, saturation, value]]], np.uint8), cv2.COLOR_HSV2BGR)[0, 0]
@@ -322,7 +322,7 @@ def _describe(item: _Item) -> dict[str, Any]:
 
 
 def _counts(mask: np.ndarray) -> list[int]:
-    """Uncompressed run lengths of a mask (as COCO's crowds have), column by column, background first."""
+    """Uncompressed RLE of a mask (as COCO's crowds have): column by column, background first."""
     flat = mask.reshape(-1, order="F")
     edges = np.flatnonzero(np.diff(flat)) + 1
     runs = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()

@@ -1,1 +1,1 @@
-"""Other implementations as contenders: each is imported only when it is asked for."""
+"""Other implementations as candidates: each is imported only if it is asked for."""

@@ -1,9 +1,8 @@
 """The original YOLACT, from a checkout of its repository and weights of its form.
 
-It runs in a process of its own. Nothing of it is changed: `cv2.imread`, its `FastBaseTransform`, network,
-`Detect`, `postprocess` with masks at image size, and its `Detections`, which encode each whole mask by
-pycocotools. Stages are timed in its process; what the pipe between the processes takes counts in none, and
-is well below a millisecond.
+It runs unchanged in its own process: `cv2.imread`, its `FastBaseTransform`, network, `Detect`, `postprocess`
+with masks at image size, and its `Detections`, which encode each whole mask by pycocotools. Stages and CPU
+time are measured there; the pipe between the processes is in neither, and takes well below a millisecond.
 """
 
 from __future__ import annotations
@@ -14,32 +13,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from yolact_bench.contender import Contender, Run
-from yolact_bench.original.checkout import CheckoutProcess
-from yolact_bench.peers.common import PREPARED
+from yolact_bench.measure.candidate import PREPARED, Candidate, Run
+from yolact_bench.peers.checkout import CheckoutProcess
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.metadata import Metadata
 
-# The configurations that its data/config.py knows; it evaluates the name as Python.
+# The configurations in its data/config.py, which evaluates the name as Python.
 CONFIGS = (
     *("yolact_base", "yolact_im400", "yolact_im700", "yolact_darknet53", "yolact_resnet50"),
     *("yolact_resnet50_pascal", "yolact_plus_base", "yolact_plus_resnet50"),
 )
 
 
-class OriginalContender(Contender):
+class OriginalCandidate(Candidate):
     """A checkout of github.com/dbolya/yolact.
 
     Args:
         checkout: Its folder.
-        weights: A checkpoint as published, `.pth`; nothing but tensors is read from it.
-        like: What our engine of the same weights says of itself: configuration, input size, categories.
+        weights: A checkpoint as published, `.pth`; only tensors are read from it.
+        like: Metadata of our engine with the same weights: configuration, input size, categories.
         threads: CPU threads.
         device: "cpu" or "cuda".
 
     Raises:
         UsageError: a configuration that the original does not have.
-        YolactError: no checkout, no weights, or it does not start; says what it wrote last.
+        YolactError: no checkout, no weights, or it does not start; with the last line of its output.
     """
 
     name = "original"
@@ -78,13 +76,13 @@ class OriginalContender(Contender):
             raise UsageError(f"the original evaluates one image at a time, not {batch}")
         self._ask(prepare=[_path(path) for path in images[:PREPARED]])
 
-    def alone(self) -> None:
-        self._ask(alone=True)
+    def network_only(self) -> None:
+        self._ask(network_only=True)
 
     def end_to_end(self, paths: Sequence[Path]) -> Run:
         (path,) = paths
         found = self._ask(run=_path(path))
-        return Run(found["seconds"], found["detections"])
+        return Run(found["seconds"], found["detections"], found["cpu_seconds"])
 
     def to_coco(self, path: Path, image_id: int) -> list[dict[str, Any]]:
         results: list[dict[str, Any]] = self._ask(run=_path(path), image_id=image_id)["results"]

@@ -3,25 +3,24 @@
 The package is under the AGPL-3.0. It is imported only when it is asked for, and no extra of this project
 installs it. Checkpoints (`.pt`) are pickles of its classes and are not opened.
 
-The random weights are levelled (`levelling`): left alone it would find nothing, and have no masks to make.
+Random weights are adapted (`random_weights`): otherwise it would find nothing, and have no masks to compute.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
-from yolact_bench.contender import Contender, Run
-from yolact_bench.peers.common import different_batches, encode
-from yolact_bench.peers.levelling import TOLD, settle, threshold
+from yolact_bench.measure.candidate import Run
+from yolact_bench.peers.random_weights import NOTE, settle_batch_norm, threshold
+from yolact_bench.peers.torch_peer import TorchPeer, encode
 from yolact_runtime.errors import UsageError, YolactError, first_line
 from yolact_runtime.files import cache_folder
 from yolact_runtime.sources.images import read_image
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class UltralyticsContender(Contender):
+class UltralyticsCandidate(TorchPeer):
     """ultralytics.YOLO of a segmentation model, by its own predictor.
 
     Args:
@@ -41,11 +40,10 @@ class UltralyticsContender(Contender):
         size: Longest side of the network's input, in pixels.
 
     Raises:
-        UsageError: no YAML.
-        YolactError: not installed, or it does not make a segmentation model of it.
+        UsageError: not a YAML.
+        YolactError: ultralytics is not installed, or cannot build a segmentation model from the YAML.
     """
 
-    precision = "fp32"
     licence = "AGPL-3.0"
 
     def __init__(
@@ -53,9 +51,9 @@ class UltralyticsContender(Contender):
     ) -> None:
         if not model.endswith((".yaml", ".yml")):
             raise UsageError(f"--ultralytics {model}: give a YAML such as yolo11n-seg.yaml (random weights)")
-        # It would otherwise ask the internet, install what it misses, and leave settings in the home.
+        # Otherwise it goes online, installs missing packages, and leaves settings in the home folder.
         folder = cache_folder() / "ultralytics"
-        with contextlib.suppress(OSError):  # then it finds a place itself
+        with contextlib.suppress(OSError):  # then it chooses a folder itself
             folder.mkdir(parents=True, exist_ok=True)
         for name, value in (("OFFLINE", "true"), ("AUTOINSTALL", "false"), ("CONFIG_DIR", str(folder))):
             os.environ.setdefault(f"YOLO_{name}", value)
@@ -70,11 +68,11 @@ class UltralyticsContender(Contender):
         torch.manual_seed(0)
         try:
             self._model = ultralytics.YOLO(model, task="segment", verbose=False)
-        except Exception as error:  # it raises whatever its parser meets
-            raise YolactError(f"--ultralytics {model}: not a model of it ({first_line(error)})") from error
-        torch.set_num_threads(threads)
-        cv2.setNumThreads(threads)  # which it sets to 0 on import
-        self._torch = torch
+        except Exception as error:  # its parser raises many kinds
+            raise YolactError(
+                f"--ultralytics {model}: not one of its models ({first_line(error)})"
+            ) from error
+        super().__init__(threads, device, f"ultralytics {ultralytics.__version__}")
         self._options: dict[str, Any] = {
             "imgsz": size,
             "device": device,
@@ -83,36 +81,20 @@ class UltralyticsContender(Contender):
             "verbose": False,
             "save": False,
         }
-        self._prepared: Iterator[torch.Tensor] = iter(())
-        self.name = Path(model).stem
-        self.config = self.name
+        self.name = self.config = Path(model).stem
         self.input_size = size
-        self.backend = f"PyTorch {torch.__version__}, ultralytics {ultralytics.__version__} ({device})"
-        self.note = f"longest side {size}, aspect kept; {TOLD}"
-
-    def prepare(self, images: Sequence[Path], batch: int) -> None:
-        self._level(read_image(images[0]))
-        preprocess = self._model.predictor.preprocess
-        self._prepared = itertools.cycle(
-            [preprocess([read_image(path) for path in paths]) for paths in different_batches(images, batch)]
-        )
-
-    def alone(self) -> None:
-        with self._torch.inference_mode():
-            batch = next(self._prepared)
-            self._suppress(self._model.predictor.inference(batch))
-            self._synchronize()
+        self.note = f"longest side {size}, aspect kept; {NOTE}"
 
     def end_to_end(self, paths: Sequence[Path]) -> Run:
         start = time.perf_counter()
-        pictures = [read_image(path) for path in paths]
+        images = [read_image(path) for path in paths]
         decoded = time.perf_counter()
-        results = self._model.predict(pictures, **self._options)
+        results = self._model.predict(images, **self._options)
         masks = [result.masks.data.cpu().numpy() if result.masks is not None else None for result in results]
         ready = time.perf_counter()
         count = sum(len(encode(one)) for one in masks if one is not None)
         end = time.perf_counter()
-        # By its own clock, per image; what it does besides goes to the stage before the network.
+        # By its own clock, per image; the rest of its time counts as the stage before the network.
         network, last = (
             sum(result.speed[name] for result in results) / 1000 for name in ("inference", "postprocess")
         )
@@ -125,21 +107,35 @@ class UltralyticsContender(Contender):
         }
         return Run(seconds, count)
 
-    def _level(self, image: np.ndarray) -> None:
-        """Make random weights as much work as trained ones."""
+    def _preprocess(self, images: Sequence[np.ndarray]) -> Any:
+        return self._model.predictor.preprocess(list(images))
+
+    def _detect(self, batch: Any) -> Any:
+        from ultralytics.utils.nms import non_max_suppression
+
+        return non_max_suppression(
+            self._rows(self._model.predictor.inference(batch)),
+            self._options["conf"],
+            self._model.predictor.args.iou,
+            max_det=self._options["max_det"],
+            nc=len(self._model.names),
+            end2end=self._without_nms,
+        )
+
+    def _adapt(self, image: np.ndarray) -> None:
         network, size = self._model.model, self._options["imgsz"]
         picture = self._torch.from_numpy(np.ascontiguousarray(cv2.resize(image, (size, size))[:, :, ::-1]))
         batch = (
             picture.permute(2, 0, 1)[None].to(next(network.parameters()).device).float() / 255
         )  # (1, 3, S, S) RGB
         network.eval()
-        settle(network, lambda: network(batch))
+        settle_batch_norm(network, lambda: network(batch))
         # Its predictor copies the network, with batch norm folded in.
         self._model.predict(image, conf=0.999, **self._options)
         predictor = self._model.predictor
         with self._torch.inference_mode():
             rows = self._rows(predictor.inference(predictor.preprocess([image])))
-        if self._end_to_end:
+        if self._without_nms:
             scores = rows[:, :, 4]  # (N, boxes, 6 + M)
         else:
             scores = rows[:, 4 : 4 + len(self._model.names)].amax(1)  # of (N, 4 + C + M, boxes)
@@ -147,30 +143,13 @@ class UltralyticsContender(Contender):
         self._model.predict(image, **self._options)
 
     @property
-    def _end_to_end(self) -> bool:
-        """Whether it has no NMS."""
+    def _without_nms(self) -> bool:
         return bool(getattr(self._model.model, "end2end", False))
 
     @staticmethod
     def _rows(found: Any) -> torch.Tensor:
-        """The boxes, of what the network returns."""
+        """The boxes in the output of the network."""
         while isinstance(found, list | tuple):
             found = found[0]
         rows: torch.Tensor = found
         return rows
-
-    def _suppress(self, found: Any) -> None:
-        from ultralytics.utils.nms import non_max_suppression
-
-        non_max_suppression(
-            self._rows(found),
-            self._options["conf"],
-            self._model.predictor.args.iou,
-            max_det=self._options["max_det"],
-            nc=len(self._model.names),
-            end2end=self._end_to_end,
-        )
-
-    def _synchronize(self) -> None:
-        if self._options["device"] == "cuda":
-            self._torch.cuda.synchronize()

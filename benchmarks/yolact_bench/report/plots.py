@@ -1,147 +1,174 @@
-"""The pictures of the page, each as SVG; an empty string where there is nothing to show."""
+"""The plots of the page, each as SVG; an empty string if there is nothing to show.
+
+They are drawn with `STYLE`. Colours become CSS variables, so that the plots follow the page's light and dark
+style.
+"""
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Sequence
-from typing import Any
+from html import escape
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from yolact_bench.report.svg import WIDTH, Axis, Drawing, number, short, spread
-from yolact_bench.stages import STAGES
-from yolact_bench.suite import KINDS, EngineReport, Measured, Report
+from yolact_bench.measure.candidate import KINDS
+from yolact_bench.measure.suite import EngineReport, Measured, Report
+from yolact_bench.report.tables import machine_series
 
-COLOURS = 8  # of the page's style sheet, --c0 to --c7
-LEFT, RIGHT = 56, WIDTH - 12
-ROW = 58  # pixels of one engine: its name and its shape
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 10  # inches
+ROW = 0.62  # inches of one engine: its name, and a shape or a bar
 BINS = 90
-SLIVERS = 12  # times as long: from there on stages are shown as parts of their run
-KIND_NAMES = {"alone": "alone", "end_to_end": "end to end"}
+FEW_RUNS = 30  # below this, a histogram says less than the runs themselves
+LOGARITHMIC = 6  # an axis is, if values differ by this factor
+SLIVERS = 12  # if one engine takes this much longer, bars of stages are relative
+KIND_NAMES = {"network_only": "network only", "end_to_end": "end to end"}
+# What matplotlib draws with -> the variable of the page's style sheet.
+ENGINES = ("#2f6fb7", "#d9722e", "#1d9a73", "#b8407f", "#7659c4", "#a67c00", "#3f8fa5", "#6b7480")
+STAGE_COLOURS = {
+    "decode": "#a9c9dd",
+    "preprocess": "#e2b95c",
+    "upload": "#b9a3e3",
+    "network": "#6fa3db",
+    "detect": "#58b5a6",
+    "download": "#9a86d8",
+    "masks": "#dd827a",
+    "rle": "#f0b9a6",
+    "other": "#9aa3ad",
+}
+INK, SOFT, GRID, INSIDE = "#010101", "#020202", "#030303", "#10151b"
+VARIABLES = {
+    **{colour: f"var(--c{index})" for index, colour in enumerate(ENGINES)},
+    **{colour: f"var(--{stage})" for stage, colour in STAGE_COLOURS.items()},
+    **{INK: "var(--ink)", SOFT: "var(--soft)", GRID: "var(--grid)"},
+}
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",  # text stays text
+    "text.parse_math": False,  # names may hold dollar signs
+    "path.simplify": False,
+    "font.size": 10.5,
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": SOFT,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "grid.color": GRID,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "legend.frameon": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 9.5,
+    "axes.titlecolor": SOFT,
+}
 
 
 def colour(report: Report, engine: EngineReport) -> str:
-    """CSS colour of an engine, the same in every picture."""
-    return f"var(--c{[one.name for one in report.engines].index(engine.name) % COLOURS})"
-
-
-def stage_colour(stage: str) -> str:
-    """CSS colour of a stage."""
-    return f"var(--{stage})" if stage in STAGES else "var(--other)"
+    """The colour of an engine, the same in every plot."""
+    return ENGINES[[one.name for one in report.engines].index(engine.name) % len(ENGINES)]
 
 
 def distribution(report: Report, batch: int, kind: str) -> str:
-    """Smoothed histograms of the run times, with median, p95 and p99, on one axis."""
+    """Run times on one axis: smoothed histograms, or points if they are few, with median, p95 and p99."""
     rows = [(engine, getattr(one, kind)) for engine in report.engines if (one := engine.at(batch))]
     if not rows:
         return ""
-    # Stray runs must not press all others into a corner.
-    ends = [
-        end for _, measured in rows for end in (measured.min, min(_longest(measured), 1.25 * measured.p99))
-    ]
-    axis = spread(ends, 12, RIGHT)
-    bottom = ROW * len(rows) + 4
-    drawing = Drawing(bottom + 38, f"Distribution of run times {KIND_NAMES[kind]}")
-    drawing.x_axis(axis, 4, bottom, "milliseconds per batch" + (", logarithmic" if axis.log else ""))
+    figure, axes = _rows_figure(len(rows))
+    longest = [max(measured.samples_us) / 1000 for _, measured in rows]
+    # Outliers must not squeeze all other times into a corner.
+    ends = [min(end, 1.25 * measured.p99) for end, (_, measured) in zip(longest, rows, strict=True)]
+    low, high = _spread(axes, [*ends, *(measured.min for _, measured in rows)])
+    axes.set_xlabel("milliseconds per batch" + (", logarithmic" if axes.get_xscale() == "log" else ""))
     for index, (engine, measured) in enumerate(rows):
-        _distribution_row(drawing, axis, ROW * index, engine, measured, colour(report, engine))
-    return str(drawing)
+        _draw_runs(axes, index, measured, colour(report, engine), low, high)
+        words = f"median {number(measured.median)} ms, p95 {number(measured.p95)}, p99 {number(measured.p99)}"
+        if longest[index] > high:
+            words += f", longest {number(longest[index])} (outside)"
+        _row_label(axes, index, engine.name, words)
+    return _svg(figure, f"Distribution of run times, {KIND_NAMES[kind]}, batch {batch}")
 
 
-def _distribution_row(
-    drawing: Drawing, axis: Axis, top: float, engine: EngineReport, measured: Measured, fill: str
-) -> None:
-    middle, half = top + 38, 16.0
-    edges = [axis.inverse(share) for share in np.linspace(0, 1, BINS + 1)]
-    values = np.clip(np.array(measured.samples_us) / 1000, edges[0], edges[-1])
-    counts = np.histogram(values, edges)[0].astype(float)
-    smooth = np.convolve(counts, [0.25, 0.5, 0.25], "same")
-    heights = half * smooth / smooth.max()
-    filled = np.flatnonzero(heights)
-    places = [axis(axis.inverse((i + 0.5) / BINS)) for i in range(filled[0], filled[-1] + 1)]
-    tall = heights[filled[0] : filled[-1] + 1].tolist()
-    upper = [(x, middle - max(h, 0.4)) for x, h in zip(places, tall, strict=True)]
-    lower = [(x, middle + max(h, 0.4)) for x, h in zip(places, tall, strict=True)]
-    drawing.polyline([*upper, *reversed(lower)], "area", f"fill:{fill};stroke:{fill}", closed=True)
-    for value, reach in ((measured.p95, 10), (measured.p99, 7)):
-        drawing.line(axis(value), middle - reach, axis(value), middle + reach, "mark")
-    drawing.line(axis(measured.median), middle - 18, axis(measured.median), middle + 18, "median")
-    words = f"median {number(measured.median)} ms, p95 {number(measured.p95)}, p99 {number(measured.p99)}"
-    longest = _longest(measured)
-    if longest > axis.high:
-        words += f", longest {number(longest)} (outside)"
-    # Text is some 7 pixels a character.
-    drawing.text(12, top + 16, short(engine.name, 118 - len(words)), kind="name")
-    drawing.text(RIGHT, top + 16, words, "end", "tick")
-
-
-def _longest(measured: Measured) -> float:
-    return max(measured.samples_us) / 1000
+def _draw_runs(axes: Axes, index: int, measured: Measured, fill: str, low: float, high: float) -> None:
+    """The run times of one engine in its row."""
+    samples = np.clip(np.array(measured.samples_us) / 1000, low, high)
+    if len(samples) < FEW_RUNS:
+        places = index + 0.09 * (np.arange(len(samples)) % 5 - 2)
+        axes.plot(samples, places, "o", color=fill, markersize=4.5, alpha=0.6, markeredgewidth=0)
+    else:
+        space = np.geomspace if axes.get_xscale() == "log" else np.linspace
+        edges = space(low, high, BINS + 1)
+        heights = np.convolve(np.histogram(samples, edges)[0], [0.25, 0.5, 0.25], "same")
+        heights = 0.26 * heights / heights.max()
+        middles = (edges[:-1] + edges[1:]) / 2
+        lower, upper = index - heights, index + heights
+        axes.fill_between(middles, lower, upper, where=heights > 0, color=fill, alpha=0.45)
+    for value, half, width in (
+        (measured.p95, 0.17, 0.9),
+        (measured.p99, 0.17, 0.9),
+        (measured.median, 0.29, 2),
+    ):
+        axes.vlines(value, index - half, index + half, color=INK, linewidth=width)
 
 
 def stages(report: Report, batch: int) -> str:
-    """What each stage takes in the median, one bar an engine."""
+    """The median time of each stage, one bar per engine."""
     rows = [(engine, one) for engine in report.engines if (one := engine.at(batch))]
     if not rows:
         return ""
     sums = [sum(timing.median for timing in one.stages.values()) for _, one in rows]
-    # Beside an engine that is much slower the others would be slivers.
+    # Next to an engine that is much slower the bars of the others would be slivers.
     relative = max(sums) > SLIVERS * min(sums) > 0
-    units = [total / 100 if relative else 1.0 for total in sums]
-    axis = Axis(0, 100.0 if relative else max(sums) * 1.02 or 1.0, 12, RIGHT)
-    bottom = 52 * len(rows) + 4
-    drawing = Drawing(bottom + 38, "Median time of each stage")
-    drawing.x_axis(
-        axis,
-        4,
-        bottom,
-        "percent of the run; numbers in milliseconds" if relative else "milliseconds per batch",
-    )
+    figure, axes = _rows_figure(len(rows))
+    longest = 100.0 if relative else max(sums) * 1.01 or 1.0
+    axes.set_xlim(0, longest)
+    axes.set_xlabel("percent of the run; numbers in milliseconds" if relative else "milliseconds per batch")
     for index, (engine, one) in enumerate(rows):
-        top, at = 52 * index, 0.0
-        drawing.text(12, top + 16, short(engine.name, 100), kind="name")
-        drawing.text(RIGHT, top + 16, f"{number(one.end_to_end.median)} ms", "end", "tick")
+        _row_label(axes, index, engine.name, f"{number(one.end_to_end.median)} ms")
+        left = 0.0
         for stage, timing in one.stages.items():
-            x, end = axis(at), axis(at + timing.median / units[index])
             share = timing.median / sums[index] if sums[index] else 0.0
-            title = f"{stage} {number(timing.median)} ms, {share:.0%}"
-            drawing.rect(x, top + 23, end - x, 22, f"fill:{stage_colour(stage)}", title)
-            if end - x > 7 * len(number(timing.median)) + 8:
-                drawing.text((x + end) / 2, top + 38, number(timing.median), "middle", "inside")
-            at += timing.median / units[index]
-    return str(drawing)
+            width = 100 * share if relative else timing.median
+            fill = STAGE_COLOURS.get(stage, STAGE_COLOURS["other"])
+            (bar,) = axes.barh(index, width, 0.42, left, color=fill)
+            bar.set_gid(f"tip:{stage} {number(timing.median)} ms, {share:.0%}")
+            if width > 0.012 * longest * (1 + len(number(timing.median))):
+                place = {"ha": "center", "va": "center", "color": INSIDE, "fontsize": 9}
+                axes.text(left + width / 2, index, number(timing.median), **place)
+            left += width
+    return _svg(figure, f"Median time of each stage, batch {batch}")
 
 
 def throughput(report: Report) -> str:
-    """Images per second over the batch size: solid alone, dashed end to end."""
+    """Images per second over the batch size: solid network only, dashed end to end."""
     sizes = list(report.settings["batches"])
     if len(sizes) < 2:
         return ""
-    top, bottom = 12, 292
-    rates = [
-        getattr(one, kind).throughput for engine in report.engines for one in engine.batches for kind in KINDS
-    ]
-    y = Axis(0, max(rates) * 1.08, bottom, top)
-    places = dict(zip(sizes, np.linspace(LEFT + 40, RIGHT - 40, len(sizes)).tolist(), strict=True))
-    drawing = Drawing(bottom + 40, "Images per second over the batch size")
-    drawing.y_axis(y, LEFT, RIGHT, 5)
-    for size, x in places.items():
-        drawing.text(x, bottom + 16, str(size), "middle", "tick")
-    drawing.text((LEFT + RIGHT) / 2, bottom + 34, "batch size", "middle", "tick")
+    figure = _figure(3.6)
+    axes = figure.subplots()
     for engine in report.engines:
-        ink = colour(report, engine)
-        for kind in KINDS:
-            points = [(places[one.batch], y(getattr(one, kind).throughput)) for one in engine.batches]
-            dashes = "" if kind == "alone" else ";stroke-dasharray:6 4"
-            drawing.polyline(points, "series", f"stroke:{ink}{dashes}")
-            for (x, height), one in zip(points, engine.batches, strict=True):
-                rate = number(getattr(one, kind).throughput)
-                title = f"{engine.name}, {KIND_NAMES[kind]}, batch {one.batch}: {rate} images/s"
-                drawing.circle(x, height, 4, f"fill:{ink}", title)
-    return str(drawing)
+        for kind, line in zip(KINDS, ("-", "--"), strict=True):
+            rates = {one.batch: getattr(one, kind).throughput for one in engine.batches}
+            ink = colour(report, engine)
+            axes.plot([sizes.index(size) for size in rates], list(rates.values()), line, color=ink)
+            for size, rate in rates.items():
+                (point,) = axes.plot([sizes.index(size)], [rate], "o", color=ink, markersize=5)
+                text = f"{engine.name}, {KIND_NAMES[kind]}, batch {size}: {number(rate)} images/s"
+                point.set_gid(f"tip:{text}")
+    axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
+    axes.set(xlabel="batch size", ylabel="images per second", ylim=(0, None))
+    return _svg(figure, "Images per second over the batch size")
 
 
 def timeline(report: Report) -> str:
-    """Every run as part of its median over time, and below it what the machine did."""
+    """Every run relative to the median of its kind over time, and below it the state of the machine."""
     series = []
     for engine in report.engines:
         points = [
@@ -152,48 +179,34 @@ def timeline(report: Report) -> str:
             for start, sample in zip(measured.starts_ms, measured.samples_us, strict=True)
             if measured.median > 0
         ]
-        series.append((engine, points))
-    everything = [share for _, points in series for _, share in points]
-    last = max([report.conditions.seconds, *(at for _, points in series for at, _ in points)])
-    if not everything or last <= 0:
+        series += [(engine, points)] if points else []
+    shares = [share for _, points in series for _, share in points]
+    if not shares:
         return ""
-    lanes = _lanes(report)
-    high = min(max(everything), max(1.5, float(np.percentile(everything, 99.5))))
-    x = Axis(0, last, LEFT, RIGHT)
-    y = Axis(min(*everything, 0.9), high * 1.03, 170, 22)
-    bottom = 180 + 66 * len(lanes)
-    drawing = Drawing(bottom + 38, "Run times and the machine over time")
-    drawing.x_axis(x, 22, bottom, "seconds since the start")
-    drawing.text(LEFT, 14, "time of a run / median of its kind", kind="tick")
-    drawing.y_axis(y, LEFT, RIGHT)
+    lanes = machine_series(report)
+    figure = _figure(2.8 + 0.85 * len(lanes))
+    heights = [2.6, *[0.8] * len(lanes)]
+    first, *others = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    high = min(max(shares), max(1.5, float(np.percentile(shares, 99.5))))
     for engine, points in series:
-        drawing.dots([(x(at), y(share)) for at, share in points], f"stroke:{colour(report, engine)}")
-    for index, (name, values) in enumerate(lanes):
-        top = 180 + 66 * index
-        seen = [
-            (at, value)
-            for at, value in zip(report.conditions.times, values, strict=True)
-            if value is not None
-        ]
-        heights = [value for _, value in seen]
-        lane = spread(heights, top + 58, top + 24, ratio=float("inf"))
-        drawing.text(LEFT, top + 14, f"{name}: {number(min(heights))} to {number(max(heights))}", kind="tick")
-        drawing.line(LEFT, top + 60, RIGHT, top + 60)
-        drawing.polyline([(x(at), lane(value)) for at, value in seen], "series", "stroke:var(--lane)")
-    return str(drawing)
+        _dots(first, [(at, min(share, high)) for at, share in points], colour(report, engine))
+    first.set(ylim=(min(*shares, 0.9), high * 1.03), xlim=(0, None))
+    first.set_title("time of a run / median of its kind")
+    for axes, (name, unit, values) in zip(others, lanes, strict=True):
+        known = [(at, v) for at, v in zip(report.conditions.times, values, strict=True) if v is not None]
+        low, high = (end(value for _, value in known) for end in (min, max))
+        axes.set_title(f"{name}, {unit}: {number(low)} to {number(high)}")
+        axes.plot(*zip(*known, strict=True), color=SOFT, linewidth=1.4)
+        axes.set_yticks([])
+    (others or [first])[-1].set_xlabel("seconds since the start")
+    return _svg(figure, "Run times and the machine over time")
 
 
-def _lanes(report: Report) -> list[tuple[str, list[Any]]]:
-    conditions = report.conditions
-    gpu = conditions.gpu
-    lanes = [
-        ("CPU clock, MHz", conditions.cpu_mhz),
-        ("CPU temperature, °C", conditions.cpu_temperature),
-        ("GPU clock, MHz", gpu.get("sm_mhz", [])),
-        ("GPU temperature, °C", gpu.get("temperature", [])),
-        ("GPU power, W", gpu.get("power_w", [])),
-    ]
-    return [(name, values) for name, values in lanes if any(value is not None for value in values)]
+def _dots(axes: Axes, points: Sequence[tuple[float, float]], ink: str) -> None:
+    """Many points as one line of gaps, whose round caps are the dots: markers take ten times the space."""
+    gap = (float("nan"), float("nan"))
+    line = [value for point in points for value in (point, point, gap)]
+    axes.plot(*zip(*line, strict=True), color=ink, linewidth=2.6, alpha=0.55, solid_capstyle="round")
 
 
 def speed_against_ap(report: Report) -> str:
@@ -206,75 +219,121 @@ def speed_against_ap(report: Report) -> str:
             points.append((engine, first.end_to_end.median / first.batch, 100 * ap))
     if not points:
         return ""
-    top, bottom = 14, 294
-    x = spread([time for _, time, _ in points], LEFT + 20, RIGHT - 20, ratio=3)
+    figure = _figure(3.4 + 0.2 * len(points))
+    axes = figure.subplots()
+    _spread(axes, [time for _, time, _ in points], ratio=3)
     aps = [ap for *_, ap in points]
-    # At least two points of AP high, so that nothing looks like much.
+    # At least two points of AP high, so that small differences look small.
     middle, half = (min(aps) + max(aps)) / 2, max(1.0, 0.58 * (max(aps) - min(aps)))
-    y = Axis(middle - half, middle + half, bottom, top)
-    drawing = Drawing(bottom + 38, "Mask AP over milliseconds an image")
-    unit = "milliseconds an image, end to end" + (", logarithmic" if x.log else "")
-    drawing.x_axis(x, top, bottom, unit)
-    drawing.y_axis(y, LEFT, RIGHT, 5)
-    taken: list[tuple[float, float, float]] = [
-        (x(time) - 9, y(ap) + 4, x(time) + 9) for _, time, ap in points
-    ]
+    unit = "milliseconds per image, end to end" + (", logarithmic" if axes.get_xscale() == "log" else "")
+    axes.set(xlabel=unit, ylabel="mask AP", ylim=(middle - half, middle + half))
     for engine, time, ap in points:
-        title = f"{engine.name}: {number(time)} ms, mask AP {ap:.2f}"
-        drawing.circle(x(time), y(ap), 7, f"fill:{colour(report, engine)}", title)
-        words = f"{ap:.1f} AP, {number(time)} ms"
-        left, base = _free_place(taken, x(time), y(ap), 6.6 * len(words))
-        taken.append((left, base, left + 6.6 * len(words)))
-        drawing.text(left, base, words, kind="tick")
-    return str(drawing)
-
-
-def _free_place(
-    taken: Sequence[tuple[float, float, float]], x: float, y: float, width: float
-) -> tuple[float, float]:
-    """Left end and base line for words beside a point, where none of (left, base, right) is in the way."""
-    places = [
-        (left, y + 4 + below)
-        for below in (0, 18, -18, 36, -36, 54, -54)
-        for left in (x + 12, x - 12 - width)
-        if left > LEFT and left + width < RIGHT
-    ]
-    for left, base in places:
-        if all(abs(base - other) > 14 or left > end or left + width < start for start, other, end in taken):
-            return left, base
-    return places[0]
+        label = f"{short(engine.name, 70)}: {ap:.1f} AP, {number(time)} ms"
+        axes.plot([time], [ap], "o", color=colour(report, engine), markersize=9, label=label)
+    figure.legend(loc="outside lower left")
+    return _svg(figure, "Mask AP over milliseconds per image")
 
 
 def roofline(report: Report) -> str:
-    """The share of the roofline that each engine reached: full bar by its kernels, dark by the floor."""
-    rows = [
-        (engine, content)
-        for engine in report.engines
-        if (content := engine.roofline) and content.get("share")
-    ]
+    """The share of the roofline that each engine reaches: pale by its kernels, dark by the floor."""
+    rows = [(engine, found) for engine in report.engines if (found := engine.roofline) and found.get("share")]
     if not rows:
         return ""
-    shares = [
-        share for _, content in rows for share in (content["share"], content.get("kernels_share") or 0.0)
-    ]
-    axis = Axis(0, 100 * max(1.0, *shares), 12, RIGHT)
-    bottom = 52 * len(rows) + 4
-    drawing = Drawing(bottom + 38, "Share of the roofline reached")
-    drawing.x_axis(axis, 4, bottom, "percent")
-    for index, (engine, content) in enumerate(rows):
-        top, ink = 52 * index, colour(report, engine)
-        share, kernels = content["share"], content["kernels_share"]
+    figure, axes = _rows_figure(len(rows))
+    largest = max(share for _, found in rows for share in (found["share"], found["kernels_share"] or 0.0))
+    axes.set(xlim=(0, 100 * max(1.0, largest)), xlabel="percent")
+    for index, (engine, found) in enumerate(rows):
         words = (
-            f"{share:.0%} by the floor, {kernels:.0%} kernel by kernel: {number(content['flops'] / 1e9)}"
-            f" GFLOP, {number(content['bytes'] / 1e6)} MB in {number(content['measured_ms'])} ms"
+            f"{found['share']:.0%} by the floor, {found['kernels_share']:.0%} kernel by kernel:"
+            f" {number(found['flops'] / 1e9)} GFLOP, {number(found['bytes'] / 1e6)} MB in"
+            f" {number(found['measured_ms'])} ms"
         )
-        drawing.text(12, top + 16, short(engine.name, 118 - len(words)), kind="name")
-        drawing.text(RIGHT, top + 16, words, "end", "tick")
-        for part, opacity in ((kernels, 0.4), (share, 1)):
-            drawing.rect(12, top + 24, axis(100 * part) - 12, 20, f"fill:{ink};fill-opacity:{opacity}")
-    return str(drawing)
+        _row_label(axes, index, engine.name, words)
+        for key, alpha in (("kernels_share", 0.4), ("share", 1)):
+            axes.barh(index, 100 * found[key], 0.4, color=colour(report, engine), alpha=alpha)
+    return _svg(figure, "Share of the roofline reached")
 
 
 def keys(report: Report) -> Sequence[tuple[str, str]]:
     """Name and CSS colour of every engine."""
-    return [(engine.name, colour(report, engine)) for engine in report.engines]
+    return [(engine.name, VARIABLES[colour(report, engine)]) for engine in report.engines]
+
+
+def number(value: float) -> str:
+    """A number for people: about three digits."""
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size >= 1000:
+        return f"{value:,.0f}".replace(",", "\u202f")
+    return f"{value:.0f}" if size >= 100 else f"{value:.3g}"
+
+
+def short(name: str, most: int) -> str:
+    """A name of at most `most` characters, its middle left out."""
+    if len(name) <= most:
+        return name
+    tail = most // 3
+    return f"{name[: most - tail - 1]}…{name[-tail:]}"
+
+
+def _figure(height: float) -> Figure:
+    """A figure without pyplot, so without windows and global state."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(WIDTH, height), layout="constrained")
+
+
+def _rows_figure(count: int) -> tuple[Figure, Axes]:
+    """A figure with a row for each engine, from top to bottom at y = 0, 1, ..."""
+    figure = _figure(ROW * count + 0.6)
+    axes = figure.subplots()
+    axes.set(ylim=(count - 0.6, -0.75), yticks=[])
+    return figure, axes
+
+
+def _row_label(axes: Axes, index: int, name: str, words: str) -> None:
+    """The name of an engine at the left of its row, its figures at the right."""
+    place = {"transform": axes.get_yaxis_transform(), "va": "bottom"}
+    most = 118 - len(words)  # characters that fit
+    axes.text(0, index - 0.34, short(name, most), fontweight="bold", **place)
+    axes.text(1, index - 0.34, words, ha="right", color=SOFT, fontsize=9.5, **place)
+
+
+def _spread(axes: Axes, values: Sequence[float], ratio: float = LOGARITHMIC) -> tuple[float, float]:
+    """Give the x axis room for all values, logarithmic if they differ by `ratio`; returns its ends."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = min(values), max(values)
+    if low > 0 and high / low > ratio:
+        low, high = low / 1.08, high * 1.08
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        room = 0.06 * (high - low) or abs(high) * 0.05 or 1.0
+        low, high = max(0.0, low - room), high + room
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    axes.set_xlim(low, high)
+    return low, high
+
+
+def _svg(figure: Figure, label: str) -> str:
+    """A figure as an SVG element for HTML: page colours, unique ids, tooltips, an accessible name."""
+    import matplotlib
+
+    file = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with matplotlib.rc_context({"svg.hashsalt": label}):
+        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    text = file.getvalue()
+    text = text[text.index("<svg ") :]
+    # Its style element would apply to the whole page.
+    text = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", text, count=1, flags=re.DOTALL)
+    text = re.sub(r'<g id="tip:([^"]*)">', r"<g><title>\1</title>", text)
+    prefix = re.sub(r"\W+", "-", label.lower())
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\1{prefix}-", text)
+    text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
+    for hexadecimal, variable in VARIABLES.items():
+        text = text.replace(hexadecimal, variable)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)

@@ -1,38 +1,19 @@
-"""A report as tables on the terminal."""
+"""A report as tables, for the terminal and for the page."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
-
-from yolact_bench.compare import Comparison
-from yolact_bench.protocol import MIN_RUNS, WARM_UP_LIMIT, WARM_UP_RUNS
-from yolact_bench.stages import STAGES
-from yolact_bench.suite import EngineReport, Measured, Report
+from yolact_bench.measure.candidate import STAGES
+from yolact_bench.measure.protocol import MIN_RUNS, WARM_UP_LIMIT, WARM_UP_RUNS
+from yolact_bench.measure.suite import EngineReport, Measured, Report
 from yolact_runtime.commandline import table_console
 
-COLUMNS = ("median", "p90", "p95", "p99", "mean", "±", "std")
-TITLES = {"alone": "Engine alone", "end_to_end": "End to end, file to run lengths"}
-PIPELINE_PROTOCOL = (
-    "Files to run lengths; passes over the same images in turns, warmed up as above; means, 95% intervals."
-    " Loop: the engine opened for latency, one stream with all threads. Pipeline: the engine opened for"
-    " throughput, its streams share the threads; workers decode, and as many encode"
-)
-ROOFLINE_PROTOCOL = (
-    "The least times that ceilings measured on this device allow, and what part of the median they are."
-    " Floor: all operations, or weights, inputs and outputs through the memory, whichever takes longer."
-    " Kernels: one after the other, each with all that it reads and writes"
-)
-ROOFLINE_COLUMNS = (
-    *("batch", "precision", "GFLOP", "MB"),
-    *("floor ms", "kernels ms", "median ms", "floor", "kernels"),
-)
-PIPELINE_COLUMNS = ("batch", "streams", "workers", "loop", "pipeline", "ratio")
-COLD = {
+TITLES = {"network_only": "Network only", "end_to_end": "End to end, file to RLE masks"}
+_STATISTICS = ("median", "p90", "p95", "p99", "mean", "±", "std")
+_COLD = {
     "import_ms": "import",
     "load_ms": "load",
     "first_ms": "first",
@@ -41,57 +22,195 @@ COLD = {
 }
 
 
+@dataclass(frozen=True)
+class Table:
+    """Rows of text.
+
+    Attributes:
+        title: Above it.
+        columns: Their headings.
+        rows: A cell for each column.
+        note: Below it.
+        text_columns: How many columns at the left hold text; the others hold numbers.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    text_columns: int = 1
+
+    def show(self, styles: Sequence[str | None] = ()) -> None:
+        """Print it to standard output.
+
+        Args:
+            styles: One of rich for each row; may be empty.
+        """
+        from rich.box import SIMPLE
+        from rich.table import Table as Drawn
+
+        alignment = {"title_justify": "left", "caption_justify": "left"}
+        drawn = Drawn(title=self.title, caption=self.note, box=SIMPLE, pad_edge=False, **alignment)  # type: ignore[arg-type]
+        for index, column in enumerate(self.columns):
+            number = index >= self.text_columns
+            drawn.add_column(column, justify="right" if number else "left", no_wrap=number, overflow="fold")
+        for index, row in enumerate(self.rows):
+            drawn.add_row(*row, style=styles[index] if styles else None)
+        table_console().print(drawn, "")
+
+
+def report_tables(report: Report) -> dict[str, Table]:
+    """The tables of a report, by "engines", the kinds of `TITLES`, "stages" and the extras that it has."""
+    engines, rows = report.engines, report.rows()
+    licences = any(engine.licence for engine in engines)
+    tables = {
+        "engines": Table(
+            "Engines",
+            ("engine", "backend", "model", "precision", "input", *(["licence"] if licences else [])),
+            [
+                [
+                    *(engine.name, engine.backend, engine.config, engine.precision),
+                    f"{engine.input_size} px" if engine.input_size else "varies",
+                    *([engine.licence] if licences else []),
+                ]
+                for engine in engines
+            ],
+            "Precision: as really delivered",
+            text_columns=6,
+        )
+    }
+    for kind, title in TITLES.items():
+        cpu = kind == "end_to_end"
+        tables[kind] = Table(
+            f"{title}, ms per batch",
+            ("engine", "batch", *_STATISTICS, *(["CPU"] if cpu else []), "images/s", "ratio", "runs"),
+            [
+                [
+                    *(engine.name, str(one.batch), *_statistics(measured)),
+                    *([f"{one.cpu_ms:.2f}"] if cpu else []),
+                    *(rate(measured.throughput), ratio(measured), str(measured.runs)),
+                ]
+                for engine, one in rows
+                for measured in (getattr(one, kind),)
+            ],
+            protocol(report) + ("; CPU: time of all threads in the median run" if cpu else ""),
+        )
+    names = stage_names(report)
+    tables["stages"] = Table(
+        "Stages of end to end, median ms per batch",
+        ("engine", "batch", *names, "found"),
+        [
+            [
+                *(engine.name, str(one.batch)),
+                *(f"{one.stages[name].median:.2f}" if name in one.stages else "-" for name in names),
+                f"{one.detections:.1f}",
+            ]
+            for engine, one in rows
+        ],
+        "The same runs as end to end; found: instances in an image",
+    )
+    cold = [key for key in _COLD if any((engine.cold or {}).get(key) is not None for engine in engines)]
+    if cold:
+        tables["cold"] = Table(
+            "Start-up and memory, ms and MiB",
+            ("engine", *(_COLD[key] for key in cold)),
+            [[engine.name, *(_whole((engine.cold or {}).get(key)) for key in cold)] for engine in engines],
+            "Each engine once in its own process",
+        )
+    return tables | {name: table for name, table in _extra_tables(report).items() if table.rows}
+
+
+def _extra_tables(report: Report) -> dict[str, Table]:
+    """Tables of what only some engines have; without rows if none has it."""
+    engines = report.engines
+    return {
+        "pipeline": Table(
+            "Pipeline against a plain loop, images/s",
+            ("engine", "batch", "streams", "workers", "loop", "pipeline", "ratio"),
+            [[engine.name, *_pipeline(engine.pipeline)] for engine in engines if engine.pipeline],
+            "File to RLE masks; passes over the same images, interleaved, warmed up as above; means, 95%"
+            " intervals. Loop: the engine opened for latency, one stream with all threads. Pipeline: the"
+            " engine opened for throughput, its streams share the threads; workers decode and as many encode",
+        ),
+        "roofline": Table(
+            "Roofline, network only",
+            (
+                *("engine", "batch", "precision", "GFLOP", "MB"),
+                *("floor ms", "kernels ms", "median ms", "floor", "kernels"),
+            ),
+            [[engine.name, *_roofline(engine.roofline)] for engine in engines if engine.roofline],
+            "The least times under the ceilings measured on this device, and their share of the median."
+            " Floor:"
+            " all operations, or weights, inputs and outputs through the memory, whichever takes longer."
+            " Kernels: one after the other, each with all that it reads and writes",
+        ),
+        "accuracy": Table(
+            "COCO AP on these images, percent",
+            ("engine", "mask AP", "mask AP50", "box AP", "box AP50", "images"),
+            [[engine.name, *accuracy_cells(engine)] for engine in engines]
+            if any(engine.accuracy for engine in engines)
+            else [],
+            "All detections count; by pycocotools",
+        ),
+    }
+
+
 def protocol(report: Report) -> str:
-    """How the figures were taken, in one sentence for under a table."""
+    """How the figures were measured, in one sentence for under a table."""
     settings = report.settings
     return (
         f"Warm-up until times settle ({WARM_UP_RUNS} to {WARM_UP_LIMIT} runs); then {settings['seconds']:g} s"
-        f" or {settings['runs']} runs each, whichever comes first, but at least {MIN_RUNS}, in turns;"
+        f" or {settings['runs']} runs each, whichever comes first, but at least {MIN_RUNS}, interleaved;"
         " ±: 95% interval of the mean; ratio: times as fast as the first engine, by medians of the rounds"
         " both ran in, with 95% interval"
     )
 
 
 def machine(report: Report) -> str:
-    """What it was measured on, in one line."""
-    settings, box = report.settings, report.machine
-    gpu = f"; {box['gpu']['name']}, driver {box['gpu']['driver']}" if box.get("gpu") else ""
+    """The machine and the settings, in one line."""
+    settings, host = report.settings, report.machine
+    gpu = f"; {host['gpu']['name']}, driver {host['gpu']['driver']}" if host.get("gpu") else ""
     limit = f"the best {settings['top_k']} detections" if settings["top_k"] else "all detections"
     return (
-        f"{box['cpu']}, {box['cores']} cores{gpu}; threads: {settings['threads'] or 'default'};"
+        f"{host['cpu']}, {host['cores']} cores{gpu}; threads: {settings['threads'] or 'default'};"
         f" {settings['images']} images; masks of {limit} above score"
         f" {settings['score_threshold']:g}"
     )
 
 
 def conditions(report: Report) -> str:
-    """What the machine did meanwhile, in one line."""
+    """The state of the machine during the run, in one line."""
     seen = report.conditions
     parts = [f"measured for {seen.seconds:.0f} s"]
     if seen.load_before is not None:
         parts.append(f"load {seen.load_before:.1f} before, {seen.load_after:.1f} after")
     if seen.others is not None:
         parts.append(f"other processes took {seen.others:.1%} of the CPU time")
-    for name, unit, values in (
-        ("CPU", "MHz", seen.cpu_mhz),
-        ("CPU", "°C", seen.cpu_temperature),
-        ("GPU", "MHz", seen.gpu.get("sm_mhz", [])),
-        ("GPU", "°C", seen.gpu.get("temperature", [])),
-        ("GPU", "W", seen.gpu.get("power_w", [])),
-    ):
+    for name, unit, values in machine_series(report):
         known = [value for value in values if value is not None]
-        if known:
-            parts.append(f"{name} {min(known):.0f} to {max(known):.0f} {unit}")
+        parts.append(f"{name} {min(known):.0f} to {max(known):.0f} {unit}")
     if seen.gpu:
         parts.append("not throttled" if not seen.throttled else "throttled: " + ", ".join(seen.throttled))
     return "; ".join(parts)
 
 
-def cells(measured: Measured) -> list[str]:
-    """The cells under `COLUMNS`."""
-    low, high = measured.mean_interval
-    values = (getattr(measured, column) for column in ("median", "p90", "p95", "p99", "mean"))
-    return [*(f"{value:.2f}" for value in values), f"{(high - low) / 2:.2f}", f"{measured.std:.2f}"]
+def machine_series(report: Report) -> list[tuple[str, str, list[float | None]]]:
+    """Name, unit and values of everything that the machine reported."""
+    seen = report.conditions
+    series = [
+        ("CPU clock", "MHz", seen.cpu_mhz),
+        ("CPU temperature", "°C", seen.cpu_temperature),
+        ("GPU clock", "MHz", seen.gpu.get("sm_mhz", [])),
+        ("GPU temperature", "°C", seen.gpu.get("temperature", [])),
+        ("GPU power", "W", seen.gpu.get("power_w", [])),
+    ]
+    return [one for one in series if any(value is not None for value in one[2])]
+
+
+def stage_names(report: Report) -> list[str]:
+    """The stages that any engine reports, in order."""
+    seen = {stage: None for engine in report.engines for batch in engine.batches for stage in batch.stages}
+    return [*(stage for stage in STAGES if stage in seen), *(stage for stage in seen if stage not in STAGES)]
 
 
 def ratio(measured: Measured) -> str:
@@ -105,194 +224,71 @@ def ratio(measured: Measured) -> str:
 
 
 def rate(value: float) -> str:
-    """Images per second, with at least two digits after the point where they are few."""
+    """Images per second, with two decimals if they are few."""
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def agreement_words(engine: EngineReport) -> str:
-    """How far it finds what another one finds, in words; empty where that was not asked."""
+def agreement_text(engine: EngineReport) -> str:
+    """How many instances of another candidate this one matches; empty if that was not measured."""
     if engine.agreement is None:
         return ""
     found = engine.agreement
     return (
-        f"finds {found['matched']} of {found['instances']} instances of {found['with']} again in"
+        f"matches {found['matched']} of {found['instances']} instances of {found['with']} in"
         f" {found['images']} images, mask IoU {found['mask_iou']:.4f}"
     )
 
 
-def stage_names(report: Report) -> list[str]:
-    """The stages that any engine tells apart, in order."""
-    told = {stage: None for engine in report.engines for batch in engine.batches for stage in batch.stages}
-    return [*(stage for stage in STAGES if stage in told), *(stage for stage in told if stage not in STAGES)]
-
-
-def cold_names(report: Report) -> list[str]:
-    """The keys of `COLD` that any engine has a value for."""
-    return [key for key in COLD if any((engine.cold or {}).get(key) is not None for engine in report.engines)]
+def accuracy_cells(engine: EngineReport) -> list[str]:
+    """Mask AP, mask AP50, box AP, box AP50, images."""
+    found = engine.accuracy
+    if found is None:
+        return ["-"] * 5
+    keys = ("mask_ap", "mask_ap50", "box_ap", "box_ap50")
+    return [*("-" if found[key] is None else f"{100 * found[key]:.2f}" for key in keys), str(found["images"])]
 
 
 def show(report: Report) -> None:
     """Print the report to standard output."""
     console = table_console()
-    _show_engines(report, console)
-    for kind, title in TITLES.items():
-        table = _table(f"{title}, ms per batch", protocol(report))
-        for column in ("batch", *COLUMNS, "images/s", "ratio", "runs"):
-            table.add_column(column, justify="right", no_wrap=True)
-        for engine, one in report.rows():
-            measured = getattr(one, kind)
-            row = (*cells(measured), rate(measured.throughput), ratio(measured), str(measured.runs))
-            table.add_row(engine.name, str(one.batch), *row)
-        console.print(table, "")
-    _show_stages(report, console)
-    _show_extras(report, console)
+    for name, table in report_tables(report).items():
+        table.show()
+        if name == "engines":
+            for engine in report.engines:
+                for text in filter(None, (agreement_text(engine), engine.note)):
+                    console.print(f"{engine.name}: {text}", highlight=False)
     console.print(machine(report), highlight=False)
     console.print(conditions(report), highlight=False)
     for warning in report.conditions.warnings:
         console.print(f"Warning: {warning}", style="yellow", highlight=False)
 
 
-def _show_engines(report: Report, console: Console) -> None:
-    table = _table("What ran", "Precision: really delivered")
-    licences = any(engine.licence for engine in report.engines)
-    for column in ("backend", "model", "precision", "input", *(["licence"] if licences else [])):
-        table.add_column(column)
-    for engine in report.engines:
-        size = f"{engine.input_size} px" if engine.input_size else "varies"
-        row = (engine.backend, engine.config, engine.precision, size)
-        table.add_row(engine.name, *row, *([engine.licence] if licences else []))
-    console.print(table)
-    for engine in report.engines:
-        for words in filter(None, (agreement_words(engine), engine.note)):
-            console.print(f"{engine.name}: {words}", highlight=False)
-    console.print()
+def _statistics(measured: Measured) -> list[str]:
+    low, high = measured.mean_interval
+    values = (getattr(measured, name) for name in ("median", "p90", "p95", "p99", "mean"))
+    return [*(f"{value:.2f}" for value in values), f"{(high - low) / 2:.2f}", f"{measured.std:.2f}"]
 
 
-def _show_stages(report: Report, console: Console) -> None:
-    names, cold = stage_names(report), cold_names(report)
-    table = _table("Parts of end to end, median ms per batch", "The same runs as end to end")
-    for column in ("batch", *names, "found"):
-        table.add_column(column, justify="right")
-    for engine, one in report.rows():
-        parts = (f"{one.stages[name].median:.2f}" if name in one.stages else "-" for name in names)
-        table.add_row(engine.name, str(one.batch), *parts, f"{one.detections:.1f}")
-    console.print(table, "")
-    if cold:
-        table = _table("Start and memory, ms and MiB", "Each engine in a process of its own, once")
-        for key in cold:
-            table.add_column(COLD[key], justify="right")
-        for engine in report.engines:
-            table.add_row(engine.name, *(whole((engine.cold or {}).get(key)) for key in cold))
-        console.print(table, "")
-
-
-def _show_extras(report: Report, console: Console) -> None:
-    if any(engine.pipeline for engine in report.engines):
-        table = _table("Pipeline beside a plain loop, images/s", PIPELINE_PROTOCOL)
-        for column in PIPELINE_COLUMNS:
-            table.add_column(column, justify="right")
-        for engine in report.engines:
-            if engine.pipeline:
-                table.add_row(engine.name, *pipeline_cells(engine.pipeline))
-        console.print(table, "")
-    if any(engine.roofline for engine in report.engines):
-        table = _table("Roofline, a call of the engine alone", ROOFLINE_PROTOCOL)
-        for column in ROOFLINE_COLUMNS:
-            table.add_column(column, justify="right")
-        for engine in report.engines:
-            if engine.roofline:
-                table.add_row(engine.name, *roofline_cells(engine.roofline))
-        console.print(table, "")
-    if any(engine.accuracy for engine in report.engines):
-        table = _table("COCO AP on these images, percent", "All detections count, by pycocotools")
-        for column in ("mask AP", "mask AP50", "box AP", "box AP50", "images"):
-            table.add_column(column, justify="right")
-        for engine in report.engines:
-            table.add_row(engine.name, *accuracy_cells(engine.accuracy))
-        console.print(table, "")
-
-
-def pipeline_cells(content: dict[str, Any]) -> list[str]:
-    """The cells under `PIPELINE_COLUMNS`."""
-
-    def spans(key: str, told: Callable[[float], str]) -> str:
-        value, low, high = (told(content[key][end]) for end in ("value", "low", "high"))
+def _pipeline(found: dict[str, Any]) -> list[str]:
+    def interval(key: str, text: Callable[[float], str]) -> str:
+        value, low, high = (text(found[key][end]) for end in ("value", "low", "high"))
         return f"{value} ({low}..{high})"
 
+    counts = (str(found[key]) for key in ("batch", "streams", "workers"))
+    rates = (interval(key, rate) for key in ("serial", "pipeline"))
+    return [*counts, *rates, interval("ratio", "{:.2f}".format)]
+
+
+def _roofline(found: dict[str, Any]) -> list[str]:
     return [
-        str(content["batch"]),
-        str(content["streams"]),
-        str(content["workers"]),
-        spans("serial", rate),
-        spans("pipeline", rate),
-        spans("ratio", "{:.2f}".format),
+        str(found["batch"]),
+        found["precision"] or "as the graph",
+        f"{found['flops'] / 1e9:.2f}",
+        f"{found['bytes'] / 1e6:.1f}",
+        *(f"{found[key]:.2f}" for key in ("floor_ms", "kernels_ms", "measured_ms")),
+        *(f"{found[key]:.1%}" for key in ("share", "kernels_share")),
     ]
 
 
-def roofline_cells(content: dict[str, Any]) -> list[str]:
-    """The cells under `ROOFLINE_COLUMNS`."""
-    times = (content[key] for key in ("floor_ms", "kernels_ms", "measured_ms"))
-    return [
-        str(content["batch"]),
-        content["precision"] or "as the graph",
-        f"{content['flops'] / 1e9:.2f}",
-        f"{content['bytes'] / 1e6:.1f}",
-        *(f"{value:.2f}" for value in times),
-        f"{content['share']:.1%}",
-        f"{content['kernels_share']:.1%}",
-    ]
-
-
-def accuracy_cells(content: dict[str, Any] | None) -> list[str]:
-    """Mask AP, mask AP50, box AP, box AP50, images."""
-    if content is None:
-        return ["-"] * 5
-    keys = ("mask_ap", "mask_ap50", "box_ap", "box_ap50")
-    return [
-        *("-" if content[key] is None else f"{100 * content[key]:.2f}" for key in keys),
-        str(content["images"]),
-    ]
-
-
-def whole(value: float | None) -> str:
-    """A number without decimals, or a dash."""
+def _whole(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}"
-
-
-def show_comparison(
-    found: Sequence[Comparison],
-    warnings: Sequence[str],
-    confidence: float,
-    effect: float,
-    control: str | None = None,
-) -> None:
-    """Print what `compare` found to standard output."""
-    console = table_console()
-    caption = (
-        f"Percent of A's time. {confidence:.0%} intervals of the ratio of medians (bootstrap over blocks of"
-        f" runs), Mann-Whitney test; changes below {effect:.0%} do not count"
-    )
-    if control:
-        caption += f"; each run as a part of {control}'s of the same round"
-    table = _table("B against A, median ms per batch", caption)
-    table.add_column("batch", justify="right")
-    table.add_column("kind")
-    for column in ("A", "B", "p"):
-        table.add_column(column, justify="right")
-    table.add_column("verdict")
-    styles = {"faster": "green", "slower": "red"}
-    for one in found:
-        row = (f"{one.before:.2f}", f"{one.after:.2f}", f"{one.p:.2g}" if one.p >= 1e-4 else "<1e-4")
-        kind = one.kind.replace("_", " ")
-        table.add_row(one.engine, str(one.batch), kind, *row, one.words, style=styles.get(one.verdict))
-    console.print(table)
-    for warning in warnings:
-        console.print(f"Warning: {warning}", style="yellow", highlight=False)
-
-
-def _table(title: str, caption: str) -> Table:
-    table = Table(
-        title=title, box=SIMPLE, title_justify="left", caption=caption, caption_justify="left", pad_edge=False
-    )
-    table.add_column("engine", overflow="fold")
-    return table

@@ -1,42 +1,36 @@
-"""What this machine can do at most, measured: arithmetic by type, and memory bandwidth.
+"""The ceilings of this machine, measured: arithmetic by type, and memory bandwidth.
 
-    python -m yolact_bench.ceilings [--threads 1 2] [--fresh] [--gpu]
-
-Operations per second are those of the fastest of several libraries and shapes: a product of two matrices
-in PyTorch and ONNX Runtime, a 1x1 and a 3x3 convolution of the network's kind in ONNX Runtime and OpenVINO,
-in each type that a library computes in. A ceiling is therefore what somebody's code reaches here, not what
-the processor's data sheet says; a cleverer kernel may exceed it. NumPy is left out: the threads of its BLAS
-are chosen before it is imported. It and PyTorch measure the memory.
+Operations per second are those of the fastest of several libraries and shapes (`probes`): a product of two
+matrices in PyTorch and ONNX Runtime, a 1x1 and a 3x3 convolution of the network's kind in ONNX Runtime and
+OpenVINO, in each type that a library computes in. A ceiling is therefore what an existing library reaches
+here, not what the processor's data sheet says; a better kernel may exceed it. NumPy measures only memory:
+the threads of its BLAS are chosen before it is imported.
 
 Bandwidth is the faster of copying an array, and of multiplying one and adding another into a third, each at
-least four times as large as the last cache; what is read and written counts, as STREAM does.
+least four times as large as the last cache; both reads and writes count, as in STREAM.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
-
-from yolact_bench.machine import cpu_model, describe_machine
-from yolact_runtime.commandline import Parser, run, table_console
 from yolact_runtime.engines.threads import usable_cores
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import cache_folder, read_json, write_json
 
-# A probe is (type, what it is called, operations or bytes of a run, the run).
-Probe = tuple[str, str, int, Callable[[], object]]
+if TYPE_CHECKING:
+    from yolact_bench.report.tables import Table
+    from yolact_bench.roofline.probes import Probe
 
+# The precisions of engines, and the type of arithmetic of each.
+KINDS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8"}
+PRECISIONS = (*KINDS, "int8+bf16")
 _SECONDS = 0.4  # for each probe; the fastest of its runs counts
 _LARGEST = 512 * 2**20  # bytes of an array to measure bandwidth with
 _SCHEMA = 1
@@ -44,18 +38,18 @@ _SCHEMA = 1
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What a device can do at most.
+    """The ceilings of a device.
 
     Attributes:
         device: Processor or GPU.
         threads: CPU threads used; None on a GPU.
         operations: Per second, by type of arithmetic: "float32", "float16", "bfloat16", "int8"; a
-            multiplication and an addition are 2.
-        by: What reached that.
-        bandwidth: Bytes per second, read and written counted.
-        created: When it was measured, ISO 8601.
+            multiply-add is 2.
+        by: The fastest probe of each type.
+        bandwidth: Bytes per second, both read and written.
+        created: Time of the measurement, ISO 8601.
         versions: Of the libraries that measured it.
-        probes: Everything measured, by type (or "bandwidth") and probe.
+        probes: Every measured rate, by type (or "bandwidth") and probe.
     """
 
     device: str
@@ -69,36 +63,35 @@ class Ceilings:
 
     @property
     def age_days(self) -> float:
-        """Since it was measured."""
+        """Days since the measurement."""
         return (datetime.now(timezone.utc) - datetime.fromisoformat(self.created)).total_seconds() / 86400
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain dicts, numbers and strings."""
-        return asdict(self)
 
 
 def ceilings(threads: int | None = None, fresh: bool = False) -> Ceilings:
-    """The CPU's ceilings, from the cache where this machine has been measured before.
+    """The CPU's ceilings, from the cache if this machine has been measured before.
 
-    They are kept in `ceilings.json` in `cache_folder()`, for each processor and number of cores and threads,
-    as long as the libraries stay the same; `age_days` tells how old they are. A machine that was busy gives
-    ceilings that are too low, and no machine too high ones: what is measured again can only raise them.
+    The cache is `ceilings.json` in `cache_folder()`, with an entry for each processor and number of cores and
+    threads, which is valid as long as the library versions are the same. A busy machine gives ceilings that
+    are too low, and none gives too high ones: a second measurement can only raise them.
 
     Args:
-        threads: Left out, all cores that may be used.
+        threads: None for all usable cores.
         fresh: Measure again; of each probe the faster result counts.
 
     Raises:
         UsageError: less than one thread.
     """
+    from yolact_bench.measure.machine import cpu_model, describe_machine
+
     count = usable_cores() if threads is None else threads
     if count < 1:
         raise UsageError(f"threads is {count}; it must be 1 or more")
     key = f"{cpu_model()}|{usable_cores()} cores|{count} threads"
     path = cache_folder() / "ceilings.json"
-    kept = _read(path)
+    cached = _read(path)
     versions = describe_machine()["versions"]
-    before = Ceilings(**kept[key]) if key in kept and kept[key]["versions"] == versions else None
+    known = key in cached and cached[key]["versions"] == versions
+    before = Ceilings(**cached[key]) if known else None
     if before and not fresh:
         return before
     rates = _measured(_cpu_probes(count))
@@ -106,17 +99,18 @@ def ceilings(threads: int | None = None, fresh: bool = False) -> Ceilings:
         again = rates.setdefault(kind, {})
         again.update({name: max(rate, again.get(name, 0.0)) for name, rate in probes.items()})
     found = _ceilings(cpu_model(), count, rates, versions)
-    # Somebody else may have written meanwhile.
-    write_json(path, {"schema": _SCHEMA, "ceilings": {**_read(path), key: found.to_json()}}, indent=2)
+    # Another process may have written the file in the meantime.
+    write_json(path, {"schema": _SCHEMA, "ceilings": {**_read(path), key: asdict(found)}}, indent=2)
     return found
 
 
 def gpu_ceilings() -> Ceilings:
-    """The ceilings of the first GPU: copies by the driver, matrix products by PyTorch. Not kept.
+    """The ceilings of the first GPU: copies by the driver, matrix products by PyTorch. Not cached.
 
     Raises:
         YolactError: no GPU, no driver, or PyTorch has no CUDA.
     """
+    from yolact_bench.measure.machine import describe_machine
     from yolact_bench.roofline.probes import gpu_probes
     from yolact_runtime.cuda.device import Device
     from yolact_runtime.cuda.timing import copy_bandwidth
@@ -140,6 +134,9 @@ def _cpu_probes(threads: int) -> Iterable[Probe]:
 
 def _measured(probes: Iterable[Probe]) -> dict[str, dict[str, float]]:
     """Operations or bytes per second, by type and probe."""
+    from rich.console import Console
+    from rich.progress import track
+
     rates: dict[str, dict[str, float]] = {}
     console = Console(stderr=True)
     quiet = not console.is_terminal
@@ -177,18 +174,18 @@ def _fastest(work: Callable[[], object], seconds: float = _SECONDS) -> float:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What is kept; nothing where the file is missing, damaged or of another form."""
+    """The entries of the cache; none if the file is missing, damaged or of another version."""
     try:
-        kept = read_json(path)
+        content = read_json(path)
     except YolactError:
         return {}
-    if not isinstance(kept, dict) or kept.get("schema") != _SCHEMA:
+    if not isinstance(content, dict) or content.get("schema") != _SCHEMA:
         return {}
-    return dict(kept.get("ceilings", {}))
+    return dict(content.get("ceilings", {}))
 
 
 def _last_cache() -> int:
-    """Bytes of the largest cache, 32 MiB where the system does not say."""
+    """Bytes of the largest cache, 32 MiB if the system does not report it."""
     sizes = []
     for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         match = re.fullmatch(r"(\d+)([KM])", path.read_text().strip())
@@ -198,51 +195,30 @@ def _last_cache() -> int:
 
 
 def ceilings_table(found: Sequence[Ceilings]) -> Table:
-    """Ceilings side by side."""
-    table = Table(title=f"Measured ceilings, {found[0].device}", box=SIMPLE, title_justify="left")
-    table.add_column("")
-    for one in found:
-        header = "GPU" if one.threads is None else f"{one.threads} thread{'s' if one.threads > 1 else ''}"
-        table.add_column(header, justify="right")
-        table.add_column("by")
-    kinds = dict.fromkeys(kind for one in found for kind in one.operations)
-    for kind in kinds:
-        cells = []
-        for one in found:
-            rate = one.operations.get(kind)
-            cells += [f"{rate / 1e9:.0f} G/s" if rate else "-", one.by.get(kind, "")]
-        table.add_row(f"{kind} operations", *cells)
-    table.add_row("memory", *(cell for one in found for cell in (f"{one.bandwidth / 1e9:.1f} GB/s", "")))
-    table.add_row("measured", *(cell for one in found for cell in (_told_age(one), "")))
-    return table
+    """Ceilings next to each other, a pair of columns for each."""
+    from yolact_bench.report.tables import Table
+
+    def cells(rates: Iterable[str], by: Iterable[str]) -> list[str]:
+        return [cell for pair in zip(rates, by, strict=True) for cell in pair]
+
+    threads = (f"{one.threads} thread{'s' if one.threads != 1 else ''}" for one in found)
+    headings = ("GPU" if one.threads is None else name for one, name in zip(found, threads, strict=True))
+    rows = [
+        [
+            f"{kind} operations",
+            *cells(
+                (f"{one.operations[kind] / 1e9:.0f} G/s" if kind in one.operations else "-" for one in found),
+                (one.by.get(kind, "") for one in found),
+            ),
+        ]
+        for kind in dict.fromkeys(kind for one in found for kind in one.operations)
+    ]
+    empty = [""] * len(found)
+    rows.append(["memory", *cells((f"{one.bandwidth / 1e9:.1f} GB/s" for one in found), empty)])
+    rows.append(["measured", *cells((_age(one.age_days) for one in found), empty)])
+    columns = ["", *cells(headings, ["by"] * len(found))]
+    return Table(f"Measured ceilings, {found[0].device}", columns, rows, text_columns=len(columns))
 
 
-def _told_age(found: Ceilings) -> str:
-    days = found.age_days
+def _age(days: float) -> str:
     return "just now" if days < 1 / 24 else f"{days * 24:.0f} h ago" if days < 2 else f"{days:.0f} days ago"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    parser = Parser(prog="python -m yolact_bench.ceilings", description=__doc__.split("\n")[0])
-    parser.add_argument("--threads", type=int, nargs="+", help="how many (default: 1 and all cores)")
-    parser.add_argument("--fresh", action="store_true", help="measure again; the faster counts")
-    parser.add_argument("--gpu", action="store_true", help="the first GPU instead of the CPU")
-    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
-    return run(_command, parser, argv)
-
-
-def _command(args: argparse.Namespace) -> int:
-    if args.gpu:
-        found = [gpu_ceilings()]
-    else:
-        counts = args.threads or sorted({1, usable_cores()})
-        found = [ceilings(count, args.fresh) for count in counts]
-    table_console().print(ceilings_table(found))
-    if args.json:
-        write_json(args.json, [one.to_json() for one in found], indent=2)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,18 +1,18 @@
-"""What a graph has to do, under the ceilings of a device."""
+"""The work of a graph under the ceilings of a device."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from yolact_bench.roofline.ceilings import Ceilings
+from yolact_bench.roofline.ceilings import KINDS, PRECISIONS, Ceilings, ceilings, gpu_ceilings
 from yolact_bench.roofline.work import PARTS, GraphWork, Work, count_work
-from yolact_export.inspection import read_graph
+from yolact_export.onnx_graph import read_graph
 from yolact_runtime.errors import UsageError, YolactError
 
-KINDS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8"}
-PRECISIONS = (*KINDS, "int8+bf16")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Reached:
         memory_ms: Weights, inputs and outputs through the memory once.
         floor_ms: The longer of these.
         kernels_ms: Kernel by kernel.
-        measured_ms: What a call took; None where nothing was measured.
+        measured_ms: Of a call; None if nothing was measured.
         share: `floor_ms` over `measured_ms`.
         kernels_share: `kernels_ms` over `measured_ms`.
     """
@@ -40,34 +40,31 @@ class Reached:
 
 @dataclass(frozen=True)
 class Roofline:
-    """What a graph has to do; see `work` for how it is counted.
-
-    Attributes:
-        path: The file.
-        work: Counted.
-    """
+    """The work of the graph in the file `path`; see the module `work` for how it is counted."""
 
     path: Path
     work: GraphWork
 
     @property
     def operations(self) -> dict[str, int]:
-        """Of all convolutions and matrix products, by type; a multiplication and an addition are 2."""
+        """Operations of all convolutions and matrix products, by type; a multiply-add is 2."""
         return dict(self.work.floor.operations)
 
     def parts(self) -> dict[str, tuple[Work, Work]]:
         """Unfused and fused work of each part of the network that has any, then of all."""
-        kinds = (self.work.unfused, self.work.fused)
-        parts = {}
-        for part in PARTS:
-            unfused, fused = (Work.sum(node.work for node in nodes if node.part == part) for nodes in kinds)
-            if unfused.bytes:
-                parts[part] = (unfused, fused)
-        unfused, fused = (Work.sum(node.work for node in nodes) for nodes in kinds)
-        return {**parts, "all": (unfused, fused)}
+
+        def both(part: str | None) -> tuple[Work, Work]:
+            unfused, fused = (
+                Work.sum(node.work for node in nodes if part in (None, node.part))
+                for nodes in (self.work.unfused, self.work.fused)
+            )
+            return unfused, fused
+
+        parts = {part: both(part) for part in PARTS}
+        return {part: works for part, works in parts.items() if works[0].bytes} | {"all": both(None)}
 
     def kernels_seconds(self, limits: Ceilings, part: str | None = None) -> float:
-        """Kernel by kernel, the longer of its operations and its bytes, for a part or all of it."""
+        """Kernel by kernel, the longer time of its operations and its bytes, for a part or all of it."""
         return sum(
             max(_compute_seconds(node.work, limits), node.work.bytes / limits.bandwidth)
             for node in self.work.fused
@@ -77,19 +74,16 @@ class Roofline:
     def reached(
         self, limits: Ceilings, measured_ms: float | None = None, precision: str | None = None
     ) -> Reached:
-        """The least time under ceilings, and the share of it that a measured call reached.
+        """The least time under ceilings, and its share of a measured time.
 
         Args:
-            limits: Of the device that it runs on, with as many threads.
-            measured_ms: Milliseconds that a call of `work.batch` images took.
-            precision: What the engine really computes in, one of `PRECISIONS`. "fp32", "bf16" and "fp16"
-                hold for whatever the graph says; "int8" for its float32, but not where it has int8 of its
-                own: then it left something in float32 on purpose, which "int8+bf16" computes in bf16. The
-                bytes stay those of the graph.
+            limits: Of the device that it runs on, with the same number of threads.
+            measured_ms: Milliseconds of a call with `work.batch` images.
+            precision: What the engine really computes in, see `computing`; None for what the graph says.
 
         Raises:
             UsageError: a time that is not positive, or an unknown precision.
-            YolactError: a type of arithmetic has no ceiling, and float32 none to stand in for it.
+            YolactError: a type of arithmetic has no ceiling, and neither has float32 as its fallback.
         """
         if measured_ms is not None and not measured_ms > 0:
             raise UsageError(f"measured_ms is {measured_ms}; it must be greater than 0")
@@ -98,14 +92,14 @@ class Roofline:
         compute = 1000 * _compute_seconds(self.work.floor, limits)
         memory = 1000 * self.work.floor.bytes / limits.bandwidth
         floor, kernels = max(compute, memory), 1000 * self.kernels_seconds(limits)
-        if measured_ms is None:
-            return Reached(compute, memory, floor, kernels)
-        return Reached(
-            compute, memory, floor, kernels, measured_ms, floor / measured_ms, kernels / measured_ms
-        )
+        shares = (measured_ms, floor / measured_ms, kernels / measured_ms) if measured_ms else ()
+        return Reached(compute, memory, floor, kernels, *shares)
 
     def computing(self, limits: Ceilings, precision: str) -> Ceilings:
-        """The ceilings for an engine that computes this graph in `precision`; see `reached`.
+        """The ceilings for an engine that computes this graph in `precision`, with the bytes of the graph.
+
+        "fp32", "bf16" and "fp16" replace every type of the graph. "int8" replaces its float32, unless it has
+        int8 layers of its own: the others are float32 on purpose, and "int8+bf16" computes these in bf16.
 
         Raises:
             UsageError: an unknown precision.
@@ -113,47 +107,96 @@ class Roofline:
         if precision not in PRECISIONS:
             raise UsageError(f"precision is {precision!r}; allowed: {', '.join(PRECISIONS)}")
         if precision == "int8+bf16":
-            as_bf16 = limits.operations.get("bfloat16") or limits.operations.get("float32")
-            return replace(limits, operations=limits.operations | ({"float32": as_bf16} if as_bf16 else {}))
-        rate = limits.operations.get(KINDS[precision]) or limits.operations.get("float32")
+            kind, replaced = "bfloat16", ["float32"]
+        else:
+            kind, replaced = KINDS[precision], ["float32"] if precision == "int8" else list(KINDS.values())
+        rate = limits.operations.get(kind) or limits.operations.get("float32")
         if not rate or (precision == "int8" and "int8" in self.operations):
             return limits
-        replaced = ["float32"] if precision == "int8" else KINDS.values()
         return replace(limits, operations=limits.operations | dict.fromkeys(replaced, rate))
 
     def to_json(self) -> dict[str, Any]:
         """Operations and bytes of each part and of all, for one call of `batch` images."""
+        parts = self.parts()
+        unfused, fused = parts["all"]
+        floor = self.work.floor
         return {
             "onnx": self.path.name,
             "batch": self.work.batch,
             "operations": self.operations,
             "bytes": {
-                name: Work.sum(node.work for node in nodes).bytes
-                for name, nodes in (("unfused", self.work.unfused), ("fused", self.work.fused))
-            }
-            | {"floor": self.work.floor.bytes, "weights": self.work.floor.weights},
+                **{"unfused": unfused.bytes, "fused": fused.bytes},
+                **{"floor": floor.bytes, "weights": floor.weights},
+            },
             "parts": {
-                part: {"unfused": asdict(unfused), "fused": asdict(fused)}
-                for part, (unfused, fused) in self.parts().items()
+                part: {"unfused": asdict(before), "fused": asdict(after)}
+                for part, (before, after) in parts.items()
             },
             "unknown": list(self.work.unknown),
         }
 
 
 def roofline(path: str | Path, batch: int = 1) -> Roofline:
-    """Count what an ONNX file has to do for a call of `batch` images.
+    """Count the work of an ONNX file for a call of `batch` images.
 
     Raises:
-        UsageError: less than 1, or the file is for another batch.
+        UsageError: less than 1, or the file is for another batch size.
         YolactError: not an ONNX file, or nothing in it can be counted.
     """
     return Roofline(Path(path), count_work(read_graph(path), batch))
 
 
+def roofline_share(
+    path: str | Path,
+    batch: int,
+    measured_ms: float,
+    gpu: bool = False,
+    threads: int | None = None,
+    precision: str | None = None,
+) -> dict[str, Any] | None:
+    """Operations, bytes, ceilings and share of one engine, for a report.
+
+    Args:
+        path: The engine's file; only graphs in ONNX files can be counted.
+        batch: Images in a call.
+        measured_ms: Median of a call, network only.
+        gpu: Under the ceilings of the first GPU instead of the CPU's.
+        threads: CPU threads that the engine used; None for all cores.
+        precision: What the engine really computes in; None for what the graph says.
+
+    Returns:
+        The field "roofline" of an engine, see `report/schema.json`; None, and a warning, for other
+        files and for graphs that cannot be counted.
+    """
+    if Path(path).suffix.lower() != ".onnx":
+        log.warning("no roofline of %s: only ONNX files can be counted", path)
+        return None
+    try:
+        graph = roofline(path, batch)
+        limits = gpu_ceilings() if gpu else ceilings(threads)
+        reached = graph.reached(limits, measured_ms, precision)
+    except YolactError as error:
+        log.warning("no roofline of %s: %s", path, error)
+        return None
+    return {
+        "batch": batch,
+        "precision": precision,
+        "flops": sum(graph.operations.values()),
+        "bytes": graph.work.floor.bytes,
+        "ceilings": {
+            "device": limits.device,
+            "threads": limits.threads,
+            "flops_per_second": dict(limits.operations),
+            "bytes_per_second": limits.bandwidth,
+        },
+        **asdict(reached),
+    }
+
+
 def _compute_seconds(work: Work, limits: Ceilings) -> float:
+    """Seconds of all operations at their ceilings; a type without a ceiling counts as float32."""
     seconds = 0.0
     for kind, count in work.operations.items():
-        # A device without a type computes it in float32.
         rate = limits.operations.get(kind) or limits.operations.get("float32")
         if not rate:
             raise YolactError(f"no ceiling for {kind} was measured on {limits.device}")

@@ -1,28 +1,27 @@
-"""The work that ceilings are measured with, library by library; a missing library gives none.
+"""The work that ceilings are measured with, library by library; a missing library has no probes.
 
-A probe may be run until the next one is asked for.
+A probe is valid until its generator goes on to the next one.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+import onnx.parser
+from onnx import numpy_helper
 
 from yolact_runtime.engines.openvino import shared_core
 from yolact_runtime.errors import YolactError, first_line
 
-if TYPE_CHECKING:
-    from yolact_bench.roofline.ceilings import Probe
-
 log = logging.getLogger(__name__)
+
+# Type of arithmetic or "bandwidth", name, operations or bytes of a run, the run.
+Probe = tuple[str, str, int, Callable[[], object]]
 
 SIDE = 1024  # of square matrices
 GPU_SIDE = 8192
@@ -30,7 +29,7 @@ CHANNELS, CELLS = 256, 64  # of a convolution as large as one of the pyramid's
 
 
 def numpy_probes(threads: int, size: int) -> Iterator[Probe]:
-    """Memory, by NumPy in threads of ours: it holds no lock while it copies."""
+    """Memory, by NumPy in several threads: it releases the lock while it copies."""
     source, target = np.ones(size // 4, np.float32), np.zeros(size // 4, np.float32)
     shares = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
     with ThreadPoolExecutor(threads) as pool:
@@ -69,10 +68,8 @@ def torch_probes(threads: int, size: int) -> Iterator[Probe]:
 
 def ort_probes(threads: int) -> Iterator[Probe]:
     """Matrix products and convolutions, by ONNX Runtime on the CPU."""
-    try:
-        import onnxruntime
-    except ImportError:
-        return
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
@@ -147,49 +144,38 @@ def gpu_probes() -> Iterator[Probe]:
 def _models() -> Iterator[tuple[str, str, int, onnx.ModelProto, dict[str, np.ndarray]]]:
     """Type, name, operations, graph and input of each small model."""
     random = np.random.default_rng(0)
-    for quantised, (name, kernel) in itertools.product((False, True), (("1x1", 1), ("3x3", 3))):
-        weight = random.standard_normal((CHANNELS, CHANNELS, kernel, kernel), np.float32)
-        x = random.standard_normal((1, CHANNELS, CELLS, CELLS), np.float32)
-        operations = 2 * CHANNELS**2 * kernel**2 * CELLS**2
-        model = _graph(x, weight, "Conv", quantised, pads=[kernel // 2] * 4)
-        yield "int8" if quantised else "float32", f"{name} convolution", operations, model, {"x": x}
     for quantised in (False, True):
+        kind = "int8" if quantised else "float32"
+        for side in (1, 3):
+            weight = random.standard_normal((CHANNELS, CHANNELS, side, side), np.float32)
+            x = random.standard_normal((1, CHANNELS, CELLS, CELLS), np.float32)
+            pads = f"<pads = [{', '.join([str(side // 2)] * 4)}]>"
+            model = _graph(x, weight, f"Conv {pads}", quantised)
+            yield kind, f"{side}x{side} convolution", 2 * weight.size * CELLS**2, model, {"x": x}
         weight, x = (random.standard_normal((SIDE, SIDE), np.float32) for _ in range(2))
-        model = _graph(x, weight, "MatMul", quantised)
-        yield "int8" if quantised else "float32", "matmul", 2 * SIDE**3, model, {"x": x}
+        yield kind, "matmul", 2 * SIDE**3, _graph(x, weight, "MatMul", quantised), {"x": x}
 
 
-def _graph(
-    x: np.ndarray, weight: np.ndarray, operator: str, quantised: bool, **attributes: Any
-) -> onnx.ModelProto:
-    """x times a weight; quantised as this project's int8 graphs: unsigned data behind a ReLU."""
-    nodes, weights = [], [numpy_helper.from_array(weight, "w")]
-    data, by = "x", "w"
+def _graph(x: np.ndarray, weight: np.ndarray, operator: str, quantised: bool) -> onnx.ModelProto:
+    """x times a weight; quantised as our int8 graphs: unsigned data after a ReLU."""
+    weights = {"w": weight}
+    nodes = f"y = {operator} (x, w)"
     if quantised:
         scale = np.array(float(np.abs(weight).max()) / 127, np.float32)
-        weights = [
-            numpy_helper.from_array((weight / scale).round().astype(np.int8), "w8"),
-            numpy_helper.from_array(scale, "ws"),
-            numpy_helper.from_array(np.array(0, np.int8), "wz"),
-            numpy_helper.from_array(np.array(np.abs(x).max() / 255, np.float32), "xs"),
-            numpy_helper.from_array(np.array(0, np.uint8), "xz"),
-        ]
-        nodes = [
-            helper.make_node("Relu", ["x"], ["r"]),
-            helper.make_node("QuantizeLinear", ["r", "xs", "xz"], ["q"]),
-            helper.make_node("DequantizeLinear", ["q", "xs", "xz"], ["d"]),
-            helper.make_node("DequantizeLinear", ["w8", "ws", "wz"], ["w"]),
-        ]
-        data = "d"
-    nodes.append(helper.make_node(operator, [data, by], ["p" if quantised else "y"], **attributes))
-    if quantised:  # ONNX Runtime takes its integer convolution only between two pairs
-        nodes.append(helper.make_node("QuantizeLinear", ["p", "xs", "xz"], ["pq"]))
-        nodes.append(helper.make_node("DequantizeLinear", ["pq", "xs", "xz"], ["y"]))
-    graph = helper.make_graph(
-        nodes,
-        "probe",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
-        weights,
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        weights = {
+            "w8": (weight / scale).round().astype(np.int8),
+            "ws": scale,
+            "wz": np.array(0, np.int8),
+            "xs": np.array(np.abs(x).max() / 255, np.float32),
+            "xz": np.array(0, np.uint8),
+        }
+        # ONNX Runtime takes its integer convolution only between two pairs of quantisation.
+        nodes = f"""r = Relu (x) q = QuantizeLinear (r, xs, xz) d = DequantizeLinear (q, xs, xz)
+            w = DequantizeLinear (w8, ws, wz) p = {operator} (d, w)
+            pq = QuantizeLinear (p, xs, xz) y = DequantizeLinear (pq, xs, xz)"""
+    shape = ", ".join(map(str, x.shape))
+    outputs = ", ".join("?" * x.ndim)
+    head = f'<ir_version: 8, opset_import: ["" : 17]> probe (float[{shape}] x) => (float[{outputs}] y)'
+    model = onnx.parser.parse_model(f"{head} {{{nodes}}}")
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
+    return model

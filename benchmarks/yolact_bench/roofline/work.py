@@ -1,31 +1,31 @@
-"""What an ONNX graph has to do: operations and bytes, node by node and as fused kernels would.
+"""The work of an ONNX graph: operations and bytes, node by node and for fused kernels.
 
-*Operations* are those of convolutions and matrix products, a multiplication and an addition counting as 2; a
-bias counts as none. Everything else is limited by the bytes it moves.
+*Operations* are those of convolutions and matrix products, a multiply-add counting as 2 and a bias as
+none. Everything else is limited by the bytes it moves.
 
 *Bytes* are counted three ways, each at least as much as the next:
 
     unfused   every node reads its inputs and writes its outputs
-    fused     what is computed element by element, or only moves elements, is done by the kernel before it
+    fused     element-wise work, and what only moves elements, is done by the kernel before it
     floor     the graph's inputs and outputs, as if everything between stayed in caches
 
-Weights are read once in each. Nodes that change a shape only move nothing; quantised tensors are moved as
-integers, and their DequantizeLinear is part of who reads them. A node that picks elements, such as Gather,
+Weights are read once in each. Nodes that only change a shape move nothing; quantised tensors are moved as
+integers, and their DequantizeLinear is part of the reader. A node that picks elements, such as Gather,
 reads as much as it picks.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx
 from onnx import helper
 
-from yolact_bench.roofline.shapes import at_batch
-from yolact_export.inspection import layer_compute
+from yolact_bench.roofline.shapes import at_batch, is_sized
+from yolact_export.precision.compute import layer_compute
 from yolact_export.precision.layers import COMPUTE, DETECTION, PREPROCESSING, layer_group
 from yolact_runtime.errors import YolactError
 
@@ -34,35 +34,23 @@ PARTS = (PREPROCESSING, "backbone", "fpn", "protonet", "head", "mask_iou", DETEC
 _VIEWS = {"Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity", "DequantizeLinear"}
 _READ_NOTHING = {"Shape", "Size", "Constant"}
 _PICK = {"Slice", "Gather", "GatherElements", "GatherND"}
-# Done on values that are in registers, by the kernel that made them.
+# Done on values that are in registers, by the kernel that computed them.
 _FUSED = {
-    *(
-        "Relu",
-        "LeakyRelu",
-        "PRelu",
-        "Clip",
-        "Sigmoid",
-        "Tanh",
-        "Exp",
-        "Neg",
-        "Cast",
-        "Where",
-        "QuantizeLinear",
-    ),
-    *("Add", "Sub", "Mul", "Div", "Max", "Min", "And", "Not", "Greater", "Less", "GreaterOrEqual"),
-    *("LessOrEqual", "Equal", "BatchNormalization", "Transpose", "Slice"),
+    *("Relu", "LeakyRelu", "PRelu", "Clip", "Sigmoid", "Tanh", "Exp", "Neg", "Cast", "QuantizeLinear"),
+    *("Add", "Sub", "Mul", "Div", "Max", "Min", "BatchNormalization", "Transpose", "Slice"),
+    *("And", "Not", "Where", "Equal", "Greater", "Less", "GreaterOrEqual", "LessOrEqual"),
 }
-# Its inputs are written to their places by who makes them.
+# Its inputs are written in place by the kernels that compute them.
 _IN_PLACE = "Concat"
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one kernel, a part of the network, or all of it has to do.
+    """The work of one kernel, a part of the network, or all of it.
 
     Attributes:
         operations: By type of arithmetic: "float32", "float16", "bfloat16", "int8".
-        weights: Bytes of them, each counted where it is used first.
+        weights: Bytes of them, each counted at its first use.
         read: Bytes of activations.
         written: Bytes of activations.
     """
@@ -74,32 +62,28 @@ class Work:
 
     @property
     def bytes(self) -> int:
-        """All that is moved."""
+        """All bytes that are moved."""
         return self.weights + self.read + self.written
 
     @staticmethod
     def sum(works: Iterable[Work]) -> Work:
-        """All of them together."""
-        operations: dict[str, int] = defaultdict(int)
-        weights = read = written = 0
+        """The sum of several."""
+        works, operations = list(works), Counter[str]()
         for work in works:
-            for kind, count in work.operations.items():
-                operations[kind] += count
-            weights += work.weights
-            read += work.read
-            written += work.written
-        return Work(dict(operations), weights, read, written)
+            operations.update(work.operations)
+        sums = (sum(getattr(work, name) for work in works) for name in ("weights", "read", "written"))
+        return Work(dict(operations), *sums)
 
 
 @dataclass(frozen=True)
 class NodeWork:
-    """The work of a node, or of the kernel that a node and those fused with it would be.
+    """The work of a node, or of the kernel that fuses a node with others.
 
     Attributes:
         name: Of the first node.
         operator: Of the first node.
         part: Of the network, one of `PARTS`.
-        work: What it has to do.
+        work: Of all of them.
     """
 
     name: str
@@ -114,10 +98,10 @@ class GraphWork:
 
     Attributes:
         batch: Images in a call.
-        unfused: Node by node, those that move nothing left out.
+        unfused: Node by node, without those that move nothing.
         fused: Kernel by kernel.
         floor: With the graph's inputs and outputs as the only activations.
-        unknown: Nodes whose shapes are not known; they are not counted.
+        unknown: Nodes with unknown shapes; they are not counted.
     """
 
     batch: int
@@ -131,34 +115,45 @@ def count_work(model: onnx.ModelProto, batch: int) -> GraphWork:
     """Count the work of a graph.
 
     Args:
-        model: Of ours or any other; parts of the network are told by the names that yolact-export gives.
+        model: Of ours or any other; the parts of the network are found by the names that yolact-export gives.
         batch: Images in a call.
 
     Raises:
-        UsageError: the graph is for another batch.
-        YolactError: it has no convolution or matrix product whose shapes are known.
+        UsageError: the graph is for another batch size.
+        YolactError: it has no convolution or matrix product with known shapes.
     """
     return _Counter(at_batch(model, batch), {tensor.name for tensor in model.graph.initializer}).count(batch)
 
 
 class _Counter:
+    """Counts the work of a graph whose tensors are described; `weights` are the names of its weights."""
+
     def __init__(self, model: onnx.ModelProto, weights: Collection[str]) -> None:
-        self.graph = model.graph
-        values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
-        self.sizes = {value.name: size for value in values if (size := _bytes(value)) is not None}
-        for tensor in model.graph.initializer:
-            item = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-            self.sizes[tensor.name] = math.prod(tensor.dims) * item
-        self.weights = weights
-        self.base = self._bases()
+        self.graph, self.weights = model.graph, weights
+        described = [
+            *((value.name, value.type) for value in (*model.graph.input, *model.graph.value_info)),
+            *((value.name, value.type) for value in model.graph.output),
+            *(
+                (one.name, helper.make_tensor_type_proto(one.data_type, one.dims))
+                for one in model.graph.initializer
+            ),
+        ]
+        self.sizes = {name: _bytes(kind) for name, kind in described if is_sized(kind)}
+        # The tensor in memory behind each one that is only another view of it.
+        self.base: dict[str, str] = {}
+        for node in self.graph.node:
+            if node.op_type in _VIEWS:
+                self.base[node.output[0]] = self.base.get(node.input[0], node.input[0])
+        batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
         layers = iter(layer_compute(model))
         self.operations = {
-            index: {layer.kind: 2 * layer.macs * model.graph.input[0].type.tensor_type.shape.dim[0].dim_value}
+            index: {layer.kind: 2 * layer.macs * batch}
             for index, node in enumerate(model.graph.node)
             if node.op_type in COMPUTE and (layer := next(layers))
         }
 
     def count(self, batch: int) -> GraphWork:
+        """The work at the batch size of the graph."""
         counted, unknown = [], []
         for index, node in enumerate(self.graph.node):
             if node.op_type in _VIEWS or node.op_type in _READ_NOTHING:
@@ -172,18 +167,13 @@ class _Counter:
         unfused = self._kernels([[index] for index in counted])
         fused = self._kernels(self._fuse(counted), in_place=True)
         total = Work.sum(kernel.work for kernel in unfused)
-        real = [value.name for value in self.graph.input if value.name not in self.weights]
-        leaving = [value.name for value in self.graph.output]
-        floor = Work(total.operations, total.weights, self._total(real), self._total(leaving))
+        entering = [value.name for value in self.graph.input if value.name not in self.weights]
+        read, written = (
+            sum(self.sizes[name] for name in names)
+            for names in (entering, [value.name for value in self.graph.output])
+        )
+        floor = Work(total.operations, total.weights, read, written)
         return GraphWork(batch, unfused, fused, floor, tuple(unknown))
-
-    def _bases(self) -> dict[str, str]:
-        """The tensor in memory behind each one that is only another view of it."""
-        base: dict[str, str] = {}
-        for node in self.graph.node:
-            if node.op_type in _VIEWS:
-                base[node.output[0]] = base.get(node.input[0], node.input[0])
-        return base
 
     def _kernels(self, groups: Sequence[Sequence[int]], in_place: bool = False) -> tuple[NodeWork, ...]:
         """The work of groups of nodes, each a kernel; each weight is counted in the first that reads it."""
@@ -197,7 +187,7 @@ class _Counter:
         kernels = []
         for number, group in enumerate(groups):
             nodes = [self.graph.node[index] for index in group]
-            made = {name for node in nodes for name in node.output if name}
+            computed = {name for node in nodes for name in node.output if name}
             if in_place and nodes[0].op_type == _IN_PLACE:
                 continue
             weights = 0
@@ -207,55 +197,44 @@ class _Counter:
                     if name in self.weights:
                         weights += 0 if name in seen else self.sizes[name]
                         seen.add(name)
-                    elif name not in made:
+                    elif name not in computed:
                         read[name] = min(self.sizes[name], read[name] + amount)
-            kept = [name for name in made if name in leaving or readers[name] - {number}]
-            operations = [Work(self.operations[index]) for index in group if index in self.operations]
-            work = Work(Work.sum(operations).operations, weights, sum(read.values()), self._total(kept))
+            written = sum(
+                self.sizes[name] for name in computed if name in leaving or readers[name] - {number}
+            )
+            operations = Work.sum(Work(self.operations.get(index, {})) for index in group).operations
+            work = Work(operations, weights, sum(read.values()), written)
             first = nodes[0]
-            kernels.append(NodeWork(first.name or first.output[0], first.op_type, _part(first), work))
+            part = layer_group(first).partition(".")[0]
+            kernels.append(NodeWork(first.name or first.output[0], first.op_type, part, work))
         return tuple(kernels)
 
     def _fuse(self, counted: Sequence[int]) -> list[list[int]]:
-        """Group nodes with the one that makes what they change; the groups are in the graph's order."""
+        """Group nodes with the one whose output they change; the groups are in the graph's order."""
         maker = {name: index for index in counted for name in self.graph.node[index].output if name}
-        group: dict[int, int] = {}
+        first: dict[int, int] = {}
+        groups: dict[int, list[int]] = defaultdict(list)
         for index in counted:
-            node = self.graph.node[index]
             makers = [maker[name] for name in self._inputs(index) if name in maker]
-            latest = max(makers, default=None)
-            if node.op_type in _FUSED and latest is not None and self.graph.node[latest].op_type != _IN_PLACE:
-                group[index] = group[latest]
-            else:
-                group[index] = index
-        members: dict[int, list[int]] = defaultdict(list)
-        for index, first in group.items():
-            members[first].append(index)
-        return list(members.values())
+            latest = max(makers, default=index)
+            fused = self.graph.node[index].op_type in _FUSED and self.graph.node[latest].op_type != _IN_PLACE
+            first[index] = first.get(latest, index) if fused else index
+            groups[first[index]].append(index)
+        return list(groups.values())
 
     def _inputs(self, index: int) -> dict[str, int]:
-        """What a node reads: tensors in memory, and how many bytes of each."""
+        """The tensors in memory that a node reads, and how many bytes of each."""
         node = self.graph.node[index]
         amounts = {}
         for position, name in enumerate(node.input):
             if name:
                 stored = self.base.get(name, name)
                 picked = node.op_type in _PICK and position == 0
-                amounts[stored] = self.sizes[node.output[0]] if picked else self.sizes[stored]
-                amounts[stored] = min(amounts[stored], self.sizes[stored])
+                amounts[stored] = min(self.sizes[stored], self.sizes[node.output[0] if picked else stored])
         return amounts
 
-    def _total(self, names: Iterable[str]) -> int:
-        return sum(self.sizes[name] for name in names)
 
-
-def _part(node: onnx.NodeProto) -> str:
-    return layer_group(node).partition(".")[0]
-
-
-def _bytes(value: onnx.ValueInfoProto) -> int | None:
-    kind = value.type.tensor_type
-    if not kind.HasField("shape") or not all(size.HasField("dim_value") for size in kind.shape.dim):
-        return None
-    item = int(helper.tensor_dtype_to_np_dtype(kind.elem_type).itemsize)
-    return math.prod(size.dim_value for size in kind.shape.dim) * item
+def _bytes(kind: onnx.TypeProto) -> int:
+    tensor = kind.tensor_type
+    item = int(helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize)
+    return math.prod(size.dim_value for size in tensor.shape.dim) * item

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.metadata import Metadata
 from yolact_runtime.preprocess import resize_batch
 from yolact_runtime.results import Result, result_of
+
+_UNTIMED = contextlib.nullcontext()
 
 
 class Engine(ABC):
@@ -23,12 +26,16 @@ class Engine(ABC):
         threads: CPU threads that it computes on; None if unknown or not on the CPU.
         reuses_outputs: Later calls overwrite the arrays of `Detections`, so they must be copied to be kept.
             False saves copying the prototypes.
+        stage_timer: Called with the name of a stage that begins; the context it returns ends with the stage.
+            "network" covers all of `detect`; "detect" within it covers detection outside the graph. None
+            (the default) costs next to nothing.
     """
 
     metadata: Metadata
     streams: int = 1
     threads: int | None = None
     reuses_outputs: bool = True
+    stage_timer: Callable[[str], contextlib.AbstractContextManager[object]] | None = None
 
     @property
     def name(self) -> str:
@@ -114,7 +121,8 @@ class Engine(ABC):
             batch = prepared[0][None]
         else:
             batch = np.stack([*prepared, *[prepared[-1]] * missing])
-        detections = self.detect(batch)
+        with self.timed("network"):
+            detections = self.detect(batch)
         check_detections(detections, len(batch), meta)
         # A view of one image's prototypes would keep those of the whole batch alive.
         copy = self.reuses_outputs or len(batch) > 1
@@ -122,6 +130,10 @@ class Engine(ABC):
             result_of(detections, index, size, meta, score_threshold, top_k, copy=copy)
             for index, size in enumerate(sizes)
         ]
+
+    def timed(self, stage: str) -> contextlib.AbstractContextManager[object]:
+        """The context that a stage runs in, so that `stage_timer` can time it."""
+        return _UNTIMED if self.stage_timer is None else self.stage_timer(stage)
 
     def close(self) -> None:  # noqa: B027 - most backends have nothing to free
         """Free the resources of the backend; the engine cannot be used afterwards."""

@@ -111,7 +111,10 @@ class OnnxRuntimeEngine(Engine):
             values = bound.run(batch) if bound else session.run(self._outputs.names, {INPUT: batch})
         except Exception as error:  # the exceptions of ONNX Runtime have no other common base
             raise run_failed(self._path, "ONNX Runtime", error, len(batch)) from error
-        return self._outputs.detections(values)
+        if self.metadata.detect != "runtime":
+            return self._outputs.detections(values)
+        with self.timed("detect"):
+            return self._outputs.detections(values)
 
     def close(self) -> None:
         self._session = self._bound = None

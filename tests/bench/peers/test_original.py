@@ -14,9 +14,9 @@ from pycocotools import mask as coco_mask
 
 import yolact
 from yolact.engine import TorchEngine
-from yolact_bench.agreement import agree
-from yolact_bench.peers.original import OriginalContender
-from yolact_bench.stages import EngineContender
+from yolact_bench.measure.agreement import agree
+from yolact_bench.measure.stages import EngineCandidate
+from yolact_bench.peers.original import OriginalCandidate
 from yolact_runtime.errors import UsageError, YolactError
 
 # What the worker asks a checkout for. This network finds the left half of every image, as class 1, and a box
@@ -101,10 +101,10 @@ def image(tmp_path: Path) -> Path:
 
 
 def test_stages_and_results(checkout: Path, weights: Path, image: Path) -> None:
-    peer = OriginalContender(checkout, weights, LIKE, threads=1)
+    peer = OriginalCandidate(checkout, weights, LIKE, threads=1)
     try:
         peer.prepare([image], 1)
-        peer.alone()
+        peer.network_only()
         run = peer.end_to_end([image])
         assert run.detections == 1
         assert list(run.seconds) == ["decode", "preprocess", "network", "detect", "masks", "rle"]
@@ -121,18 +121,18 @@ def test_stages_and_results(checkout: Path, weights: Path, image: Path) -> None:
 
 def test_nothing_found(checkout: Path, weights: Path, image: Path) -> None:
     torch.save({"scores": torch.zeros(0)}, weights)
-    peer = OriginalContender(checkout, weights, LIKE, threads=1)
+    peer = OriginalCandidate(checkout, weights, LIKE, threads=1)
     assert peer.end_to_end([image]).detections == 0
     peer.close()
     peer.close()
 
 
 def test_says_what_it_died_of(checkout: Path, weights: Path, tmp_path: Path) -> None:
-    peer = OriginalContender(checkout, weights, LIKE, threads=1)
+    peer = OriginalCandidate(checkout, weights, LIKE, threads=1)
     with pytest.raises(YolactError, match=r"the original ended: cannot read image .*none\.jpg"):
         peer.end_to_end([tmp_path / "none.jpg"])
     with pytest.raises(YolactError, match="the original ended"):
-        peer.alone()
+        peer.network_only()
     peer.close()
 
 
@@ -142,7 +142,7 @@ def test_weights_are_not_unpickled(checkout: Path, weights: Path, image: Path, t
             return (Path.touch, (tmp_path / "owned",))
 
     torch.save({"scores": Evil()}, weights)
-    peer = OriginalContender(checkout, weights, LIKE, threads=1)
+    peer = OriginalCandidate(checkout, weights, LIKE, threads=1)
     with pytest.raises(YolactError, match="the original ended"):
         peer.prepare([image], 1)
     peer.close()
@@ -153,12 +153,12 @@ def test_wrong_use_is_one_line(checkout: Path, weights: Path, tmp_path: Path, im
     # The original evaluates the name of its configuration as Python.
     evil = dataclasses.replace(LIKE, config="__import__('os').abort() or yolact_base")
     with pytest.raises(UsageError, match="the original has no configuration __import__"):
-        OriginalContender(checkout, weights, evil, 1)
+        OriginalCandidate(checkout, weights, evil, 1)
     with pytest.raises(YolactError, match=r"--weights .*none\.pth does not exist"):
-        OriginalContender(checkout, tmp_path / "none.pth", LIKE, 1)
+        OriginalCandidate(checkout, tmp_path / "none.pth", LIKE, 1)
     with pytest.raises(YolactError, match=r"--original .*: not a checkout of github\.com/dbolya/yolact"):
-        OriginalContender(tmp_path, weights, LIKE, 1)
-    peer = OriginalContender(checkout, weights, LIKE, 1)
+        OriginalCandidate(tmp_path, weights, LIKE, 1)
+    peer = OriginalCandidate(checkout, weights, LIKE, 1)
     with pytest.raises(UsageError, match="one image at a time, not 4"):
         peer.prepare([image], 4)
     peer.close()
@@ -174,8 +174,8 @@ def test_a_real_checkout_finds_what_we_find(coco_mini, tmp_path: Path) -> None:
     weights = tmp_path / "yolact_resnet50_54_800000.pth"
     torch.save(state, weights)
     engine = TorchEngine.from_model(yolact.load_model(weights), device="cpu")
-    ours = EngineContender("ours", engine)
-    peer = OriginalContender(Path(os.environ["YOLACT_TEST_ORIGINAL"]), weights, engine.metadata, threads=1)
+    ours = EngineCandidate("ours", engine)
+    peer = OriginalCandidate(Path(os.environ["YOLACT_TEST_ORIGINAL"]), weights, engine.metadata, threads=1)
     found = agree(peer, ours, sorted(coco_mini.val_images.iterdir())[:2])
     peer.close()
     assert found is not None

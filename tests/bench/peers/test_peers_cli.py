@@ -1,4 +1,4 @@
-"""`yolact-bench peers` with contenders that find what the test says."""
+"""`yolact-bench peers` with candidates that find what the test says."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import jsonschema
 import pytest
 from fake_engine import FakeEngine, Found, write_image
 
-from yolact_bench.agreement import agree
-from yolact_bench.contender import Contender, Run
-from yolact_bench.peers import cli, original, torchvision
-from yolact_bench.stages import EngineContender
+from yolact_bench import cli
+from yolact_bench.measure.agreement import agree
+from yolact_bench.measure.candidate import Candidate, Run
+from yolact_bench.measure.stages import EngineCandidate
+from yolact_bench.peers import original, torchvision
 from yolact_runtime.engines.choose import choose_for_cpu
 from yolact_runtime.errors import YolactError
 
@@ -25,7 +26,7 @@ BOX, OTHER = (4, 6, 24, 30), (40, 40, 60, 60)
 FINDINGS = {1: [Found(BOX), Found(OTHER, 1)], 2: [Found(BOX)]}
 
 
-class Stub(Contender):
+class Stub(Candidate):
     """Remembers what it was given; finds three instances in every image."""
 
     name, backend, config, precision, input_size = "stub", "nothing", "none", "fp32", None
@@ -38,7 +39,7 @@ class Stub(Contender):
     def prepare(self, images: Sequence[Path], batch: int) -> None:
         assert batch == 1
 
-    def alone(self) -> None:
+    def network_only(self) -> None:
         pass
 
     def end_to_end(self, paths: Sequence[Path]) -> Run:
@@ -55,14 +56,16 @@ def images(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def options(images: list[Path], monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setattr("yolact_bench.engines.load_engine", lambda path, **options: FakeEngine(FINDINGS))
+    monkeypatch.setattr(
+        "yolact_bench.measure.engines.load_engine", lambda path, **options: FakeEngine(FINDINGS)
+    )
     limits = ["--seconds", "0.01", "--runs", "5", "--threads", "1"]
     return ["--engine", "ours.onnx", "--images", str(images[0].parent), *limits]
 
 
 def test_agreement_counts_what_the_second_finds_of_the_first(images: list[Path]) -> None:
-    both = EngineContender("a", FakeEngine(FINDINGS))
-    fewer = EngineContender("b", FakeEngine({1: [Found(BOX), Found(OTHER, 0)], 2: [Found(BOX)]}))
+    both = EngineCandidate("a", FakeEngine(FINDINGS))
+    fewer = EngineCandidate("b", FakeEngine({1: [Found(BOX), Found(OTHER, 0)], 2: [Found(BOX)]}))
     assert agree(both, both, images) == {"images": 2, "instances": 3, "matched": 3, "mask_iou": 1.0}
     found = agree(both, fewer, images)
     assert found is not None and (found["instances"], found["matched"]) == (3, 2)
@@ -74,25 +77,25 @@ def test_command(
 ) -> None:
     """One peer runs beside two engines, one is not installed: one line, and the rest goes on."""
 
-    def missing(*arguments: Any) -> Contender:
+    def missing(*arguments: Any) -> Candidate:
         raise YolactError("torchvision is not here; run: pip install it")
 
     class Same(Stub):
         def to_coco(self, path: Path, image_id: int) -> list[dict[str, Any]]:
-            return EngineContender("", FakeEngine(FINDINGS)).to_coco(path, image_id)
+            return EngineCandidate("", FakeEngine(FINDINGS)).to_coco(path, image_id)
 
-    monkeypatch.setattr(original, "OriginalContender", Same)
-    monkeypatch.setattr(torchvision, "TorchvisionContender", missing)
+    monkeypatch.setattr(original, "OriginalCandidate", Same)
+    monkeypatch.setattr(torchvision, "TorchvisionCandidate", missing)
     path, page = tmp_path / "peers.json", tmp_path / "peers.html"
     peers = ["--original", "folder", "--weights", "w.pth", "--torchvision"]
     more = ["--engine", "other.xml:threads=2,name=second", "--json", str(path), "--report", str(page)]
-    assert cli.main([*options, *peers, *more]) == 0
+    assert cli.main(["peers", *options, *peers, *more]) == 0
     said = capsys.readouterr()
     assert "left out: torchvision is not here; run: pip install it" in said.err
-    for word in ("CC0", "stub: made", "Engine alone", "Parts of end to end"):
+    for word in ("CC0", "stub: made", "Network only", "Stages of end to end"):
         assert word in said.out
     for name in ("ours.onnx", "second"):
-        assert f"{name}: finds 3 of 3 instances of stub again in 2 images, mask IoU 1.0000" in said.out
+        assert f"{name}: matches 3 of 3 instances of stub in 2 images, mask IoU 1.0000" in said.out
         assert f"{name}: input rounded to uint8" in said.out
     figures = json.loads(path.read_text())
     jsonschema.validate(
@@ -106,7 +109,7 @@ def test_command(
     ratios = [one["batches"][0]["end_to_end"]["ratio"] for one in figures["engines"]]
     assert ratios[0]["value"] == 1  # they refer to the first engine
     assert None not in ratios
-    assert "CC0" in page.read_text() and "finds 3 of 3 instances of stub again" in page.read_text()
+    assert "CC0" in page.read_text() and "matches 3 of 3 instances of stub" in page.read_text()
 
 
 def test_a_peer_that_dies_at_its_first_image_is_left_out(options: list[str], monkeypatch, capsys) -> None:
@@ -114,15 +117,15 @@ def test_a_peer_that_dies_at_its_first_image_is_left_out(options: list[str], mon
         def prepare(self, images: Sequence[Path], batch: int) -> None:
             raise YolactError("the original ended: no module named this")
 
-    monkeypatch.setattr(original, "OriginalContender", Dead)
-    monkeypatch.setattr(torchvision, "TorchvisionContender", Stub)
-    assert cli.main([*options, "--original", "folder", "--weights", "w.pth", "--torchvision"]) == 0
+    monkeypatch.setattr(original, "OriginalCandidate", Dead)
+    monkeypatch.setattr(torchvision, "TorchvisionCandidate", Stub)
+    assert cli.main(["peers", *options, "--original", "folder", "--weights", "w.pth", "--torchvision"]) == 0
     assert "left out: the original ended: no module named this" in capsys.readouterr().err
 
 
 def test_peers_have_names_of_their_own(options: list[str], monkeypatch, capsys) -> None:
-    monkeypatch.setattr(torchvision, "TorchvisionContender", Stub)
-    assert cli.main([*options, "--engine", "other.onnx:name=stub", "--torchvision"]) == 2
+    monkeypatch.setattr(torchvision, "TorchvisionCandidate", Stub)
+    assert cli.main(["peers", *options, "--engine", "other.onnx:name=stub", "--torchvision"]) == 2
     assert "2 engines are called stub; give them names: E:name=NAME" in capsys.readouterr().err
 
 
@@ -138,7 +141,7 @@ def test_peers_have_names_of_their_own(options: list[str], monkeypatch, capsys) 
     ],
 )
 def test_wrong_use_is_one_line(options: list[str], peers: list[str], code: int, message: str, capsys) -> None:
-    assert cli.main([*options, *peers]) == code
+    assert cli.main(["peers", *options, *peers]) == code
     assert message in capsys.readouterr().err
 
 
@@ -163,12 +166,12 @@ def test_our_engine_runs_where_the_peers_do(
         name = f"Fake {device}"
 
     monkeypatch.setattr(
-        "yolact_bench.engines.load_engine",
+        "yolact_bench.measure.engines.load_engine",
         lambda path, **options: asked.append(options) or OnDevice(FINDINGS),
     )
-    monkeypatch.setattr(torchvision, "TorchvisionContender", Stub)
+    monkeypatch.setattr(torchvision, "TorchvisionCandidate", Stub)
     options = ["--images", str(images[0].parent), "--seconds", "0.01", "--threads", "1", "--torchvision"]
-    assert cli.main(["--engine", engine, *options, "--device", device]) == 0
+    assert cli.main(["peers", "--engine", engine, *options, "--device", device]) == 0
     assert asked == [expected]
 
 
@@ -183,7 +186,7 @@ def test_devices_are_not_mixed(
     options: list[str], backend: str, device: str, message: str, monkeypatch, capsys
 ) -> None:
     monkeypatch.setattr(FakeEngine, "name", backend)
-    assert cli.main([*options[2:], "--engine", "m.engine", "--torchvision", "--device", device]) == 2
+    assert cli.main(["peers", *options[2:], "--engine", "m.engine", "--torchvision", "--device", device]) == 2
     assert message in capsys.readouterr().err
 
 

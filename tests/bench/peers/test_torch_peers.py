@@ -12,11 +12,11 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
-from yolact_bench.contender import Contender
-from yolact_bench.peers import levelling
-from yolact_bench.peers.common import different_batches, encode
-from yolact_bench.peers.torchvision import TorchvisionContender
-from yolact_bench.peers.ultralytics import UltralyticsContender
+from yolact_bench.measure.candidate import Candidate, different_batches
+from yolact_bench.peers import random_weights
+from yolact_bench.peers.torch_peer import encode
+from yolact_bench.peers.torchvision import TorchvisionCandidate
+from yolact_bench.peers.ultralytics import UltralyticsCandidate
 from yolact_runtime.errors import UsageError, YolactError
 
 
@@ -36,10 +36,10 @@ def images(tmp_path: Path) -> list[Path]:
     return sorted(tmp_path.glob("*.png"))
 
 
-def works(peer: Contender, images: list[Path], batch: int) -> float:
+def works(peer: Candidate, images: list[Path], batch: int) -> float:
     """Run it on all images; returns the masks of one image."""
     peer.prepare(images, batch)
-    peer.alone()
+    peer.network_only()
     run = peer.end_to_end(images[:batch])
     assert list(run.seconds) == ["decode", "preprocess", "network", "masks", "rle"]
     assert all(seconds >= 0 for seconds in run.seconds.values())
@@ -48,7 +48,7 @@ def works(peer: Contender, images: list[Path], batch: int) -> float:
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_torchvision(images: list[Path], batch: int) -> None:
-    peer = TorchvisionContender(1, detections=7, short_side=64, long_side=96)
+    peer = TorchvisionCandidate(1, detections=7, short_side=64, long_side=96)
     assert works(peer, images, batch) == 7
     assert "random weights" in peer.note and "short side 64" in peer.note
     assert (peer.precision, peer.input_size, torch.get_num_threads()) == ("fp32", None, 1)
@@ -60,17 +60,17 @@ def test_torchvision_with_weights(tmp_path: Path) -> None:
     with pytest.raises(
         YolactError, match=r"--torchvision-weights .*w\.pth: not those of maskrcnn_resnet50_fpn"
     ):
-        TorchvisionContender(1, path)
-    peer = TorchvisionContender(1, short_side=32, long_side=32)
+        TorchvisionCandidate(1, path)
+    peer = TorchvisionCandidate(1, short_side=32, long_side=32)
     torch.save(peer._model.state_dict(), path)
-    assert "random" not in TorchvisionContender(1, path).note
+    assert "random" not in TorchvisionCandidate(1, path).note
 
 
 @pytest.mark.parametrize("model", ["yolov8n-seg.yaml", "yolo11n-seg.yaml"])
 def test_ultralytics(images: list[Path], model: str, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("YOLACT_CACHE", str(tmp_path / "cache"))
     pytest.importorskip("ultralytics")
-    peer = UltralyticsContender(model, 1, detections=7, size=160)
+    peer = UltralyticsCandidate(model, 1, detections=7, size=160)
     # It drops detections whose mask is empty.
     assert 4 <= works(peer, images, 1) <= 7
     assert (peer.name, peer.licence, peer.input_size) == (model.removesuffix(".yaml"), "AGPL-3.0", 160)
@@ -81,12 +81,12 @@ def test_ultralytics_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setenv("YOLACT_CACHE", str(tmp_path))
     monkeypatch.setitem(sys.modules, "ultralytics", None)
     with pytest.raises(YolactError, match=r"no module 'ultralytics'\); run: pip install ultralytics \(AGPL"):
-        UltralyticsContender("yolo11n-seg.yaml", 1)
+        UltralyticsCandidate("yolo11n-seg.yaml", 1)
 
 
 def test_ultralytics_checkpoints_are_not_opened() -> None:
     with pytest.raises(UsageError, match=r"yolo11n-seg\.pt: give a YAML such as yolo11n-seg\.yaml"):
-        UltralyticsContender("yolo11n-seg.pt", 1)
+        UltralyticsCandidate("yolo11n-seg.pt", 1)
 
 
 def test_settled_batch_norm_normalises() -> None:
@@ -99,7 +99,7 @@ def test_settled_batch_norm_normalises() -> None:
     ]
     model = torch.nn.Sequential(*layers).eval()
     x = 50 * torch.randn(1, 3, 16, 16)
-    levelling.settle(model, lambda: model(x))
+    random_weights.settle_batch_norm(model, lambda: model(x))
     with torch.no_grad():
         found = model(x)
     assert not any(module.training for module in model.modules())
@@ -107,10 +107,10 @@ def test_settled_batch_norm_normalises() -> None:
     np.testing.assert_allclose(found.mean(dim=(0, 2, 3)), np.zeros(4), atol=0.02)
 
 
-@pytest.mark.parametrize("count, passing", [(5000, levelling.CANDIDATES), (10, 9)])
+@pytest.mark.parametrize("count, passing", [(5000, random_weights.CANDIDATES), (10, 9)])
 def test_the_threshold_lets_so_many_pass(count: int, passing: int) -> None:
     scores = torch.randperm(count).view(2, -1) / count
-    assert (scores > levelling.threshold(scores)).sum() == passing
+    assert (scores > random_weights.threshold(scores)).sum() == passing
 
 
 @pytest.mark.parametrize(

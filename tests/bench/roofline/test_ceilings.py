@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from yolact_bench import cli
 from yolact_bench.roofline import ceilings, probes
 from yolact_bench.roofline.work import count_work
 from yolact_runtime.errors import UsageError
@@ -84,7 +85,7 @@ def test_no_threads() -> None:
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "c.json"
-    assert ceilings.main(["--threads", "1", "2", "--json", str(path)]) == 0
+    assert cli.main(["roofline", "--threads", "1", "2", "--json", str(path)]) == 0
     out = capsys.readouterr().out
     assert "1 thread " in out and "2 threads" in out and "just now" in out and "quick" in out
     assert [one["threads"] for one in json.loads(path.read_text())] == [1, 2]

@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from yolact.model import Yolact
 from yolact.registry import get_config
-from yolact_bench.roofline import __main__ as command
+from yolact_bench import cli
+from yolact_bench.roofline import cli as command
 from yolact_bench.roofline.ceilings import Ceilings
 from yolact_bench.roofline.graph import Roofline, roofline
 from yolact_bench.roofline.shapes import at_batch
@@ -242,7 +243,7 @@ def test_command(exported: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(command, "ceilings", lambda threads, fresh: LIMITS)
     path = tmp_path / "roofline.json"
     options = ["--onnx", str(exported), "--batch", "2", "--measured-ms", "1000", "--json", str(path)]
-    assert command.main(options) == 0
+    assert cli.main(["roofline", *options]) == 0
     out = capsys.readouterr().out
     for word in ("preprocessing", "backbone", "fpn", "protonet", "head", "detection", "of the roofline"):
         assert word in out
@@ -251,5 +252,5 @@ def test_command(exported: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     assert figures["operations"] == roofline(exported, 2).operations
     assert figures["bytes"]["unfused"] >= figures["bytes"]["fused"] >= figures["bytes"]["floor"]
     assert figures["reached"]["measured_ms"] == 1000
-    assert command.main(["--onnx", str(tmp_path / "none.onnx")]) == 1
+    assert cli.main(["roofline", "--onnx", str(tmp_path / "none.onnx")]) == 1
     assert "none.onnx does not exist" in capsys.readouterr().err

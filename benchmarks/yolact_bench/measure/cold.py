@@ -1,0 +1,104 @@
+"""Start-up and memory of one engine, measured in its own process.
+
+    cold.py ENGINE IMAGE OPTIONS_AS_JSON BATCH
+
+prints `{"import_ms", "load_ms", "first_ms", "peak_mib", "device_mib"}`: importing the runtime, opening the
+engine, its first prediction of one image (masks included), then after a few predictions of a whole batch the
+peak of resident host memory, and how much more of the GPU's memory is in use than before (which other
+processes on that GPU distort; null without a GPU).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+TIMEOUT = 600.0  # seconds; opening may build kernels
+MORE_RUNS = 3  # memory has reached its size by then
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure in this process and print the result."""
+    engine, image, options, batch = sys.argv[1:] if argv is None else argv
+    start = time.perf_counter()
+    from yolact_runtime import load_engine
+
+    imported = time.perf_counter()
+    from yolact_bench.measure.nvml import open_nvml
+
+    nvml = open_nvml()
+    before = nvml.memory_used() if nvml else None
+    opening = time.perf_counter()
+    model = load_engine(engine, **json.loads(options))
+    loaded = time.perf_counter()
+    from yolact_runtime.sources.images import read_image
+
+    picture = read_image(image)
+    ready = time.perf_counter()
+    _predict(model, [picture])
+    done = time.perf_counter()
+    count = min(max(model.metadata.min_batch, int(batch)), model.metadata.max_batch)
+    for _ in range(MORE_RUNS):
+        _predict(model, [picture] * count)
+    after = nvml.memory_used() if nvml else None
+    result = {
+        "import_ms": 1000 * (imported - start),
+        "load_ms": 1000 * (loaded - opening),
+        "first_ms": 1000 * (done - ready),
+        "peak_mib": peak_memory(),
+        "device_mib": None if before is None or after is None else after - before,
+    }
+    print(json.dumps(result))
+    return 0
+
+
+def _predict(model: Any, pictures: list[Any]) -> None:
+    for result in model.predict(pictures, 0.0, model.metadata.max_detections):
+        result.rles  # noqa: B018 - computed when first asked for
+
+
+def peak_memory() -> float | None:
+    """The peak of this process's resident memory in MiB; None if the system does not report it."""
+    try:
+        # getrusage includes the peak of the parent process; this field does not, and psutil has neither.
+        match = re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+        if match:
+            return int(match[1]) / 1024
+    except OSError:
+        pass
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
+
+
+def cold_start(
+    engine: str, image: Path, options: Mapping[str, Any], batch: int = 1
+) -> dict[str, float | None] | None:
+    """Run `main` in a new process; None (and a warning) if that fails."""
+    words = [engine, str(image), json.dumps(dict(options)), str(batch)]
+    command = [sys.executable, "-m", "yolact_bench.measure.cold", *words]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=True)
+        return json.loads(done.stdout.splitlines()[-1])
+    except subprocess.CalledProcessError as error:
+        reason = (error.stderr.strip() or f"exit code {error.returncode}").splitlines()[-1]
+    except (subprocess.TimeoutExpired, OSError, ValueError, IndexError) as error:
+        reason = str(error)
+    log.warning("no cold start of %s: %s", engine, reason)
+    return None
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

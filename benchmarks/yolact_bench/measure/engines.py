@@ -1,0 +1,143 @@
+"""The engines of `--engine PATH[:key=value,...]`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from yolact_bench.measure.stages import EngineCandidate
+from yolact_bench.measure.suite import Settings
+from yolact_runtime import Engine, load_engine
+from yolact_runtime.errors import UsageError
+
+_NUMBERS = ("threads", "streams")
+_OPTIONS = re.compile(r"[A-Za-z_][\w-]*=[^,=]*(,[A-Za-z_][\w-]*=[^,=]*)*")
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """One engine of the command line.
+
+    Attributes:
+        path: A file, or the name of published weights.
+        options: For `load_engine`; `providers` is a tuple, `threads` and `streams` are numbers (or streams
+            "auto").
+        name: For tables, if given.
+    """
+
+    path: str
+    options: dict[str, Any] = field(default_factory=dict)
+    name: str | None = None
+
+    def label(self, path: str) -> str:
+        """The given name, or else `path` and the options."""
+        options = [
+            f"{key}={value}" if key in _NUMBERS else "+".join(value) if key == "providers" else value
+            for key, value in self.options.items()
+        ]
+        return self.name or " ".join([path, *options])
+
+
+def parse_engine(text: str) -> EngineSpec:
+    """Parse `model.onnx:backend=openvino,precision=bf16,threads=2,name=ours`.
+
+    Options begin after the last colon, and only where `key=` follows it, so paths such as `C:\\model.onnx`
+    work; if a file with the whole text as its name exists, it is that file. `+` joins several providers.
+
+    Raises:
+        UsageError: no path, an option given twice, without a value, or not a number where one is needed.
+    """
+    path, colon, tail = text.rpartition(":")
+    if not colon or not _OPTIONS.fullmatch(tail) or Path(text).exists():
+        return EngineSpec(text)
+    if not path:
+        raise UsageError(f"--engine {text}: there is no path before the options")
+    options: dict[str, Any] = {}
+    for pair in tail.split(","):
+        key, _, value = pair.partition("=")
+        key = key.replace("-", "_")
+        if not value:
+            raise UsageError(f"--engine {text}: {key}= has no value")
+        if key in options:
+            raise UsageError(f"--engine {text}: {key} is given twice")
+        options[key] = _value(text, key, value)
+    name = options.pop("name", None)
+    return EngineSpec(path, options, name)
+
+
+def _value(text: str, key: str, value: str) -> Any:
+    if key == "streams" and value == "auto":
+        return value
+    if key in _NUMBERS:
+        if not value.isdigit() or int(value) < 1:
+            raise UsageError(f"--engine {text}: {key} is {value}; it must be a whole number of 1 or more")
+        return int(value)
+    return tuple(value.split("+")) if key == "providers" else value
+
+
+def open_engines(
+    texts: Sequence[str],
+    settings: Settings,
+    stack: ExitStack,
+    defaults: Callable[[EngineSpec], Mapping[str, Any]] = lambda spec: {},
+) -> list[EngineCandidate]:
+    """Open the engines of `--engine`.
+
+    Args:
+        texts: One for each engine.
+        settings: Its threads go to every engine that does not name its own and computes on the CPU.
+        stack: Closes the engines.
+        defaults: More options of an engine, overridden by those it names.
+
+    Raises:
+        UsageError: wrong options, or engines in PyTorch, which has one number of threads for the process,
+            with different ones: the last engine opened would decide for all.
+        YolactError: an engine cannot be opened.
+    """
+    specs = [parse_engine(text) for text in texts]
+    candidates = []
+    for name, spec in zip(unique_names(specs), specs, strict=True):
+        on_device = Path(spec.path).suffix.lower() in (".engine", ".plan")
+        common = {"threads": settings.threads} if settings.threads and not on_device else {}
+        options = {**common, **defaults(spec), **spec.options}
+        engine = stack.enter_context(load_engine(spec.path, **options))
+        limits = settings.score_threshold, settings.top_k
+        candidates.append(EngineCandidate(name, engine, *limits, path=spec.path, options=options))
+    in_torch = [one for one in candidates if one.backend.startswith("PyTorch")]
+    if len({one.options.get("threads") for one in in_torch}) > 1:
+        raise UsageError("PyTorch engines in one run share their CPU threads; give all the same number")
+    return candidates
+
+
+def reopen(candidate: EngineCandidate, streams: int | str) -> Engine:
+    """Open the engine of a candidate once more, with another number of streams."""
+    return load_engine(candidate.path, **{**candidate.options, "streams": streams})
+
+
+def on_gpu(backend: str) -> bool:
+    """Whether an engine of this name computes on a GPU."""
+    return any(word in backend.lower() for word in ("cuda", "tensorrt"))
+
+
+def unique_names(specs: Sequence[EngineSpec]) -> list[str]:
+    """Short unique names: file names if they differ, else paths, else numbered paths.
+
+    Raises:
+        UsageError: two engines were given the same name.
+    """
+    given = [spec.name for spec in specs if spec.name]
+    for name in given:
+        if given.count(name) > 1:
+            raise UsageError(
+                f"--engine ...:name={name} is given {given.count(name)} times; names must differ"
+            )
+    short = [spec.label(Path(spec.path).name) for spec in specs]
+    long = [spec.label(spec.path) for spec in specs]
+    numbered = [
+        spec.name or f"{name} #{i}" for i, (spec, name) in enumerate(zip(specs, long, strict=True), 1)
+    ]
+    return next((names for names in (short, long) if len(set(names)) == len(names)), numbered)

@@ -1,0 +1,174 @@
+"""What the machine does while it is measured: clocks, temperatures, load, and other processes at work.
+
+A thread samples every quarter of a second. `Conditions.look_ms` reports the cost of a sample, so that its
+influence is known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import psutil
+
+from yolact_bench.measure.nvml import Nvml, open_nvml
+
+INTERVAL = 0.25  # seconds
+MAX_SAMPLES = 1000  # kept
+OTHERS_LIMIT = 0.10  # share of the CPU time that gives a warning
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The state of the machine; lists have a value for each sample, None if the system does not report it.
+
+    Attributes:
+        seconds: From start to stop.
+        look_ms: Mean cost of one sample, in milliseconds.
+        load_before: Number of processes that wanted to run, mean of the minute before.
+        load_after: The same at the end.
+        others: Share 0..1 of the CPU time of the usable cores that other processes took.
+        steal: Share 0..1 that other machines on the same hardware took.
+        times: Seconds since the start.
+        cpu_mhz: Mean clock of the cores.
+        cpu_temperature: Hottest sensor, degrees Celsius.
+        gpu: `Nvml.sample` by its keys; empty without a GPU.
+        throttled: Reasons for throttling of the GPU, with the share 0..1 of the samples that saw them.
+        warnings: Sentences for the reader.
+    """
+
+    seconds: float = 0.0
+    look_ms: float = 0.0
+    load_before: float | None = None
+    load_after: float | None = None
+    others: float | None = None
+    steal: float | None = None
+    times: list[float] = field(default_factory=list)
+    cpu_mhz: list[float | None] = field(default_factory=list)
+    cpu_temperature: list[float | None] = field(default_factory=list)
+    gpu: dict[str, list[Any]] = field(default_factory=dict)
+    throttled: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+class Monitor:
+    """Samples the machine between `__enter__` and `__exit__`; then `conditions` holds the result.
+
+    Args:
+        interval: Seconds between samples.
+    """
+
+    def __init__(self, interval: float = INTERVAL) -> None:
+        self._interval = interval
+        self._stop = threading.Event()
+        self.conditions = Conditions()
+
+    def __enter__(self) -> Monitor:
+        self._nvml: Nvml | None = open_nvml()
+        self._samples: list[tuple[float, float | None, float | None, dict[str, Any]]] = []
+        self._costs: list[float] = []
+        self._load = _load()
+        self.began_ns = time.perf_counter_ns()
+        self._began = self.began_ns / 1e9
+        self._before = _cpu_times()
+        self._thread = threading.Thread(target=self._watch, name="monitor", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        after = _cpu_times()
+        if self._nvml is not None:
+            self._nvml.close()
+        self.conditions = self._summary(after)
+
+    def _watch(self) -> None:
+        while True:
+            start = time.perf_counter()
+            gpu = self._nvml.sample() if self._nvml else {}
+            self._samples.append((start - self._began, _clock(), _temperature(), gpu))
+            self._costs.append(time.perf_counter() - start)
+            if self._stop.wait(self._interval):
+                return
+
+    def _summary(self, after: tuple[float, float, float, float]) -> Conditions:
+        others = steal = None
+        total, busy, stolen, own = (b - a for a, b in zip(self._before, after, strict=True))
+        if total > 0:
+            others = round(min(1.0, max(0.0, busy - own) / total), 4)
+            steal = round(min(1.0, stolen / total), 4)
+        # Hours of samples are thinned out: the plot has only so many pixels.
+        samples = self._samples[:: -(-len(self._samples) // MAX_SAMPLES)]
+        times, clocks, temperatures, gpus = zip(*samples, strict=True)
+        keys = [key for key in gpus[0] if key != "throttled"]
+        reasons = [reason for gpu in gpus for reason in gpu.get("throttled", ())]
+        throttled = {reason: round(reasons.count(reason) / len(gpus), 4) for reason in dict.fromkeys(reasons)}
+        return Conditions(
+            seconds=round(time.perf_counter() - self._began, 2),
+            look_ms=round(1000 * float(np.mean(self._costs)), 3),
+            load_before=self._load,
+            load_after=_load(),
+            others=others,
+            steal=steal,
+            times=[round(value, 2) for value in times],
+            cpu_mhz=list(clocks),
+            cpu_temperature=list(temperatures),
+            gpu={key: [gpu[key] for gpu in gpus] for key in keys},
+            throttled=throttled,
+            warnings=_warnings(others, steal, throttled),
+        )
+
+
+def _load() -> float | None:
+    with contextlib.suppress(OSError, AttributeError):
+        return round(psutil.getloadavg()[0], 2)
+    return None
+
+
+def _clock() -> float | None:
+    """Mean clock of the cores in MHz."""
+    with contextlib.suppress(OSError, AttributeError, NotImplementedError):
+        if found := [core.current for core in psutil.cpu_freq(percpu=True) if core.current]:
+            return round(float(np.mean(found)), 0)
+    return None
+
+
+def _temperature() -> float | None:
+    """The hottest sensor in degrees Celsius; only Linux and FreeBSD report any."""
+    sensors = getattr(psutil, "sensors_temperatures", dict)()
+    return max((one.current for group in sensors.values() for one in group), default=None)
+
+
+def _cpu_times() -> tuple[float, float, float, float]:
+    """CPU seconds: all, busy and stolen on the usable cores; and of this process with its descendants."""
+    process = psutil.Process()
+    cores = process.cpu_affinity() if hasattr(process, "cpu_affinity") else None
+    times = psutil.cpu_times(percpu=True)
+    used = [one for core, one in enumerate(times) if cores is None or core in cores] or times
+    # Guests' time is part of user time; waiting for input and output is idle time.
+    names = [name for name in used[0]._fields if not name.startswith("guest")]
+    total = sum(getattr(one, name) for one in used for name in names)
+    stolen = sum(getattr(one, "steal", 0.0) for one in used)
+    idle = sum(one.idle + getattr(one, "iowait", 0.0) for one in used)
+    own = sum(process.cpu_times()[:4])  # user and system, of children that have ended too
+    for child in process.children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            own += sum(child.cpu_times()[:4])
+    return total, total - idle - stolen, stolen, own
+
+
+def _warnings(others: float | None, steal: float | None, throttled: dict[str, float]) -> list[str]:
+    found = []
+    if others is not None and others > OTHERS_LIMIT:
+        found.append(
+            f"other processes took {others:.0%} of the CPU time while measuring; stop them and measure again"
+        )
+    if steal is not None and steal > OTHERS_LIMIT:
+        found.append(f"other machines on the same hardware took {steal:.0%} of the CPU time while measuring")
+    found += [f"the GPU was throttled in {share:.0%} of the time: {why}" for why, share in throttled.items()]
+    return found

@@ -1,0 +1,147 @@
+"""Images per second of the pipeline against a plain loop over the same images, interleaved.
+
+The loop reads, prepares, predicts and encodes one batch after the other in one thread, with an engine opened
+for latency: one call at a time has all threads. The pipeline overlaps these, with an engine opened for
+throughput: its streams share the threads, and a single call would be slow, so the loop must not use
+it. Both end in COCO RLE masks in memory.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from yolact_bench.measure.protocol import sample_in_turns
+from yolact_bench.measure.statistics import mean_interval, paired_ratio
+from yolact_runtime import Engine, Result
+from yolact_runtime import pipeline as runtime
+from yolact_runtime.engines.base import check_limits
+from yolact_runtime.engines.threads import default_workers
+from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.frames import Frame, Sink, Source
+from yolact_runtime.sources.images import read_image
+
+PASS_SECONDS = 1.0  # long enough that filling and emptying the pipeline matters little
+FEWEST, MOST = 16, 1000  # images in a pass
+PASSES = 20
+
+
+class Repeated(Source):
+    """`total` frames over a few image files, over and over."""
+
+    def __init__(self, images: Sequence[Path], total: int) -> None:
+        self._images, self.total = images, total
+
+    def __iter__(self) -> Iterator[Frame]:
+        for index, path in zip(range(self.total or 0), itertools.cycle(self._images), strict=False):
+            yield Frame(index, str(path), path, partial(read_image, path))
+
+
+class RleCounter(Sink):
+    """Encodes RLE masks, counts frames and drops both."""
+
+    def __init__(self) -> None:
+        self.frames = 0
+
+    def prepare(self, frame: Frame, image: Any, result: Result) -> None:
+        result.rles  # noqa: B018 - computed when first asked for
+
+    def write(self, frame: Frame, prepared: Any) -> None:
+        self.frames += 1
+
+
+def pipeline_throughput(
+    latency: Engine,
+    throughput: Engine,
+    images: Sequence[Path],
+    batch: int = 1,
+    seconds: float = 3.0,
+    score_threshold: float = 0.0,
+    top_k: int | None = None,
+    run_pipeline: Callable[[Source, Engine, Sequence[Sink]], object] | None = None,
+    clock: Callable[[], int] = time.perf_counter_ns,
+) -> dict[str, Any]:
+    """Measure both with one model.
+
+    Args:
+        latency: Engine of the loop; on a CPU opened with one stream.
+        throughput: Engine of the pipeline, opened with `streams="auto"`; may be the same one.
+        images: Files, used in turn.
+        batch: Images per call of either engine.
+        seconds: Time for each; at least five passes of each are measured.
+        score_threshold: Detections above it get masks.
+        top_k: At most this many of them; None for all that the engine keeps.
+        run_pipeline: The pipeline; by default the runtime's with this batch size and these limits.
+        clock: In nanoseconds.
+
+    Returns:
+        {"images": in a pass, "batch", "streams" and "workers" (to decode, and as many to encode) of the
+        pipeline, "serial_threads" and "threads": of both engines, None if unknown,
+        "serial": images per second as {"value", "low", "high"}, "pipeline": the same, "ratio": the same, how
+        many times faster the pipeline is}.
+
+    Raises:
+        YolactError: an image or a call failed, or frames went missing.
+        UsageError: a limit out of its range, or the loop's engine has several streams on a CPU.
+    """
+    top_k = latency.metadata.max_detections if top_k is None else top_k
+    check_limits(score_threshold, top_k)
+    if shares_threads(latency):
+        raise UsageError(f"the loop's engine has {latency.streams} streams; open it with streams=1")
+    workers = default_workers()
+    if run_pipeline is None:
+        run_pipeline = partial(
+            runtime.run_pipeline,
+            settings=runtime.PipelineSettings(
+                batch_size=batch,
+                decode_workers=workers,
+                post_workers=workers,
+                score_threshold=score_threshold,
+                top_k=top_k,
+            ),
+        )
+
+    def serial(total: int) -> None:
+        frames = iter(Repeated(images, total))
+        while chunk := list(itertools.islice(frames, batch)):
+            pictures = [frame.read() for frame in chunk]
+            for result in latency.predict(pictures, score_threshold, top_k):
+                result.rles  # noqa: B018 - computed when first asked for
+
+    def pipelined(total: int) -> None:
+        sink = RleCounter()
+        run_pipeline(Repeated(images, total), throughput, [sink])
+        if sink.frames != total:
+            raise YolactError(f"the pipeline gave {sink.frames} of {total} images; it cannot be measured")
+
+    serial(batch)
+    start = clock()
+    serial(batch)
+    each = max(1, clock() - start) / batch / 1e9
+    total = -(-min(MOST, max(FEWEST, round(PASS_SECONDS / each))) // batch) * batch
+    tasks: dict[str, Callable[[], None]] = {
+        "serial": lambda: serial(total),
+        "pipeline": lambda: pipelined(total),
+    }
+    sampled = {name: one.seconds for name, one in sample_in_turns(tasks, seconds, PASSES, clock).items()}
+    rates = {name: mean_interval(total / taken)._asdict() for name, taken in sampled.items()}
+    ratio = paired_ratio(sampled["serial"], sampled["pipeline"])._asdict()
+    return {
+        "images": total,
+        "batch": batch,
+        "streams": throughput.streams,
+        "workers": workers,
+        "serial_threads": latency.threads,
+        "threads": throughput.threads,
+        **rates,
+        "ratio": ratio,
+    }
+
+
+def shares_threads(engine: Engine) -> bool:
+    """Whether a call has fewer CPU threads than it could, because other calls share them."""
+    return engine.streams > 1 and engine.threads is not None

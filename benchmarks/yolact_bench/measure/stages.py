@@ -1,0 +1,178 @@
+"""Our engines as candidates, and where the time of a run goes.
+
+A stage begins where the one before it ends, so they add up to the run:
+
+    decode      image files to arrays
+    preprocess  arrays to the network's input
+    upload      input to the device
+    network     the network, and everything that an engine cannot separate from it
+    detect      decoding of boxes and NMS, if they happen outside the graph
+    download    results to the host
+    masks       contours of the masks at image size
+    rle         COCO RLE of these
+
+An engine reports its stages to `Engine.stage_timer`. One that works on a device can report more than the
+host's clock sees: `stage_times(images, score_threshold, top_k)` runs one batch stage by stage and returns
+milliseconds by the device's events. It is called before measuring, since such a run is slower, and its
+proportions divide the time that the host measures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yolact_bench.measure.candidate import STAGES, Candidate, Run, batches, different_batches
+from yolact_runtime import Engine
+from yolact_runtime.engines.base import check_limits
+from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.preprocess import resize_batch
+from yolact_runtime.sources.images import read_image
+
+log = logging.getLogger(__name__)
+
+DEVICE_RUNS = 10  # stage by stage; the first two warm up
+
+
+class EngineCandidate(Candidate):
+    """One of our engines.
+
+    Args:
+        name: Shown in tables.
+        engine: Closed with this.
+        score_threshold: End to end, detections above it get masks.
+        top_k: At most this many of them; None for all that the engine keeps.
+        path: Its file, for measurements that open it again.
+        options: Those that `load_engine` got.
+
+    Raises:
+        UsageError: a limit out of its range.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        engine: Engine,
+        score_threshold: float = 0.0,
+        top_k: int | None = None,
+        path: str = "",
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        meta = engine.metadata
+        self.name, self.engine, self.path, self.options = name, engine, path, dict(options or {})
+        self.backend, self.config, self.input_size = engine.name, meta.config, meta.input_size
+        self.precision, self.weights_sha256 = engine.precision, meta.weights_sha256
+        self._limits = score_threshold, meta.max_detections if top_k is None else top_k
+        check_limits(*self._limits)
+        self._by_events: dict[str, float] = {}
+
+    def prepare(self, images: Sequence[Path], batch: int) -> None:
+        meta = self.engine.metadata
+        if not meta.min_batch <= batch <= meta.max_batch:
+            raise UsageError(
+                f"{self.name} takes batches of {meta.min_batch} to {meta.max_batch} images, not {batch}"
+            )
+        prepared = [
+            resize_batch([read_image(path) for path in paths], meta.input_size, meta.input_dtype)
+            for paths in different_batches(images, batch)
+        ]
+        self._prepared = itertools.cycle(prepared)
+        self._by_events = self._device_stages(next(batches(images, batch)))
+
+    def network_only(self) -> None:
+        self.engine.detect(next(self._prepared))
+
+    def end_to_end(self, paths: Sequence[Path]) -> Run:
+        engine = self.engine
+        with _timed_stages(engine) as spans:
+            start = time.perf_counter_ns()
+            images = [read_image(path) for path in paths]
+            decoded = time.perf_counter_ns()
+            prepared = [engine.prepare(image) for image in images]
+            ready = time.perf_counter_ns()
+            sizes = [(image.shape[0], image.shape[1]) for image in images]
+            results = engine.predict_prepared(prepared, sizes, *self._limits)
+            returned = time.perf_counter_ns()
+            for result in results:
+                result.regions  # noqa: B018 - computed when first asked for
+            masked = time.perf_counter_ns()
+            count = sum(len(result.rles) for result in results)
+            end = time.perf_counter_ns()
+        # Stacking the batch comes before the network, dropping what is below the threshold after it.
+        began, ended = spans.get("network", (ready, returned))
+        detect_began, detect_ended = spans.get("detect", (ended, ended))
+        nanoseconds = {
+            "decode": decoded - start,
+            "preprocess": began - decoded,
+            "network": detect_began - began + ended - detect_ended,
+            "detect": detect_ended - detect_began,
+            "masks": masked - ended,
+            "rle": end - masked,
+        }
+        if "detect" not in spans:
+            del nanoseconds["detect"]
+        seconds = {stage: taken / 1e9 for stage, taken in nanoseconds.items()}
+        return Run(_divided(seconds, self._by_events) if self._by_events else seconds, count)
+
+    def _device_stages(self, paths: Sequence[Path]) -> dict[str, float]:
+        """Median seconds of each stage by the device's events; empty if the engine cannot report them."""
+        stage_times: Callable[..., Mapping[str, float]] | None = getattr(self.engine, "stage_times", None)
+        if stage_times is None:
+            return {}
+        images = [read_image(path) for path in paths]
+        try:
+            taken = [stage_times(images, *self._limits) for _ in range(DEVICE_RUNS)][2:]
+        except YolactError as error:
+            log.info("%s: stages by the host's clock only: %s", self.name, error)
+            return {}
+        return {stage: float(np.median([run[stage] for run in taken])) / 1000 for stage in taken[0]}
+
+    def to_coco(self, path: Path, image_id: int) -> list[dict[str, Any]]:
+        result = self.engine.predict([read_image(path)], 0.0, self.engine.metadata.max_detections)[0]
+        return result.to_coco(image_id)
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+@contextlib.contextmanager
+def _timed_stages(engine: Engine) -> Iterator[dict[str, tuple[int, int]]]:
+    """Note when the stages of one call begin and end, in nanoseconds of `perf_counter_ns`."""
+    spans: dict[str, tuple[int, int]] = {}
+
+    @contextlib.contextmanager
+    def timer(stage: str) -> Iterator[None]:
+        began = time.perf_counter_ns()
+        yield
+        spans[stage] = began, time.perf_counter_ns()
+
+    engine.stage_timer = timer
+    try:
+        yield spans
+    finally:
+        del engine.stage_timer
+
+
+def _divided(host: Mapping[str, float], device: Mapping[str, float]) -> dict[str, float]:
+    """The host's stages, with the time between them divided as the device's events report.
+
+    Time that the events do not cover (launching, waiting) belongs to the network; if streams overlap, all
+    device stages shrink by the same factor.
+    """
+    inner = {stage for stage in host if stage in ("network", "detect") or stage in device}
+    spent = sum(host[stage] for stage in inner)
+    reported = {stage: device[stage] for stage in STAGES if stage in device}
+    total = sum(reported.values())
+    if total > spent:
+        reported = {stage: taken * spent / total for stage, taken in reported.items()}
+    else:
+        reported["network"] = reported.get("network", 0.0) + spent - total
+    both = {**{stage: taken for stage, taken in host.items() if stage not in inner}, **reported}
+    return {stage: both[stage] for stage in STAGES if stage in both}

@@ -1,0 +1,334 @@
+"""What is measured of candidates, and the report of it.
+
+"Network only" is the network, and the detection that belongs to it, on a batch that is ready in memory.
+"End to end" is from image files to COCO RLE masks; its parts are the stages of `measure.stages`.
+
+`Report.to_json` has the form that `report/schema.json` describes (times in milliseconds per run,
+that is per batch). The schema's number grows when a field changes its meaning or goes away, not when one is
+added.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from yolact_bench.measure.candidate import KINDS, STAGES, Candidate, Run, batches
+from yolact_bench.measure.machine import describe_machine
+from yolact_bench.measure.monitor import Conditions, Monitor
+from yolact_bench.measure.protocol import Sampled, Timing, cpu_threads, sample_in_turns
+from yolact_bench.measure.statistics import Interval, mean_interval, paired_ratio
+from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.files import atomic_path, read_json
+
+log = logging.getLogger(__name__)
+
+SCHEMA = "yolact-bench/2"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure.
+
+    Attributes:
+        batches: Images per run, one size after the other.
+        seconds: Time for each candidate, batch size and kind of run, and
+        runs: most runs of it, whichever comes first.
+        threads: CPU threads of the engines, OpenCV and PyTorch; None to leave the choice to them.
+        score_threshold: End to end, detections above it get masks.
+        top_k: At most this many of them; None for all that the engine keeps.
+    """
+
+    batches: tuple[int, ...] = (1,)
+    seconds: float = 3.0
+    runs: int = 200
+    threads: int | None = None
+    score_threshold: float = 0.0
+    top_k: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.batches or min(self.batches) < 1 or len(set(self.batches)) < len(self.batches):
+            raise UsageError(
+                f"batch sizes {', '.join(map(str, self.batches))}: each must be 1 or more and given once"
+            )
+
+
+@dataclass(frozen=True)
+class Measured(Timing):
+    """Statistics with the samples behind them.
+
+    Attributes:
+        warm_up: Runs before, not counted.
+        mean_interval: 95% interval of the mean, in milliseconds.
+        ratio: How many times faster than the first candidate, by medians of the rounds that both ran in, with
+            its 95% interval; None if the first one did not take this batch size.
+        samples_us: Every run in order, in microseconds.
+        starts_ms: When each began, in milliseconds since the start of the measurement.
+    """
+
+    warm_up: int
+    mean_interval: tuple[float, float]
+    ratio: Interval | None
+    samples_us: list[int]
+    starts_ms: list[int]
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """One candidate at one batch size.
+
+    Attributes:
+        batch: Images per run.
+        detections: Mean number of instances found in an image.
+        network_only: The network with detection.
+        end_to_end: From files to RLE masks.
+        stages: Its parts.
+        cpu_ms: CPU time of all threads in the median run end to end, in milliseconds.
+    """
+
+    batch: int
+    detections: float
+    network_only: Measured
+    end_to_end: Measured
+    stages: dict[str, Timing]
+    cpu_ms: float
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """The figures of one candidate, whose attributes it repeats.
+
+    Attributes:
+        batches: One for each batch size that it takes.
+        cold: The result of `cold_start`.
+        accuracy: The result of `accuracy`.
+        pipeline: The result of `pipeline_throughput`.
+        roofline: The result of `roofline_share`.
+        agreement: The result of `agree`, and "with", the name of the candidate it is compared with. Each of
+            these is None if it was not measured.
+    """
+
+    name: str
+    backend: str
+    config: str
+    precision: str
+    input_size: int | None
+    note: str
+    weights_sha256: str
+    batches: list[BatchReport]
+    cold: dict[str, float | None] | None = None
+    accuracy: dict[str, Any] | None = None
+    pipeline: dict[str, Any] | None = None
+    roofline: dict[str, Any] | None = None
+    licence: str = ""
+    agreement: dict[str, Any] | None = None
+
+    def at(self, batch: int) -> BatchReport | None:
+        """The figures at a batch size; None if it does not take it."""
+        return next((one for one in self.batches if one.batch == batch), None)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything of one run."""
+
+    created: str
+    machine: dict[str, Any]
+    settings: dict[str, Any]
+    conditions: Conditions
+    engines: list[EngineReport]
+
+    def rows(self) -> list[tuple[EngineReport, BatchReport]]:
+        """Every engine at every batch size that it takes, by batch size, then in the given order."""
+        return [
+            (engine, one)
+            for batch in self.settings["batches"]
+            for engine in self.engines
+            if (one := engine.at(batch))
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain dicts, lists, numbers and None."""
+        content = {"schema": SCHEMA, **asdict(self)}
+        for engine in content["engines"]:
+            engine["batches"] = [
+                {KINDS.get(key, key): value for key, value in batch.items()} for batch in engine["batches"]
+            ]
+            for measured in (batch[kind] for batch in engine["batches"] for kind in KINDS.values()):
+                measured["ratio"] = measured["ratio"] and Interval(*measured["ratio"])._asdict()
+        return content
+
+    def write_json(self, path: str | Path) -> None:
+        """Write it as JSON, with lists of numbers on one line each."""
+        text = json.dumps(self.to_json(), indent=2, allow_nan=False)
+        # Strings hold no bare line breaks, so this matches lists only.
+        text = re.sub(
+            r"\[\n[\s\d.,eE+nul-]*\]",
+            lambda match: re.sub(r"\s+", " ", match[0]).replace("[ ", "[").replace(" ]", "]"),
+            text,
+        )
+        with atomic_path(path) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_report(path: str | Path) -> dict[str, Any]:
+    """Read a report that `yolact-bench --json` wrote.
+
+    Raises:
+        YolactError: it cannot be read or is not a report.
+        UsageError: it has another version of the schema.
+    """
+    content = read_json(path, "report")
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if not isinstance(schema, str) or not schema.startswith("yolact-bench/"):
+        raise YolactError(
+            f"report {path} is not one of yolact-bench: its schema is {schema!r}, not {SCHEMA!r}"
+        )
+    if schema != SCHEMA:
+        raise UsageError(f"report {path} has schema {schema}; this version reads {SCHEMA}: measure again")
+    try:
+        for engine in content["engines"]:
+            for batch in engine["batches"]:
+                for kind in KINDS.values():
+                    np.asarray(batch[kind]["samples_us"], np.float64)
+        content["machine"]["versions"], content["settings"], content["conditions"]["warnings"]
+    except (KeyError, TypeError, ValueError):
+        raise YolactError(
+            f"report {path} is damaged: fields of {SCHEMA} are missing; measure again"
+        ) from None
+    return content
+
+
+def measure(
+    candidates: Sequence[Candidate], images: Sequence[Path], settings: Settings = Settings()
+) -> Report:
+    """Measure candidates against each other, interleaved.
+
+    Args:
+        candidates: With unique names; ratios refer to the first one.
+        images: Files; all candidates get the same ones in the same order, over and over.
+        settings: How to measure.
+
+    Raises:
+        UsageError: no images, two candidates with one name, or one that takes none of the batch sizes.
+        YolactError: an image cannot be read, or a candidate failed.
+    """
+    if not images:
+        raise UsageError("no images to measure with")
+    names = [candidate.name for candidate in candidates]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"{names.count(name)} engines are called {name}; give them names: E:name=NAME")
+    found: dict[str, list[BatchReport]] = {name: [] for name in names}
+    refusals: dict[str, UsageError] = {}
+    with cpu_threads(settings.threads), Monitor() as monitor:
+        for batch in settings.batches:
+            ready = []
+            for candidate in candidates:
+                try:
+                    candidate.prepare(images, batch)
+                    ready.append(candidate)
+                except UsageError as error:
+                    refusals[candidate.name] = error
+                    if batch == settings.batches[-1] and not found[candidate.name]:
+                        raise
+            if ready:
+                log.info("measuring %s at batch %d", ", ".join(one.name for one in ready), batch)
+                reports = _measure_batch(ready, names[0], images, batch, settings, monitor.began_ns)
+                for name, one in reports.items():
+                    found[name].append(one)
+    for name, refusal in refusals.items():
+        log.warning("%s; the report has no such figures of %s", refusal, name)
+    for warning in monitor.conditions.warnings:
+        log.warning("%s", warning)
+    return Report(
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        machine=describe_machine(),
+        settings={**asdict(settings), "batches": list(settings.batches), "images": len(images)},
+        conditions=monitor.conditions,
+        engines=[
+            EngineReport(
+                *(one.name, one.backend, one.config, one.precision, one.input_size, one.note),
+                weights_sha256=one.weights_sha256,
+                batches=found[one.name],
+                licence=one.licence,
+            )
+            for one in candidates
+        ],
+    )
+
+
+def _measure_batch(
+    candidates: Sequence[Candidate],
+    first: str,
+    images: Sequence[Path],
+    batch: int,
+    settings: Settings,
+    began: int,
+) -> dict[str, BatchReport]:
+    """The figures of one batch size, by name; `first` is the candidate that ratios refer to."""
+    limits = settings.seconds, settings.runs
+    network = sample_in_turns({one.name: one.network_only for one in candidates}, *limits)
+    whole = sample_in_turns({one.name: _end_to_end(one, images, batch) for one in candidates}, *limits)
+    reports = {}
+    for name, sampled in whole.items():
+        runs = sampled.values
+        seen = {stage for run in runs for stage in run.seconds}
+        stages = [
+            *(stage for stage in STAGES if stage in seen),
+            *(s for s in runs[0].seconds if s not in STAGES),
+        ]
+        reports[name] = BatchReport(
+            batch=batch,
+            detections=float(np.mean([run.detections for run in runs])) / batch,
+            network_only=_measured(network[name], network.get(first), batch, began),
+            end_to_end=_measured(sampled, whole.get(first), batch, began),
+            stages={
+                stage: Timing.of(np.array([run.seconds.get(stage, 0.0) for run in runs]), batch)
+                for stage in stages
+            },
+            cpu_ms=1000 * float(np.median([run.cpu_seconds for run in runs if run.cpu_seconds is not None])),
+        )
+    return reports
+
+
+def _end_to_end(candidate: Candidate, images: Sequence[Path], batch: int) -> Callable[[], Run]:
+    """A task that runs a candidate on the next batch of files, and notes the CPU time of this process."""
+    turn = batches(images, batch)
+
+    def task() -> Run:
+        start = time.process_time()
+        run = candidate.end_to_end(next(turn))
+        return run if run.cpu_seconds is not None else replace(run, cpu_seconds=time.process_time() - start)
+
+    return task
+
+
+def _measured(sampled: Sampled[T], first: Sampled[T] | None, batch: int, began: int) -> Measured:
+    seconds = sampled.seconds
+    mean = mean_interval(1000 * seconds)
+    return Measured(
+        **asdict(Timing.of(seconds, batch)),
+        warm_up=sampled.warm_up,
+        mean_interval=(mean.low, mean.high),
+        ratio=None if first is None else paired_ratio(first.seconds, seconds),
+        samples_us=[round(value / 1000) for value in sampled.nanoseconds],
+        starts_ms=[round((value - began) / 1e6) for value in sampled.starts],
+    )
+
+
+def with_extras(report: Report, extras: Mapping[str, Mapping[str, Any]]) -> Report:
+    """The report with `cold`, `accuracy`, `pipeline`, `roofline` or `agreement` of engines, by name."""
+    return replace(
+        report, engines=[replace(engine, **extras.get(engine.name, {})) for engine in report.engines]
+    )

@@ -1,1 +1,0 @@
-"""The original implementation: its order of work restated, and checkouts of it in processes of their own."""

@@ -1,0 +1,291 @@
+"""`yolact-bench compare`: whether one report is faster than another, or only seems so.
+
+For each engine, batch size and kind (network only, end to end) that both reports have:
+
+- how the median changed, B over A, with an interval by the bootstrap over blocks of neighbouring runs;
+- the Mann-Whitney test, which considers all runs and not the medians alone.
+
+"faster" or "slower" needs all three: an interval without 1, a p-value below 1 - confidence, and a
+change of at least `min_effect`. "same" needs the whole interval within the minimal effect. Everything else is
+"unclear": no detectable difference.
+
+Reports measured at different times also met different conditions, which no statistics of either report can
+see. So nothing is "faster" or "slower" if one of them has warnings (a busy or throttled machine). A control
+helps: an engine that is the same in both reports and was interleaved with the others. Each run is then
+divided by the control's run of the same round, and what slowed both cancels out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from yolact_bench.measure.candidate import KINDS
+from yolact_bench.measure.statistics import Interval, independent_ratio, mann_whitney
+from yolact_bench.options import check_packages
+from yolact_runtime.errors import UsageError
+
+log = logging.getLogger(__name__)
+
+FEWEST = 5  # samples, for the approximation of the test
+_COMPARED = ("backend", "config", "precision", "input_size", "weights_sha256")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `yolact-bench compare`."""
+    parser.add_argument("before", metavar="A.json", help="a report of yolact-bench --json")
+    parser.add_argument("after", metavar="B.json", help="another one; engines are matched by name")
+    parser.add_argument("--confidence", type=float, default=0.95, help="of intervals and test")
+    parser.add_argument(
+        "--min-effect", type=float, default=3.0, metavar="PERCENT", help="smaller changes do not count"
+    )
+    parser.add_argument(
+        "--control",
+        metavar="ENGINE",
+        help="an unchanged engine in both reports: times are relative to its own",
+    )
+    parser.add_argument(
+        "--fail-if-slower", type=float, metavar="PERCENT", help="exit with 1 if anything is slower by more"
+    )
+
+
+def command(args: argparse.Namespace) -> int:
+    """Compare two reports."""
+    limit, effect = args.fail_if_slower, args.min_effect / 100
+    if limit is not None and not limit >= 0:
+        raise UsageError(f"--fail-if-slower is {limit:g}; it must be 0 or more")
+    check_packages()
+    from yolact_bench.measure.suite import read_report
+
+    reports = read_report(args.before), read_report(args.after)
+    found, warnings = compare(*reports, confidence=args.confidence, min_effect=effect, control=args.control)
+    _show(found, warnings, args.confidence, effect, args.control)
+    slower = [
+        one
+        for one in found
+        if limit is not None and one.verdict == "slower" and 100 * (one.ratio.value - 1) > limit
+    ]
+    for one in slower:
+        log.error("%s, batch %d, %s: %s", one.engine, one.batch, one.kind.replace("_", " "), one.sentence)
+    return 1 if slower else 0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One engine at one batch size and kind.
+
+    Attributes:
+        engine: Its name in A (and B's if they differ).
+        batch: Images per run.
+        kind: "network_only" or "end_to_end".
+        before: Median in A, milliseconds.
+        after: Median in B, milliseconds.
+        ratio: After over before with its interval: below 1 is faster.
+        p: Of the Mann-Whitney test.
+        reported: "faster", "slower", "same" or "unclear", by the samples alone.
+        trouble: The machines were busy, and it would be "faster" or "slower" otherwise.
+    """
+
+    engine: str
+    batch: int
+    kind: str
+    before: float
+    after: float
+    ratio: Interval
+    p: float
+    reported: str
+    trouble: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """The credible verdict: one of those of `reported`."""
+        return "unclear" if self.trouble else self.reported
+
+    @property
+    def sentence(self) -> str:
+        """The verdict for a reader; percentages are of A's time."""
+        low, high = sorted(abs(100 * (end - 1)) for end in self.ratio[1:])
+        size = f"{abs(100 * (self.ratio.value - 1)):.1f}% ({low:.1f}..{high:.1f})"
+        if self.verdict in ("faster", "slower"):
+            return f"{self.verdict} by {size}"
+        if self.trouble:
+            return f"unclear: seems {self.reported} by {size}, on a busy machine"
+        span = f"{100 * (self.ratio.low - 1):+.1f}..{100 * (self.ratio.high - 1):+.1f}%"
+        return f"the same ({span})" if self.verdict == "same" else f"no detectable difference ({span})"
+
+
+def compare(
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    *,
+    confidence: float = 0.95,
+    min_effect: float = 0.03,
+    control: str | None = None,
+) -> tuple[list[Comparison], list[str]]:
+    """Compare two reports.
+
+    Args:
+        before: A, from `read_report`.
+        after: B.
+        confidence: Of intervals and test, 0.5..1.
+        min_effect: Smallest change of the median that counts, 0.03 for 3%.
+        control: An engine that both reports have and that did not change.
+
+    Returns:
+        The comparisons, and sentences on what makes the reports hard to compare.
+
+    Raises:
+        UsageError: a number out of range, no such control, or reports with nothing in common.
+    """
+    if not 0.5 <= confidence < 1:
+        raise UsageError(f"confidence is {confidence}; it must be at least 0.5 and below 1")
+    if not 0 <= min_effect < 1:
+        raise UsageError(f"minimal effect is {min_effect:g}; it must be at least 0 and below 1")
+    warnings = list(_differences(before, after))
+    trouble = control is None and bool(before["conditions"]["warnings"] or after["conditions"]["warnings"])
+    controls = tuple(_control(report, control) for report in (before, after))
+    found = []
+    for a, b in _pairs(before, after):
+        warnings += _changes(f"{a['name']}: ", *({key: one[key] for key in _COMPARED} for one in (a, b)))
+        name = a["name"] if a["name"] == b["name"] else f"{a['name']} -> {b['name']}"
+        batches = {one["batch"] for one in a["batches"]}
+        for other in (b, *(one for one in controls if one)):
+            batches &= {one["batch"] for one in other["batches"]}
+        for batch in sorted(batches) if name != control else ():
+            for kind, key in KINDS.items():
+                samples = [
+                    _samples(engine, one, batch, key) for engine, one in zip((a, b), controls, strict=True)
+                ]
+                medians = (float(np.median(_milliseconds(one, batch, key))) for one in (a, b))
+                ratio, p, reported = _judge(samples[0], samples[1], confidence, min_effect)
+                busy = trouble and reported in ("faster", "slower")
+                found.append(Comparison(name, batch, kind, *medians, ratio, p, reported, busy))
+                if min(map(len, samples)) < FEWEST:
+                    warnings.append(f"{name}: fewer than {FEWEST} runs at batch {batch} are too few")
+    if not found:
+        raise UsageError(
+            "the reports have no engine and batch size in common: A has"
+            f" {_names(before)}; B has {_names(after)}"
+        )
+    return found, list(dict.fromkeys(warnings))
+
+
+def _control(report: Mapping[str, Any], name: str | None) -> Mapping[str, Any] | None:
+    if name is None:
+        return None
+    found = [engine for engine in report["engines"] if engine["name"] == name]
+    if not found:
+        raise UsageError(f"the control {name} is not in both reports; one of them has {_names(report)}")
+    return found[0]
+
+
+def _milliseconds(engine: Mapping[str, Any], batch: int, kind: str) -> np.ndarray:
+    measured = next(one[kind] for one in engine["batches"] if one["batch"] == batch)
+    # Times that were rounded to 0 become tiny ones.
+    return np.maximum(np.asarray(measured["samples_us"], np.float64), 0.5) / 1000
+
+
+def _samples(
+    engine: Mapping[str, Any], control: Mapping[str, Any] | None, batch: int, kind: str
+) -> np.ndarray:
+    """Run times, or their ratios to those of the control in the same round."""
+    own = _milliseconds(engine, batch, kind)
+    if control is None:
+        return own
+    reference = _milliseconds(control, batch, kind)
+    rounds = min(len(own), len(reference))
+    return own[:rounds] / reference[:rounds]
+
+
+def _judge(
+    before: np.ndarray, after: np.ndarray, confidence: float, min_effect: float
+) -> tuple[Interval, float, str]:
+    """Ratio, p-value and verdict."""
+    ratio, p = independent_ratio(before, after, confidence), mann_whitney(before, after)
+    beyond = ratio.low > 1 or ratio.high < 1
+    verdict = "unclear"
+    if min(len(before), len(after)) < FEWEST:
+        pass
+    elif beyond and p < 1 - confidence and abs(ratio.value - 1) >= min_effect:
+        verdict = "faster" if ratio.value < 1 else "slower"
+    elif 1 - min_effect <= ratio.low and ratio.high <= 1 + min_effect:
+        verdict = "same"
+    return ratio, p, verdict
+
+
+def _pairs(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+    """Engines of the same name; if no name is the same, the only engine of either report."""
+    a, b = before["engines"], after["engines"]
+    same = [(one, other) for one in a for other in b if one["name"] == other["name"]]
+    return [(a[0], b[0])] if not same and len(a) == len(b) == 1 else same
+
+
+def _names(report: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{engine['name']} (batch {', '.join(str(one['batch']) for one in engine['batches'])})"
+        for engine in report["engines"]
+    )
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences on warnings, machines, versions and settings of two reports."""
+    for side, report in (("A", before), ("B", after)):
+        yield from (f"{side} has a warning: {one}" for one in report["conditions"]["warnings"])
+    machines = [{k: v for k, v in report["machine"].items() if k != "versions"} for report in (before, after)]
+    yield from _changes("different machines: ", *machines)
+    yield from _changes("", *(report["machine"]["versions"] for report in (before, after)), absent="missing")
+    yield from _changes("different settings: ", before["settings"], after["settings"])
+
+
+def _changes(
+    prefix: str, before: Mapping[str, Any], after: Mapping[str, Any], absent: Any = None
+) -> Iterator[str]:
+    """A sentence for each value that differs."""
+    for key in sorted({*before, *after}):
+        a, b = before.get(key, absent), after.get(key, absent)
+        if a != b:
+            yield f"{prefix}{key} is {_text(a)} in A, {_text(b)} in B"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(str(one) for one in value.values())
+    if isinstance(value, list):
+        return " ".join(str(one) for one in value)
+    text = "none" if value is None else str(value) or "unknown"
+    return text[:12] if len(text) == 64 else text
+
+
+def _show(
+    found: list[Comparison], warnings: list[str], confidence: float, effect: float, control: str | None
+) -> None:
+    """Print the comparisons and the warnings."""
+    from yolact_bench.report.tables import Table
+    from yolact_runtime.commandline import table_console
+
+    note = (
+        f"Percent of A's time. {confidence:.0%} intervals of the ratio of medians (bootstrap over blocks of"
+        f" runs), Mann-Whitney test; changes below {effect:.0%} do not count"
+    )
+    if control:
+        note += f"; each run relative to that of {control} in the same round"
+    rows = [
+        [
+            *(one.engine, one.kind.replace("_", " "), one.sentence, str(one.batch)),
+            *(f"{one.before:.2f}", f"{one.after:.2f}", f"{one.p:.2g}" if one.p >= 1e-4 else "<1e-4"),
+        ]
+        for one in found
+    ]
+    columns = ("engine", "kind", "verdict", "batch", "A", "B", "p")
+    styles = {"faster": "green", "slower": "red"}
+    Table("B against A, median ms per batch", columns, rows, note, text_columns=3).show(
+        [styles.get(one.verdict) for one in found]
+    )
+    console = table_console()
+    for warning in warnings:
+        console.print(f"Warning: {warning}", style="yellow", highlight=False)

@@ -1,0 +1,119 @@
+"""`yolact-bench roofline`: the least time of an ONNX graph on a machine, and the share of it reached.
+
+Operations and bytes are counted from the graph (`work`), ceilings are measured (`ceilings`). Two times
+cannot be beaten under such ceilings:
+
+    floor     all operations at their ceilings, or weights, inputs and outputs through the memory, whichever
+              takes longer: everything between stays in caches, and both overlap fully
+    kernels   the same for each fused kernel with all it reads and writes, one after the other: the time of
+              perfect kernels if activations pass through memory
+
+The share reached is such a time over the measured one. It may exceed 1 if a kernel needs fewer operations
+than counted (Winograd), or is better than the libraries that the ceilings were measured with.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from yolact_bench.roofline.ceilings import PRECISIONS, Ceilings, ceilings, ceilings_table, gpu_ceilings
+from yolact_runtime.errors import UsageError
+from yolact_runtime.files import write_json
+
+if TYPE_CHECKING:
+    from yolact_bench.report.tables import Table
+    from yolact_bench.roofline.graph import Reached, Roofline
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `yolact-bench roofline`."""
+    parser.add_argument("--onnx", metavar="F", help="the graph, in any precision (default: ceilings only)")
+    parser.add_argument("--batch", type=int, default=1, help="images in a call")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="CPU threads of the ceilings (default: all cores; without --onnx 1 and all cores)",
+    )
+    parser.add_argument("--gpu", action="store_true", help="ceilings of the first GPU instead of the CPU")
+    parser.add_argument("--fresh", action="store_true", help="measure the ceilings again; the faster counts")
+    parser.add_argument(
+        "--measured-ms", type=float, metavar="X", help="measured time of a call: shows the share reached"
+    )
+    parser.add_argument("--precision", choices=PRECISIONS, help="what the engine really computes in")
+    parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
+
+
+def command(args: argparse.Namespace) -> None:
+    """Print ceilings, and the roofline of `--onnx` under them."""
+    from yolact_runtime.commandline import table_console
+    from yolact_runtime.engines.threads import usable_cores
+
+    counts = args.threads or ([usable_cores()] if args.onnx else sorted({1, usable_cores()}))
+    if args.onnx and len(counts) > 1:
+        raise UsageError(f"--threads {' '.join(map(str, counts))}: with --onnx, give one number")
+    if not args.onnx:
+        limits = [gpu_ceilings()] if args.gpu else [ceilings(count, args.fresh) for count in counts]
+        ceilings_table(limits).show()
+        if args.json:
+            write_json(args.json, [asdict(one) for one in limits], indent=2)
+        return
+    from yolact_bench.roofline.graph import roofline
+
+    found = roofline(args.onnx, args.batch)
+    limit = gpu_ceilings() if args.gpu else ceilings(counts[0], args.fresh)
+    if args.precision:
+        limit = found.computing(limit, args.precision)
+    reached = found.reached(limit, args.measured_ms)
+    roofline_table(found, limit).show()
+    ceilings_table([limit]).show()
+    console = table_console()
+    console.print(sentences(reached), highlight=False)
+    if found.work.unknown:
+        console.print(f"{len(found.work.unknown)} nodes with unknown shapes are not counted", highlight=False)
+    if args.json:
+        figures = {**found.to_json(), "ceilings": asdict(limit), "reached": asdict(reached)}
+        write_json(args.json, figures, indent=2)
+
+
+def roofline_table(found: Roofline, limits: Ceilings) -> Table:
+    """Parts of the network with their operations, bytes and, under ceilings, least times."""
+    from yolact_bench.report.tables import Table
+
+    rows = []
+    for part, (unfused, fused) in found.parts().items():
+        count = sum(fused.operations.values())
+        seconds = found.kernels_seconds(limits, None if part == "all" else part)
+        kinds = ", ".join(kind for kind, value in fused.operations.items() if value)
+        rows.append(
+            [
+                *(part, kinds, f"{count / 1e9:.2f}" if count else "-", f"{unfused.weights / 1e6:.1f}"),
+                *(f"{unfused.bytes / 1e6:.1f}", f"{fused.bytes / 1e6:.1f}"),
+                *(f"{count / fused.bytes:.0f}" if count else "-", f"{1000 * seconds:.2f}"),
+            ]
+        )
+    return Table(
+        f"{found.path.name}, a call of {found.work.batch}",
+        ("", "in", "Gop", "MB of weights", "MB moved", "fused", "op/byte", "kernels ms"),
+        rows,
+        "Gop: operations of convolutions and matrix products, a multiply-add is 2. Moved: every node reads"
+        " and writes memory; fused: element-wise work costs no more.",
+        text_columns=2,
+    )
+
+
+def sentences(reached: Reached) -> str:
+    """The times of `Reached` for a reader."""
+    lines = [
+        f"floor {reached.floor_ms:.2f} ms (operations {reached.compute_ms:.2f}, weights, inputs and outputs"
+        f" {reached.memory_ms:.2f}); kernel by kernel {reached.kernels_ms:.2f} ms"
+    ]
+    if reached.share is not None and reached.kernels_share is not None:
+        lines.append(
+            f"measured {reached.measured_ms:.2f} ms: {reached.share:.1%} of the roofline by the floor,"
+            f" {reached.kernels_share:.1%} kernel by kernel"
+        )
+    return "\n".join(lines)
