@@ -1,4 +1,4 @@
-"""A stand-in for `tensorrt` and `tensorrt_rtx`, on a `FakeGpu`: the engine is an ONNX file."""
+"""A fake `tensorrt` and `tensorrt_rtx`, on a `FakeGpu`: the engine is an ONNX file."""
 
 from __future__ import annotations
 

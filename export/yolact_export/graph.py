@@ -26,6 +26,7 @@ class ExportedYolact(nn.Module):
     """
 
     def __init__(self, model: Yolact, detect: str) -> None:
+        """Copy the model and replace the layers that some backend lacks or does not need."""
         super().__init__()
         self.model = copy.deepcopy(model).cpu().float().eval()
         first = next(layer for layer in self.model.backbone.modules() if isinstance(layer, nn.Conv2d))

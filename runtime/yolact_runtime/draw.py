@@ -5,16 +5,12 @@ from __future__ import annotations
 import colorsys
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from yolact_runtime.errors import YolactError
 from yolact_runtime.masks import Region
-
-if TYPE_CHECKING:
-    from yolact_runtime.results import Result
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _OPACITY = 0.45
@@ -22,34 +18,29 @@ _OPACITY = 0.45
 _SMALLEST, _UNREADABLE = 0.33, 0.25
 
 
-def draw(image: np.ndarray, result: Result) -> np.ndarray:
-    """`image` with the instances over it, the best one on top.
+def draw_instances(
+    image: np.ndarray, regions: Sequence[Region], boxes: np.ndarray, texts: Sequence[str]
+) -> np.ndarray:
+    """A copy of an image with n instances drawn on it, the first one on top.
 
     Args:
-        image: (H, W, 3) uint8 BGR, the one `result` was found in; it is not modified.
-        result: What was found; each instance gets its own colour and a label "class 0.87".
+        image: (H, W, 3) uint8 BGR; it is not modified.
+        regions: n masks. Each instance gets its own colour.
+        boxes: (n, 4) int, x1 y1 x2 y2 in pixels.
+        texts: n labels, such as "dog 0.87".
 
     Returns:
         (H, W, 3) uint8 BGR.
-
-    Raises:
-        YolactError: the image has another size.
     """
-    if image.shape[:2] != (result.height, result.width):
-        raise YolactError(
-            f"the image is {image.shape[1]} x {image.shape[0]}, the result {result.width} x {result.height}"
-        )
     canvas = np.array(image)
-    worst_first = range(len(result) - 1, -1, -1)
-    thickness = max(1, round(min(result.height, result.width) / 400))
-    boxes, names = result.boxes.tolist(), result.names
-    for index in worst_first:
-        _draw_mask(canvas, result.regions[index], colour(index), thickness)
-    for index in worst_first:
-        x1, y1, x2, y2 = boxes[index]
+    last_first = range(len(regions) - 1, -1, -1)
+    thickness = max(1, round(min(image.shape[:2]) / 400))
+    for index in last_first:
+        _draw_mask(canvas, regions[index], colour(index), thickness)
+    for index in last_first:
+        x1, y1, x2, y2 = boxes[index].tolist()
         cv2.rectangle(canvas, (x1, y1), (x2, y2), colour(index), thickness)
-    texts = [f"{name} {score:.2f}" for name, score in zip(names, result.mask_scores.tolist(), strict=True)]
-    draw_labels(canvas, texts, result.boxes)
+    draw_labels(canvas, texts, boxes)
     return canvas
 
 

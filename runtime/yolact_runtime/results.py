@@ -12,7 +12,8 @@ import numpy as np
 
 from yolact_runtime import masks as mask_ops
 from yolact_runtime.detections import Detections
-from yolact_runtime.draw import draw
+from yolact_runtime.draw import draw_instances
+from yolact_runtime.errors import YolactError
 from yolact_runtime.metadata import Metadata
 
 log = logging.getLogger(__name__)
@@ -131,8 +132,22 @@ class Result:
         return entries
 
     def draw(self, image: np.ndarray) -> np.ndarray:
-        """A copy of `image` (height, width, 3) uint8 BGR with the instances drawn on it."""
-        return draw(image, self)
+        """A copy of `image` with mask, box and label of each instance drawn on it, the best one on top.
+
+        Args:
+            image: (height, width, 3) uint8 BGR, the one that the instances were found in.
+
+        Raises:
+            YolactError: the image has another size.
+        """
+        if image.shape[:2] != (self.height, self.width):
+            raise YolactError(
+                f"the image is {image.shape[1]} x {image.shape[0]}, the result {self.width} x {self.height}"
+            )
+        pairs = zip(self.names, self.mask_scores.tolist(), strict=True)
+        return draw_instances(
+            image, self.regions, self.boxes, [f"{name} {score:.2f}" for name, score in pairs]
+        )
 
 
 def result_of(

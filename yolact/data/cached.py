@@ -13,9 +13,9 @@ from yolact_runtime.errors import UsageError
 
 
 class CachedDataset(CocoDataset):
-    """A `CocoDataset` that makes each sample once; after that it only mirrors and flips them.
+    """A `CocoDataset` that computes each sample once, and then only mirrors and flips it.
 
-    Every DataLoader worker has a cache of its own.
+    Every DataLoader worker has its own cache.
 
     Raises:
         UsageError: the augmentation is more than `mirror` and `flip`.
@@ -33,6 +33,7 @@ class CachedDataset(CocoDataset):
                 )
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        """The sample of (epoch, index), as `CocoDataset` returns it."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
         if index not in self._samples:
             self._samples[index] = super().__getitem__(index)
@@ -40,8 +41,8 @@ class CachedDataset(CocoDataset):
         if self._flips:
             config = self._flips.config
             draws = np.random.default_rng((self._flips.seed % 2**64, epoch, index)).random(2) < 0.5
-            for axis, wanted in enumerate((config.mirror, config.flip)):
-                if wanted and draws[axis]:
+            for axis, enabled in enumerate((config.mirror, config.flip)):
+                if enabled and draws[axis]:
                     sample = mirrored(sample, axis)
         return sample
 

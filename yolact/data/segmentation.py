@@ -120,7 +120,7 @@ def is_empty(segmentation: Any) -> bool:
 
 
 def rle_counts(counts: Any) -> np.ndarray:
-    """The run lengths (n,) int64, background first, of an RLE's `counts`, compressed or not.
+    """The runs (n,) int64, background first, of an RLE's `counts`, compressed or not.
 
     Raises:
         ValueError: they cannot be read.

@@ -164,6 +164,7 @@ def _check(
     category_ids: Sequence[int],
     max_instances: int,
 ) -> None:
+    """Raise a UsageError for an argument of `make_shapes_dataset` that is out of range."""
     if min(train_images, val_images, max_instances) < 1:
         raise UsageError(f"shapes: {train_images} and {val_images} images of {max_instances}; 1 or more each")
     if min(image_size) < 48:
@@ -180,6 +181,7 @@ def _make_scene(
     crowd_share: float,
     empty_share: float,
 ) -> _Scene:
+    """One image: a background, perhaps a crowd, up to `max_instances` shapes, blur and noise."""
     height, width = (round(side * rng.uniform(0.8, 1.2)) for side in image_size)
     scene = _Scene(_background(rng, height, width))
     kind = rng.random()

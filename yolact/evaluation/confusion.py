@@ -1,4 +1,4 @@
-"""Which classes are taken for which others: a confusion matrix over instances."""
+"""The confusion matrix: which classes are detected as which others."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ SCORE_THRESHOLD = 0.3
 
 @dataclass(frozen=True)
 class Confusion:
-    """How often an object of one class was found as another; see `confusion_matrix` for what is counted.
+    """How often objects of one class were detected as another; `confusion_matrix` says what is counted.
 
     Attributes:
         kind: What was compared, `"mask"` or `"box"`.
-        iou_threshold: The least IoU of an object and its detection.
-        score_threshold: The least score of a detection that counts.
+        iou_threshold: The lowest IoU of an object and its detection.
+        score_threshold: The lowest score of a detection that counts.
         classes: The C categories of the annotation file.
-        counts: (C + 1, C + 1) how often: row, the true class; column, the found one. The last column holds
-            objects that were missed, the last row detections of nothing; their corner is 0.
+        counts: (C + 1, C + 1): row, the true class; column, the detected one. The last column counts missed
+            objects, the last row detections without an object; their corner is 0.
     """
 
     kind: str
@@ -46,19 +46,19 @@ def confusion_matrix(
     score_threshold: float = SCORE_THRESHOLD,
     iou_threshold: float = IOU_THRESHOLD,
 ) -> Confusion:
-    """Count pairs of annotated and found instances, whatever their classes.
+    """Count pairs of objects and detections, regardless of their classes.
 
-    In each image the detections of at least `score_threshold` choose in the order of their scores: each takes
-    the object that it overlaps most among those not yet taken, where their IoU is at least `iou_threshold`
-    (of equal IoU the first in the file). So one object is found once; a second detection of it, of any class,
-    is a detection of nothing. One of these is not counted at all if at least `iou_threshold` of its own area
-    lies in a crowd region of its class, as in COCO. Crowd regions are never missed.
+    In each image, detections with at least `score_threshold` are matched in the order of their scores: each
+    with the free object that it overlaps most, if their IoU is at least `iou_threshold` (of equal IoU, with
+    the first in the file). An object is detected once; a second detection of it, of any class, has no object.
+    Detections without an object do not count if at least `iou_threshold` of their area lies in a crowd region
+    of their class, as in COCO. Crowd regions are never missed.
 
     Args:
         annotations: As in `GroundTruth`; with segmentations for masks.
-        predictions: COCO result entries; with run lengths for masks.
+        predictions: COCO result entries; with RLE for masks.
         image_ids: The images that count.
-        names: Of the categories by their ids, in the order of the matrix.
+        names: Names of the categories by id, in the order of the matrix.
         kind: `"mask"` or `"box"`.
         score_threshold: 0..1.
         iou_threshold: Above 0, up to 1.
@@ -77,7 +77,7 @@ def confusion_matrix(
 
 
 def check_score_threshold(value: float) -> None:
-    """Raise a `UsageError` where `value` is not in 0..1."""
+    """Raise a `UsageError` if `value` is not in 0..1."""
     if not 0 <= value <= 1:
         raise UsageError(f"the score threshold of the confusion matrix is {value}; it must be 0 to 1")
 

@@ -84,7 +84,7 @@ def delivered(requested: str, counts: dict[str, int], network: dict[str, int]) -
     """The precision that an engine really has.
 
     The request is met if `SHARE` of the engine's layers have that type, not counting as many layers as the
-    network keeps in other types. Numbers do not compare, as an engine may fuse several layers into one.
+    network keeps in other types. The number of layers differs, as an engine may fuse several into one.
 
     Args:
         requested: The requested precision.

@@ -7,9 +7,8 @@ import inspect
 import logging
 import shlex
 from collections.abc import Callable, Mapping
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from yolact_runtime.engines.backends import (
     BACKENDS,
@@ -26,6 +25,9 @@ from yolact_runtime.engines.tensorrt.record import read_engine, rebuild_command
 from yolact_runtime.errors import UsageError, YolactError, missing_extra
 from yolact_runtime.files import sha256
 from yolact_runtime.metadata import PREFIX
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 log = logging.getLogger(__name__)
 
@@ -85,9 +87,11 @@ def _suffix(file: Path) -> str:
     return file.suffix.lower().removeprefix(".")
 
 
-def _entry_points() -> dict[str, EntryPoint]:
-    """Engines of other packages, by the suffix that they open; finding them takes 20 ms."""
-    return {point.name: point for point in entry_points(group="yolact_runtime.engines")}
+def entry_points(group: str) -> dict[str, EntryPoint]:
+    """What other packages register for `yolact_runtime.<group>`, by name; exported files need none of it."""
+    from importlib import metadata  # takes 30 ms, with the search
+
+    return {point.name: point for point in metadata.entry_points(group=f"yolact_runtime.{group}")}
 
 
 def _existing_file(path: str | Path) -> Path:
@@ -99,7 +103,7 @@ def _existing_file(path: str | Path) -> Path:
         raise YolactError(f"engine {path} does not exist")
     if file.is_file() and _suffix(file) in SUFFIXES:
         return file
-    suffixes = sorted({*_entry_points(), *SUFFIXES})
+    suffixes = sorted({*entry_points("engines"), *SUFFIXES})
     known = ", ".join(f".{suffix}" for suffix in suffixes)
     if file.is_dir():
         raise YolactError(f"engine {path} is a folder; give a file ending in {known}")
@@ -111,7 +115,7 @@ def _existing_file(path: str | Path) -> Path:
 def _file_of_name(name: str) -> Path:
     """The file of a published model; downloads it the first time."""
     failure = YolactError(f"engine {name} does not exist")
-    for point in entry_points(group="yolact_runtime.names"):
+    for point in entry_points("names").values():
         try:
             return Path(point.load()(name))
         except ModuleNotFoundError as error:
@@ -125,7 +129,7 @@ def _open_by_entry_point(file: Path, backend: str | None, options: dict[str, Any
     """Open a file, such as a checkpoint, with the engine that another package registers for its suffix."""
     if backend is not None:
         check_backend(backend, file)
-    point = _entry_points()[_suffix(file)]
+    point = entry_points("engines")[_suffix(file)]
     try:
         return call(point.load(), file, options, f"a .{point.name} engine")
     except ModuleNotFoundError as error:

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -23,10 +23,8 @@ from yolact_runtime.engines.base import Engine, check_image
 from yolact_runtime.errors import YolactError, first_line
 from yolact_runtime.frames import Frame, Sink, Source
 from yolact_runtime.pipeline.queues import Channel, Closed
+from yolact_runtime.pipeline.settings import PipelineSettings, RunStats
 from yolact_runtime.results import Result
-
-if TYPE_CHECKING:
-    from yolact_runtime.pipeline.run import PipelineSettings, RunStats
 
 log = logging.getLogger(__name__)
 

@@ -75,7 +75,7 @@ def test_agreement_counts_what_the_second_finds_of_the_first(images: list[Path])
 def test_command(
     options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One peer runs beside two engines, one is not installed: one line, and the rest goes on."""
+    """One peer runs next to two engines, one is not installed: one line, and the rest goes on."""
 
     def missing(*arguments: Any) -> Candidate:
         raise YolactError("torchvision is not here; run: pip install it")

@@ -262,7 +262,7 @@ def test_detections_of_prepared_batches(gpu: FakeGpu, tmp_path: Path) -> None:
 
 def test_stages_are_timed_by_events(gpu: FakeGpu, tmp_path: Path) -> None:
     with open_engine(write_engine(tmp_path, runtime_arrays(), RUNTIME)) as engine:
-        # The stand-in's clock ticks with each piece of work, and with the event itself.
+        # The fake's clock ticks with each piece of work, and with the event itself.
         assert engine.stage_times([IMAGE, IMAGE]) == {  # type: ignore[attr-defined]
             "upload": 2 + 1, "preprocess": 1 + 1, "network": 1 + 1, "detect": 4 + 1, "masks": 5 + 1,
             "download": 1 + 1 + 2 + 1,
