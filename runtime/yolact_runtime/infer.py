@@ -50,13 +50,12 @@ def infer(args: argparse.Namespace) -> int:
                 show_progress("yolact-infer", outputs.source.total, args.quiet) as progress,
             ):
                 run_pipeline(outputs.source, engine, outputs.sinks, pipeline_settings(args), progress, stats)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, YolactError) as error:
             _summarise(stats, outputs, args)
+            if isinstance(error, YolactError):
+                raise
             log.error("interrupted: the results of the images done so far are written")
             return 130
-        except YolactError:
-            _summarise(stats, outputs, args)
-            raise
     _summarise(stats, outputs, args)
     return 1 if stats.failed or outputs.numbers.unlisted else 0
 

@@ -28,6 +28,8 @@ def run_block(page: Path, block: Block, folder: Path) -> None:
         "PATH": os.pathsep.join([here, os.environ.get("PATH", "")]),
         "YOLACT_CACHE": str(folder.parent / "cache"),
         "COLUMNS": "120",
+        # Threads that wait for each other's cores take minutes instead of seconds.
+        "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(
         [*shell, block.text], cwd=folder, env=environment, capture_output=True, text=True, check=False

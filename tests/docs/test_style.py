@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -16,6 +17,17 @@ def test_no_line_is_longer_than_120_characters(page: Path) -> None:
     lines = page.read_text(encoding="utf-8").splitlines()
     assert lines
     assert [f"{n}: {line}" for n, line in enumerate(lines, 1) if len(line) > 120] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_no_line_begins_like_a_list_within_a_paragraph(page: Path) -> None:
+    lines = without_blocks(page.read_text(encoding="utf-8")).splitlines()
+    marker = r"\s*(\d+\.|[-*+]) "
+    assert [
+        f"{n}: {line}"
+        for n, (before, line) in enumerate(itertools.pairwise(lines), 2)
+        if re.match(marker, line) and before.strip() and not re.match(rf"{marker}|\s\s", before)
+    ] == []
 
 
 def test_readme_has_at_most_150_lines() -> None:

@@ -8,7 +8,7 @@ import logging
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from yolact_runtime.engines.backends import (
     BACKENDS,
@@ -25,9 +25,6 @@ from yolact_runtime.engines.tensorrt.record import read_engine, rebuild_command
 from yolact_runtime.errors import UsageError, YolactError, missing_extra
 from yolact_runtime.files import sha256
 from yolact_runtime.metadata import PREFIX
-
-if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
 
 log = logging.getLogger(__name__)
 
@@ -87,9 +84,9 @@ def _suffix(file: Path) -> str:
     return file.suffix.lower().removeprefix(".")
 
 
-def entry_points(group: str) -> dict[str, EntryPoint]:
-    """What other packages register for `yolact_runtime.<group>`, by name; exported files need none of it."""
-    from importlib import metadata  # takes 30 ms, with the search
+def entry_points(group: str) -> dict[str, Any]:
+    """Entry points in `yolact_runtime.<group>`, by name: what other packages register."""
+    from importlib import metadata  # takes 30 ms, which exported files do without
 
     return {point.name: point for point in metadata.entry_points(group=f"yolact_runtime.{group}")}
 

@@ -29,13 +29,9 @@ def max_pixels() -> int:
 
 
 def image_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height in pixels according to the header of an image file.
+    """Width and height in pixels according to the header of an image file; `data` may be its beginning.
 
-    Args:
-        data: The file, or its beginning.
-
-    Returns:
-        None if the format is unknown or the header is damaged.
+    Returns None if the format is unknown or the header is damaged.
     """
     try:
         if data.startswith(b"\xff\xd8"):
