@@ -9,13 +9,12 @@ import logging
 import sys
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolact_bench.options import add_engines, add_output, add_protocol, check_packages, deliver, settings_of
+from yolact_bench.options import add_engines, add_output, add_protocol, deliver, require, settings_of
 from yolact_runtime.commandline import Parser, run
-from yolact_runtime.errors import UsageError, missing_extra
+from yolact_runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from yolact_bench.measure.stages import EngineCandidate
@@ -40,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in words if word not in ("--debug", "--quiet")), "")
     wanted = COMMANDS if "--print-completion" in words else {chosen} & set(COMMANDS)
-    return run(lambda args: args.command(args), build_parser(wanted), words)
+    return run(_run, build_parser(wanted), words)
 
 
 def build_parser(subcommands: Collection[str] = tuple(COMMANDS)) -> Parser:
@@ -54,15 +53,11 @@ def build_parser(subcommands: Collection[str] = tuple(COMMANDS)) -> Parser:
         description="Measure latency, throughput, stages and percentiles of engines, interleaved in one run.",
     )
     add_engines(parser, required=False)
-    parser.add_argument(
-        "--images", metavar="DIR", help="folder of images (default: one synthetic 640 x 480 image)"
-    )
+    parser.add_argument("--images", metavar="DIR", help="folder of images (default: one synthetic image)")
     add_protocol(parser)
     more = parser.add_argument_group("more measurements")
     more.add_argument("--no-cold", action="store_true", help="skip start-up and memory (a process each)")
-    more.add_argument(
-        "--pipeline", action="store_true", help="compare the pipeline's throughput with a plain loop"
-    )
+    more.add_argument("--pipeline", action="store_true", help="throughput of the pipeline and of a loop")
     more.add_argument("--roofline", action="store_true", help="share of the roofline that ONNX files reach")
     more.add_argument("--annotations", metavar="FILE", help="COCO annotations of --images: AP of each engine")
     more.add_argument("--max-images", type=int, metavar="N", help="AP on the first N images of the file only")
@@ -78,23 +73,29 @@ def build_parser(subcommands: Collection[str] = tuple(COMMANDS)) -> Parser:
     return parser
 
 
+def _run(args: argparse.Namespace) -> int | None:
+    """Run the chosen command; missing packages are reported before the work, not after it."""
+    require("yolact-bench", "bench", "psutil", "scipy")
+    if getattr(args, "report", None):
+        require("--report", "bench", "jinja2", "matplotlib")
+    code: int | None = args.command(args)
+    return code
+
+
 def command(args: argparse.Namespace) -> None:
     """Measure the engines of `--engine`."""
     if not args.engines:
         raise UsageError("no engine to measure; give --engine E, or see yolact-bench --help")
     if args.annotations and not args.images:
         raise UsageError("--annotations needs --images DIR, the folder of the annotated images")
-    # Missing packages are reported before the work, not after it.
-    check_packages(bool(args.report))
-    from yolact_bench.measure.accuracy import check_packages as check_accuracy_packages
     from yolact_bench.measure.engines import open_engines
     from yolact_bench.measure.suite import measure, with_extras
     from yolact_runtime.sources.images import list_images
 
     if args.annotations:
-        check_accuracy_packages()
-    if args.roofline and find_spec("onnx") is None:
-        raise missing_extra("--roofline (no module 'onnx')", "train")
+        require("--annotations", "train", "torch")
+    if args.roofline:
+        require("--roofline", "train", "onnx")
     settings = settings_of(args)
     with contextlib.ExitStack() as stack:
         if args.images:

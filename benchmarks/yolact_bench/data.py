@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yolact_bench.options import require
 from yolact_runtime.errors import UsageError
 from yolact_runtime.files import write_json
 
@@ -47,14 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", required=True, help="a folder in COCO layout or a .yaml")
     parser.add_argument("--config", default="yolact_base", help="configuration to make samples for")
     parser.add_argument("--rounds", type=int, default=3, help="passes over the dataset")
-    parser.add_argument(
-        "--torchvision", action="store_true", help="compare with torchvision.transforms.v2, interleaved"
-    )
+    parser.add_argument("--torchvision", action="store_true", help="torchvision.transforms.v2, interleaved")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
 
 
 def command(args: argparse.Namespace) -> None:
     """Time the making of samples."""
+    require("yolact-bench data", "train", "torch")
     if args.rounds < 1:
         raise UsageError(f"--rounds {args.rounds}; allowed: 1 or more")
     # The libraries read this when they are first imported.

@@ -39,9 +39,7 @@ def add_protocol(parser: argparse.ArgumentParser, seconds: float = 3.0, all_core
     from yolact_runtime.engines.threads import usable_cores
 
     group = parser.add_argument_group("protocol")
-    group.add_argument(
-        "--batch", type=int, nargs="+", default=[1], metavar="N", help="images per run; sizes are run in turn"
-    )
+    group.add_argument("--batch", type=int, nargs="+", default=[1], metavar="N", help="images per run")
     group.add_argument("--seconds", type=float, default=seconds, help="time for each engine, batch and kind")
     group.add_argument("--runs", type=int, default=200, help="at most this many runs of each")
     threads, default = (usable_cores(), "all cores") if all_cores else (None, "the choice of each engine")
@@ -56,12 +54,10 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", metavar="FILE.html", help="write the report as a page")
 
 
-def check_packages(report: bool = False) -> None:
-    """Raise a YolactError if a package for measuring, or for the page of `--report`, is missing."""
-    needed = ["psutil", "scipy", *(["jinja2", "matplotlib"] if report else [])]
-    missing = [name for name in needed if find_spec(name) is None]
-    if missing:
-        raise missing_extra(f"yolact-bench (no module {', '.join(missing)})", "bench")
+def require(what: str, extra: str, *packages: str) -> None:
+    """Raise a YolactError that says which extra brings missing packages."""
+    if missing := [name for name in packages if find_spec(name) is None]:
+        raise missing_extra(f"{what} (no module {', '.join(missing)})", extra)
 
 
 def settings_of(args: argparse.Namespace) -> Settings:

@@ -23,6 +23,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yolact_bench.options import require
 from yolact_runtime.errors import YolactError
 from yolact_runtime.files import write_json
 
@@ -47,14 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="time for each variant")
     parser.add_argument("--runs", type=int, default=50, help="at most this many steps of each variant")
     parser.add_argument("--original", type=Path, metavar="CHECKOUT", help="time the original, interleaved")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, such as train.amp=bf16"
-    )
+    text = "any setting, such as train.amp=bf16"
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
 
 
 def command(args: argparse.Namespace) -> None:
     """Time the training step."""
+    require("yolact-bench training", "train", "torch")
     import torch
 
     from yolact.data.annotations import read_classes

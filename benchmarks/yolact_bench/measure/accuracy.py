@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import logging
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from yolact_bench.measure.candidate import Candidate
 from yolact_bench.measure.stages import EngineCandidate
-from yolact_runtime.errors import YolactError, missing_extra
+from yolact_runtime.errors import YolactError
 
 log = logging.getLogger(__name__)
-
-
-def check_packages() -> None:
-    """Raise a YolactError if PyTorch, which the evaluation needs, is not installed."""
-    if find_spec("torch") is None:
-        raise missing_extra("AP of the engines", "train")
 
 
 def accuracy(
@@ -36,10 +29,8 @@ def accuracy(
         annotations. None if the candidate's classes are not those of the file.
 
     Raises:
-        YolactError: the file cannot be used, none of its images is there, or the extra
-            `train` is missing.
+        YolactError: the file cannot be used, or none of its images is there.
     """
-    check_packages()
     from yolact.evaluation.evaluate import Predictions, predict, score
     from yolact.evaluation.ground_truth import read_ground_truth
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,12 @@ def batches(images: Sequence[Path], size: int) -> Iterator[list[Path]]:
     endless = itertools.cycle(images)
     while True:
         yield list(itertools.islice(endless, size))
+
+
+def in_order(stages: Iterable[str]) -> list[str]:
+    """Unique stages in the order of a run, unknown ones last."""
+    known = {stage: index for index, stage in enumerate(STAGES)}
+    return sorted(dict.fromkeys(stages), key=lambda stage: known.get(stage, len(known)))
 
 
 def different_batches(images: Sequence[Path], size: int) -> list[list[Path]]:

@@ -14,17 +14,9 @@ from yolact_bench.measure.nvml import open_nvml
 from yolact_runtime.engines.threads import usable_cores
 
 _PACKAGES = (
-    *(
-        "yolact",
-        "numpy",
-        "opencv-python-headless",
-        "pycocotools",
-        "onnxruntime",
-        "onnxruntime-gpu",
-        "openvino",
-    ),
-    *("torch", "torchvision", "ultralytics", "tensorrt", "tensorrt-rtx-cu13", "pycuda", "cuda-bindings"),
-    *("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12"),
+    *("yolact", "numpy", "opencv-python-headless", "pycocotools", "onnxruntime", "onnxruntime-gpu"),
+    *("openvino", "torch", "torchvision", "ultralytics", "tensorrt", "tensorrt-rtx-cu13", "pycuda"),
+    *("cuda-bindings", "nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12"),
 )
 
 

@@ -140,7 +140,7 @@ def _clock() -> float | None:
 
 def _temperature() -> float | None:
     """The hottest sensor in degrees Celsius; only Linux and FreeBSD report any."""
-    sensors = getattr(psutil, "sensors_temperatures", dict)()
+    sensors = psutil.sensors_temperatures() if hasattr(psutil, "sensors_temperatures") else {}
     return max((one.current for group in sensors.values() for one in group), default=None)
 
 

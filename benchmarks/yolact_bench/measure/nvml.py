@@ -37,17 +37,18 @@ class Nvml:
     def describe(self) -> dict[str, Any]:
         """Name, driver, memory in MiB and power limit in watts; None for what it does not report."""
         nvml, device = self._nvml, self._device
+        name, driver = _ask(nvml.nvmlDeviceGetName, device), _ask(nvml.nvmlSystemGetDriverVersion)
         return {
-            "name": _text(_ask(nvml.nvmlDeviceGetName, device)),
-            "driver": _text(_ask(nvml.nvmlSystemGetDriverVersion)),
-            "memory_mib": _mib(_ask(lambda: nvml.nvmlDeviceGetMemoryInfo(device).total)),
-            "power_limit_w": _scaled(_ask(nvml.nvmlDeviceGetEnforcedPowerLimit, device), 1e-3),
+            "name": name.decode() if isinstance(name, bytes) else name,
+            "driver": driver.decode() if isinstance(driver, bytes) else driver,
+            "memory_mib": _ask(lambda: nvml.nvmlDeviceGetMemoryInfo(device).total, scale=2**-20),
+            "power_limit_w": _ask(nvml.nvmlDeviceGetEnforcedPowerLimit, device, scale=1e-3),
             "max_sm_mhz": _ask(nvml.nvmlDeviceGetMaxClockInfo, device, nvml.NVML_CLOCK_SM),
         }
 
     def memory_used(self) -> float | None:
         """MiB in use on the GPU by all processes."""
-        return _mib(_ask(lambda: self._nvml.nvmlDeviceGetMemoryInfo(self._device).used))
+        return _ask(lambda: self._nvml.nvmlDeviceGetMemoryInfo(self._device).used, scale=2**-20)
 
     def sample(self) -> dict[str, Any]:
         """Clocks in MHz, temperature in °C, power in watts, MiB in use, reasons for throttling."""
@@ -57,7 +58,7 @@ class Nvml:
             "sm_mhz": _ask(nvml.nvmlDeviceGetClockInfo, device, nvml.NVML_CLOCK_SM),
             "memory_mhz": _ask(nvml.nvmlDeviceGetClockInfo, device, nvml.NVML_CLOCK_MEM),
             "temperature": _ask(nvml.nvmlDeviceGetTemperature, device, nvml.NVML_TEMPERATURE_GPU),
-            "power_w": _scaled(_ask(nvml.nvmlDeviceGetPowerUsage, device), 1e-3),
+            "power_w": _ask(nvml.nvmlDeviceGetPowerUsage, device, scale=1e-3),
             "memory_mib": self.memory_used(),
             "throttled": [word for bit, word in THROTTLES.items() if reasons & bit],
         }
@@ -85,23 +86,12 @@ def open_nvml() -> Nvml | None:
         return None
 
 
-def _ask(question: Any, *arguments: Any) -> Any:
-    """The answer; None if this GPU or driver does not support the question."""
+def _ask(question: Any, *arguments: Any, scale: float | None = None) -> Any:
+    """The answer, scaled and rounded to 0.1 if `scale` is given; None if the GPU or driver has none."""
     import pynvml
 
     try:
-        return question(*arguments)
+        answer = question(*arguments)
     except pynvml.NVMLError:
         return None
-
-
-def _text(value: str | bytes | None) -> str | None:
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def _mib(value: int | None) -> float | None:
-    return _scaled(value, 1 / 2**20)
-
-
-def _scaled(value: float | None, factor: float) -> float | None:
-    return None if value is None else round(value * factor, 1)
+    return answer if scale is None else round(answer * scale, 1)

@@ -62,7 +62,6 @@ def pipeline_throughput(
     seconds: float = 3.0,
     score_threshold: float = 0.0,
     top_k: int | None = None,
-    run_pipeline: Callable[[Source, Engine, Sequence[Sink]], object] | None = None,
     clock: Callable[[], int] = time.perf_counter_ns,
 ) -> dict[str, Any]:
     """Measure both with one model.
@@ -75,7 +74,6 @@ def pipeline_throughput(
         seconds: Time for each; at least five passes of each are measured.
         score_threshold: Detections above it get masks.
         top_k: At most this many of them; None for all that the engine keeps.
-        run_pipeline: The pipeline; by default the runtime's with this batch size and these limits.
         clock: In nanoseconds.
 
     Returns:
@@ -93,17 +91,13 @@ def pipeline_throughput(
     if shares_threads(latency):
         raise UsageError(f"the loop's engine has {latency.streams} streams; open it with streams=1")
     workers = default_workers()
-    if run_pipeline is None:
-        run_pipeline = partial(
-            runtime.run_pipeline,
-            settings=runtime.PipelineSettings(
-                batch_size=batch,
-                decode_workers=workers,
-                post_workers=workers,
-                score_threshold=score_threshold,
-                top_k=top_k,
-            ),
-        )
+    settings = runtime.PipelineSettings(
+        batch_size=batch,
+        decode_workers=workers,
+        post_workers=workers,
+        score_threshold=score_threshold,
+        top_k=top_k,
+    )
 
     def serial(total: int) -> None:
         frames = iter(Repeated(images, total))
@@ -114,7 +108,7 @@ def pipeline_throughput(
 
     def pipelined(total: int) -> None:
         sink = RleCounter()
-        run_pipeline(Repeated(images, total), throughput, [sink])
+        runtime.run_pipeline(Repeated(images, total), throughput, [sink], settings=settings)
         if sink.frames != total:
             raise YolactError(f"the pipeline gave {sink.frames} of {total} images; it cannot be measured")
 

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from yolact_bench.measure.candidate import STAGES, Candidate, Run, batches, different_batches
+from yolact_bench.measure.candidate import Candidate, Run, batches, different_batches, in_order
 from yolact_runtime import Engine
 from yolact_runtime.engines.base import check_limits
 from yolact_runtime.errors import UsageError, YolactError
@@ -168,11 +168,11 @@ def _divided(host: Mapping[str, float], device: Mapping[str, float]) -> dict[str
     """
     inner = {stage for stage in host if stage in ("network", "detect") or stage in device}
     spent = sum(host[stage] for stage in inner)
-    reported = {stage: device[stage] for stage in STAGES if stage in device}
+    reported = dict(device)
     total = sum(reported.values())
     if total > spent:
         reported = {stage: taken * spent / total for stage, taken in reported.items()}
     else:
         reported["network"] = reported.get("network", 0.0) + spent - total
     both = {**{stage: taken for stage, taken in host.items() if stage not in inner}, **reported}
-    return {stage: both[stage] for stage in STAGES if stage in both}
+    return {stage: both[stage] for stage in in_order(both)}

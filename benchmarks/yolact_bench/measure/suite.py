@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from yolact_bench.measure.candidate import KINDS, STAGES, Candidate, Run, batches
+from yolact_bench.measure.candidate import KINDS, Candidate, Run, batches, in_order
 from yolact_bench.measure.machine import describe_machine
 from yolact_bench.measure.monitor import Conditions, Monitor
 from yolact_bench.measure.protocol import Sampled, Timing, cpu_threads, sample_in_turns
@@ -283,11 +283,6 @@ def _measure_batch(
     reports = {}
     for name, sampled in whole.items():
         runs = sampled.values
-        seen = {stage for run in runs for stage in run.seconds}
-        stages = [
-            *(stage for stage in STAGES if stage in seen),
-            *(s for s in runs[0].seconds if s not in STAGES),
-        ]
         reports[name] = BatchReport(
             batch=batch,
             detections=float(np.mean([run.detections for run in runs])) / batch,
@@ -295,7 +290,7 @@ def _measure_batch(
             end_to_end=_measured(sampled, whole.get(first), batch, began),
             stages={
                 stage: Timing.of(np.array([run.seconds.get(stage, 0.0) for run in runs]), batch)
-                for stage in stages
+                for stage in in_order(stage for run in runs for stage in run.seconds)
             },
             cpu_ms=1000 * float(np.median([run.cpu_seconds for run in runs if run.cpu_seconds is not None])),
         )

@@ -6,10 +6,11 @@ import argparse
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolact_bench.options import add_engines, add_output, add_protocol, check_packages, deliver, settings_of
+from yolact_bench.options import add_engines, add_output, add_protocol, deliver, settings_of
 from yolact_runtime.errors import UsageError, YolactError
 
 if TYPE_CHECKING:
@@ -31,13 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("peers (at least one)")
     group.add_argument("--torchvision", action="store_true", help="Mask R-CNN R50-FPN, random weights")
     group.add_argument("--torchvision-weights", metavar="FILE", help="its published weights, .pth")
-    group.add_argument(
-        "--ultralytics",
-        action="append",
-        default=[],
-        metavar="YAML",
-        help="a segmentation model such as yolo11n-seg.yaml, random weights (AGPL-3.0); repeat for several",
-    )
+    text = "a segmentation model such as yolo11n-seg.yaml, random weights (AGPL-3.0); repeat for several"
+    group.add_argument("--ultralytics", action="append", default=[], metavar="YAML", help=text)
     group.add_argument("--original", metavar="PATH", help="a checkout of github.com/dbolya/yolact")
     group.add_argument("--weights", metavar="W", help="for the original: the .pth that E was exported from")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where all of them run")
@@ -51,7 +47,6 @@ def command(args: argparse.Namespace) -> None:
         raise UsageError("no peer was asked for; give --torchvision, --ultralytics YAML or --original PATH")
     if args.original and not args.weights:
         raise UsageError("--original needs --weights W, the .pth that the engine was exported from")
-    check_packages(bool(args.report))
     from yolact_bench.measure.agreement import agree
     from yolact_bench.measure.engines import open_engines
     from yolact_bench.measure.suite import measure, with_extras
@@ -142,11 +137,10 @@ def _factories(
     threads = settings.threads or usable_cores()
     detections = min(settings.top_k or like.max_detections, like.max_detections)
     if args.original:
-        yield lambda: original.OriginalCandidate(
-            Path(args.original), Path(args.weights), like, threads, args.device
-        )
+        folder, weights = Path(args.original), Path(args.weights)
+        yield partial(original.OriginalCandidate, folder, weights, like, threads, args.device)
     if args.torchvision or args.torchvision_weights:
-        weights = Path(args.torchvision_weights) if args.torchvision_weights else None
-        yield lambda: torchvision.TorchvisionCandidate(threads, weights, detections, args.device)
+        published = Path(args.torchvision_weights) if args.torchvision_weights else None
+        yield partial(torchvision.TorchvisionCandidate, threads, published, detections, args.device)
     for model in args.ultralytics:
-        yield lambda model=model: ultralytics.UltralyticsCandidate(model, threads, detections, args.device)
+        yield partial(ultralytics.UltralyticsCandidate, model, threads, detections, args.device)

@@ -27,7 +27,6 @@ import numpy as np
 
 from yolact_bench.measure.candidate import KINDS
 from yolact_bench.measure.statistics import Interval, independent_ratio, mann_whitney
-from yolact_bench.options import check_packages
 from yolact_runtime.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -41,17 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("before", metavar="A.json", help="a report of yolact-bench --json")
     parser.add_argument("after", metavar="B.json", help="another one; engines are matched by name")
     parser.add_argument("--confidence", type=float, default=0.95, help="of intervals and test")
-    parser.add_argument(
-        "--min-effect", type=float, default=3.0, metavar="PERCENT", help="smaller changes do not count"
-    )
-    parser.add_argument(
-        "--control",
-        metavar="ENGINE",
-        help="an unchanged engine in both reports: times are relative to its own",
-    )
-    parser.add_argument(
-        "--fail-if-slower", type=float, metavar="PERCENT", help="exit with 1 if anything is slower by more"
-    )
+    percent: Any = {"type": float, "metavar": "PERCENT"}
+    parser.add_argument("--min-effect", default=3.0, help="smaller changes do not count", **percent)
+    text = "an unchanged engine in both reports: times are relative to its own"
+    parser.add_argument("--control", metavar="ENGINE", help=text)
+    parser.add_argument("--fail-if-slower", help="exit with 1 if anything is slower by more", **percent)
 
 
 def command(args: argparse.Namespace) -> int:
@@ -59,7 +52,6 @@ def command(args: argparse.Namespace) -> int:
     limit, effect = args.fail_if_slower, args.min_effect / 100
     if limit is not None and not limit >= 0:
         raise UsageError(f"--fail-if-slower is {limit:g}; it must be 0 or more")
-    check_packages()
     from yolact_bench.measure.suite import read_report
 
     reports = read_report(args.before), read_report(args.after)
@@ -161,10 +153,10 @@ def compare(
                 samples = [
                     _samples(engine, one, batch, key) for engine, one in zip((a, b), controls, strict=True)
                 ]
-                medians = (float(np.median(_milliseconds(one, batch, key))) for one in (a, b))
+                first, second = (float(np.median(_milliseconds(one, batch, key))) for one in (a, b))
                 ratio, p, reported = _judge(samples[0], samples[1], confidence, min_effect)
                 busy = trouble and reported in ("faster", "slower")
-                found.append(Comparison(name, batch, kind, *medians, ratio, p, reported, busy))
+                found.append(Comparison(name, batch, kind, first, second, ratio, p, reported, busy))
                 if min(map(len, samples)) < FEWEST:
                     warnings.append(f"{name}: fewer than {FEWEST} runs at batch {batch} are too few")
     if not found:
@@ -238,7 +230,8 @@ def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterato
         yield from (f"{side} has a warning: {one}" for one in report["conditions"]["warnings"])
     machines = [{k: v for k, v in report["machine"].items() if k != "versions"} for report in (before, after)]
     yield from _changes("different machines: ", *machines)
-    yield from _changes("", *(report["machine"]["versions"] for report in (before, after)), absent="missing")
+    a, b = (report["machine"]["versions"] for report in (before, after))
+    yield from _changes("", a, b, "missing")
     yield from _changes("different settings: ", before["settings"], after["settings"])
 
 

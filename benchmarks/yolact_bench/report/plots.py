@@ -48,7 +48,7 @@ VARIABLES = {
     **{colour: f"var(--{stage})" for stage, colour in STAGE_COLOURS.items()},
     **{INK: "var(--ink)", SOFT: "var(--soft)", GRID: "var(--grid)"},
 }
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
     "text.parse_math": False,  # names may hold dollar signs
     "path.simplify": False,
@@ -140,7 +140,7 @@ def stages(report: Report, batch: int) -> str:
             (bar,) = axes.barh(index, width, 0.42, left, color=fill)
             bar.set_gid(f"tip:{stage} {number(timing.median)} ms, {share:.0%}")
             if width > 0.012 * longest * (1 + len(number(timing.median))):
-                place = {"ha": "center", "va": "center", "color": INSIDE, "fontsize": 9}
+                place: Any = {"ha": "center", "va": "center", "color": INSIDE, "fontsize": 9}
                 axes.text(left + width / 2, index, number(timing.median), **place)
             left += width
     return _svg(figure, f"Median time of each stage, batch {batch}")
@@ -294,7 +294,7 @@ def _rows_figure(count: int) -> tuple[Figure, Axes]:
 
 def _row_label(axes: Axes, index: int, name: str, words: str) -> None:
     """The name of an engine at the left of its row, its figures at the right."""
-    place = {"transform": axes.get_yaxis_transform(), "va": "bottom"}
+    place: Any = {"transform": axes.get_yaxis_transform(), "va": "bottom"}
     most = 118 - len(words)  # characters that fit
     axes.text(0, index - 0.34, short(name, most), fontweight="bold", **place)
     axes.text(1, index - 0.34, words, ha="right", color=SOFT, fontsize=9.5, **place)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from yolact_bench.measure.candidate import STAGES
+from yolact_bench.measure.candidate import in_order
 from yolact_bench.measure.protocol import MIN_RUNS, WARM_UP_LIMIT, WARM_UP_RUNS
 from yolact_bench.measure.suite import EngineReport, Measured, Report
 from yolact_runtime.commandline import table_console
@@ -209,8 +209,7 @@ def machine_series(report: Report) -> list[tuple[str, str, list[float | None]]]:
 
 def stage_names(report: Report) -> list[str]:
     """The stages that any engine reports, in order."""
-    seen = {stage: None for engine in report.engines for batch in engine.batches for stage in batch.stages}
-    return [*(stage for stage in STAGES if stage in seen), *(stage for stage in seen if stage not in STAGES)]
+    return in_order(stage for engine in report.engines for one in engine.batches for stage in one.stages)
 
 
 def ratio(measured: Measured) -> str:

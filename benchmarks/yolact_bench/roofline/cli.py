@@ -18,6 +18,7 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from yolact_bench.options import require
 from yolact_bench.roofline.ceilings import PRECISIONS, Ceilings, ceilings, ceilings_table, gpu_ceilings
 from yolact_runtime.errors import UsageError
 from yolact_runtime.files import write_json
@@ -31,24 +32,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `yolact-bench roofline`."""
     parser.add_argument("--onnx", metavar="F", help="the graph, in any precision (default: ceilings only)")
     parser.add_argument("--batch", type=int, default=1, help="images in a call")
-    parser.add_argument(
-        "--threads",
-        type=int,
-        nargs="+",
-        metavar="N",
-        help="CPU threads of the ceilings (default: all cores; without --onnx 1 and all cores)",
-    )
+    text = "CPU threads of the ceilings (default: all cores; without --onnx 1 and all cores)"
+    parser.add_argument("--threads", type=int, nargs="+", metavar="N", help=text)
     parser.add_argument("--gpu", action="store_true", help="ceilings of the first GPU instead of the CPU")
     parser.add_argument("--fresh", action="store_true", help="measure the ceilings again; the faster counts")
-    parser.add_argument(
-        "--measured-ms", type=float, metavar="X", help="measured time of a call: shows the share reached"
-    )
+    parser.add_argument("--measured-ms", type=float, metavar="X", help="of a call: shows the share reached")
     parser.add_argument("--precision", choices=PRECISIONS, help="what the engine really computes in")
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
 
 
 def command(args: argparse.Namespace) -> None:
     """Print ceilings, and the roofline of `--onnx` under them."""
+    require("yolact-bench roofline", "train", "onnx")
     from yolact_runtime.commandline import table_console
     from yolact_runtime.engines.threads import usable_cores
 

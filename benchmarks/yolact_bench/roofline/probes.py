@@ -86,17 +86,13 @@ def openvino_probes(threads: int) -> Iterator[Probe]:
         core = shared_core()
     except YolactError:  # not installed
         return
-    hints = {"float32": "f32", "bfloat16": "bf16"}
+    hints = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
+    has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     for kind, name, operations, model, feed in _models():
-        kinds = ("float32", "bfloat16") if kind == "float32" else (kind,)
-        for delivered in kinds:
-            if delivered == "bfloat16" and "BF16" not in core.get_property(
-                "CPU", "OPTIMIZATION_CAPABILITIES"
-            ):
-                continue
+        for delivered in ("float32", "bfloat16") if kind == "float32" and has_bf16 else (kind,):
             settings = {
                 "INFERENCE_NUM_THREADS": threads,
-                "INFERENCE_PRECISION_HINT": hints.get(delivered, "f32"),
+                "INFERENCE_PRECISION_HINT": hints[delivered],
                 "PERFORMANCE_HINT": "LATENCY",
             }
             try:
@@ -104,12 +100,8 @@ def openvino_probes(threads: int) -> Iterator[Probe]:
             except RuntimeError as error:
                 log.debug("OpenVINO does not take %s in %s: %s", name, delivered, first_line(error))
                 continue
-            yield (
-                delivered,
-                f"OpenVINO {name}",
-                operations,
-                partial(compiled.create_infer_request().infer, feed),
-            )
+            run = partial(compiled.create_infer_request().infer, feed)
+            yield delivered, f"OpenVINO {name}", operations, run
 
 
 def gpu_probes() -> Iterator[Probe]:

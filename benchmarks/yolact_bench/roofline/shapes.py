@@ -74,7 +74,7 @@ def _infer(node: onnx.NodeProto, version: int, types: dict[str, Any], values: di
     inputs = [name for name in node.input if name]
     if node.op_type == "Shape" and not node.attribute and is_sized(types.get(inputs[0])):
         sizes = types[inputs[0]].tensor_type.shape.dim
-        found = [np.array([size.dim_value for size in sizes], np.int64)]
+        found: Any = [np.array([size.dim_value for size in sizes], np.int64)]
     elif all(name in values for name in inputs):
         found = ReferenceEvaluator(node).run(None, {name: values[name] for name in inputs})
     else:

@@ -142,7 +142,7 @@ def test_long_runs_are_thinned_out() -> None:
     assert MAX_SAMPLES / 2 < len(monitor.conditions.times) <= MAX_SAMPLES
 
 
-def test_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu(box: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     library = fake_nvml.install(monkeypatch)
     library.reasons = 0x4 | 0x1 | 0x40  # power cap, idle, too hot
     monitor = Monitor(interval=0.001)

@@ -30,13 +30,13 @@ class Timed(FakeEngine):
         return super().detect(batch)
 
 
-def test_both_ways_are_measured(images: list[Path], findings) -> None:
+def test_both_ways_are_measured(images: list[Path], findings, monkeypatch) -> None:
     engine, overlapped = Timed(findings, max_batch=2), FakeEngine(findings, max_batch=2)
     engine.threads, overlapped.streams = 3, 2
     made: list[int] = []
 
-    def pipeline(source, given, sinks) -> None:
-        assert given is overlapped
+    def pipeline(source, given, sinks, settings) -> None:
+        assert given is overlapped and settings.batch_size == 2
         for sink in sinks:
             for frame in source:
                 image = frame.read()
@@ -45,9 +45,8 @@ def test_both_ways_are_measured(images: list[Path], findings) -> None:
         engine.now += source.total * 25_000_000
         made.append(source.total)
 
-    found = pipeline_throughput(
-        engine, overlapped, images, 2, 1.0, run_pipeline=pipeline, clock=lambda: engine.now
-    )
+    monkeypatch.setattr("yolact_runtime.pipeline.run_pipeline", pipeline)
+    found = pipeline_throughput(engine, overlapped, images, 2, 1.0, clock=lambda: engine.now)
     assert (found["images"], found["batch"], found["streams"]) == (20, 2, 2)
     assert (found["serial_threads"], found["threads"], found["workers"]) == (3, None, default_workers())
     assert found["serial"]["value"] == pytest.approx(20)
@@ -56,12 +55,11 @@ def test_both_ways_are_measured(images: list[Path], findings) -> None:
     assert set(made) == {20}
 
 
-def test_frames_that_go_missing(images: list[Path], findings) -> None:
+def test_frames_that_go_missing(images: list[Path], findings, monkeypatch) -> None:
     engine = Timed(findings)
+    monkeypatch.setattr("yolact_runtime.pipeline.run_pipeline", lambda *_, settings: None)
     with pytest.raises(YolactError, match=rf"the pipeline gave 0 of {FEWEST} images"):
-        pipeline_throughput(
-            engine, engine, images, 1, 1.0, run_pipeline=lambda *_: None, clock=lambda: 10 * engine.now
-        )
+        pipeline_throughput(engine, engine, images, 1, 1.0, clock=lambda: 10 * engine.now)
 
 
 def test_wrong_limits(images: list[Path], findings) -> None:

@@ -10,7 +10,8 @@ import pytest
 from fake_engine import FakeEngine
 from fake_onnx import RUNTIME, runtime_arrays, write_onnx
 
-from yolact_bench.measure.stages import STAGES, EngineCandidate
+from yolact_bench.measure.candidate import STAGES
+from yolact_bench.measure.stages import EngineCandidate
 from yolact_runtime import load_engine
 from yolact_runtime.errors import UsageError, YolactError
 
