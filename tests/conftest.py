@@ -30,8 +30,10 @@ for _name in (
     "fake_driver",
     "fake_nvml",
     "shared_data",
+    "golden",
     "cuda_on_cpu",
     "kernel_heads",
+    "kernel_registers",
     "fake_pycuda",
     "fake_tensorrt",
     "fake_gpu",
@@ -73,12 +75,6 @@ def _shared(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"no {'/'.join(parts)}: set YOLACT_TEST_SHARED to the folder that holds it")
     return path
-
-
-@pytest.fixture(scope="session")
-def reference_dir() -> Path:
-    """Golden tensors of the reference implementation."""
-    return _shared("reference")
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import os
 import shutil
+import struct
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,7 @@ FLAGS = (
     "-DCUDA_ON_CPU",
 )
 GUARD = 256  # bytes before and after each buffer; 0xff, like all memory that nothing was written to
+_KINDS: dict[str, Any] = {"b": ctypes.c_void_p, "i": ctypes.c_int32, "f": ctypes.c_float}
 FORWARD, REVERSED = 0, 1  # orders in which the threads of a block run; larger numbers are seeds
 
 
@@ -148,7 +150,7 @@ def call(
         KernelError: see the class.
     """
     library = _library(source, kernels, (sources or {}).get(source))
-    letters = {ctypes.c_void_p: "b", ctypes.c_int32: "i", ctypes.c_float: "f"}
+    letters = {kind: letter for letter, kind in _KINDS.items()}
     boxed = [kind(value) for kind, value in zip(kinds, values, strict=True)]
     error = ctypes.create_string_buffer(500)
     request = _Request(
@@ -158,6 +160,25 @@ def call(
     )  # fmt: skip
     if library[f"launch_{kernels.index(kernel)}"](ctypes.byref(request)):
         raise KernelError(f"{kernel}: {error.value.decode()}")
+
+
+def kinds(source: str, kernels: tuple[str, ...], kernel: str) -> list[Any]:
+    """`c_void_p`, `c_int32` or `c_float` for each parameter of a kernel; arguments as for `call`."""
+    function = _library(source, kernels, None)[f"kinds_{kernels.index(kernel)}"]
+    function.restype = ctypes.c_char_p
+    return [_KINDS[letter] for letter in function().decode()]
+
+
+def unpack(kinds: Sequence[Any], arguments: bytes) -> tuple[int | float, ...]:
+    """The values in a buffer of launch arguments, each aligned to its own size.
+
+    Raises:
+        KernelError: the buffer is not as long as these need.
+    """
+    layout = "".join({ctypes.c_void_p: "P", ctypes.c_int32: "i", ctypes.c_float: "f"}[kind] for kind in kinds)
+    if struct.calcsize(layout) != len(arguments):
+        raise KernelError(f"arguments have {len(arguments)} bytes, parameters {struct.calcsize(layout)}")
+    return struct.unpack(layout, arguments)
 
 
 def _allocate(buffer: Buffer) -> np.ndarray:
@@ -178,7 +199,8 @@ def _library(source: str, kernels: tuple[str, ...], text: str | None) -> ctypes.
     text = (SOURCE_FOLDER / source).read_text() if text is None else text
     launchers = "\n".join(
         f'extern "C" int launch_{i}(const cuda_on_cpu::Request *request) {{'
-        f" return cuda_on_cpu::launch({kernel}, *request); }}"
+        f" return cuda_on_cpu::launch({kernel}, *request); }}\n"
+        f'extern "C" const char *kinds_{i}() {{ return cuda_on_cpu::kinds({kernel}); }}'
         for i, kernel in enumerate(kernels)
     )
     program = f'#line 1 "{source}"\n{text}\n{launchers}\n'

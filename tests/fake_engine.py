@@ -11,7 +11,7 @@ import numpy as np
 
 from yolact_runtime import Detections, Engine, Metadata, YolactError
 
-SIZE = 64  # of images and prototypes alike, so that masks are exact
+SIZE = 64  # of images and prototypes, so that masks are exact
 
 
 class Found(NamedTuple):

@@ -1,6 +1,6 @@
-"""A GPU without hardware: stand-ins for pycuda, TensorRT and the driver that keep one account together.
+"""A GPU without hardware: fakes of pycuda, TensorRT and the driver that keep one account together.
 
-What is put on a stream waits there until somebody waits for it, as on a GPU: who reads too early finds
+Work that is put on a stream waits there until somebody waits for it, as on a GPU: who reads too early finds
 nothing, and who frees or overwrites too early spoils the result. Kernels are the project's own, compiled with
 g++; the network is the engine file, which is an ONNX file here, run by ONNX Runtime.
 """
@@ -8,22 +8,23 @@ g++; the network is the engine file, which is an ONNX file here, run by ONNX Run
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import sys
 import threading
 from collections.abc import Callable
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
-import cuda_on_cpu
 import numpy as np
-from fake_driver import FakeDriver
+from fake_driver import CUresult, make_driver
 from fake_pycuda import make_pycuda
 from fake_tensorrt import make_tensorrt
 
 from yolact_runtime.cuda.compile import Module
 
 GUARD = 256
+LARGE = 2**26  # bytes; larger blocks only serve timing and are never written
 
 
 class FakeStream:
@@ -42,58 +43,87 @@ class FakeStream:
         (self.waiting if self.captured is None else self.captured).append((name, work))
 
 
-class FakeGpu(FakeDriver):
-    """The driver, and the account of all three libraries.
+class FakeGpu:
+    """The account of all three libraries: their calls, what is held, and the work on streams.
 
     Attributes:
+        names: Of the calls, in order.
+        fail_at: Index in `names` of the call that fails; none by default.
+        fail_when: Whether the call of this name fails.
+        broken: Whether every call fails.
+        error: With what they fail.
+        held: What was made and not ended: (how it ends, value).
         ran: (stream, name) of what the GPU did, in order.
-        problems: What a GPU or pycuda would not forgive.
-        computes: Whether kernels and networks run; otherwise they only take place.
+        problems: Calls that a GPU or pycuda would punish.
+        computes: Whether kernels and networks run; otherwise they are only recorded.
         capturable: What `is_stream_capturable` says.
+        static_shared: Bytes of shared memory that every kernel reports.
+        allowed_shared: Bytes of dynamic shared memory that were asked for, by kernel.
+        launched: (kernel, grid, block, arguments, shared bytes, stream) of each launch, in order.
+        compilers: (capability, newest major) of each choice of a compiler.
         peak: The most streams with work waiting at the same time.
     """
 
-    CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL=1)
-
     def __init__(self) -> None:
-        super().__init__()
+        self.names: list[str] = []
+        self.fail_at = -1
+        self.fail_when: Callable[[str], bool] = lambda name: False
+        self.broken = False
+        self.error = CUresult.CUDA_ERROR_OUT_OF_MEMORY
+        self._held: list[tuple[str, Any]] = []
         self.ran: list[tuple[int, str]] = []
         self.problems: list[str] = []
         self.computes = True
         self.capturable = True
+        self.static_shared = 0
+        self.allowed_shared: dict[str, int] = {}
+        self.launched: list[tuple[Any, ...]] = []
+        self.compilers: list[tuple[Any, int]] = []
         self.peak = 0
         self.streams: dict[int, FakeStream] = {}
         self.blocks: dict[int, tuple[int, np.ndarray]] = {}
         self.lock = threading.RLock()
         self.local = threading.local()
-        self.fail_when: Callable[[str], bool] = lambda name: False
+        self._numbers = itertools.count(1000)
+        self.driver = make_driver(self)
         self.pycuda = make_pycuda(self)
         self.tensorrt = make_tensorrt(self)
 
     def install(self, monkeypatch: Any) -> FakeGpu:
         """Put it where the runtime looks for a GPU."""
-        from yolact_runtime.cuda import device
+        from yolact_runtime.cuda import launch
+
+        def choose(capability: Any, newest_major: int) -> str:
+            self.compilers.append((capability, newest_major))
+            return "nvrtc"
 
         bindings = ModuleType("cuda.bindings")
-        bindings.driver = self  # type: ignore[attr-defined]
+        bindings.driver = self.driver  # type: ignore[attr-defined]
         package = ModuleType("pycuda")
         package.driver = self.pycuda  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
         monkeypatch.setitem(sys.modules, "pycuda", package)
         monkeypatch.setitem(sys.modules, "pycuda.driver", self.pycuda)
         monkeypatch.setitem(sys.modules, "tensorrt", self.tensorrt)
-        monkeypatch.setattr(device.nvrtc, "choose", lambda capability, newest_major: "nvrtc")
-        monkeypatch.setattr(device, "compile_kernels", compile_kernels)
+        monkeypatch.setattr(launch.nvrtc, "choose", choose)
+        monkeypatch.setattr(launch, "compile_kernels", compile_kernels)
         return self
 
     # ---- the account ----
 
-    def fails(self, name: str, *arguments: Any) -> bool:
-        with self.lock:  # without the arguments, which would keep graphs alive
-            failed = super().fails(name) or self.fail_when(name)
-        if failed and name == "cuStreamEndCapture":  # the capture ends all the same
-            self.streams[arguments[0]].captured = None
-        return failed
+    def fails(self, name: str) -> bool:
+        """Note a call; whether it is one that fails."""
+        with self.lock:
+            self.names.append(name)
+            return self.broken or len(self.names) - 1 == self.fail_at or self.fail_when(name)
+
+    def number(self) -> int:
+        """A new handle."""
+        return next(self._numbers)
+
+    @property
+    def held(self) -> list[tuple[str, Any]]:
+        return list(self._held)
 
     def take(self, end: str, value: Any) -> None:
         with self.lock:
@@ -105,7 +135,7 @@ class FakeGpu(FakeDriver):
                 self.problems.append(f"{end} of {value}, which is not held")
                 return
             self._held.remove((end, value))
-            if not self.stack and end != "release context":
+            if not self.stack and end not in ("release context", "cuCtxPopCurrent"):
                 self.problems.append(f"{end} without a current context")
 
     @property
@@ -118,10 +148,12 @@ class FakeGpu(FakeDriver):
     # ---- memory ----
 
     def reserve(self, nbytes: int) -> int:
-        raw = np.full(nbytes + 3 * GUARD, 0xFF, np.uint8)
-        address = raw.ctypes.data + GUARD + -raw.ctypes.data % GUARD
-        if not self.computes:  # then nobody writes what is read
-            raw[address - raw.ctypes.data :][:nbytes] = 0
+        # If nothing computes, nothing writes what is read later.
+        fill = 0xFF if self.computes and nbytes < LARGE else 0
+        raw = np.full(nbytes + 3 * GUARD, fill, np.uint8) if fill else np.zeros(nbytes + 3 * GUARD, np.uint8)
+        start = GUARD + -raw.ctypes.data % GUARD
+        raw[:start] = raw[start + nbytes :] = 0xFF
+        address = raw.ctypes.data + start
         with self.lock:
             self.blocks[address] = (nbytes, raw)
         return address
@@ -133,21 +165,31 @@ class FakeGpu(FakeDriver):
         if (raw[:start] != 0xFF).any() or (raw[start + nbytes :] != 0xFF).any():
             self.problems.append(f"something was written around a block of {nbytes} bytes")
 
+    def allocated(self, address: int, nbytes: int) -> bool:
+        with self.lock:
+            return any(
+                start <= address and address + nbytes <= start + size
+                for start, (size, _) in self.blocks.items()
+            )
+
     def check(self, address: int, nbytes: int) -> None:
         """Note an access to what is not allocated."""
-        with self.lock:
-            inside = any(start <= address and address + nbytes <= start + size for start, (size, _) in
-                         self.blocks.items())  # fmt: skip
-        if not inside:
+        if not self.allocated(address, nbytes):
             self.problems.append(f"{nbytes} bytes at {address} are not allocated")
             raise AssertionError(self.problems[-1])
 
-    def copy(self, target: int, source: int, nbytes: int) -> None:
-        self.check(target, nbytes)
-        self.check(source, nbytes)
+    def copy(self, target: int, source: int, nbytes: int, checked: list[int]) -> None:
+        for address in checked:
+            self.check(address, nbytes)
         ctypes.memmove(target, source, nbytes)
 
     # ---- streams ----
+
+    def open_stream(self) -> int:
+        """The handle of a new stream."""
+        handle = self.number()
+        self.streams[handle] = FakeStream()
+        return handle
 
     def wait(self, handle: int) -> None:
         stream = self.streams[handle]
@@ -159,83 +201,9 @@ class FakeGpu(FakeDriver):
             self.ran.append((handle, name))
             work()
 
-    # ---- the driver's functions that pycuda has not ----
-
-    def _cuStreamCreate(self, flags: int) -> tuple[int]:  # noqa: N802
-        handle = next(self._numbers)
-        self.streams[handle] = FakeStream()
-        return (handle,)
-
-    def _cuCtxPopCurrent(self) -> tuple[()]:  # noqa: N802
-        return ()
-
-    def _cuStreamBeginCapture(self, stream: int, mode: int) -> tuple[()]:  # noqa: N802
-        assert mode == 1
-        self.streams[stream].captured = []
-        return ()
-
-    def _cuStreamEndCapture(self, stream: int) -> tuple[int]:  # noqa: N802
-        captured, self.streams[stream].captured = self.streams[stream].captured, None
-        graph = Graph(next(self._numbers))
-        graph.works = captured or []
-        return (graph,)
-
-    def _cuGraphInstantiate(self, graph: Any, flags: int) -> tuple[int]:  # noqa: N802
-        made = Graph(next(self._numbers))
-        made.works = graph.works
-        return (made,)
-
-    def _cuGraphLaunch(self, graph: Any, stream: int) -> tuple[()]:  # noqa: N802
-        for name, work in graph.works:
-            self.streams[stream].put(f"graph: {name}", work)
-        return ()
-
-    def _cuModuleLoadData(self, image: bytes) -> tuple[Any]:  # noqa: N802
-        return (Loaded(next(self._numbers), json.loads(image)),)
-
-    def _cuModuleGetFunction(self, module: Any, name: bytes) -> tuple[Any]:  # noqa: N802
-        source, kernels = module.content
-        return ((source, tuple(kernels), name.decode()),)
-
-    def _cuLaunchKernel(  # noqa: N802
-        self, function: Any, gx: int, gy: int, gz: int, bx: int, by: int, bz: int, shared: int, stream: int,
-        parameters: Any, extra: int,
-    ) -> tuple[()]:  # fmt: skip
-        source, kernels, kernel = function
-        values, kinds = parameters
-        grid, block = (gx, gy, gz), (bx, by, bz)
-        for value, kind in zip(values, kinds, strict=True):
-            if kind is ctypes.c_void_p:
-                self.check(value, 1)
-
-        def work() -> None:
-            if not self.computes:
-                return
-            with self.lock:  # the stand-in for CUDA runs one kernel at a time
-                cuda_on_cpu.call(source, kernels, kernel, grid, block, shared, values, kinds)
-
-        self.streams[stream].put(kernel.split("<")[0], work)
-        return ()
-
-
-class Graph(int):
-    """A handle with the work that it stands for."""
-
-    works: list[tuple[str, Callable[[], None]]]
-
-
-class Loaded(int):
-    """A module's handle with its content."""
-
-    content: Any
-
-    def __new__(cls, number: int, content: Any) -> Loaded:
-        made = super().__new__(cls, number)
-        made.content = content
-        return made
-
 
 def compile_kernels(source: str, expressions: Any, capability: Any, library: str) -> Module:
     """In place of NVRTC: what is to be compiled, to be compiled by g++ when it is launched."""
+    assert library == "nvrtc"
     image = json.dumps([source, sorted(set(expressions))]).encode()
-    return Module(image, {name: name for name in expressions}, "", capability, (12, 9))
+    return Module(image, {name: f"_Z{name}" for name in expressions}, "", capability, (12, 9))

@@ -1,11 +1,13 @@
-"""A stand-in for `pycuda.driver`, on a `FakeGpu`."""
+"""A fake of `pycuda.driver`, on a `FakeGpu`."""
 
 from __future__ import annotations
 
 import ctypes
-from types import ModuleType
+import json
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import cuda_on_cpu
 import numpy as np
 from fake_driver import CUresult
 
@@ -27,10 +29,13 @@ def make_pycuda(gpu: Any) -> Any:
     class LogicError(Error):
         pass
 
+    def failure(name: str) -> Error:
+        kind = MemoryError if gpu.error is CUresult.CUDA_ERROR_OUT_OF_MEMORY else LogicError
+        return kind(f"{name} failed: {WORDS[gpu.error]}")
+
     def call(name: str) -> None:
         if gpu.fails(name):
-            kind = MemoryError if gpu.error is CUresult.CUDA_ERROR_OUT_OF_MEMORY else LogicError
-            raise kind(f"{name} failed: {WORDS[gpu.error]}")
+            raise failure(name)
 
     def current() -> None:
         if not gpu.stack:
@@ -83,7 +88,7 @@ def make_pycuda(gpu: Any) -> Any:
             current()
             assert flags == 1
             call("cuStreamCreate")
-            self.handle = gpu._cuStreamCreate(flags)[0]
+            self.handle = gpu.open_stream()
             gpu.take("destroy stream", self.handle)
 
         def synchronize(self) -> None:
@@ -160,28 +165,104 @@ def make_pycuda(gpu: Any) -> Any:
         }  # fmt: skip
         return np.asarray(allocation)
 
-    def put(name: str, handle: int, target: int, source: int, nbytes: int) -> None:
+    class Module:
+        """Unloaded when neither it nor one of its functions is referred to any more."""
+
+        def __init__(self, image: bytes) -> None:
+            current()
+            call("cuModuleLoadDataEx")
+            self.source, self.kernels = json.loads(image)
+            gpu.take("unload module", id(self))
+
+        def get_function(self, name: str) -> Function:
+            if gpu.fails("cuModuleGetFunction"):
+                del self  # as above
+                raise failure("cuModuleGetFunction")
+            return Function(self, name.removeprefix("_Z"))
+
+        def __del__(self) -> None:
+            if hasattr(self, "source"):
+                gpu.give_back("unload module", id(self))
+
+    class Function:
+        def __init__(self, module: Module, kernel: str) -> None:
+            self.module, self.kernel = module, kernel
+
+        def get_attribute(self, attribute: str) -> int:
+            del self
+            assert attribute == "static"
+            call("cuFuncGetAttribute")
+            return int(gpu.static_shared)
+
+        def set_attribute(self, attribute: str, value: int) -> None:
+            kernel = self.kernel
+            del self
+            assert attribute == "most dynamic"
+            call("cuFuncSetAttribute")
+            gpu.allowed_shared[kernel] = value
+
+        def _launch_kernel(
+            self, grid: tuple[int, ...], block: tuple[int, ...], arguments: bytes, shared: int, stream: Stream
+        ) -> None:
+            source, kernels, kernel = self.module.source, tuple(self.module.kernels), self.kernel
+            handle = stream.handle
+            del self, stream
+            current()
+            call("cuLaunchKernel")
+            gpu.launched.append((kernel, grid, block, arguments, shared, handle))
+            values: Any = None
+            if gpu.computes:
+                kinds = cuda_on_cpu.kinds(source, kernels, kernel)
+                values = cuda_on_cpu.unpack(kinds, arguments)
+                for kind, value in zip(kinds, values, strict=True):
+                    if kind is ctypes.c_void_p:
+                        gpu.check(value, 1)
+
+            def work() -> None:
+                if values is not None:
+                    with gpu.lock:  # the shim runs one kernel at a time
+                        cuda_on_cpu.call(source, kernels, kernel, grid, block, shared, values, kinds)
+
+            gpu.streams[handle].put(kernel.split("<")[0], work)
+
+    def put(name: str, call_name: str, handle: int, target: int, source: int, nbytes: int, host: int) -> None:
         current()
-        call({"upload": "cuMemcpyHtoDAsync", "download": "cuMemcpyDtoHAsync"}[name])
-        gpu.streams[handle].put(name, lambda: gpu.copy(target, source, nbytes))
+        call(call_name)
+        checked = [target, source]
+        if not gpu.allocated(host, nbytes):  # it is not pinned
+            checked.remove(host)
+        gpu.streams[handle].put(name, lambda: gpu.copy(target, source, nbytes, checked))
 
     def memcpy_htod_async(dest: int, src: np.ndarray, stream: Stream) -> None:
         assert src.flags.c_contiguous
         handle = stream.handle
         del stream  # as above
-        put("upload", handle, dest, src.ctypes.data, src.nbytes)
+        host = src.ctypes.data
+        put("upload", "cuMemcpyHtoDAsync", handle, dest, host, src.nbytes, host)
 
     def memcpy_dtoh_async(dest: np.ndarray, src: int, stream: Stream) -> None:
         assert dest.flags.c_contiguous
         handle = stream.handle
         del stream
-        put("download", handle, dest.ctypes.data, src, dest.nbytes)
+        host = dest.ctypes.data
+        put("download", "cuMemcpyDtoHAsync", handle, host, src, dest.nbytes, host)
 
-    def memcpy_htod(dest: int, src: np.ndarray) -> None:
+    def memcpy_dtod_async(dest: int, src: int, size: int, stream: Stream) -> None:
+        handle = stream.handle
+        del stream
         current()
-        call("cuMemcpyHtoD")
-        gpu.check(dest, src.nbytes)
-        ctypes.memmove(dest, src.ctypes.data, src.nbytes)
+        call("cuMemcpyDtoDAsync")
+        gpu.check(src, size)
+        gpu.check(dest, size)
+        gpu.streams[handle].put("copy", lambda: None)
+
+    def memset_d8_async(dest: int, data: int, count: int, stream: Stream) -> None:
+        handle = stream.handle
+        del stream
+        current()
+        call("cuMemsetD8Async")
+        gpu.check(dest, count)
+        gpu.streams[handle].put("fill", lambda: None)
 
     module: Any = ModuleType("pycuda.driver")
     module.Error, module.MemoryError, module.LogicError = Error, MemoryError, LogicError
@@ -189,5 +270,9 @@ def make_pycuda(gpu: Any) -> Any:
     module.Device, module.Context, module.Stream, module.Event = Device, Context, Stream, Event
     module.mem_alloc, module.pagelocked_empty = DeviceAllocation, pagelocked_empty
     module.memcpy_htod_async, module.memcpy_dtoh_async = memcpy_htod_async, memcpy_dtoh_async
-    module.memcpy_htod = memcpy_htod
+    module.memcpy_dtod_async, module.memset_d8_async = memcpy_dtod_async, memset_d8_async
+    module.module_from_buffer = Module
+    module.function_attribute = SimpleNamespace(
+        SHARED_SIZE_BYTES="static", MAX_DYNAMIC_SHARED_SIZE_BYTES="most dynamic"
+    )
     return module

@@ -1,4 +1,4 @@
-"""A stand-in for `tensorrt` and `tensorrt_rtx`, on a `FakeGpu`: the engine is an ONNX file."""
+"""A fake of `tensorrt` and `tensorrt_rtx`, on a `FakeGpu`: the engine is an ONNX file."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def make_tensorrt(gpu: Any, kind: str = "10") -> Any:
         Severity = Severity
 
     class Counted:
-        """Something whose end is that nobody refers to it any more."""
+        """Something that is destroyed when nobody refers to it any more."""
 
         def __init__(self, parent: Any) -> None:
             if not gpu.stack:

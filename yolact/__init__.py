@@ -19,7 +19,7 @@ __all__ = ["Config", "Yolact", "configs", "get_config", "load_model"]
 
 
 def __getattr__(name: str) -> Any:
-    # PyTorch takes seconds to import; what needs only the configurations need not wait for it.
+    """Import `load_model` and `Yolact` on first use: PyTorch takes seconds, and `Config` does not need it."""
     if name == "load_model":
         from yolact.weights.load import load_model
 

@@ -1,7 +1,7 @@
-"""Configurations: frozen dataclasses that say everything a checkpoint needs in order to be rebuilt.
+"""Configurations: frozen dataclasses with all that is needed to build and train a model.
 
-They are saved inside checkpoints, exported graphs and engine metadata. There is no global configuration.
-The named ones are in `yolact.registry`; overrides and conversion from plain values in `yolact.settings`.
+Checkpoints hold theirs; there is no global one. Named configurations are in `yolact.registry`, the overrides
+of `--set` in `yolact.settings`.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
-from yolact.settings import check, convert
+from yolact.settings import check
 from yolact_runtime.errors import UsageError
+from yolact_runtime.typed import convert
 
 BackboneName = Literal["resnet50", "resnet101", "darknet53", "mobilenetv2", "tiny"]
 
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """Feature extractor. `deformable` counts, per stage, the last blocks that may use deformable 3x3
-    convolutions; of these every `deformable_interval`-th does (YOLACT++, section 6)."""
+    """The feature extractor. `deformable` has, for each stage, how many of its last blocks may use deformable
+    3x3 convolutions; every `deformable_interval`-th of these does (YOLACT++, Sec. 6.2)."""
 
     name: BackboneName = "resnet101"
     deformable: tuple[int, ...] = (0, 0, 0, 0)
@@ -31,7 +32,7 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network. Sizes in input pixels; mean and std in BGR order on 0..255 values."""
+    """The network. Sizes are in input pixels; mean and std are for BGR values of 0..255."""
 
     backbone: BackboneConfig = BackboneConfig()
     input_size: int = 550
@@ -51,7 +52,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DetectConfig:
-    """From raw outputs to detections (paper, section 4.3)."""
+    """From raw outputs to detections (YOLACT, Sec. 5)."""
 
     score_threshold: float = 0.05
     iou_threshold: float = 0.5
@@ -69,7 +70,7 @@ class DetectConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights and thresholds of the multi-task loss (paper, section 3; YOLACT++, section 6)."""
+    """Weights and thresholds of the multi-task loss (YOLACT, Sec. 3.3 and 5; YOLACT++, Sec. 6.1)."""
 
     box_weight: float = 1.5
     class_weight: float = 1.0
@@ -86,26 +87,28 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The optimisation. `lr`, `steps` and `max_iterations` are for `reference_batch` images an iteration
-    and are scaled to `effective_batch` where `autoscale` is on, as the original does.
+    """The optimisation. `lr`, `steps` and `max_iterations` are for `reference_batch` images in an iteration;
+    with `autoscale` they are scaled to `effective_batch`, as in the original.
 
     Attributes:
-        batch_size: Images at once, over all processes.
-        accumulate: Batches whose gradients are added up before a step.
-        schedule: What follows the warm-up: `gamma` at each of `steps`, or half a cosine down to
+        batch_size: Images in a batch, over all processes.
+        accumulate: Batches whose gradients are accumulated before a step.
+        schedule: After the warm-up, multiply by `gamma` at each of `steps`, or follow half a cosine down to
             `cosine_final` times `lr` at `max_iterations`.
-        max_grad_norm: Clip the gradient to this L2 norm; 0 does not.
-        freeze_bn: Keep batch norm as it is; `auto` where a process sees few images at once.
+        max_grad_norm: Clip the gradient to this L2 norm; 0: do not clip.
+        freeze_bn: Freeze batch norm; `auto`: if a process has few images in a batch.
         sync_bn: Share batch norm's statistics between processes (GPUs only).
         amp: Type of the network's arithmetic; weights and loss stay in float32.
-        ema_decay: Keep an exponential moving average of the weights, such as 0.9998; 0 does not.
+        ema_decay: Decay of an exponential moving average of the weights, such as 0.9998; 0: no average.
         save_every: Iterations between checkpoints.
-        save_epochs: Epochs between the checkpoints at an epoch's end; 0 saves none there.
-        keep_last: How many of the run's checkpoints to keep; 0 keeps all.
-        validate_every: Epochs between validations, which keep the best weights too; 0 never validates.
-        overfit: Train and validate on the first so many images; 0 takes all.
-        max_bad_steps: Stop once the loss was not finite so many times in a row.
-        max_unreadable: Stop once more images than this could not be read.
+        save_epochs: Save at the end of every so many epochs, too; 0: do not.
+        keep_last: Number of the run's checkpoints to keep; 0: all.
+        validate_every: Epochs between validations, which also keep the best weights; 0: never validate.
+        overfit: Train and validate on the first so many images; 0: on all.
+        cache_samples: Keep decoded images and their targets in memory, in every worker. Augmentation can
+            then only mirror and flip them.
+        max_bad_steps: Stop after this many losses in a row that are not finite.
+        max_unreadable: Stop when more images than this cannot be read.
     """
 
     batch_size: int = 8
@@ -135,6 +138,7 @@ class TrainConfig:
     keep_last: int = 5
     validate_every: int = 2
     overfit: int = 0
+    cache_samples: bool = False
     max_bad_steps: int = 10
     max_unreadable: int = 100
     tensorboard: bool = False
@@ -142,15 +146,9 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        counts = (
-            "batch_size",
-            "reference_batch",
-            "max_iterations",
-            "save_every",
-            "accumulate",
-            "max_bad_steps",
-        )
-        for name in counts:
+        """Check the values."""
+        counts = ("batch_size", "reference_batch", "max_iterations", "save_every", "accumulate")
+        for name in (*counts, "max_bad_steps"):
             check(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "1 or more")
         limits = ("save_epochs", "keep_last", "validate_every", "overfit", "max_unreadable", "workers")
         for name in ("lr", "warmup_lr", "max_grad_norm", "weight_decay", *limits):
@@ -161,11 +159,11 @@ class TrainConfig:
 
     @property
     def effective_batch(self) -> int:
-        """Images whose gradients one step is made of."""
+        """Images whose gradients make up one step."""
         return self.batch_size * self.accumulate
 
     def scaled(self) -> TrainConfig:
-        """This configuration for its own effective batch: rate times, iterations over, batch/reference."""
+        """The settings for `effective_batch`: `lr` grows with it, `steps` and `max_iterations` shrink."""
         factor = self.effective_batch / self.reference_batch
         if not self.autoscale or factor == 1:
             return self
@@ -180,18 +178,18 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes to training images; the defaults are the original's recipe. Evaluation never augments.
+    """Random changes to training images; the defaults are the original's. Evaluation never augments.
 
     In this order, each with its own switch: `photometric` (brightness in counts of 0..255, contrast and
-    saturation as factors, hue in degrees; each on every second image), `expand` (every second image, into a
-    canvas of the colour `expand_fill`, BGR, up to `expand_ratio` times its sides), `crop` (sides at least
-    `crop_min_side` of the canvas, height / width within `crop_aspect`), `mirror`, `flip` and `rotate` (with
-    equal chances; `rotate` by multiples of 90 degrees), and the resize to the network's input.
+    saturation as factors, hue in degrees; each on half of the images), `expand` (half of the images, onto a
+    canvas of the colour `expand_fill`, BGR, with up to `expand_ratio` times their sides), `crop` (sides of at
+    least `crop_min_side` of the canvas, height / width within `crop_aspect`), `mirror`, `flip` and `rotate`
+    (with equal chances; `rotate` by multiples of 90 degrees), and the resize to the network's input.
 
-    A crop keeps the instances whose centres lie in it, one at least. It draws one of `crop_min_ious` to reach
-    with an instance, or none. The original never enforces that number (its author reports that a repair
-    halved the AP); `crop_enforce_iou` does. Instances with a side of at most `min_box_side` pixels of the
-    input are dropped (the original's 4 / 550, which it compares with pixels).
+    A crop contains the centre of at least one instance, and keeps the instances whose centres it contains. It
+    draws one of `crop_min_ious` as the IoU to reach with an instance, or none. The original never enforces
+    that number (its author reports that enforcing it halved the AP); `crop_enforce_iou` does. Instances with
+    a side of at most `min_box_side` input pixels are dropped (the original's 4 / 550, compared with pixels).
     """
 
     enabled: bool = True
@@ -214,6 +212,7 @@ class AugmentConfig:
     min_box_side: float = 4 / 550
 
     def __post_init__(self) -> None:
+        """Check the values."""
         check(0 <= self.brightness <= 255, "augment.brightness", self.brightness, "0 to 255")
         check(0 <= self.hue <= 180, "augment.hue", self.hue, "0 to 180 degrees")
         for name in ("contrast", "saturation", "crop_aspect"):
@@ -239,10 +238,10 @@ class DatasetConfig:
 
 @dataclass(frozen=True)
 class Classes:
-    """Class names and the category ids they have in the annotation file, index by index.
+    """Class names and their category ids in the annotation file, index by index.
 
-    Ids may be sparse and may be 0. They always come from a file: the annotations trained on, or the
-    checkpoint. (For the published weights, whose files hold none, from the table that goes with them.)
+    Ids may be sparse and may be 0. They come from the annotations trained on, or from the checkpoint; for the
+    published weights, whose files have none, from a table (`yolact.registry.published_classes`).
     """
 
     names: tuple[str, ...]
@@ -291,6 +290,6 @@ class Config:
             UsageError: an unknown key, or a value of the wrong type; names `source` and the key.
         """
         try:
-            return cast("Config", convert(values, Config, ""))
-        except UsageError as error:
+            return cast("Config", convert(values, Config))
+        except (UsageError, ValueError) as error:
             raise UsageError(f"{source}: {error}") from None

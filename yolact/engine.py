@@ -1,23 +1,24 @@
-"""A checkpoint as an engine of the runtime."""
+"""A checkpoint as an engine of the runtime, and its metadata."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 
 from yolact.config import Config
-from yolact.describe import describe
 from yolact.model import Yolact
 from yolact.model.detect import detect
 from yolact.model.preprocess import Normalise
+from yolact.model.priors import pyramid_levels
 from yolact.weights.load import load_model
 from yolact_runtime.detections import Detections
 from yolact_runtime.engines.base import Engine
 from yolact_runtime.errors import UsageError
+from yolact_runtime.metadata import Metadata, PriorSpec
 
 MAX_BATCH = 64
 
@@ -27,12 +28,12 @@ class TorchEngine(Engine):
 
     Args:
         path: A `.pth` or `.safetensors` file.
-        config: The configuration's name, where neither the file nor its name says it.
-        device: `cpu`, `cuda`, `cuda:1`, ...; `auto` takes the first GPU where there is one.
-        nms: `fast`, `traditional` or `cross_class`; the configuration's where None.
-        input_dtype: `float32` resizes on float values, as the original does. `uint8` rounds the
-            resized image first, which is what an exported graph gets: use it to compare with one.
-        threads: CPU threads; PyTorch's own choice where None.
+        config: Name of the configuration, if neither the file nor its name says it.
+        device: `cpu`, `cuda`, `cuda:1`, ...; `auto` is the first GPU, if there is one.
+        nms: `fast`, `traditional` or `cross_class`; None for the configuration's.
+        input_dtype: `float32` resizes on float values, as the original does. `uint8` rounds the resized
+            image, like the input of an exported graph: use it to compare with one.
+        threads: CPU threads; None for PyTorch's choice.
 
     Raises:
         YolactError: the file cannot be opened.
@@ -56,7 +57,7 @@ class TorchEngine(Engine):
 
     @classmethod
     def from_model(cls, model: Yolact, device: str = "auto", input_dtype: str = "float32") -> TorchEngine:
-        """An engine around a network that is in memory already. Puts it in evaluation mode."""
+        """An engine of a network in memory, which is put in evaluation mode."""
         engine = cls.__new__(cls)
         engine._setup(model.eval(), device, None, input_dtype)
         return engine
@@ -86,11 +87,36 @@ class TorchEngine(Engine):
                 return Detections(*(tensor.cpu().numpy() for tensor in found))
 
 
+def describe(config: Config, **fields: Any) -> Metadata:
+    """The runtime's metadata of a model of `config`; `fields` are those that the configuration lacks."""
+    model, detect = config.model, config.detect
+    return Metadata(
+        config=config.name,
+        class_names=config.classes.names,
+        category_ids=config.classes.category_ids,
+        input_size=model.input_size,
+        mean=model.mean,
+        std=model.std,
+        max_detections=detect.max_detections,
+        score_threshold=detect.score_threshold,
+        iou_threshold=detect.iou_threshold,
+        nms_top_k=detect.nms_top_k,
+        mask_iou=model.mask_iou,
+        priors=PriorSpec(
+            levels=tuple(pyramid_levels(model.input_size)),
+            scales=model.prior_scales,
+            aspect_ratios=model.prior_aspect_ratios,
+            square=model.prior_square,
+        ),
+        **fields,
+    )
+
+
 def with_nms(config: Config, nms: str) -> Config:
     """`config` with another kind of NMS.
 
     Raises:
-        UsageError: there is no such kind.
+        UsageError: unknown kind.
     """
     kinds = ("fast", "traditional", "cross_class")
     if nms not in kinds:
@@ -100,10 +126,10 @@ def with_nms(config: Config, nms: str) -> Config:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`; `auto` is the first GPU, or the CPU where there is none.
+    """The device called `name`; `auto` is the first GPU, or the CPU if there is none.
 
     Raises:
-        UsageError: no such device here.
+        UsageError: there is no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

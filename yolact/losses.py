@@ -1,7 +1,7 @@
-"""The multi-task training loss (paper, section 3; YOLACT++, section 6), vectorised over the batch.
+"""The multi-task training loss (YOLACT, Sec. 3.3 and 5; YOLACT++, Sec. 6.1), vectorised over the batch.
 
-Numerically it follows the original, except that it is finite where the original is not: degenerate
-boxes, no positives, very large logits.
+Its values are those of the original, but finite where the original's are not: degenerate boxes, no
+positives, very large logits.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from yolact.config import LossConfig
+from yolact.data.batch import Target
 from yolact.model import Yolact, YolactOutput
 from yolact.model.boxes import areas, corners, crop_window, encode, intersection, iou
-from yolact.targets import Target
 
 NEUTRAL, BACKGROUND = -1, 0
 
 
 class Matches(NamedTuple):
-    """What every prior of every image is to learn.
+    """What every prior of every image is trained towards.
 
     Attributes:
         classes: (B, P) int64: -1 neutral, 0 background, else class + 1.
@@ -35,11 +35,11 @@ class Matches(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """What the sums over a batch are divided by. A batch that is computed in parts has those of the whole.
+    """What the sums over a batch are divided by. Parts of a batch use the totals of the whole.
 
     Attributes:
-        positives: Scalar int64: positive priors.
-        images: Scalar int64.
+        positives: Scalar int64, number of positive priors.
+        images: Scalar int64, number of images.
     """
 
     positives: Tensor
@@ -47,7 +47,7 @@ class Totals(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """Weighted terms, each a scalar; `mask_iou` is 0 where the model does not re-score."""
+    """Weighted terms, each a scalar; `mask_iou` is 0 if the model does not re-score."""
 
     box: Tensor
     cls: Tensor
@@ -62,14 +62,14 @@ class Losses(NamedTuple):
 
 
 def match(priors: Tensor, targets: Sequence[Target], config: LossConfig) -> Matches:
-    """Assign ground truth to priors (SSD, section 2.2, with a neutral band and crowds).
+    """Assign ground truth to priors (SSD, Sec. 2.2, with a neutral band and crowds).
 
-    Every instance gets the prior that overlaps it most, best pairs first; other priors are positive
-    from `positive_iou`, background below `negative_iou`, and neutral between. A prior that is not
-    positive and lies to more than `crowd_iou` inside a crowd region is neutral.
+    Every instance gets the prior that overlaps it most, best pairs first. Other priors are positive from
+    `positive_iou`, background below `negative_iou` and neutral in between. A prior that is not positive is
+    neutral if more than `crowd_iou` of it lies in a crowd region.
 
     Args:
-        priors: (P, 4) centre form.
+        priors: (P, 4): centre x, centre y, width, height.
         targets: One for each image.
         config: The thresholds.
     """
@@ -91,21 +91,28 @@ def match(priors: Tensor, targets: Sequence[Target], config: LossConfig) -> Matc
         classes[best < config.negative_iou] = BACKGROUND
     crowds = _pad([t.crowd_boxes for t in targets])  # (B, Q, 4)
     if crowds.shape[1]:
-        # A padded crowd has no area and so takes no share of any prior.
+        # Padding has no area, so no prior lies in it.
         inside = intersection(point_priors[None], crowds) / areas(point_priors)[None, :, None]  # (B, P, Q)
-        crowded = inside.amax(dim=-1) > config.crowd_iou
+        crowded = inside.amax(dim=-1) > config.crowd_iou  # (B, P)
         classes[(classes <= BACKGROUND) & crowded] = NEUTRAL
     return Matches(classes, instances)
 
 
 def _force_best_priors(overlap: Tensor, real: Tensor, best: Tensor, instances: Tensor) -> None:
-    """Give each instance its best free prior, the best pair of each image first. Changes its arguments."""
+    """Give each instance its best free prior, the best pair of each image first, in place.
+
+    Args:
+        overlap: (B, G, P) IoU; -2 for padding. Overwritten.
+        real: (B, G) False for padding.
+        best: (B, P) highest IoU of each prior; set to 2 for a prior that is given away.
+        instances: (B, P) int64, the instance of each prior.
+    """
     batch = torch.arange(len(overlap), device=overlap.device)
     for _ in range(overlap.shape[1]):
         value, prior = overlap.max(dim=2)  # (B, G)
         instance = value.argmax(dim=1)  # (B,)
-        chosen = prior[batch, instance]
-        # Once an image's instances are all placed, rows of padding come up; they change nothing.
+        chosen = prior[batch, instance]  # (B,)
+        # An image whose instances all have their priors yields padding, which changes nothing.
         left = real[batch, instance] & (value[batch, instance] > -2)
         rows, taken, owner = batch[left], chosen[left], instance[left]
         best[rows, taken] = 2.0
@@ -119,7 +126,7 @@ class MultiBoxLoss(nn.Module):
 
     Args:
         config: Weights and thresholds.
-        sample_masks: Which positives train masks where an image has more than `max_masks`: "random", as
+        sample_masks: Which positives train masks if an image has more than `max_masks`: "random", as
             in training, or "first", which is deterministic.
     """
 
@@ -137,15 +144,15 @@ class MultiBoxLoss(nn.Module):
         matches: Matches | None = None,
         totals: Totals | None = None,
     ) -> Losses:
-        """The loss of a batch, or the share of it that a part of a batch has.
+        """The loss of a batch, or the share of a part of a batch.
 
         Args:
-            model: Gives the priors and the mask IoU net.
-            output: Raw outputs of the network in training.
+            model: Has the priors and the mask IoU net.
+            output: Raw outputs of the network.
             semantic: (B, C, H3, W3) semantic segmentation logits.
             targets: One for each image, on the device of the outputs.
-            matches: Of these targets with the priors, where they are known already.
-            totals: Of the whole batch, where this is a part of it; the parts' losses then add up to its loss.
+            matches: Result of `match`, if it is known already.
+            totals: Totals of the whole batch, if this is a part of it; the losses of the parts add up.
         """
         output = YolactOutput(*(tensor.float() for tensor in output))
         matches = match(model.priors, targets, self.config) if matches is None else matches
@@ -153,11 +160,11 @@ class MultiBoxLoss(nn.Module):
         positive = matches.classes > 0  # (B, P)
         boxes = _pad([t.boxes for t in targets])  # (B, G, 4)
         total_positive = totals.positives.clamp(min=1)
-        image, prior = positive.nonzero(as_tuple=True)  # (n,)
-        instance = matches.instances[image, prior]
+        image, prior = positive.nonzero(as_tuple=True)  # both (n,)
+        instance = matches.instances[image, prior]  # (n,)
         matched = boxes[image, instance] if len(image) else output.loc.new_zeros(0, 4)  # (n, 4)
 
-        expected = encode(matched, model.priors[prior])
+        expected = encode(matched, model.priors[prior])  # (n, 4)
         box = F.smooth_l1_loss(output.loc[image, prior], expected, reduction="sum")
         mask, mask_iou = self._mask_terms(model, output, targets, image, prior, instance, matched)
         return Losses(
@@ -171,16 +178,14 @@ class MultiBoxLoss(nn.Module):
         )
 
     def _class_term(self, logits: Tensor, classes: Tensor) -> Tensor:
-        """Cross-entropy of the positives and of the hardest negatives, `negatives_per_positive` to one."""
+        """Cross-entropy of the positives and the hardest negatives, `negatives_per_positive` for each."""
         positive = classes > 0
         with torch.no_grad():
             hardness = logits.logsumexp(dim=-1) - logits[..., 0]  # (B, P): -log p(background)
             hardness[classes != BACKGROUND] = 0
             rank = hardness.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-            wanted = (self.config.negatives_per_positive * positive.sum(dim=1)).clamp(
-                max=classes.shape[1] - 1
-            )
-            negative = (rank < wanted[:, None]) & (classes == BACKGROUND)
+            limit = self.config.negatives_per_positive * positive.sum(dim=1, keepdim=True)  # (B, 1)
+            negative = (rank < limit.clamp(max=classes.shape[1] - 1)) & (classes == BACKGROUND)
         chosen = positive | negative
         return F.cross_entropy(logits[chosen], classes[chosen], reduction="sum")
 
@@ -194,9 +199,17 @@ class MultiBoxLoss(nn.Module):
         instance: Tensor,
         boxes: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Mask and mask IoU terms before weighting; the arguments list the n positives, by image."""
+        """Mask and mask IoU terms before weighting.
+
+        Args:
+            model: Has the mask IoU net.
+            output: Raw outputs in float32.
+            targets: One for each image.
+            image, prior, instance: (n,) int64 indices of the positives, sorted by image.
+            boxes: (n, 4) their ground-truth boxes.
+        """
         height, width = output.prototypes.shape[1:3]
-        # Keeps both in the graph where a batch has no instance; the term is NaN where they are not finite.
+        # Keeps both in the graph of a batch without instances, and is NaN if they are not finite.
         zero = (output.prototypes.sum() + output.coefficients.sum()) * 0
         mask_term, rescored = [zero], []
         for index, target in enumerate(targets):
@@ -206,11 +219,13 @@ class MultiBoxLoss(nn.Module):
             used = self._sample(rows)
             box = boxes[used]  # (m, 4)
             truth = target.masks[instance[used]]  # (m, Hp, Wp)
-            logits = output.coefficients[index, prior[used]] @ output.prototypes[index].flatten(0, 1).T
+            logits = (
+                output.coefficients[index, prior[used]] @ output.prototypes[index].flatten(0, 1).T
+            )  # (m, Hp*Wp)
             masks = logits.sigmoid().unflatten(1, (height, width))  # (m, Hp, Wp)
             masks = (masks * crop_window(box, (height, width))).nan_to_num(0.0)
             error = F.binary_cross_entropy(masks, truth.float(), reduction="none").sum(dim=(1, 2))  # (m,)
-            # Relative to the box, so that small instances count as much as large ones (section 3.4).
+            # Divided by the area of the box, so that small instances count as much (YOLACT, Sec. 3.3).
             sides = (box[:, 2:] - box[:, :2]).clamp(min=1e-6)
             mask_term.append((error / sides.prod(dim=1)).sum() * (len(rows) / len(used)) / (height * width))
             if model.config.model.mask_iou:
@@ -218,43 +233,43 @@ class MultiBoxLoss(nn.Module):
         return torch.stack(mask_term).sum(), self._mask_iou_term(model, rescored) if rescored else zero
 
     def _sample(self, rows: Tensor) -> Tensor:
-        """At most `max_masks` of the given rows."""
+        """At most `max_masks` of the rows (n,)."""
         if len(rows) <= self.config.max_masks:
             return rows
         if self.sample_masks == "random":
-            # On the CPU's generator, so that a device does not change the draw.
+            # With the CPU's generator, so that the result does not depend on the device.
             rows = rows[torch.randperm(len(rows)).to(rows.device)]
         return rows[: self.config.max_masks]
 
     def _mask_iou_term(self, model: Yolact, parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-        """How far the predicted IoU of each mask with its truth is off (YOLACT++, section 6.1)."""
+        """Smooth L1 loss of the predicted mask IoU; `parts`: masks, truth and labels (YOLACT++, Sec. 6.1)."""
         masks, truth, labels = (torch.cat(column) for column in zip(*parts, strict=True))
         large = truth.sum(dim=(1, 2)) > self.config.min_mask_area
         masks, truth, labels = masks[large], truth[large], labels[large]
         if len(labels) == 0:
             return masks.sum() * 0
-        found = masks > 0.5
-        shared = (found & truth).sum(dim=(1, 2))
+        found = masks > 0.5  # (n, Hp, Wp)
+        shared = (found & truth).sum(dim=(1, 2))  # (n,)
         union = (found | truth).sum(dim=(1, 2))  # not 0: the truth has some area
         predicted = model.maskiou_net(masks[:, None]).gather(1, labels[:, None])[:, 0]  # (n,)
         return F.smooth_l1_loss(predicted, shared / union, reduction="sum")
 
     def _semantic_term(self, logits: Tensor, targets: Sequence[Target]) -> Tensor:
-        """Per-class binary cross-entropy on P3, a mean over pixels, summed over images (section 3.4)."""
+        """Per-class binary cross-entropy on P3, mean over pixels, sum over images (YOLACT, Sec. 5)."""
         truth = torch.zeros_like(logits)
         for index, target in enumerate(targets):
-            truth[index].index_add_(0, target.labels, target.semantic_masks.to(truth.dtype))
+            truth[index].index_add_(0, target.labels, target.semantic_masks.to(truth.dtype))  # (C, H3, W3)
         error = F.binary_cross_entropy_with_logits(logits, truth.clamp(max=1), reduction="sum")
         return error / (logits.shape[2] * logits.shape[3])
 
 
 def count_totals(parts: Sequence[Matches]) -> Totals:
-    """Totals of a batch whose images are matched in `parts`."""
+    """The totals of a batch, from the matches of its parts."""
     positives = torch.stack([(part.classes > 0).sum() for part in parts]).sum()
     images = positives.new_tensor(sum(len(part.classes) for part in parts))
     return Totals(positives, images)
 
 
 def _pad(tensors: Sequence[Tensor]) -> Tensor:
-    """Tensors (G_i, ...) to one (B, max G, ...), zero-padded."""
+    """B tensors (G_i, ...) as one (B, max G, ...), zero-padded."""
     return pad_sequence(list(tensors), batch_first=True)

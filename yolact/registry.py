@@ -1,4 +1,4 @@
-"""The named configurations: the original's eight, one for small devices, one for the demo and the tests."""
+"""The named configurations: the original's eight, one for small devices, one for demo and tests."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ from yolact.config import (
     ModelConfig,
     TrainConfig,
 )
-from yolact.settings import convert, nearest
 from yolact_runtime.errors import UsageError
+from yolact_runtime.typed import nearest
 
 
 def published_classes(table: str) -> Classes:
-    """The classes that the published weights were trained with: `table` is `coco` or `pascal_sbd`."""
-    tables = json.loads(
-        resources.files("yolact").joinpath("assets/published_classes.json").read_text("utf-8")
-    )
-    return convert(tables[table], Classes, "")
+    """The classes of the published weights; `table` is `coco` or `pascal_sbd`."""
+    file = resources.files("yolact").joinpath("assets/published_classes.json")
+    ids: dict[str, int] = json.loads(file.read_text("utf-8"))[table]
+    return Classes(tuple(ids), tuple(ids.values()))
 
 
 def _plus(base: ModelConfig, backbone: BackboneConfig) -> ModelConfig:
-    """YOLACT++: deformable backbone, three scales a level, real aspect ratios, mask re-scoring."""
+    """YOLACT++ (Sec. 6): deformable backbone, three scales for each level, true aspect ratios, re-scoring."""
     scales = tuple(tuple(size * 2 ** (i / 3) for i in range(3)) for (size,) in base.prior_scales)
     return replace(base, backbone=backbone, prior_scales=scales, prior_square=False, mask_iou=True)
 
@@ -67,11 +66,11 @@ def configs() -> dict[str, Config]:
         fpn_features=48,
         num_prototypes=16,
         prior_scales=(
-            (20.0, 25.0, 31.0),
-            (36.0, 44.0, 53.0),
-            (62.0, 72.0, 83.0),
-            (94.0, 104.0, 112.0),
-            (116.0, 122.0, 128.0),
+            (24.0, 31.0, 40.0),
+            (48.0, 60.0, 74.0),
+            (88.0, 104.0, 118.0),
+            (120.0, 122.0, 124.0),
+            (126.0, 127.0, 128.0),
         ),
         prior_aspect_ratios=(1.0,),
         prior_square=False,
@@ -116,26 +115,28 @@ def configs() -> dict[str, Config]:
             "yolact_tiny",
             Classes(("circle", "square", "triangle"), (1, 4, 9)),
             tiny,
-            loss=LossConfig(mask_weight=4.0),
+            loss=LossConfig(mask_weight=6.0),
             train=TrainConfig(
-                batch_size=16,
-                reference_batch=16,
+                batch_size=8,
+                reference_batch=8,
                 optimizer="adamw",
                 lr=3e-3,
                 weight_decay=1e-4,
-                steps=(430, 550),
+                schedule="cosine",
                 warmup_iterations=50,
                 warmup_lr=3e-4,
-                max_iterations=600,
+                max_iterations=700,
                 max_grad_norm=10.0,
                 freeze_bn="never",
                 init="random",
                 save_every=1000,
-                # It is trained in minutes, with epochs of a second.
+                # It is trained in a minute, with epochs of seconds.
                 save_epochs=0,
                 validate_every=0,
+                cache_samples=True,
+                workers=0,
             ),
-            augment=AugmentConfig(enabled=False),
+            augment=AugmentConfig(photometric=False, expand=False, crop=False, flip=True),
             dataset=shapes,
         ),
     ]
@@ -146,7 +147,7 @@ def get_config(name: str) -> Config:
     """The configuration called `name`; the original's `_config` ending is accepted.
 
     Raises:
-        UsageError: no such configuration; names the near ones.
+        UsageError: unknown; lists similar names.
     """
     known = configs()
     key = name.removesuffix("_config")
@@ -156,9 +157,9 @@ def get_config(name: str) -> Config:
 
 
 def config_name_of(path: str | Path) -> str | None:
-    """The configuration that a checkpoint's file name names: `yolact_base_54_800000.pth` -> `yolact_base`.
+    """The configuration in a checkpoint's file name: `yolact_base` of `yolact_base_54_800000.pth`.
 
-    Returns None where the name does not have the form `<config>_<epoch>_<iteration>[_interrupt]`.
+    None if the name is not of the form `<config>_<epoch>_<iteration>[_interrupt]`.
     """
     parts = Path(path).stem.removesuffix("_interrupt").split("_")
     if len(parts) < 3 or not (parts[-1].isdigit() and parts[-2].isdigit()):
@@ -167,7 +168,7 @@ def config_name_of(path: str | Path) -> str | None:
 
 
 def position_of(path: str | Path) -> tuple[int, int]:
-    """(epoch, iteration) that a checkpoint's name says; (0, 0) where it does not have that form."""
+    """(epoch, iteration) in a checkpoint's file name; (0, 0) if it is not of that form."""
     if config_name_of(path) is None:
         return 0, 0
     epoch, iteration = Path(path).stem.removesuffix("_interrupt").split("_")[-2:]

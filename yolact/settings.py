@@ -1,17 +1,16 @@
-"""Typed settings: frozen dataclasses from plain values and from `section.field=value` assignments."""
+"""Settings from `section.field=value` assignments, and the check of their values."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
-import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from yolact_runtime.errors import UsageError
+from yolact_runtime.typed import convert, nearest
 
 T = TypeVar("T")
 
@@ -19,20 +18,24 @@ T = TypeVar("T")
 def override(config: T, assignments: Sequence[str]) -> T:
     """Apply `section.field=value` assignments, such as `train.lr=5e-4`, checked by name and type.
 
-    Values are read as JSON where they are JSON (numbers, true, [1, 2]), else as a string.
+    Values are JSON (numbers, true, [1, 2]), or else strings.
 
     Raises:
-        UsageError: not an assignment, an unknown field (names the near ones), or the wrong type.
+        UsageError: not an assignment, an unknown field (lists similar ones), or the wrong type.
     """
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise UsageError(f"--set {assignment!r}: expected section.field=value, such as train.lr=5e-4")
-        config = _assign(config, key.strip().split("."), _parse(text.strip()), key.strip(), type(config))
+        try:
+            config = _assign(config, key.strip().split("."), _parse(text.strip()), key.strip(), type(config))
+        except ValueError as error:
+            raise UsageError(str(error)) from None
     return config
 
 
 def _parse(text: str) -> Any:
+    """The JSON value of `text`, or else `text` itself."""
     try:
         return json.loads(text)
     except ValueError:
@@ -40,6 +43,7 @@ def _parse(text: str) -> Any:
 
 
 def _assign(owner: T, keys: list[str], value: Any, full: str, root: type) -> T:
+    """`owner` with the field that `keys` lead to replaced; `full` is the whole name, for errors."""
     hints = typing.get_type_hints(type(owner))
     if keys[0] not in hints:
         raise UsageError(f"no setting {full!r}; {nearest(full, _settings(root))}")
@@ -58,62 +62,12 @@ def _assign(owner: T, keys: list[str], value: Any, full: str, root: type) -> T:
 
 
 def _settings(cls: type, prefix: str = "") -> list[str]:
-    """Dotted names of all fields below `cls`."""
+    """Dotted names of all settings in the dataclass `cls`."""
     names: list[str] = []
     for name, hint in typing.get_type_hints(cls).items():
         full = f"{prefix}.{name}" if prefix else name
         names += _settings(hint, full) if dataclasses.is_dataclass(hint) else [full]  # type: ignore[arg-type]
     return names
-
-
-def convert(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the type `hint` (a dataclass, tuple, Literal, Optional or plain type).
-
-    Raises:
-        UsageError: it cannot be; names `where`, the value and what is allowed.
-    """
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        hints = typing.get_type_hints(hint)
-        for key in value:
-            if key not in hints:
-                raise UsageError(
-                    f"no setting {(where + '.' if where else '') + key!r}; {nearest(key, hints)}"
-                )
-        built = {key: convert(v, hints[key], f"{where}.{key}" if where else key) for key, v in value.items()}
-        try:
-            return hint(**built)  # type: ignore[operator]
-        except TypeError as error:
-            raise UsageError(
-                f"{where or 'configuration'}: {str(error).partition('() ')[2] or error}"
-            ) from None
-    if origin is Literal:
-        if value in args:
-            return value
-        raise UsageError(f"{where} = {value!r}; allowed: {', '.join(map(str, args))}")
-    if origin in (typing.Union, types.UnionType):
-        return None if value is None else convert(value, next(a for a in args if a is not type(None)), where)
-    if origin is tuple and isinstance(value, (list, tuple)):
-        if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(convert(item, args[0], where) for item in value)
-        if len(args) == len(value):
-            return tuple(convert(item, arg, where) for item, arg in zip(value, args, strict=True))
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    if hint is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(hint, type) and type(value) is hint:
-        return value
-    kind = hint.__name__ if isinstance(hint, type) and origin is None else str(hint)
-    raise UsageError(f"{where} = {value!r}; expected {kind}")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Words for an error: the names in `known` that are near `name`, or all of them."""
-    names = sorted(known)
-    near = [known for known in names if known.rpartition(".")[2] == name]
-    near = near or difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    return f"near ones: {', '.join(near)}" if near else f"known: {', '.join(names)}"
 
 
 def check(holds: bool, name: str, value: object, allowed: str) -> None:

@@ -62,7 +62,8 @@ def command(args: argparse.Namespace) -> None:
     import cv2
     import torch
 
-    from yolact.data.coco import CocoDataset, read_classes
+    from yolact.data.annotations import read_classes
+    from yolact.data.coco import CocoDataset
     from yolact.data.layout import resolve_dataset
     from yolact.registry import get_config
     from yolact_bench.report.tables import Table
@@ -129,7 +130,7 @@ def _stages(dataset: CocoDataset, epoch: int, index: int, clock: Clock) -> None:
         boxes, crowd = dataset.boxes(record, height, width)
         photometric, geometry = augmenter.draw(epoch, index, boxes, crowd, height, width)
     with clock("geometry"):
-        part, inside = geometry.part(image, augmenter.fill)
+        part, inside = geometry.visible_pixels(image, augmenter.fill)
     with clock("photometric"):
         photometric(part[inside])
     with clock("geometry"):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import torch
 
     from yolact.config import Config
-    from yolact.data.coco import Batch
+    from yolact.data.batch import Batch
     from yolact.model import Yolact
     from yolact_bench.measure.protocol import Timing
 
@@ -58,7 +58,9 @@ def command(args: argparse.Namespace) -> None:
     require("yolact-bench training", "train", "torch")
     import torch
 
-    from yolact.data.coco import CocoDataset, collate, read_classes
+    from yolact.data.annotations import read_classes
+    from yolact.data.batch import collate
+    from yolact.data.coco import CocoDataset
     from yolact.data.layout import resolve_dataset
     from yolact.engine import pick_device
     from yolact.registry import get_config

@@ -1,15 +1,18 @@
-"""`yolact-export`: write a checkpoint for deployment, prove that it computes the same; inspect files."""
+"""`yolact-export`: export a checkpoint for deployment and verify the export, or inspect a file."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import logging
+import re
 import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from yolact_export.trt import options as trt_options
 from yolact_runtime.commandline import Parser, run
@@ -17,168 +20,183 @@ from yolact_runtime.errors import UsageError, missing_extra
 
 log = logging.getLogger(__name__)
 
-# What only the export of a checkpoint can choose, and what it is where nothing is said.
-_OF_THE_GRAPH = (
+# Options that only the export of a checkpoint can have.
+_CHECKPOINT_OPTIONS = (
     *("config", "detect", "batch", "max_batch", "input_type"),
     *("precision", "keep_float", "calibrate", "calibration_method", "calibration_images"),
 )
 
 
+class _ExportParser(Parser):
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2. The value of an unknown option is not reported as an unknown command."""
+        pattern = r"argument COMMAND: invalid choice: (.*) \(choose from .*"
+        advice = r"unrecognized argument \1; is the option before it misspelled?"
+        super().error(re.sub(pattern, advice, message))
+
+
 def build_parser() -> Parser:
-    """The options of an export."""
-    parser = Parser(
+    """The options of an export, and the subcommand `inspect`."""
+    parser = _ExportParser(
         prog="yolact-export",
-        description="Export a checkpoint and prove the export.",
-        epilog="yolact-export inspect FILE tells what an exported file or a checkpoint is.",
+        usage="yolact-export --weights WEIGHTS [--to FORMAT] [options]\n       yolact-export inspect FILE",
+        description="Export a checkpoint and verify that the export computes the same.",
     )
-    parser.add_argument(
-        "--weights",
-        "--trained-model",
-        required=True,
-        help="a checkpoint or a name; or an exported .onnx (trt, openvino, triton) or .engine (triton)",
-    )
-    parser.add_argument("--config", help="configuration, where neither the file nor its name says it")
-    parser.add_argument("--to", choices=list(TARGETS), default="onnx", help="format")
-    parser.add_argument("--output", type=Path, help="file to write; beside the weights if not given")
+    weights = "checkpoint or name; or an exported .onnx (trt, openvino, triton) or .engine (triton); required"
+    parser.add_argument("--weights", "--trained-model", help=weights)
+    parser.add_argument("--config", help="configuration, if neither the file nor its name says it")
+    parser.add_argument("--to", choices=list(TARGETS), default="onnx", help="format to write")
+    parser.add_argument("--output", type=Path, help="file to write; by default, next to the weights")
     _add_graph_options(parser.add_argument_group("graph"))
     _add_precision_options(parser.add_argument_group("precision"))
-    _add_proof_options(parser.add_argument_group("proof"))
+    _add_verification_options(parser.add_argument_group("verification"))
     trt_options.add_arguments(parser)
-    group = parser.add_argument_group("server (--to triton)")
-    group.add_argument("--triton-name", metavar="NAME", help="the model's name on the server")
-    group.add_argument("--triton-instances", type=int, default=1, help="copies of the model on a device")
-    group.add_argument(
-        "--triton-queue-delay",
-        type=int,
-        default=2000,
-        metavar="MICROSECONDS",
-        help="longest wait for more requests to join a batch",
+    add = parser.add_argument_group("server (--to triton)").add_argument
+    add("--triton-name", metavar="NAME", help="name of the model on the server")
+    add("--triton-instances", type=int, default=1, help="instances of the model per device")
+    delay = "longest wait for more requests to fill a batch"
+    add("--triton-queue-delay", type=int, default=2000, metavar="MICROSECONDS", help=delay)
+    commands = parser.add_subparsers(
+        title="commands", dest="command", metavar="COMMAND", prog=parser.prog, parser_class=Parser
     )
+    inspect = commands.add_parser(
+        "inspect",
+        help="show what an exported file or a checkpoint is",
+        description="Show the metadata, inputs, outputs, compute by precision, and FLOPs of a file.",
+        argument_default=argparse.SUPPRESS,  # so that options before `inspect` count as well
+    )
+    inspect.add_argument("file", type=Path, help=".onnx, .xml, .engine or .plan, or a checkpoint")
+    inspect.add_argument("--config", help="configuration, if the checkpoint does not say it")
     return parser
 
 
 def _add_graph_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--detect",
-        choices=["native", "runtime", "plugin"],
-        default="native",
-        help="native: detections come out of the graph; runtime: raw heads do, the runtime detects;"
-        " plugin: the runtime's kernels are put into the engine (TensorRT 10.8 and later)",
+    """Add the options of the exported graph."""
+    add = group.add_argument
+    detect = (
+        "native: the graph returns detections; runtime: it returns raw heads, and the runtime detects;"
+        " plugin: the engine runs the runtime's kernels (TensorRT 10.8 and later)"
     )
-    group.add_argument("--batch", type=int, default=1, help="images in every call")
-    group.add_argument("--max-batch", type=int, help="make the batch dynamic, 1 to this many")
-    group.add_argument(
-        "--input-type",
-        choices=["uint8", "float32"],
-        default="uint8",
-        help="float32 takes images resized without rounding, as the original evaluates",
-    )
+    add("--detect", choices=["native", "runtime", "plugin"], default="native", help=detect)
+    add("--batch", type=int, default=1, help="images in every call")
+    add("--max-batch", type=int, help="make the batch dynamic, 1 to this many")
+    input_type = "float32 accepts images resized without rounding, as in the original's evaluation"
+    add("--input-type", choices=["uint8", "float32"], default="uint8", help=input_type)
 
 
 def _add_precision_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--precision", choices=["fp32", "fp16", "int8"], default="fp32", help="of convolutions and products"
-    )
-    group.add_argument(
-        "--keep-float",
-        default="auto",
-        metavar="auto|none|NAMES",
-        help="layer groups left in float32, with commas; auto measures which must be",
-    )
-    group.add_argument("--calibrate", type=Path, metavar="DIR", help="images to find the ranges of int8 with")
-    group.add_argument(
-        "--calibration-method",
-        choices=["entropy", "percentile", "minmax"],
-        default="minmax",
-        help="how ranges are chosen from what was seen",
-    )
-    group.add_argument("--calibration-images", type=int, default=128, help="use at most this many of DIR")
-    group.add_argument(
-        "--allow-fallback",
-        action="store_true",
-        help="write the file even with less of the precision than asked",
-    )
+    """Add the options of fp16 and int8."""
+    add = group.add_argument
+    precisions = ["fp32", "fp16", "int8"]
+    add("--precision", choices=precisions, default="fp32", help="of convolutions and matrix products")
+    keep = "layer groups to keep in float32, separated by commas; auto measures which have to be"
+    add("--keep-float", default="auto", metavar="auto|none|NAMES", help=keep)
+    add("--calibrate", type=Path, metavar="DIR", help="folder of images to calibrate int8")
+    methods = ["entropy", "percentile", "minmax"]
+    add("--calibration-method", choices=methods, default="minmax", help="how to choose the range of a tensor")
+    add("--calibration-images", type=int, default=128, help="calibrate with at most this many images")
+    fallback = "write the file even if it has less of the precision than requested"
+    add("--allow-fallback", action="store_true", help=fallback)
 
 
-def _add_proof_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--verify", type=Path, metavar="DIR", help="verify on these images; made ones if not given"
-    )
-    group.add_argument("--no-verify", action="store_true", help="do not compare the file with the checkpoint")
-    group.add_argument(
-        "--annotations",
-        type=Path,
-        metavar="FILE",
-        help="COCO annotations of --verify: show the AP of float32 and of the precision side by side",
-    )
+def _add_verification_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options of the comparison with the checkpoint."""
+    add = group.add_argument
+    add("--verify", type=Path, metavar="DIR", help="images to verify on; by default, synthetic images")
+    add("--no-verify", action="store_true", help="do not compare the file with the checkpoint")
+    annotations = "COCO annotations of --verify: compare the AP of float32 and of the reduced precision"
+    add("--annotations", type=Path, metavar="FILE", help=annotations)
 
 
 def command(args: argparse.Namespace) -> None:
-    """Run an export."""
-    _check(args)
+    """Run an export or `inspect`."""
+    name = "yolact-export inspect" if args.command else "yolact-export"
     try:
-        TARGETS[args.to](args)
+        if args.command:
+            _inspect(args)
+        else:
+            _check(args)
+            TARGETS[args.to](args)
     except ModuleNotFoundError as error:
-        raise missing_extra(f"yolact-export (no module {error.name!r})", "train") from error
+        raise missing_extra(f"{name} (no module {error.name!r})", "train") from error
+
+
+def _inspect(args: argparse.Namespace) -> None:
+    """Run `yolact-export inspect`."""
+    own = ("command", "file", "config", "debug", "quiet", "command_line")
+    if given := _given(args, [name for name in vars(args) if name not in own]):
+        raise UsageError(f"{given[0]} is an option of an export; inspect takes --config, --debug and --quiet")
+    from yolact_export.inspection import print_file
+
+    print_file(args.file, args.config)
+
+
+def _given(args: argparse.Namespace, names: Sequence[str]) -> list[str]:
+    """Those of the options `names` that are not at their defaults, spelled as on the command line."""
+    defaults = build_parser()
+    changed = [name for name in names if getattr(args, name) != defaults.get_default(name)]
+    return ["--" + name.replace("_", "-") for name in changed]
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse options that would have no effect."""
+    """Refuse a missing --weights, and options that would have no effect."""
+    if args.weights is None:
+        raise UsageError(
+            "--weights is required: a checkpoint, the name of published weights, or an exported file; see"
+            " yolact-export --help"
+        )
     if args.detect == "plugin" and args.to != "trt":
-        raise UsageError(f"--detect plugin is for --to trt; {args.to} takes native or runtime")
+        raise UsageError(f"--detect plugin is for --to trt; {args.to} allows native and runtime")
     if args.annotations is not None and args.precision == "fp32":
         raise UsageError("--annotations compares AP with float32: it needs --precision fp16 or int8")
     if not _is_exported(args.weights):
         return
     if args.to == "onnx":
-        raise UsageError(f"--weights {args.weights}; --to onnx takes a checkpoint")
-    defaults = build_parser()
-    given = [name for name in _OF_THE_GRAPH if getattr(args, name) != defaults.get_default(name)]
-    if args.to == "trt":  # which compares the precision with the file's, and can add plugins to it
-        given = [
-            name for name in given if name != "precision" and (name, args.detect) != ("detect", "plugin")
-        ]
+        raise UsageError(f"--weights {args.weights}: --to onnx needs a checkpoint")
+    given = _given(args, _CHECKPOINT_OPTIONS)
+    if args.to == "trt":  # the build checks the precision of the file, and can add plugins to it
+        given = [option for option in given if option != "--precision"]
+        given = [option for option in given if (option, args.detect) != ("--detect", "plugin")]
     if given:
-        option = "--" + given[0].replace("_", "-")
-        raise UsageError(
-            f"{option} is for checkpoints; {args.weights} is exported already and stays as it is"
-        )
+        raise UsageError(f"{given[0]} is for checkpoints; {args.weights} is already exported")
 
 
 def _export_onnx(args: argparse.Namespace) -> None:
-    with _onnx_source(args, keep=args.output or _beside(args, ".onnx")):
+    with _onnx_file(args, keep=args.output or _default_output(args, ".onnx")):
         pass
 
 
 def _export_engine(args: argparse.Namespace) -> None:
+    """Run `--to trt`; the ONNX file is kept next to the engine."""
     from yolact_export.trt.engine import build_engine
     from yolact_export.trt.target import choose_target
 
     options = trt_options.from_arguments(args)
-    output = args.output or _beside(args, ".engine")
+    output = args.output or _default_output(args, ".engine")
     if output.suffix.lower() not in (".engine", ".plan"):
-        raise UsageError(f"--output {output}; an engine ends in .engine or .plan")
+        raise UsageError(f"--output {output}: the name of an engine ends in .engine or .plan")
     if not _is_exported(args.weights):
-        choose_target(options, args.precision)  # what cannot be built need not be exported
-    asked = None if args.precision == "fp32" else args.precision
-    with _onnx_source(args, keep=output.with_suffix(".onnx")) as source:
-        build_engine(source, output, options, args.command_line, asked)
+        choose_target(options, args.precision)  # refuse what cannot be built before exporting it
+    requested = None if args.precision == "fp32" else args.precision
+    with _onnx_file(args, keep=output.with_suffix(".onnx")) as source:
+        build_engine(source, output, options, args.command_line, requested)
 
 
 def _export_openvino(args: argparse.Namespace) -> None:
-    from yolact_export.openvino import proven_equal, write_openvino
+    """Run `--to openvino`."""
+    from yolact_export.openvino import verify_openvino, write_openvino
 
     if args.precision == "fp16":
-        raise UsageError("--precision fp16; CPUs compute half in float32: --to openvino takes fp32 and int8")
-    output = args.output or _beside(args, ".xml")
+        raise UsageError("--precision fp16: CPUs compute fp16 in float32; --to openvino allows fp32 and int8")
+    output = args.output or _default_output(args, ".xml")
     if output.suffix != ".xml":
-        raise UsageError(f"--output {output}; an OpenVINO model ends in .xml")
-    with _onnx_source(args) as source:
+        raise UsageError(f"--output {output}: the name of an OpenVINO model ends in .xml")
+    with _onnx_file(args) as source:
         check = None
         if not args.no_verify:
             from yolact_export.verify import verification_images
 
-            check = proven_equal(source, verification_images(args.verify))
+            check = functools.partial(verify_openvino, source, verification_images(args.verify))
         write_openvino(source, output, check)
     log.info("wrote %s and %s", output, output.with_suffix(".bin").name)
 
@@ -187,19 +205,19 @@ def _export_triton(args: argparse.Namespace) -> None:
     from yolact_export.triton import TritonOptions, write_repository
 
     options = TritonOptions(args.triton_instances, args.triton_queue_delay)
-    repository = args.output or _beside(args, "").with_name("triton")
+    repository = args.output or _default_output(args, "").with_name("triton")
     name = args.triton_name or Path(args.weights).stem
-    with _onnx_source(args) as source:
+    with _onnx_file(args) as source:
         log.info("wrote %s", write_repository(source, repository, name, options))
 
 
 def _is_exported(weights: str) -> bool:
-    """Whether the "weights" are an export already, so that the machine need not have PyTorch."""
+    """Whether the weights are an exported file, which needs no PyTorch."""
     return Path(weights).suffix.lower() in (".onnx", ".engine", ".plan")
 
 
-def _beside(args: argparse.Namespace, suffix: str) -> Path:
-    """The default for `--output`; exports of other precisions or kinds get other names."""
+def _default_output(args: argparse.Namespace, suffix: str) -> Path:
+    """The default of `--output`: next to the weights, with the precision and the kind of detection."""
     if _is_exported(args.weights):
         return Path(args.weights).with_suffix(suffix)
     from yolact.weights.load import locate
@@ -210,8 +228,13 @@ def _beside(args: argparse.Namespace, suffix: str) -> Path:
 
 
 @contextlib.contextmanager
-def _onnx_source(args: argparse.Namespace, keep: Path | None = None) -> Iterator[Path]:
-    """The export to go on from: the file given, or a proven one that is made, and kept as `keep`."""
+def _onnx_file(args: argparse.Namespace, keep: Path | None = None) -> Iterator[Path]:
+    """The ONNX file to convert: the one given, or a verified export of the checkpoint.
+
+    Args:
+        args: Arguments of the command line.
+        keep: Where to write the export; None for a temporary file.
+    """
     if _is_exported(args.weights):
         yield Path(args.weights)
         return
@@ -219,21 +242,18 @@ def _onnx_source(args: argparse.Namespace, keep: Path | None = None) -> Iterator
     from yolact_runtime.files import atomic_path
 
     weights = locate(args.weights)
-    with contextlib.ExitStack() as stack:
-        path = keep
-        if path is None:
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
-            path = Path(folder) / f"{weights.stem}.onnx"
+    with tempfile.TemporaryDirectory() as folder:
+        path = keep or Path(folder) / f"{weights.stem}.onnx"
         with atomic_path(path) as temporary:
-            write_proven_onnx(args, weights, temporary)
+            _export_checkpoint(args, weights, temporary)
         if keep is not None:
             log.info("wrote %s (%.1f MB)", path, path.stat().st_size / 1e6)
         yield path
 
 
-def write_proven_onnx(args: argparse.Namespace, weights: Path, path: Path) -> None:
-    """Write the ONNX file that `args` describe to `path`; every format starts from it."""
-    from yolact_export.build import Proof, build_onnx
+def _export_checkpoint(args: argparse.Namespace, weights: Path, path: Path) -> None:
+    """Write the verified ONNX file that `args` describe to `path`."""
+    from yolact_export.checkpoint import Verification, export_checkpoint
     from yolact_export.onnx import OnnxOptions
     from yolact_export.precision.calibration import CalibrationOptions
     from yolact_export.precision.reduce import PrecisionOptions
@@ -251,9 +271,9 @@ def write_proven_onnx(args: argparse.Namespace, weights: Path, path: Path) -> No
         input_type=args.input_type,
         command=args.command_line,
     )
-    proof = Proof(not args.no_verify, args.verify, args.annotations)
+    verification = Verification(not args.no_verify, args.verify, args.annotations)
     log.info("exporting %s as %s", weights, args.precision)
-    build_onnx(weights, args.config, path, options, proof, precision)
+    export_checkpoint(weights, args.config, path, options, verification, precision)
 
 
 # Formats by name. Each function takes the parsed options and writes `args.output`.
@@ -265,31 +285,9 @@ TARGETS: dict[str, Callable[[argparse.Namespace], None]] = {
 }
 
 
-def build_inspect_parser() -> Parser:
-    """The options of `yolact-export inspect`."""
-    parser = Parser(
-        prog="yolact-export inspect",
-        description="Tell what a file is: metadata, inputs, outputs, precision by share of compute, FLOPs.",
-    )
-    parser.add_argument("file", type=Path, help=".onnx, .xml, .engine or .plan, or a checkpoint")
-    parser.add_argument("--config", help="configuration of a checkpoint that does not say it")
-    return parser
-
-
-def inspect_command(args: argparse.Namespace) -> None:
-    """Run `yolact-export inspect`."""
-    try:
-        from yolact_export.describe import print_file
-    except ModuleNotFoundError as error:
-        raise missing_extra(f"yolact-export inspect (no module {error.name!r})", "train") from error
-    print_file(args.file, args.config)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `yolact-export`."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["inspect"]:
-        return run(inspect_command, build_inspect_parser(), words[1:])
     parser = build_parser()
     parser.set_defaults(command_line=shlex.join(["yolact-export", *words]))
     return run(command, parser, words)

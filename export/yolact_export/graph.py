@@ -1,4 +1,4 @@
-"""The module that is exported: images in, detections or raw heads out. The model itself is left alone."""
+"""The module that is exported: images in, detections or raw heads out; the model itself is not changed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from yolact.model import Yolact
 from yolact.model.backbone import DeformConv
 from yolact.model.detect import detect
 from yolact.model.preprocess import Normalise
-from yolact_export.nodes import HEADS
+from yolact_export.onnx_graph import HEADS
 
 DETECTIONS = ("count", "boxes", "scores", "classes", "coefficients", "prototypes")
 
 
 class ExportedYolact(nn.Module):
-    """Preprocessing, network and, with `detect="native"`, detection, in operators every backend has.
+    """Preprocessing, network and, with `detect="native"`, detection, in operators that every backend has.
 
     Args:
         model: Copied; deformable convolutions become grid sampling.
@@ -26,13 +26,15 @@ class ExportedYolact(nn.Module):
     """
 
     def __init__(self, model: Yolact, detect: str) -> None:
+        """Copy the model and replace the layers that some backend lacks or does not need."""
         super().__init__()
         self.model = copy.deepcopy(model).cpu().float().eval()
-        self.normalise = SubtractMean(Normalise(model.config.model), first_convolution(self.model))
+        first = next(layer for layer in self.model.backbone.modules() if isinstance(layer, nn.Conv2d))
+        self.normalise = SubtractMean(Normalise(model.config.model), first)
         self.detect = detect
         for index, module in enumerate(self.model.proto_net):
             if isinstance(module, nn.Upsample):
-                # The ReLU behind it: what is interpolated is positive already.
+                # The ReLU behind it: its input is already positive.
                 self.model.proto_net[index + 1] = nn.Identity()
         for name, module in list(self.model.named_modules()):
             if isinstance(module, DeformConv):
@@ -41,13 +43,13 @@ class ExportedYolact(nn.Module):
 
     @property
     def output_names(self) -> tuple[str, ...]:
-        """Names of what `forward` returns."""
+        """Names of the tensors that `forward` returns."""
         if self.detect == "runtime":
             return HEADS
         return (*DETECTIONS, "mask_scores") if self.model.config.model.mask_iou else DETECTIONS
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(N, S, S, 3) uint8 or float32 BGR to the tensors that `output_names` names."""
+        """(N, S, S, 3) uint8 or float32 BGR 0..255 to the tensors in `output_names`."""
         output = self.model(self.normalise(images))
         if self.detect == "runtime":
             return tuple(output)
@@ -56,12 +58,12 @@ class ExportedYolact(nn.Module):
 
 
 class SubtractMean(nn.Module):
-    """The part of `Normalise` that no convolution can take over: padding is 0 once the mean is gone.
+    """The part of `Normalise` that the first convolution cannot absorb: its padding is 0 after the mean.
 
     Args:
-        normalise: What is to be done. Only its mean is left here.
-        first: The convolution that reads the image; gets the deviation and the order of colours into its
-            weights.
+        normalise: The normalisation of the model. This module keeps only its mean.
+        first: The convolution that reads the image. Its weights absorb the standard deviation and the channel
+            order.
     """
 
     mean: Tensor
@@ -70,23 +72,22 @@ class SubtractMean(nn.Module):
         super().__init__()
         self.register_buffer("mean", normalise.mean[:, None, None])  # (3, 1, 1), BGR
         with torch.no_grad():
-            # (C', RGB, h, w) to (C', BGR, h, w), so that planes need not be moved at every call.
+            # (C', RGB, h, w) to (C', BGR, h, w), so that no call has to swap channels.
             weight = first.weight.double().flip(1) / normalise.std.double()[:, None, None]
             first.weight.copy_(weight.to(first.weight.dtype))
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, S, S, 3) uint8 or float32 BGR 0..255 to (N, 3, S, S) float32 BGR minus mean."""
-        # Floats first, for TensorRT cannot turn bytes; then planes, for a mean for each is quickly taken off.
+        # Floats first, as TensorRT cannot transpose bytes; then planes, where subtracting the mean is fast.
         return images.float().permute(0, 3, 1, 2).contiguous() - self.mean
 
 
-def first_convolution(model: Yolact) -> nn.Conv2d:
-    """The convolution that reads the image."""
-    return next(module for module in model.backbone.modules() if isinstance(module, nn.Conv2d))
-
-
 class GridSampleDeformConv(nn.Module):
-    """A `DeformConv` as grid sampling and a plain convolution: few runtimes have the operator itself."""
+    """A `DeformConv` (YOLACT++, Sec. 6.2) as grid sampling and a convolution: few runtimes have the operator.
+
+    Args:
+        source: The layer to replace, with a 3x3 kernel and C input and C' output channels.
+    """
 
     taps: Tensor
     weight: Tensor
@@ -96,11 +97,12 @@ class GridSampleDeformConv(nn.Module):
         self.source = source
         rows, columns = torch.meshgrid(torch.arange(3.0) - 1, torch.arange(3.0) - 1, indexing="ij")
         self.register_buffer("taps", torch.stack([columns.flatten(), rows.flatten()], dim=-1))  # (9, 2): x, y
-        # Here rather than in the graph, where its weight would not be a constant that can be quantised.
+        # Reshaped here and not in the graph, where the weight would not be a constant that can be quantised.
         weight = source.weight.detach().flatten(1)[..., None, None]  # (C', C*9, 1, 1)
         self.register_buffer("weight", weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C', h, w), each 1/stride of the input's size."""
         offsets, modulation = self.source.offsets_and_modulation(x)
         height, width = x.shape[-2:]
         h, w = offsets.shape[-2:]

@@ -1,41 +1,42 @@
-"""Writing the ONNX file and checking what was written."""
+"""Writes a network as an ONNX file and checks the graph."""
 
 from __future__ import annotations
 
+import base64
+import io
 import warnings
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
 from onnxscript import optimizer
+from torch import nn
 
-from yolact.describe import describe
+from yolact.engine import describe
 from yolact.model import Yolact
 from yolact_export.graph import ExportedYolact
-from yolact_export.nodes import MAX_TOPK, describe_node, nodes
-from yolact_export.rescoring import pack_mask_iou_net
+from yolact_export.onnx_graph import DATA_DEPENDENT, iterate_nodes, operator_problem, small_constants
 from yolact_runtime.errors import UsageError, YolactError
 
-# The newest that TensorRT 8.6, the last for the GTX 1080 Ti, reads; it has all that is needed.
+# The newest opset that TensorRT 8.6 reads, the last version for the GTX 1080 Ti.
 OPSET = 17
-# Data-dependent shapes: neither CUDA graphs nor TensorRT-RTX take them.
-FORBIDDEN = {"NonMaxSuppression", "NonZero", "Loop", "If", "Scan"}
 
 
 @dataclass(frozen=True)
 class OnnxOptions:
-    """What is to be in the file.
+    """What to put into the file.
 
     Attributes:
         detect: "native" for detections, "runtime" for the raw heads.
-        batch: Images in every call, where `max_batch` is None.
+        batch: Images in every call if `max_batch` is None.
         max_batch: Makes the batch dynamic, 1 to this many.
         input_type: "uint8", or "float32" for images resized without rounding.
         command: The command line, for the metadata.
-        weights_sha256: Of the checkpoint, for the metadata.
+        weights_sha256: SHA-256 of the checkpoint, for the metadata.
     """
 
     detect: str = "native"
@@ -58,12 +59,16 @@ def write_onnx(model: Yolact, path: Path, options: OnnxOptions) -> onnx.ModelPro
     """Write `model` as one self-describing ONNX file and check it.
 
     Args:
-        model: Any device; it is left as it is.
-        path: To be written; the caller sees to it that a failure leaves nothing under the final name.
-        options: What is to be in it.
+        model: On any device; it is not changed.
+        path: Where to write; after a failure the caller deletes what is there.
+        options: What to put into the file.
+
+    Returns:
+        The graph, with inferred types and metadata.
 
     Raises:
-        YolactError: the graph is not valid ONNX or holds an operator that some backend refuses.
+        UsageError: the configured NMS cannot be exported.
+        YolactError: the graph is not valid ONNX, or some backend refuses one of its operators.
     """
     allowed = {"native": ("fast", "cross_class"), "runtime": ("fast",)}[options.detect]
     if model.config.detect.nms not in allowed:
@@ -91,16 +96,38 @@ def write_onnx(model: Yolact, path: Path, options: OnnxOptions) -> onnx.ModelPro
     return graph
 
 
+def pack_mask_iou_net(model: Yolact) -> str:
+    """The weights of the mask re-scoring network (YOLACT++, Sec. 6.1), for the runtime to evaluate.
+
+    A graph that returns raw heads leaves detection to the runtime, and with it re-scoring.
+
+    Returns:
+        base64 of an .npz with weight0, bias0, weight1, ...; "" if the model does not re-score masks.
+    """
+    if not model.config.model.mask_iou:
+        return ""
+    convs = [module for module in model.maskiou_net.modules() if isinstance(module, nn.Conv2d)]
+    arrays: dict[str, np.ndarray] = {}
+    for index, conv in enumerate(convs):
+        assert conv.bias is not None
+        arrays[f"weight{index}"] = conv.weight.detach().cpu().numpy()
+        arrays[f"bias{index}"] = conv.bias.detach().cpu().numpy()
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
 def _trace(module: ExportedYolact, path: Path, options: OnnxOptions) -> onnx.ModelProto:
+    """Trace the module to an optimised graph with inferred shapes; `path` is overwritten on the way."""
     size = module.model.config.model.input_size
-    # Two images where the batch is dynamic: with one, a traced size could pass for a constant.
+    # Two images for a dynamic batch: with one, a traced size could become a constant.
     batch = 2 if options.max_batch else options.batch
     dtype = torch.uint8 if options.input_type == "uint8" else torch.float32
     images = torch.zeros(batch, size, size, 3, dtype=dtype)
     names = list(module.output_names)
     dynamic = {name: {0: "batch"} for name in ["images", *names]} if options.max_batch else None
     with warnings.catch_warnings(), torch.inference_mode():
-        # Sizes that depend on the batch stay symbolic; that all others become constants is intended.
+        # Sizes that depend on the batch stay symbolic; all others become constants, as intended.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module,
@@ -116,36 +143,24 @@ def _trace(module: ExportedYolact, path: Path, options: OnnxOptions) -> onnx.Mod
         outputs = module(images)
     graph = onnx.shape_inference.infer_shapes(optimizer.optimize(onnx.load(path)), data_prop=True)
     for value, output in zip(graph.graph.output, outputs, strict=True):
-        # Inference loses sizes on the way; only the batch is really open.
+        # Shape inference loses some sizes; only the batch is really dynamic.
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             if axis or not options.max_batch:
                 dim.dim_value = output.shape[axis]
     return graph
 
 
-def check_graph(graph: onnx.ModelProto) -> None:
-    """Check that `graph` is valid and keeps to what every backend takes.
+def check_graph(model: onnx.ModelProto) -> None:
+    """Check that a graph is valid ONNX and has only operators that every backend accepts.
 
     Raises:
-        YolactError: names the node and why.
+        YolactError: names the first offending node and the reason.
     """
     try:
-        onnx.checker.check_model(graph, full_check=True)
+        onnx.checker.check_model(model, full_check=True)
     except onnx.checker.ValidationError as error:
         raise YolactError(f"the exported graph is not valid ONNX: {str(error).splitlines()[0]}") from error
-    constants = {tensor.name: tensor for tensor in graph.graph.initializer}
-    for node in nodes(graph.graph):
-        where = describe_node(node)
-        if node.domain not in ("", "ai.onnx"):
-            raise YolactError(
-                f"{where} is of the domain {node.domain}; only plain ONNX operators are allowed"
-            )
-        if node.op_type in FORBIDDEN:
-            raise YolactError(f"{where} makes shapes depend on data; it is not allowed")
-        if node.op_type == "TopK":
-            k = constants.get(node.input[1])
-            if k is None:
-                raise YolactError(f"{where}: k is not a constant")
-            value = int(onnx.numpy_helper.to_array(k).item())
-            if value > MAX_TOPK:
-                raise YolactError(f"{where}: k is {value}; TensorRT allows {MAX_TOPK}")
+    constants = small_constants(model.graph)
+    for node in iterate_nodes(model.graph):
+        if problem := operator_problem(node, constants, refused=DATA_DEPENDENT | {"If"}):
+            raise YolactError(problem)

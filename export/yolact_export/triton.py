@@ -1,11 +1,10 @@
-"""A model repository for the Triton Inference Server.
+"""Adds models to a model repository of the Triton Inference Server.
 
     REPOSITORY/<name>/config.pbtxt
     REPOSITORY/<name>/labels.txt
     REPOSITORY/<name>/1/model.onnx | model.plan
 
-The configuration is built as Triton's own protocol message, so that its fields and types are those of the
-schema, and written as text.
+The configuration is built as Triton's own protocol buffer message, which checks its fields and types.
 """
 
 from __future__ import annotations
@@ -15,17 +14,17 @@ import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import onnx
 
-from yolact_export.inspection import read_described, read_graph
+from yolact_export.onnx_graph import graph_metadata, read_graph
 from yolact_runtime.engines.tensorrt.record import read_engine
 from yolact_runtime.errors import UsageError, YolactError, missing_extra
 from yolact_runtime.files import atomic_folder
 from yolact_runtime.metadata import Metadata
 
-# Triton's name of a backend and of its model file, by the suffix of ours.
+# Triton's backend and the name of its model file, by the suffix of our file.
 _BACKENDS = {
     ".onnx": ("onnxruntime", "model.onnx"),
     ".engine": ("tensorrt", "model.plan"),
@@ -34,9 +33,8 @@ _BACKENDS = {
 _TYPES = {"uint8": "TYPE_UINT8", "int32": "TYPE_INT32", "float16": "TYPE_FP16", "float32": "TYPE_FP32"}
 
 
-@dataclass(frozen=True)
-class TensorSpec:
-    """An input or output: `dtype` is NumPy's name; `shape` has the batch first."""
+class TensorSpec(NamedTuple):
+    """An input or output: `dtype` is NumPy's name; `shape` starts with the batch, None if dynamic."""
 
     name: str
     dtype: str
@@ -67,20 +65,20 @@ class TritonOptions:
 
 
 def write_repository(model: Path, repository: Path, name: str, options: TritonOptions | None = None) -> Path:
-    """Add `model` to a repository, whole or not at all.
+    """Add `model` to a repository; on an error, nothing is added.
 
     Args:
-        model: `.onnx`, `.engine` or `.plan` of ours; copied.
-        repository: Made where it is not there.
+        model: `.onnx`, `.engine` or `.plan` of yolact-export; it is copied.
+        repository: Folder of the repository, which is created if it does not exist.
         name: The model's name on the server: letters, digits, `_`, `-`, `.`.
-        options: How the server runs it.
+        options: How the server runs the model.
 
     Returns:
         The model's folder.
 
     Raises:
-        UsageError: a name or suffix that does not do.
-        YolactError: the repository has a model of that name already, or `model` is damaged or not ours.
+        UsageError: the name or the suffix is not allowed.
+        YolactError: the repository has a model of that name, or `model` is damaged or has no metadata.
     """
     if not re.fullmatch(r"[\w.-]+", name):
         raise UsageError(f"model name {name!r}; allowed: letters, digits, '_', '-' and '.'")
@@ -88,33 +86,33 @@ def write_repository(model: Path, repository: Path, name: str, options: TritonOp
         raise UsageError(f"{model}: Triton takes {', '.join(_BACKENDS)} files")
     target = repository / name
     if target.exists():
-        raise YolactError(f"{target} exists; delete it or name the model otherwise with --triton-name")
+        raise YolactError(f"{target} exists; delete it, or choose another name with --triton-name")
     metadata, tensors = _read_model(model)
     text = _config_text(model, metadata, tensors, name, options or TritonOptions())
-    # A server that polls its repository must not meet half a model.
-    with atomic_folder(target) as made:
-        (made / "1").mkdir()
-        (made / "config.pbtxt").write_text(text, encoding="utf-8")
-        (made / "labels.txt").write_text("\n".join(metadata.class_names) + "\n", encoding="utf-8")
-        shutil.copyfile(model, made / "1" / _BACKENDS[model.suffix][1])
+    # A server that polls its repository must not see half a model.
+    with atomic_folder(target) as folder:
+        (folder / "1").mkdir()
+        (folder / "config.pbtxt").write_text(text, encoding="utf-8")
+        (folder / "labels.txt").write_text("\n".join(metadata.class_names) + "\n", encoding="utf-8")
+        shutil.copyfile(model, folder / "1" / _BACKENDS[model.suffix][1])
     return target
 
 
 def _read_model(path: Path) -> tuple[Metadata, Tensors]:
-    """What a model says of itself, its inputs and its outputs."""
+    """Metadata, inputs and outputs of a model."""
     if path.suffix == ".onnx":
-        graph, metadata = read_described(path)
-        return metadata, _tensors(graph)
+        graph = read_graph(path)
+        return graph_metadata(graph, path), _tensors(graph)
     metadata, record = read_engine(path)
     if record.library != "tensorrt":
         raise UsageError(
-            f"{path} is an engine of {record.title}; Triton runs TensorRT's: give {record.onnx_file}"
+            f"{path} is an engine of {record.title}; Triton runs TensorRT engines: give {record.onnx_file}"
         )
     source = path.parent / record.onnx_file
     if not source.is_file():
-        raise YolactError(f"{path}: {source}, which it was built from, is needed for its inputs and outputs")
+        raise YolactError(f"{path} needs {source}, which it was built from, for its inputs and outputs")
     inputs, outputs = _tensors(read_graph(source))
-    return metadata, (inputs, _detected(outputs, metadata) if record.plugin else outputs)
+    return metadata, (inputs, _plugin_outputs(outputs, metadata) if record.plugin else outputs)
 
 
 def _tensors(model: onnx.ModelProto) -> Tensors:
@@ -126,8 +124,8 @@ def _tensors(model: onnx.ModelProto) -> Tensors:
     return [spec(value) for value in model.graph.input], [spec(value) for value in model.graph.output]
 
 
-def _detected(heads: list[TensorSpec], metadata: Metadata) -> list[TensorSpec]:
-    """The outputs of an engine whose plugins detect after these heads."""
+def _plugin_outputs(heads: list[TensorSpec], metadata: Metadata) -> list[TensorSpec]:
+    """The outputs of an engine whose plugins detect from these heads."""
     prototypes = next(spec for spec in heads if spec.name == "prototypes")
     batch, rows = prototypes.shape[0], metadata.max_detections
     return [
@@ -143,61 +141,49 @@ def _detected(heads: list[TensorSpec], metadata: Metadata) -> list[TensorSpec]:
 def _config_text(model: Path, metadata: Metadata, tensors: Tensors, name: str, options: TritonOptions) -> str:
     """`config.pbtxt` of a model.
 
-    Batches are formed on the server where the model takes several sizes of them, and every instance is
-    warmed up with the smallest and the largest one.
+    The server forms batches if the model accepts several sizes, and warms up every instance with the smallest
+    and the largest one.
     """
-    schema = _schema()
-    from google.protobuf import text_format
-
+    try:
+        from google.protobuf import text_format
+        from tritonclient.grpc import model_config_pb2 as schema
+    except ImportError as error:
+        raise missing_extra("--to triton", "triton") from error
     backend, file_name = _BACKENDS[model.suffix]
-    # With 0, shapes hold the batch and the server forms none.
+    # With 0, the server forms no batches, and shapes include the batch.
     batching = metadata.max_batch if metadata.max_batch > metadata.min_batch else 0
-    message = schema.ModelConfig(
-        name=name, backend=backend, default_model_filename=file_name, max_batch_size=batching
-    )
+    message = schema.ModelConfig(name=name, backend=backend, max_batch_size=batching)
+    message.default_model_filename = file_name
     if backend == "tensorrt":
         message.platform = "tensorrt_plan"
     inputs, outputs = tensors
-    for spec, entry in [(spec, message.input.add()) for spec in inputs] + [
-        (spec, message.output.add()) for spec in outputs
-    ]:
+    entries = [(spec, message.input.add()) for spec in inputs]
+    for spec, entry in entries + [(spec, message.output.add()) for spec in outputs]:
         entry.name = spec.name
         entry.data_type = schema.DataType.Value(_TYPES[spec.dtype])
         dims = _dims(spec, batching, metadata)
         entry.dims.extend(dims or [1])
-        if not dims:  # one number for each image: Triton wants a size, and to be told that there is none
+        if not dims:  # one number for each image: Triton needs a size, and a reshape that removes it
             entry.reshape.SetInParent()
         if spec.name == "classes":
             entry.label_filename = "labels.txt"
-    group = message.instance_group.add()
-    group.count = options.instances
-    group.kind = schema.ModelInstanceGroup.Kind.Value("KIND_AUTO")
+    message.instance_group.add(count=options.instances, kind=schema.ModelInstanceGroup.KIND_AUTO)
     if batching:
         message.dynamic_batching.max_queue_delay_microseconds = options.queue_delay_us
         message.dynamic_batching.preferred_batch_size.append(batching)
     for size in sorted({1, batching} - {0}):
-        warm_up = message.model_warmup.add()
-        warm_up.name = f"batch_{size if batching else metadata.min_batch}"
-        warm_up.batch_size = size
+        warm_up_name = f"batch_{size if batching else metadata.min_batch}"
+        warm_up = message.model_warmup.add(name=warm_up_name, batch_size=size)
         for spec in inputs:
-            fed = warm_up.inputs[spec.name]
-            fed.data_type = schema.DataType.Value(_TYPES[spec.dtype])
-            fed.dims.extend(_dims(spec, batching, metadata))
-            fed.random_data = True
+            data = warm_up.inputs[spec.name]
+            data.data_type, data.random_data = schema.DataType.Value(_TYPES[spec.dtype]), True
+            data.dims.extend(_dims(spec, batching, metadata))
     kept = {key: value for key, value in asdict(metadata).items() if key != "mask_iou_net"}
     message.parameters["yolact"].string_value = json.dumps(kept)
     return text_format.MessageToString(message)
 
 
 def _dims(spec: TensorSpec, batching: int, metadata: Metadata) -> list[int]:
-    """Sizes as Triton counts them: without the batch where the server forms it."""
+    """Sizes of a tensor as Triton expects them: without the batch if the server forms batches."""
     sizes = [size if size is not None else metadata.max_batch for size in spec.shape]
     return sizes[1:] if batching else sizes
-
-
-def _schema() -> Any:
-    try:
-        from tritonclient.grpc import model_config_pb2
-    except ImportError as error:
-        raise missing_extra("--to triton", "triton") from error
-    return model_config_pb2

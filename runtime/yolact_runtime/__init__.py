@@ -2,18 +2,51 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from yolact_runtime.detections import Detections
-from yolact_runtime.engines.base import Engine
-from yolact_runtime.engines.load import load_engine
-from yolact_runtime.errors import YolactError
-from yolact_runtime.metadata import Metadata
-from yolact_runtime.results import Result
+if TYPE_CHECKING:
+    from yolact_runtime.detections import Detections
+    from yolact_runtime.engines.base import Engine
+    from yolact_runtime.engines.load import load_engine
+    from yolact_runtime.errors import YolactError
+    from yolact_runtime.metadata import Metadata
+    from yolact_runtime.results import Result
 
-try:
-    __version__ = version("yolact")
-except PackageNotFoundError:  # run from a checkout that is not installed
-    __version__ = "0+unknown"
+    __version__: str
 
 __all__ = ["Detections", "Engine", "Metadata", "Result", "YolactError", "__version__", "load_engine"]
+
+# Imported when first used, so that a command's `--help` does not wait for OpenCV (PEP 562).
+_MODULES = {
+    "Detections": "detections",
+    "Engine": "engines.base",
+    "Metadata": "metadata",
+    "Result": "results",
+    "YolactError": "errors",
+    "load_engine": "engines.load",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = _version()
+    elif name in _MODULES:
+        value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("yolact")
+    except PackageNotFoundError:  # a checkout that is not installed
+        return "0+unknown"

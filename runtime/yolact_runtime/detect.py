@@ -1,4 +1,4 @@
-"""Raw network heads to detections: box decoding and fast NMS (section 3.3 of the YOLACT paper) in NumPy."""
+"""Raw network heads to detections in NumPy: box decoding and fast NMS (YOLACT, Sec. 5)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from yolact_runtime.metadata import Metadata
 
 log = logging.getLogger(__name__)
 
-# How the box offsets were scaled in training.
+# Scales of the box offsets in training.
 CENTRE_VARIANCE = 0.1
 SIZE_VARIANCE = 0.2
 
@@ -36,7 +36,7 @@ def detect(
         metadata: Its thresholds and limits are used.
 
     Returns:
-        Detections; priors whose box or scores are not finite numbers take no part.
+        Detections, without priors whose box or scores are not finite.
     """
     n, k = len(loc), metadata.max_detections
     out = Detections(
@@ -53,7 +53,7 @@ def detect(
         boxes = decode(loc[i, candidates], priors[candidates])
         finite = np.isfinite(boxes).all(axis=1)
         if not finite.all():
-            log.warning("dropped %d boxes that are not finite numbers", len(finite) - int(finite.sum()))
+            log.warning("dropped %d boxes that are not finite", len(finite) - int(finite.sum()))
             candidates, scores, boxes = candidates[finite], scores[finite], boxes[finite]
         rows, classes = fast_nms(boxes, scores, metadata.iou_threshold, metadata.nms_top_k, k)
         count = len(rows)
@@ -77,7 +77,7 @@ def select(logits: np.ndarray, score_threshold: float) -> tuple[np.ndarray, np.n
     """
     # exp(best - background) bounds the best score from above, so most priors need no softmax.
     margin = np.log(max(score_threshold, 1e-30)) - 1e-3
-    # Class by class: reducing along the short axis would take three times as long.
+    # Class by class: reducing along the short axis takes three times as long.
     by_class = cv2.transpose(logits)  # (C+1, P)
     likely = np.flatnonzero(by_class[1:].max(axis=0) - by_class[0] >= margin)
     powers = logits[likely].astype(np.float32, copy=False)
@@ -100,17 +100,17 @@ def decode(loc: np.ndarray, priors: np.ndarray) -> np.ndarray:
 def fast_nms(
     boxes: np.ndarray, scores: np.ndarray, iou_threshold: float, top_k: int, limit: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fast NMS: a box goes when any better box of its class overlaps it, even one that goes itself.
+    """Fast NMS: removes a box if any better box of its class overlaps it, even a removed one.
 
-    Whether a candidate stays depends on better ones alone. So the best candidates over all classes are
-    settled first, and more are looked at only until `limit` have stayed.
+    Whether a candidate is kept depends only on better ones. So the best candidates over all classes are
+    processed first, and more are added only until `limit` are kept.
 
     Args:
         boxes: (n, 4) x1 y1 x2 y2.
         scores: (n, C), every class of every box.
-        iou_threshold: Overlap above which the worse one goes.
+        iou_threshold: Overlap above which the worse box is removed.
         top_k: Candidates per class.
-        limit: Best ones kept over all classes.
+        limit: Maximum number of kept boxes over all classes.
 
     Returns:
         Box indices and classes, (m,) each, best score first; equal scores by class, then by box.
@@ -119,7 +119,7 @@ def fast_nms(
     take = min(len(flat), 4 * limit)
     while True:
         if take < len(flat):
-            # With all that equal the last one, so that no tie is cut.
+            # Includes all scores that equal the last one, so that no tie is cut.
             worst = np.partition(flat, len(flat) - take)[len(flat) - take]
             best = np.flatnonzero(flat >= worst)
         else:
@@ -135,7 +135,7 @@ def fast_nms(
 def _survivors(
     boxes: np.ndarray, rows: np.ndarray, classes: np.ndarray, iou_threshold: float, top_k: int
 ) -> np.ndarray:
-    """Positions in `rows` (best score first) that NMS within each class and its `top_k` leaves, in order."""
+    """Positions in `rows` (best score first) that NMS keeps among the `top_k` of each class, ascending."""
     if not len(rows):
         return rows
     grouped = np.argsort(classes, kind="stable")
@@ -151,18 +151,18 @@ def _survivors(
 
 
 def _iou(boxes: np.ndarray) -> np.ndarray:
-    """(G, R, 4) to (G, R, R); 0 where the union has no area."""
-    # Each coordinate on its own: pairs as the innermost dimension would cost five times as much.
+    """IoU of each pair of boxes (G, R, 4): (G, R, R); 0 if the union has no area."""
+    # Each coordinate on its own: pairs as the innermost dimension take five times as long.
     left, top, right, bottom = np.ascontiguousarray(np.moveaxis(boxes, 2, 0))[..., None]  # (G, R, 1)
-    shared = _shared(left, right)
-    shared *= _shared(top, bottom)
+    intersection = _overlap(left, right)
+    intersection *= _overlap(top, bottom)
     area = (right - left) * (bottom - top)
-    union = area + area.transpose(0, 2, 1) - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    union = area + area.transpose(0, 2, 1) - intersection
+    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
 
 
-def _shared(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Length that each two of the spans (G, R, 1) share: (G, R, R)."""
+def _overlap(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Length of the intersection of each pair of intervals (G, R, 1): (G, R, R)."""
     length = np.minimum(high, high.transpose(0, 2, 1))
     length -= np.maximum(low, low.transpose(0, 2, 1))
     return np.maximum(length, 0, out=length)

@@ -1,4 +1,4 @@
-"""What every engine returns, and the check that it does."""
+"""`Detections`, the output of every engine, and its check."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from yolact_runtime.metadata import Metadata
 
 
 class Detections(NamedTuple):
-    """What every engine returns for a batch of N images, zero-padded past `count`, best score first.
+    """Output of an engine for a batch of N images, zero-padded past `count`, best score first.
 
     Attributes:
         count: (N,) int32, rows in use.
@@ -20,7 +20,7 @@ class Detections(NamedTuple):
         classes: (N, K) int32, 0-based, no background.
         coefficients: (N, K, M) float32.
         prototypes: (N, Hp, Wp, M) float32.
-        mask_scores: (N, K) float32; equal to `scores` where masks are not re-scored.
+        mask_scores: (N, K) float32; equal to `scores` unless masks are re-scored.
     """
 
     count: np.ndarray  # type: ignore[assignment]
@@ -33,7 +33,7 @@ class Detections(NamedTuple):
 
 
 def check_detections(found: Detections, n: int, meta: Metadata) -> None:
-    """Raise a YolactError where an engine's detections of n images are no such thing."""
+    """Raise a YolactError if an engine's detections of n images do not match its metadata."""
     k, m = meta.max_detections, found.prototypes.shape[-1]
     expected = {
         "count": ((n,), "iu"), "boxes": ((n, k, 4), "f"), "scores": ((n, k), "f"),

@@ -3,51 +3,44 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from yolact_runtime.errors import YolactError
 from yolact_runtime.masks import Region
-
-if TYPE_CHECKING:
-    from yolact_runtime.results import Result
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _OPACITY = 0.45
+# Font scales: of the smallest canvases, and below which nobody can read a label.
+_SMALLEST, _UNREADABLE = 0.33, 0.25
 
 
-def draw(image: np.ndarray, result: Result) -> np.ndarray:
-    """`image` with the instances over it, the best one on top.
+def draw_instances(
+    image: np.ndarray, regions: Sequence[Region], boxes: np.ndarray, texts: Sequence[str]
+) -> np.ndarray:
+    """A copy of an image with n instances drawn on it, the first one on top.
 
     Args:
-        image: (H, W, 3) uint8 BGR, the one `result` was found in; it is not modified.
-        result: What was found; each instance gets its own colour and a plate "class 0.87".
+        image: (H, W, 3) uint8 BGR; it is not modified.
+        regions: n masks. Each instance gets its own colour.
+        boxes: (n, 4) int, x1 y1 x2 y2 in pixels.
+        texts: n labels, such as "dog 0.87".
 
     Returns:
         (H, W, 3) uint8 BGR.
-
-    Raises:
-        YolactError: the image has another size.
     """
-    if image.shape[:2] != (result.height, result.width):
-        raise YolactError(
-            f"the image is {image.shape[1]} x {image.shape[0]}, the result {result.width} x {result.height}"
-        )
     canvas = np.array(image)
-    worst_first = range(len(result) - 1, -1, -1)
-    thickness = max(1, round(min(result.height, result.width) / 400))
-    boxes, names = result.boxes.tolist(), result.names
-    for index in worst_first:
-        _draw_mask(canvas, result.regions[index], colour(index), thickness)
-    for index in worst_first:
-        x1, y1, x2, y2 = boxes[index]
+    last_first = range(len(regions) - 1, -1, -1)
+    thickness = max(1, round(min(image.shape[:2]) / 400))
+    for index in last_first:
+        _draw_mask(canvas, regions[index], colour(index), thickness)
+    for index in last_first:
+        x1, y1, x2, y2 = boxes[index].tolist()
         cv2.rectangle(canvas, (x1, y1), (x2, y2), colour(index), thickness)
-    for index in worst_first:
-        x1, y1 = boxes[index][:2]
-        draw_label(canvas, f"{names[index]} {result.mask_scores[index]:.2f}", x1, y1, colour(index))
+    draw_labels(canvas, texts, boxes)
     return canvas
 
 
@@ -78,28 +71,81 @@ def _blend(bgr: tuple[int, int, int]) -> np.ndarray:
     return values.astype(np.uint8)[None]
 
 
-def draw_label(canvas: np.ndarray, text: str, x: int, y: int, bgr: tuple[int, int, int]) -> None:
-    """Put `text` on a plate of colour `bgr` above the point (x, y), wholly inside the canvas (H, W, 3)."""
+def draw_labels(canvas: np.ndarray, texts: Sequence[str], boxes: np.ndarray) -> None:
+    """Label boxes; no label covers another one, and none covers a box where there is space elsewhere.
+
+    A label is above its box, below it or next to it, whichever hides least of all boxes. Its height grows
+    with the canvas. The first label chooses first; a label without any free place is left out.
+
+    Args:
+        canvas: (H, W, 3) uint8 BGR, drawn on.
+        texts: One for each box; the label has the `colour` of the box's index.
+        boxes: (n, 4) int, x1 y1 x2 y2 in pixels.
+    """
     height, width = canvas.shape[:2]
-    scale = min(max(min(height, width) / 1000, 0.4), 2.5)
-    weight = max(1, round(scale * 1.5))
-    (text_width, text_height), below = cv2.getTextSize(text, _FONT, scale, weight)
-    pad = max(2, round(text_height / 4))
-    plate_width, plate_height = text_width + 2 * pad, text_height + below + 2 * pad
-    if plate_width > width or plate_height > height:
-        # A label that does not fit is shrunk until it would be unreadable, and then left out.
-        fit = min(width / plate_width, height / plate_height) * scale
-        if fit < 0.3:
-            return
-        scale, weight, pad = fit, 1, 1
-        (text_width, text_height), below = cv2.getTextSize(text, _FONT, scale, weight)
-        plate_width, plate_height = text_width + 2 * pad, text_height + below + 2 * pad
-    left = max(0, min(x, width - plate_width))
-    top = y - plate_height if y >= plate_height else min(y, height - plate_height)
-    top = max(0, top)
-    cv2.rectangle(canvas, (left, top), (left + plate_width, top + plate_height), bgr, cv2.FILLED)
+    taken = np.empty((0, 4), np.int64)
+    for index, (text, box) in enumerate(zip(texts, boxes, strict=True)):
+        label = _fit(text, height, width)
+        if label is None:
+            continue
+        places = _places(box, label, height, width)
+        places = places[_shared_area(places, taken) == 0]
+        if len(places):
+            place = places[_shared_area(places, boxes).argmin()]  # the first of equals
+            taken = np.concatenate([taken, place[None]])
+            _draw_label(canvas, label, place, colour(index))
+
+
+class _Label(NamedTuple):
+    """A text, its font scale and stroke, its origin in the plate below it and the plate's size, in pixels."""
+
+    text: str
+    scale: float
+    weight: int
+    origin: tuple[int, int]
+    width: int
+    height: int
+
+
+def _fit(text: str, height: int, width: int) -> _Label | None:
+    """The label of a canvas of this size: shrunk where it is too wide, None where nobody could read it."""
+    scale = min(max(min(height, width) / 1000, _SMALLEST), 2.5)
+    while scale >= _UNREADABLE:
+        weight = max(1, round(scale * 1.5))
+        (wide, high), below = cv2.getTextSize(text, _FONT, scale, weight)
+        pad = max(1, round(high / 4))
+        label = _Label(text, scale, weight, (pad, pad + high), wide + 2 * pad, high + below + 2 * pad)
+        if label.width <= width and label.height <= height:
+            return label
+        scale *= 0.9
+    return None
+
+
+def _places(box: np.ndarray, label: _Label, height: int, width: int) -> np.ndarray:
+    """Where a label can be (n, 4), x1 y1 x2 y2 within the canvas, the favourite first."""
+    x1, y1, x2, y2 = box.tolist()
+    above, below, right, left = y1 - label.height, y2 + 1, x2 + 1, x1 - label.width
+    corners = [(x1, above), (x1, below), (x2 - label.width, above), (x2 - label.width, below)]
+    corners += [(right, y1), (left, y1), (right, y2 - label.height), (left, y2 - label.height)]
+    # Where all these are taken: lines of labels above and below.
+    corners += [(x1, y) for n in range(1, 7) for y in (above - n * label.height, below + n * label.height)]
+    limit = width - label.width, height - label.height
+    first = np.clip(np.array(corners), 0, limit)
+    return np.concatenate([first, first + np.array([label.width, label.height])], axis=1)
+
+
+def _shared_area(places: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Pixels (n,) of each of the places (n, 4) that the others (m, 4) cover, counted for each of them."""
+    low = np.maximum(places[:, None, :2], others[None, :, :2])
+    high = np.minimum(places[:, None, 2:], others[None, :, 2:])
+    return (high - low).clip(0).prod(axis=2).sum(axis=1)
+
+
+def _draw_label(canvas: np.ndarray, label: _Label, place: np.ndarray, bgr: tuple[int, int, int]) -> None:
+    x1, y1, x2, y2 = place.tolist()
+    cv2.rectangle(canvas, (x1, y1), (x2 - 1, y2 - 1), bgr, cv2.FILLED)
     blue, green, red = bgr
     luminance = 0.114 * blue + 0.587 * green + 0.299 * red
     ink = (0, 0, 0) if luminance > 128 else (255, 255, 255)
-    origin = (left + pad, top + pad + text_height)
-    cv2.putText(canvas, text, origin, _FONT, scale, ink, weight, cv2.LINE_AA)
+    origin = x1 + label.origin[0], y1 + label.origin[1]
+    cv2.putText(canvas, label.text, origin, _FONT, label.scale, ink, label.weight, cv2.LINE_AA)

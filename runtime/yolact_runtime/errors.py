@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read."""
+"""Errors for users: one line each, and other libraries' errors turned into one line."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import re
 
 
 class YolactError(Exception):
-    """Something the user can mend: one readable line (what, the value, what is allowed, what to run next).
+    """Something the user can fix: one line (what, the value, what is allowed, what to run next).
 
-    The command line prints it without a traceback (`--debug` shows one) and exits with `exit_code`.
+    The command line prints it without its traceback (`--debug` shows that) and exits with `exit_code`.
     """
 
     exit_code = 1
@@ -21,45 +21,58 @@ class UsageError(YolactError):
 
 
 def missing_extra(what: str, extra: str) -> YolactError:
-    """The error for a library that an optional extra brings."""
+    """The error for a missing library that an optional extra installs."""
     return YolactError(f'{what} needs packages that are not installed; run: pip install "yolact[{extra}]"')
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's error, shortened: the rest is for its developers."""
+    """The first line of another library's error, at most 200 characters."""
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return text if len(text) <= 200 else text[:197] + "..."
 
 
+# How libraries report a lack of memory: C++, ONNX Runtime's arena, CUDA, OpenVINO.
+_NO_MEMORY = ("bad_alloc", "bad allocation", "failed to allocate", "out of memory", "not enough memory")
+
+
+def run_failed(path: object, library: str, error: Exception, images: int) -> YolactError:
+    """The error for a call of `library` with a number of images that raised `error`; `path` is the engine."""
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY):
+        return YolactError(
+            f"{path}: {library} ran out of memory with {images} image{'s' if images > 1 else ''} in one call;"
+            f" use a smaller batch, fewer streams, or free memory ({cause_line(error)})"
+        )
+    return YolactError(f"{path}: {library} failed: {cause_line(error)}")
+
+
+def cause_line(error: Exception) -> str:
+    """The line of a message that names the cause: OpenVINO's first lines refer to its source code."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    causes = [line for line in lines if not line.startswith(("Exception from ", "Check "))] or lines
+    return first_line(RuntimeError(causes[0])) if causes else type(error).__name__
+
+
 class DeviceError(YolactError):
-    """The GPU, its driver, pycuda or TensorRT failed: says in which call, and at which buffer or batch."""
+    """The GPU, its driver, pycuda or TensorRT failed; names the call, and the buffer or batch."""
 
 
-# Where a reason says what to do about it.
-_ADVICE = (
-    (
-        r"OUT_OF_MEMORY|out ?of ?memory",
-        "free memory on the GPU, or use fewer streams or a smaller batch",
+# What to do about failures that are recognised by their reason.
+_ADVICE = {
+    r"OUT_OF_MEMORY|out ?of ?memory": "free memory on the GPU, or use fewer streams or a smaller batch",
+    r"ILLEGAL_ADDRESS|illegal memory access|LAUNCH_FAILED|launch fail|misaligned": (
+        "the GPU's context is lost: start the process again"
     ),
-    (
-        r"ILLEGAL_ADDRESS|illegal memory access|LAUNCH_FAILED|launch fail|misaligned",
-        "the GPU's context is lost: start the process again",
+    r"INSUFFICIENT_DRIVER|insufficient for CUDA|initialization failure with error: 35": (
+        "the driver is older than the library: update the driver"
     ),
-    (
-        r"INSUFFICIENT_DRIVER|insufficient for CUDA|initialization failure with error: 35",
-        "the driver is older than the library: update the driver",
-    ),
-)
+}
 
 
 def device_failure(who: str, call: str, reason: str, at: str = "") -> DeviceError:
-    """The error of a call that failed.
+    """The error for a failed `call` of `who`, such as "the GPU's driver", with its `reason`.
 
-    Args:
-        who: What failed, such as "the GPU's driver".
-        call: The function.
-        reason: What it says.
-        at: What it was for, such as "buffer pixels (921,600 bytes)".
+    `at` names the subject, such as "buffer pixels (921,600 bytes)".
     """
-    advice = next((f"; {text}" for known, text in _ADVICE if re.search(known, reason, re.IGNORECASE)), "")
-    return DeviceError(f"{who} failed{f' at {at}' if at else ''} in {call}: {reason}{advice}")
+    advice = [f"; {text}" for known, text in _ADVICE.items() if re.search(known, reason, re.IGNORECASE)]
+    return DeviceError(f"{who} failed{f' at {at}' if at else ''} in {call}: {reason}{''.join(advice[:1])}")

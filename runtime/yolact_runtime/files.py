@@ -1,4 +1,4 @@
-"""Files are written whole or not at all; and where those go that can be had again."""
+"""Writing files whole or not at all, reading JSON, hashes, and the cache folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from yolact_runtime.errors import YolactError
 
 
 def cache_folder() -> Path:
-    """Where what can be had again is kept: `$YOLACT_CACHE`, else `yolact` in the user's cache folder."""
+    """Cache folder: `$YOLACT_CACHE`, else `yolact` in the user's cache folder."""
     if chosen := os.environ.get("YOLACT_CACHE"):
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
@@ -23,38 +23,45 @@ def cache_folder() -> Path:
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success fsync it and rename it over `path`.
+def writing(target: object) -> Iterator[None]:
+    """Turn an OSError of the block into a YolactError: `target` cannot be written. A broken pipe passes."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise YolactError(f"cannot write {target}: {error.strerror or error}") from error
 
-    If the block raises, the temporary file is removed and `path` keeps what it held before.
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`; on success fsync it and rename it to `path`.
+
+    If the block raises, the temporary file is removed and `path` keeps its previous content.
 
     Raises:
         YolactError: the folder cannot be written to.
     """
     path = Path(path)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    except OSError as error:
-        raise YolactError(f"cannot write {path}: {error.strerror or error}") from error
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        mode = path.stat().st_mode if path.exists() else 0o666 & ~_umask()
-        temporary.chmod(mode & 0o777)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise YolactError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            mode = path.stat().st_mode if path.exists() else 0o666 & ~_umask()
+            temporary.chmod(mode & 0o777)
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a new temporary folder beside `path`; on success rename it to `path`, which must not exist.
+    """Yield a new temporary folder next to `path`; on success rename it to `path`, which must not exist.
 
     If the block raises, the temporary folder is removed. Its name begins with a dot.
 
@@ -62,19 +69,17 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         YolactError: the folder cannot be written to.
     """
     path = Path(path)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as outer:
-            made = Path(outer) / path.name
-            made.mkdir()
-            yield made
-            for file in made.rglob("*"):
+            folder = Path(outer) / path.name
+            folder.mkdir()
+            yield folder
+            for file in folder.rglob("*"):
                 if file.is_file():
                     with file.open("rb+") as opened:
                         os.fsync(opened.fileno())
-            made.rename(path)
-    except OSError as error:
-        raise YolactError(f"cannot write {path}: {error.strerror or error}") from error
+            folder.rename(path)
 
 
 def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
@@ -84,7 +89,7 @@ def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
 
 
 def read_json(path: str | Path, what: str = "file") -> Any:
-    """Read JSON from `path`; every way it can fail is one line that names the file."""
+    """Read JSON from `path`; raises a YolactError that names the file, as `what`."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What passes through the pipeline: frames from a source, results into sinks."""
+"""Interfaces of the pipeline: `Frame`, `Source` and `Sink`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from yolact_runtime.results import Result
 
 @dataclass(frozen=True)
 class Frame:
-    """One image on its way, decoded only when `read` is called.
+    """One image, decoded only when `read` is called.
 
     Attributes:
-        index: Its place in the source, from 0, without gaps.
+        index: Position in the source, from 0, without gaps.
         name: For messages and outputs: a path, or `clip.mp4#12` for the thirteenth frame of a video.
-        path: The file it is in, or the address of the stream.
-        read: Gives the image, (H, W, 3) uint8 BGR, or raises a YolactError that names it. May be called
-            from any thread, once.
+        path: The file, or the address of the stream.
+        read: Returns the image, (H, W, 3) uint8 BGR, or raises a YolactError that names it. May be called
+            once, from any thread.
         time: Seconds since the start of the video or stream; None for images.
     """
 
@@ -34,11 +34,11 @@ class Frame:
 
 
 class Source(ABC):
-    """Frames in order. Iterated once, by one thread, which may not be the one that closes it.
+    """Frames in order. Iterated once, by one thread; another one may close it.
 
     Attributes:
-        total: How many frames there will be; None where that is not known.
-        live: Frames come by the clock and wait for nobody: late ones may be dropped.
+        total: Number of frames; None if unknown.
+        live: Frames come in real time, and may be dropped if processing is too slow.
     """
 
     total: int | None = None
@@ -49,18 +49,18 @@ class Source(ABC):
         """The frames.
 
         Raises:
-            YolactError: the source itself ended in an error; frames given before stay good.
+            YolactError: the source failed; the frames before remain valid.
         """
 
     def close(self) -> None:  # noqa: B027 - most sources hold nothing
-        """Free what the source holds; a pending iteration ends soon. May be called twice."""
+        """Free resources; a running iteration ends soon. May be called twice."""
 
 
 class Sink(ABC):
-    """Takes results. `prepare` may run in any thread and order; `write` comes in the order of the frames."""
+    """Receives results. `prepare` runs in any thread and order, `write` in the order of the frames."""
 
     def prepare(self, frame: Frame, image: np.ndarray, result: Result) -> Any:
-        """The costly part of writing, such as run lengths or drawing; its value is given to `write`."""
+        """The expensive part of writing, such as RLE or drawing; the return value is passed to `write`."""
         return result
 
     @abstractmethod
@@ -68,19 +68,15 @@ class Sink(ABC):
         """Write one result, or keep it for `close`.
 
         Raises:
-            YolactError: it cannot be written. The pipeline stops: what cannot be written is lost.
+            YolactError: it cannot be written; the pipeline stops.
         """
 
     def fail(self, frame: Frame, error: str) -> None:  # noqa: B027 - most sinks leave failed frames out
-        """Take note, in the order of the frames, that one has no result.
-
-        Args:
-            frame: The frame.
-            error: One line that names it.
+        """Called instead of `write` for a frame without a result; `error` is one line that names it.
 
         Raises:
             YolactError: as for `write`.
         """
 
-    def close(self) -> None:  # noqa: B027 - some sinks hold nothing back
-        """Write what is held back, also after an error or Ctrl-C. May be called twice."""
+    def close(self) -> None:  # noqa: B027 - some sinks keep nothing
+        """Write what was kept, also after an error or Ctrl-C. May be called twice."""

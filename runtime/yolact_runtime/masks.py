@@ -1,9 +1,9 @@
-"""Masks at image size, found by their outline.
+"""Masks at image size, computed from their outlines.
 
-A mask is sigmoid(prototypes . coefficients), cut to its box at prototype resolution, enlarged to the
-image (bilinear, half-pixel centres) and thresholded at 0.5. Down one column of the image, the enlarged
-values are straight lines from one prototype row to the next. So where they cross 0.5, which is where COCO's
-runs start and end, follows from the prototype rows alone, and the pixels between need not be computed.
+A mask is sigmoid(prototypes . coefficients), cropped to its box at prototype resolution, resized to the image
+(bilinear, half-pixel centres) and thresholded at 0.5 (YOLACT, Sec. 3.3). Along a column of the image, the
+resized values are linear between prototype rows. So the points where they cross 0.5, the ends of COCO's runs,
+follow from the prototype rows alone, without computing the pixels between.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ class Region(NamedTuple):
     """The mask of one instance in an image.
 
     Attributes:
-        x: Left column of the part of the image that can be set, in pixels.
-        y: Top row of it.
-        width: Of it; may be 0 for an empty mask.
-        height: Of it; may be 0 for an empty mask.
+        x: Left column of the mask's bounding rectangle, in pixels.
+        y: Its top row.
+        width: Its width; 0 for an empty mask.
+        height: Its height; 0 for an empty mask.
         image_height: Rows of the image.
-        edges: (2 * runs,) int64, alternately the first pixel of a run and the one past its last, pixels being
-            counted down the columns of the whole image; strictly ascending.
+        edges: (2 * runs,) int64, alternately the first pixel of a run and the one past its last, counted down
+            the columns of the whole image; strictly ascending.
     """
 
     x: int
@@ -41,10 +41,10 @@ class Region(NamedTuple):
 
     @property
     def mask(self) -> np.ndarray:
-        """(height, width) bool: the part, computed at each call."""
+        """(height, width) bool: the mask inside the rectangle, computed at each call."""
         steps = np.zeros(self.width * self.height + 1, np.int8)
         steps[self._index(self.edges[0::2])] += 1
-        # A run may end with a column of the image, so its last pixel tells which column that is.
+        # A run may end at the bottom of a column, so its last pixel determines the column.
         steps[self._index(self.edges[1::2] - 1) + 1] -= 1
         return np.cumsum(steps[:-1], dtype=np.int8).view(bool).reshape(self.width, self.height).T
 
@@ -53,28 +53,28 @@ class Region(NamedTuple):
         return (column - self.x) * self.height + row - self.y
 
 
-# Instances traced in one go; bounds the memory that large images take.
-_TOGETHER = 32
+# Instances processed at once; limits the memory for large images.
+_CHUNK = 32
 
 
 def crop_bounds(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Which prototype cells a box keeps: those between its sides, widened by one cell.
+    """The prototype cells that cropping keeps: those inside a box, widened by one cell.
 
     Args:
-        boxes: (n, 4) x1 y1 x2 y2 relative to the image, in any order, inside it or not.
+        boxes: (n, 4) x1 y1 x2 y2 relative to the image, corners in any order, inside it or not.
         height: Rows of the prototypes.
         width: Columns of the prototypes.
 
     Returns:
         (n, 4) int64: first column, first row, column past the last, row past the last; within the
-        prototypes. A box beside the image has last <= first.
+        prototypes. For a box outside the image the last is not greater than the first.
     """
     size = np.array([width, height], np.float32)
     with np.errstate(over="ignore"):
         corners = np.asarray(boxes, np.float32).reshape(-1, 2, 2) * size  # (n, corner, xy)
     low = corners.min(axis=1) - 1
     high = corners.max(axis=1) + 1
-    # Cell c stays where low <= c < high, so both bounds round up.
+    # Cell c is kept if low <= c < high, so both bounds round up.
     bounds = np.concatenate([np.clip(low, 0, size), np.clip(high, 0, size)], axis=1)
     return np.ceil(bounds).astype(np.int64)
 
@@ -120,23 +120,23 @@ def box_masks(
     rows, columns = prototypes.shape[:2]
     bounds = crop_bounds(boxes, rows, columns).tolist()
     regions: list[Region] = []
-    for start in range(0, len(bounds), _TOGETHER):
-        some = slice(start, start + _TOGETHER)
-        with np.errstate(over="ignore"):  # once, for it takes as long as a small mask's exponentials
+    for start in range(0, len(bounds), _CHUNK):
+        some = slice(start, start + _CHUNK)
+        with np.errstate(over="ignore"):  # once: it takes as long as a small mask's exponentials
             lines = [
                 _lines(prototypes, row, bound, height, width)
                 for row, bound in zip(coefficients[some], bounds[some], strict=True)
             ]
-        regions += _trace(lines, rows, height)
+        regions += _find_edges(lines, rows, height)
     return regions
 
 
 class _Lines(NamedTuple):
-    """The values down each image column of a region, at the rows of the prototypes.
+    """Mask values along each image column of a region, at the rows of the prototypes.
 
     Attributes:
         x, y, height: As in `Region`.
-        first: The prototype row of each line's first value; may be -1.
+        first: Prototype row of the first value of each line; may be -1.
         values: (w, h) float32, zero at both ends of each line; w is 0 for an empty mask.
     """
 
@@ -153,23 +153,24 @@ _NOTHING = _Lines(0, 0, 0, 0, np.zeros((0, 2), np.float32))
 def _lines(
     prototypes: np.ndarray, coefficients: np.ndarray, bounds: Sequence[int], height: int, width: int
 ) -> _Lines:
+    """The lines of one instance, whose `bounds` are from `crop_bounds`, in an image of `height` x `width`."""
     x0, y0, x1, y1 = bounds
     if x1 <= x0 or y1 <= y0:
         return _NOTHING
     logits = prototypes[y0:y1, x0:x1] @ coefficients  # (h, w)
-    # Where the mask exceeds 0.5.
+    # The bounding rectangle of mask values above 0.5.
     column, row, columns, rows = cv2.boundingRect((logits > 0).view(np.uint8))
     if not columns:
         return _NOTHING
     across, down = _axis(prototypes.shape[1], width), _axis(prototypes.shape[0], height)
     x, x_stop = across.start[x0 + column], across.stop[x0 + column + columns - 1]
     y, y_stop = down.start[y0 + row], down.stop[y0 + row + rows - 1]
-    if x_stop <= x or y_stop <= y:  # the image is smaller than the prototypes and skips them
+    if x_stop <= x or y_stop <= y:  # the image is smaller than the prototypes and skips these cells
         return _NOTHING
-    # One more cell on each side takes part in the interpolation, unless the crop removed it.
+    # One more cell on each side contributes to the interpolation, unless the crop removed it.
     left, top = max(column - 1, 0), max(row - 1, 0)
     kept = logits[top : row + rows + 1, left : column + columns + 1]
-    # Column by column, as COCO counts, and between zeros, for what the crop removed.
+    # Column by column, as in COCO RLE, and surrounded by zeros for the cropped cells.
     cells = np.zeros((kept.shape[1] + 2, kept.shape[0] + 2), np.float32)
     cells[1:-1, 1:-1] = _sigmoid(kept.T)
     first = left + x0 - 1
@@ -181,10 +182,10 @@ def _lines(
     return _Lines(x, y, y_stop - y, top + y0 - 1, values)
 
 
-def _trace(lines: Sequence[_Lines], cells: int, height: int) -> list[Region]:
-    """What is above 0.5 in an image of `height` rows over prototypes of `cells` rows.
+def _find_edges(lines: Sequence[_Lines], cells: int, height: int) -> list[Region]:
+    """The runs above 0.5 in an image of `height` rows, with prototypes of `cells` rows.
 
-    All instances at once: one by one they are so small that NumPy's calls would take most of the time.
+    All instances at once, because single ones are so small that the overhead of NumPy dominates.
     """
     values = np.concatenate([line.values.ravel() for line in lines])
     sizes = np.array([line.values.size for line in lines])
@@ -199,21 +200,21 @@ def _trace(lines: Sequence[_Lines], cells: int, height: int) -> list[Region]:
     low = values.take(before)
     crossing = cell + (0.5 - low) / (values.take(before + 1) - low)  # between cell and cell + 1
     crossing = (crossing + 0.5) * (height / cells) - 0.5  # in pixels
-    # Beyond the outermost cells the values stay what they are.
+    # Values are constant beyond the outermost cells.
     crossing[cell < 0] = -0.5
     crossing[cell == cells - 1] = height
-    # Lines rise and fall in turn. A pixel that is 0.5 exactly is not set.
+    # Crossings alternate between rising and falling. A pixel of exactly 0.5 is not set.
     top = (column + np.repeat([line.x for line in lines], changes)) * height
     starts = top[0::2] + np.floor(crossing[0::2]).astype(np.int64) + 1
     stops = top[1::2] + np.ceil(crossing[1::2]).astype(np.int64)
-    # A run may fall between two pixels, and one may go on at the top of the next column.
+    # A run may lie between two pixels, or continue at the top of the next column.
     owner = np.repeat(np.arange(len(lines)), changes // 2)
     seen = stops > starts
     starts, stops, owner = starts[seen], stops[seen], owner[seen]
     apart = np.ones(len(starts) + 1, bool)
     apart[1:-1] = (starts[1:] != stops[:-1]) | (owner[1:] != owner[:-1])
     first, last = apart[:-1], apart[1:]
-    runs = owner[first]  # of which instance each run is
+    runs = owner[first]  # the instance of each run
     edges = np.empty(2 * len(runs), np.int64)
     edges[0::2], edges[1::2] = starts[first], stops[last]
     cuts = (2 * np.searchsorted(runs, np.arange(len(lines) + 1))).tolist()
@@ -227,9 +228,9 @@ class _Axis(NamedTuple):
     """Bilinear interpolation along one axis.
 
     Attributes:
-        low, high: (pixels,) the two cells that each pixel sees.
-        weight: (pixels, 1) float32, of the latter.
-        start, stop: The first pixel that sees each cell, and the one past the last.
+        low, high: (pixels,) the two cells that each pixel is interpolated from.
+        weight: (pixels, 1) float32, weight of the latter.
+        start, stop: The first pixel that each cell contributes to, and the one past the last.
     """
 
     low: np.ndarray
@@ -248,7 +249,7 @@ def _axis(cells: int, pixels: int) -> _Axis:
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
-    """Of large negative values too, whose exponential overflows: the caller silences the warning."""
+    """The sigmoid of any value; the caller silences the overflow warning for large negative ones."""
     out = np.negative(x)
     np.exp(out, out=out)
     out += 1
@@ -265,7 +266,7 @@ def full_masks(regions: Sequence[Region], height: int, width: int) -> np.ndarray
 
 
 def encode(regions: Sequence[Region], height: int, width: int) -> list[dict[str, Any]]:
-    """COCO run lengths, byte for byte what pycocotools makes of the full masks, without making them.
+    """COCO RLE, byte for byte as pycocotools encodes the full masks, without computing these.
 
     Returns:
         {"size": [height, width], "counts": str} for each region.
@@ -278,30 +279,30 @@ def encode(regions: Sequence[Region], height: int, width: int) -> list[dict[str,
 
 
 def _counts(regions: Sequence[Region], pixels: int) -> list[np.ndarray]:
-    """Lengths of each region's alternating unset and set runs, unset first, as pycocotools' uint32."""
-    ends = np.cumsum([len(region.edges) + 1 for region in regions])  # each with the image's end
+    """Lengths of the alternating unset and set runs of each region, unset first, as uint32."""
+    ends = np.cumsum([len(region.edges) + 1 for region in regions])  # each with the end of the image
     bounds = np.empty(ends[-1], np.int64)
     bounds[ends - 1] = pixels
     inside = np.ones(len(bounds), bool)
     inside[ends - 1] = False
     bounds[inside] = np.concatenate([region.edges for region in regions])
     lengths = np.diff(bounds, prepend=0)
-    lengths[ends[:-1]] += pixels  # where the next region begins at 0 again
+    lengths[ends[:-1]] += pixels  # the next region begins at 0 again
     lengths = lengths.astype(np.uint32)
-    stops = ends - (lengths[ends - 1] == 0)  # a mask that is set to the very end has no unset run there
+    stops = ends - (lengths[ends - 1] == 0)  # no unset run follows a mask that is set to the end
     starts = [0, *ends[:-1].tolist()]
     return [lengths[start:stop] for start, stop in zip(starts, stops.tolist(), strict=True)]
 
 
 def polygons(region: Region) -> list[list[float]]:
-    """Outlines of a mask along the pixels' borders: one flat [x, y, x, y, ...] for each part.
+    """Polygons of a mask along pixel borders: one flat [x, y, x, y, ...] for each connected component.
 
-    COCO polygons know no holes, so holes are filled. An empty mask has no outline.
+    COCO polygons have no holes, so holes are filled. An empty mask has no polygon.
     """
     if not len(region.edges):
         return []
-    # A contour runs through pixel centres. At double size, a left border has an even coordinate and a
-    # right one an odd coordinate, so that (c + 1) // 2 is the border between the original pixels.
+    # OpenCV's contours run through pixel centres. At double size, a left border has an even coordinate and
+    # a right one an odd coordinate, so that (c + 1) // 2 is the border between the original pixels.
     double = np.repeat(np.repeat(region.mask.astype(np.uint8), 2, axis=0), 2, axis=1)
     contours, _ = cv2.findContours(double, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     outlines = []

@@ -1,21 +1,20 @@
-"""What an exported file says of itself: everything the runtime needs to run it."""
+"""The metadata of an exported file: everything the runtime needs to run it."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from yolact_runtime.errors import YolactError
+from yolact_runtime.typed import convert, type_name
 
 PREFIX = "yolact."
 
-# Where a file came from. Everything else changes what the file computes, so it must be there.
+# Provenance, and what only some files need. Everything else changes what the file computes: it is required.
 _OPTIONAL = {"priors", "mask_iou_net", "weights_sha256", "onnx_sha256", "versions", "created", "command"}
 
 
@@ -46,24 +45,24 @@ class Metadata:
         category_ids: The dataset's id of each class (may be sparse, may be 0).
         input_size: S, side of the square network input in pixels.
         mean: Subtracted from the 0..255 values, in BGR order.
-        std: Divides what is left, in BGR order.
+        std: Divides the difference, in BGR order.
         channel_order: Order of the channels of the engine's input.
         input_dtype: "uint8" or "float32", of the (N, S, S, 3) input.
-        precision: What was really delivered: "fp32", "fp16", "int8".
+        precision: What the file computes in: "fp32", "fp16", "int8".
         detect: "native": the graph returns detections; "runtime": it returns the raw heads.
         max_detections: K, rows kept per image.
-        score_threshold: A prior takes part when its best class scores more than this.
+        score_threshold: Priors whose best class scores no more than this are dropped.
         iou_threshold: A box overlapping a better one of its class by more than this is dropped.
         nms_top_k: Candidates per class that enter NMS.
         min_batch: Fewest images in one call.
         max_batch: Most images in one call.
-        mask_iou: The masks are re-scored (YOLACT++).
+        mask_iou: Whether masks are re-scored (YOLACT++, Sec. 6.1).
         priors: Needed with detect="runtime".
         mask_iou_net: With detect="runtime" and mask_iou: base64 of an .npz with weight0, bias0, ...
-        weights_sha256: Of the checkpoint it was exported from.
-        onnx_sha256: Of the ONNX file an engine was built from; empty inside an ONNX file.
-        versions: Of the libraries that wrote it.
-        created: Time in ISO 8601.
+        weights_sha256: Hash of the checkpoint it was exported from.
+        onnx_sha256: Hash of the ONNX file an engine was built from; empty inside an ONNX file.
+        versions: Versions of the libraries that wrote it.
+        created: When it was written, in ISO 8601.
         command: The command line that wrote it.
     """
 
@@ -93,7 +92,7 @@ class Metadata:
     command: str = ""
 
     def to_props(self) -> dict[str, str]:
-        """One entry per field, key prefixed "yolact.", value JSON: what goes into an ONNX file.
+        """The string properties of an ONNX file, one for each field: key prefixed "yolact.", value JSON.
 
         Raises:
             YolactError: the fields contradict each other.
@@ -122,10 +121,10 @@ class Metadata:
                 raise YolactError(f"{source}: metadata field {PREFIX}{name} is missing{_REMEDY}")
             try:
                 values[name] = convert(json.loads(text), kind)
-            except (ValueError, TypeError, KeyError):
+            except ValueError:
                 shown = text if len(text) <= 60 else text[:57] + "..."
                 raise YolactError(
-                    f"{source}: metadata field {PREFIX}{name} is {shown!r}, not a {_kind_name(kind)}{_REMEDY}"
+                    f"{source}: metadata field {PREFIX}{name} is {shown!r}, not a {type_name(kind)}{_REMEDY}"
                 ) from None
         metadata = cls(**values)
         metadata.check(source)
@@ -139,6 +138,7 @@ class Metadata:
                 raise YolactError(f"{source}: metadata field {PREFIX}{name} is {value!r}: {allowed}{_REMEDY}")
 
     def _rules(self) -> list[tuple[bool, str, str]]:
+        """For each rule: whether it is broken, the field, and what is allowed."""
         names, ids = self.class_names, self.category_ids
         return [
             (not names, "class_names", "at least one class is needed"),
@@ -154,11 +154,7 @@ class Metadata:
             (not 0 <= self.iou_threshold <= 1, "iou_threshold", "it must be in 0..1"),
             (self.nms_top_k < 1, "nms_top_k", "it must be 1 or more"),
             (self.min_batch < 1, "min_batch", "it must be 1 or more"),
-            (
-                self.max_batch < self.min_batch,
-                "max_batch",
-                "it must be at least min_batch",
-            ),
+            (self.max_batch < self.min_batch, "max_batch", "it must be at least min_batch"),
             (self.detect == "runtime" and self.priors is None, "priors", 'detect="runtime" needs them'),
             (
                 self.detect == "runtime" and self.mask_iou and not self.mask_iou_net,
@@ -169,29 +165,3 @@ class Metadata:
 
 
 _REMEDY = "; the file was not written by this yolact-export: run yolact-export --weights W --to onnx again"
-
-
-def convert(value: Any, kind: Any) -> Any:
-    """`value`, parsed from JSON, as the annotated type `kind`; TypeError where it is something else."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return None if value is None else convert(value, args[0])
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise TypeError
-        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
-        return tuple(convert(item, kind) for item, kind in zip(value, kinds, strict=True))
-    if origin is dict and isinstance(value, dict):
-        return {convert(key, args[0]): convert(item, args[1]) for key, item in value.items()}
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        return typing.cast(Any, kind)(**{name: convert(value[name], hint) for name, hint in hints.items()})
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise TypeError
-    return value
-
-
-def _kind_name(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) and typing.get_origin(kind) is None else str(kind)

@@ -1,4 +1,4 @@
-"""Images to the network's input."""
+"""Resizing of images to the network's input."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 
 
 def resize_batch(images: Sequence[np.ndarray], size: int, dtype: str = "uint8") -> np.ndarray:
-    """Stretch each image to a square; the aspect ratio is not kept.
+    """Resize each image to a square, without keeping its aspect ratio.
 
-    Bilinear with half-pixel centres and no antialiasing, as the published models were evaluated.
+    Bilinear with half-pixel centres and no antialiasing, as in the evaluation of the published models.
 
     Args:
         images: Each (H, W, 3) uint8.
         size: S, side of the result in pixels.
-        dtype: "float32" is exact to float32 rounding; "uint8" rounds to whole values (at most one
-            count away) and is many times faster.
+        dtype: "float32" is exact to float32 rounding; "uint8" rounds to integers (off by at most 1) and is
+            many times faster.
 
     Returns:
         (n, size, size, 3) of `dtype`, 0..255.
@@ -34,11 +34,11 @@ def resize_batch(images: Sequence[np.ndarray], size: int, dtype: str = "uint8") 
 
 @lru_cache(maxsize=64)
 def bilinear_axis(source: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where each of `target` pixels falls on an axis of `source` pixels (half-pixel centres).
+    """Bilinear interpolation of an axis from `source` to `target` pixels (half-pixel centres).
 
     Returns:
-        Indices of the pixel before and the pixel after, (target,) int64, and the float32 weight of the
-        latter; read-only, for they are kept.
+        Indices of the pixels before and after, (target,) int64, and the float32 weight of the latter;
+        read-only, because they are cached.
     """
     scale = np.float32(source / target)
     at = np.maximum((np.arange(target, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5), 0)
@@ -50,7 +50,7 @@ def bilinear_axis(source: int, target: int) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def _bilinear(image: np.ndarray, target: np.ndarray) -> None:
-    # cv2.resize rounds its weights: 0.01 of a count, which the network amplifies to 3e-4 in its outputs.
+    # cv2.resize rounds its weights: off by 0.01, which the network amplifies to 3e-4 in its outputs.
     top, bottom, down = bilinear_axis(image.shape[0], target.shape[0])
     left, right, across = bilinear_axis(image.shape[1], target.shape[1])
     across = across[None, :, None]

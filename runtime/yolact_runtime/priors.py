@@ -1,4 +1,4 @@
-"""Prior boxes: what the box regression is relative to."""
+"""Prior boxes, which the box regression is relative to."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def make_priors(
         scales: For each level its box sizes in input pixels.
         aspect_ratios: Width over height, the same for every level.
         input_size: S, side of the network's input in pixels.
-        square: Use height = width, as the published v1 models were trained (a defect of the original
-            that its weights depend on).
+        square: Use height = width, as the published YOLACT models were trained (a bug of the original
+            code that its weights depend on).
 
     Returns:
         (P, 4) float32: centre x, centre y, width, height relative to the input (0..1).

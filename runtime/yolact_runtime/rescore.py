@@ -1,4 +1,4 @@
-"""YOLACT++ mask re-scoring in NumPy, for files that export the raw heads."""
+"""Fast mask re-scoring of YOLACT++ in NumPy, for files with raw heads."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from yolact_runtime.errors import YolactError
 
 @dataclass(frozen=True)
 class MaskIouNet:
-    """Predicts a mask's IoU with the truth from the mask itself.
+    """Predicts the IoU of a mask with the ground truth from the mask itself.
 
     Attributes:
-        layers: (weight, bias) of each convolution: 3x3 ones of stride 2, a 1x1 to the classes last.
+        layers: (weight, bias) of each convolution: 3x3 with stride 2, and finally 1x1 to the classes.
     """
 
     layers: tuple[tuple[np.ndarray, np.ndarray], ...]
 
     @classmethod
     def from_text(cls, text: str, source: object) -> MaskIouNet:
-        """From the metadata field `mask_iou_net`: base64 of an .npz with weight0, bias0, weight1, ...
+        """Decode the metadata field `mask_iou_net`: base64 of an .npz with weight0, bias0, weight1, ...
 
         Raises:
-            YolactError: it is something else.
+            YolactError: `text` is something else.
         """
         try:
             with np.load(io.BytesIO(base64.b64decode(text, validate=True))) as arrays:
@@ -62,10 +62,8 @@ class MaskIouNet:
 def _convolve(x: np.ndarray, weight: np.ndarray, stride: int) -> np.ndarray:
     """(n, H, W, C) with (O, C, k, k), no padding: (n, H', W', O)."""
     side = weight.shape[2]
-    windows = np.lib.stride_tricks.sliding_window_view(
-        x, (side, side), axis=(1, 2)
-    )  # (n, H-k+1, W-k+1, C, k, k)
-    columns = windows[:, ::stride, ::stride]
+    windows = np.lib.stride_tricks.sliding_window_view(x, (side, side), axis=(1, 2))
+    columns = windows[:, ::stride, ::stride]  # (n, H', W', C, k, k)
     n, height, width = columns.shape[:3]
     flat = columns.reshape(n * height * width, -1) @ weight.reshape(len(weight), -1).T
     return flat.reshape(n, height, width, len(weight))

@@ -1,4 +1,4 @@
-"""What is found in one image."""
+"""`Result`: the instances found in one image."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import numpy as np
 
 from yolact_runtime import masks as mask_ops
 from yolact_runtime.detections import Detections
+from yolact_runtime.draw import draw_instances
+from yolact_runtime.errors import YolactError
 from yolact_runtime.metadata import Metadata
 
 log = logging.getLogger(__name__)
@@ -19,22 +21,22 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """The n instances found in one image of `height` x `width` pixels, best score first.
+    """The n instances found in one image, best score first.
 
-    Masks are computed when they are first asked for, and only inside their boxes.
+    Masks are computed when first used, and only inside their boxes.
 
     Attributes:
         height: Of the image, in pixels.
         width: Of the image, in pixels.
-        relative_boxes: (n, 4) float32, x1 y1 x2 y2 relative to the image, as decoded: may leave 0..1.
-        scores: (n,) float32, of the boxes, 0..1.
+        relative_boxes: (n, 4) float32, x1 y1 x2 y2 relative to the image, as decoded; may leave 0..1.
+        scores: (n,) float32, box scores, 0..1.
         mask_scores: (n,) float32; equal to `scores` unless the model re-scores masks.
         classes: (n,) int64, 0-based.
         coefficients: (n, M) float32 mask coefficients.
-        prototypes: (Hp, Wp, M) float32; may be (0, Wp, M) where n is 0.
+        prototypes: (Hp, Wp, M) float32; may be (0, Wp, M) if n is 0.
         class_names: Name of every class of the model.
         class_ids: The dataset's category id of every class of the model.
-        traced: The masks, where the engine has made them already; then the prototypes may be missing.
+        contours: The masks if the engine computed them; the prototypes may be missing then.
     """
 
     height: int
@@ -47,7 +49,7 @@ class Result:
     prototypes: np.ndarray
     class_names: tuple[str, ...]
     class_ids: tuple[int, ...]
-    traced: Sequence[mask_ops.Region] | None = None
+    contours: Sequence[mask_ops.Region] | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -77,9 +79,9 @@ class Result:
 
     @cached_property
     def regions(self) -> list[mask_ops.Region]:
-        """The mask of each instance, as its runs."""
-        if self.traced is not None:
-            return list(self.traced)
+        """The mask of each instance as the edges of its runs."""
+        if self.contours is not None:
+            return list(self.contours)
         return mask_ops.box_masks(
             self.coefficients, self.prototypes, self.relative_boxes, self.height, self.width
         )
@@ -98,9 +100,9 @@ class Result:
         """The instances as entries of a COCO results file.
 
         Args:
-            image_id: Goes into each entry.
-            polygons: Outlines instead of run lengths; holes are lost. An empty mask stays a run length.
-            masks: With the masks, and their scores; otherwise boxes only, with box scores.
+            image_id: The id in each entry.
+            polygons: Polygons instead of RLE; holes are lost, and empty masks remain RLE.
+            masks: Include masks, and use mask scores; otherwise boxes only, with box scores.
 
         Returns:
             {image_id, category_id, bbox [x, y, width, height] in pixels, score (, segmentation)} each.
@@ -113,7 +115,7 @@ class Result:
                 "image_id": image_id,
                 "category_id": category,
                 "bbox": bbox,
-                # The shortest decimal that is the same float32: half the digits of its float64 value.
+                # The shortest decimal of the same float32: half as many digits as for float64.
                 "score": float(str(score)),
             }
             for category, bbox, score in zip(
@@ -130,10 +132,22 @@ class Result:
         return entries
 
     def draw(self, image: np.ndarray) -> np.ndarray:
-        """`image` (height, width, 3) uint8 BGR with the instances drawn over it, as a new array."""
-        from yolact_runtime.draw import draw
+        """A copy of `image` with mask, box and label of each instance drawn on it, the best one on top.
 
-        return draw(image, self)
+        Args:
+            image: (height, width, 3) uint8 BGR, the one that the instances were found in.
+
+        Raises:
+            YolactError: the image has another size.
+        """
+        if image.shape[:2] != (self.height, self.width):
+            raise YolactError(
+                f"the image is {image.shape[1]} x {image.shape[0]}, the result {self.width} x {self.height}"
+            )
+        pairs = zip(self.names, self.mask_scores.tolist(), strict=True)
+        return draw_instances(
+            image, self.regions, self.boxes, [f"{name} {score:.2f}" for name, score in pairs]
+        )
 
 
 def result_of(
@@ -143,20 +157,19 @@ def result_of(
     meta: Metadata,
     score_threshold: float,
     top_k: int,
-    traced: Sequence[mask_ops.Region] | None = None,
+    contours: Sequence[mask_ops.Region] | None = None,
     copy: bool = True,
 ) -> Result:
-    """The result of the `index`-th image; detections that are not finite numbers are dropped, with a warning.
+    """The result of the `index`-th image; detections that are not finite are dropped with a warning.
 
     Args:
-        found: Of the batch.
-        index: In the batch.
+        found: Detections of the batch.
+        index: Position of the image in the batch.
         size: Height and width of the image.
-        meta: Of the engine.
-        score_threshold: As for `Engine.predict`.
-        top_k: As for `Engine.predict`.
-        traced: The masks of the image's rows, where the engine has made them.
-        copy: Take a copy of the prototypes; otherwise the result may share the batch's.
+        meta: Metadata of the engine.
+        score_threshold, top_k: As for `Engine.predict`.
+        contours: The masks of the image's rows, if the engine computed them.
+        copy: Copy the prototypes; otherwise the result may share those of the batch.
     """
     count = int(found.count[index])
     prototypes = found.prototypes[index]
@@ -165,12 +178,11 @@ def result_of(
     sound = np.isfinite(scores) & np.isfinite(mask_scores)
     sound &= np.isfinite(boxes).all(1) & np.isfinite(coefficients).all(1)
     if count and not _all_finite(prototypes):
-        sound[:] = False  # every mask is made of all prototypes
+        sound[:] = False  # every mask depends on all prototypes
     dropped = count - np.count_nonzero(sound)
     if dropped:
         log.warning(
-            "dropped %d detections that are not finite numbers; if that happens often, export it in fp32",
-            dropped,
+            "dropped %d detections that are not finite; if this happens often, export in fp32", dropped
         )
     rows = np.flatnonzero(sound & (scores > score_threshold))[:top_k]
     if not len(rows):
@@ -186,10 +198,10 @@ def result_of(
         prototypes=np.array(prototypes, np.float32) if copy else prototypes.astype(np.float32, copy=False),
         class_names=meta.class_names,
         class_ids=meta.category_ids,
-        traced=None if traced is None else [traced[row] for row in rows.tolist()],
+        contours=None if contours is None else [contours[row] for row in rows.tolist()],
     )
 
 
 def _all_finite(values: np.ndarray) -> bool:
-    # The extremes tell, and need no array of their own: half the time where the values are not in the cache.
+    # NaN and infinity reach the extremes, which need no temporary array: half the time without cached values.
     return not values.size or bool(np.isfinite(values.max()) and np.isfinite(values.min()))

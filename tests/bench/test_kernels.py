@@ -1,26 +1,30 @@
-"""The kernels' benchmark: what it counts and makes, and that it runs behind a stand-in for the driver."""
+"""The kernels' benchmark: what it counts and generates, and that it runs on a fake GPU."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import oracle
 import pytest
-from fake_driver import FakeDriver
+from fake_gpu import FakeGpu
 
 from yolact import get_config
-from yolact_bench.kernel_bytes import WHOLE, detection_bytes, mask_bytes
-from yolact_bench.kernels import main, make_inputs
-from yolact_runtime.cuda import device
-from yolact_runtime.cuda.compile import Module
+from yolact_bench.kernel_measurements import WHOLE, detection_bytes, make_inputs, mask_bytes
+from yolact_bench.kernels import add_arguments, command
+from yolact_runtime.commandline import Parser, run
 from yolact_runtime.cuda.gpu import current_gpu
 from yolact_runtime.cuda.plans.detection import detection_plan
 from yolact_runtime.cuda.plans.masks import MaskShapes, mask_plan
 from yolact_runtime.errors import UsageError
+
+
+def main(arguments: list[str]) -> int:
+    """The subcommand by itself."""
+    parser = Parser(prog="yolact-bench kernels")
+    add_arguments(parser)
+    return run(command, parser, arguments)
 
 
 @pytest.mark.skipif(current_gpu() is not None, reason="this machine has a GPU")
@@ -100,23 +104,12 @@ def test_the_heads_have_as_many_candidates_as_asked(half: bool) -> None:
         make_inputs(config, 1, 0)
 
 
-def test_the_command_behind_a_stand_in_for_the_driver(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    driver = FakeDriver()
-    bindings = ModuleType("cuda.bindings")
-    bindings.driver = driver  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
-    monkeypatch.setattr(device.nvrtc, "choose", lambda capability, newest_major: None)
-    monkeypatch.setattr(
-        device,
-        "compile_kernels",
-        lambda source, names, capability, library: Module(b"", {n: n for n in names}, "", (8, 6), (12, 9)),
-    )
+def test_the_command_on_a_fake_gpu(gpu: FakeGpu, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    gpu.computes = False
     file = tmp_path / "kernels.json"
     arguments = ["--config", "yolact_tiny", "--batch", "1", "2", "--candidates", "50", "--repeats", "3"]
     assert main([*arguments, "--half", "--json", str(file)]) == 0
-    assert not driver.held
+    assert not gpu.held and not gpu.problems
     out = capsys.readouterr().out
     assert "NVIDIA RTX A4000, compute capability 8.6, CUDA 12.8" in out
     report = json.loads(file.read_text())
@@ -126,9 +119,9 @@ def test_the_command_behind_a_stand_in_for_the_driver(
         *(("detection", k) for k in ("filter_scores", "list_candidates", "class_nms", "keep_best", WHOLE)),
         *(("masks", k) for k in ("assemble_masks", "mask_bits", "count_edges", "write_edges", WHOLE)),
     ]
-    # The stand-in's launches and copies all take one millisecond.
-    assert [row["microseconds"] for row in rows] == [1000.0] * 4 + [4000.0] + [1000.0] * 4 + [4000.0]
-    assert report["bandwidth"] == 2 * 256 * 2**20 / 0.001
+    # The fake's clock ticks with each launch or copy, and with the event after it.
+    assert [row["microseconds"] for row in rows] == [2000.0] * 4 + [8000.0] + [2000.0] * 4 + [8000.0]
+    assert report["bandwidth"] == 2 * 256 * 2**20 / 0.002
     for row in rows:
         floor = 1e6 * row["bytes"] / report["bandwidth"]
         assert row["floor_microseconds"] == pytest.approx(floor)

@@ -27,8 +27,7 @@ def run(code: str, *words: str, cwd: Path | None = None) -> subprocess.Completed
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
 
 
-# Of the kernels' benchmark that is tested with all commands.
-WORDS = [(), *((name,) for name in COMMANDS if name != "kernels")]
+WORDS = [(), *((name,) for name in COMMANDS)]
 
 
 @pytest.mark.parametrize("words", WORDS, ids=str)

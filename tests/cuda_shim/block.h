@@ -111,7 +111,7 @@ inline void barrier(const char *file, int line) {
     wait();
 }
 
-// The lanes of `mask` meet; each gets what the operation gives it.
+// The lanes of `mask` meet; each gets its result of the operation.
 inline uint64_t warp_operation(Operation operation, unsigned mask, uint64_t value, int source_lane,
                                const char *file, int line) {
     Thread &me = *current;
@@ -211,12 +211,22 @@ inline void run_block(const std::vector<int> &warps, const std::vector<int> &lan
 }
 
 template <typename Parameter>
+constexpr char kKind = std::is_pointer_v<Parameter> ? 'b'
+                       : std::is_same_v<Parameter, float> ? 'f'
+                       : std::is_integral_v<Parameter> && sizeof(Parameter) == 4 ? 'i'
+                                                                                 : '?';
+
+// One letter for each parameter of a kernel, as in a request.
+template <typename... Parameters>
+const char *kinds(void (*)(Parameters...)) {
+    static const char letters[] = {kKind<Parameters>..., '\0'};
+    return letters;
+}
+
+template <typename Parameter>
 Parameter argument(const Request &request, int index) {
     const char kind = request.kinds[index];
-    const char expected = std::is_pointer_v<Parameter> ? 'b'
-                          : std::is_same_v<Parameter, float> ? 'f'
-                          : std::is_integral_v<Parameter> && sizeof(Parameter) == 4 ? 'i'
-                                                                                    : '?';
+    const char expected = kKind<Parameter>;
     if (kind != expected) {
         throw std::runtime_error("argument " + std::to_string(index) + " is of kind " + kind + ", the kernel takes " +
                                  expected);

@@ -45,9 +45,9 @@ def test_openvino_from_an_onnx_file(graph: onnx.ModelProto, tmp_path: Path, caps
     onnx.save(graph, tmp_path / "m.onnx")
     assert export(tmp_path / "m.onnx", "openvino", tmp_path / "m.xml") == 0
     assert main(["inspect", str(tmp_path / "m.xml")]) == 0
-    told = capsys.readouterr().out
-    assert "yolact_tiny" in told
-    assert "(?,128,128,3)" in told
+    printed = capsys.readouterr().out
+    assert "yolact_tiny" in printed
+    assert "(?,128,128,3)" in printed
 
 
 def test_openvino_reports_to_nobody(graph: onnx.ModelProto, tmp_path: Path, monkeypatch) -> None:
@@ -82,7 +82,7 @@ def test_triton_from_a_checkpoint_and_from_an_onnx_file(
     assert "max_batch_size: 4" in config
     without = [line for line in config.splitlines() if "string_value" not in line]
     assert without[1:] == [line for line in other.splitlines() if "string_value" not in line][1:]
-    # The file that the server loads is an engine of ours as it is.
+    # The file that the server loads opens as an engine.
     served = tmp_path / "served.onnx"
     shutil.copyfile(repository / "other" / "1" / "model.onnx", served)
     with load_engine(served) as engine:
@@ -91,10 +91,10 @@ def test_triton_from_a_checkpoint_and_from_an_onnx_file(
     assert "--triton-name" in capsys.readouterr().err
 
 
-def test_onnx_is_made_from_checkpoints(graph: onnx.ModelProto, tmp_path: Path, capsys: Capture) -> None:
+def test_onnx_needs_a_checkpoint(graph: onnx.ModelProto, tmp_path: Path, capsys: Capture) -> None:
     onnx.save(graph, tmp_path / "m.onnx")
     assert export(tmp_path / "m.onnx", "onnx", tmp_path / "n.onnx") == 2
-    assert "--to onnx takes a checkpoint" in capsys.readouterr().err
+    assert "--to onnx needs a checkpoint" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

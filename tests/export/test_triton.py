@@ -86,7 +86,7 @@ def test_an_engine_with_a_fixed_batch(plugin: bool, tmp_path: Path) -> None:
     config = read(write_repository(engine, tmp_path / "repository", "cats"))
     assert (config.backend, config.platform) == ("tensorrt", "tensorrt_plan")
     assert config.default_model_filename == "model.plan"
-    # Without batches of the server's making, shapes have the batch in them.
+    # The server forms no batches, so shapes include the batch.
     assert config.max_batch_size == 0
     assert not config.HasField("dynamic_batching")
     assert shapes(config.input) == {"images": (schema.TYPE_UINT8, [1, 16, 16, 3])}
@@ -109,7 +109,7 @@ def test_an_engine_of_another_library(model: Path, tmp_path: Path) -> None:
         *(sha256(engine), engine.stat().st_size, "m.onnx"),
     )
     write_json(record_path(engine), to_json(NATIVE, record))
-    with pytest.raises(UsageError, match=r"Triton runs TensorRT's: give m\.onnx"):
+    with pytest.raises(UsageError, match=r"Triton runs TensorRT engines: give m\.onnx"):
         write_repository(engine, tmp_path / "repository", "cats")
 
 

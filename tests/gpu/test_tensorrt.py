@@ -143,7 +143,7 @@ def test_10000_calls_leave_nothing(engine: Path) -> None:
     assert before - free() <= 4 * 2**20
 
 
-def test_it_lives_beside_torch(engine: Path) -> None:
+def test_it_shares_the_gpu_with_torch(engine: Path) -> None:
     if not torch.cuda.is_available():
         pytest.skip("this PyTorch has no CUDA")
     weights = torch.rand(512, 512, device="cuda")
@@ -155,7 +155,7 @@ def test_it_lives_beside_torch(engine: Path) -> None:
     torch.testing.assert_close((weights @ weights).cpu(), expected)
 
 
-def test_the_host_s_share_is_told(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_host_time_of_a_call(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = images(1)[0]
 
     def median(task: Callable[[], object]) -> float:
@@ -175,13 +175,13 @@ def test_the_host_s_share_is_told(engine: Path, capsys: pytest.CaptureFixture[st
                 lambda opened=opened: opened.predict_prepared([image], [image.shape[:2]], 0.15, 15)
             )
             slot = opened._idle.get()  # type: ignore[attr-defined]
-            batch = slot._traced[1]
+            batch = slot._batches[1]
 
             def bare(batch=batch, slot=slot) -> None:
                 batch.run()
                 slot._stream.synchronize()
 
-            with slot._shared.device.current:
+            with slot._model.device.current:
                 least = median(bare)
             opened._idle.put(slot)  # type: ignore[attr-defined]
             stages = opened.stage_times([image])  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""GPUs that are missing, too old, too small, of another kind or lost: one line says which and what helps."""
+"""GPUs that are missing, too old, too small, of another kind or lost: one line names problem and remedy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fake_gpu import FakeGpu
 from fake_onnx import NATIVE, native_arrays
 
 from yolact_runtime import YolactError, load_engine
-from yolact_runtime.cuda import device
+from yolact_runtime.cuda import launch
 from yolact_runtime.engines.tensorrt.record import record_path
 from yolact_runtime.errors import DeviceError, UsageError
 
@@ -29,7 +29,7 @@ def engine(tmp_path: Path) -> Path:
 
 
 def refused(engine: Path, words: str, kind: type[YolactError] = YolactError) -> str:
-    """The one line that opening it ends with."""
+    """The message of the error that opening it raises, which is one line."""
     with pytest.raises(kind, match=words) as raised:
         load_engine(engine)
     text = str(raised.value)
@@ -70,7 +70,7 @@ def test_no_memory_while_it_runs(gpu: FakeGpu, engine: Path) -> None:
 
 def test_no_gpu(gpu: FakeGpu, engine: Path) -> None:
     gpu.fail_when = lambda name: name == "cuInit"
-    refused(engine, rf"engines need an NVIDIA GPU with its driver, and none is here; {INSTEAD}")
+    refused(engine, rf"engines need an NVIDIA GPU with its driver, and this machine has none; {INSTEAD}")
 
 
 def test_a_driver_older_than_the_library(gpu: FakeGpu, engine: Path) -> None:
@@ -137,7 +137,7 @@ def test_no_compiler_for_the_kernels(gpu: FakeGpu, engine: Path, monkeypatch: py
     def none(capability: object, newest_major: int) -> str:
         raise YolactError("no NVRTC for compute capability 8.6 is installed")
 
-    monkeypatch.setattr(device.nvrtc, "choose", none)
+    monkeypatch.setattr(launch.nvrtc, "choose", none)
     refused(engine, rf"no NVRTC for compute capability 8\.6 is installed; {INSTEAD}")
     assert not gpu.held
 

@@ -1,4 +1,4 @@
-"""Engine files and libraries that are missing, broken, changed while running, or not what was asked for."""
+"""Engine files and libraries that are missing, broken, changed while running, or in another precision."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def model(tmp_path: Path) -> Path:
     return write_onnx(tmp_path / "m.onnx", native_arrays(), NATIVE)
 
 
-def fails(words: str, path: Path, kind: type[YolactError] = YolactError, **options: object) -> str:
+def fails(message: str, path: Path, kind: type[YolactError] = YolactError, **options: object) -> str:
     """The message of `load_engine`, which is one line and matches."""
-    with pytest.raises(kind, match=words) as raised:
+    with pytest.raises(kind, match=message) as raised:
         load_engine(path, **options)  # type: ignore[arg-type]
     assert "\n" not in str(raised.value)
     return str(raised.value)
@@ -80,7 +80,7 @@ def test_an_onnx_file_of_somebody_else(tmp_path: Path, backend: str | None) -> N
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"yolact.class_names": None}, r"yolact\.class_names is missing"),
         ({"yolact.class_names": '"cat"'}, r"yolact\.class_names is '\"cat\"', not a tuple"),
@@ -92,12 +92,12 @@ def test_an_onnx_file_of_somebody_else(tmp_path: Path, backend: str | None) -> N
     ],
 )
 def test_metadata_that_is_missing_or_of_another_kind(
-    tmp_path: Path, backend: str, changes: dict[str, str | None], words: str
+    tmp_path: Path, backend: str, changes: dict[str, str | None], message: str
 ) -> None:
     props = {**NATIVE.to_props(), **changes}
     kept = {key: value for key, value in props.items() if value is not None}
     path = write_onnx(tmp_path / "m.onnx", native_arrays(), NATIVE, props=kept)
-    fails(rf"m\.onnx: .*{words}.*export", path, backend=backend)
+    fails(rf"m\.onnx: .*{message}.*export", path, backend=backend)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_metadata_that_is_missing_or_of_another_kind(
 def test_the_file_changes_under_a_running_engine(
     network: Path, tmp_path: Path, suffix: str, backend: str, harm: str
 ) -> None:
-    """What was opened goes on, also with a batch size that it has not seen before."""
+    """An open engine continues to work, also with a batch size that is new to it."""
     for file in network.parent.iterdir():
         shutil.copy(file, tmp_path)
     images = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 3)).astype(np.uint8)
@@ -164,7 +164,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Session:
-    """Stands in for an ONNX Runtime session that has come down to the CPU, or fails."""
+    """A fake ONNX Runtime session that fell back to the CPU, or fails."""
 
     def __init__(self, *_: object, **__: object) -> None:
         pass
@@ -178,7 +178,7 @@ class Session:
 
 @pytest.fixture
 def cuda_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ONNX Runtime offers CUDA, and its sessions silently come down to the CPU."""
+    """ONNX Runtime offers CUDA, and its sessions silently fall back to the CPU."""
     real = onnxruntime.InferenceSession
 
     def open_(path: str, options: object, providers: list, **more: object) -> object:
@@ -194,8 +194,10 @@ def cuda_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("options", [{"backend": "cuda"}, {"providers": ["cuda"]}, {"providers": ["cuda:1"]}])
 def test_a_provider_that_does_not_load(model: Path, cuda_that_does_not_load: None, options: dict) -> None:
-    words = r"m\.onnx: provider cuda(:1)? does not load on this machine .*fell back to CPUExecutionProvider\)"
-    fails(words + "; install its libraries, or use --backend onnxruntime", model, **options)
+    message = (
+        r"m\.onnx: provider cuda(:1)? does not load on this machine .*fell back to CPUExecutionProvider\)"
+    )
+    fails(message + "; install its libraries, or use --backend onnxruntime", model, **options)
 
 
 def test_the_automatic_choice_goes_past_cuda_that_does_not_load(
@@ -204,12 +206,12 @@ def test_the_automatic_choice_goes_past_cuda_that_does_not_load(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(module, "_cuda_may_load", lambda: True)
+    monkeypatch.setattr(module, "cuda_may_load", lambda: True)
     with load_engine(model) as engine:
         (result,) = engine.predict([WHITE])
     np.testing.assert_array_equal(result.relative_boxes, BOXES)
     assert "provider cuda does not load on this machine" in caplog.text
-    assert "it is run on the CPU" in caplog.text
+    assert "; using the CPU" in caplog.text
 
 
 def test_no_such_provider(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +221,7 @@ def test_no_such_provider(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("backend", "library", "words"),
+    ("backend", "library", "message"),
     [
         ("openvino", "openvino", r'backend openvino needs packages .* pip install "yolact\[openvino\]"$'),
         (
@@ -231,10 +233,10 @@ def test_no_such_provider(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_backend_that_is_not_installed(
-    model: Path, monkeypatch: pytest.MonkeyPatch, backend: str, library: str, words: str
+    model: Path, monkeypatch: pytest.MonkeyPatch, backend: str, library: str, message: str
 ) -> None:
     monkeypatch.setitem(sys.modules, library, None)
-    fails(words, model, backend=backend)
+    fails(message, model, backend=backend)
 
 
 @pytest.mark.parametrize(
@@ -258,9 +260,9 @@ def test_out_of_memory(model: Path, backend: str, error: Exception) -> None:
             engine._requests.put(SimpleNamespace(infer=fail))  # type: ignore[attr-defined]
         else:
             kept, engine._session = engine._session, SimpleNamespace(run=fail)  # type: ignore[attr-defined]
-        words = rf"^{model}: .* ran out of memory with 3 images in one call; use a smaller batch"
+        message = rf"^{model}: .* ran out of memory with 3 images in one call; use a smaller batch"
         for _ in range(2):  # the second call waits for nothing that the first has lost
-            with pytest.raises(YolactError, match=words) as raised:
+            with pytest.raises(YolactError, match=message) as raised:
                 engine.detect(np.zeros((3, 16, 16, 3), np.uint8))
             assert "\n" not in str(raised.value) and "Exception from" not in str(raised.value)
         if backend == "openvino":
@@ -290,17 +292,23 @@ def test_a_closed_engine(model: Path, backend: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
-        ({"precision": "int8"}, "precision int8 was asked for, and fp32 is what .* --precision int8 --calib"),
+        (
+            {"precision": "int8"},
+            "int8 was asked for, but .* delivers fp32; .* --precision int8 --calib",
+        ),
         ({"precision": "fp16"}, "precision fp16 .* yolact-export --weights W --to onnx --precision fp16$"),
         ({"precision": "int4"}, "^precision 'int4'; allowed: fp32, fp16, bf16, int8, int8\\+bf16$"),
         ({"precision": "bf16", "backend": "onnxruntime"}, "does not compute in it; use --backend openvino"),
-        ({"precision": "bf16", "providers": ["cpu"]}, "precision bf16 was asked for, and fp32 is what ONNX"),
+        (
+            {"precision": "bf16", "providers": ["cpu"]},
+            "bf16 was asked for, but ONNX Runtime CPU delivers fp32",
+        ),
     ],
 )
-def test_a_precision_that_is_not_delivered(model: Path, options: dict, words: str) -> None:
-    fails(words, model, UsageError, **options)
+def test_a_precision_that_is_not_delivered(model: Path, options: dict, message: str) -> None:
+    fails(message, model, UsageError, **options)
 
 
 def test_bf16_of_a_file_in_integers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,7 +316,7 @@ def test_bf16_of_a_file_in_integers(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with load_engine(path, precision="int8") as engine:
         assert engine.precision == "int8"
     if "BF16" in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        fails("a way to run fp32 files, and this one is int8", path, UsageError, precision="bf16")
+        fails("needs a file in fp32, but this one is in int8", path, UsageError, precision="bf16")
         with load_engine(path, precision="int8+bf16") as engine:
             assert (engine.name, engine.precision) == ("OpenVINO CPU", "int8+bf16")
     else:
@@ -317,12 +325,12 @@ def test_bf16_of_a_file_in_integers(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_rest_in_bf16_of_a_file_that_is_not_in_integers(model: Path) -> None:
-    words = "int8.bf16 is a way to run int8 files, and this one is fp32|this CPU has no bf16"
-    fails(words, model, YolactError, precision="int8+bf16")
+    message = "int8.bf16 needs a file in int8, but this one is in fp32|this CPU has no bf16"
+    fails(message, model, YolactError, precision="int8+bf16")
 
 
 def test_bf16_is_what_runs_or_is_refused(network: Path) -> None:
-    """What is reported is read from the compiled network."""
+    """The reported precision is read from the compiled network."""
     images = np.random.default_rng(0).integers(0, 255, (1, 8, 8, 3)).astype(np.uint8)
     with load_engine(network, backend="openvino") as plain:
         assert plain.precision == "fp32"
@@ -338,7 +346,7 @@ def test_bf16_is_what_runs_or_is_refused(network: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "backend", "words"),
+    ("name", "backend", "message"),
     [
         (
             "m.xml",
@@ -351,14 +359,14 @@ def test_bf16_is_what_runs_or_is_refused(network: Path) -> None:
         ("m.onnx", "tflite", "^backend 'tflite'; allowed: onnxruntime, openvino, cuda, tensorrt$"),
     ],
 )
-def test_a_backend_for_other_files(tmp_path: Path, name: str, backend: str, words: str) -> None:
+def test_a_backend_for_other_files(tmp_path: Path, name: str, backend: str, message: str) -> None:
     (tmp_path / name).write_bytes(b"content")
-    fails(words, tmp_path / name, UsageError, backend=backend)
+    fails(message, tmp_path / name, UsageError, backend=backend)
 
 
 @pytest.fixture
 def built(model: Path) -> Path:
-    """A TensorRT engine beside the ONNX file that it was built from."""
+    """A TensorRT engine in the folder of the ONNX file that it was built from."""
     path = model.with_suffix(".engine")
     path.write_bytes(b"engine")
     record = EngineRecord(
@@ -370,7 +378,7 @@ def built(model: Path) -> Path:
     return path
 
 
-def test_tensorrt_opens_the_engine_beside_an_onnx_file(
+def test_tensorrt_opens_the_engine_built_from_an_onnx_file(
     model: Path, built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = []
@@ -392,13 +400,14 @@ def test_tensorrt_without_an_engine_or_with_that_of_another_file(model: Path, bu
     )
     built.unlink()
     fails(
-        rf"no m\.engine lies beside it; build it: yolact-export --weights {model} --to trt --output {built}$",
+        rf"there is no m\.engine in its folder; build it: yolact-export --weights {model} --to trt"
+        rf" --output {built}$",
         model,
         backend="tensorrt",
     )
 
 
-def test_what_was_chosen_is_said(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_choice_is_logged(model: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "yolact_runtime")
     load_engine(model, backend="onnxruntime", threads=1).close()
     assert caplog.messages[-1] == "m.onnx: ONNX Runtime CPU, fp32, 1 threads"

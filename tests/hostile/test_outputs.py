@@ -1,4 +1,4 @@
-"""Engines that return what cannot be."""
+"""Engines that return invalid outputs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_rows_that_are_no_numbers_are_dropped(
     (result,) = Fake(**{name: changed}).predict([WHITE])
     assert result.names == ["cat"]
     assert np.isfinite(result.relative_boxes).all() and len(result.rles) == 1
-    assert "dropped 1 detections that are not finite numbers" in caplog.text
+    assert "dropped 1 detections that are not finite" in caplog.text
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -52,7 +52,7 @@ def test_prototypes_that_are_no_numbers_leave_no_masks(
     prototypes[0, 7, 7, 1] = value
     (result,) = Fake(prototypes=prototypes).predict([WHITE])
     assert len(result) == 0 and result.rles == []
-    assert "dropped 2 detections that are not finite numbers" in caplog.text
+    assert "dropped 2 detections that are not finite" in caplog.text
 
 
 def test_only_numbers_that_no_row_uses_are_harmless(caplog: pytest.LogCaptureFixture) -> None:
@@ -64,7 +64,7 @@ def test_only_numbers_that_no_row_uses_are_harmless(caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"classes": np.full((1, 4), 3, np.int32)}, "class 3, and its metadata names 3;"),
         ({"classes": np.full((1, 4), -1, np.int32)}, "class -1, and its metadata names 3;"),
@@ -81,8 +81,8 @@ def test_only_numbers_that_no_row_uses_are_harmless(caplog: pytest.LogCaptureFix
         ({"scores": np.zeros((2, 4), np.float32)}, r"scores of shape \(2, 4\), not \(1, 4\);"),
     ],
 )
-def test_an_engine_that_contradicts_its_metadata(changes: dict[str, np.ndarray], words: str) -> None:
-    with pytest.raises(YolactError, match=f"^the engine returned {words}.* export it again$"):
+def test_an_engine_that_contradicts_its_metadata(changes: dict[str, np.ndarray], message: str) -> None:
+    with pytest.raises(YolactError, match=f"^the engine returned {message}.* export it again$"):
         Fake(**changes).predict([WHITE])
 
 
@@ -100,18 +100,18 @@ def test_a_graph_that_computes_nan(tmp_path: Path, caplog: pytest.LogCaptureFixt
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
-    ("arrays", "metadata", "words"),
+    ("arrays", "metadata", "message"),
     [
         (native_arrays(), NATIVE, "returned class 1, and its metadata names 1"),
         (runtime_arrays(), RUNTIME, "the graph has 3 classes, its metadata 1"),
     ],
 )
 def test_metadata_of_fewer_classes(
-    arrays: dict[str, np.ndarray], metadata: Metadata, words: str, backend: str, tmp_path: Path
+    arrays: dict[str, np.ndarray], metadata: Metadata, message: str, backend: str, tmp_path: Path
 ) -> None:
     if backend == "openvino":
         pytest.importorskip("openvino")
     fewer = dataclasses.replace(metadata, class_names=("cat",), category_ids=(0,))
     path = write_onnx(tmp_path / "m.onnx", arrays, fewer)
-    with load_engine(path, backend=backend) as engine, pytest.raises(YolactError, match=words):
+    with load_engine(path, backend=backend) as engine, pytest.raises(YolactError, match=message):
         engine.predict([WHITE])

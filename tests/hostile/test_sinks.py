@@ -1,4 +1,4 @@
-"""Places that cannot be written, writers that are killed, engines that fail."""
+"""Files that cannot be written, writers that are killed, engines that fail."""
 
 import json
 import os
@@ -33,8 +33,10 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def infer(*words):
-    return cli.main(["--engine", "m.onnx", "--score-threshold", "0.1", "--workers", "2", *map(str, words)])
+def infer(*arguments):
+    return cli.main(
+        ["--engine", "m.onnx", "--score-threshold", "0.1", "--workers", "2", *map(str, arguments)]
+    )
 
 
 def lines(path="out.jsonl"):
@@ -54,7 +56,7 @@ def test_a_place_below_a_file(place, capsys, option):
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ("photos", "--json", "taken"),
         ("photos", "--json", "run.json"),
@@ -62,15 +64,15 @@ def test_a_place_below_a_file(place, capsys, option):
         ("--image", "photos/00.png:taken.png"),
     ],
 )
-def test_a_file_that_is_a_folder(place, capsys, words):
+def test_a_file_that_is_a_folder(place, capsys, arguments):
     for name in ("taken", "run_images.json", "taken.png"):
         Path(name).mkdir()
-    assert infer(*words) == 2
+    assert infer(*arguments) == 2
     (message,) = errors(capsys)
     assert message.startswith("ERROR: cannot write ") and message.endswith("it is a folder; name a file")
 
 
-def test_a_name_of_several_lines_is_told_on_one(place, capsys):
+def test_a_name_of_several_lines_is_logged_on_one(place, capsys):
     Path("photos/12\n\x1b[2J.png").write_bytes(b"damaged")
     assert infer("photos", "--no-overlay") == 1
     (message,) = errors(capsys)
@@ -111,7 +113,7 @@ def test_an_output_that_is_read_only(place, capsys, monkeypatch):
 
 
 class Disk:
-    """Stands for the file below a GrowingFile: full at the n-th write that needs room, after half of it."""
+    """A fake for the file of a GrowingFile: the disk is full halfway through the n-th growing write."""
 
     left = 0
 
@@ -179,7 +181,7 @@ def test_a_full_disk_for_overlays_and_arrays(place, capsys, monkeypatch):
     assert errors(capsys) == ["ERROR: cannot write arrays/05.npz: No space left on device"]
     assert sorted(p.name for p in Path("arrays").iterdir()) == [f"{n:02}.npz" for n in range(5)]
     assert len(COCO("results/images.json").imgs) in (5, 6)
-    # What has a line has all its files, so that resuming leaves no image without.
+    # An image with a line has all its files, so that resuming completes every image.
     assert [line["index"] for line in lines()] == list(range(5))
     monkeypatch.undo()
     monkeypatch.chdir(place)
@@ -193,36 +195,36 @@ WRITER = """if True:
     from functools import partial
     sys.path.insert(0, sys.argv[1])
     from fake_engine import FakeEngine, Found
-    from yolact_runtime import cli
+    from yolact_runtime import cli, infer
     class Slow(FakeEngine):
         def detect(self, batch):
             time.sleep(0.002)
             return super().detect(batch)
     found = [Found((1, 1, 20, 20)), Found((30, 30, 50, 60), 1)]
-    cli.open_engine = lambda args, streams: Slow(dict.fromkeys(range(256), found), broken=[105])
+    infer.open_engine = lambda args, streams: Slow(dict.fromkeys(range(256), found), broken=[105])
     cli.main(["--engine", "none", "--quiet", "--no-overlay", "--workers", "2", *sys.argv[2:]])
 """
 
 
-def writer(*words, **options):
+def writer(*arguments, **options):
     tests = str(Path(__file__).parents[1])
-    return subprocess.Popen([sys.executable, "-c", WRITER, tests, *map(str, words)], **options)
+    return subprocess.Popen([sys.executable, "-c", WRITER, tests, *map(str, arguments)], **options)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")
 def test_killed_writers_and_resuming_end_as_if_nothing_had_been(place):
     Path("photos/02.png").write_bytes(b"damaged")
-    words = ["photos", "--jsonl"]
+    arguments = ["photos", "--jsonl"]
     quiet = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-    writer(*words, "whole.jsonl", "--json", "whole.json", **quiet).wait()
+    writer(*arguments, "whole.jsonl", "--json", "whole.json", **quiet).wait()
     assert len(lines("whole.jsonl")) == COUNT
     random = np.random.default_rng(0)
     seen = []
     for attempt in range(8):
-        process = writer(*words, "out.jsonl", "--resume", "--json", "out.json", **quiet)
+        process = writer(*arguments, "out.jsonl", "--resume", "--json", "out.json", **quiet)
         deadline = time.monotonic() + 20
-        # Until it writes, and then a moment.
+        # Wait until it writes, and then a moment.
         before = Path("out.jsonl").stat().st_mtime_ns if Path("out.jsonl").exists() else 0
         while time.monotonic() < deadline and process.poll() is None:
             if Path("out.jsonl").exists() and Path("out.jsonl").stat().st_mtime_ns != before:
@@ -235,7 +237,7 @@ def test_killed_writers_and_resuming_end_as_if_nothing_had_been(place):
         seen.append(text.count(b"\n"))
         if attempt % 2 and text:  # as if the kill had met the middle of a line
             Path("out.jsonl").write_bytes(text[: -len(text.splitlines()[-1]) // 2])
-    assert writer(*words, "out.jsonl", "--resume", "--json", "out.json", **quiet).wait() == 0
+    assert writer(*arguments, "out.jsonl", "--resume", "--json", "out.json", **quiet).wait() == 0
     assert min(seen) < COUNT
     whole, resumed = Path("whole.jsonl").read_text(), Path("out.jsonl").read_text()
     assert sorted(resumed.splitlines()) == sorted(whole.splitlines())
@@ -256,7 +258,7 @@ def test_two_runs_cannot_write_the_same_lines(place, capsys):
             time.sleep(0.01)
         for more in ([], ["--resume"]):
             assert infer("photos", "--jsonl", "out.jsonl", "--json", "other.json", *more) == 1
-            message = "another run writes to out.jsonl; wait for it, or give another file"
+            message = "another run writes to out.jsonl; wait for it, or name another file"
             assert errors(capsys) == [f"ERROR: {message}"]
         assert not Path("other.json").exists()
         os.close(stdin)
@@ -264,7 +266,7 @@ def test_two_runs_cannot_write_the_same_lines(place, capsys):
     assert len(lines()) == 1
 
 
-def test_nobody_reads_standard_output(place):
+def test_standard_output_closed_by_its_reader(place):
     reader, output = os.pipe()
     os.close(reader)
     some = "photos/0[0-4].png"  # without the one that the engine fails on, perhaps before the first line
@@ -272,7 +274,7 @@ def test_nobody_reads_standard_output(place):
         os.close(output)
         printed = process.communicate()[1].splitlines()
     assert [line for line in printed if line.startswith("ERROR")] == [
-        "ERROR: nobody reads standard output any more; stopped"
+        "ERROR: standard output was closed by its reader; stopped"
     ]
     assert printed[0].startswith("0 images") and "Traceback" not in printed and len(printed) == 2
     # Its line comes last, so the first image is in the files all the same.
@@ -281,7 +283,7 @@ def test_nobody_reads_standard_output(place):
 
 def use(monkeypatch, broken):
     engine = FakeEngine(dict.fromkeys(range(256), FOUND), max_batch=4, broken=broken)
-    monkeypatch.setattr(cli, "open_engine", lambda args, streams: engine)
+    monkeypatch.setattr("yolact_runtime.infer.open_engine", lambda args, streams: engine)
 
 
 def test_an_engine_that_fails_on_one_image(place, capsys, monkeypatch):
@@ -310,7 +312,7 @@ def test_an_engine_that_fails_on_all(place, capsys, monkeypatch):
     use(monkeypatch, range(256))
     assert infer("photos") == 1
     found = errors(capsys)
-    assert len(found) == 11 and "failed on 10 images in a row; the rest is left undone" in found[-1]
+    assert len(found) == 11 and "failed on 10 images in a row; the rest is skipped" in found[-1]
     assert json.loads(Path("results/mask_detections.json").read_text()) == []
 
 
@@ -326,7 +328,7 @@ def test_a_run_that_does_nothing_leaves_earlier_results(place, capsys, monkeypat
     assert "WARNING: no image was done: results/mask_detections.json and" in printed.err
     assert ".json" not in printed.out
     assert {path: path.read_bytes() for path in Path("results").iterdir()} == before
-    # One image that is done, and be it without detections, makes new files.
+    # One processed image, even without detections, replaces the files.
     use(monkeypatch, range(101, 256))
     assert infer("photos", "--no-overlay") == 1
     assert len(COCO("results/images.json").imgs) == 1

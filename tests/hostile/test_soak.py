@@ -22,7 +22,7 @@ MEGABYTE = 1 << 20
 
 
 def resident():
-    """Bytes of memory that this process holds."""
+    """Memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -54,9 +54,9 @@ def test_twenty_thousand_images_with_one_in_a_hundred_bad(tmp_path, monkeypatch,
         model = f"bad{number % 3 % 2}.png" if number in bad else f"good{number % 10}.png"
         os.link(model, f"photos/{number:05}.png")
     engine = Watched(2_000, max_batch=8)
-    monkeypatch.setattr(cli, "open_engine", lambda args, streams: engine)
-    words = ["--engine", "none", "--no-overlay", "--batch-size", "8", "--jsonl", "out.jsonl", "photos"]
-    assert cli.main(words) == 1
+    monkeypatch.setattr("yolact_runtime.infer.open_engine", lambda args, streams: engine)
+    arguments = ["--engine", "none", "--no-overlay", "--batch-size", "8", "--jsonl", "out.jsonl", "photos"]
+    assert cli.main(arguments) == 1
     printed = capsys.readouterr()
     assert printed.out.startswith("19800 images, 19800 detections, 200 failures")
     assert printed.err.count("ERROR") == 200
@@ -90,6 +90,6 @@ def test_a_hundred_thousand_frames_in_constant_memory():
             self.next += 1
 
     engine, sink = Watched(5_000, max_batch=64), Count()
-    tally = run_pipeline(Endless(), engine, [sink], PipelineSettings(64))
-    assert tally.done == sink.next == 100_000
+    stats = run_pipeline(Endless(), engine, [sink], PipelineSettings(64))
+    assert stats.done == sink.next == 100_000
     assert engine.late - engine.early < 16 * MEGABYTE

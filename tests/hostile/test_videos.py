@@ -15,7 +15,7 @@ from fake_engine import FakeEngine
 
 from yolact_runtime import YolactError
 from yolact_runtime.frames import Frame
-from yolact_runtime.sinks.video import VideoSettings, VideoSink
+from yolact_runtime.sinks.video import VideoSink
 from yolact_runtime.sources import camera, decoder
 from yolact_runtime.sources.camera import CameraSettings, CameraSource
 from yolact_runtime.sources.video import VideoSource, is_video
@@ -27,7 +27,7 @@ ENGINE = FakeEngine({})
 
 
 def failure(call, *arguments):
-    """The one line that a call ends in."""
+    """The message of the error that a call raises, which is one line."""
     with pytest.raises(YolactError) as raised:
         call(*arguments)
     assert "\n" not in str(raised.value)
@@ -35,7 +35,7 @@ def failure(call, *arguments):
 
 
 def copy(source, folder):
-    sink = VideoSink(folder, VideoSettings(crf=1))
+    sink = VideoSink(folder, 1)
     try:
         for frame in VideoSource(source):
             image = frame.read()
@@ -84,7 +84,7 @@ def test_cut_in_the_middle_with_the_index_in_front(tmp_path):
     path.write_bytes(data[: data.index(b"mdat") + (len(data) - data.index(b"mdat")) // 2])
     frames = []
     message = failure(frames.extend, VideoSource(path))
-    assert message.startswith(f"video {path} is cut off: ") and message.endswith("of its 20 frames are there")
+    assert message.startswith(f"video {path} is cut off: ") and message.endswith("of its 20 frames")
     assert 0 < len(frames) < 20
     np.testing.assert_allclose([frame.time for frame in frames], np.arange(len(frames)) / 10, atol=1e-3)
 
@@ -96,15 +96,15 @@ def test_sound_only(tmp_path):
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
         frame.sample_rate = 48000
         output.mux([*track.encode(frame), *track.encode(None)])
-    assert failure(VideoSource, path) == f"video {path} holds sound only; there is nothing to look at"
+    assert failure(VideoSource, path) == f"video {path} contains sound only; there are no frames"
 
 
 @pytest.mark.parametrize(
     ("suffix", "message"),
     [
-        ("mp4", "holds no video; there is nothing to look at"),
+        ("mp4", "contains no video; there are no frames"),
         ("mkv", "is damaged, cut off or not a video; copy it again"),
-        ("avi", "holds no frame that can be decoded"),
+        ("avi", "contains no frame that can be decoded"),
     ],
 )
 def test_no_frames(tmp_path, suffix, message):
@@ -120,7 +120,7 @@ def test_every_frame_damaged(tmp_path, caplog):
     path = videos.write(tmp_path / "x.mp4", videos.shades(12))
     for packet in range(12):
         videos.damage(path, packet)
-    assert failure(list, VideoSource(path)) == f"video {path} holds no frame that can be decoded"
+    assert failure(list, VideoSource(path)) == f"video {path} contains no frame that can be decoded"
     assert f"video {path} is damaged at 0.00 s" in caplog.text and "12 frames lost, to its end" in caplog.text
 
 
@@ -133,14 +133,14 @@ def test_a_header_that_claims_a_huge_size(tmp_path, side):
     data[place : place + 8] = side.to_bytes(4, "little") * 2
     path.write_bytes(data)
     assert failure(VideoSource, path) == (
-        f"video {path} names no size of its pictures, or one of more than 67,108,864 pixels"
+        f"video {path} has no frame size, or one of more than 67,108,864 pixels"
     )
 
 
-def test_pictures_larger_than_the_header_says(tmp_path, monkeypatch, caplog):
+def test_pictures_larger_than_in_the_header(tmp_path, monkeypatch, caplog):
     path = videos.write(tmp_path / "x.ts", videos.shades(5, 480, 640))
     monkeypatch.setattr(decoder, "MAX_PIXELS", 100_000)  # the decoder's own limit
-    assert failure(list, VideoSource(path)) == f"video {path} holds no frame that can be decoded"
+    assert failure(list, VideoSource(path)) == f"video {path} contains no frame that can be decoded"
     assert f"video {path} is damaged at 0.00 s" in caplog.text
 
 
@@ -152,8 +152,9 @@ def test_pictures_that_change_their_size(tmp_path, caplog):
     times, images = videos.read(written)
     assert {image.shape for image in images} == {(48, 64, 3)}
     np.testing.assert_allclose(times, np.arange(10) / 10, atol=0.02)
-    assert f"{written}: the pictures change from 64 x 48 to 128 x 96; they are scaled to the first size" in (
-        caplog.text
+    assert (
+        f"{written}: the picture size changes from 64 x 48 to 128 x 96; pictures are scaled to the first size"
+        in (caplog.text)
     )
 
 
@@ -170,7 +171,7 @@ def test_a_wrong_display_matrix(tmp_path, caplog, matrix):
     path = videos.write(tmp_path / "x.mp4", [videos.scene()] * 2)
     videos.turn(path, matrix)
     assert next(iter(VideoSource(path))).read().shape == (48, 64, 3)
-    assert f"video {path}: its rotation is no multiple of 90 degrees; it is ignored" in caplog.text
+    assert f"video {path}: its rotation is not a multiple of 90 degrees; it is ignored" in caplog.text
 
 
 def test_frames_without_time_stamps(tmp_path):
@@ -263,7 +264,7 @@ def test_without_an_h264_encoder(tmp_path, monkeypatch, caplog, codecs):
     target = tmp_path / "out" / "x.mp4"
     if not codecs:
         assert failure(copy, source, tmp_path / "out") == (
-            f"cannot write {target}: this PyAV has neither the encoder libx264 nor mpeg4"
+            f"cannot write {target}: this PyAV has no encoder libx264 or mpeg4"
         )
         return
     copy(source, tmp_path / "out")
@@ -331,7 +332,7 @@ def test_a_sound_that_breaks_off(tmp_path, caplog):
 
 @contextlib.contextmanager
 def listener(answer):
-    """A TCP server that sends `answer` to whoever comes, and then nothing; its port."""
+    """Port of a TCP server that sends `answer` to every client, and then nothing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         peers = []
 
@@ -361,7 +362,7 @@ def test_an_address_that_refuses(scheme):
     message = failure(list, CameraSource(f"{scheme}://admin:s3cret@127.0.0.1:{port}/1", QUICK))
     assert message == (
         f"cannot open camera {scheme}://127.0.0.1:{port}/1: Connection refused; "
-        "check the address and that nothing else uses it"
+        "check the address, and that no other program uses it"
     )
 
 
@@ -372,7 +373,7 @@ def test_a_camera_that_never_answers(scheme):
     assert message.startswith(f"cannot open camera {scheme}://127.0.0.1:{port}/1: no answer within 0.4 s; ")
 
 
-def test_nobody_sends():
+def test_a_server_that_never_sends():
     message = failure(list, CameraSource(f"udp://127.0.0.1:{free_port()}", QUICK))
     assert ": no answer within 0.4 s; " in message
 
@@ -399,10 +400,10 @@ def test_a_camera_that_stalls(tmp_path, caplog):
     with listener(http_video(tmp_path)) as port:
         address = f"http://127.0.0.1:{port}/"
         message = failure(frames.extend, CameraSource(address, CameraSettings(2, 0.3, 1, 0.01)))
-    assert f"camera {address} is lost (no data for 0.3 s); attempt 1 of 1 to connect again" in caplog.text
+    assert f"camera {address} is lost (no data for 0.3 s); attempt 1 of 1 to reconnect" in caplog.text
     assert message == (
-        f"camera {address} is gone after {len(frames)} frames (no data for 0.3 s); "
-        "1 attempts to connect again failed"
+        f"camera {address} is lost after {len(frames)} frames (no data for 0.3 s); "
+        "1 attempts to reconnect failed"
     )
     assert 70 <= len(frames) <= 80
 
@@ -417,7 +418,7 @@ def test_a_camera_that_disappears_leaves_a_video_that_plays(tmp_path):
                 image = frame.read()
                 sink.write(frame, sink.prepare(frame, image, ENGINE.predict([image])[0]))
 
-        assert "is gone after" in failure(work)
+        assert "is lost after" in failure(work)
         sink.close()
     assert [path.name for path in sink.outputs] == [f"http_127.0.0.1_{port}.mkv"]
     assert 35 <= len(videos.read(sink.outputs[0])[0]) <= 40
@@ -437,7 +438,7 @@ def test_no_such_device(monkeypatch):
     monkeypatch.setattr(cv2, "VideoCapture", Nothing)
     assert failure(list, CameraSource("camera:9", QUICK)) == (
         "cannot open camera camera:9: there is no such camera, or it is in use; "
-        "check the address and that nothing else uses it"
+        "check the address, and that no other program uses it"
     )
 
 

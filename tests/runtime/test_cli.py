@@ -1,4 +1,4 @@
-"""yolact-infer as a user meets it."""
+"""yolact-infer from a user's view."""
 
 import _thread
 import json
@@ -13,6 +13,7 @@ from fake_onnx import NATIVE, native_arrays, write_onnx
 from pycocotools.coco import COCO
 
 from yolact_runtime import cli
+from yolact_runtime import infer as infer_command
 from yolact_runtime.pipeline.stages import Run
 from yolact_runtime.sources import images
 
@@ -32,8 +33,8 @@ def save(path, shade=255, size=(20, 30)):
     assert cv2.imwrite(str(path), np.full((*size, 3), shade, np.uint8))
 
 
-def infer(*words):
-    return cli.main(["--engine", "m.onnx", "--threads", "1", *map(str, words)])
+def infer(*arguments):
+    return cli.main(["--engine", "m.onnx", "--threads", "1", *map(str, arguments)])
 
 
 def load(path):
@@ -59,8 +60,16 @@ def test_a_folder(place, capsys):
 
 
 def test_options(place):
-    words = ["photos/*.png", "--json", "out/run.json", "--no_overlay", "--score_threshold=0.5", "--top_k", 1]
-    assert infer(*words, "--polygons", "--batch-size", 2, "--providers", "cpu") == 0
+    arguments = [
+        "photos/*.png",
+        "--json",
+        "out/run.json",
+        "--no_overlay",
+        "--score_threshold=0.5",
+        "--top_k",
+        1,
+    ]
+    assert infer(*arguments, "--polygons", "--batch-size", 2, "--providers", "cpu") == 0
     assert sorted(p.name for p in Path("out").iterdir()) == ["run.json", "run_bbox.json", "run_images.json"]
     (entry,) = load("out/run.json")
     assert isinstance(entry["segmentation"], list) and len(entry["segmentation"][0]) >= 6
@@ -87,7 +96,7 @@ def test_ids_come_from_the_annotation_file(place, capsys):
     assert Path("results/overlays/d.png").exists()
 
 
-def test_folders_tell_images_of_one_name_apart(place, capsys):
+def test_folders_distinguish_images_of_the_same_name(place, capsys):
     images = [{"id": 1, "file_name": "x/a.png"}, {"id": 2, "file_name": "photos/a.png"}]
     Path("test.json").write_text(json.dumps({"images": images}))
     assert infer("photos/a.png", "--annotations", "test.json") == 0
@@ -98,7 +107,7 @@ def test_folders_tell_images_of_one_name_apart(place, capsys):
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"images": [{"id": 1}]}', "{"])
-def test_annotation_files_that_are_none(place, text, capsys):
+def test_invalid_annotation_files(place, text, capsys):
     Path("bad.json").write_text(text)
     assert infer("photos", "--annotations", "bad.json") == 1
     assert "bad.json" in capsys.readouterr().err
@@ -146,7 +155,7 @@ def test_pairs_and_drive_letters(text, pair):
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         [],
         ["none/*.jpg"],
@@ -161,8 +170,8 @@ def test_pairs_and_drive_letters(text, pair):
         ["photos", "--unknown"],
     ],
 )
-def test_wrong_use(place, words, capsys):
-    assert infer(*words) == 2
+def test_wrong_use(place, arguments, capsys):
+    assert infer(*arguments) == 2
     assert capsys.readouterr().err.strip()
     assert not Path("results/mask_detections.json").exists()
 
@@ -175,7 +184,7 @@ def test_an_interrupt_while_options_are_read(monkeypatch):
     assert cli.main(["photos"]) == 130
 
 
-def test_an_engine_that_is_none(place, capsys):
+def test_a_missing_engine(place, capsys):
     assert cli.main(["photos", "--engine", "none.onnx"]) == 1
     assert "none.onnx does not exist" in capsys.readouterr().err
 
@@ -183,7 +192,7 @@ def test_an_engine_that_is_none(place, capsys):
 @pytest.mark.parametrize("option", ["--output", "--json"])
 def test_a_place_that_cannot_be_written_is_found_first(place, option, capsys, monkeypatch):
     Path("file").touch()
-    monkeypatch.setattr(cli, "open_engine", lambda args, streams: pytest.fail("the work began"))
+    monkeypatch.setattr(infer_command, "open_engine", lambda args, streams: pytest.fail("the work began"))
     target = "file" if option == "--output" else "file/x.json"
     assert infer("photos", option, target) == 1
     assert "cannot write to folder file" in capsys.readouterr().err

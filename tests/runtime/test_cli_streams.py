@@ -26,11 +26,11 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def infer(*words):
-    return cli.main(["--engine", "m.onnx", "--threads", "1", *map(str, words)])
+def infer(*arguments):
+    return cli.main(["--engine", "m.onnx", "--threads", "1", *map(str, arguments)])
 
 
-def process(*words, **options):
+def process(*arguments, **options):
     command = [
         sys.executable,
         "-m",
@@ -39,7 +39,7 @@ def process(*words, **options):
         "m.onnx",
         "--quiet",
         "--no-overlay",
-        *words,
+        *arguments,
     ]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, **pipes, text=True, **options)
@@ -64,9 +64,9 @@ def test_every_output_at_once(place, capsys, options):
 def test_resuming_leaves_files_of_images_with_the_same_name(place):
     Path("other").mkdir()
     assert cv2.imwrite("other/a.png", np.zeros((40, 10, 3), np.uint8))
-    words = ["--jsonl", "out.jsonl", "--arrays", "arrays", "--output", "drawn", "--no-json"]
-    assert infer("photos/a.png", *words) == 0
-    assert infer("photos/a.png", "other/a.png", *words, "--resume") == 0
+    arguments = ["--jsonl", "out.jsonl", "--arrays", "arrays", "--output", "drawn", "--no-json"]
+    assert infer("photos/a.png", *arguments) == 0
+    assert infer("photos/a.png", "other/a.png", *arguments, "--resume") == 0
     assert sorted(path.name for path in Path("drawn").iterdir()) == ["a.png", "a_2.png"]
     assert [cv2.imread(f"drawn/{name}.png").shape[:2] for name in ("a", "a_2")] == [(20, 30), (40, 10)]
     archives = [np.load(f"arrays/{name}.npz", allow_pickle=False) for name in ("a", "a_2")]
@@ -77,12 +77,12 @@ def test_resuming_gives_an_id_to_one_image_only(place, capsys):
     Path("other").mkdir()
     Path("other/a.png").hardlink_to("photos/a.png")
     Path("ids.json").write_text(json.dumps({"images": [{"id": 7, "file_name": "a.png"}]}))
-    words = ["photos/a.png", "other/a.png", "--annotations", "ids.json", "--jsonl", "out.jsonl"]
-    assert infer(*words) == 1
+    arguments = ["photos/a.png", "other/a.png", "--annotations", "ids.json", "--jsonl", "out.jsonl"]
+    assert infer(*arguments) == 1
     results = [Path("results", name) for name in ("images.json", "mask_detections.json")]
     before = [path.read_bytes() for path in results]
     assert [image["id"] for image in json.loads(before[0])["images"]] == [7]
-    assert infer(*words, "--resume") == 0
+    assert infer(*arguments, "--resume") == 0
     assert [path.read_bytes() for path in results] == before
 
 
@@ -152,9 +152,9 @@ def test_resuming(place, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
-        (["--resume"], "--resume needs the file to go on with: --jsonl FILE"),
+        (["--resume"], "--resume needs the file to continue: --jsonl FILE"),
         (["--resume", "--jsonl", "-"], "--resume needs the file"),
         (["--no-json", "--no-overlay"], "nothing would be written"),
         (["--workers", "0"], "--workers is 0; it must be 1 or more"),
@@ -163,8 +163,8 @@ def test_resuming(place, capsys):
         (["--streams", "none"], "--streams: 'none' is neither auto nor a number of 1 or more"),
     ],
 )
-def test_wrong_use(place, capsys, words, message):
-    assert infer("photos", *words) == 2
+def test_wrong_use(place, capsys, arguments, message):
+    assert infer("photos", *arguments) == 2
     assert message in capsys.readouterr().err
     assert not Path("results").exists()
 

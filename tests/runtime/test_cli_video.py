@@ -30,8 +30,8 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def infer(*words):
-    return cli.main(["--engine", "m.onnx", "--threads", "1", "--workers", "3", *map(str, words)])
+def infer(*arguments):
+    return cli.main(["--engine", "m.onnx", "--threads", "1", "--workers", "3", *map(str, arguments)])
 
 
 def lines():
@@ -56,7 +56,7 @@ def test_resuming_a_video(place, capsys):
     whole = Path("out.jsonl").read_text()
     Path("out.jsonl").write_text(whole[: len(whole) // 2])
     assert infer("clip.mp4", "--jsonl", "out.jsonl", "--resume") == 2
-    assert "--resume cannot go on with an annotated video; add --no-overlay" in capsys.readouterr().err
+    assert "--resume cannot continue an annotated video; add --no-overlay" in capsys.readouterr().err
     assert infer("clip.mp4", "--jsonl", "out.jsonl", "--resume", "--no-overlay") == 0
     assert Path("out.jsonl").read_text() == whole
 

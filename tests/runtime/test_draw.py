@@ -6,7 +6,7 @@ import pytest
 from fake_onnx import NATIVE
 
 from yolact_runtime import Result, YolactError
-from yolact_runtime.draw import colour
+from yolact_runtime.draw import colour, draw_labels
 
 
 def make(boxes, height, width, name="person"):
@@ -29,12 +29,73 @@ def test_instances_are_seen_on_any_background(shade):
     assert np.abs(one - other).max() > 60
 
 
-def test_a_label_is_legible_and_inside():
-    for boxes in ([(0, 0, 0.2, 0.2)], [(0.95, 0.97, 1, 1)], [(0.9, 0, 1, 1)]):
-        drawn = make(boxes, 240, 320).draw(np.zeros((240, 320, 3), np.uint8))
-        plate = (drawn == colour(0)).all(axis=2)
-        rows = np.flatnonzero(plate.sum(axis=1) > 60)  # the plate is the only part that wide
-        assert len(rows) >= 10 and rows.min() >= 0 and rows.max() < 240
+def plates(boxes, height, width, text="person 0.87"):
+    """x1 y1 x2 y2 of the label of each box, from the pixels in its colour; None for one that is not drawn."""
+    canvas = np.full((height, width, 3), 77, np.uint8)
+    draw_labels(canvas, [text] * len(boxes), np.array(boxes, np.int64).reshape(-1, 4))
+    found = []
+    for index in range(len(boxes)):
+        y, x = np.nonzero((canvas == colour(index)).all(axis=2))
+        found.append((x.min(), y.min(), x.max() + 1, y.max() + 1) if len(x) else None)
+    return found
+
+
+def overlap(one, other):
+    return max(one[0], other[0]) < min(one[2], other[2]) and max(one[1], other[1]) < min(one[3], other[3])
+
+
+@pytest.mark.parametrize(
+    "box", [(0, 0, 64, 48), (304, 232, 320, 240), (288, 0, 320, 240), (100, 0, 200, 240)]
+)
+def test_a_label_is_legible_inside_the_image_and_outside_its_box(box):
+    (label,) = plates([box], 240, 320)
+    x1, y1, x2, y2 = label
+    assert min(x1, y1) >= 0 and x2 <= 320 and y2 <= 240
+    assert y2 - y1 >= 10 and x2 - x1 > 45
+    assert not overlap(label, box)
+
+
+def test_a_label_covers_its_box_only_where_there_is_no_space_elsewhere():
+    (label,) = plates([(0, 0, 320, 240)], 240, 320)
+    assert label is not None and overlap(label, (0, 0, 320, 240))
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        [(100, 100, 180, 160)] * 4,
+        [(20, 40, 120, 140), (30, 42, 130, 150), (25, 38, 140, 120)],
+        [(0, 0, 320, 240), (0, 0, 320, 240), (0, 0, 300, 230)],
+    ],
+)
+def test_labels_of_overlapping_boxes_do_not_intersect(boxes):
+    labels = plates(boxes, 240, 320)
+    assert None not in labels
+    assert not any(overlap(one, other) for one, other in itertools.combinations(labels, 2))
+
+
+def test_labels_avoid_the_boxes_of_others():
+    boxes = [(100, 100, 200, 180), (90, 30, 210, 98)]  # what is above the first box is the second one
+    labels = plates(boxes, 240, 320)
+    assert not any(overlap(label, box) for label in labels for box in boxes)
+
+
+def test_labels_without_a_free_place_are_left_out():
+    labels = plates([(10, 10, 30, 30)] * 40, 64, 100)
+    assert labels[0] is not None and None in labels
+    drawn = [label for label in labels if label]
+    assert not any(overlap(one, other) for one, other in itertools.combinations(drawn, 2))
+
+
+def test_the_height_of_labels_scales_with_the_image():
+    heights = []
+    for side in (160, 600, 1200, 2400):
+        ((_, y1, _, y2),) = plates([(side // 4, side // 2, side // 2, side * 3 // 4)], side, side)
+        heights.append(y2 - y1)
+    assert heights[0] >= 10
+    assert heights == sorted(set(heights))
+    assert heights[2] / heights[1] == pytest.approx(2, rel=0.15)
+    assert heights[3] / heights[2] == pytest.approx(2, rel=0.15)
 
 
 def test_text_contrasts_with_every_plate():

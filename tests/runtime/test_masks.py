@@ -63,7 +63,7 @@ def test_masks_agree_with_the_oracle_and_run_lengths_with_pycocotools(seed, boxe
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 12), st.integers(0, 3), st.integers(0, 3))
 def test_run_lengths_of_any_pattern(seed, height, width, below, beside):
-    # Solid columns over the whole height make runs go on from one column to the next.
+    # Solid columns over the whole height make runs continue from one column to the next.
     rng = np.random.default_rng(seed)
     part = rng.random((height, width)) < rng.choice([0.0, 0.3, 0.9, 1.0])
     region, full = region_of(part, beside, below // 2, (height + below, width + 2 * beside))
@@ -94,7 +94,7 @@ def test_assembled_masks_agree_with_the_oracle(seed, boxes):
     np.testing.assert_allclose(masks.assemble(*case), oracle.assemble(*case), atol=1e-6)
 
 
-def test_a_box_beside_the_image_has_an_empty_mask():
+def test_a_box_outside_the_image_has_an_empty_mask():
     case = scene(0, [(1.5, 1.5, 2, 2), (-2, 0, -1, 1)])
     regions = masks.box_masks(np.abs(case[0]), case[1], case[2], 30, 20)
     assert not masks.full_masks(regions, 30, 20).any()

@@ -2,7 +2,9 @@ import json
 
 import numpy as np
 import pytest
+from golden import assert_pixel_boxes
 from pycocotools import mask as coco_mask
+from shared_data import reference_files
 
 from yolact_runtime import Result
 
@@ -53,7 +55,7 @@ def test_coco_entries():
     assert box["score"] == 0.87 and "segmentation" not in box
 
 
-def test_polygons_and_what_has_none():
+def test_polygons_and_empty_masks():
     result = make([(0.25, 0.25, 0.75, 0.75), (3, 3, 4, 4)])
     shape, nothing = (entry["segmentation"] for entry in result.to_coco(1, polygons=True))
     drawn = coco_mask.decode(coco_mask.frPyObjects(shape, 100, 200))[..., 0]
@@ -61,11 +63,16 @@ def test_polygons_and_what_has_none():
     assert coco_mask.area(nothing) == 0 and nothing == result.rles[1]
 
 
-def test_boxes_agree_with_the_reference(reference_dir):
-    golden = np.load(reference_dir / "golden_yolact_resnet50_config_coco.npz")
+@pytest.mark.parametrize("nms", ["fast", "trad", "cc"])
+@pytest.mark.parametrize(
+    "path",
+    [p for stem in ("boxes", "golden") for p in reference_files(f"{stem}_*.npz")],
+    ids=lambda p: p.stem,
+)
+def test_boxes_agree_with_the_reference(path, nms):
+    golden = np.load(path)
     height, width = golden["img_hw"].tolist()
-    result = make(golden["fast_det_box"], height, width, scores=golden["fast_det_score"])
-    np.testing.assert_array_equal(result.boxes, np.clip(golden["fast_pp_box"], 0, [width, height] * 2))
+    assert_pixel_boxes(make(golden[f"{nms}_det_box"], height, width).boxes, golden, nms)
 
 
 def test_scores_survive_json():

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shared_data import load_fill
 
 from yolact.config import Classes, Config, TrainConfig
 from yolact.registry import config_name_of, configs, get_config, position_of
 from yolact.settings import override
 from yolact_runtime.errors import UsageError
 
+TABLES = load_fill().read_tables()
 ORIGINAL = [
     "yolact_base",
     "yolact_im400",
@@ -28,8 +29,8 @@ ORIGINAL = [
 
 
 @pytest.mark.parametrize("name", ORIGINAL)
-def test_matches_the_original_table(name: str, reference_dir: Path) -> None:
-    table = json.loads((reference_dir / f"state_dict_{name}_config.json").read_text())["cfg"]
+def test_matches_the_original_table(name: str) -> None:
+    table = TABLES[name]["cfg"]
     config = get_config(f"{name}_config")
     assert list(config.classes.names) == table["dataset"]["class_names"]
     if table["dataset"]["label_map"]:
@@ -93,7 +94,7 @@ def test_override() -> None:
 
 
 @pytest.mark.parametrize(
-    ("assignment", "words"),
+    ("assignment", "message"),
     [
         ("train.lrr=3", "train.lr"),
         ("lr=3", "near ones: train.lr"),
@@ -110,8 +111,8 @@ def test_override() -> None:
         ("model.mean=[1, 2]", "model.mean"),
     ],
 )
-def test_override_says_what_is_wrong(assignment: str, words: str) -> None:
-    with pytest.raises(UsageError, match=words.replace("[", r"\[").replace("(", r"\(")):
+def test_override_says_what_is_wrong(assignment: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message.replace("[", r"\[").replace("(", r"\(")):
         override(get_config("yolact_base"), [assignment])
 
 

@@ -79,7 +79,7 @@ def test_engine_around_a_network_in_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         ({"nms": "soft"}, "allowed: fast, traditional, cross_class"),
         ({"input_dtype": "float16"}, "allowed: float32, uint8"),
@@ -88,8 +88,8 @@ def test_engine_around_a_network_in_memory() -> None:
         ({"providers": ["cpu"]}, "providers"),
     ],
 )
-def test_wrong_options(options: dict[str, object], words: str, checkpoint: Path) -> None:
-    with pytest.raises(UsageError, match=words):
+def test_wrong_options(options: dict[str, object], message: str, checkpoint: Path) -> None:
+    with pytest.raises(UsageError, match=message):
         load_engine(checkpoint, **options)
 
 

@@ -10,14 +10,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from golden import strided
 from oracle import downsample_masks
-from shared_data import COCO_MINI, REFERENCE, load_fill
+from shared_data import COCO_MINI, REFERENCE, load_fill, reference_file, reference_files
 
 from yolact.config import LossConfig
+from yolact.data.batch import Target
 from yolact.losses import Losses, MultiBoxLoss, match
 from yolact.model import Yolact, YolactOutput
+from yolact.model.boxes import encode
 from yolact.registry import get_config
-from yolact.targets import Target
 
 CASES = sorted(REFERENCE.glob("loss_*.npz"))
 
@@ -40,8 +42,8 @@ def make_target(
 class UnitCase:
     """The small self-contained case."""
 
-    def __init__(self, reference: Path) -> None:
-        self.golden = np.load(reference / "unit_loss_detect.npz")
+    def __init__(self) -> None:
+        self.golden = np.load(reference_file("unit_loss_detect.npz"))
         g = self.golden
         self.priors = torch.from_numpy(g["in_priors"])
         self.inputs = {
@@ -64,8 +66,8 @@ class UnitCase:
 
 
 @pytest.fixture()
-def unit(reference_dir: Path) -> UnitCase:
-    return UnitCase(reference_dir)
+def unit() -> UnitCase:
+    return UnitCase()
 
 
 def test_unit_matches(unit: UnitCase) -> None:
@@ -83,13 +85,40 @@ def test_unit_losses_and_gradients(unit: UnitCase) -> None:
         )
     losses.total.backward()
     for name, tensor in unit.inputs.items():
-        expected = unit.golden[f"grad_{name}"]
+        expected, step = strided(unit.golden, f"grad_{name}")
         assert tensor.grad is not None
-        np.testing.assert_allclose(tensor.grad, expected, atol=1e-3 * np.abs(expected).max())
+        gradient = tensor.grad.reshape(-1)[::step]
+        np.testing.assert_allclose(gradient, expected.reshape(-1), atol=1e-3 * np.abs(expected).max())
+
+
+def assert_matches(model: Yolact, targets: list[Target], golden: np.lib.npyio.NpzFile) -> None:
+    """Every prior learns the class, and every positive one the instance and box, of the reference."""
+    matches = match(model.priors, targets, model.config.loss)
+    for i, target in enumerate(targets):
+        np.testing.assert_array_equal(matches.classes[i], golden[f"match{i}_conf_t"])
+        positive = golden[f"match{i}_pos_idx"]
+        instances = matches.instances[i][positive]
+        np.testing.assert_array_equal(instances, golden[f"match{i}_idx_t"][positive])
+        loc = encode(target.boxes[instances], model.priors[positive])
+        np.testing.assert_allclose(loc, golden[f"match{i}_loc_t_pos"], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "path", reference_files("matches_*.npz"), ids=lambda path: path.stem.removeprefix("matches_")
+)
+def test_matches_of_coco_boxes(path: Path) -> None:
+    golden = np.load(path)
+    name = re.fullmatch(r"matches_(\w+)_config_\w+", path.stem)[1]  # type: ignore[index]
+    no_masks = np.zeros((100, 1, 1), np.uint8)  # matching needs the boxes only
+    targets = [
+        make_target(golden[f"target{i}"], no_masks, crowds, (1, 1), (1, 1))
+        for i, crowds in enumerate(golden["num_crowds"].tolist())
+    ]
+    assert_matches(Yolact(get_config(name)), targets, golden)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not CASES, reason="the reference tables are not here")
+@pytest.mark.skipif(not CASES, reason="no whole reference set")
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem.removeprefix("loss_"))
 def test_network_losses_and_gradients(path: Path) -> None:
     # Rounding depends on the number of threads, and may turn a maximum of the mask IoU net to another pixel.
@@ -115,12 +144,7 @@ def test_network_losses_and_gradients(path: Path) -> None:
         sizes = (2 * height, 2 * height), (height, height)
         targets.append(make_target(golden[f"target{i}"], masks, int(golden["num_crowds"][i]), *sizes))
 
-    matches = match(model.priors, targets, model.config.loss)
-    for i in range(len(targets)):
-        np.testing.assert_array_equal(matches.classes[i], golden[f"match{i}_conf_t"])
-        positive = golden[f"match{i}_pos_idx"]
-        np.testing.assert_array_equal(matches.instances[i][positive], golden[f"match{i}_idx_t"][positive])
-
+    assert_matches(model, targets, golden)
     output, semantic = model.forward_train(torch.stack(images))
     losses = MultiBoxLoss(model.config.loss, "first")(model, output, semantic, targets)
     terms = {"box": "B", "cls": "C", "mask": "M", "semantic": "S"} | (

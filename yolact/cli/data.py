@@ -1,4 +1,4 @@
-"""`yolact-data`: look at annotation files, draw samples, convert to COCO, make a dataset of shapes."""
+"""`yolact-data`: check annotation files, draw samples, convert to COCO, generate a dataset of shapes."""
 
 from __future__ import annotations
 
@@ -9,28 +9,21 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import cv2
-import numpy as np
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
-from rich.text import Text
-
-from yolact.data.coco import CocoDataset, read_classes
-from yolact.dataset_tools.check import Finding, Report, check_annotations
-from yolact.dataset_tools.convert import FORMATS, convert
-from yolact.dataset_tools.show import draw_sample
-from yolact.dataset_tools.synthetic import make_shapes_dataset
 from yolact.registry import get_config
 from yolact_runtime.commandline import Parser, run
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import atomic_path, write_json
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from yolact.dataset_tools.check import Finding, Report
+
 log = logging.getLogger(__name__)
 
-# Findings of one kind that are shown; --json holds all.
+# How many findings of one kind are printed; --json writes all.
 _SHOWN = 3
 
 
@@ -40,21 +33,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> Parser:
+    """The command's options."""
     parser = Parser(prog="yolact-data", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, command: Any, words: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=words, description=words, conflict_handler="resolve")
+    def add(name: str, command: Any, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
         added.set_defaults(command=command)
-        # Given before the command's name, these are not to be reset by the command's own defaults.
-        unset: dict[str, Any] = {"action": "store_true", "default": argparse.SUPPRESS}
-        added.add_argument("--debug", help="show the traceback of an error", **unset)
-        added.add_argument("--quiet", help="print warnings and results only", **unset)
         return added
 
-    check = add(
-        "check", _check, "find what would hurt training or evaluation; exit code 1 if there are errors"
-    )
+    check = add("check", _check, "find problems before training or evaluation; exit code 1 for errors")
     check.add_argument("annotations", type=Path, help="COCO annotation file")
     check.add_argument("--images", type=Path, help="folder of the images; each is opened")
     check.add_argument("--json", type=Path, metavar="FILE", help="write all findings here")
@@ -63,31 +51,38 @@ def _parser() -> Parser:
     show.add_argument("annotations", type=Path, help="COCO annotation file")
     show.add_argument("--images", type=Path, required=True, help="folder of the images")
     show.add_argument("--output", type=Path, required=True, help="folder for the pictures")
-    show.add_argument("--count", type=int, default=16, help="how many")
-    show.add_argument("--seed", type=int, default=0, help="which ones, and how they are augmented")
+    show.add_argument("--count", type=int, default=16, help="number of samples")
+    show.add_argument("--seed", type=int, default=0, help="selects the samples and their augmentation")
     show.add_argument(
-        "--config", default="yolact_base", help="configuration whose input size and augmentation are used"
+        "--config", default="yolact_base", help="configuration with input size and augmentation"
     )
-    show.add_argument("--augment", action="store_true", help="augment them as training does")
-    show.add_argument("--epoch", type=int, default=0, help="of the augmentation: another one draws anew")
+    show.add_argument("--augment", action="store_true", help="augment as training does")
+    show.add_argument("--epoch", type=int, default=0, help="epoch whose augmentation is drawn")
 
-    shapes = add("shapes", _shapes, "write a made dataset of shapes")
+    shapes = add("shapes", _shapes, "generate a synthetic dataset of shapes")
     shapes.add_argument("folder", type=Path, help="folder to write to")
-    shapes.add_argument("--train", type=int, default=300, help="training images")
-    shapes.add_argument("--val", type=int, default=60, help="validation images")
-    shapes.add_argument("--seed", type=int, default=0, help="of everything random")
+    shapes.add_argument("--train", type=int, default=300, help="number of training images")
+    shapes.add_argument("--val", type=int, default=60, help="number of validation images")
+    shapes.add_argument("--seed", type=int, default=0, help="random seed")
 
-    other = add("convert", _convert, "convert annotations of another format to COCO")
-    other.add_argument("format", choices=sorted(FORMATS), help="what SOURCE holds")
+    other = add("convert", _convert, "convert annotations in another format to COCO")
+    formats = ("labelme", "masks", "voc", "yolo")
+    other.add_argument("format", choices=formats, help="format of the annotations in SOURCE")
     other.add_argument("source", type=Path, help="folder of the annotations")
     other.add_argument("output", type=Path, help="COCO annotation file to write")
-    other.add_argument("--images", type=Path, help="folder of the images, where it is not SOURCE")
+    other.add_argument("--images", type=Path, help="folder of the images, if it is not SOURCE")
     other.add_argument("--names", type=Path, help="class names: a text file, one a line, or YOLO's data.yaml")
     other.add_argument("--only", type=Path, help="text file with the names (no suffix) of the images to take")
     return parser
 
 
 def _check(args: argparse.Namespace) -> int:
+    """`check`: print and write what is wrong."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from yolact.dataset_tools.check import check_annotations
+
     def progress(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
         console = Console(stderr=True)
         return track(items, what, total, console=console, disable=args.quiet or not console.is_terminal)
@@ -100,6 +95,10 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _print_report(report: Report, console: Console) -> None:
+    """Print the classes, and for every kind of finding how often it occurs and the first few."""
+    from rich.table import Table
+    from rich.text import Text
+
     classes = Table("id", "class", "instances", "crowds", "images", "area 25%", "50%", "75%")
     for column in classes.columns[2:]:
         column.justify = "right"
@@ -119,8 +118,8 @@ def _print_report(report: Report, console: Console) -> None:
     for (level, kind), findings in sorted(groups.items()):
         console.print(f"{level}: {kind}: {len(findings)}", style="red" if level == "error" else "yellow")
         for finding in findings[:_SHOWN]:
-            places = [("image", finding.image_id), ("annotation", finding.annotation_id)]
-            where = ", ".join(f"{name} {value}" for name, value in places if value is not None)
+            ids = [("image", finding.image_id), ("annotation", finding.annotation_id)]
+            where = ", ".join(f"{name} {value}" for name, value in ids if value is not None)
             console.print(
                 f"  {where + ': ' if where else ''}{finding.message}", markup=False, highlight=False
             )
@@ -130,6 +129,14 @@ def _print_report(report: Report, console: Console) -> None:
 
 
 def _show(args: argparse.Namespace) -> int:
+    """`show`: write a picture for each sample; an unreadable image is reported and skipped."""
+    import cv2
+    import numpy as np
+
+    from yolact.data.annotations import read_classes
+    from yolact.data.coco import CocoDataset
+    from yolact.dataset_tools.show import draw_sample
+
     classes = read_classes(args.annotations)
     if min(args.seed, args.epoch) < 0:
         raise UsageError(f"--seed {args.seed}, --epoch {args.epoch}; allowed: 0 or more")
@@ -149,16 +156,22 @@ def _show(args: argparse.Namespace) -> int:
             continue
         with atomic_path(args.output / f"{record.path.stem}_{record.image_id}.jpg") as temporary:
             temporary.write_bytes(cv2.imencode(".jpg", picture)[1].tobytes())
-    log.info("%d of %d samples drawn in %s", count - failed, len(dataset), args.output)
+    log.info("drew %d of %d samples in %s", count - failed, len(dataset), args.output)
     return 1 if failed else 0
 
 
 def _shapes(args: argparse.Namespace) -> None:
-    made = make_shapes_dataset(args.folder, args.train, args.val, seed=args.seed)
-    log.info("%d + %d images: %s, %s", args.train, args.val, made.train_annotations, made.val_annotations)
+    """`shapes`: write the dataset."""
+    from yolact.dataset_tools.synthetic import make_shapes_dataset
+
+    data = make_shapes_dataset(args.folder, args.train, args.val, seed=args.seed)
+    log.info("%d + %d images: %s, %s", args.train, args.val, data.train_annotations, data.val_annotations)
 
 
 def _convert(args: argparse.Namespace) -> None:
+    """`convert`: write the COCO file."""
+    from yolact.dataset_tools.convert import convert
+
     content = convert(args.format, args.source, args.images, args.names, args.only)
     write_json(args.output, content)
     log.info(

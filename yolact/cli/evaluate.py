@@ -6,64 +6,60 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-
-from rich.box import SIMPLE
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 from yolact.config import DatasetConfig
-from yolact.data.layout import resolve_dataset
-from yolact.evaluation.confusion import SCORE_THRESHOLD, check_score_threshold
-from yolact.evaluation.evaluate import Evaluation, predict, score
-from yolact.evaluation.ground_truth import read_ground_truth
-from yolact.evaluation.metrics import Metrics, coco_library
-from yolact.evaluation.report import check_report_packages, write_report
 from yolact.registry import configs
 from yolact_runtime.commandline import Parser, run, table_console
 from yolact_runtime.engines.options import add_engine_options, open_engine
 from yolact_runtime.errors import UsageError
 from yolact_runtime.files import write_json
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from yolact.evaluation.evaluate import Evaluation
+    from yolact.evaluation.metrics import Metrics
+
 log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code (1 where an image could not be evaluated)."""
+    """Entry point; returns the exit code (1 if an image could not be evaluated)."""
     return run(_evaluate, _parser(), argv)
 
 
 def _parser() -> Parser:
+    """The command's options."""
     parser = Parser(
         prog="yolact-eval",
         description="COCO box and mask AP of an engine. Every image of the annotation file counts.",
     )
     add_engine_options(parser)
+    add = parser.add_argument
     data = parser.add_argument_group("data (by default the validation images of the engine's configuration)")
     data.add_argument("--images", metavar="DIR", help="folder of the images")
     data.add_argument("--annotations", metavar="FILE", help="COCO annotation file")
-    data.add_argument("--dataset", metavar="DIR|YAML", help="dataset whose validation part is meant")
+    data.add_argument("--dataset", metavar="DIR|YAML", help="dataset; its validation images are used")
     data.add_argument("--max-images", type=int, default=-1, help="evaluate the first N only; -1 for all")
-    parser.add_argument(
-        "--batch-size", type=int, help="images at once (default: 8, or as many as the engine takes)"
-    )
-    parser.add_argument(
-        "--faster", action="store_true", help="compute AP with faster-coco-eval; the numbers are the same"
-    )
+    add("--batch-size", type=int, help="images in one call (default: 8, or the engine's maximum)")
+    add("--faster", action="store_true", help="compute AP with faster-coco-eval; the numbers are the same")
     results = parser.add_argument_group("results")
     results.add_argument("--json", metavar="FILE", help="write the metrics as JSON")
     results.add_argument(
         "--report",
         metavar="DIR",
-        help="write precision-recall curves and a confusion matrix as PNG files and a page report.html, and"
-        " add their numbers to the JSON as `details`",
+        help="write report.html with precision-recall curves and a confusion matrix, and these as PNG files;"
+        " their numbers go into the JSON as `details`",
     )
     results.add_argument(
         "--confusion-score",
         type=float,
-        default=SCORE_THRESHOLD,
+        default=0.3,
         metavar="S",
-        help=f"least score of detections in the confusion matrix (default: {SCORE_THRESHOLD})",
+        help="lowest score of the detections in the confusion matrix",
     )
-    results.add_argument("--per-class", action="store_true", help="print the AP of every class too")
+    results.add_argument("--per-class", action="store_true", help="print the AP of every class, too")
     results.add_argument(
         "--output-coco-json", action="store_true", help="write the detections as COCO result files"
     )
@@ -73,7 +69,14 @@ def _parser() -> Parser:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    # What is missing is said before the work, not after it.
+    """Run the engine, compute AP and write what was asked for."""
+    from yolact.evaluation.confusion import check_score_threshold
+    from yolact.evaluation.evaluate import predict, score
+    from yolact.evaluation.ground_truth import read_ground_truth
+    from yolact.evaluation.metrics import coco_library
+    from yolact.evaluation.report import check_report_packages, write_report
+
+    # Missing packages and wrong values are reported before the work.
     coco_library(args.faster)
     check_score_threshold(args.confusion_score)
     if args.report:
@@ -81,24 +84,14 @@ def _evaluate(args: argparse.Namespace) -> int:
     with open_engine(args) as engine:
         images, annotations = _data(args, engine.metadata.config)
         truth = read_ground_truth(annotations, images)
-        found = predict(
-            engine,
-            images,
-            truth,
-            batch_size=args.batch_size,
-            max_images=None if args.max_images == -1 else args.max_images,
-        )
+        limit = None if args.max_images == -1 else args.max_images
+        found = predict(engine, images, truth, batch_size=args.batch_size, max_images=limit)
     if args.output_coco_json:
         for entries, path in ((found.boxes, args.bbox_det_file), (found.masks, args.mask_det_file)):
             write_json(path, entries)
             log.info("wrote %d detections to %s", len(entries), path)
-    evaluation = score(
-        truth,
-        found,
-        details=bool(args.report),
-        confusion_score=args.confusion_score,
-        faster=args.faster,
-    )
+    options = {"details": bool(args.report), "confusion_score": args.confusion_score, "faster": args.faster}
+    evaluation = score(truth, found, **options)
     about = {
         "engine": str(args.engine),
         "config": engine.metadata.config,
@@ -114,7 +107,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         page = write_report(evaluation, args.report, about)
         log.info("wrote the report to %s", page)
     if not truth.annotations:
-        log.warning("%s has no annotations: there is nothing to compare with", truth.path)
+        log.warning("%s has no annotations: every metric is undefined", truth.path)
     show(evaluation, args.per_class)
     if evaluation.failures:
         log.error(
@@ -126,7 +119,9 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _data(args: argparse.Namespace, config: str) -> tuple[Path, Path]:
-    """Images and annotations: the ones given, else those of `--dataset`, else of the configuration."""
+    """Images and annotations: the ones given, else those of `--dataset`, else the configuration's."""
+    from yolact.data.layout import resolve_dataset
+
     if args.images and args.annotations:
         return Path(args.images), Path(args.annotations)
     dataset: DatasetConfig | None = None
@@ -141,7 +136,7 @@ def _data(args: argparse.Namespace, config: str) -> tuple[Path, Path]:
 
 
 def show(evaluation: Evaluation, per_class: bool = False) -> None:
-    """Print tables of an evaluation to standard output, in percent."""
+    """Print the tables of an evaluation to standard output, in percent."""
     console = table_console()
     kinds: list[tuple[str, Metrics]] = [("box", evaluation.box)]
     if evaluation.mask:
@@ -164,12 +159,15 @@ def show(evaluation: Evaluation, per_class: bool = False) -> None:
         console.print(classes)
     console.print(
         f"{evaluation.images} images, {evaluation.detections} detections,"
-        f" {evaluation.ms_per_image:.1f} ms per image from array to boxes and run lengths",
+        f" {evaluation.ms_per_image:.1f} ms per image from array to boxes and RLE masks",
         highlight=False,
     )
 
 
 def _table(first: str, *columns: str) -> Table:
+    from rich.box import SIMPLE
+    from rich.table import Table
+
     table = Table(box=SIMPLE, pad_edge=False)
     table.add_column(first)
     for column in columns:

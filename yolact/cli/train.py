@@ -21,63 +21,41 @@ log = logging.getLogger(__name__)
 def build_parser() -> Parser:
     """The command's options."""
     parser = Parser(prog="yolact-train", description="Train YOLACT on a COCO dataset.")
-    parser.add_argument("--config", help=f"one of {', '.join(configs())}; with --resume, the checkpoint's")
-    parser.add_argument(
-        "--dataset", help="a folder in COCO layout or a .yaml; the configuration's own if not given"
-    )
-    parser.add_argument(
-        "--batch-size", type=int, help="images at once, over all processes; rate and schedule scale with it"
-    )
-    parser.add_argument(
-        "--accumulate", type=int, help="batches added up before a step; multiplies the batch size"
-    )
-    parser.add_argument("--amp", choices=("none", "bf16", "fp16"), help="arithmetic of the network")
-    parser.add_argument(
-        "--iterations", type=int, help="stop after this many (not scaled with the batch size)"
-    )
-    parser.add_argument("--lr", "--learning-rate", type=float, help="rate for the reference batch size")
-    parser.add_argument(
-        "--resume", help="a checkpoint, `last`, `interrupt`, or `auto`: the last one if there is any"
-    )
-    parser.add_argument(
-        "--init-from", metavar="W", help="fine-tune these weights; the classes may be others than theirs"
-    )
-    parser.add_argument(
-        "--start-iter", type=int, default=-1, help="first iteration; -1 takes the checkpoint's"
-    )
-    parser.add_argument(
-        "--save-folder", type=Path, default=Path("weights"), help="for checkpoints and the log"
-    )
-    parser.add_argument("--save-every", "--save-interval", type=int, help="iterations between checkpoints")
-    parser.add_argument("--keep-last", type=int, help="checkpoints of this run to keep; 0 keeps all")
-    parser.add_argument("--validate-every", type=int, help="epochs between validations; 0 for none")
-    parser.add_argument("--workers", "--num-workers", type=int, help="processes that load images")
-    parser.add_argument("--seed", type=int, help="of the order of images and of all draws")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
-    parser.add_argument("--threads", type=int, help="CPU threads")
-    parser.add_argument("--overfit", type=int, metavar="N", help="train and validate on the first N images")
-    parser.add_argument(
-        "--debug-batch",
-        type=Path,
-        metavar="FILE",
-        help="look into a batch saved when the loss was not finite",
-    )
-    parser.add_argument("--no-autoscale", action="store_true", help="leave rate and schedule as configured")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, such as train.lr=5e-4"
-    )
+    add = parser.add_argument
+    add("--config", help=f"one of {', '.join(configs())}; with --resume, the checkpoint's")
+    add("--dataset", help="a folder in COCO layout or a .yaml (default: the configuration's)")
+    add("--batch-size", type=int, help="images over all processes; learning rate and schedule scale with it")
+    add("--accumulate", type=int, help="batches accumulated before a step; multiplies the batch size")
+    add("--amp", choices=("none", "bf16", "fp16"), help="arithmetic precision of the network")
+    add("--iterations", type=int, help="number of iterations (not scaled with the batch size)")
+    add("--lr", "--learning-rate", type=float, help="learning rate at the reference batch size")
+    add("--resume", help="a checkpoint, `last`, `interrupt`, or `auto`: the last one if there is one")
+    add("--init-from", metavar="W", help="fine-tune these weights; the classes may differ")
+    add("--start-iter", type=int, default=-1, help="first iteration; -1: the checkpoint's")
+    add("--save-folder", type=Path, default=Path("weights"), help="folder for checkpoints and the log")
+    add("--save-every", "--save-interval", type=int, help="iterations between checkpoints")
+    add("--keep-last", type=int, help="number of checkpoints to keep; 0 keeps all")
+    add("--validate-every", type=int, help="epochs between validations; 0 for none")
+    add("--workers", "--num-workers", type=int, help="number of processes that load images")
+    add("--seed", type=int, help="random seed")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N")
+    add("--threads", type=int, help="CPU threads")
+    add("--overfit", type=int, metavar="N", help="train and validate on the first N images")
+    add("--debug-batch", type=Path, metavar="FILE", help="analyse a batch saved when the loss was not finite")
+    add("--no-autoscale", action="store_true", help="do not scale learning rate and schedule")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting, such as train.lr=5e-4")
     return parser
 
 
 def command(args: argparse.Namespace) -> int:
-    """Run the command; returns the exit code."""
+    """Train, or analyse a saved batch; returns the exit code."""
     if args.debug_batch:
         from yolact.engine import pick_device
-        from yolact.train.health import debug_batch
+        from yolact.train.failures import debug_batch
 
         return 0 if debug_batch(args.debug_batch, pick_device(args.device)) else 1
     if args.resume and args.init_from:
-        raise UsageError("--resume continues a training, --init-from begins one: give one of them")
+        raise UsageError("--resume continues a run, --init-from starts one: give one of them")
     named = next((str(path) for path in (args.resume, args.init_from) if path), None)
     name = args.config or (config_name_of(named) if named else None)
     if name is None:
@@ -87,7 +65,7 @@ def command(args: argparse.Namespace) -> int:
 
     import torch
 
-    from yolact.data.coco import read_classes
+    from yolact.data.annotations import read_classes
     from yolact.data.layout import resolve_dataset
     from yolact.train.checkpoint import find_checkpoint
     from yolact.train.distributed import join_processes
@@ -104,7 +82,7 @@ def command(args: argparse.Namespace) -> int:
         resume = load_checkpoint(path, config)
         start = resume.iteration if args.start_iter < 0 else args.start_iter
         if resume.training is None:
-            log.warning("%s holds weights only: the optimizer starts afresh at iteration %d", path, start)
+            log.warning("%s holds weights only: the optimizer starts anew at iteration %d", path, start)
     init_from = load_checkpoint(args.init_from) if args.init_from else None
     with join_processes(args.device) as (processes, device):
         train(config, args.save_folder, device, resume, start, init_from, processes)
@@ -112,7 +90,7 @@ def command(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace, configured: TrainConfig) -> TrainConfig:
-    """The configured settings with those of the command line; the schedule in iterations of their batch."""
+    """The configured settings with the command line's, scaled to their batch size."""
     given = {
         "batch_size": args.batch_size,
         "accumulate": args.accumulate,
@@ -133,7 +111,7 @@ def _settings(args: argparse.Namespace, configured: TrainConfig) -> TrainConfig:
             raise UsageError(f"--iterations {args.iterations}; allowed: 1 or more")
         settings = replace(settings, max_iterations=args.iterations, autoscale=False)
     if settings.overfit:
-        # An epoch is a step or a few: nothing worth saving or measuring at the end of each.
+        # An epoch is one step or a few: do not save and validate after each.
         length = max(1, settings.overfit // settings.effective_batch)
         settings = replace(
             settings, save_epochs=0, validate_every=max(settings.validate_every, 100 // length)

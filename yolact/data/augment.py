@@ -1,8 +1,7 @@
-"""The original's training augmentation, drawn per sample: first what to do, then all of it at once.
+"""The original's training augmentation: parameters are drawn first, then applied in one step.
 
-Every draw of an image comes from a generator seeded by (seed, epoch, index), so a sample is the same
-whichever process makes it and whatever was made before. Geometry is drawn as one `Geometry` before a pixel is
-touched; the recipe is in `yolact.config.AugmentConfig`.
+The random generator of an image is seeded by (seed, epoch, index), so a sample does not depend on the process
+that computes it, or on other samples. `yolact.config.AugmentConfig` describes the steps.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import numpy as np
 from yolact.config import AugmentConfig, ModelConfig
 from yolact.data.geometry import Geometry, centres_in
 
-# Crops tried before another kind of crop is drawn.
+# Number of crops to try before another minimum IoU is drawn.
 _TRIES = 50
 
 
@@ -26,9 +25,9 @@ class Photometric:
     Nothing is clipped in between or after, as in the original.
 
     Attributes:
-        brightness: counts of 0..255.
-        contrast, saturation, late_contrast: factors.
-        hue: degrees.
+        brightness: Counts of 0..255.
+        contrast, saturation, late_contrast: Factors.
+        hue: Degrees.
     """
 
     brightness: float = 0.0
@@ -40,7 +39,7 @@ class Photometric:
     def __call__(self, pixels: np.ndarray) -> None:
         """Change BGR pixels (h, w, 3) float32, values 0..255, in place."""
         coloured = self.saturation != 1 or self.hue != 0
-        # Without a change of colour both contrasts are one factor.
+        # If saturation and hue stay, both contrasts are one factor.
         factor = self.contrast if coloured else self.contrast * self.late_contrast
         if self.brightness:
             pixels += np.float32(self.brightness)
@@ -51,7 +50,7 @@ class Photometric:
             if self.saturation != 1:
                 pixels[..., 1] *= np.float32(self.saturation)
             if self.hue:
-                # OpenCV takes hues beyond 360 degrees for what they are, negative ones not.
+                # OpenCV wraps hues beyond 360 degrees, but not negative ones.
                 pixels[..., 0] += np.float32(self.hue % 360)
             cv2.cvtColor(pixels, cv2.COLOR_HSV2BGR, dst=pixels)
             if self.late_contrast != 1:
@@ -59,12 +58,12 @@ class Photometric:
 
 
 class Augmenter:
-    """Draws augmentations and makes network inputs.
+    """Draws augmentations and applies them.
 
     Args:
-        config: the recipe.
-        model: input size and normalisation.
-        seed: of all draws.
+        config: The random changes.
+        model: Input size and normalisation.
+        seed: Random seed.
     """
 
     def __init__(self, config: AugmentConfig, model: ModelConfig, seed: int) -> None:
@@ -78,12 +77,13 @@ class Augmenter:
     def draw(
         self, epoch: int, index: int, boxes: np.ndarray, crowd: np.ndarray, height: int, width: int
     ) -> tuple[Photometric, Geometry]:
-        """What to do with image `index` in `epoch`; the same for the same arguments.
+        """The augmentation of image `index` in `epoch`; it depends on the arguments only.
 
         Args:
-            boxes: (n, 4) of the image's annotations, x1 y1 x2 y2 in pixels.
-            crowd: bool (n,), which of them are crowds.
-            height, width: of the image.
+            epoch, index: Seed the generator.
+            boxes: (n, 4) boxes of the image, x1 y1 x2 y2 in pixels.
+            crowd: (n,) bool, which of them are crowds.
+            height, width: Of the image.
         """
         rng = np.random.default_rng((self.seed % 2**64, epoch, index))
         solid = (boxes[:, 2:] > boxes[:, :2]).all(1)
@@ -91,14 +91,10 @@ class Augmenter:
         return photometric, draw_geometry(rng, self.config, boxes[solid & ~crowd], height, width)
 
     def image(self, image: np.ndarray, photometric: Photometric, geometry: Geometry) -> np.ndarray:
-        """The augmented image (S, S, 3) float32 BGR, values about 0..255; a view of a new array.
-
-        Args:
-            image: (H, W, 3) uint8 BGR.
-        """
-        part, inside = geometry.part(image, self.fill)
-        photometric(part[inside])
-        return geometry.turn(geometry.resize(part, image.shape[:2], self.model.input_size, self.fill))
+        """Augment an image (H, W, 3) uint8 BGR: (S, S, 3) float32 BGR, values about 0..255, a view."""
+        pixels, inside = geometry.visible_pixels(image, self.fill)
+        photometric(pixels[inside])
+        return geometry.turn(geometry.resize(pixels, image.shape[:2], self.model.input_size, self.fill))
 
     def normalise(self, pixels: np.ndarray) -> np.ndarray:
         """(S, S, 3) float32 BGR as (3, S, S) float32 RGB, minus mean, over std."""
@@ -110,15 +106,15 @@ class Augmenter:
 
 
 def draw_photometric(rng: np.random.Generator, config: AugmentConfig) -> Photometric:
-    """Colour changes at random: each on every second image, contrast before or after saturation and hue."""
+    """Draw colour changes: each for half of the images, contrast before or after saturation and hue."""
     if not config.photometric:
         return Photometric()
-    wanted = rng.random(4) < 0.5
+    applied = rng.random(4) < 0.5
     contrast_first = rng.random() < 0.5
-    brightness = rng.uniform(-config.brightness, config.brightness) if wanted[0] else 0.0
-    contrast = rng.uniform(*config.contrast) if wanted[1] else 1.0
-    saturation = rng.uniform(*config.saturation) if wanted[2] else 1.0
-    hue = rng.uniform(-config.hue, config.hue) if wanted[3] else 0.0
+    brightness = rng.uniform(-config.brightness, config.brightness) if applied[0] else 0.0
+    contrast = rng.uniform(*config.contrast) if applied[1] else 1.0
+    saturation = rng.uniform(*config.saturation) if applied[2] else 1.0
+    hue = rng.uniform(-config.hue, config.hue) if applied[3] else 0.0
     early, late = (contrast, 1.0) if contrast_first else (1.0, contrast)
     return Photometric(brightness, early, saturation, hue, late)
 
@@ -126,12 +122,13 @@ def draw_photometric(rng: np.random.Generator, config: AugmentConfig) -> Photome
 def draw_geometry(
     rng: np.random.Generator, config: AugmentConfig, boxes: np.ndarray, height: int, width: int
 ) -> Geometry:
-    """Expansion, crop, mirror, flip and turns at random.
+    """Draw expansion, crop, mirror, flip and rotation.
 
     Args:
-        boxes: (n, 4), the instances that are no crowds, x1 y1 x2 y2 in pixels. Where there are none, any
-            crop will do.
-        height, width: of the image.
+        rng: Random generator.
+        config: The random changes.
+        boxes: (n, 4) boxes of the instances, x1 y1 x2 y2 in pixels; without any, every crop is allowed.
+        height, width: Of the image.
     """
     left = top = 0
     wide, high = width, height
@@ -139,7 +136,7 @@ def draw_geometry(
         ratio = rng.uniform(1, config.expand_ratio)
         wide, high = int(width * ratio), int(height * ratio)
         left, top = int(rng.uniform(0, width * (ratio - 1))), int(rng.uniform(0, height * (ratio - 1)))
-        # Rounding is not to cut the image.
+        # Rounding must not cut the image.
         wide, high = max(wide, left + width), max(high, top + height)
     crop = np.array([0, 0, wide, high])
     if config.crop:
@@ -158,10 +155,10 @@ def draw_geometry(
 def _draw_crop(
     rng: np.random.Generator, config: AugmentConfig, boxes: np.ndarray, height: int, width: int
 ) -> np.ndarray:
-    """A crop x1, y1, x2, y2 in whole pixels; the whole as one kind of several."""
+    """Draw a crop x1, y1, x2, y2 in whole pixels; sometimes the whole canvas (SSD, Sec. 2.2)."""
     whole = np.array([0, 0, width, height])
     while True:
-        kind = int(rng.integers(len(config.crop_min_ious) + 2))
+        kind = int(rng.integers(len(config.crop_min_ious) + 2))  # the whole, a minimum IoU, or no minimum
         if kind == 0:
             return whole
         sides = rng.uniform(config.crop_min_side, 1, (_TRIES, 2)) * whole[2:]
@@ -179,7 +176,7 @@ def _draw_crop(
 
 
 def _best_iou(boxes: np.ndarray, crops: np.ndarray) -> np.ndarray:
-    """The highest IoU of each crop (c, 4) with any of the boxes (n, 4): (c,)."""
+    """The highest IoU (c,) of each crop (c, 4) with any of the boxes (n, 4)."""
     crops = crops[:, None]  # (c, 1, 4)
     shared = np.minimum(boxes[:, 2:], crops[..., 2:]) - np.maximum(boxes[:, :2], crops[..., :2])
     shared = shared.clip(0).prod(2)  # (c, n)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,83 +10,29 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from yolact.config import AugmentConfig, Classes, ModelConfig
+from yolact.data.annotations import read_annotations
 from yolact.data.augment import Augmenter
+from yolact.data.batch import Sample, Target
 from yolact.data.geometry import Geometry
 from yolact.data.layout import image_path
 from yolact.data.mask_targets import MaskSampler
 from yolact.data.segmentation import is_empty, to_region
 from yolact.model.preprocess import Normalise
 from yolact.model.priors import prototype_size, pyramid_levels
-from yolact.settings import nearest
-from yolact.targets import Target
 from yolact_runtime.errors import YolactError
-from yolact_runtime.files import read_json
 from yolact_runtime.preprocess import resize_batch
 from yolact_runtime.sources.images import read_image
+from yolact_runtime.typed import nearest
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One image as the network sees it.
-
-    Attributes:
-        image: (3, S, S) float32, RGB, normalised.
-        target: its ground truth.
-        image_id: its id in the annotation file.
-    """
-
-    image: Tensor
-    target: Target
-    image_id: int
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Several samples: images (B, 3, S, S) float32, and as many targets and image ids."""
-
-    images: Tensor
-    targets: list[Target]
-    image_ids: list[int]
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def to(
-        self,
-        device: torch.device | str,
-        non_blocking: bool = False,
-        memory_format: torch.memory_format = torch.preserve_format,
-    ) -> Batch:
-        """The same batch on `device`, its images in `memory_format`."""
-        return Batch(
-            self.images.to(device, non_blocking=non_blocking, memory_format=memory_format),
-            [target.to(device, non_blocking) for target in self.targets],
-            self.image_ids,
-        )
-
-    def pin_memory(self) -> Batch:
-        """The same batch in pinned host memory (what a DataLoader calls)."""
-        return Batch(self.images.pin_memory(), [t.pin_memory() for t in self.targets], self.image_ids)
-
-
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Samples as one batch: the `collate_fn` of a DataLoader."""
-    return Batch(
-        torch.stack([sample.image for sample in samples]),
-        [sample.target for sample in samples],
-        [sample.image_id for sample in samples],
-    )
-
-
-@dataclass(frozen=True)
 class Record:
-    """One image of an annotation file: where it is, the size the file says, its annotations in order."""
+    """One image of an annotation file, with its size according to the file and its annotations in order."""
 
     image_id: int
     path: Path
@@ -96,67 +41,22 @@ class Record:
     annotations: list[dict[str, Any]] = field(default_factory=list)
 
 
-def read_annotations(path: str | Path, required: Sequence[str] = ("images", "annotations")) -> dict[str, Any]:
-    """Read a COCO annotation file, checking that the lists named in `required` and `categories` are there.
-
-    Raises:
-        YolactError: missing, not JSON, or not an annotation file; names the file.
-    """
-    content = read_json(path, "annotation file")
-    for key in (*required, "categories"):
-        value = content.get(key) if isinstance(content, dict) else None
-        if not (isinstance(value, list) and all(isinstance(entry, dict) for entry in value)):
-            raise YolactError(
-                f"{path} is not a COCO annotation file: it needs an object with a list {key!r}"
-                + ("; is it a result file?" if isinstance(content, list) else "")
-            )
-    return content
-
-
-def read_classes(annotations: str | Path) -> Classes:
-    """Class names and category ids of a COCO annotation file, sorted by id.
-
-    Raises:
-        YolactError: no annotation file, no categories, or a category without a name or a unique id.
-    """
-    named: dict[int, str] = {}
-    for category in read_annotations(annotations, required=())["categories"]:
-        number, name = category.get("id"), category.get("name")
-        if type(number) is not int or not isinstance(name, str) or not name.strip():
-            raise YolactError(
-                f"{annotations}: category {category} needs a whole number 'id' and a text 'name'"
-            )
-        if number in named:
-            raise YolactError(
-                f"{annotations}: category id {number} is given twice: {named[number]!r} and {name!r}"
-            )
-        if name in named.values():
-            raise YolactError(
-                f"{annotations}: two categories are called {name!r}; rename or merge one of them"
-            )
-        named[number] = name
-    if not named:
-        raise YolactError(f"{annotations}: 'categories' is empty; there is nothing to learn")
-    ids = sorted(named)
-    return Classes(tuple(named[number] for number in ids), tuple(ids))
-
-
 class CocoDataset(Dataset[Sample]):
     """The images of a COCO annotation file, resized to the network's input, with their targets.
 
-    Every image of the file is an item, with or without annotations. Crowd regions become crowd boxes. An
-    instance without any usable segmentation becomes a crowd box too: it is neither an example nor background.
+    Every image of the file is an item, with or without annotations. Crowd regions become crowd boxes. So do
+    instances without a usable segmentation: they are neither examples nor background.
 
-    With augmentation, instances and crowds whose centre the crop leaves out are dropped, and the boxes of the
-    others clipped; where none is left, the image is a sample without instances.
+    Augmentation drops instances and crowds whose centre is outside the crop, and clips the boxes of the
+    others; a sample may have no instances.
 
     Args:
-        images: folder that the file names are relative to.
+        images: Folder that file names are relative to.
         annotations: COCO instances JSON.
-        model: input size and normalisation.
-        classes: the classes to learn; class index = position in it.
-        augment: random changes to make; None for none.
-        seed: of these changes.
+        model: Input size and normalisation.
+        classes: The classes to learn, in the order of the class indices.
+        augment: Random changes; None for none.
+        seed: Seed of these changes.
 
     Raises:
         YolactError: the annotation file cannot be used; names the file and the annotation id.
@@ -178,20 +78,20 @@ class CocoDataset(Dataset[Sample]):
         self._normalise = Normalise(model)
         self.augmenter = Augmenter(augment, model, seed) if augment and augment.enabled else None
         self._labels = {number: index for index, number in enumerate(classes.category_ids)}
-        self._told: set[str] = set()
+        self._warned = False
         self.records = self._index(read_annotations(annotations))
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
-        """The sample of an index, or of (epoch, index): augmentation depends on both; epoch 0 if not given.
+        """The sample of (epoch, index), on which the augmentation depends; an index alone is of epoch 0.
 
         Raises:
             YolactError: the image is missing or unreadable, or a segmentation is damaged; names it.
         """
         if get_worker_info() is not None:
-            # Workers are the parallelism; OpenCV's own threads would fight over the cores.
+            # The workers are the parallelism; OpenCV's threads would compete with them.
             cv2.setNumThreads(0)
         epoch, index = key if isinstance(key, tuple) else (0, key)
         record = self.records[index]
@@ -209,23 +109,25 @@ class CocoDataset(Dataset[Sample]):
         return Sample(pixels, self.target(record, boxes, crowd, geometry, height, width), record.image_id)
 
     def read_image(self, record: Record) -> np.ndarray:
-        """The image of a record, BGR uint8 (H, W, 3), turned as its EXIF orientation says.
+        """The image of a record, BGR uint8 (H, W, 3), in its EXIF orientation.
 
         Raises:
             YolactError: missing or unreadable.
         """
         image = read_image(record.path)
         declared = (record.height, record.width)
-        if None not in declared and declared != image.shape[:2]:
-            self._warn_once(
-                "size",
-                f"{record.path} is {image.shape[1]}x{image.shape[0]}, but {self.annotations} says "
-                f"{record.width}x{record.height}; the real size is used. Find all such images with: "
-                f"yolact-data check {self.annotations} --images {self.images}",
+        if None not in declared and declared != image.shape[:2] and not self._warned:
+            self._warned = True
+            log.warning(
+                "%s is %dx%d, but %s says %sx%s; the real size is used. Find all such images with:"
+                " yolact-data check %s --images %s",
+                *(record.path, image.shape[1], image.shape[0], self.annotations, record.width, record.height),
+                *(self.annotations, self.images),
             )
         return image
 
     def _index(self, content: dict[str, Any]) -> list[Record]:
+        """The images of the file with their annotations, all checked."""
         records: dict[int, Record] = {}
         for image in content["images"]:
             number, name = image.get("id"), image.get("file_name")
@@ -237,7 +139,7 @@ class CocoDataset(Dataset[Sample]):
             records[number] = Record(number, path, image.get("height"), image.get("width"))
         if not records:
             raise YolactError(f"{self.annotations} lists no images")
-        strays = []
+        strays: list[Any] = []
         masks = 0
         for annotation in content["annotations"]:
             self._check(annotation)
@@ -250,16 +152,17 @@ class CocoDataset(Dataset[Sample]):
                 record.annotations.append(annotation)
         if strays:
             log.warning(
-                "%s: %d annotations of images that it does not list (the first: annotation %s)",
+                "%s: %d annotations of images that it does not list are skipped (the first: annotation %s)",
                 *(self.annotations, len(strays), strays[0]),
             )
         if content["annotations"] and not masks:
             raise YolactError(
-                f"{self.annotations}: no annotation has a segmentation; boxes alone do not suffice"
+                f"{self.annotations}: no annotation has a segmentation; boxes alone are not enough"
             )
         return list(records.values())
 
     def _check(self, annotation: dict[str, Any]) -> None:
+        """Raise a YolactError if class or box of an annotation cannot be used."""
         category = annotation.get("category_id")
         if not isinstance(category, int) or category not in self._labels:
             raise YolactError(
@@ -291,11 +194,13 @@ class CocoDataset(Dataset[Sample]):
         height: int,
         width: int,
     ) -> Target:
-        """What the network is to find in a record's image after `geometry`.
+        """The ground truth of a record's image after `geometry`.
 
         Args:
-            boxes, crowd: from `boxes`.
-            height, width: of the image.
+            record: Of the image.
+            boxes, crowd: Result of `boxes`.
+            geometry: From the image to the network's input.
+            height, width: Of the image.
 
         Raises:
             YolactError: a segmentation is damaged; names the annotation.
@@ -323,17 +228,13 @@ class CocoDataset(Dataset[Sample]):
     def _region(
         self, annotation: dict[str, Any], height: int, width: int, geometry: Geometry
     ) -> tuple[np.ndarray, int, int]:
+        """The mask of an annotation inside the crop, and its position; see `to_region`."""
         try:
             return to_region(annotation["segmentation"], height, width, geometry.crop)
         except ValueError as error:
             raise YolactError(f"{self.annotations}: annotation {annotation.get('id')}: {error}") from None
 
-    def _warn_once(self, key: str, message: str) -> None:
-        if key not in self._told:
-            self._told.add(key)
-            log.warning("%s", message)
-
 
 def find_missing_images(dataset: CocoDataset) -> list[Path]:
-    """Image files that the dataset names and that are not there: to be asked before the first step."""
+    """The dataset's image files that do not exist."""
     return [record.path for record in dataset.records if not record.path.is_file()]

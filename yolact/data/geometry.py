@@ -1,4 +1,4 @@
-"""Where the pixels of an image go in the network's input: crop, resize, mirror, flip and turns in one."""
+"""The map from an image to the network's input: crop, resize, mirror, flip and rotation in one."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 class Geometry:
     """One affine map from an image to a square input.
 
-    The crop is stretched to the square, which then is mirrored, flipped and turned, in this order.
+    The crop is resized to the square, then mirrored, flipped and rotated, in this order.
 
     Attributes:
-        crop: x1, y1, x2, y2 in whole pixels of the image; it may reach out of the image (expansion).
-        mirror: exchange left and right.
-        flip: exchange top and bottom.
-        turns: quarter turns, counter-clockwise, 0 to 3.
+        crop: x1, y1, x2, y2 in whole pixels of the image; it may extend beyond the image (expansion).
+        mirror: Exchange left and right.
+        flip: Exchange top and bottom.
+        turns: Quarter turns counter-clockwise, 0 to 3.
     """
 
     crop: tuple[int, int, int, int]
@@ -29,11 +29,11 @@ class Geometry:
 
     @staticmethod
     def whole(height: int, width: int) -> Geometry:
-        """The whole image and nothing but the resize."""
+        """The whole image, resized only."""
         return Geometry((0, 0, width, height))
 
     def turn(self, image: np.ndarray) -> np.ndarray:
-        """Mirror, flip and turn an array of rows and columns; a view."""
+        """Mirror, flip and rotate an array of rows and columns; a view."""
         if self.mirror:
             image = image[:, ::-1]
         if self.flip:
@@ -41,7 +41,11 @@ class Geometry:
         return np.rot90(image, self.turns) if self.turns else image
 
     def turn_region(self, region: np.ndarray, x: int, y: int) -> tuple[np.ndarray, int, int]:
-        """A part of an image, first pixel at x, y: turned, and where it then is in the turned crop."""
+        """Mirror, flip and rotate a region whose first pixel is at x, y in the image.
+
+        Returns:
+            The region, and the x and y of its first pixel in the rotated crop.
+        """
         high, wide = region.shape[:2]
         x, y = x - self.crop[0], y - self.crop[1]
         full_width, full_height = self.crop[2] - self.crop[0], self.crop[3] - self.crop[1]
@@ -54,12 +58,12 @@ class Geometry:
 
     @property
     def turned_sides(self) -> tuple[int, int]:
-        """Width and height of the crop after turning."""
+        """Width and height of the crop after rotation."""
         x1, y1, x2, y2 = self.crop
         return (y2 - y1, x2 - x1) if self.turns % 2 else (x2 - x1, y2 - y1)
 
     def boxes(self, boxes: np.ndarray) -> np.ndarray:
-        """Boxes (n, 4) x1 y1 x2 y2 in pixels of the image: (n, 4) float32 relative to the input, clipped."""
+        """Boxes (n, 4) x1 y1 x2 y2, from pixels of the image to float32 relative to the input, clipped."""
         x1, y1, x2, y2 = self.crop
         sides = np.array([x2 - x1, y2 - y1] * 2, np.float64)
         moved = ((boxes - np.array([x1, y1, x1, y1])) / sides).clip(0, 1)
@@ -73,19 +77,19 @@ class Geometry:
         return np.stack([left, top, right, bottom], axis=1).astype(np.float32)
 
     def keeps(self, boxes: np.ndarray) -> np.ndarray:
-        """Which boxes (n, 4), in pixels of the image, have their centre in the crop: bool (n,)."""
+        """Which boxes (n, 4), in pixels of the image, have their centre in the crop: (n,) bool."""
         return centres_in(boxes, np.array([self.crop], np.float64))[0]
 
-    def part(self, image: np.ndarray, fill: np.ndarray) -> tuple[np.ndarray, tuple[slice, slice]]:
-        """The pixels that `resize` needs, to be changed in between.
+    def visible_pixels(self, image: np.ndarray, fill: np.ndarray) -> tuple[np.ndarray, tuple[slice, slice]]:
+        """The pixels that `resize` needs; the caller may change their colours first.
 
         Args:
             image: (H, W, 3) uint8.
             fill: (3,) float32, the colour outside the image.
 
         Returns:
-            (h, w, 3) float32: the part of the image in the crop, where the crop reaches out of the image with
-            a border of one pixel; and where in it the image is.
+            (h, w, 3) float32: the part of the image in the crop, with a border of one pixel if the crop
+            extends beyond the image; and the slices of the image in it.
         """
         x1, y1, x2, y2 = self._visible(*image.shape[:2])
         if (x1, y1, x2, y2) == self.crop:
@@ -96,13 +100,13 @@ class Geometry:
         pixels[1:-1, 1:-1] = image[y1:y2, x1:x2]
         return pixels, (slice(1, -1), slice(1, -1))
 
-    def resize(self, part: np.ndarray, shape: tuple[int, int], size: int, fill: np.ndarray) -> np.ndarray:
-        """The crop as a square input, before mirroring and turning.
+    def resize(self, pixels: np.ndarray, shape: tuple[int, int], size: int, fill: np.ndarray) -> np.ndarray:
+        """The crop as a square input, before mirroring and rotation.
 
-        Bilinear with half-pixel centres, as `cv2.resize` of the crop would be.
+        Bilinear with half-pixel centres, like `cv2.resize` of the crop.
 
         Args:
-            part: the pixels of `part`.
+            pixels: From `visible_pixels`.
             shape: (height, width) of the image.
             size: S.
             fill: (3,) float32, the colour outside the image.
@@ -113,26 +117,28 @@ class Geometry:
         x1, y1, x2, y2 = self.crop
         seen = self._visible(*shape)
         if seen == self.crop:
-            return cv2.resize(part, (size, size), interpolation=cv2.INTER_LINEAR)
+            return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR)
         rows = np.empty((size, size * 3), np.float32)
         rows[:] = np.tile(fill, size)
         canvas = rows.reshape(size, size, 3)
         if seen[0] >= seen[2] or seen[1] >= seen[3]:
             return canvas
-        # Inside the image the crop's edge repeats its own pixels, not those beyond.
-        lines = (part[:, 0], part[:, 1]), (part[0], part[1]), (part[:, -1], part[:, -2]), (part[-1], part[-2])
-        for (beyond, own), edge, limit in zip(lines, self.crop, seen, strict=True):
+        # Where the crop ends inside the image, its border repeats its own pixels.
+        columns = pixels.swapaxes(0, 1)
+        for side, axis, edge, limit in zip(
+            (0, 0, -1, -1), (columns, pixels) * 2, self.crop, seen, strict=True
+        ):
             if edge == limit:
-                beyond[:] = own
+                axis[side] = axis[-2 if side else 1]
         left, top = seen[0] - 1 - x1, seen[1] - 1 - y1
         wide, high = (x2 - x1) / size, (y2 - y1) / size
-        # The pixels of the input that see any of it.
-        i1, i2 = _reached(left, part.shape[1], wide, size)
-        j1, j2 = _reached(top, part.shape[0], high, size)
+        # The input pixels that depend on the image.
+        i1, i2 = _reached(left, pixels.shape[1], wide, size)
+        j1, j2 = _reached(top, pixels.shape[0], high, size)
         if i1 < i2 and j1 < j2:
             inverse = [[wide, 0, (i1 + 0.5) * wide - 0.5 - left], [0, high, (j1 + 0.5) * high - 0.5 - top]]
             cv2.warpAffine(
-                part,
+                pixels,
                 np.array(inverse),
                 (i2 - i1, j2 - j1),
                 dst=canvas[j1:j2, i1:i2],
@@ -142,20 +148,20 @@ class Geometry:
         return canvas
 
     def _visible(self, height: int, width: int) -> tuple[int, int, int, int]:
-        """The part of the crop inside an image, x1, y1, x2, y2; of no pixels where they do not meet."""
+        """The part of the crop inside an image, x1, y1, x2, y2; empty if they do not overlap."""
         x1, y1, x2, y2 = self.crop
         x1, y1 = min(max(x1, 0), width), min(max(y1, 0), height)
         return x1, y1, max(min(x2, width), x1), max(min(y2, height), y1)
 
 
 def centres_in(boxes: np.ndarray, crops: np.ndarray) -> np.ndarray:
-    """Which boxes (n, 4) have their centre inside which crops (c, 4): bool (c, n)."""
+    """Which boxes (n, 4) have their centre in which crops (c, 4): (c, n) bool."""
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2  # (n, 2)
     return ((crops[:, None, :2] < centres) & (centres < crops[:, None, 2:])).all(2)
 
 
 def _reached(start: int, length: int, scale: float, size: int) -> tuple[int, int]:
-    """First and past-the-last input pixel whose centre falls on `length` pixels from `start` on."""
+    """The input pixels, first and past the last, whose centres fall on `length` pixels from `start` on."""
     first = math.ceil((start + 0.5) / scale - 0.5)
     last = math.floor((start + length - 0.5) / scale - 0.5)
     return max(first, 0), min(last + 1, size)

@@ -1,4 +1,4 @@
-"""Where a dataset's images and annotation files are: a small YAML file, or a folder in a usual layout."""
+"""Find the images and annotation files of a dataset: a YAML file, or a folder in a common layout."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def resolve_dataset(spec: str | Path) -> DatasetConfig:
     """The paths behind a `--dataset` value.
 
     Args:
-        spec: a YAML file, whose relative paths are relative to its own folder:
+        spec: A YAML file, whose paths are relative to its folder:
 
                 name: my dataset
                 train: {images: train2017, annotations: annotations/train.json}
                 val: {images: val2017, annotations: annotations/val.json}
 
-            or a folder such as COCO's: `annotations/instances_train2017.json`, `.._val2017.json`, and images
-            in `train2017/` and `val2017/`, in `images/train2017/`.., or all in `images/`. The year may be
-            missing. Roboflow's `train/_annotations.coco.json` is known too.
+            or a folder like COCO's: `annotations/instances_train2017.json`, `.._val2017.json`, and images in
+            `train2017/` and `val2017/`, in `images/train2017/`.., or all in `images/`. The year is optional.
+            Roboflow's `train/_annotations.coco.json` works, too.
 
     Raises:
-        YolactError: not there, or not complete; says what was looked for.
+        YolactError: missing or incomplete; says what was looked for.
     """
     path = Path(spec)
     if path.is_dir():
@@ -50,13 +50,14 @@ def resolve_dataset(spec: str | Path) -> DatasetConfig:
 
 
 def _from_yaml(path: Path) -> DatasetConfig:
+    """The dataset that a YAML file describes."""
     import yaml
 
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise YolactError(f"cannot read dataset {path}: {' '.join(str(error).split())}") from error
-    form = "expected `train: {images: DIR, annotations: FILE}` and `val:` alike"
+    form = "expected `train: {images: DIR, annotations: FILE}` and the same for `val`"
     if not isinstance(content, dict) or set(content) - {"name", "train", "val"}:
         raise YolactError(f"dataset {path}: {form}, and `name:`; found {_keys(content)}")
     found: dict[str, str] = {}
@@ -75,7 +76,7 @@ def _existing(source: Path, key: str, value: Any) -> Path:
     path = source.parent / Path(value).expanduser()
     folder = key.endswith("images")
     if not (path.is_dir() if folder else path.is_file()):
-        raise YolactError(f"dataset {source}: {key} = {path} is no {'folder' if folder else 'file'}")
+        raise YolactError(f"dataset {source}: {key} = {path} is not a {'folder' if folder else 'file'}")
     return path
 
 
@@ -84,59 +85,60 @@ def _keys(value: Any) -> str:
 
 
 def _from_folder(root: Path) -> DatasetConfig:
+    """The dataset in a folder of a known layout."""
     found: dict[str, str] = {}
-    for split, words in _SPLITS.items():
-        annotations = _annotation_files(root, words)
+    for split, names in _SPLITS.items():
+        annotations = _annotation_files(root, names)
         if not annotations:
-            looked = ", ".join(pattern.format(split=words[0]) for pattern in _ANNOTATIONS)
+            looked = ", ".join(pattern.format(split=names[0]) for pattern in _ANNOTATIONS)
             raise YolactError(
                 f"dataset {root}: no {split} annotations; looked for {looked}. "
-                "Other layouts are named in a .yaml file"
+                "Describe other layouts in a .yaml file"
             )
-        pairs = [(file, folder) for file in annotations if (folder := _images(root, file, words))]
+        pairs = [(file, folder) for file in annotations if (folder := _images(root, file, names))]
         if not pairs:
-            looked = ", ".join(str(folder) for folder in _image_folders(Path(), annotations[0], words))
+            looked = ", ".join(str(folder) for folder in _image_folders(Path(), annotations[0], names))
             raise YolactError(f"dataset {root}: no images for {annotations[0].name}; looked for {looked}")
         if len(pairs) > 1:
-            names = ", ".join(str(file.relative_to(root)) for file, _ in pairs)
+            files = ", ".join(str(file.relative_to(root)) for file, _ in pairs)
             raise YolactError(
-                f"dataset {root}: several {split} annotations ({names}); choose in a .yaml file"
+                f"dataset {root}: several {split} annotations ({files}); choose in a .yaml file"
             )
         found[f"{split}_annotations"], found[f"{split}_images"] = map(str, pairs[0])
     return DatasetConfig(name=root.resolve().name, **found)
 
 
-def _annotation_files(root: Path, words: Sequence[str]) -> list[Path]:
-    """The files of the first pattern that finds any."""
+def _annotation_files(root: Path, names: Sequence[str]) -> list[Path]:
+    """The files of the first pattern that matches any."""
     for pattern in _ANNOTATIONS:
-        files = {file for word in words for file in root.glob(pattern.format(split=word))}
+        files = {file for name in names for file in root.glob(pattern.format(split=name))}
         if files:
             return sorted(files)
     return []
 
 
-def _image_folders(root: Path, annotations: Path, words: Sequence[str]) -> list[Path]:
+def _image_folders(root: Path, annotations: Path, names: Sequence[str]) -> list[Path]:
     """Folders that may hold the images of an annotation file, best first."""
     if annotations.name == "_annotations.coco.json":
         return [annotations.parent]
     split = annotations.stem.removeprefix("instances_")
-    names = dict.fromkeys([split, *words])
+    folders = dict.fromkeys([split, *names])
     return [
-        *(root / parent / name for parent in ("", "images") for name in names),
+        *(root / parent / name for parent in ("", "images") for name in folders),
         root / "images",
         root / "img",
     ]
 
 
-def _images(root: Path, annotations: Path, words: Sequence[str]) -> Path | None:
-    return next((folder for folder in _image_folders(root, annotations, words) if folder.is_dir()), None)
+def _images(root: Path, annotations: Path, names: Sequence[str]) -> Path | None:
+    return next((folder for folder in _image_folders(root, annotations, names) if folder.is_dir()), None)
 
 
 def image_path(images: Path, file_name: str) -> Path:
-    """Where the image called `file_name` is (or should be) in the folder `images`.
+    """The path of the image called `file_name` in the folder `images`, whether or not it exists.
 
-    Where it is not there under its whole name, it is looked for without folders, and then without what COCO
-    2014 put before the number: `val2014/COCO_val2014_000000000042.jpg`, `000000000042.jpg`.
+    If there is no file of this name, its folders are left out, and then COCO 2014's prefix:
+    `val2014/COCO_val2014_000000000042.jpg`, `COCO_val2014_000000000042.jpg`, `000000000042.jpg`.
     """
     path = images / file_name
     name = Path(file_name).name

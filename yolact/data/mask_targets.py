@@ -1,8 +1,8 @@
-"""Mask targets at the sizes the loss needs, straight from COCO segmentations.
+"""Mask targets at the sizes that the loss needs, computed directly from COCO segmentations.
 
-The rule of the original: rasterise at image size, resize to the input as `cv2.resize` does with 0 and 1,
-shrink bilinearly to the target and binarise. The last step reads four pixels of the input-sized mask for each
-of its own, so only these are made, of the part of the image that an instance covers: the same bits, sooner.
+The original rasterises at image size, resizes to the input as `cv2.resize` does with 0 and 1, shrinks
+bilinearly to the target's size and binarises. The last step reads four pixels of the input-sized mask for
+each of its own. Only these are computed here, where the instance is: the same bits in less time.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ import numpy as np
 
 from yolact.data.geometry import Geometry
 
-# Fixed-point weights of cv2.resize for bytes.
+# 1.0 in the fixed-point weights of cv2.resize for bytes.
 _ONE = 2048
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """How the pixels of a target (n of them) come from those of the turned crop, along one axis.
+    """How the n pixels of a target depend on those of the rotated crop, along one axis.
 
-    Of the 2n rows, the first n are the input pixel before, the others the one after.
+    A target pixel blends two input pixels, and each of these blends two pixels of the crop.
 
     Attributes:
-        reads: (4, n) int64, pixels of the crop: the two before, then the two after; not decreasing along n.
-        weights: (2, 2, n) int32, their weights, `_ONE` together.
+        reads: (4, n) int64, pixels of the crop: two before, two after for each; not decreasing along n.
+        weights: (2, 2, n) int32, their fixed-point weights.
         blend: (2, n) float32, weights of the two input pixels.
     """
 
@@ -37,8 +37,8 @@ class _Axis:
     weights: np.ndarray
     blend: np.ndarray
 
-    def parts(self, starts: np.ndarray, ends: np.ndarray) -> tuple[list[int], list[int]]:
-        """First and past-the-last target pixels that read any pixel from starts to ends (exclusive)."""
+    def affected(self, starts: np.ndarray, ends: np.ndarray) -> tuple[list[int], list[int]]:
+        """The target pixels, first and past the last, that read any pixel from starts to ends (exclusive)."""
         first = np.searchsorted(self.reads[3], starts, "left")
         last = np.searchsorted(self.reads[0], ends, "left")
         return first.tolist(), last.tolist()
@@ -46,10 +46,10 @@ class _Axis:
 
 @lru_cache(maxsize=16)
 def _shrink(size: int, sizes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """What F.interpolate reads of `size` pixels to make `sizes`, one after the other (N together).
+    """The pixels that F.interpolate reads when it shrinks `size` pixels to each of `sizes` (N together).
 
     Returns:
-        The input pixels (2, N) int64 before and after, and their weights (2, N) float32.
+        The pixels before and after (2, N) int64, and their weights (2, N) float32.
     """
     at = np.concatenate(
         [
@@ -65,13 +65,13 @@ def _shrink(size: int, sizes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _axes(length: int, size: int, sizes: tuple[int, ...], rows: bool) -> list[_Axis]:
-    """From the `length` rows or columns of the crop, by `size` input pixels, to each of `sizes`."""
+    """The axis from `length` rows or columns of the crop, through `size` input pixels, to each of `sizes`."""
     pixels, blend = _shrink(size, sizes)
     at = ((pixels + 0.5) * (length / size) - 0.5).astype(np.float32)
     before = np.floor(at).astype(np.int64)
     across = at - before.astype(np.float32)
     if not rows:
-        # Beyond the outermost column cv2.resize takes it alone; beyond a row it blends that with itself.
+        # At the edge cv2.resize takes the outermost column alone, but blends the outermost row with itself.
         across[(before < 0) | (before >= length - 1)] = 0
     after = np.minimum(np.maximum(before + 1, 0), length - 1)
     before = np.minimum(np.maximum(before, 0), length - 1)
@@ -79,17 +79,17 @@ def _axes(length: int, size: int, sizes: tuple[int, ...], rows: bool) -> list[_A
     reads = np.concatenate([before, after])
     axes = []
     for n, end in zip(sizes, accumulate(sizes), strict=True):
-        part = slice(end - n, end)
-        axes.append(_Axis(reads[:, part], weights[:, :, part], blend[:, part]))
+        own = slice(end - n, end)
+        axes.append(_Axis(reads[:, own], weights[:, :, own], blend[:, own]))
     return axes
 
 
 class MaskSampler:
-    """Makes the masks of one image.
+    """Computes the mask targets of one image.
 
     Args:
-        geometry: from the image to the input.
-        size: S, pixels of the input.
+        geometry: From the image to the input.
+        size: S, side of the input in pixels.
         shapes: (height, width) of each kind of target.
     """
 
@@ -102,24 +102,24 @@ class MaskSampler:
         self._columns = _axes(wide, size, widths, rows=False)
 
     def __call__(self, regions: Sequence[tuple[np.ndarray, int, int]]) -> list[np.ndarray]:
-        """Targets of instances.
+        """The targets of G instances.
 
         Args:
-            regions: for each of G instances its mask, uint8 (h, w) of 0 and 1, and the x and y in the image
-                of its first pixel; background elsewhere.
+            regions: For each instance its mask, uint8 (h, w) of 0 and 1, and the x and y of its first pixel
+                in the image; the rest is background.
 
         Returns:
-            For each shape the masks, bool (G, height, width).
+            For each shape the masks (G, height, width) bool.
         """
         targets = [np.zeros((len(regions), *shape), bool) for shape in self._shapes]
         if regions:
-            # Turned first and resized then, as in the original: the roundings of cv2.resize have a direction.
+            # Rotate, then resize, as in the original: cv2.resize rounds differently along x and y.
             regions = [self._geometry.turn_region(*region) for region in regions]
             corners = np.array([[x, y, x + region.shape[1], y + region.shape[0]] for region, x, y in regions])
-            # Columns first, as the arrays of pycocotools lie in memory; a border of background around.
+            # Columns first, as pycocotools' arrays are in memory; with a border of background.
             padded = [_padded(region.T) for region, _, _ in regions]
             for target, rows, columns in zip(targets, self._rows, self._columns, strict=True):
-                bounds = *columns.parts(*corners.T[::2]), *rows.parts(*corners.T[1::2])
+                bounds = *columns.affected(*corners.T[::2]), *rows.affected(*corners.T[1::2])
                 for index, (i1, i2, j1, j2) in enumerate(zip(*bounds, strict=True)):
                     if i1 < i2 and j1 < j2 and padded[index].size:
                         x, y = corners[index, :2] - 1
@@ -131,6 +131,7 @@ class MaskSampler:
 
 
 def _padded(region: np.ndarray) -> np.ndarray:
+    """The region (h, w) with a border of zeros; an empty one as it is."""
     if not region.size:
         return region
     padded = np.zeros((region.shape[0] + 2, region.shape[1] + 2), np.uint8)
@@ -144,14 +145,14 @@ def _sample(
     weights: tuple[np.ndarray, np.ndarray],
     blends: tuple[np.ndarray, np.ndarray],
 ) -> np.ndarray:
-    """What a target (j, i) sees of a region (width, height) with a border of zeros, which reaches on and on.
+    """The target (j, i) bool of a region (width, height) whose border of zeros continues without end.
 
-    The tuples are parts of an `_Axis` along x and y; `reads` count from the region's first pixel.
+    The tuples are columns of an `_Axis` along x and y; `reads` are relative to the region's first pixel.
     """
     i, j = reads[0].shape[1], reads[1].shape[1]
     near = cv2.transpose(region.take(reads[0].reshape(-1), 0, mode="clip"))  # (h, 4 i)
     near = near.take(reads[1].reshape(-1), 0, mode="clip").reshape(4 * j, 2, 2 * i)
-    # cv2.resize for bytes: products and shifts as there, for its roundings decide at the border.
+    # The products and shifts of cv2.resize for bytes: its rounding decides at the border of a mask.
     across, down = weights[0].reshape(2, -1), weights[1][..., None]  # (2, 2 i), (2, 2, j, 1)
     lines = near[:, 0] * across[0]
     lines += near[:, 1] * across[1]

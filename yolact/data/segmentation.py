@@ -1,7 +1,7 @@
-"""COCO segmentations: polygons, compressed and uncompressed run lengths, all checked before use.
+"""COCO segmentations: polygons and run-length encoding (RLE), compressed or not, checked before use.
 
-pycocotools trusts what it is given: run lengths that do not add up read past the end of its buffers, and
-polygons of two points are taken for boxes. So everything that comes from a file passes `to_rle` first.
+pycocotools trusts its input: an RLE with a wrong sum makes it read past the end of its buffers, and it takes
+polygons of two points for boxes. So everything that comes from a file passes `to_rle` first.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-# A polygon is walked in steps of a fifth of a pixel: beyond this a typing error would take all memory.
+# Polygons are rasterised in steps of a fifth of a pixel: far coordinates would take all memory.
 _FARTHEST = 1e6
 
 
 def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
-    """Any COCO segmentation as compressed run lengths of an image of `height` x `width` pixels.
+    """Convert any COCO segmentation to compressed RLE of an image of `height` x `width` pixels.
 
-    Polygons are rasterised by pycocotools' rule; those of fewer than three points cover nothing. Run
-    lengths made for another image size are cut or padded with background, pixels staying where they are.
+    Polygons are rasterised by pycocotools' rule; those of fewer than three points cover nothing. An RLE of
+    another image size is cut or padded with background; its pixels stay where they are.
 
     Args:
         segmentation: a list of polygons `[[x, y, x, y, ...], ...]` in pixels, or
@@ -31,7 +31,7 @@ def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
         `{"size": [height, width], "counts": bytes}`.
 
     Raises:
-        ValueError: not a segmentation; says what is wrong in a few words.
+        ValueError: not a segmentation; says what is wrong.
     """
     if isinstance(segmentation, dict):
         return _checked_rle(segmentation, height, width)
@@ -42,20 +42,21 @@ def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
 
 
 def to_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """Any COCO segmentation as a mask (height, width) uint8 of 0 and 1; errors as in `to_rle`."""
+    """Convert any COCO segmentation to a mask (height, width) uint8 of 0 and 1; errors as in `to_rle`."""
     return coco_mask.decode(to_rle(segmentation, height, width))
 
 
 def to_region(
     segmentation: Any, height: int, width: int, window: tuple[int, int, int, int]
 ) -> tuple[np.ndarray, int, int]:
-    """The part of `to_mask` that can be set and lies in a window, without making the rest.
+    """The part of `to_mask` inside a window, without computing the rest.
 
     Args:
+        segmentation, height, width: As in `to_rle`.
         window: x1, y1, x2, y2 in pixels of the image.
 
     Returns:
-        The mask there, uint8 (h, w) of 0 and 1, perhaps of no pixels, and the x and y of its first pixel.
+        A region with all set pixels, uint8 (h, w) of 0 and 1, possibly empty; x, y of its first pixel.
 
     Raises:
         ValueError: as in `to_rle`.
@@ -79,14 +80,14 @@ def to_region(
     x2, y2 = min(x2, math.ceil(right) + 1), min(y2, math.ceil(bottom) + 1)
     if x1 >= x2 or y1 >= y2:
         return np.zeros((0, 0), np.uint8), 0, 0
-    # pycocotools rounds to a fifth of a pixel, towards zero: done here before the shift, which changes signs,
-    # and given in a form that rounds to the same fifths again.
+    # pycocotools rounds to a fifth of a pixel, towards zero. The shift changes signs, so round before it, and
+    # pass values that round to the same fifths again.
     fifths = np.trunc(5 * flat + 0.5).reshape(-1, 2) - np.array([5.0 * x1, 5.0 * y1])
     shifted = ((fifths - 0.9 * (fifths < 0)) / 5).reshape(-1).tolist()
     ends = list(accumulate(map(len, polygons)))
-    parts = [shifted[end - len(polygon) : end] for polygon, end in zip(polygons, ends, strict=True)]
-    runs = coco_mask.frPyObjects(parts, y2 - y1, x2 - x1)
-    return coco_mask.decode(runs[0] if len(runs) == 1 else coco_mask.merge(runs)), x1, y1
+    moved = [shifted[end - len(polygon) : end] for polygon, end in zip(polygons, ends, strict=True)]
+    rles = coco_mask.frPyObjects(moved, y2 - y1, x2 - x1)
+    return coco_mask.decode(rles[0] if len(rles) == 1 else coco_mask.merge(rles)), x1, y1
 
 
 def checked_polygons(segmentation: Any) -> list[list[float]]:
@@ -96,11 +97,11 @@ def checked_polygons(segmentation: Any) -> list[list[float]]:
         ValueError: it is not a list of polygons.
     """
     if not isinstance(segmentation, list):
-        raise ValueError(f"segmentation is a {type(segmentation).__name__}, not polygons or run lengths")
+        raise ValueError(f"segmentation is a {type(segmentation).__name__}, not polygons or RLE")
     for polygon in segmentation:
         if not isinstance(polygon, list):
             raise ValueError("polygons must be lists of numbers inside a list: [[x, y, x, y, ...], ...]")
-        # The kinds of numbers first: few, whatever the number of points.
+        # Types first: there are few, whatever the number of points.
         numbers = all(issubclass(kind, (int, float)) for kind in set(map(type, polygon)))
         if not (numbers and all(map(math.isfinite, polygon))):
             raise ValueError("a polygon holds something that is not a finite number")
@@ -112,58 +113,59 @@ def checked_polygons(segmentation: Any) -> list[list[float]]:
 
 
 def is_empty(segmentation: Any) -> bool:
-    """True where there is nothing that could make a mask: absent, or no polygon of three points."""
+    """Whether a segmentation is absent or has no polygon of three points."""
     if isinstance(segmentation, list):
         return not any(not isinstance(polygon, list) or len(polygon) >= 6 for polygon in segmentation)
     return not segmentation
 
 
-def run_lengths(counts: Any) -> np.ndarray:
-    """The run lengths (int64, background first) of a COCO `counts` value, compressed or not.
+def rle_counts(counts: Any) -> np.ndarray:
+    """The runs (n,) int64, background first, of an RLE's `counts`, compressed or not.
 
     Raises:
         ValueError: they cannot be read.
     """
     if isinstance(counts, list):
         if not all(type(count) is int and count >= 0 for count in counts):
-            raise ValueError("run lengths must be whole numbers, 0 or more")
+            raise ValueError("RLE counts must be whole numbers, 0 or more")
         return np.array(counts, np.int64)
     if isinstance(counts, str):
         counts = counts.encode("ascii", "replace")
     if not isinstance(counts, bytes):
         raise ValueError(f"counts is a {type(counts).__name__}, not a list or a string")
-    # Five bits a character, the sixth says that more follow; the top bit of the last group is the sign.
+    # Each character has five bits, and a sixth if more follow; the top bit of the last five is the sign.
     codes = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
     if codes.size == 0:
         return codes
     last = np.flatnonzero((codes & 0x20) == 0)
     if codes.min() < 0 or codes.max() > 63 or last.size == 0 or last[-1] != codes.size - 1:
-        raise ValueError("compressed run lengths are damaged")
+        raise ValueError("compressed RLE is damaged")
     first = np.concatenate([[0], last[:-1] + 1])
     position = np.arange(codes.size) - np.repeat(first, last - first + 1)
     if position.max() > 9:
-        raise ValueError("compressed run lengths are damaged")
+        raise ValueError("compressed RLE is damaged")
     values = np.add.reduceat((codes & 0x1F) << (5 * position), first)
     values = np.where(codes[last] & 0x10, values - (np.int64(1) << (5 * (last - first + 1))), values)
     if np.abs(values).max() >= 2**32:
-        raise ValueError("compressed run lengths are damaged")
-    # From the fourth on each is stored as the difference to the one two before it.
+        raise ValueError("compressed RLE is damaged")
+    # From the fourth on, each is stored as the difference from the one two before it.
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
     if values.min() < 0:
-        raise ValueError("compressed run lengths are damaged")
+        raise ValueError("compressed RLE is damaged")
     return values
 
 
 def _checked_rle(segmentation: dict[str, Any], height: int, width: int) -> dict[str, Any]:
+    """`to_rle` of an RLE."""
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if not (
         isinstance(size, list) and len(size) == 2 and all(type(n) is int and 0 < n < 2**16 for n in size)
     ):
-        raise ValueError(f"run lengths need a size [height, width], not {size!r}")
-    total = int(run_lengths(counts).sum())
+        raise ValueError(f"RLE needs a size [height, width], not {size!r}")
+    total = int(rle_counts(counts).sum())
     if total != size[0] * size[1]:
-        raise ValueError(f"run lengths cover {total} pixels, the size {size} has {size[0] * size[1]}")
+        raise ValueError(f"RLE covers {total} pixels, but its size {size} has {size[0] * size[1]}")
     if isinstance(counts, list):
         rle = coco_mask.frPyObjects(segmentation, *size)
     else:
@@ -171,6 +173,6 @@ def _checked_rle(segmentation: dict[str, Any], height: int, width: int) -> dict[
     if size == [height, width]:
         return rle
     canvas = np.zeros((height, width), np.uint8, order="F")
-    part = coco_mask.decode(rle)[:height, :width]
-    canvas[: part.shape[0], : part.shape[1]] = part
+    common = coco_mask.decode(rle)[:height, :width]
+    canvas[: common.shape[0], : common.shape[1]] = common
     return coco_mask.encode(canvas)

@@ -1,4 +1,4 @@
-"""A COCO annotation file in the making, and where a converter finds what it converts."""
+"""What converters share: their source, and a builder of COCO annotation files."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from yolact.data.segmentation import to_rle
-from yolact.settings import nearest
 from yolact_runtime.errors import YolactError
 from yolact_runtime.sources.images import list_images
+from yolact_runtime.typed import nearest
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Source:
     """What to convert.
 
     Attributes:
-        folder: of the annotations.
-        images: folder of the images, where it is not the usual one of the format.
-        names: class name by category id; None to take them from the annotations.
-        only: the images to convert, by name without suffix; None for all.
+        folder: Folder of the annotations.
+        images: Folder of the images, if it is not the format's usual one.
+        names: Class names by category id; None to take them from the annotations.
+        only: Names without suffix of the images to convert; None for all.
     """
 
     folder: Path
@@ -33,18 +33,18 @@ class Source:
     only: frozenset[str] | None = None
 
     def wants(self, stem: str) -> bool:
-        """Whether the image of this name (without suffix) is to be converted."""
+        """Whether to convert the image of this name (without suffix)."""
         return self.only is None or stem in self.only
 
     def image_files(self, usual: Path) -> dict[str, Path]:
-        """The wanted images by name without suffix, sorted.
+        """The images to convert by name without suffix, sorted; `usual` is the format's folder.
 
         Raises:
             YolactError: no folder, no images in it, or two of the same name.
         """
         folder = self.images or usual
         if not folder.is_dir():
-            raise YolactError(f"no image folder {folder}; name it with --images")
+            raise YolactError(f"no image folder {folder}; give it with --images")
         found: dict[str, Path] = {}
         for path in list_images([folder]):
             if path.stem in found:
@@ -55,7 +55,7 @@ class Source:
 
 
 class CocoBuilder:
-    """Collects images and instances, numbering them from 1."""
+    """Collects images and instances, with ids from 1."""
 
     def __init__(self, names: Mapping[int, str] | None = None) -> None:
         self._names = names
@@ -64,15 +64,15 @@ class CocoBuilder:
         self._labels: list[str] = []
 
     def add_image(self, file_name: str, height: int, width: int) -> None:
-        """Add an image; instances added from now on are in it."""
+        """Add an image; the instances added next are in it."""
         number = len(self._images) + 1
         self._images.append({"id": number, "file_name": file_name, "height": height, "width": width})
 
     def add_polygons(self, label: str, polygons: list[list[float]]) -> None:
-        """Add an instance of flat x, y lists in pixels.
+        """Add an instance, from flat x, y lists in pixels.
 
         Raises:
-            ValueError: they are no polygons.
+            ValueError: not polygons.
         """
         image = self._images[-1]
         rle = to_rle(polygons, image["height"], image["width"])
@@ -89,6 +89,7 @@ class CocoBuilder:
         self._add(label, segmentation, int(coco_mask.area(rle)), coco_mask.toBbox(rle).tolist(), crowd)
 
     def _add(self, label: str, segmentation: Any, area: int, bbox: list[float], crowd: bool = False) -> None:
+        """Append an annotation of the last image."""
         if self._names is not None and label not in self._names.values():
             raise YolactError(
                 f"{self._images[-1]['file_name']}: no class {label!r}; {nearest(label, self._names.values())}"
@@ -106,7 +107,7 @@ class CocoBuilder:
         )
 
     def content(self) -> dict[str, Any]:
-        """The content of the annotation file. Classes that were not named beforehand: by name, from 1."""
+        """The content of the annotation file. Classes not given at the start are numbered from 1, by name."""
         names = self._names or dict(enumerate(sorted(set(self._labels)), start=1))
         numbers = {name: number for number, name in names.items()}
         return {

@@ -1,4 +1,4 @@
-"""What in an annotation file would hurt training or evaluation, found before they start."""
+"""Find problems in an annotation file before training or evaluation does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from yolact.data.coco import read_annotations
+from yolact.data.annotations import read_annotations
 from yolact.data.layout import image_path
 from yolact.data.segmentation import is_empty, to_rle
 from yolact_runtime.errors import YolactError
@@ -23,23 +23,23 @@ Level = Literal["error", "warning"]
 Problem = tuple[Level, str, str]
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
-# How far, in pixels, boxes and polygons may reach over the image's edge: rounding, not a mistake.
+# How far boxes and polygons may extend beyond the image, in pixels: rounding, not a mistake.
 _SLACK = 1.0
-# A box is far from its mask where it shares less than this (IoU) with the tight box around the mask, and a
-# side of it is more than some pixels off.
+# A box is far from its mask if its IoU with the mask's bounding box is below this, and a side is more than so
+# many pixels off.
 _BOX_IOU, _BOX_PIXELS = 0.5, 2.0
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong.
+    """One problem.
 
     Attributes:
-        level: an "error" stops training or evaluation or makes them wrong; a "warning" is coped with.
-        kind: the same few words for all findings of a kind.
-        message: what is wrong with this one, with the value.
-        image_id: of the image it is in, as the file has it; None where that does not apply.
-        annotation_id: likewise.
+        level: An "error" stops training or evaluation or makes them wrong; a "warning" is handled.
+        kind: Name of the kind of problem.
+        message: What is wrong, with the value.
+        image_id: Id of the image in the file; None if the finding is not about one.
+        annotation_id: Id of the annotation, likewise.
     """
 
     level: Level
@@ -51,7 +51,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class ClassCount:
-    """How often a class occurs. `areas`: quartiles (25, 50, 75%) of its instances' mask areas in pixels."""
+    """How often a class occurs. `areas` are the quartiles (25, 50, 75%) of its mask areas in pixels."""
 
     category_id: int
     name: str
@@ -92,15 +92,15 @@ def _quietly(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
 def check_annotations(
     annotations: str | Path, images: str | Path | None = None, progress: Progress = _quietly
 ) -> Report:
-    """Look at every image and annotation of a COCO file.
+    """Check every image and annotation of a COCO file.
 
     Args:
-        annotations: the file.
-        images: folder of the images; each is opened. Without it the sizes in the file are believed.
-        progress: called as `progress(items, total, what)`, wraps an iterable to show how far the work is.
+        annotations: The file.
+        images: Folder of the images; each is opened. Without it, the sizes in the file are trusted.
+        progress: Wraps an iterable to show progress: `progress(items, total, what)`.
 
     Raises:
-        YolactError: it is no annotation file at all, or `images` is no folder.
+        YolactError: `annotations` is not an annotation file, or `images` is not a folder.
     """
     content = read_annotations(annotations)
     report = Report(str(annotations), len(content["images"]), len(content["annotations"]))
@@ -116,22 +116,23 @@ def check_annotations(
 
 
 def _whole(value: Any) -> int | None:
-    """`value` if it is a whole number: what ids are compared by."""
+    """`value` if it is an int, else None."""
     return value if type(value) is int else None
 
 
 def _declared(image: dict[str, Any]) -> tuple[int, int] | None:
-    """(height, width) that the file says an image has."""
+    """(height, width) of an image according to the file; None if it does not say."""
     height, width = _whole(image.get("height")), _whole(image.get("width"))
     return (height, width) if height and width and min(height, width) > 0 else None
 
 
 def _size(size: tuple[int, int]) -> str:
-    """A (height, width) as people write it."""
+    """A (height, width) as text: width x height."""
     return f"{size[1]}x{size[0]}"
 
 
 def _check_categories(categories: list[dict[str, Any]], report: Report) -> dict[int, str]:
+    """Check the entries of 'categories'; returns the usable names by id."""
     names: dict[int, str] = {}
     for category in categories:
         number, name = _whole(category.get("id")), category.get("name")
@@ -175,9 +176,9 @@ def _check_images(images: list[dict[str, Any]], report: Report) -> dict[int, dic
 def _check_files(
     entries: dict[int, dict[str, Any]], folder: Path, report: Report, progress: Progress
 ) -> dict[int, tuple[int, int]]:
-    """Open every image; returns the real sizes."""
+    """Open every image; returns the real (height, width) by id."""
 
-    def look(entry: dict[str, Any]) -> tuple[int, int] | Problem:
+    def measure(entry: dict[str, Any]) -> tuple[int, int] | Problem:
         path = image_path(folder, entry["file_name"])
         if not path.is_file():
             return "error", "missing image", f"{path} does not exist"
@@ -189,8 +190,8 @@ def _check_files(
 
     sizes: dict[int, tuple[int, int]] = {}
     with ThreadPoolExecutor() as pool:
-        looks = progress(pool.map(look, entries.values()), len(entries), "images")
-        for (number, entry), found in zip(entries.items(), looks, strict=True):
+        measured = progress(pool.map(measure, entries.values()), len(entries), "images")
+        for (number, entry), found in zip(entries.items(), measured, strict=True):
             if len(found) == 3:
                 level, kind, message = found
                 report.add(level, kind, message, number)
@@ -200,7 +201,7 @@ def _check_files(
             if declared is not None and declared != found:
                 message = f"{entry['file_name']} is {_size(found)}, the file says {_size(declared)}"
                 if declared == found[::-1]:
-                    message += " (turned: annotated without its EXIF orientation?)"
+                    message += " (rotated: annotated without its EXIF orientation?)"
                 report.add("error", "wrong image size", message, number)
     return sizes
 
@@ -212,6 +213,7 @@ def _check_annotations(
     report: Report,
     progress: Progress,
 ) -> None:
+    """Check the entries of 'annotations' and count the classes."""
     areas: dict[int | None, list[int]] = defaultdict(list)
     instances: Counter[int | None] = Counter()
     crowds: Counter[int | None] = Counter()
@@ -223,12 +225,9 @@ def _check_annotations(
     for annotation in progress(annotations, len(annotations), "annotations"):
         image, category = _whole(annotation.get("image_id")), _whole(annotation.get("category_id"))
         size = (0, 0) if image is None else sizes.get(image, (0, 0))
-        mask_problems, rle = _look_at_mask(annotation.get("segmentation"), size)
-        problems = [
-            *_look_at_ids(annotation, names, sizes),
-            *mask_problems,
-            *_look_at_box(annotation.get("bbox"), size, rle),
-        ]
+        mask_problems, rle = _check_mask(annotation.get("segmentation"), size)
+        box_problems = _check_box(annotation.get("bbox"), size, rle)
+        problems = [*_check_ids(annotation, names, sizes), *mask_problems, *box_problems]
         for level, kind, message in problems:
             report.add(level, kind, message, annotation.get("image_id"), annotation.get("id"))
         found_in[category].add(image)
@@ -247,20 +246,23 @@ def _check_annotations(
         if not instances[number]:
             report.add("warning", "class without instances", f"{name!r} (id {number})")
     if annotations and all(is_empty(annotation.get("segmentation")) for annotation in annotations):
-        message = "no annotation has a segmentation; boxes alone do not suffice"
+        message = "no annotation has a segmentation; boxes alone are not enough"
         report.add("error", "no segmentations", message)
     report.images_without_annotations = len(sizes.keys() - set().union(*found_in.values()))
 
 
-def _look_at_ids(
+def _check_ids(
     annotation: dict[str, Any], names: dict[int, str], sizes: dict[int, tuple[int, int]]
 ) -> list[Problem]:
+    """What is wrong with the ids of an annotation."""
     problems: list[Problem] = []
     number, image, category = (annotation.get(key) for key in ("id", "image_id", "category_id"))
     if _whole(number) is None:
-        problems.append(("error", "no annotation id", f"the annotation's id is {number!r}, no whole number"))
+        problems.append(
+            ("error", "no annotation id", f"the annotation's id is {number!r}, not a whole number")
+        )
     elif number == 0:
-        message = "annotation id 0 counts as never found in pycocotools' own evaluation"
+        message = "pycocotools' own evaluation never counts annotation id 0 as found"
         problems.append(("warning", "annotation id 0", message))
     if _whole(image) is None or image not in sizes:
         problems.append(("error", "unknown image", f"image_id {image!r} is not in 'images'"))
@@ -269,13 +271,13 @@ def _look_at_ids(
     return problems
 
 
-def _look_at_mask(segmentation: Any, size: tuple[int, int]) -> tuple[list[Problem], dict[str, Any] | None]:
-    """What is wrong with a segmentation in an image of `size` (height, width), and its run lengths.
+def _check_mask(segmentation: Any, size: tuple[int, int]) -> tuple[list[Problem], dict[str, Any] | None]:
+    """What is wrong with a segmentation in an image of `size` (height, width), and its RLE.
 
-    Where the size is unknown (0, 0) only run lengths, which have their own, can be looked at.
+    If the size is unknown (0, 0), only an RLE can be checked, which has its own.
     """
     if is_empty(segmentation):
-        message = "nothing to make a mask of; it is taken for a region to ignore"
+        message = "there is no mask; training ignores the region"
         return [("warning", "no segmentation", message)], None
     problems: list[Problem] = []
     if isinstance(segmentation, dict):
@@ -283,7 +285,7 @@ def _look_at_mask(segmentation: Any, size: tuple[int, int]) -> tuple[list[Proble
         if size == (0, 0) and isinstance(own, list) and len(own) == 2:
             size = own[0], own[1]
         elif own != list(size):
-            message = f"run lengths are of size {own!r}, the image is {list(size)} (height, width)"
+            message = f"the RLE has size {own!r}, the image {list(size)} (height, width)"
             problems.append(("error", "wrong mask size", message))
     elif size == (0, 0):
         return [], None
@@ -295,15 +297,15 @@ def _look_at_mask(segmentation: Any, size: tuple[int, int]) -> tuple[list[Proble
         points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in segmentation])
         over = max(-points.min(), (points - (size[1], size[0])).max())
         if over > _SLACK:
-            message = f"a polygon reaches {over:.0f} pixels out of the image"
+            message = f"a polygon extends {over:.0f} pixels beyond the image"
             problems.append(("warning", "polygon out of the image", message))
     if coco_mask.area(rle) == 0:
         problems.append(("warning", "empty mask", "the segmentation covers no pixel of the image"))
     return problems, rle
 
 
-def _look_at_box(box: Any, size: tuple[int, int], rle: dict[str, Any] | None) -> list[Problem]:
-    """What is wrong with a box, alone, in an image of `size` (height, width), and beside its mask."""
+def _check_box(box: Any, size: tuple[int, int], rle: dict[str, Any] | None) -> list[Problem]:
+    """What is wrong with a box in an image of `size` (height, width), or compared with its mask."""
     if not (
         isinstance(box, list)
         and len(box) == 4
@@ -312,16 +314,16 @@ def _look_at_box(box: Any, size: tuple[int, int], rle: dict[str, Any] | None) ->
         return [("error", "bad box", f"bbox is {box!r} instead of [x, y, width, height]")]
     x, y, width, height = box
     if min(width, height) <= 0:
-        message = f"bbox {box} has no area; the annotation is left out of training"
+        message = f"bbox {box} has no area; training skips the annotation"
         return [("warning", "degenerate box", message)]
     if size == (0, 0):
         return []
     problems: list[Problem] = []
     if x >= size[1] or y >= size[0] or x + width <= 0 or y + height <= 0:
-        message = f"bbox {box} is outside the image ({_size(size)}); it is left out of training"
+        message = f"bbox {box} is outside the image ({_size(size)}); training skips the annotation"
         return [("warning", "box outside the image", message)]
     if min(x, y) < -_SLACK or x + width > size[1] + _SLACK or y + height > size[0] + _SLACK:
-        message = f"bbox {box} reaches out of the image ({_size(size)}); it is clipped"
+        message = f"bbox {box} extends beyond the image ({_size(size)}); it is clipped"
         problems.append(("warning", "box over the edge", message))
     if rle is not None and coco_mask.area(rle) > 0:
         low = np.maximum([x, y], 0)

@@ -1,4 +1,4 @@
-"""Other annotation formats as COCO: labelme, Pascal VOC / SBD, folders of mask images, YOLO text."""
+"""Convert other annotation formats to COCO: labelme, Pascal VOC / SBD, mask images, YOLO text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from yolact_runtime.sources.images import read_image
 
 log = logging.getLogger(__name__)
 
-# Pixels that Pascal's annotators left open: the rims of objects.
+# Value of the pixels that Pascal's annotators left undecided, at the borders of objects.
 _VOC_VOID = 255
 
 
@@ -30,14 +30,14 @@ def convert(
     names: str | Path | None = None,
     only: str | Path | None = None,
 ) -> dict[str, Any]:
-    """The content of a COCO annotation file for annotations in another format.
+    """Convert annotations to the content of a COCO annotation file.
 
     Args:
-        name: the format, a key of `FORMATS`.
-        folder: of the annotations.
-        images: folder of the images, where it is not the format's usual one; file names are relative to it.
-        names: file of the class names: one a line, or a YAML with `names`.
-        only: text file of the images to convert, one name without suffix a line (such as Pascal VOC's
+        name: The format, a key of `FORMATS`.
+        folder: Folder of the annotations.
+        images: Folder of the images, if it is not the format's usual one; file names are relative to it.
+        names: File of the class names: one a line, or YAML with `names`.
+        only: Text file of the images to convert, one name without suffix a line (such as Pascal VOC's
             `ImageSets/Segmentation/train.txt`).
 
     Raises:
@@ -57,28 +57,24 @@ def convert(
     content = FORMATS[name](source)
     if not content["images"]:
         raise YolactError(
-            f"{folder}: none of the images that {only} lists is there" if only else f"{folder}: no images"
+            f"{folder}: none of the images listed in {only} exists" if only else f"{folder}: no images"
         )
     if not content["annotations"]:
-        log.warning("%s: not one instance found", folder)
+        log.warning("%s has no instances", folder)
     return content
 
 
 def from_voc(source: Source) -> dict[str, Any]:
-    """Convert Pascal VOC's layout; SBD (the "semantic boundaries") in its PNG form has the same.
+    """Convert Pascal VOC's layout, which is also that of SBD ("semantic boundaries") as PNG files.
 
-    `SegmentationObject/*.png` number the instances, `SegmentationClass/*.png` the classes; the images are in
-    `JPEGImages/`. Rims marked as void belong to no instance. An instance's class is that of most
-    of its pixels.
+    `SegmentationObject/*.png` hold the numbers of instances, `SegmentationClass/*.png` those of classes; the
+    images are in `JPEGImages/`. Void pixels belong to no instance. An instance has the class of most of its
+    pixels.
     """
     objects, classes = (source.folder / name for name in ("SegmentationObject", "SegmentationClass"))
     for folder in (objects, classes):
         if not folder.is_dir():
-            hint = (
-                "; SBD's .mat files must be turned into PNG first"
-                if any(source.folder.rglob("*.mat"))
-                else ""
-            )
+            hint = "; convert SBD's .mat files to PNG first" if any(source.folder.rglob("*.mat")) else ""
             raise YolactError(f"{source.folder} has no folder {folder.name}/{hint}")
     pascal = published_classes("pascal_sbd")
     names = source.names or dict(zip(pascal.category_ids, pascal.names, strict=True))
@@ -101,19 +97,19 @@ def from_voc(source: Source) -> dict[str, Any]:
             votes[[0, _VOC_VOID]] = 0
             label = int(votes.argmax())
             if not votes[label] or label not in names:
-                raise YolactError(f"{classes / path.name}: no known class where {path} has instance {number}")
+                raise YolactError(f"{classes / path.name}: no known class at instance {number} of {path}")
             builder.add_mask(names[label], mask)
     return builder.content()
 
 
 def from_masks(source: Source) -> dict[str, Any]:
-    """Convert a folder that holds, for each image, a folder of its name with one mask image an instance.
+    """Convert mask images, one for each instance, in a folder for each image.
 
-    `SOURCE/<image name>/<class>_<number>.png`, or `<class>.png`; pixels above half of the brightest are the
-    instance. Images without a folder have no instances.
+    `SOURCE/<image name>/<class>_<number>.png`, or `<class>.png`. Pixels above half of the brightest belong to
+    the instance. Images without a folder have no instances.
     """
     if source.images is None:
-        raise UsageError("mask images: name the folder of the images with --images")
+        raise UsageError("mask images: give the folder of the images with --images")
     builder = CocoBuilder(source.names)
     images = source.image_files(source.images)
     for folder in sorted(source.folder.iterdir()):
@@ -125,10 +121,10 @@ def from_masks(source: Source) -> dict[str, Any]:
         for file in sorted((source.folder / stem).glob("*.png")):
             mask = cv2.imdecode(np.frombuffer(file.read_bytes(), np.uint8), cv2.IMREAD_GRAYSCALE)
             if mask is None or mask.shape != (height, width):
-                found = "no image" if mask is None else f"{mask.shape[1]}x{mask.shape[0]}"
+                found = "not an image" if mask is None else f"{mask.shape[1]}x{mask.shape[0]}"
                 raise YolactError(f"{file} is {found}; {path} is {width}x{height}")
             if not mask.any():
-                log.warning("%s is empty; left out", file)
+                log.warning("%s is empty and is skipped", file)
             builder.add_mask(re.sub(r"[_-]\d+$", "", file.stem), mask > mask.max() // 2)
     return builder.content()
 
@@ -136,8 +132,8 @@ def from_masks(source: Source) -> dict[str, Any]:
 def from_yolo(source: Source) -> dict[str, Any]:
     """Convert YOLO's segmentation text: a file for each image, a line `class x y x y ..` for each instance.
 
-    Coordinates are relative to the image. Class numbers become category ids as they are, from 0. Images
-    without a file have no instances; where no folder is given they are in `images` in place of `labels`.
+    Coordinates are relative to the image. Class numbers, from 0, become category ids. Images without a file
+    have no instances; without a given folder they are in `images` in place of `labels`.
     """
     names = source.names or _yolo_names(source.folder)
     parts = ["images" if part == "labels" else part for part in source.folder.parts]
@@ -145,7 +141,7 @@ def from_yolo(source: Source) -> dict[str, Any]:
     builder = CocoBuilder(names)
     for path in sorted(source.folder.glob("*.txt")):
         if source.wants(path.stem) and path.stem not in images and path.name != "classes.txt":
-            log.warning("%s has no image and is left out", path)
+            log.warning("%s has no image and is skipped", path)
     for stem, image in images.items():
         height, width = read_image(image).shape[:2]
         builder.add_image(image.name, height, width)
@@ -154,9 +150,9 @@ def from_yolo(source: Source) -> dict[str, Any]:
             try:
                 label, *values = line.split()
                 if len(values) == 4:
-                    raise ValueError("a box; masks are needed, in YOLO's segmentation format")
+                    raise ValueError("a box; expected a polygon, as in YOLO's segmentation format")
                 if len(values) < 6 or len(values) % 2:
-                    raise ValueError(f"{len(values)} coordinates; a polygon needs three points or more")
+                    raise ValueError(f"{len(values)} coordinates; a polygon needs at least three points")
                 if int(label) not in names:
                     raise ValueError(f"class {label}; there are names for {', '.join(map(str, names))}")
                 points = np.array(values, np.float64).reshape(-1, 2) * (width, height)
@@ -175,7 +171,7 @@ FORMATS: dict[str, Callable[[Source], dict[str, Any]]] = {
 
 
 def _indices(path: Path) -> np.ndarray:
-    """The values (H, W) of a palette or grey PNG; OpenCV would give the palette's colours."""
+    """The values (H, W) of a palette or grey PNG; OpenCV would return the palette's colours."""
     from PIL import Image
 
     try:
@@ -184,12 +180,12 @@ def _indices(path: Path) -> np.ndarray:
     except OSError as error:
         raise YolactError(f"cannot read {path}: {error}") from error
     if values.ndim != 2:
-        raise YolactError(f"{path} holds colours; palette or grey values are needed")
+        raise YolactError(f"{path} holds colours; expected palette or grey values")
     return values
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a text file that are not empty."""
+    """The non-empty lines of a text file."""
     try:
         return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -219,9 +215,9 @@ def _read_names(path: Path, first: int) -> dict[int, str]:
 
 
 def _yolo_names(folder: Path) -> dict[int, str]:
-    """The names that lie beside YOLO's text files."""
-    for place in (folder, *folder.resolve().parents[:2]):
+    """The class names in a file near YOLO's text files."""
+    for near in (folder, *folder.resolve().parents[:2]):
         for name in ("data.yaml", "data.yml", "dataset.yaml", "classes.txt"):
-            if (place / name).is_file():
-                return _read_names(place / name, first=0)
+            if (near / name).is_file():
+                return _read_names(near / name, first=0)
     raise YolactError(f"{folder}: no data.yaml or classes.txt near it; give the class names with --names")

@@ -1,4 +1,4 @@
-"""labelme's JSON files, one for each image."""
+"""Convert labelme's JSON files, one for each image."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _CIRCLE_POINTS = 64
 def from_labelme(source: Source) -> dict[str, Any]:
     """Convert a folder (and its subfolders) of labelme files.
 
-    Polygons, rectangles, circles and masks become instances; shapes of one label and one group id become
-    one. Points and lines have no area and are left out.
+    Polygons, rectangles, circles and masks become instances; shapes with the same label and group id become
+    one. Points and lines have no area and are skipped.
 
     Raises:
         YolactError: no labelme file, or a damaged one; names it.
@@ -37,7 +37,7 @@ def from_labelme(source: Source) -> dict[str, Any]:
     for path in sorted(source.folder.rglob("*.json")):
         content = read_json(path, "labelme file")
         if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
-            log.warning("%s is not a labelme file; left out", path)
+            log.warning("%s is not a labelme file and is skipped", path)
             continue
         found = True
         name = PurePosixPath(str(content.get("imagePath") or path.stem).replace("\\", "/"))
@@ -58,7 +58,7 @@ def from_labelme(source: Source) -> dict[str, Any]:
     if not found:
         raise YolactError(f"{source.folder} holds no labelme files (*.json with 'shapes')")
     if skipped:
-        log.warning("%d points and lines have no area and were left out", skipped)
+        log.warning("skipped %d points and lines, which have no area", skipped)
     return builder.content()
 
 
@@ -70,7 +70,7 @@ def _image(source: Source, path: Path, name: PurePosixPath) -> Path:
 
 
 def _add_shapes(builder: CocoBuilder, shapes: list[dict[str, Any]], height: int, width: int) -> int:
-    """Add the instances; returns how many shapes have no area."""
+    """Add the instances of an image; returns how many shapes have no area."""
     groups: dict[Any, tuple[str, list[dict[str, Any]]]] = {}
     skipped = 0
     for number, shape in enumerate(shapes):
@@ -78,16 +78,16 @@ def _add_shapes(builder: CocoBuilder, shapes: list[dict[str, Any]], height: int,
             skipped += 1
             continue
         group = shape.get("group_id")
-        key = ("alone", number) if group is None else (shape["label"], group)
+        key = ("shape", number) if group is None else (shape["label"], group)
         groups.setdefault(key, (shape["label"], []))[1].append(shape)
-    for label, parts in groups.values():
-        if any(part.get("shape_type") == "mask" for part in parts):
+    for label, members in groups.values():
+        if any(shape.get("shape_type") == "mask" for shape in members):
             full = np.zeros((height, width), bool)
-            for part in parts:
-                full |= _mask(part, height, width)
+            for shape in members:
+                full |= _mask(shape, height, width)
             builder.add_mask(label, full)
         else:
-            builder.add_polygons(label, [_polygon(part) for part in parts])
+            builder.add_polygons(label, [_polygon(shape) for shape in members])
     return skipped
 
 
@@ -104,7 +104,7 @@ def _polygon(shape: dict[str, Any]) -> list[float]:
         angles = [2 * math.pi * step / _CIRCLE_POINTS for step in range(_CIRCLE_POINTS)]
         points = [(x + radius * math.cos(angle), y + radius * math.sin(angle)) for angle in angles]
     elif kind != "polygon":
-        raise ValueError(f"shape type {kind!r} is not known")
+        raise ValueError(f"unknown shape type {kind!r}")
     if len(points) < 3:
         raise ValueError(f"a polygon of {len(points)} points")
     return [value for point in points for value in point]
@@ -114,13 +114,13 @@ def _mask(shape: dict[str, Any], height: int, width: int) -> np.ndarray:
     """The mask (height, width) bool of a shape."""
     if shape.get("shape_type") != "mask":
         return to_mask([_polygon(shape)], height, width).astype(bool)
-    # A PNG of the part of the image that begins at the first point.
+    # A PNG of a region of the image, which begins at the first point.
     data = np.frombuffer(base64.b64decode(shape["mask"], validate=True), np.uint8)
-    part = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
-    if part is None:
-        raise ValueError("its mask is no image")
+    region = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
+    if region is None:
+        raise ValueError("its mask is not an image")
     left, top = (round(float(value)) for value in shape["points"][0])
     mask = np.zeros((height, width), bool)
-    room = part[: max(0, height - top), : max(0, width - left)]
-    mask[top : top + room.shape[0], left : left + room.shape[1]] = room > 0
+    region = region[: max(0, height - top), : max(0, width - left)]
+    mask[top : top + region.shape[0], left : left + region.shape[1]] = region > 0
     return mask

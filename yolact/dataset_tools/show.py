@@ -1,4 +1,4 @@
-"""Training samples as pictures: what the network is shown, and what it is told to find there."""
+"""Draw training samples: the image as the network sees it, and its ground truth."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import cv2
 import numpy as np
 
 from yolact.config import Classes, ModelConfig
-from yolact.data.coco import Sample
-from yolact_runtime.draw import colour, draw_label
+from yolact.data.batch import Sample
+from yolact_runtime.draw import colour, draw_labels
 
-# Pictures of small inputs are enlarged to about this many pixels a side, for the labels to be legible.
+# Small inputs are enlarged to about this many pixels a side, so that labels are legible.
 _SIDE = 640
 
 
 def draw_sample(sample: Sample, classes: Classes, model: ModelConfig) -> np.ndarray:
-    """A sample with its masks (at the resolution they are learnt at), boxes and class names; crowds hatched.
+    """Draw a sample with masks (at the resolution of training), boxes and class names; crowds are hatched.
 
     Returns:
         (H, H, 3) uint8 BGR, H a multiple of the input size.
@@ -34,8 +34,9 @@ def draw_sample(sample: Sample, classes: Classes, model: ModelConfig) -> np.ndar
     boxes = _pixels(target.boxes.numpy(), size)
     for index, (x1, y1, x2, y2) in enumerate(boxes):
         cv2.rectangle(canvas, (x1, y1), (x2, y2), colour(index), 1)
-    for index, (x1, y1, _, _) in enumerate(boxes):
-        draw_label(canvas, classes.names[int(target.labels[index])], x1, y1, colour(index))
+    draw_labels(
+        canvas, [classes.names[label] for label in target.labels.tolist()], np.reshape(boxes, (-1, 4))
+    )
     return canvas
 
 
@@ -44,11 +45,11 @@ def _pixels(boxes: np.ndarray, size: int) -> list[list[int]]:
 
 
 def _hatch(canvas: np.ndarray, box: list[int]) -> None:
-    """White lines over black ones, aslant through the box."""
+    """Draw diagonal lines, white and black, into a box."""
     x1, y1, x2, y2 = box
-    part = canvas[y1 : y2 + 1, x1 : x2 + 1]
-    y, x = np.mgrid[: part.shape[0], : part.shape[1]]
+    region = canvas[y1 : y2 + 1, x1 : x2 + 1]
+    y, x = np.mgrid[: region.shape[0], : region.shape[1]]
     phase = (x + y) % 14
-    part[phase == 0] = 255
-    part[phase == 1] = 0
+    region[phase == 0] = 255
+    region[phase == 1] = 0
     cv2.rectangle(canvas, (x1, y1), (x2, y2), (255, 255, 255), 1)

@@ -1,4 +1,4 @@
-"""A made dataset of shapes: small enough for a laptop, real enough to show whether training works.
+"""A synthetic dataset of shapes: small enough for a laptop, real enough to show whether training works.
 
 Circles, squares and triangles of any size, turn and texture overlap on noisy backgrounds; colours only lean
 towards one for each class. Some shapes have holes; some images hold a crowd of small shapes that is annotated
@@ -27,17 +27,17 @@ SHAPES = ("circle", "square", "triangle")
 _DESCRIPTION = "made shapes"
 
 # Shape diameters, and those of the members of a crowd, where the image is 128 pixels wide.
-_DIAMETER = (28.0, 76.0)
+_DIAMETER = (42.0, 92.0)
 _CROWD_DIAMETER = (7.0, 12.0)
 # Standard deviation of a class's hue, where the classes are 60 apart.
-_HUE_SPREAD = 22
+_HUE_SPREAD = 15
 # What must stay visible of a shape for it to count as an instance: a share of it, and pixels.
-_VISIBLE_SHARE, _VISIBLE_PIXELS = 0.6, 60
+_VISIBLE_SHARE, _VISIBLE_PIXELS = 0.65, 60
 
 
 @dataclass
 class _Item:
-    """One annotation to be: its category index, full mask, what is still visible, and its outline."""
+    """A future annotation: category index, area of the full mask, what is visible, and the outline."""
 
     label: int
     full: int
@@ -61,17 +61,17 @@ def make_shapes_dataset(
     root: str | Path,
     train_images: int = 300,
     val_images: int = 60,
-    image_size: tuple[int, int] = (160, 200),
+    image_size: tuple[int, int] = (144, 180),
     seed: int = 0,
     category_ids: Sequence[int] = (1, 4, 9),
-    max_instances: int = 5,
+    max_instances: int = 4,
     crowd_share: float = 0.12,
     empty_share: float = 0.04,
 ) -> DatasetConfig:
     """Write a shapes dataset in COCO's layout: `train/`, `val/`, `annotations/instances_{train,val}.json`.
 
     The same arguments give the same pixels and annotations. Outlines that nothing covers are polygons, all
-    others run lengths. The annotation files are written last: where they are, the images are.
+    others RLE. The annotation files are written last: where they are, the images are.
 
     Args:
         root: folder to write to; an older shapes dataset in it is replaced.
@@ -143,7 +143,9 @@ def _write_images(folder: Path, scenes: Iterable[_Scene], category_ids: Sequence
     for image_id, scene in enumerate(scenes, start=1):
         height, width = scene.image.shape[:2]
         name = f"{image_id:06d}.png"
-        (folder / name).write_bytes(cv2.imencode(".png", scene.image)[1].tobytes())
+        (folder / name).write_bytes(
+            cv2.imencode(".png", scene.image, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
+        )
         images.append({"id": image_id, "file_name": name, "height": height, "width": width})
         for item in scene.items:
             numbers = {"id": len(annotations) + 1, "image_id": image_id}
@@ -162,6 +164,7 @@ def _check(
     category_ids: Sequence[int],
     max_instances: int,
 ) -> None:
+    """Raise a UsageError for an argument of `make_shapes_dataset` that is out of range."""
     if min(train_images, val_images, max_instances) < 1:
         raise UsageError(f"shapes: {train_images} and {val_images} images of {max_instances}; 1 or more each")
     if min(image_size) < 48:
@@ -178,6 +181,7 @@ def _make_scene(
     crowd_share: float,
     empty_share: float,
 ) -> _Scene:
+    """One image: a background, perhaps a crowd, up to `max_instances` shapes, blur and noise."""
     height, width = (round(side * rng.uniform(0.8, 1.2)) for side in image_size)
     scene = _Scene(_background(rng, height, width))
     kind = rng.random()
@@ -186,7 +190,7 @@ def _make_scene(
             _add_crowd(rng, scene, num_classes)
         for _ in range(int(rng.integers(1, max_instances + 1))):
             _add_instance(rng, scene, num_classes)
-    # Soft edges and sensor noise, over shapes and background alike.
+    # Soft edges and sensor noise, over shapes and background.
     image = cv2.GaussianBlur(scene.image, (3, 3), 0.6).astype(np.int16)
     image += rng.integers(-9, 10, image.shape, np.int16)
     scene.image = image.clip(0, 255).astype(np.uint8)
@@ -194,7 +198,7 @@ def _make_scene(
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Dull clouds of two sizes with some faint lines: structure everywhere, but no strong colours."""
+    """Dull clouds of two sizes and a few faint lines: structure everywhere, but no strong colours."""
     tone = rng.uniform(70, 170, 3) * 0.3 + rng.uniform(70, 170) * 0.7
     image = np.tile(tone.astype(np.float32), (height, width, 1))
     for cells, strength in ((4, 14), (24, 12)):
@@ -230,7 +234,7 @@ def _rasterise(outline: np.ndarray, height: int, width: int) -> np.ndarray:
 def _paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, label: int) -> None:
     """Fill the mask with a strong colour and a texture: plain, stripes, checks or grain."""
     height, width = mask.shape
-    # Each class has a usual hue, as things have: a hint, for its tails reach those of the others.
+    # Each class has a usual hue, as real things do. It is only a hint: the hues of the classes overlap.
     hue = int(rng.normal(label * 60, _HUE_SPREAD)) % 180
     saturation, value = rng.integers(170, 256), rng.integers(130, 256)
     colour = cv2.cvtColor(np.array([[[hue, saturation, value]]], np.uint8), cv2.COLOR_HSV2BGR)[0, 0]
@@ -238,12 +242,13 @@ def _paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, label:
     period, angle = rng.uniform(5, 12), rng.uniform(0, math.pi)
     along = (x * math.cos(angle) + y * math.sin(angle)) * 2 * math.pi / period
     across = (y * math.cos(angle) - x * math.sin(angle)) * 2 * math.pi / period
-    pattern = (
-        np.zeros(x.shape),
-        np.sin(along),
-        np.sin(along) * np.sin(across),
-        rng.normal(0, 0.5, x.shape),
-    )[int(rng.integers(4))]
+    texture = int(rng.integers(4))
+    if texture == 0:
+        pattern = np.zeros(x.shape)
+    elif texture == 3:
+        pattern = rng.normal(0, 0.5, x.shape)
+    else:
+        pattern = np.sin(along) * (np.sin(across) if texture == 2 else 1)
     light = 1 + rng.uniform(0.1, 0.3) * pattern + rng.uniform(-0.25, 0.25) * (x / width + y / height - 1)
     image[y, x] = (colour * light[:, None]).clip(0, 255).astype(np.uint8)
 
@@ -264,7 +269,7 @@ def _add_instance(rng: np.random.Generator, scene: _Scene, num_classes: int) -> 
         margin = 0.3 * diameter
         lowest, highest = np.array([margin, margin]), np.array([width - margin, height - margin])
         centre = rng.uniform(lowest, highest)
-        if scene.items and rng.random() < 0.4:
+        if scene.items and rng.random() < 0.25:
             y, x = np.nonzero(scene.items[-1].visible)
             centre = rng.normal((x.mean(), y.mean()), 0.6 * diameter).clip(lowest, highest)
         outline = (_outline(rng, label, diameter) + centre).round(2)
@@ -319,7 +324,7 @@ def _describe(item: _Item) -> dict[str, Any]:
 
 
 def _counts(mask: np.ndarray) -> list[int]:
-    """Uncompressed run lengths of a mask (as COCO's crowds have), column by column, background first."""
+    """Uncompressed RLE of a mask (as COCO's crowds have): column by column, background first."""
     flat = mask.reshape(-1, order="F")
     edges = np.flatnonzero(np.diff(flat)) + 1
     runs = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()

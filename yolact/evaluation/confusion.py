@@ -1,4 +1,4 @@
-"""Which classes are taken for which others: a confusion matrix over instances."""
+"""The confusion matrix: which classes are detected as which others."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
+from yolact.evaluation.matching import match_instances, pairwise_iou
 from yolact_runtime.errors import UsageError
 
 IOU_THRESHOLD = 0.5
@@ -18,15 +18,15 @@ SCORE_THRESHOLD = 0.3
 
 @dataclass(frozen=True)
 class Confusion:
-    """How often an object of one class was found as another; see `confusion_matrix` for what is counted.
+    """How often objects of one class were detected as another; `confusion_matrix` says what is counted.
 
     Attributes:
         kind: What was compared, `"mask"` or `"box"`.
-        iou_threshold: The least IoU of an object and its detection.
-        score_threshold: The least score of a detection that counts.
+        iou_threshold: The lowest IoU of an object and its detection.
+        score_threshold: The lowest score of a detection that counts.
         classes: The C categories of the annotation file.
-        counts: (C + 1, C + 1) how often: row, the true class; column, the found one. The last column holds
-            objects that were missed, the last row detections of nothing; their corner is 0.
+        counts: (C + 1, C + 1): row, the true class; column, the detected one. The last column counts missed
+            objects, the last row detections without an object; their corner is 0.
     """
 
     kind: str
@@ -46,19 +46,19 @@ def confusion_matrix(
     score_threshold: float = SCORE_THRESHOLD,
     iou_threshold: float = IOU_THRESHOLD,
 ) -> Confusion:
-    """Count pairs of annotated and found instances, whatever their classes.
+    """Count pairs of objects and detections, regardless of their classes.
 
-    In each image the detections of at least `score_threshold` choose in the order of their scores: each takes
-    the object that it overlaps most among those not yet taken, where their IoU is at least `iou_threshold`
-    (of equal IoU the first in the file). So one object is found once; a second detection of it, of any class,
-    is a detection of nothing. One of these is not counted at all if at least `iou_threshold` of its own area
-    lies in a crowd region of its class, as in COCO. Crowd regions are never missed.
+    In each image, detections with at least `score_threshold` are matched in the order of their scores: each
+    with the free object that it overlaps most, if their IoU is at least `iou_threshold` (of equal IoU, with
+    the first in the file). An object is detected once; a second detection of it, of any class, has no object.
+    Detections without an object do not count if at least `iou_threshold` of their area lies in a crowd region
+    of their class, as in COCO. Crowd regions are never missed.
 
     Args:
         annotations: As in `GroundTruth`; with segmentations for masks.
-        predictions: COCO result entries; with run lengths for masks.
+        predictions: COCO result entries; with RLE for masks.
         image_ids: The images that count.
-        names: Of the categories by their ids, in the order of the matrix.
+        names: Names of the categories by id, in the order of the matrix.
         kind: `"mask"` or `"box"`.
         score_threshold: 0..1.
         iou_threshold: Above 0, up to 1.
@@ -77,7 +77,7 @@ def confusion_matrix(
 
 
 def check_score_threshold(value: float) -> None:
-    """Raise a `UsageError` where `value` is not in 0..1."""
+    """Raise a `UsageError` if `value` is not in 0..1."""
     if not 0 <= value <= 1:
         raise UsageError(f"the score threshold of the confusion matrix is {value}; it must be 0 to 1")
 
@@ -102,31 +102,25 @@ def _count(
     objects = [entry for entry in truth if not entry["iscrowd"]]
     crowds = [entry for entry in truth if entry["iscrowd"]]
     ranked = sorted(found, key=lambda entry: -entry["score"])
-    iou = _overlap(ranked, objects, kind, crowd=False)  # (detections, objects)
+    iou = _overlap(ranked, objects, kind)  # (detections, objects)
     inside = _overlap(ranked, crowds, kind, crowd=True)  # (detections, crowds)
-    free = np.ones(len(objects), bool)
+    pairs = dict(match_instances(np.where((iou >= iou_threshold) & (iou > 0), iou, -np.inf)))
     for row, entry in enumerate(ranked):
         label = index[entry["category_id"]]
-        candidates = np.where(free & (iou[row] >= iou_threshold), iou[row], -1.0)
-        if candidates.size and candidates.max() > 0:
-            best = int(candidates.argmax())
-            free[best] = False
-            counts[index[objects[best]["category_id"]], label] += 1
+        if row in pairs:
+            counts[index[objects[pairs[row]]["category_id"]], label] += 1
         elif not any(
             share >= iou_threshold and crowd["category_id"] == entry["category_id"]
             for share, crowd in zip(inside[row], crowds, strict=True)
         ):
             counts[nothing, label] += 1
-    for taken, entry in zip(~free, objects, strict=True):
-        counts[index[entry["category_id"]], nothing] += int(not taken)
+    for column, entry in enumerate(objects):
+        counts[index[entry["category_id"]], nothing] += int(column not in pairs.values())
 
 
 def _overlap(
-    found: Sequence[dict[str, Any]], truth: Sequence[dict[str, Any]], kind: str, crowd: bool
+    found: Sequence[dict[str, Any]], truth: Sequence[dict[str, Any]], kind: str, crowd: bool = False
 ) -> np.ndarray:
     """(found, truth) IoU; for crowds the share of the found one's area instead."""
-    if not found or not truth:
-        return np.zeros((len(found), len(truth)))
     key = "segmentation" if kind == "mask" else "bbox"
-    left, right = ([entry[key] for entry in side] for side in (found, truth))
-    return np.asarray(coco_mask.iou(left, right, [crowd] * len(truth)))
+    return pairwise_iou([entry[key] for entry in found], [entry[key] for entry in truth], crowd)

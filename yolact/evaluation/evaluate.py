@@ -1,7 +1,7 @@
-"""COCO average precision of any engine, by pycocotools' own rules.
+"""COCO average precision of any engine, by pycocotools' rules.
 
-Every image of the annotation file counts, whether or not it has annotations, detections, or could be read
-at all. Boxes are ranked by box scores, masks by mask scores (which differ where a model re-scores masks).
+Every image of the annotation file counts, even without annotations or detections, or if it cannot be read.
+Boxes are ranked by box scores, masks by mask scores (which differ if the model re-scores masks).
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from rich.progress import track
 
 from yolact.data.layout import image_path
 from yolact.evaluation.confusion import SCORE_THRESHOLD, Confusion, confusion_matrix
-from yolact.evaluation.curves import Curves
 from yolact.evaluation.ground_truth import GroundTruth, match_categories, read_ground_truth
-from yolact.evaluation.metrics import Metrics, coco_library, metrics_of
+from yolact.evaluation.metrics import Curves, Metrics, coco_library, metrics_of
 from yolact_runtime import Engine, Result, YolactError
 from yolact_runtime.errors import UsageError
 from yolact_runtime.sources.images import read_image
@@ -33,12 +32,12 @@ DEFAULT_BATCH = 8
 
 @dataclass(frozen=True)
 class Details:
-    """What a report shows beyond the numbers.
+    """Curves and counts for a report.
 
     Attributes:
         box: Curves of the boxes.
-        mask: Of the masks; None where the annotations have none.
-        confusion: Of masks, or of boxes where the annotations have no masks.
+        mask: Curves of the masks; None if the annotations have none.
+        confusion: Of masks, or of boxes if the annotations have no masks.
     """
 
     box: Curves
@@ -48,17 +47,17 @@ class Details:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How good an engine is on an annotation file.
+    """The accuracy of an engine on an annotation file.
 
     Attributes:
-        box: Of the boxes.
-        mask: Of the masks; None where the annotations have none.
-        images: How many were evaluated.
-        detections: How many were found in them.
-        failures: Reason for each image, by file name, that could not be evaluated. They count as images
-            in which nothing was found.
-        ms_per_image: Mean time from image in memory to boxes and run lengths, in milliseconds.
-        details: Curves and confusion matrix, where `score` was asked for them.
+        box: Metrics of the boxes.
+        mask: Metrics of the masks; None if the annotations have none.
+        images: Number of images.
+        detections: Number of detections in them.
+        failures: Reasons by file name for images that could not be evaluated. They count as images without
+            detections.
+        ms_per_image: Mean time from image in memory to boxes and RLE masks, in milliseconds.
+        details: Curves and confusion matrix, if `score` was asked for them.
     """
 
     box: Metrics
@@ -70,7 +69,7 @@ class Evaluation:
     details: Details | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain dicts, numbers and None; `details` only where there are any."""
+        """Plain dicts, numbers and None; without `details` if there are none."""
         content = asdict(self)
         if self.details is None:
             del content["details"]
@@ -98,40 +97,30 @@ def evaluate(
     progress: bool = True,
     score_threshold: float = 0.0,
 ) -> Evaluation:
-    """Box and mask AP of an engine on a COCO annotation file.
+    """Compute box and mask AP of an engine on a COCO annotation file.
 
     Args:
         engine: Any engine. Its classes are matched with the file's categories by id and name, else by name.
         images: Folder of the images.
         annotations: COCO annotation file.
-        batch_size: Images handed over at once; None for 8, or fewer where the engine takes fewer.
-        max_images: Evaluate the first ones of the file only; None for all.
-        progress: Show a progress bar on standard error where that is a terminal.
-        score_threshold: Leave out detections of this box score or less. 0 keeps all, as COCO expects.
+        batch_size: Images in one call; None for 8, or the engine's maximum if that is less.
+        max_images: Evaluate only the first images of the file; None for all.
+        progress: Show a progress bar on standard error if that is a terminal.
+        score_threshold: Drop detections with this box score or less. 0 keeps all, as COCO expects.
 
     Raises:
-        UsageError: a number out of range.
-        YolactError: the annotation file cannot be used, its categories are not the engine's, or none of
-            its images is in `images`. An image that fails alone is reported in `Evaluation.failures`.
+        UsageError: a number is out of range.
+        YolactError: the annotation file cannot be used, has none of the engine's classes, or `images` has
+            none of its images. If single images fail, `Evaluation.failures` says why.
     """
     truth = read_ground_truth(annotations, images)
-    found = predict(
-        engine,
-        images,
-        truth,
-        batch_size=batch_size,
-        max_images=max_images,
-        progress=progress,
-        score_threshold=score_threshold,
-    )
-    return score(truth, found)
+    return score(truth, predict(engine, images, truth, batch_size, max_images, progress, score_threshold))
 
 
 def predict(
     engine: Engine,
     images: str | Path,
     truth: GroundTruth,
-    *,
     batch_size: int | None = None,
     max_images: int | None = None,
     progress: bool = True,
@@ -146,8 +135,8 @@ def predict(
     records = truth.images if max_images is None else truth.images[:max_images]
     if not any(image_path(folder, record["file_name"]).exists() for record in records):
         raise YolactError(
-            f"none of the {len(records)} images of {truth.path} is in {folder} (such as"
-            f" {records[0]['file_name']})"
+            f"none of the {len(records)} images of {truth.path} is in {folder}, for example"
+            f" {records[0]['file_name']}"
         )
     size = batch_size or min(engine.metadata.max_batch, DEFAULT_BATCH)
     batches = [records[start : start + size] for start in range(0, len(records), size)]
@@ -170,6 +159,7 @@ def predict(
 
 
 def _open(record: dict[str, Any], folder: Path, found: Predictions) -> np.ndarray | None:
+    """The image of a record; None and a failure if it cannot be read or has another size."""
     try:
         image = read_image(image_path(folder, record["file_name"]))
         height, width = image.shape[:2]
@@ -190,7 +180,7 @@ def _results(
     score_threshold: float,
     found: Predictions,
 ) -> Iterator[tuple[dict[str, Any], Result]]:
-    """Predict a batch; where that fails, its images one by one, so that one of them cannot hide the rest."""
+    """Predict a batch; if that fails, one image after the other, so that only the bad ones fail."""
     start = time.perf_counter()
     try:
         results = engine.predict(
@@ -225,12 +215,12 @@ def score(
     Args:
         truth: The annotation file.
         found: The predictions.
-        details: Keep the precision-recall curves and count the confusion matrix, too.
-        confusion_score: The least score, 0..1, of detections in the confusion matrix.
-        faster: Compute with faster-coco-eval, whose numbers are the same.
+        details: Add precision-recall curves and the confusion matrix.
+        confusion_score: The lowest score, 0..1, of detections in the confusion matrix.
+        faster: Compute with faster-coco-eval; the numbers are the same.
 
     Raises:
-        UsageError: `confusion_score` is out of range, where `details` are asked for.
+        UsageError: `confusion_score` is out of range, with `details`.
         YolactError: faster-coco-eval is not installed.
     """
     library = coco_library(faster)
@@ -240,7 +230,7 @@ def score(
     if with_mask or not without:
         if without:
             log.warning("%d annotations of %s have no mask; they count for boxes only", without, truth.path)
-        # Without their boxes: pycocotools would take their areas for the areas of the masks.
+        # Without boxes: pycocotools would use their areas as those of the masks.
         bare = [{key: value for key, value in entry.items() if key != "bbox"} for entry in found.masks]
         mask, mask_curves = metrics_of(truth, with_mask, bare, found.image_ids, "segm", library)
     else:
@@ -248,14 +238,11 @@ def score(
     box, box_curves = metrics_of(truth, truth.annotations, found.boxes, found.image_ids, "bbox", library)
     extra = None
     if details:
-        kind = "box" if mask is None else "mask"
+        kind, expected, entries = (
+            ("box", truth.annotations, found.boxes) if mask is None else ("mask", with_mask, found.masks)
+        )
         confusion = confusion_matrix(
-            truth.annotations if mask is None else with_mask,
-            found.boxes if mask is None else found.masks,
-            found.image_ids,
-            truth.class_names,
-            kind=kind,
-            score_threshold=confusion_score,
+            expected, entries, found.image_ids, truth.class_names, kind=kind, score_threshold=confusion_score
         )
         extra = Details(box_curves, mask_curves, confusion)
     processed = len(found.image_ids) - len(found.failures)

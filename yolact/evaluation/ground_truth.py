@@ -1,36 +1,36 @@
-"""COCO annotation files as evaluation needs them: checked, completed, matched with an engine's classes."""
+"""Prepare COCO annotation files for evaluation: check, complete and match them with an engine's classes."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pycocotools import mask as coco_mask
 
+from yolact.data.annotations import read_annotations
 from yolact.data.layout import image_path
 from yolact.data.segmentation import is_empty, to_rle
 from yolact_runtime import Metadata, YolactError
-from yolact_runtime.files import read_json
 from yolact_runtime.sources.images import read_image
+from yolact_runtime.typed import first_few
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """A COCO annotation file, checked and completed so that pycocotools counts all of it.
+    """A COCO annotation file, completed so that pycocotools counts everything in it.
 
     Attributes:
         path: The file.
-        images: Its image records, each with height and width.
-        annotations: Numbered from 1, with bbox, area, iscrowd, and compressed run lengths as segmentation
-            (None where the file has no mask).
-        categories: Its category records.
+        images: Image records, each with height and width.
+        annotations: With ids from 1, bbox, area, iscrowd, and compressed RLE as segmentation (None without
+            a mask).
+        categories: Category records.
     """
 
     path: Path
@@ -40,7 +40,7 @@ class GroundTruth:
 
     @property
     def class_names(self) -> dict[int, str]:
-        """Names by category id, in the order of ids; the id is added to a name that is not unique."""
+        """Names by category id, sorted by id; a name that is not unique gets its id appended."""
         names = {category["id"]: category["name"] for category in self.categories}
         uses = Counter(names.values())
         return {
@@ -54,24 +54,19 @@ def read_ground_truth(annotations: str | Path, images: str | Path) -> GroundTrut
 
     Args:
         annotations: The file.
-        images: Folder of the images; opened only where the file does not say how large an image is.
+        images: Folder of the images; one is opened only if the file lacks its size.
 
     Raises:
-        YolactError: it is no annotation file, or an entry of it makes no sense; names the entry.
+        YolactError: not an annotation file, or a wrong entry; names the entry.
     """
     path = Path(annotations)
-    content = read_json(path, "annotation file")
-    lists = {"annotations": [], **(content if isinstance(content, dict) else {})}
-    for key in ("images", "categories", "annotations"):
-        entries = lists.get(key)
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise YolactError(f"{path} is not a COCO annotation file: it needs an object with a list {key!r}")
+    lists = read_annotations(path, required=("images", "categories"))
     records = {
         number: _with_size(entry, Path(images))
         for number, entry in _by_id(lists["images"], "images", "file_name", path).items()
     }
     categories = _by_id(lists["categories"], "categories", "name", path)
-    # Numbered anew: pycocotools takes an annotation with id 0 for "not matched".
+    # With new ids: for pycocotools, 0 means "not matched".
     completed = [
         _completed(entry, number, records, categories, path)
         for number, entry in enumerate(lists["annotations"], start=1)
@@ -80,7 +75,7 @@ def read_ground_truth(annotations: str | Path, images: str | Path) -> GroundTrut
 
 
 def _by_id(entries: list[dict[str, Any]], key: str, text: str, path: Path) -> dict[int, dict[str, Any]]:
-    """`entries` by their id, each with a string at `text`."""
+    """The entries of the list `key` by id; each must have a string at `text`."""
     found: dict[int, dict[str, Any]] = {}
     for entry in entries:
         number = entry.get("id")
@@ -95,12 +90,13 @@ def _by_id(entries: list[dict[str, Any]], key: str, text: str, path: Path) -> di
 
 
 def _with_size(record: dict[str, Any], images: Path) -> dict[str, Any]:
+    """The image record with height and width."""
     if all(type(record.get(side)) is int and record[side] > 0 for side in ("height", "width")):
         return record
     try:
         height, width = read_image(image_path(images, record["file_name"])).shape[:2]
     except YolactError:
-        height = width = 1  # it will be counted as failed; its annotations only have to be missed
+        height = width = 1  # evaluation will report it as failed, and its annotations as missed
     return {**record, "height": height, "width": width}
 
 
@@ -111,6 +107,7 @@ def _completed(
     categories: dict[int, dict[str, Any]],
     path: Path,
 ) -> dict[str, Any]:
+    """An annotation, checked and completed as `GroundTruth` says, with the id `number`."""
     what = f"{path}: annotation {annotation.get('id', number)}"
     for key, known in (("image_id", records), ("category_id", categories)):
         if type(annotation.get(key)) is not int or annotation[key] not in known:
@@ -145,10 +142,10 @@ def _is_number(value: object) -> bool:
 
 
 def match_categories(metadata: Metadata, truth: GroundTruth) -> dict[int, int]:
-    """The file's category id for each category id of the engine that the file has too.
+    """Map category ids of the engine to those of the file, for the classes that both have.
 
-    A class is matched by id and name, else by name. Where no name is the same but the ids are, the ids
-    are trusted (names in another language).
+    Classes are matched by id and name, else by name. If no name matches but all ids do, the ids are used
+    (names in another language).
 
     Raises:
         YolactError: the engine and the file have no class in common.
@@ -162,23 +159,20 @@ def match_categories(metadata: Metadata, truth: GroundTruth) -> dict[int, int]:
         if name in by_name
     }
     if not matches and set(ours) == set(theirs):
-        log.warning("%s names the engine's classes differently; trusting the category ids", truth.path)
+        log.warning("%s has other names for the engine's classes; matching them by category id", truth.path)
         return {number: number for number in ours}
     if not matches:
         raise YolactError(
-            f"{truth.path} has none of the engine's classes: it has {_some(theirs.values())}, the engine"
-            f" {_some(ours.values())}"
+            f"{truth.path} has none of the engine's classes: it has {first_few(theirs.values())}, the engine"
+            f" {first_few(ours.values())}"
         )
     unknown = [name for number, name in theirs.items() if number not in matches.values()]
     if unknown:
-        log.warning("the engine does not know %s of %s; they count as missed", _some(unknown), truth.path)
+        log.warning(
+            "the engine does not have %s of %s; these objects count as missed", first_few(unknown), truth.path
+        )
     return matches
 
 
 def _plain(name: str) -> str:
     return " ".join(name.replace("_", " ").lower().split())
-
-
-def _some(words: Iterable[str]) -> str:
-    names = list(words)
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

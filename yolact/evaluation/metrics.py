@@ -1,10 +1,11 @@
-"""The COCO summary of boxes or masks, computed by pycocotools or by faster-coco-eval."""
+"""COCO's summary and precision-recall curves, computed by pycocotools or by faster-coco-eval."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,6 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from yolact.evaluation.curves import Curves, curves_of
 from yolact.evaluation.ground_truth import GroundTruth
 from yolact_runtime import YolactError
 
@@ -21,21 +21,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Metrics:
-    """COCO's summary for boxes or masks, 0..1. None where there is nothing to find (no such annotations).
+    """COCO's summary for boxes or masks, 0..1. None if there are no such annotations.
 
     Attributes:
         ap: Average precision over IoU thresholds .50, .55 ... .95 and all classes.
-        ap50: At IoU 0.50.
-        ap75: At IoU 0.75.
-        ap_small: Of objects below 32 x 32 pixels.
-        ap_medium: Of objects from there to 96 x 96 pixels.
-        ap_large: Of objects above.
-        ar1: Average recall with one detection per image and class.
-        ar10: With ten.
-        ar100: With a hundred.
-        ar_small: With a hundred, of small objects.
-        ar_medium: Of medium ones.
-        ar_large: Of large ones.
+        ap50: AP at IoU 0.50.
+        ap75: AP at IoU 0.75.
+        ap_small: AP of objects below 32 x 32 pixels.
+        ap_medium: AP of objects from 32 x 32 to 96 x 96 pixels.
+        ap_large: AP of larger objects.
+        ar1: Average recall with one detection for each image and class.
+        ar10: Average recall with ten.
+        ar100: Average recall with a hundred.
+        ar_small: Average recall of small objects with a hundred detections.
+        ar_medium: The same for medium objects.
+        ar_large: The same for large objects.
         by_iou: AP at each threshold, `"0.50"` to `"0.95"`.
         by_class: AP of each category of the annotation file, by name.
     """
@@ -56,8 +56,27 @@ class Metrics:
     by_class: dict[str, float | None]
 
 
+@dataclass(frozen=True)
+class Curves:
+    """Interpolated precision over recall, both 0..1, of boxes or masks of all sizes.
+
+    A curve has a precision for each of `recall`, 0 beyond the highest recall reached. Its mean is the AP in
+    `Metrics`.
+
+    Attributes:
+        recall: COCO's 101 recalls: 0, 0.01 ... 1.
+        mean: Mean over the classes with annotations, at IoU `"0.50"`, `"0.75"` and `"0.50:0.95"` (mean over
+            the thresholds). None if no class has annotations.
+        by_class: Curve at IoU 0.50 of each category by name; None for one without annotations.
+    """
+
+    recall: list[float]
+    mean: dict[str, list[float] | None]
+    by_class: dict[str, list[float] | None]
+
+
 def coco_library(faster: bool) -> tuple[type, type]:
-    """`COCO` and `COCOeval` of pycocotools, or what faster-coco-eval has in their place.
+    """The classes `COCO` and `COCOeval` of pycocotools, or those of faster-coco-eval.
 
     Raises:
         YolactError: faster-coco-eval is not installed.
@@ -82,26 +101,23 @@ def metrics_of(
     kind: str,
     library: tuple[type, type],
 ) -> tuple[Metrics, Curves]:
-    """Summary and precision-recall curves of boxes (`kind` bbox) or masks (segm).
+    """Summary and precision-recall curves of boxes or masks.
 
     Args:
-        truth: Where images and categories come from.
-        annotations: Those of its annotations that count.
+        truth: Has images and categories.
+        annotations: Its annotations that count.
         predictions: COCO result entries.
         image_ids: The images that count.
         kind: `"bbox"` or `"segm"`.
-        library: What `coco_library` returned.
+        library: Result of `coco_library`.
     """
     coco_class, evaluation_class = library
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         expected = _coco(coco_class, truth, [dict(entry) for entry in annotations])
         # loadRes cannot take an empty list.
-        actual = (
-            expected.loadRes([dict(entry) for entry in predictions])
-            if predictions
-            else _coco(coco_class, truth, [])
-        )
+        copies = [dict(entry) for entry in predictions]
+        actual = expected.loadRes(copies) if copies else _coco(coco_class, truth, [])
         run = evaluation_class(expected, actual, kind)
         run.params.imgIds = image_ids
         run.evaluate()
@@ -133,18 +149,37 @@ def metrics_of(
     return metrics, curves_of(precision[..., 0], run.params.recThrs, names)
 
 
+def curves_of(precision: np.ndarray, recall: np.ndarray, names: Sequence[str]) -> Curves:
+    """The curves in the arrays of `COCOeval`.
+
+    Args:
+        precision: (10, R, C) for IoU .50, .55 ... .95, recalls and classes; -1 for a class without
+            annotations.
+        recall: (R,) the recalls.
+        names: The C classes.
+    """
+    defined = precision[0, 0] > -1  # (C,)
+
+    def mean(rows: np.ndarray) -> list[float] | None:  # (thresholds, R, C)
+        return rows[..., defined].mean(axis=(0, 2)).tolist() if defined.any() else None
+
+    return Curves(
+        recall=recall.tolist(),
+        mean={"0.50": mean(precision[:1]), "0.75": mean(precision[5:6]), "0.50:0.95": mean(precision)},
+        by_class={name: precision[0, :, i].tolist() if defined[i] else None for i, name in enumerate(names)},
+    )
+
+
 def _coco(coco_class: type, truth: GroundTruth, annotations: list[dict[str, Any]]) -> Any:
+    """A `COCO` object of the given annotations."""
+    lists = {"images": truth.images, "categories": truth.categories, "annotations": annotations}
     coco = coco_class()
-    coco.dataset = {
-        "info": {},
-        "images": truth.images,
-        "categories": truth.categories,
-        "annotations": annotations,
-    }
+    coco.dataset = {"info": {}, **lists}
     coco.createIndex()
     return coco
 
 
 def _mean(values: np.ndarray) -> float | None:
+    """The mean of the values that are defined (not -1); None if there are none."""
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else None

@@ -1,7 +1,7 @@
-"""Evaluations as pictures. Every function returns the bytes of a PNG file.
+"""Plots of an evaluation. Every public plot function returns the bytes of a PNG file.
 
-Figures are made without pyplot, so no window, no global state, and only matplotlib's Agg renderer is used.
-Where there are more classes than `CLASS_LIMIT`, the ones with the most objects are shown.
+Figures do not use pyplot: no window, no global state, only matplotlib's Agg renderer. Of more than
+`CLASS_LIMIT` classes, those with the most objects are shown.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from yolact.evaluation.confusion import Confusion
-from yolact.evaluation.curves import Curves
-from yolact.evaluation.metrics import Metrics
+from yolact.evaluation.metrics import Curves, Metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,13 +21,13 @@ if TYPE_CHECKING:
 
 CLASS_LIMIT = 90
 NAME_LENGTH = 24
-NUMBERED_CELLS = 30  # a confusion matrix of more rows has no room for numbers
+NUMBERED_CELLS = 30  # a confusion matrix with more rows has no space for numbers
 PANEL_COLUMNS = 8
 DPI = 110
 
 
 def pr_plot(curves: Curves, kind: str) -> bytes:
-    """Precision over recall at IoU .50, .75 and as the mean of .50 to .95, mean over classes.
+    """Plot precision over recall at IoU .50, .75 and the mean of .50 to .95, averaged over classes.
 
     Args:
         curves: Of boxes or masks.
@@ -54,7 +53,7 @@ def pr_plot(curves: Curves, kind: str) -> bytes:
 
 
 def class_pr_plot(curves: Curves, kind: str, confusion: Confusion) -> bytes:
-    """Precision over recall at IoU .50, a panel for each class that has annotations.
+    """Plot precision over recall at IoU .50, with a panel for each class that has annotations.
 
     Args:
         curves: Of boxes or masks.
@@ -67,7 +66,7 @@ def class_pr_plot(curves: Curves, kind: str, confusion: Confusion) -> bytes:
     rows = max(1, -(-len(shown) // columns))
     side = min(4.0, max(1.7, 9.6 / columns))
     width, height = side * columns + 0.6, 0.9 * side * rows + 1.1
-    # Margins by hand: to find a layout for a hundred panels would take half a minute.
+    # Fixed margins: computing a layout for a hundred panels takes half a minute.
     figure = _figure(width, height, layout=None)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     edges = {"left": 0.6 / width, "right": 1 - 0.2 / width, "bottom": 0.5 / height, "top": 1 - 0.75 / height}
@@ -95,37 +94,31 @@ def class_pr_plot(curves: Curves, kind: str, confusion: Confusion) -> bytes:
 
 
 def confusion_plot(confusion: Confusion) -> bytes:
-    """The confusion matrix, coloured by the share of each row; counts in the cells where there is room."""
+    """Plot the confusion matrix, coloured by the share of each row; a small one with counts."""
     counts, names = folded(confusion)
     cells = len(counts)
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     side = max(3.2, cells * (0.45 if cells <= NUMBERED_CELLS else 0.2))
-    # The matrix fills it; the picture grows by what is around it, names of any length included.
+    # The matrix fills the figure; the PNG is extended by the names around it, however long.
     figure = _figure(side, side, layout=None)
     axes = figure.add_axes((0, 0, 1, 1))
-    # Lines between the cells lead the eye to the names.
-    places = np.arange(cells)
+    ticks = np.arange(cells)
+    # With lines between the cells, which guide the eye to the names.
     image = axes.pcolormesh(
-        places, places, shares, cmap="Blues", vmin=0, vmax=1, edgecolors="#d1d5db", linewidth=0.4
+        ticks, ticks, shares, cmap="Blues", vmin=0, vmax=1, edgecolors="#d1d5db", linewidth=0.4
     )
     axes.invert_yaxis()
     axes.set_aspect("equal")
     labels = [_short(name) for name in names]
-    axes.set_xticks(places, [*labels, "missed"], rotation=90, fontsize=8)
-    axes.set_yticks(places, [*labels, "nothing there"], fontsize=8)
+    axes.set_xticks(ticks, [*labels, "missed"], rotation=90, fontsize=8)
+    axes.set_yticks(ticks, [*labels, "no object"], fontsize=8)
     if cells <= NUMBERED_CELLS:
         for row, column in np.argwhere(counts):
             value = int(counts[row, column])
-            axes.text(
-                column,
-                row,
-                str(value) if value < 10_000 else f"{value / 1000:.0f}k",
-                ha="center",
-                va="center",
-                fontsize=7,
-                color="white" if shares[row, column] > 0.5 else "black",
-            )
-    axes.set_xlabel("found as")
+            text = str(value) if value < 10_000 else f"{value / 1000:.0f}k"
+            shade = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=shade)
+    axes.set_xlabel("detected class")
     axes.set_ylabel("true class")
     axes.set_title(
         f"Confusion at {confusion.kind} IoU {confusion.iou_threshold:g}, score {confusion.score_threshold:g}",
@@ -137,10 +130,10 @@ def confusion_plot(confusion: Confusion) -> bytes:
 
 
 def class_ap_plot(metrics: dict[str, Metrics], confusion: Confusion) -> bytes:
-    """AP of each class that has annotations as bars, the best one first.
+    """Plot AP of each class that has annotations as bars, the highest first.
 
     Args:
-        metrics: Of `"box"`, `"mask"`.
+        metrics: By kind, `"box"` and `"mask"`.
         confusion: Says which classes have the most objects.
     """
     chosen = [confusion.classes[i] for i in _most_common(confusion)]
@@ -153,18 +146,14 @@ def class_ap_plot(metrics: dict[str, Metrics], confusion: Confusion) -> bytes:
 
 
 def size_ap_plot(metrics: dict[str, Metrics]) -> bytes:
-    """AP of small, medium and large objects as bars.
-
-    Args:
-        metrics: Of `"box"`, `"mask"`.
-    """
+    """Plot AP of small, medium and large objects as bars; `metrics` are by kind, `"box"` and `"mask"`."""
     names = ["small (below 32² pixels)", "medium", "large (above 96² pixels)"]
     values = {kind: [of.ap_small, of.ap_medium, of.ap_large] for kind, of in metrics.items()}
     return _bars("AP by size of the object", names, values)
 
 
 def folded(confusion: Confusion, limit: int = CLASS_LIMIT) -> tuple[np.ndarray, list[str]]:
-    """Counts of at most `limit` classes, the rest added up in one more.
+    """The counts of at most `limit` classes, with the sum of the others as one more.
 
     Returns:
         (n + 1, n + 1) counts as in `Confusion`, and the n names.
@@ -174,7 +163,7 @@ def folded(confusion: Confusion, limit: int = CLASS_LIMIT) -> tuple[np.ndarray, 
     rest = len(confusion.classes) - len(chosen)
     if not rest:
         return counts, confusion.classes
-    target = np.full(len(counts), len(chosen))  # the row and column in which each is added up
+    target = np.full(len(counts), len(chosen))  # the row and column to which each is added
     target[chosen] = np.arange(len(chosen))
     target[-1] = len(chosen) + 1
     small = np.zeros((len(chosen) + 2, len(chosen) + 2), np.int64)
@@ -189,15 +178,15 @@ def _most_common(confusion: Confusion, limit: int = CLASS_LIMIT) -> list[int]:
 
 
 def _bars(title: str, names: list[str], values: dict[str, list[float | None]]) -> bytes:
-    """Horizontal bars of AP (0..1), in percent, a colour for each kind."""
+    """Plot AP (0..1) in percent as horizontal bars, with a colour for each kind."""
     figure = _figure(7.2, max(2.4, 0.15 * len(values) * len(names) + 1.4))
     axes = figure.subplots()
     height = 0.8 / len(values)
     for i, (kind, row) in enumerate(values.items()):
         percent = [100 * (value or 0) for value in row]
-        places = np.arange(len(names)) + (i - (len(values) - 1) / 2) * height
-        bars = axes.barh(places, percent, height, label=kind)
-        texts = ["no such objects" if value is None else f"{100 * value:.1f}" for value in row]
+        positions = np.arange(len(names)) + (i - (len(values) - 1) / 2) * height
+        bars = axes.barh(positions, percent, height, label=kind)
+        texts = ["no objects" if value is None else f"{100 * value:.1f}" for value in row]
         axes.bar_label(bars, texts, fontsize=7, padding=2)
     axes.set_yticks(range(len(names)), [_short(name) for name in names], fontsize=8)
     axes.invert_yaxis()
@@ -214,6 +203,7 @@ def _bars(title: str, names: list[str], values: dict[str, list[float | None]]) -
 
 
 def _pr_axes(axes: Axes) -> None:
+    """Limits, ticks and grid for precision over recall."""
     axes.set(xlim=(0, 1), ylim=(0, 1.03))
     axes.set_xticks((0, 0.2, 0.4, 0.6, 0.8, 1), ("0", ".2", ".4", ".6", ".8", "1"))
     axes.set_yticks((0, 0.2, 0.4, 0.6, 0.8, 1), ("0", ".2", ".4", ".6", ".8", "1"))
@@ -221,7 +211,7 @@ def _pr_axes(axes: Axes) -> None:
 
 
 def _nothing(axes: Axes) -> None:
-    axes.text(0.5, 0.5, "no annotations to find", transform=axes.transAxes, ha="center", va="center")
+    axes.text(0.5, 0.5, "no annotations", transform=axes.transAxes, ha="center", va="center")
 
 
 def _plural(kind: str) -> str:
@@ -233,7 +223,7 @@ def _of_how_many(shown: int, every: int) -> str:
 
 
 def _short(name: str) -> str:
-    """Cut out the middle of what is longer than `NAME_LENGTH`; a dollar sign does not begin a formula."""
+    """The name without its middle if it is longer than `NAME_LENGTH`; dollar signs do not start a formula."""
     half = NAME_LENGTH // 2
     cut = name if len(name) <= NAME_LENGTH else f"{name[: half - 1]}…{name[-half:]}"
     return cut.replace("$", r"\$")
@@ -241,16 +231,16 @@ def _short(name: str) -> str:
 
 def _figure(width: float, height: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
     """An empty figure; sides in inches."""
-    # Only a report needs it.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout=layout)
 
 
 def _png(figure: Figure, crop: bool = False) -> bytes:
+    """The figure as a PNG file; `crop` fits the picture to what is drawn."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        # Names in scripts that the font lacks; the tables of the report have them.
+        # Names in scripts that the font lacks; the report's tables show them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(
             buffer, format="png", dpi=DPI, bbox_inches="tight" if crop else None, metadata={"Software": None}

@@ -1,4 +1,4 @@
-"""An evaluation for people: pictures, and a page that holds them, its tables and nothing from elsewhere."""
+"""The report of an evaluation: a self-contained HTML page with tables and plots, and the plots as files."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ PAIRS_LISTED = 20
 
 
 def check_report_packages() -> None:
-    """Raise a `YolactError` where matplotlib or jinja2, which reports need, is not installed."""
+    """Raise a `YolactError` if matplotlib or jinja2, which reports need, is not installed."""
     if not all(importlib.util.find_spec(name) for name in ("matplotlib", "jinja2")):
         raise missing_extra("the evaluation report", "train")
 
 
 def write_report(evaluation: Evaluation, folder: str | Path, about: Mapping[str, str]) -> Path:
-    """Write `report.html` and its pictures as PNG files.
+    """Write `report.html`, and its plots as PNG files.
 
     Args:
-        evaluation: Made by `score` with `details`.
-        folder: Where to; made where it does not exist. Files of an earlier report are replaced.
-        about: What was evaluated, in words, shown at the top: name and value.
+        evaluation: Result of `score` with `details`.
+        folder: Created if it does not exist. Files of an earlier report are replaced.
+        about: What was evaluated, shown at the top: name and value.
 
     Returns:
         The page.
@@ -74,7 +74,7 @@ def write_report(evaluation: Evaluation, folder: str | Path, about: Mapping[str,
 
 
 def _pictures(metrics: dict[str, Metrics], details: Details) -> dict[str, bytes]:
-    """PNG files by name, without suffix."""
+    """The plots as PNG files, by name without suffix."""
     from yolact.evaluation import plots
 
     pictures = {}
@@ -89,12 +89,12 @@ def _pictures(metrics: dict[str, Metrics], details: Details) -> dict[str, bytes]
 
 
 def _class_rows(metrics: dict[str, Metrics], details: Details) -> list[dict[str, Any]]:
-    """For each class how many objects it has, its AP and AP50, and its row and column of the confusion."""
+    """The table of classes: AP, AP50, and the counts, precision and recall of the confusion matrix."""
     counts = np.array(details.confusion.counts, np.int64)
     curves = {"box": details.box, "mask": details.mask}
     rows = []
     for i, name in enumerate(details.confusion.classes):
-        right, objects, detections = int(counts[i, i]), int(counts[i].sum()), int(counts[:, i].sum())
+        correct, objects, detections = int(counts[i, i]), int(counts[i].sum()), int(counts[:, i].sum())
         ap = {}
         for kind, of in metrics.items():
             curve = curves[kind].by_class[name]  # type: ignore[union-attr]  # both are None or neither
@@ -104,8 +104,8 @@ def _class_rows(metrics: dict[str, Metrics], details: Details) -> list[dict[str,
                 "name": name,
                 "objects": objects,
                 "detections": detections,
-                "recall": right / objects if objects else None,
-                "precision": right / detections if detections else None,
+                "recall": correct / objects if objects else None,
+                "precision": correct / detections if detections else None,
                 "ap": ap,
             }
         )
@@ -113,7 +113,7 @@ def _class_rows(metrics: dict[str, Metrics], details: Details) -> list[dict[str,
 
 
 def _confused_pairs(confusion: Confusion) -> list[tuple[str, str, int]]:
-    """What was most often found as something else: true class, found class, how often."""
+    """The most frequent confusions: true class, detected class, count."""
     counts = np.array(confusion.counts, np.int64)[:-1, :-1]
     np.fill_diagonal(counts, 0)
     order = np.argsort(-counts, axis=None, kind="stable")[:PAIRS_LISTED]

@@ -1,4 +1,4 @@
-"""The network and its parts."""
+"""The network, from images to raw outputs and detections."""
 
 from yolact.model.yolact import Yolact, YolactOutput
 

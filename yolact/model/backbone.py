@@ -32,9 +32,8 @@ class Backbone(nn.Module):
 class DeformConv(nn.Module):
     """Modulated deformable 3x3 convolution (DCNv2) with the parameters of the published ++ weights.
 
-    `conv_offset_mask` predicts 27 channels a position: 18 offsets (y, x for each of the 9 taps) and
-    9 modulations before their sigmoid. Its weights start at zero, so that training starts from a plain
-    convolution at half strength.
+    `conv_offset_mask` predicts 27 channels for every position: 18 offsets (y, x for each of the 9 taps) and
+    9 modulations before their sigmoid. Its weights start at zero: no offset, every tap at half strength.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
@@ -55,7 +54,7 @@ class DeformConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         offsets, modulation = self.offsets_and_modulation(x)
         if x.dtype != self.weight.dtype:
-            # Autocast does not reach this operator on CPUs, where it has no half precision.
+            # Autocast does not cover this operator on CPUs, where it has no half precision.
             x, offsets, modulation = (part.to(self.weight.dtype) for part in (x, offsets, modulation))
         return deform_conv2d(
             x, offsets, self.weight, self.bias, stride=self.stride, padding=1, mask=modulation
@@ -63,7 +62,7 @@ class DeformConv(nn.Module):
 
 
 class ResNet(Backbone):
-    """torchvision's ResNet up to its last stage, with deformable blocks for YOLACT++."""
+    """torchvision's ResNet without pooling and classifier, with deformable blocks (YOLACT++, Sec. 6.2)."""
 
     def __init__(
         self, build: Callable[..., TorchvisionResNet], deformable: tuple[int, ...], interval: int
@@ -98,7 +97,7 @@ def _darknet_conv(in_channels: int, out_channels: int, kernel: int, stride: int 
 
 
 class DarknetBlock(nn.Module):
-    """Residual block of Darknet-53 (YOLOv3, table 1): 1x1 to half the channels, 3x3 back."""
+    """Residual block of Darknet-53 (YOLOv3, Table 1): 1x1 to half the channels, 3x3 back."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -166,7 +165,7 @@ class TinyBlock(nn.Module):
 
 
 class Tiny(Backbone):
-    """A few layers that a laptop trains in a minute; for the demo and the tests."""
+    """A small network that a laptop trains in minutes; for the demo and the tests."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -185,11 +184,11 @@ class Tiny(Backbone):
         return x3, x4, c5(x4)
 
 
-def calm_residual_blocks(model: nn.Module) -> None:
-    """Let ResNet's residual blocks begin as identities, where nothing is known about them yet.
+def zero_init_residual(model: nn.Module) -> None:
+    """Make ResNet's residual blocks identities, by zero scales in their last batch norms.
 
-    Random ones add up to large features, which saturate the mask coefficients and drive prototypes to zero
-    (Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 5.1).
+    For random weights: their sum over the blocks grows so large that it saturates the mask coefficients and
+    drives the prototypes to zero (Goyal et al. 2017, "Accurate, Large Minibatch SGD", Sec. 5.1).
     """
     for module in model.modules():
         if isinstance(module, Bottleneck):
@@ -200,7 +199,7 @@ def build_backbone(config: BackboneConfig) -> Backbone:
     """The backbone that `config` describes, randomly initialised.
 
     Raises:
-        UsageError: deformable blocks asked of a backbone that has none.
+        UsageError: it asks for deformable blocks in a backbone that has none.
     """
     resnets: dict[str, Callable[..., TorchvisionResNet]] = {"resnet50": resnet50, "resnet101": resnet101}
     if config.name in resnets:

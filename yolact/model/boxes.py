@@ -1,4 +1,4 @@
-"""Boxes: forms, overlap, encoding relative to priors. All coordinates are relative to the image (0..1)."""
+"""Box conversion, overlap and encoding relative to priors. Coordinates are relative to the image (0..1)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ CENTRE_VARIANCE, SIZE_VARIANCE = 0.1, 0.2
 
 
 def corners(boxes: Tensor) -> Tensor:
-    """(..., 4) centre x, centre y, width, height to x1, y1, x2, y2."""
+    """Boxes (..., 4): centre x, centre y, width, height to x1, y1, x2, y2."""
     half = boxes[..., 2:] / 2
     return torch.cat([boxes[..., :2] - half, boxes[..., :2] + half], dim=-1)
 
@@ -40,13 +40,13 @@ def encode(boxes: Tensor, priors: Tensor) -> Tensor:
 
 
 def areas(boxes: Tensor) -> Tensor:
-    """(..., 4) to (...)."""
+    """Areas (...) of boxes (..., 4)."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
 def intersection(a: Tensor, b: Tensor) -> Tensor:
-    """Area that every box of a (..., A, 4) shares with every box of b (..., B, 4): (..., A, B)."""
-    # Each coordinate on its own: pairs as the innermost dimension of an array leave vector units idle.
+    """Shared areas (..., A, B) of every box of a (..., A, 4) with every box of b (..., B, 4)."""
+    # One coordinate at a time: an innermost dimension of two leaves vector units idle.
     left, top, right, bottom = (side[..., :, None] for side in a.unbind(-1))  # (..., A, 1)
     other_left, other_top, other_right, other_bottom = (side[..., None, :] for side in b.unbind(-1))
     width = (torch.minimum(right, other_right) - torch.maximum(left, other_left)).clamp(min=0)
@@ -55,14 +55,14 @@ def intersection(a: Tensor, b: Tensor) -> Tensor:
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union (..., A, B); 0 where both boxes are empty."""
+    """Intersection over union (..., A, B) of a (..., A, 4) and b (..., B, 4); 0 where both are empty."""
     shared = intersection(a, b)
     union = areas(a)[..., :, None] + areas(b)[..., None, :] - shared
     return torch.where(union > 0, shared / union, 0.0)
 
 
 def crop_window(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Which pixels of an (H, W) mask a box lets through, one pixel of padding included.
+    """Which pixels of an (H, W) mask lie in a box, with one pixel of padding (YOLACT, Sec. 3.3).
 
     Args:
         boxes: (..., 4) relative corners, in any order.
@@ -73,12 +73,12 @@ def crop_window(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """
     height, width = size
 
-    def inside(first: Tensor, second: Tensor, length: int) -> Tensor:
+    def inside(first: Tensor, second: Tensor, length: int) -> Tensor:  # (...) to (..., length) bool
         low = (torch.minimum(first, second) * length - 1).clamp(min=0)
         high = (torch.maximum(first, second) * length + 1).clamp(max=length)
         pixels = torch.arange(length, device=boxes.device, dtype=boxes.dtype)
-        return (pixels >= low[..., None]) & (pixels < high[..., None])  # (..., length)
+        return (pixels >= low[..., None]) & (pixels < high[..., None])
 
     columns = inside(boxes[..., 0], boxes[..., 2], width)
     rows = inside(boxes[..., 1], boxes[..., 3], height)
-    return rows[..., :, None] & columns[..., None, :]
+    return rows[..., :, None] & columns[..., None, :]  # (..., H, W)

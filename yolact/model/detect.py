@@ -1,4 +1,4 @@
-"""From raw outputs to detections and masks (paper, sections 3.3 and 4.3), vectorised over the batch."""
+"""From raw outputs to detections and masks (YOLACT, Sec. 3.3 and 5), vectorised over the batch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Detections(NamedTuple):
         classes: (N, K) int32, 0-based, without background.
         coefficients: (N, K, M) float32.
         prototypes: (N, Hp, Wp, M) float32.
-        mask_scores: (N, K) float32: `scores`, times the predicted mask IoU where the model re-scores.
+        mask_scores: (N, K) float32: `scores`, times the predicted mask IoU if the model re-scores.
     """
 
     count: Tensor  # type: ignore[assignment]
@@ -37,7 +37,7 @@ class Detections(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """Survivors of NMS: scores (N, K'), -1 where there is none; classes and prior indices (N, K')."""
+    """What NMS keeps: scores (N, K'), -1 for an empty row; classes and prior indices (N, K') int64."""
 
     scores: Tensor
     classes: Tensor
@@ -47,15 +47,18 @@ class _Kept(NamedTuple):
 def detect(
     model: Yolact, output: YolactOutput, config: DetectConfig | None = None, compact: bool = True
 ) -> Detections:
-    """Decode, suppress and (for YOLACT++) re-score.
+    """Decode boxes, apply NMS and, for YOLACT++, re-score masks.
 
     Args:
-        model: Gives the priors, the mask IoU net and, where `config` is None, the settings.
+        model: Has the priors, the mask IoU net and, if `config` is None, the settings.
         output: Raw outputs of `model`.
         config: Thresholds, limits and the kind of NMS.
         compact: Drop the priors below the score threshold before sorting, so that shapes depend on
-            the data. The exported graph turns this off: it is fixed in shape and sorts with TopK,
-            which, as the stable sort here, puts equal scores in the order of their indices.
+            the data. The exported graph turns this off: its shapes are fixed, and it sorts with TopK,
+            which orders equal scores by their indices, as the stable sort here does.
+
+    Returns:
+        The best `max_detections` of every image.
     """
     config = config or model.config.detect
     scores = output.logits.softmax(dim=-1)[..., 1:]  # (N, P, C)
@@ -91,7 +94,7 @@ def _pick(values: Tensor, index: Tensor) -> Tensor:
 
 
 def _best(scores: Tensor, k: int, compact: bool) -> tuple[Tensor, Tensor]:
-    """The k best along the last dimension and their indices, equal ones in the order of their indices."""
+    """The k highest along the last dimension and their indices; equal ones keep their order."""
     k = min(k, scores.shape[-1])
     if not compact:
         return scores.topk(k, dim=-1)
@@ -100,7 +103,14 @@ def _best(scores: Tensor, k: int, compact: bool) -> tuple[Tensor, Tensor]:
 
 
 def _fast_nms(boxes: Tensor, scores: Tensor, config: DetectConfig, compact: bool) -> _Kept:
-    """Fast NMS (paper, section 4.3): a box goes if any better one of its class overlaps it, kept or not."""
+    """Fast NMS (YOLACT, Sec. 5): drop a box if any better one of its class overlaps it, kept or not.
+
+    Args:
+        boxes: (N, P, 4) relative corners.
+        scores: (N, P, C).
+        config: Thresholds and limits.
+        compact: As in `detect`.
+    """
     images, _, num_classes = scores.shape
     keep = scores.amax(dim=-1) > config.score_threshold  # (N, P)
     scores = torch.where(keep[..., None], scores, -1.0)
@@ -110,38 +120,38 @@ def _fast_nms(boxes: Tensor, scores: Tensor, config: DetectConfig, compact: bool
         prior_index = keep.int().argsort(dim=1, descending=True, stable=True)[:, :most]  # (N, P')
         boxes, scores = _pick(boxes, prior_index), _pick(scores, prior_index)
 
-    top, index = _best(scores.transpose(1, 2), config.nms_top_k, compact)  # (N, C, k)
+    top, index = _best(scores.transpose(1, 2), config.nms_top_k, compact)  # both (N, C, k)
     k = top.shape[-1]
     index = index.reshape(images, -1)  # (N, C*k)
-    candidates = _pick(boxes, index).reshape(images, num_classes, k, 4)
+    candidates = _pick(boxes, index).reshape(images, num_classes, k, 4)  # (N, C, k, 4)
     better = torch.ones(k, k, device=boxes.device, dtype=boxes.dtype).triu(diagonal=1)
     overlap = (iou(candidates, candidates) * better).amax(dim=-2) if k else top  # (N, C, k)
     survives = (overlap <= config.iou_threshold) & (top >= 0)
     flat = torch.where(survives, top, -1.0).reshape(images, -1)  # (N, C*k)
-    best, order = _best(flat, config.max_detections, compact)  # (N, K')
-    priors = index.gather(1, order)
+    best, order = _best(flat, config.max_detections, compact)  # both (N, K')
+    priors = index.gather(1, order)  # (N, K')
     if prior_index is not None:
         priors = prior_index.gather(1, priors)
     return _Kept(best, order.div(max(k, 1), rounding_mode="trunc"), priors)
 
 
 def _traditional_nms(boxes: Tensor, scores: Tensor, config: DetectConfig, input_size: int) -> _Kept:
-    """Sequential NMS of each class: a box goes if a better one that was kept overlaps it."""
+    """Sequential NMS of each class: drop a box if a better one that is kept overlaps it; as `_fast_nms`."""
     images, num_priors, num_classes = scores.shape
-    image, prior, cls = (scores > config.score_threshold).nonzero(as_tuple=True)  # (n,)
+    image, prior, cls = (scores > config.score_threshold).nonzero(as_tuple=True)  # each (n,)
     # The original counts pixels inclusively: a box is one pixel wider than the difference of its corners.
-    # Double precision, because batched_nms sets the groups apart by adding offsets.
+    # In double precision, as batched_nms separates the groups by adding offsets.
     pixels = boxes[image, prior].double() * input_size + boxes.new_tensor([0, 0, 1, 1], dtype=torch.double)
     values = scores[image, prior, cls]
     order = batched_nms(pixels, values.double(), image * num_classes + cls, config.iou_threshold)
-    flat = boxes.new_full((images, num_priors * num_classes), -1.0)
+    flat = boxes.new_full((images, num_priors * num_classes), -1.0)  # (N, P*C)
     flat[image[order], prior[order] * num_classes + cls[order]] = values[order]
     best, where = flat.topk(min(config.max_detections, flat.shape[1]), dim=-1)
     return _Kept(best, where % num_classes, where.div(num_classes, rounding_mode="floor"))
 
 
 def assemble_masks(coefficients: Tensor, prototypes: Tensor, boxes: Tensor) -> Tensor:
-    """Masks at prototype size: sigmoid(P c), zero outside the box (paper, equation 1).
+    """Masks at prototype size: sigmoid(P c), zero outside the box (YOLACT, Sec. 3.3).
 
     Args:
         coefficients: (N, K, M).
@@ -157,15 +167,8 @@ def assemble_masks(coefficients: Tensor, prototypes: Tensor, boxes: Tensor) -> T
     return masks * crop_window(boxes, size)
 
 
-def image_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks at prototype size (n, Hp, Wp) to image size: (n, H, W) bool, bilinear, > 0.5."""
-    if masks.shape[0] == 0:
-        return masks.new_zeros((0, *size), dtype=torch.bool)
-    return F.interpolate(masks[None], size, mode="bilinear", align_corners=False)[0] > 0.5
-
-
 def rescore(model: Yolact, detections: Detections) -> Detections:
-    """Multiply the mask scores by the IoU that YOLACT++'s mask IoU net predicts."""
+    """Multiply mask scores by the IoU that the mask IoU net predicts (YOLACT++, Sec. 6.1)."""
     masks = assemble_masks(detections.coefficients, detections.prototypes, detections.boxes)
     images, k = masks.shape[:2]
     predicted = model.maskiou_net(masks.flatten(0, 1)[:, None])  # (N*K, C)

@@ -1,4 +1,4 @@
-"""Feature pyramid network (Lin et al. 2017) in the form YOLACT uses."""
+"""Feature pyramid network (Lin et al. 2017) as YOLACT uses it (YOLACT, Sec. 4)."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class FPN(nn.Module):
         )
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Maps (N, C_i, H_i, W_i), fine to coarse, to five maps (N, features, H_i, W_i), P3..P7."""
+        """C3..C5 (N, C_i, H_i, W_i) to P3..P7 (N, features, H_i, W_i)."""
         coarse_to_fine = list(reversed(maps))
         merged = [self.lat_layers[0](coarse_to_fine[0])]
         for lateral, finer in zip(list(self.lat_layers)[1:], coarse_to_fine[1:], strict=True):
-            above = F.interpolate(merged[-1], finer.shape[-2:], mode="bilinear", align_corners=False)
-            merged.append(above + lateral(finer))
+            larger = F.interpolate(merged[-1], finer.shape[-2:], mode="bilinear", align_corners=False)
+            merged.append(larger + lateral(finer))
         outputs = [layer(x).relu() for layer, x in zip(self.pred_layers, merged, strict=True)][::-1]
         for layer in self.downsample_layers:
             outputs.append(layer(outputs[-1]))

@@ -1,4 +1,4 @@
-"""The prediction head that all pyramid levels share (paper, section 3.2 and figure 4)."""
+"""What follows the pyramid: prediction head, protonet, and the mask IoU net of YOLACT++."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from torch import Tensor, nn
 
 
 class Head(nn.Module):
-    """Boxes, class logits and mask coefficients of every prior.
+    """Boxes, class logits and mask coefficients of every prior (YOLACT, Sec. 3.2), shared by all levels.
 
     Args:
         features: Channels of the pyramid.
-        priors: A, priors a cell.
+        priors: A, priors in a cell.
         num_classes: C, without background.
-        num_prototypes: M, mask coefficients.
+        num_prototypes: M, mask coefficients of a prior.
     """
 
     def __init__(self, features: int, priors: int, num_classes: int, num_prototypes: int) -> None:
@@ -33,6 +33,46 @@ class Head(nn.Module):
         )
 
     def _per_prior(self, x: Tensor) -> Tensor:
+        """Outputs (N, A*V, H, W) with V values for each prior of a cell: (N, H*W*A, V)."""
         values = x.shape[1] // self.priors
-        # (N, A*V, H, W) -> (N, H, W, A*V) -> (N, H*W*A, V)
-        return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, values)
+        return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, values)  # through (N, H, W, A*V)
+
+
+def build_protonet(features: int, num_prototypes: int) -> nn.Sequential:
+    """Protonet (YOLACT, Sec. 3.1): P3 (N, features, H, W) to prototypes >= 0 (N, num_prototypes, 2H, 2W)."""
+
+    def conv() -> nn.Conv2d:
+        return nn.Conv2d(features, features, 3, padding=1)
+
+    return nn.Sequential(
+        conv(),
+        nn.ReLU(),
+        conv(),
+        nn.ReLU(),
+        conv(),
+        nn.ReLU(),
+        nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
+        nn.ReLU(),
+        conv(),
+        nn.ReLU(),
+        nn.Conv2d(features, num_prototypes, 1),
+        nn.ReLU(),
+    )
+
+
+class MaskIoUNet(nn.Module):
+    """Predicts a mask's IoU with its object, for every class, from the cropped mask (YOLACT++, Sec. 6.1)."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 1
+        for width in (8, 16, 32, 64, 128):
+            layers += [nn.Conv2d(channels, width, 3, stride=2), nn.ReLU()]
+            channels = width
+        layers += [nn.Conv2d(channels, num_classes, 1), nn.ReLU()]
+        self.maskiou_net = nn.Sequential(*layers)
+
+    def forward(self, masks: Tensor) -> Tensor:
+        """Masks (n, 1, Hp, Wp) in 0..1 to IoU (n, C)."""
+        return self.maskiou_net(masks).amax(dim=(2, 3))  # (n, C, h, w) -> (n, C)

@@ -12,7 +12,7 @@ NUM_LEVELS = 5
 
 
 def pyramid_levels(input_size: int) -> list[tuple[int, int]]:
-    """(height, width) of P3..P7: every stride-2 layer of the network rounds up."""
+    """(height, width) of P3..P7; every stride-2 layer of the network rounds up."""
     size = input_size
     sizes = []
     for _ in range(2 + NUM_LEVELS):

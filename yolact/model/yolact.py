@@ -10,10 +10,8 @@ from torch import Tensor, nn
 from yolact.config import Config
 from yolact.model.backbone import build_backbone
 from yolact.model.fpn import FPN
-from yolact.model.head import Head
-from yolact.model.mask_iou import MaskIoUNet
+from yolact.model.head import Head, MaskIoUNet, build_protonet
 from yolact.model.priors import model_priors
-from yolact.model.protonet import build_protonet
 
 
 class YolactOutput(NamedTuple):
@@ -35,7 +33,7 @@ class YolactOutput(NamedTuple):
 class Yolact(nn.Module):
     """YOLACT and YOLACT++ (Bolya et al. 2019, 2020).
 
-    Module names follow the keys of the published checkpoints, so that these open strictly.
+    Module names follow the keys of the published checkpoints.
 
     Attributes:
         config: What the network was built from.
@@ -63,37 +61,34 @@ class Yolact(nn.Module):
         self._init_weights()
 
     def forward(self, x: Tensor) -> YolactOutput:
-        """Raw outputs for images.
-
-        Args:
-            x: (N, 3, S, S) float, RGB, normalised as `config.model` says.
-        """
+        """Raw outputs for images x (N, 3, S, S) float, RGB, normalised as `config.model` says."""
         return self._heads(self.fpn(self.backbone(x)))
 
     def forward_train(self, x: Tensor) -> tuple[YolactOutput, Tensor]:
-        """As `forward`, and the semantic segmentation logits (N, C, H3, W3) that only the loss uses."""
+        """`forward`, and the semantic segmentation logits (N, C, H3, W3) that only the loss uses."""
         pyramid = self.fpn(self.backbone(x))
         return self._heads(pyramid), self.semantic_seg_conv(pyramid[0])
 
     def _heads(self, pyramid: list[Tensor]) -> YolactOutput:
+        """P3..P7 to the raw outputs."""
         head = self.prediction_layers[0]
         loc, logits, coefficients = (
-            torch.cat(parts, dim=1) for parts in zip(*map(head, pyramid), strict=True)
+            torch.cat(levels, dim=1) for levels in zip(*map(head, pyramid), strict=True)
         )
         prototypes = self.proto_net(pyramid[0]).permute(0, 2, 3, 1)  # (N, Hp, Wp, M)
         return YolactOutput(loc, logits, coefficients, prototypes.contiguous())
 
     def _init_weights(self) -> None:
-        """Xavier for what the backbone's pre-trained weights do not cover."""
+        """Xavier initialisation of every convolution outside the backbone."""
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d) and not name.startswith("backbone."):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
     def freeze_batch_norm(self) -> None:
-        """Keep running statistics and affine parameters of every batch norm as they are.
+        """Stop updating statistics and affine parameters of every batch norm.
 
-        `train()` sets the statistics free again: call this after it.
+        `train()` undoes this for the statistics: call it before.
         """
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):

@@ -1,4 +1,4 @@
-"""Writing, naming and finding checkpoints. Reading them is `yolact.weights.load`."""
+"""Write, name and find checkpoints; `yolact.weights.load` reads them."""
 
 from __future__ import annotations
 
@@ -31,13 +31,17 @@ def save_checkpoint(
     training: dict[str, Any] | None,
     ema: Yolact | None = None,
 ) -> None:
-    """Write weights, configuration, position and (for resuming) `training`, atomically.
+    """Write a checkpoint atomically, so that `torch.load(..., weights_only=True)` can read it.
 
-    The file holds tensors, numbers, strings, lists and dicts only, so that `weights_only=True` opens it.
-    `ema` is the averaged network, which `load_model` then opens instead of `model`.
+    Args:
+        path: The file.
+        model: Its weights and configuration are saved.
+        epoch, iteration: Position of the training.
+        training: State to resume from: tensors, numbers, strings, lists and dicts only.
+        ema: The averaged network, which `load_model` opens instead of `model`.
 
     Raises:
-        YolactError: it cannot be written; what was there before is untouched.
+        YolactError: it cannot be written; the old file is unchanged.
     """
     content = {
         "format": FORMAT,
@@ -60,35 +64,35 @@ def write_torch(content: Any, path: str | Path) -> None:
     """
     with atomic_path(path) as temporary:
         try:
-            # Through a file of Python's, whose errors say what the matter is.
+            # A Python file reports the reason of an error; torch's own writer does not.
             with temporary.open("wb") as file:
                 torch.save(content, file)
         except RuntimeError as error:
             reason = error.__context__ if isinstance(error.__context__, OSError) else error
-            words = getattr(reason, "strerror", None) or str(reason).splitlines()[0]
-            raise YolactError(f"cannot write {path}: {words}") from error
+            text = getattr(reason, "strerror", None) or str(reason).splitlines()[0]
+            raise YolactError(f"cannot write {path}: {text}") from error
 
 
 class Checkpoints:
-    """The checkpoints of a training in its folder: written whole, the oldest deleted.
+    """The checkpoints of a run in its folder; the oldest are deleted.
 
     Args:
         folder: Where they are.
         config: Name of the configuration.
-        keep_last: How many to keep; 0 keeps all. Only files that this training wrote are ever deleted.
-        written: Names of those that earlier parts of a resumed training wrote, oldest first.
+        keep_last: Number to keep; 0: all. Only files that this run wrote are deleted.
+        written: Names of those written before the run was resumed, oldest first.
     """
 
     def __init__(self, folder: Path, config: str, keep_last: int, written: Sequence[str] = ()) -> None:
         self.folder, self.config, self.keep_last = folder, config, keep_last
         self.written = list(written)
-        # What a killed process was writing.
+        # Temporary files of a killed process.
         for path in folder.glob(f".{config}_*.pth"):
             path.unlink(missing_ok=True)
 
     @property
     def best(self) -> Path:
-        """Where the weights with the highest validation AP are."""
+        """The file of the weights with the highest validation AP."""
         return self.folder / f"{self.config}_best.pth"
 
     def save(
@@ -113,11 +117,11 @@ class Checkpoints:
 
 
 def find_checkpoint(resume: str, folder: Path, config: str) -> Path | None:
-    """The file that `--resume` means; None only for `auto` where there is none.
+    """The file that `--resume` selects; None only for `auto` if there is none.
 
     Args:
-        resume: A path; `last` (or the original's `latest`) for the furthest checkpoint of `config` in
-            `folder`; `interrupt` for the furthest one that an interruption left; `auto` for `last` or none.
+        resume: A path; `last` (or the original's `latest`) for the checkpoint of `config` with the highest
+            iteration; `interrupt` for the same among those of interruptions; `auto` for `last` or none.
         folder: Where checkpoints are saved.
         config: Name of the configuration.
 
@@ -134,5 +138,5 @@ def find_checkpoint(resume: str, folder: Path, config: str) -> Path | None:
         return None
     if not found:
         raise YolactError(f"--resume {resume}: no {config}_<epoch>_<iteration>{ending} in {folder}")
-    # An interrupted save is a full one; of two at the same iteration either will do.
+    # Checkpoints of interruptions are complete: of two at the same iteration either will do.
     return max(found, key=lambda p: position_of(p)[1])

@@ -19,11 +19,11 @@ from yolact.engine import pick_device
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a training. A single one needs no communication: every method is then the identity.
+    """The processes of a training. With a single one, no method communicates.
 
     Attributes:
-        rank: This process, 0-based. Process 0 writes and logs.
-        count: How many there are.
+        rank: Index of this process, 0-based. Process 0 writes and logs.
+        count: Number of processes.
     """
 
     rank: int = 0
@@ -59,7 +59,7 @@ class Processes:
         return DistributedDataParallel(module) if self.count > 1 else module
 
     def postponed(self, module: nn.Module, more: bool) -> AbstractContextManager[None]:
-        """Where `more` backward passes follow before the step, gradients are exchanged after the last."""
+        """A context without exchange of gradients if `more` backward passes follow before the step."""
         return module.no_sync() if isinstance(module, DistributedDataParallel) and more else nullcontext()
 
 
@@ -70,13 +70,13 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def join_processes(device: str) -> Iterator[tuple[Processes, torch.device]]:
-    """Join the processes that `torchrun` started, or be the only one.
+    """Join the processes that `torchrun` started, if it did.
 
-    Yields this process's place and its device: with `auto` or `cuda`, each process of a machine has a GPU
-    of its own.
+    Yields the processes and this one's device: with `auto` or `cuda`, each process of a machine has its own
+    GPU.
 
     Raises:
-        UsageError: no such device.
+        UsageError: there is no such device.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes(), pick_device(device)
@@ -90,5 +90,5 @@ def join_processes(device: str) -> Iterator[tuple[Processes, torch.device]]:
     if not processes.main:
         logging.getLogger("yolact").setLevel(logging.WARNING)
     yield processes, chosen
-    # After an error the others may be waiting for this process: they are told by its end.
+    # Not after an error: the others may be waiting for this process, and fail when it exits.
     dist.destroy_process_group()

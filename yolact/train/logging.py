@@ -1,4 +1,4 @@
-"""What a training run leaves to read: a JSON Lines file, a progress bar, log lines, TensorBoard."""
+"""The logs of a training run: a JSON Lines file, a progress bar, log lines, TensorBoard."""
 
 from __future__ import annotations
 
@@ -25,14 +25,13 @@ LOG_EVERY = 10
 
 
 class TrainingLog:
-    """Every iteration and validation: to a JSON Lines file, to TensorBoard where `settings` ask for it, and
-    to a progress bar or, now and then, the log.
+    """Writes iterations and validations to a JSON Lines file, to TensorBoard if `settings` say so, and to a
+    progress bar or, without a terminal, the log.
 
     Args:
-        path: The JSON Lines file. A run that starts over replaces it; one that is resumed continues it at
-            `start`.
+        path: The JSON Lines file. A new run replaces it; a resumed one continues it at `start`.
         start: First iteration.
-        settings: Of the training.
+        settings: Settings of the training.
         enabled: False for a process that does not write.
     """
 
@@ -50,12 +49,13 @@ class TrainingLog:
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[words]}"),
+            TextColumn("{task.fields[status]}"),
             console=console,
             disable=self.quiet or not enabled,
         )
 
     def __enter__(self) -> TrainingLog:
+        """Open the files and start the progress bar."""
         if not self.enabled:
             return self
         try:
@@ -72,7 +72,7 @@ class TrainingLog:
                 raise missing_extra("train.tensorboard", "train") from None
             self.writer = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=self.start)
         self.bar.start()
-        self.task = self.bar.add_task("", total=self.total, completed=self.start, words="")
+        self.task = self.bar.add_task("", total=self.total, completed=self.start, status="")
         self.last = time.perf_counter()
         return self
 
@@ -84,21 +84,21 @@ class TrainingLog:
             self.file.close()
 
     def _cut(self) -> None:
-        """Drop what a killed run noted after the checkpoint it is resumed from."""
+        """Remove the lines that a killed run wrote after the checkpoint it is resumed from."""
         kept = []
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
                 if json.loads(line)["iteration"] < self.start:
                     kept.append(line + "\n")
             except (ValueError, KeyError, TypeError):
-                continue  # torn
+                continue  # incomplete
         with atomic_path(self.path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
 
     def add(
         self, iteration: int, epoch: int, step: Step, rate: float, images: int, device: torch.device
     ) -> None:
-        """Note one iteration on `images` images; the total is None where its step was skipped."""
+        """Log one iteration on `images` images; `total` is None if its step was skipped."""
         if not self.enabled:
             return
         now = time.perf_counter()
@@ -117,22 +117,23 @@ class TrainingLog:
             "grad_norm": step.grad_norm if math.isfinite(step.grad_norm) else None,
         }
         self._write(record, iteration)
-        words = f"loss {self.smooth or math.nan:.3f} {images / seconds:.1f} images/s"
-        self.bar.update(self.task, completed=iteration + 1, words=words)
+        status = f"loss {self.smooth or math.nan:.3f} {images / seconds:.1f} images/s"
+        self.bar.update(self.task, completed=iteration + 1, status=status)
         if self.quiet and (iteration % LOG_EVERY == 0 or iteration + 1 == self.total):
             detail = " ".join(f"{name} {value:.3f}" for name, value in step.losses.items())
-            log.info("[%d] %d/%d %s | %s | lr %.2e", epoch, iteration, self.total, words, detail, rate)
+            log.info("[%d] %d/%d %s | %s | lr %.2e", epoch, iteration, self.total, status, detail, rate)
 
     def add_validation(self, iteration: int, epoch: int, metrics: dict[str, float | None]) -> None:
-        """Note AP values of the weights after `iteration`."""
+        """Log AP values of the weights after `iteration`."""
         if not self.enabled:
             return
         self._write({"iteration": iteration, "epoch": epoch, "validation": metrics}, iteration)
-        words = ", ".join(f"{k.replace('_', ' ')} {100 * v:.2f}" for k, v in metrics.items() if v is not None)
-        log.info("[%d] %d/%d validation: %s", epoch, iteration, self.total, words or "nothing to find")
+        text = ", ".join(f"{k.replace('_', ' ')} {100 * v:.2f}" for k, v in metrics.items() if v is not None)
+        log.info("[%d] %d/%d validation: %s", epoch, iteration, self.total, text or "no annotations")
         self.last = time.perf_counter()
 
     def _write(self, record: dict[str, Any], iteration: int) -> None:
+        """Write a line of the file, and its numbers to TensorBoard."""
         assert self.file is not None
         try:
             self.file.write(json.dumps(record) + "\n")
@@ -147,7 +148,7 @@ class TrainingLog:
 
 
 def memory_mib(device: torch.device) -> int | None:
-    """The most memory this process has held so far, in MiB: of the GPU, or else of the machine."""
+    """Peak memory of this process in MiB: of the GPU if `device` is one, else of the machine."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) >> 20
     try:

@@ -1,4 +1,4 @@
-"""Which images make up which iteration."""
+"""The images of every iteration."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from torch.utils.data import Sampler
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, image index), epoch after epoch, from any iteration on.
 
-    The order of an epoch depends on (seed, epoch) alone, so a run that is resumed sees the images that
-    it would have seen. The images left over at an epoch's end are skipped, as in the original, unless
-    the data set is smaller than a batch.
+    The order of an epoch depends only on (seed, epoch), so a resumed run sees the same images. The last ones
+    of an epoch, fewer than a batch, are skipped as in the original, unless there are no others.
 
     Args:
-        images: Size of the data set.
-        batch_size: Images an iteration.
-        seed: Of the order.
+        images: Size of the dataset.
+        batch_size: Images in an iteration.
+        seed: Random seed.
         start: First iteration.
         stop: Iteration to stop before.
     """
@@ -29,13 +28,14 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
     @property
     def epoch_length(self) -> int:
-        """Iterations an epoch."""
+        """Iterations in an epoch."""
         return max(1, self.images // self.batch_size)
 
     def __len__(self) -> int:
         return max(0, self.stop - self.start)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """Yield the batches from `start` to `stop`."""
         order: list[int] = []
         current = -1
         for iteration in range(self.start, self.stop):
@@ -49,15 +49,15 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
 
 
 class SharedBatches(Sampler[list[tuple[int, int]]]):
-    """The part of every iteration's images that one process computes, one batch at a time.
+    """One process's share of every iteration, one batch at a time.
 
-    Together the processes see what one process would see. Parts may differ by an image.
+    Together the processes see the images that a single one would. Shares may differ by an image.
 
     Args:
-        batches: Images of each whole iteration.
-        accumulate: Batches that an iteration is split into, one after the other.
-        rank: This process.
-        processes: How many there are.
+        batches: The images of each iteration.
+        accumulate: Number of batches that an iteration is split into.
+        rank: Index of this process.
+        processes: Number of processes.
     """
 
     def __init__(self, batches: EpochBatches, accumulate: int, rank: int = 0, processes: int = 1) -> None:
@@ -67,7 +67,7 @@ class SharedBatches(Sampler[list[tuple[int, int]]]):
         return len(self.batches) * self.accumulate
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        parts = self.accumulate * self.processes
+        shares = self.accumulate * self.processes
         for whole in self.batches:
-            for part in range(self.accumulate):
-                yield whole[part * self.processes + self.rank :: parts]
+            for index in range(self.accumulate):
+                yield whole[index * self.processes + self.rank :: shares]

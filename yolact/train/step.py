@@ -1,7 +1,8 @@
-"""One optimisation step."""
+"""One optimisation step: loss, optimizer, learning rate and moving average."""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,21 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from yolact.config import TrainConfig
-from yolact.data.coco import Batch
+from yolact.data.batch import Batch, Target
 from yolact.losses import Losses, Matches, MultiBoxLoss, Totals, count_totals, match
 from yolact.model import Yolact
-from yolact.targets import Target
 from yolact.train.distributed import Processes, unwrap
 
 AMP_TYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class NetworkWithLoss(nn.Module):
-    """Network and loss as one module: what is differentiated, and what a process shares with the others.
+    """Network and loss as one module, which processes share.
 
     Args:
         model: The network.
-        criterion: The loss; always computed in float32.
+        criterion: The loss, computed in float32.
         settings: `amp` and `compile`.
     """
 
@@ -35,40 +35,90 @@ class NetworkWithLoss(nn.Module):
         self.network = torch.compile(model.forward_train) if settings.compile else model.forward_train
 
     def forward(self, images: Tensor, targets: Sequence[Target], matches: Matches, totals: Totals) -> Tensor:
-        """The (5,) terms of `Losses` for images (B, 3, S, S)."""
+        """The terms (5,) of `Losses` for images (B, 3, S, S)."""
         with torch.autocast(images.device.type, self.amp_type, enabled=self.amp_type is not None):
             output, semantic = self.network(images)
         losses = self.criterion(self.model, output, semantic, targets, matches, totals)
         terms = torch.stack(list(losses))
         if self.model.config.model.mask_iou:
-            # A batch without large masks does not reach this net; other processes' batches may.
+            # A batch without large masks does not use this net, but other processes wait for its gradients.
             terms = terms + 0 * sum(p.sum() for p in self.model.maskiou_net.parameters())
         return terms
 
 
 def build_optimizer(model: Yolact, settings: TrainConfig) -> torch.optim.Optimizer:
-    """SGD with momentum, as published, or AdamW, which gets small networks off the ground sooner."""
+    """SGD with momentum, as published, or AdamW, with which small networks learn faster."""
     if settings.optimizer == "adamw":
-        betas = settings.momentum, 0.999
+        # With the usual 0.999, the large gradients of the start keep the steps of a short training small.
+        betas = settings.momentum, 0.99
         return torch.optim.AdamW(
-            model.parameters(), lr=settings.lr, betas=betas, weight_decay=settings.weight_decay
+            model.parameters(), lr=settings.lr, betas=betas, weight_decay=settings.weight_decay, fused=True
         )
     return torch.optim.SGD(
         model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
     )
 
 
+def learning_rate(iteration: int, config: TrainConfig) -> float:
+    """The learning rate: linear warm-up from `warmup_lr`, then `schedule`.
+
+    `steps`: `lr` times `gamma` for every step reached. `cosine`: from `lr` down to `cosine_final` times `lr`,
+    along half a cosine (Loshchilov and Hutter 2017, without restarts).
+
+    Args:
+        iteration: 0-based.
+        config: Already scaled to its batch size (`TrainConfig.scaled`).
+    """
+    if iteration < config.warmup_iterations:
+        done = iteration / config.warmup_iterations
+        return config.warmup_lr + (config.lr - config.warmup_lr) * done
+    if config.schedule == "cosine":
+        length = max(1, config.max_iterations - config.warmup_iterations)
+        done = min(1.0, (iteration - config.warmup_iterations) / length)
+        falling = (1 + math.cos(math.pi * done)) / 2
+        return config.lr * (config.cosine_final + (1 - config.cosine_final) * falling)
+    return config.lr * config.gamma ** sum(iteration >= step for step in config.steps)
+
+
+class Ema:
+    """Exponential moving average (EMA) of the weights, which usually has a slightly higher AP.
+
+    The decay warms up, min(decay, (1 + n) / (10 + n)) at update n, so that the initial weights lose influence
+    soon. (`torch.optim.swa_utils.AveragedModel` would wait for the GPU to read n.)
+
+    Attributes:
+        model: The averaged network: parameters and batch norm statistics are averaged, counters copied.
+        updates: Number of updates.
+    """
+
+    def __init__(self, model: Yolact, decay: float) -> None:
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self.decay = decay
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, model: Yolact) -> None:
+        """Move towards the weights of `model`."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
+        moving = [pair for pair in pairs if pair[0].is_floating_point()]
+        torch._foreach_lerp_([own for own, _ in moving], [other for _, other in moving], 1 - decay)
+        for own, other in pairs:
+            if not own.is_floating_point():
+                own.copy_(other)
+
+
 @dataclass(frozen=True)
 class Step:
-    """What one step did.
+    """The result of one step.
 
     Attributes:
         losses: Terms of the whole batch, over all processes.
-        grad_norm: L2 norm of the gradient before it was clipped.
+        grad_norm: L2 norm of the gradient before clipping.
         applied: Whether the weights changed.
-        healthy: False where loss or gradient were not finite (an fp16 scale that is still too large is no
-            illness).
-        suspect: Which of this process's batches had a loss that is not finite; None where none had.
+        healthy: False if loss or gradient were not finite, unless the fp16 scale is still being lowered.
+        suspect: Index of this process's first batch whose loss is not finite; None if there is none.
     """
 
     losses: dict[str, float]
@@ -89,15 +139,15 @@ def training_step(
     """Forward, backward and update on the batches of all processes, as if they were one batch.
 
     Sums are divided by the totals of the whole, known before the first forward pass because matching needs
-    targets only. Weights stay as they are where the loss or its gradient is not finite.
+    only targets. If the loss or its gradient is not finite, weights do not change.
 
     Args:
-        module: A `NetworkWithLoss`, as `Processes.wrap` returned it.
-        optimizer: Its rate is set.
+        module: A `NetworkWithLoss`, wrapped by `Processes.wrap`.
+        optimizer: With its learning rate set.
         scaler: Enabled for fp16.
-        batches: This process's part: one, or several whose gradients add up.
-        max_grad_norm: 0 does not clip.
-        processes: Who takes part.
+        batches: This process's share: one, or several whose gradients add up.
+        max_grad_norm: L2 norm to clip to; 0: do not clip.
+        processes: The processes that take part.
     """
     inner = unwrap(module)
     assert isinstance(inner, NetworkWithLoss)
@@ -105,22 +155,22 @@ def training_step(
     matches = [match(inner.model.priors, batch.targets, inner.criterion.config) for batch in batches]
     positives, images = processes.sum(torch.stack(count_totals(matches))).unbind()
     totals = Totals(positives, images)
-    parts = []
+    terms_of = []
     for index, (batch, matched) in enumerate(zip(batches, matches, strict=True)):
         with processes.postponed(module, more=index + 1 < len(batches)):
             terms = module(batch.images, batch.targets, matched, totals)
             # Gradients of processes are averaged, but these losses are shares of one sum.
             scaler.scale(terms.sum() * processes.count).backward()
-        parts.append(terms.detach())
+        terms_of.append(terms.detach())
     scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(inner.parameters(), max_grad_norm or math.inf)
-    own = torch.stack(parts)  # (batches, 5)
-    # Read once: every reading makes the CPU wait for the GPU.
+    own = torch.stack(terms_of)  # (batches, 5)
+    # One read: each makes the CPU wait for the GPU.
     *values, grad_norm = torch.cat([processes.sum(own.sum(dim=0)), norm[None].float()]).tolist()
     finite = all(map(math.isfinite, values))
     applied = finite and math.isfinite(grad_norm)
     if applied or scaler.is_enabled():
-        # The scaler leaves the step out itself, and tries a smaller scale next.
+        # After overflow the scaler itself skips the step, and lowers its scale.
         scaler.step(optimizer)
         scaler.update()
     return Step(
@@ -133,5 +183,6 @@ def training_step(
 
 
 def _first_bad(terms: Tensor) -> int | None:
+    """The first row of (batches, 5) that is not finite."""
     rows = (~terms.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
     return rows[0] if rows else None

@@ -22,8 +22,8 @@ class Validation:
     """The validation images of a configuration, shared between the processes.
 
     Args:
-        config: Names the dataset. With `train.overfit`, the images trained on are taken.
-        processes: Each evaluates a part; the first one computes AP.
+        config: Has the dataset. With `train.overfit`, its training images are used.
+        processes: Each evaluates a share; the first one computes AP.
 
     Raises:
         YolactError: the annotation file cannot be used.
@@ -41,18 +41,18 @@ class Validation:
         self.processes = processes
 
     def run(self, model: Yolact, device: torch.device) -> dict[str, float | None]:
-        """AP of `model`, 0..1, by name; None where there is nothing to find. Empty but in the first process.
+        """AP of `model`, 0..1, by name; None without annotations. Empty except in the first process.
 
         Puts the model in evaluation mode.
         """
         engine = TorchEngine.from_model(model, str(device))
-        part = replace(self.truth, images=self.truth.images[self.processes.rank :: self.processes.count])
-        found = predict(engine, self.images, part, progress=False) if part.images else Predictions()
-        parts = self.processes.gather(found)
+        share = replace(self.truth, images=self.truth.images[self.processes.rank :: self.processes.count])
+        found = predict(engine, self.images, share, progress=False) if share.images else Predictions()
+        gathered = self.processes.gather(found)
         if not self.processes.main:
             return {}
         whole = Predictions()
-        for each in parts:
+        for each in gathered:
             whole.image_ids += each.image_ids
             whole.boxes += each.boxes
             whole.masks += each.masks
@@ -65,6 +65,6 @@ class Validation:
 
 
 def quality(metrics: dict[str, float | None]) -> float:
-    """What `best` is decided by: mask AP, or box AP where the annotations have no masks."""
+    """What the best weights are selected by: mask AP, or box AP if the annotations have no masks."""
     value = metrics.get("mask_ap", metrics["box_ap"])
     return -1.0 if value is None else value

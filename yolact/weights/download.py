@@ -1,9 +1,12 @@
-"""Files from the web: fetched once, resumed, verified, placed whole; and the published weights by name."""
+"""Download files, resumed and verified, to a cache; and the published weights by name.
+
+`huggingface_hub` transfers the bytes, from any server. Its `hf_hub_download` refuses plain mirrors and does
+not check the hash of what arrives, so the steps around the transfer are our own.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import http.client
 import logging
 import os
 import re
@@ -11,30 +14,20 @@ import shutil
 import socket
 import ssl
 import time
-import urllib.error
-import urllib.request
-from dataclasses import dataclass
-from email.message import Message
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import urlsplit
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-from yolact.weights.locks import locked
-from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.errors import UsageError, YolactError, first_line, missing_extra
 from yolact_runtime.files import cache_folder, read_json, write_json
+from yolact_runtime.files import sha256 as sha256_of
 
 log = logging.getLogger(__name__)
 
 DEFAULT_URL = "https://huggingface.co/dbolya"
 TIMEOUT = 30.0  # seconds without a byte
-CHUNK = 1 << 20
-# How often a connection may fail in a row (without a mebibyte of progress in between), and the waits.
-ATTEMPTS = 5
-FIRST_WAIT = 1.0
-LONGEST_WAIT = 60.0
+ATTEMPTS = 4
+FIRST_WAIT = 1.0  # seconds before the second attempt; doubles every time
 
 # The authors' repositories, by configuration.
 _REPOSITORIES = {
@@ -48,7 +41,7 @@ _REPOSITORIES = {
 
 
 def published_weights(name: str) -> Path:
-    """The file of the authors' weights called `name`, downloaded to the cache at the first use.
+    """Download the authors' weights called `name` to the cache, unless they are there, and return the file.
 
     The environment variable `YOLACT_WEIGHTS_URL` replaces the server (a mirror with the same layout:
     `<url>/<repository>/resolve/main/<file>`), `YOLACT_CACHE` the cache folder.
@@ -59,7 +52,7 @@ def published_weights(name: str) -> Path:
 
     Raises:
         UsageError: no weights are published under this name; lists the known ones.
-        YolactError: they cannot be downloaded; says from where, and where they may be put by hand.
+        YolactError: they cannot be downloaded; says from where, and where to put them by hand.
     """
     config = name.removesuffix("_config")
     if config not in _REPOSITORIES:
@@ -81,16 +74,16 @@ def published_weights(name: str) -> Path:
 def download(url: str, path: str | Path, sha256: str | None = None) -> Path:
     """Fetch `url` to `path`, unless `path` is already there and unchanged since.
 
-    What has arrived stays in `<path>.part` when the connection, the process or the machine goes away, and
-    the next call goes on from there if the server's file is still the same. Size and SHA-256 (the one
-    given, or the one the server names, as Hugging Face does) are checked before the file gets its name;
-    they are kept in `<path>.json`. Of several processes that ask for the same file one fetches it. A file
-    without `<path>.json` (put there by hand) is taken as it is, unless `sha256` is given.
+    What has arrived stays in `<path>.<version>.part` when the connection or the process breaks off; the next
+    call continues it if the server's file is still the same version. Size and SHA-256 (the one given, or the
+    one the server names, as Hugging Face does) are checked before the file gets its name, and kept in
+    `<path>.json`. Of several processes that ask for the same file one fetches it. A file without
+    `<path>.json` (put there by hand) is used as it is, unless `sha256` is given.
 
     Args:
         url: http or https.
-        path: Where the file is to be; its folder is made.
-        sha256: Expected hash, 64 hexadecimal digits.
+        path: Where to put the file; its folder is created.
+        sha256: Expected hash in hexadecimal, or its first digits.
 
     Returns:
         `path`.
@@ -101,285 +94,175 @@ def download(url: str, path: str | Path, sha256: str | None = None) -> Path:
     """
     path = Path(path)
     _check_scheme(url)
-    wanted = sha256.lower() if sha256 else None
-    if _is_there(path, wanted):
+    expected = sha256.lower() if sha256 else ""
+    if _is_there(path, expected):
         return path
     try:
+        from huggingface_hub.utils import WeakFileLock
+    except ImportError:
+        raise missing_extra(f"downloading {url}", "train") from None
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path.with_name(f".{path.name}.lock")):
-            if not _is_there(path, wanted):  # another process may have brought it while this one waited
-                _Download(url, path, wanted).run()
+        with WeakFileLock(path.with_name(f".{path.name}.lock")):
+            if not _is_there(path, expected):  # another process may have fetched it in the meantime
+                _fetch(url, path, expected)
     except OSError as error:
         raise YolactError(f"cannot write {path}: {error.strerror or error}") from error
     return path
 
 
-def _is_there(path: Path, sha256: str | None) -> bool:
+def _is_there(path: Path, sha256: str) -> bool:
+    """Whether `path` is the file that was downloaded, and has this hash (or first digits of it)."""
     if not path.is_file():
         return False
-    note_path = _beside(path, ".json")
-    note = _read_note(note_path)
+    try:
+        note = read_json(_note_path(path))
+    except YolactError:
+        note = None  # it only saves work
+    note = note if isinstance(note, dict) else {}
     size = path.stat().st_size
     if note.get("size", size) != size:
         log.warning("%s has changed: %d bytes, %s when downloaded; fetching again", path, size, note["size"])
         return False
-    if sha256 and note.get("sha256") != sha256 and _sha256(path) != sha256:
+    if sha256 and not (str(note.get("sha256")).startswith(sha256) or sha256_of(path).startswith(sha256)):
         log.warning("%s is not the file with SHA-256 %s; fetching again", path, sha256)
         return False
     return True
 
 
-@dataclass(frozen=True)
-class _Answer:
-    """What the server says of the file."""
-
-    resumed: bool
-    total: int | None
-    validator: str | None
-    sha256: str | None
+def _note_path(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
 
 
-class _DroppedError(Exception):
-    """The connection failed in a way that another attempt may mend."""
+def _fetch(url: str, path: Path, sha256: str) -> None:
+    """Download `url`, verify it and move it to `path`; retries errors that may be temporary."""
+    from huggingface_hub.errors import HTTPError
 
-    def __init__(self, reason: str, wait: float | None = None) -> None:
-        super().__init__(reason)
-        self.wait = wait
-
-
-class _Download:
-    """One file on its way from `url` to `path`."""
-
-    def __init__(self, url: str, path: Path, sha256: str | None) -> None:
-        self.url = url
-        self.path = path
-        self.sha256 = sha256
-        self.part = _beside(path, ".part")
-        self.part_note = _beside(path, ".part.json")
-
-    def run(self) -> None:
-        failures, last_size, wait = 0, self._have(), FIRST_WAIT
-        with _progress() as progress:
-            task = progress.add_task(self.path.name, total=None)
-            while True:
-                try:
-                    answer = self._fetch(progress, task)
-                    break
-                except _DroppedError as drop:
-                    if self._have() >= last_size + CHUNK:
-                        failures, wait = 0, FIRST_WAIT
-                    last_size = max(last_size, self._have())
-                    failures += 1
-                    if failures >= ATTEMPTS:
-                        raise YolactError(
-                            f"cannot download {self.url}: {drop} ({failures} attempts)"
-                        ) from drop
-                    pause = min(drop.wait if drop.wait is not None else wait, LONGEST_WAIT)
-                    log.warning("%s: %s; trying again in %.0f s", self.url, drop, pause)
-                    time.sleep(pause)
-                    wait *= 2
-        self._place(answer)
-
-    def _have(self) -> int:
-        return self.part.stat().st_size if self.part.exists() else 0
-
-    def _fetch(self, progress: Progress, task: Any) -> _Answer:
-        """Bring what is missing of the part file; raises _DroppedError where another attempt may help."""
-        note = _read_note(self.part_note)
-        validator = str(note.get("validator") or "") if note.get("url") == self.url else ""
-        have = self._have() if validator else 0
-        # Compression would make the sizes and the hash those of something else.
-        headers = {"User-Agent": "yolact", "Accept-Encoding": "identity"}
-        if have:
-            headers |= {"Range": f"bytes={have}-", "If-Range": validator}
-        redirects = _Redirects()
+    wait = FIRST_WAIT
+    for attempt in range(1, ATTEMPTS + 1):
         try:
-            response = urllib.request.build_opener(redirects).open(
-                urllib.request.Request(self.url, headers=headers), timeout=TIMEOUT
-            )
-        except urllib.error.HTTPError as error:
-            error.close()
-            if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and have:
-                self._forget_part()
-                raise _DroppedError("the part fetched earlier does not fit the file", wait=0) from error
-            raise self._refused(error) from error
-        except (OSError, http.client.HTTPException) as error:
-            raise self._failed(error) from error
-        with response:
-            answer = self._read_headers(response, redirects.seen, have)
-            if answer.resumed and answer.validator != validator:
-                self._forget_part()
-                raise _DroppedError("the file has changed on the server", wait=0)
-            self._check_space(answer, have)
-            write_json(self.part_note, {"url": self.url, "validator": answer.validator})
-            with self.part.open("r+b" if answer.resumed else "wb") as file:
-                file.seek(have if answer.resumed else 0)
-                progress.update(task, total=answer.total, completed=file.tell())
-                self._copy(response, file, progress, task)
-        if answer.total is not None and self._have() < answer.total:
-            raise _DroppedError(f"the connection broke off after {self._have()} of {answer.total} bytes")
-        return answer
-
-    def _copy(self, response: Any, file: IO[bytes], progress: Progress, task: Any) -> None:
-        while True:
-            try:
-                # read1 hands over what has arrived, so that a slow line still shows progress.
-                block = response.read1(CHUNK)
-            except (OSError, http.client.HTTPException) as error:
-                raise self._failed(error) from error
-            if not block:
-                return
-            file.write(block)
-            progress.update(task, advance=len(block))
-
-    def _read_headers(self, response: Any, redirects: list[Message], have: int) -> _Answer:
-        headers = response.headers
-        if headers.get_content_type() == "text/html":
-            raise YolactError(
-                f"cannot download {self.url}: the server sent a web page instead of a file (a login page?)"
-            )
-        resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
-        length = headers.get("Content-Length")
-        total = int(length) if length and length.isdigit() else None
-        if resumed:
-            match = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("Content-Range", "").strip())
-            if not match or int(match[1]) != have:
-                self._forget_part()
-                raise _DroppedError("the server sent a different range than asked for", wait=0)
-            total = int(match[2])
-        etag = headers.get("ETag")
-        # A weak tag does not promise equal bytes.
-        validator = etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
-        return _Answer(resumed, total, validator, _named_hash([*redirects, headers]))
-
-    def _check_space(self, answer: _Answer, have: int) -> None:
-        if answer.total is None:
-            return
-        # What is there already is either kept or overwritten.
-        needed, free = answer.total - self._have(), shutil.disk_usage(self.path.parent).free
-        if needed > free:
-            raise YolactError(
-                f"cannot download {self.url}: {self.path.parent} has {free / 1e6:.0f} MB free and"
-                f" {needed / 1e6:.0f} MB are needed"
-            )
-
-    def _place(self, answer: _Answer) -> None:
-        """Check the part file and give it its name."""
-        size = self._have()
-        if answer.total is not None and size != answer.total:
-            self._forget_part()
-            raise YolactError(f"cannot download {self.url}: got {size} bytes instead of {answer.total}")
-        actual = _sha256(self.part)
-        for expected in (self.sha256, answer.sha256):
-            if expected and expected != actual:
-                self._forget_part()
-                raise YolactError(
-                    f"cannot download {self.url}: SHA-256 is {actual} instead of {expected}; what arrived"
-                    " was deleted"
-                )
-        if answer.total is None and not (self.sha256 or answer.sha256):
-            log.warning("%s: the server gave neither size nor hash; the file could not be verified", self.url)
-        with self.part.open("rb+") as file:
-            os.fsync(file.fileno())
-        note = _beside(self.path, ".json")
-        # In this order a crash leaves a file without its note, never a note that speaks of another file.
-        note.unlink(missing_ok=True)
-        self.part.replace(self.path)
-        write_json(note, {"url": self.url, "size": size, "sha256": actual})
-        self.part_note.unlink(missing_ok=True)
-        log.info("downloaded %s (%.1f MB, SHA-256 %s)", self.path, size / 1e6, actual)
-
-    def _forget_part(self) -> None:
-        self.part.unlink(missing_ok=True)
-        self.part_note.unlink(missing_ok=True)
-
-    def _refused(self, error: urllib.error.HTTPError) -> Exception:
-        reason = f"the server answered {error.code} {error.reason}"
-        if error.code in (408, 429) or error.code >= 500:
-            after = error.headers.get("Retry-After", "")
-            return _DroppedError(reason, wait=float(after) if after.isdigit() else None)
-        return YolactError(f"cannot download {self.url}: {reason}")
-
-    def _failed(self, error: Exception) -> Exception:
-        cause = error.reason if isinstance(error, urllib.error.URLError) else error
-        if isinstance(cause, socket.gaierror):
-            return YolactError(
-                f"cannot download {self.url}: no address found for {urlsplit(self.url).hostname} (offline?)"
-            )
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return YolactError(f"cannot download {self.url}: {cause.verify_message}")
-        if isinstance(cause, TimeoutError):
-            return _DroppedError(f"no answer within {TIMEOUT:.0f} s")
-        return _DroppedError(str(getattr(cause, "strerror", None) or cause or type(cause).__name__))
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, keeping their headers: Hugging Face names the file's hash on the redirect."""
-
-    def __init__(self) -> None:
-        self.seen: list[Message] = []
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
-    ) -> urllib.request.Request | None:
-        self.seen.append(headers)
-        _check_scheme(newurl)
-        if urlsplit(req.full_url).scheme == "https" and urlsplit(newurl).scheme != "https":
-            raise YolactError(f"cannot download {req.full_url}: it leads to the unprotected {newurl}")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _named_hash(responses: list[Message]) -> str | None:
-    """The SHA-256 that a chain of responses names for the file.
-
-    `X-Linked-Etag` counts anywhere. A plain `ETag` counts only on the first response: that of a
-    storage server behind it may be the hash of something else.
-    """
-    tags = [response.get("X-Linked-Etag") for response in responses] + [responses[0].get("ETag")]
-    for tag in tags:
-        if match := re.fullmatch(r'"?([0-9a-fA-F]{64})"?', tag or ""):
-            return match[1].lower()
+            return _fetch_once(url, path, sha256)
+        except (HTTPError, OSError) as error:
+            if isinstance(error, OSError) and error.errno:
+                raise  # of the disk
+            reason, again = _explain(error, url)
+            if not again or attempt == ATTEMPTS:
+                raise YolactError(f"cannot download {url}: {reason}") from error
+            log.warning("%s: %s; trying again in %.0f s", url, reason, wait)
+            time.sleep(wait)
+            wait *= 2
     return None
 
 
+def _fetch_once(url: str, path: Path, sha256: str) -> None:
+    """One attempt of `_fetch`; what arrives stays in the part file if it fails."""
+    remote = _ask(url)
+    # A part file belongs to one version of the file; without a tag it cannot be recognised later.
+    version = hashlib.sha256(f"{url} {remote.etag}".encode()).hexdigest()[:16]
+    part = path.with_name(f"{path.name}.{version}.part")
+    for other in path.parent.glob("*.part"):
+        if other.name.startswith(f"{path.name}.") and (other != part or not remote.etag):
+            other.unlink()
+    named = re.fullmatch(r"[0-9a-f]{64}", (remote.etag or "").lower())
+    hashes = [value for value in (sha256, named[0] if named else "") if value]
+    _transfer(url, remote, part, verified=bool(hashes))
+    _place(url, part, path, hashes, remote.size)
+
+
+def _ask(url: str) -> Any:
+    """Size, version tag and address of the file behind `url` (`huggingface_hub.HfFileMetadata`).
+
+    Raises:
+        YolactError: it redirects to something unprotected.
+    """
+    from huggingface_hub import get_hf_file_metadata
+
+    # Public files need no token, and a mirror must not get the user's token for Hugging Face.
+    remote = get_hf_file_metadata(url, token=False, timeout=TIMEOUT, library_name="yolact")
+    _check_scheme(remote.location)
+    if urlsplit(url).scheme == "https" != urlsplit(remote.location).scheme:
+        raise YolactError(f"cannot download {url}: it redirects to {remote.location}, which is not https")
+    return remote
+
+
+def _transfer(url: str, remote: Any, part: Path, verified: bool) -> None:
+    """Append to `part` what is missing of the file; `verified`: its hash will be checked."""
+    from huggingface_hub.errors import HTTPError
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import disable_progress_bars
+
+    have = part.stat().st_size if part.exists() else 0
+    if remote.size is not None:
+        if have > remote.size:
+            part.unlink()
+            have = 0
+        needed, free = remote.size - have, shutil.disk_usage(part.parent).free
+        if needed > free:
+            raise YolactError(
+                f"cannot download {url}: {part.parent} has {free / 1e6:.0f} MB free and"
+                f" {needed / 1e6:.0f} MB are needed"
+            )
+    if not log.isEnabledFor(logging.INFO):
+        disable_progress_bars()
+    # A server that has another version than the one named here sends the whole file. Not if the hash will be
+    # checked: the storage behind a redirect tags its files in another way.
+    headers = {} if verified else {"If-Range": f'"{remote.etag}"'}
+    try:
+        with part.open("ab") as file:
+            http_get(remote.location, file, resume_size=have, expected_size=remote.size, headers=headers)
+    except HTTPError as error:
+        if hasattr(error, "response"):
+            raise
+        arrived = part.stat().st_size
+        raise OSError(
+            f"the connection broke off after {arrived} of {remote.size} bytes ({first_line(error)})"
+        ) from error
+
+
+def _explain(error: Exception, url: str) -> tuple[str, bool]:
+    """Why a request failed, and whether to try it again."""
+    response = getattr(error, "response", None)
+    if response is not None:
+        code = response.status_code
+        return f"the server answered {code} {response.reason_phrase}", code in (408, 429) or code >= 500
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, socket.gaierror):
+            return f"no address found for {urlsplit(url).hostname} (offline?)", False
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return cause.verify_message, False
+        cause = cause.__cause__ or cause.__context__
+    return first_line(error), True
+
+
+def _place(url: str, part: Path, path: Path, hashes: list[str], size: int | None) -> None:
+    """Check the downloaded `part` and give it its name; a wrong one is deleted."""
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())
+        page = re.match(rb"\s*<(!doctype|html|head|\?xml)", file.read(100), re.IGNORECASE)
+    actual = sha256_of(part)
+    wrong = "the server sent a web page instead of a file (a login page?)" if page else ""
+    for expected in hashes:
+        if not wrong and not actual.startswith(expected):
+            wrong = f"SHA-256 is {actual} instead of {expected}; what arrived was deleted"
+    if wrong:
+        part.unlink()
+        raise YolactError(f"cannot download {url}: {wrong}")
+    if size is None and not hashes:
+        log.warning("%s: the server gave neither size nor hash; the file could not be verified", url)
+    # In this order a crash leaves a file without its note, never a note about another file.
+    _note_path(path).unlink(missing_ok=True)
+    part.replace(path)
+    size = path.stat().st_size
+    write_json(_note_path(path), {"url": url, "size": size, "sha256": actual})
+    log.info("downloaded %s (%.1f MB, SHA-256 %s)", path, size / 1e6, actual)
+
+
 def _check_scheme(url: str) -> None:
+    """Raise a UsageError unless `url` is a complete http(s) address."""
     try:
         parts = urlsplit(url)
     except ValueError as error:
         raise UsageError(f"cannot download {url!r}: {error}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"\s", url):
         raise UsageError(f"cannot download {url!r}: allowed are http:// and https://, without spaces")
-
-
-def _beside(path: Path, ending: str) -> Path:
-    return path.with_name(path.name + ending)
-
-
-def _read_note(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; empty where it is missing or damaged (it only saves work)."""
-    try:
-        note = read_json(path)
-    except YolactError:
-        return {}
-    return note if isinstance(note, dict) else {}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(CHUNK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _progress() -> Progress:
-    """A progress bar on standard error; nothing where that is not a terminal or logs are quiet."""
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not (console.is_terminal and log.isEnabledFor(logging.INFO)),
-    )

@@ -1,10 +1,11 @@
-"""Opening checkpoints: published `.pth`, our own, `.safetensors`; initial backbone weights."""
+"""Open checkpoints: published `.pth`, our own, `.safetensors`; and initial backbone weights."""
 
 from __future__ import annotations
 
 import json
 import logging
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,10 @@ from torch import Tensor
 from yolact.config import Config
 from yolact.model import Yolact
 from yolact.registry import config_name_of, configs, get_config, position_of
-from yolact_runtime.errors import UsageError, YolactError
+from yolact.weights.download import download, published_weights
+from yolact_runtime.errors import UsageError, YolactError, first_line
+from yolact_runtime.files import cache_folder
+from yolact_runtime.typed import first_few
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +37,14 @@ PRETRAINED = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a weights file holds.
+    """The content of a weights file.
 
     Attributes:
         config: The configuration, from the file, its name, or the caller.
         model: State dict.
-        training: Optimizer, schedule and random state; None where the file holds weights only.
-        epoch, iteration: Where training was.
-        ema: State dict of the moving average of the weights; None where there is none.
+        training: State to resume from; None if the file has weights only.
+        epoch, iteration: Position of the training.
+        ema: State dict of the moving average of the weights; None if there is none.
     """
 
     config: Config
@@ -52,12 +56,12 @@ class Checkpoint:
 
 
 def load_model(weights: str | Path, config: str | Config | None = None) -> Yolact:
-    """Open a checkpoint as a network in evaluation mode, with the averaged weights where it has some.
+    """Open a checkpoint as a network in evaluation mode, with averaged weights if it has some.
 
     Args:
         weights: A published or own `.pth`, a `.safetensors`, or the name of published weights such as
-            `yolact_resnet50`, which are then downloaded once.
-        config: Needed only where neither the file nor its name (`<config>_<epoch>_<iteration>.pth`) says it.
+            `yolact_resnet50`, which are downloaded once.
+        config: Needed only if neither the file nor its name (`<config>_<epoch>_<iteration>.pth`) says it.
 
     Raises:
         YolactError: the file cannot be opened, or its keys or shapes do not fit the configuration.
@@ -95,13 +99,11 @@ def load_checkpoint(weights: str | Path, config: str | Config | None = None) -> 
 
 
 def locate(weights: str | Path) -> Path:
-    """The file that `weights` is or names, downloading published weights where need be."""
+    """The file that `weights` is or names; published weights are downloaded if necessary."""
     path = Path(weights)
     if path.is_file():
         return path
     if path.name == str(weights) and not path.suffix:
-        from yolact.weights.download import published_weights
-
         return published_weights(str(weights))
     if path.is_dir():
         raise YolactError(f"{path} is a folder; expected a .pth or .safetensors file")
@@ -109,7 +111,7 @@ def locate(weights: str | Path) -> Path:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The content of a weights file, and its text metadata where it has some."""
+    """The content of a weights file, and its text metadata if it has some."""
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError, safe_open
 
@@ -121,9 +123,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise YolactError(
-            f"{path} is not a readable checkpoint (truncated, or not weights only): {reason}"
+            f"{path} is not a readable checkpoint (truncated, or not weights only): {first_line(error)}"
         ) from error
     if not isinstance(content, Mapping):
         raise YolactError(f"{path} is not a YOLACT checkpoint: holds a {type(content).__name__}")
@@ -131,17 +132,18 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _config_from_name(path: Path) -> Config:
+    """The configuration that the file name names."""
     name = config_name_of(path)
     if name is None or name not in configs():
         raise UsageError(
-            f"cannot tell the configuration from the file name {path.name}; expected"
+            f"the file name {path.name} does not name a configuration; expected"
             f" <config>_<epoch>_<iteration>{path.suffix}, or give --config (one of {', '.join(configs())})"
         )
     return get_config(name)
 
 
 def _modernised(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Drop what early published checkpoints hold twice or too much, and a DataParallel prefix."""
+    """Drop a DataParallel prefix, and the duplicate and unused keys of early published checkpoints."""
     kept = {}
     for key, value in state.items():
         key = key.removeprefix("module.")
@@ -157,7 +159,7 @@ def load_state(model: torch.nn.Module, state: Mapping[str, Tensor], source: str)
     """Load `state` strictly.
 
     Raises:
-        YolactError: names the missing, unexpected and mis-shaped keys.
+        YolactError: it does not fit; names the missing, unexpected and mis-shaped keys.
     """
     expected = model.state_dict()
     problems = {
@@ -170,9 +172,9 @@ def load_state(model: torch.nn.Module, state: Mapping[str, Tensor], source: str)
         ],
     }
     if any(problems.values()):
-        words = [f"{len(keys)} {what}: {_some(keys)}" for what, keys in problems.items() if keys]
+        texts = [f"{len(keys)} {what}: {first_few(keys)}" for what, keys in problems.items() if keys]
         name = getattr(getattr(model, "config", None), "name", type(model).__name__)
-        raise YolactError(f"{source} does not fit {name}: {'; '.join(words)}")
+        raise YolactError(f"{source} does not fit {name}: {'; '.join(texts)}")
     model.load_state_dict(dict(state))
 
 
@@ -183,8 +185,8 @@ CLASS_LAYERS = ("prediction_layers.0.conf_layer.", "semantic_seg_conv.", "maskio
 def load_for_fine_tuning(model: Yolact, checkpoint: Checkpoint, source: str) -> None:
     """Give `model` the weights of a checkpoint that may have been trained for other classes.
 
-    Where the number of classes is another, the layers that depend on it keep their initial values. All
-    else must fit. The averaged weights are taken where there are some.
+    If the number of classes differs, the layers that depend on it keep their initial values. Everything else
+    must fit. Averaged weights are used if there are some.
 
     Raises:
         YolactError: another network; names the keys that do not fit.
@@ -201,35 +203,30 @@ def load_for_fine_tuning(model: Yolact, checkpoint: Checkpoint, source: str) -> 
     if fresh:
         layers = sorted({key.rpartition(".")[0] for key in fresh})
         log.info(
-            "fine-tuning from %s: %d classes instead of %d, so these layers start afresh: %s",
+            "fine-tuning from %s: %d classes instead of %d, so these layers start anew: %s",
             source, len(new), len(old), ", ".join(layers),
         )  # fmt: skip
     elif old.names != new.names:
-        log.info("fine-tuning from %s: as many classes under other names; all layers are taken over", source)
+        log.info("fine-tuning from %s: as many classes with other names; all layers are kept", source)
     else:
-        log.info("fine-tuning from %s: the same classes; all layers are taken over", source)
-
-
-def _some(keys: list[str], limit: int = 4) -> str:
-    return ", ".join(keys[:limit]) + (f" and {len(keys) - limit} more" if len(keys) > limit else "")
+        log.info("fine-tuning from %s: the same classes; all layers are kept", source)
 
 
 def load_pretrained_backbone(model: Yolact) -> None:
-    """Give the backbone its ImageNet weights, downloaded once; what is new in it keeps its initial values.
+    """Give the backbone its ImageNet weights, downloaded once; deformable layers keep their initial values.
 
     Raises:
-        YolactError: they cannot be had (says how to go on without).
+        YolactError: they cannot be downloaded (says how to continue without).
     """
-    from yolact.weights.download import download
-    from yolact_runtime.files import cache_folder
-
     name = model.config.model.backbone.name
     if name not in PRETRAINED:
         log.info("%s has no pre-trained weights; it starts from random ones", name)
         return
     url = PRETRAINED[name]
     try:
-        path = download(url, cache_folder() / url.rpartition("/")[2])
+        # torchvision's names end in the first digits of the hash: resnet50-0676ba61.pth.
+        digits = re.search(r"-([0-9a-f]{8})\.pth$", url)
+        path = download(url, cache_folder() / url.rpartition("/")[2], digits[1] if digits else None)
     except YolactError as error:
         raise YolactError(f"{error}; or start from random weights with --set train.init=random") from error
     state, _ = _read(path)
@@ -237,11 +234,11 @@ def load_pretrained_backbone(model: Yolact) -> None:
     renamed = {_backbone_key(name, key): value for key, value in state.items()}
     fitting = {key: value for key, value in renamed.items() if key in target}
     new = [key for key in target if key not in fitting and not key.endswith("num_batches_tracked")]
-    # The deformable layers of ++ have parameters that no classifier has.
+    # Only the deformable layers of YOLACT++ have parameters that classifiers lack.
     unknown = [key for key in new if ".conv2.bias" not in key and "conv_offset_mask" not in key]
     if unknown:
         raise YolactError(
-            f"{path} does not fit the backbone {name}: {len(unknown)} missing: {_some(unknown)}"
+            f"{path} does not fit the backbone {name}: {len(unknown)} missing: {first_few(unknown)}"
         )
     load_state(model.backbone, target | fitting, str(path))
     log.info("backbone %s starts from %s", name, path.name)
@@ -256,14 +253,3 @@ def _backbone_key(backbone: str, key: str) -> str:
         stage = 0 if index < 7 else 1 if index < 14 else 2
         return f"layers.{stage}.{key.removeprefix('features.')}"
     return key
-
-
-def save_safetensors(model: Yolact, path: str | Path) -> None:
-    """Write weights and configuration as one `.safetensors`, atomically."""
-    from safetensors.torch import save_file
-
-    from yolact_runtime.files import atomic_path
-
-    state = {key: value.contiguous() for key, value in model.state_dict().items()}
-    with atomic_path(path) as temporary:
-        save_file(state, temporary, metadata={"config": json.dumps(model.config.to_dict())})

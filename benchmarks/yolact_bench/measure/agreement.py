@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
+from yolact.evaluation.matching import match_instances, pairwise_iou
 from yolact_bench.measure.candidate import Candidate
 
 
@@ -19,17 +19,10 @@ def agreement(first: dict[str, Any], second: dict[str, Any]) -> tuple[int, float
         How many instances of the first match one of the second: the same class and mask IoU above 0.9;
         and the mean mask IoU of these.
     """
-    matched = []
-    for label in np.unique(np.asarray(first["classes"])):
-        ours = [rle for rle, c in zip(first["rles"], first["classes"], strict=True) if c == label]
-        theirs = [rle for rle, c in zip(second["rles"], second["classes"], strict=True) if c == label]
-        if theirs:
-            iou = np.asarray(coco_mask.iou(ours, theirs, [0] * len(theirs)))
-            # Two empty masks are the same, though their IoU is 0 / 0.
-            empty = np.asarray(coco_mask.area(ours))[:, None] + np.asarray(coco_mask.area(theirs)) == 0
-            best = np.where(empty, 1.0, iou).max(axis=1)
-            matched += best[best > 0.9].tolist()
-    return len(matched), float(np.mean(matched)) if matched else 0.0
+    iou = pairwise_iou(first["rles"], second["rles"])
+    same = np.asarray(first["classes"])[:, None] == np.asarray(second["classes"])[None]
+    pairs = match_instances(np.where(same & (iou > 0.9), iou, -np.inf))
+    return len(pairs), float(np.mean([iou[pair] for pair in pairs])) if pairs else 0.0
 
 
 def agree(first: Candidate, second: Candidate, images: Sequence[Path]) -> dict[str, Any] | None:

@@ -80,7 +80,7 @@ def command(args: argparse.Namespace) -> None:
 
 def _device_options(spec: EngineSpec, device: str) -> dict[str, Any]:
     """Options that run an engine on the device of the peers, if its own do not say where to run."""
-    from yolact_runtime.engines.load import choose_for_cpu
+    from yolact_runtime.engines.choose import choose_for_cpu
     from yolact_runtime.engines.onnx_file import read_properties
     from yolact_runtime.metadata import PREFIX
 

@@ -115,7 +115,7 @@ def gpu_ceilings() -> Ceilings:
     from yolact_runtime.cuda.device import Device
     from yolact_runtime.cuda.timing import copy_bandwidth
 
-    with Device() as device:
+    with Device() as device, device.current:
         bandwidth = copy_bandwidth(device)
         name = device.gpu.name
     rates = {"bandwidth": {"copy": bandwidth}, **_measured(gpu_probes())}

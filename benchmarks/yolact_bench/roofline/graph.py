@@ -9,7 +9,7 @@ from typing import Any
 
 from yolact_bench.roofline.ceilings import KINDS, PRECISIONS, Ceilings, ceilings, gpu_ceilings
 from yolact_bench.roofline.work import PARTS, GraphWork, Work, count_work
-from yolact_export.inspection import read_graph
+from yolact_export.onnx_graph import read_graph
 from yolact_runtime.errors import UsageError, YolactError
 
 log = logging.getLogger(__name__)

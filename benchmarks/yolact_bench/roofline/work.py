@@ -25,7 +25,7 @@ import onnx
 from onnx import helper
 
 from yolact_bench.roofline.shapes import at_batch, is_sized
-from yolact_export.inspection import layer_compute
+from yolact_export.precision.compute import layer_compute
 from yolact_export.precision.layers import COMPUTE, DETECTION, PREPROCESSING, layer_group
 from yolact_runtime.errors import YolactError
 

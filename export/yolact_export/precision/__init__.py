@@ -1,1 +1,1 @@
-"""Graphs in half precision and in 8-bit integers: made, measured against float32, and inspected."""
+"""Graphs in fp16 and int8: converted, calibrated, and compared with float32."""

@@ -1,40 +1,39 @@
-"""Detections of a reduced model against those of float32, and the average precision of both."""
+"""Compares the detections and the average precision (AP) of a reduced model with those of float32."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
-from pycocotools import mask as coco_mask
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 
-from yolact.evaluation.evaluate import Evaluation, evaluate
+from yolact.evaluation.evaluate import Evaluation
+from yolact.evaluation.matching import match_instances, pairwise_iou
 from yolact_runtime import Engine, Result
 
-# Detections worth comparing, and how much lower a counterpart may score.
+# Least score of the detections to compare, and how much lower their matches may score.
 SCORE, SCORE_SLACK = 0.3, 0.15
 MASK_IOU = 0.5
-# Below these a reduced model is broken, not merely less exact.
-LEAST_MATCHED, LEAST_AP = 0.5, 0.5
-FEWEST = 10
+# Shares of the detections and of the AP below which a reduced model counts as broken.
+MIN_MATCHED, MIN_AP = 0.5, 0.5
+MIN_DETECTIONS = 10
 
 
 @dataclass
 class Agreement:
-    """What was seen over all images.
+    """How the detections of two engines match over all images.
 
     Attributes:
-        images: Compared.
-        expected: Detections of float32 that score at least `SCORE`.
+        images: Number of images compared.
+        expected: Number of detections of float32 that score at least `SCORE`.
         found: The same of the reduced model.
-        matched: Of `expected`, those with a counterpart: same class, masks overlapping by `MASK_IOU`.
-        extra: Of `found`, those without one.
-        box_iou, mask_iou: Overlaps of the pairs.
-        scores: Absolute differences of their scores.
+        matched: Those of `expected` with a match: same class, mask IoU of at least `MASK_IOU`.
+        extra: Those of `found` without a match.
+        box_iou, mask_iou: IoU of each pair, 0..1.
+        scores: Absolute difference of the scores of each pair.
     """
 
     images: int = 0
@@ -48,68 +47,51 @@ class Agreement:
 
     @property
     def problem(self) -> str:
-        """One line where the two hardly find the same things, else ""."""
+        """One line if too few detections match, else ""."""
         share = self.matched / max(self.expected, 1)
-        if self.expected < FEWEST or share >= LEAST_MATCHED:
+        if self.expected < MIN_DETECTIONS or share >= MIN_MATCHED:
             return ""
         return (
-            f"only {self.matched} of {self.expected} detections of float32 are found again"
-            f" ({LEAST_MATCHED:.0%} are required)"
+            f"only {self.matched} of {self.expected} detections of float32 are matched"
+            f" ({MIN_MATCHED:.0%} are required)"
         )
 
 
 def compare_detections(reference: Engine, engine: Engine, images: Sequence[np.ndarray]) -> Agreement:
-    """Run both engines on images (H, W, 3) uint8 BGR and look for each detection in the other's."""
+    """Run both engines on (H, W, 3) uint8 BGR images and match their detections."""
     seen = Agreement()
     for image in track(images, "comparing", console=Console(stderr=True), transient=True):
         a, b = (side.predict([image], SCORE - SCORE_SLACK, 100)[0] for side in (reference, engine))
-        boxes, masks = _overlaps(a, b)
-        masks[a.classes[:, None] != b.classes[None]] = 0
+        boxes, masks = pairwise_iou(_corner_and_size(a), _corner_and_size(b)), pairwise_iou(a.rles, b.rles)
+        same = (a.classes[:, None] == b.classes[None]) & (masks >= MASK_IOU)
+        pairs = match_instances(np.where(same, masks + boxes, -np.inf))
         seen.images += 1
         seen.expected += int((a.scores >= SCORE).sum())
         seen.found += int((b.scores >= SCORE).sum())
-        taken: set[int] = set()
-        for row in range(len(a)):
-            free = [
-                column for column in range(len(b)) if column not in taken and masks[row, column] >= MASK_IOU
-            ]
-            if not free:
-                continue
-            column = max(free, key=lambda column: masks[row, column] + boxes[row, column])
-            taken.add(column)
+        for row, column in pairs:
             if a.scores[row] >= SCORE:
                 seen.matched += 1
                 seen.box_iou.append(float(boxes[row, column]))
                 seen.mask_iou.append(float(masks[row, column]))
                 seen.scores.append(abs(float(a.scores[row] - b.scores[column])))
+        taken = {column for _, column in pairs}
         seen.extra += sum(b.scores[column] >= SCORE and column not in taken for column in range(len(b)))
     return seen
 
 
-def _overlaps(a: Result, b: Result) -> tuple[np.ndarray, np.ndarray]:
-    """IoU of the boxes and of the masks of two results, each (n, m)."""
-    if not len(a) or not len(b):
-        return np.zeros((len(a), len(b))), np.zeros((len(a), len(b)))
-    # pycocotools takes corner and size.
-    corners = [side.boxes_float.astype(np.float64) for side in (a, b)]
-    sized = [np.hstack([box[:, :2], box[:, 2:] - box[:, :2]]) for box in corners]
-    crowd = [0] * len(b)
-    areas = [side[:, 2] * side[:, 3] for side in sized], [coco_mask.area(side.rles) for side in (a, b)]
-    overlaps = np.array(coco_mask.iou(*sized, crowd)), np.array(coco_mask.iou(a.rles, b.rles, crowd))
-    for overlap, (first, second) in zip(overlaps, areas, strict=True):
-        # Two empty masks are the same one.
-        overlap[(np.asarray(first)[:, None] == 0) & (np.asarray(second)[None] == 0)] = 1
-    return overlaps
+def _corner_and_size(result: Result) -> np.ndarray:
+    """(n, 4) float64 boxes x y width height, as pycocotools takes them."""
+    boxes = result.boxes_float.astype(np.float64)
+    return np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
 
 
 def agreement_table(seen: Agreement, precision: str) -> Table:
-    """The comparison as a table."""
-    table = Table(title=f"Detections: {precision} against float32 on {seen.images} images")
-    table.add_column("detections scoring 0.3 or more")
-    table.add_column("", justify="right")
+    """Numbers of matched detections, and how closely the pairs agree."""
+    title = f"Detections: {precision} against float32 on {seen.images} images"
+    table = Table("detections scoring 0.3 or more", Column("", justify="right"), title=title)
     table.add_row("float32", str(seen.expected))
     table.add_row(precision, str(seen.found))
-    table.add_row("found again (same class, mask IoU 0.5)", str(seen.matched))
+    table.add_row("matched (same class, mask IoU 0.5)", str(seen.matched))
     table.add_row("extra", str(seen.extra))
     if seen.matched:
         table.add_row("mean box IoU of pairs", f"{np.mean(seen.box_iou):.4f}")
@@ -120,44 +102,34 @@ def agreement_table(seen: Agreement, precision: str) -> Table:
 
 @dataclass(frozen=True)
 class PrecisionLoss:
-    """Average precision of both on the same annotations."""
+    """Average precision of float32 (`reference`) and of the reduced model on the same annotations."""
 
     reference: Evaluation
     reduced: Evaluation
 
     @property
     def problem(self) -> str:
-        """One line where the reduced model has lost most of its AP, else ""."""
+        """One line if the reduced model has lost most of its AP, else ""."""
         for kind, expected, found in self.rows():
-            if found < LEAST_AP * expected:
+            if found < MIN_AP * expected:
                 return f"{kind} AP falls from {100 * expected:.2f} to {100 * found:.2f}"
         return ""
 
     def rows(self) -> list[tuple[str, float, float]]:
-        """Kind, AP of float32 and AP of the reduced model (0..1), for each kind that has one."""
-        pairs = [
-            ("mask", self.reference.mask, self.reduced.mask),
-            ("box", self.reference.box, self.reduced.box),
-        ]
-        return [
-            (kind, a.ap, b.ap)
-            for kind, a, b in pairs
-            if a is not None and b is not None and a.ap is not None and b.ap is not None
-        ]
-
-
-def compare_precision(reference: Engine, engine: Engine, images: Path, annotations: Path) -> PrecisionLoss:
-    """Evaluate both engines on a COCO annotation file."""
-    return PrecisionLoss(*(evaluate(side, images, annotations) for side in (reference, engine)))
+        """(kind, AP of float32, AP of the reduced model), 0..1, for each kind that was evaluated."""
+        found = []
+        for kind in ("mask", "box"):
+            results = [getattr(side, kind) for side in (self.reference, self.reduced)]
+            if all(result is not None and result.ap is not None for result in results):
+                found.append((kind, *(result.ap for result in results)))
+        return found
 
 
 def precision_table(loss: PrecisionLoss, precision: str) -> Table:
-    """AP side by side, in percent."""
-    table = Table(title=f"COCO AP on {loss.reference.images} images, percent")
-    for column in ("", "float32", precision, "difference"):
-        table.add_column(column, justify="right" if column else "left")
+    """AP of both in percent, and the difference."""
+    numbers = (Column(name, justify="right") for name in ("float32", precision, "difference"))
+    table = Table("", *numbers, title=f"COCO AP on {loss.reference.images} images, percent")
     for kind, expected, found in loss.rows():
-        table.add_row(
-            f"{kind} AP", f"{100 * expected:.2f}", f"{100 * found:.2f}", f"{100 * (found - expected):+.2f}"
-        )
+        a, b = 100 * expected, 100 * found
+        table.add_row(f"{kind} AP", f"{a:.2f}", f"{b:.2f}", f"{b - a:+.2f}")
     return table

@@ -1,4 +1,4 @@
-"""The ranges of values that enter the convolutions, from images; kept in a cache."""
+"""Int8 calibration: the ranges of the inputs of the convolutions, measured on images and cached."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import io
 import logging
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -28,12 +28,11 @@ from yolact_runtime.sources.images import list_images, read_image
 
 log = logging.getLogger(__name__)
 
-METHODS = ("entropy", "percentile", "minmax")
-# With ONNX Runtime's default, 128 bins, entropy is minmax: there is nothing to choose from.
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "entropy": {"num_bins": 4096, "num_quantized_bins": 128},
-    "percentile": {"num_bins": 4096, "percentile": 99.99},
-    "minmax": {},
+# ONNX Runtime's class and options. With its default of 128 bins, entropy cannot cut anything off.
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "entropy": ("EntropyCalibrater", {"num_bins": 4096, "num_quantized_bins": 128}),
+    "percentile": ("PercentileCalibrater", {"num_bins": 4096, "percentile": 99.99}),
+    "minmax": ("MinMaxCalibrater", {}),
 }
 
 Ranges = dict[str, tuple[float, float]]
@@ -44,9 +43,9 @@ class CalibrationOptions:
     """How to calibrate.
 
     Attributes:
-        folder: Images like those the model will see.
+        folder: Images like those that the model will see.
         method: One of `METHODS`.
-        images: At most this many, evenly spaced over the folder.
+        images: Use at most this many, evenly spaced over the folder.
     """
 
     folder: Path
@@ -60,18 +59,10 @@ class CalibrationOptions:
             raise UsageError(f"--calibration-images {self.images}; allowed: 1 or more")
 
 
-@dataclass(frozen=True)
-class CalibrationImages:
-    """The images that were chosen.
-
-    Attributes:
-        paths: Those that can be read.
-        unreadable: How many could not.
-        digest: SHA-256 over the contents.
-    """
+class CalibrationImages(NamedTuple):
+    """The readable images, and the SHA-256 of their contents."""
 
     paths: tuple[Path, ...]
-    unreadable: int
     digest: str
 
 
@@ -79,7 +70,7 @@ def choose_images(options: CalibrationOptions) -> CalibrationImages:
     """At most `options.images` readable images, evenly spaced over the folder.
 
     Raises:
-        UsageError: no such folder, or it holds no image.
+        UsageError: the folder does not exist or holds no image.
         YolactError: none of its images can be read.
     """
     found = list_images([options.folder])
@@ -96,52 +87,56 @@ def choose_images(options: CalibrationOptions) -> CalibrationImages:
         paths.append(path)
     if not paths:
         raise YolactError(f"--calibrate {options.folder}: none of {len(chosen)} images can be read")
-    return CalibrationImages(tuple(paths), len(chosen) - len(paths), digest.hexdigest())
+    return CalibrationImages(tuple(paths), digest.hexdigest())
 
 
 def calibrate(
     model: onnx.ModelProto, options: CalibrationOptions, images: CalibrationImages, metadata: Metadata
 ) -> Ranges:
-    """Ranges of every tensor that enters a convolution, from the cache where they were computed before.
+    """Measure the range of every tensor that enters a convolution, or read it from the cache.
 
-    The cache goes by content: graph, images, method and version of ONNX Runtime.
+    The cache key is a hash of the graph, the images, the method and the version of ONNX Runtime.
+
+    Args:
+        model: The float32 graph.
+        options: How to calibrate.
+        images: What `choose_images` found.
+        metadata: Of the graph.
+
+    Returns:
+        Smallest and largest value by tensor name.
     """
     names = sorted({node.input[0] for node in quantisable(model)})
     path = cache_folder() / "calibration" / f"{_key(model, options, images)}.json"
     cached = _read_cache(path, names)
     if cached is not None:
-        log.info("calibration of %d tensors taken from %s", len(names), path)
+        log.info("read the calibration of %d tensors from %s", len(names), path)
         return cached
-    ranges = _collect(model, names, options, images, metadata)
+    ranges = _collect_ranges(model, names, options, images, metadata)
     try:
         write_json(path, ranges)
     except YolactError as error:
-        log.warning("the calibration is not kept for the next time: %s", error)
+        log.warning("the calibration is not cached: %s", error)
     return ranges
 
 
-def batches(paths: Sequence[Path], metadata: Metadata) -> Iterator[np.ndarray]:
-    """Each image as the smallest batch the graph takes: (n, S, S, 3) of its input type."""
-    for path in paths:
-        batch = resize_batch([read_image(path)], metadata.input_size, metadata.input_dtype)
+def batches(images: Iterable[np.ndarray], metadata: Metadata) -> Iterator[np.ndarray]:
+    """Each (H, W, 3) uint8 BGR image as the smallest batch that the graph accepts, (n, S, S, 3)."""
+    for image in images:
+        batch = resize_batch([image], metadata.input_size, metadata.input_dtype)
         yield np.repeat(batch, metadata.min_batch, axis=0)
 
 
 def _key(model: onnx.ModelProto, options: CalibrationOptions, images: CalibrationImages) -> str:
+    import onnxruntime
+
     digest = hashlib.sha256(model.graph.SerializeToString(deterministic=True))
-    for word in (images.digest, options.method, repr(_OPTIONS[options.method]), _runtime_version()):
-        digest.update(word.encode())
+    digest.update(repr((images.digest, METHODS[options.method], onnxruntime.__version__)).encode())
     return digest.hexdigest()
 
 
-def _runtime_version() -> str:
-    for name in ("onnxruntime-gpu", "onnxruntime"):
-        with contextlib.suppress(PackageNotFoundError):
-            return version(name)
-    return ""
-
-
 def _read_cache(path: Path, names: Sequence[str]) -> Ranges | None:
+    """The cached ranges of the tensors `names`; None, with a warning if damaged, without a usable cache."""
     if not path.exists():
         return None
     try:
@@ -151,64 +146,58 @@ def _read_cache(path: Path, names: Sequence[str]) -> Ranges | None:
             return ranges
         raise ValueError("a range is not finite")
     except (YolactError, ValueError, TypeError, KeyError, IndexError) as error:
-        log.warning("the kept calibration %s is damaged (%s); calibrating again", path, error)
+        log.warning("the cached calibration %s is damaged (%s); calibrating again", path, error)
         return None
 
 
-def _collect(
+def _collect_ranges(
     model: onnx.ModelProto,
     names: Sequence[str],
     options: CalibrationOptions,
     images: CalibrationImages,
     metadata: Metadata,
 ) -> Ranges:
+    """Run the graph on the images with ONNX Runtime's calibrater and return the range of each tensor."""
     from onnxruntime.quantization import calibrate as ort
 
-    kinds = {
-        "entropy": ort.EntropyCalibrater,
-        "percentile": ort.PercentileCalibrater,
-        "minmax": ort.MinMaxCalibrater,
-    }
+    kind, settings = METHODS[options.method]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         source = Path(folder) / "model.onnx"
         onnx.save(model, source)
-        calibrater = kinds[options.method](
-            source,
-            augmented_model_path=str(Path(folder) / "augmented.onnx"),
-            symmetric=True,
-            **_OPTIONS[options.method],
-        )
+        augmented = str(Path(folder) / "augmented.onnx")
+        calibrater = getattr(ort, kind)(source, augmented_model_path=augmented, symmetric=True, **settings)
         infos = {value.name: value for value in calibrater.model.graph.value_info}
-        # Nothing but what is quantised: by itself it would collect the outputs too.
+        # Only what is quantised: by default it collects the outputs too.
         calibrater.select_tensors_to_calibrate = lambda _: (set(names), infos)
         calibrater.augment_graph()
         calibrater.create_inference_session()
         steps = track(
-            batches(images.paths, metadata),
+            batches(map(read_image, images.paths), metadata),
             f"calibrating ({options.method})",
             total=len(images.paths),
             console=Console(stderr=True),
             transient=True,
         )
         for batch in steps:
-            # One image at a time: the calibrater holds all tensors of what it is given.
-            calibrater.collect_data(_Once({"images": batch}))
+            # One image per call, because the calibrater keeps all tensors of a call in memory.
+            reader = SimpleNamespace(get_next=iter([{"images": batch}, None]).__next__)
+            calibrater.collect_data(reader)
         if options.method == "entropy":
-            # Its own search goes through all bins one by one in Python: seconds a tensor.
+            # Its own search loops over all bins in Python, which takes seconds for each tensor.
             calibrater.collector.get_entropy_threshold = entropy_threshold
         data = calibrater.compute_data()
     return {name: (float(np.min(data[name].lowest)), float(np.max(data[name].highest))) for name in names}
 
 
 def entropy_threshold(histogram: Sequence[np.ndarray], levels: int) -> tuple[np.ndarray, np.ndarray]:
-    """The range that loses the least information when cut off and rounded to `levels` steps.
+    """The range that loses the least information when it is cut off and rounded to `levels` steps.
 
-    Minimises the Kullback-Leibler divergence between the distribution of absolute values, cut at a
-    threshold, and what is left of it after rounding (S. Migacz, 8-bit inference with TensorRT, GTC 2017).
+    Minimises the Kullback-Leibler divergence between the distribution of absolute values, cut off at a
+    threshold, and the same after rounding (S. Migacz, 8-bit inference with TensorRT, GTC 2017).
 
     Args:
-        histogram: Counts and edges of bins of equal width, symmetric about 0; smallest and largest value.
-        levels: Steps on the positive side.
+        histogram: Counts (n,) and edges (n+1,) of equal bins, symmetric about 0; smallest and largest value.
+        levels: Number of steps on the positive side.
 
     Returns:
         Lowest and highest value of the range.
@@ -216,7 +205,7 @@ def entropy_threshold(histogram: Sequence[np.ndarray], levels: int) -> tuple[np.
     counts, edges, smallest, largest = histogram[:4]
     half = len(counts) // 2
     folded = (counts[-half:] + counts[:half][::-1]).astype(np.float64)  # (half,), from 0 outwards
-    # The zeros that ReLU leaves are exact at any range; with them nothing else would count.
+    # Zeros from ReLU are exact in any range, and would outweigh all other values.
     folded[0] = folded[1]
     best, chosen = np.inf, half
     for bins in range(levels, half + 1, max(1, half // 512)):
@@ -224,10 +213,8 @@ def entropy_threshold(histogram: Sequence[np.ndarray], levels: int) -> tuple[np.
         filled = reference > 0
         reference[-1] += folded[bins:].sum()
         starts = np.arange(levels) * bins // levels
-        totals, members = (
-            np.add.reduceat(folded[:bins], starts),
-            np.add.reduceat(filled, starts, dtype=np.int64),
-        )
+        totals = np.add.reduceat(folded[:bins], starts)
+        members = np.add.reduceat(filled, starts, dtype=np.int64)
         level = np.repeat(np.arange(levels), np.diff(np.append(starts, bins)))
         rounded = np.where(filled, (totals / np.maximum(members, 1))[level], 0)
         divergence = _divergence(reference, rounded)
@@ -238,21 +225,9 @@ def entropy_threshold(histogram: Sequence[np.ndarray], levels: int) -> tuple[np.
 
 
 def _divergence(p: np.ndarray, q: np.ndarray) -> float:
-    """Kullback-Leibler divergence of two histograms; bins that only `q` lacks count as nearly empty."""
+    """Kullback-Leibler divergence of two histograms; bins empty only in `q` count as nearly empty."""
     if not q.sum():
         return np.inf
     p, q = p / p.sum(), np.maximum(q / q.sum(), 1e-9)
     where = p > 0
     return float((p[where] * np.log(p[where] / q[where])).sum())
-
-
-class _Once:
-    """A calibration data reader with one batch."""
-
-    def __init__(self, feed: dict[str, np.ndarray]) -> None:
-        self._feed: dict[str, np.ndarray] | None = feed
-
-    def get_next(self) -> dict[str, np.ndarray] | None:
-        """The batch at the first call, None afterwards."""
-        feed, self._feed = self._feed, None
-        return feed

@@ -1,17 +1,19 @@
-"""Half precision as types in the graph: what a strongly typed TensorRT and every other runtime obeys.
+"""Half precision as types in the graph, which strongly typed TensorRT and all other runtimes follow.
 
-The converters of onnxruntime and onnxconverter-common surround every node that stays float32 with casts to
-half, so that what passes between two such nodes is rounded all the same, and box decoding with it. Here a
-tensor is cast only where it passes from one side to the other, and once.
+The converters of onnxruntime and onnxconverter-common put casts to half around every node that stays float32,
+so that tensors between two such nodes are rounded anyway, also in box decoding. Here a tensor is cast only if
+it passes from one type to the other, and once.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from onnxscript.optimizer import remove_unused_nodes
 
 from yolact_export.precision.layers import DETECTION, PREPROCESSING, float_tensors, layer_group, scope
 
@@ -19,42 +21,45 @@ _ARITHMETIC = {
     "Conv", "ConvTranspose", "Gemm", "MatMul", "Relu", "LeakyRelu", "Clip", "Add", "Mul", "Sigmoid", "Tanh",
     "MaxPool", "AveragePool", "Resize", "ReduceMax",
 }  # fmt: skip
-# They compute nothing: they take the type that comes in.
+# These compute nothing and keep the type of their input.
 _MOVES = {"Transpose", "Reshape", "Concat", "Slice", "Squeeze", "Unsqueeze", "Flatten"}
 
 
 def to_half(model: onnx.ModelProto, keep_float: Collection[str] = ()) -> onnx.ModelProto:
-    """The network in half; preprocessing and detection, inputs and outputs stay as they are.
+    """Convert the network to half precision; preprocessing, detection, inputs and outputs keep their types.
 
     Args:
-        model: The float32 graph, with inferred types; it is left alone.
-        keep_float: Layer groups to leave in float32.
+        model: The float32 graph, with inferred types; it is not changed.
+        keep_float: Layer groups to keep in float32.
 
     Returns:
-        A graph in which every operator's float inputs are of one type. Tensors keep their names, whatever
-        their type became.
+        A graph in which the float inputs of each operator have one type. Tensors keep their names.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     _Conversion(result, keep_float).run()
+    remove_unused_nodes(result)
     del result.graph.value_info[:]
     return onnx.shape_inference.infer_shapes(result, strict_mode=True, data_prop=True)
 
 
 class _Conversion:
+    """Converts a graph in place, node by node."""
+
     def __init__(self, model: onnx.ModelProto, keep_float: Collection[str]) -> None:
+        """Collect the tensors that the conversion depends on."""
         self.graph = model.graph
         self.floats = float_tensors(model)
         self.keep_float = keep_float
         self.outputs = {value.name for value in self.graph.output}
         self.initializers = {tensor.name: tensor for tensor in self.graph.initializer}
-        # Sampling positions are pixels: half has 0.06 of one left at 100. The samples go with them.
+        # Sampling positions stay float32, as half resolves only 0.06 of a pixel at 100; so do the samples.
         self.sampling = {scope(n).rpartition("/")[0] for n in self.graph.node if n.op_type == "GridSample"}
         self.halves: dict[str, str] = {}  # tensor -> its name in half
         self.singles: dict[str, str] = {}  # half tensor -> its name in float32
         self.nodes: list[onnx.NodeProto] = []
 
     def run(self) -> None:
+        """Rewrite the nodes; the initializers that nothing reads any more remain."""
         for node in list(self.graph.node):
             half = self._is_half(node)
             for index, name in enumerate(node.input):
@@ -63,19 +68,16 @@ class _Conversion:
                 if half:
                     node.input[index] = self._half(name)
                 elif name in self.halves and name not in self.initializers:
-                    # The shape is the same in either type.
+                    # The shape is the same in both types.
                     node.input[index] = self.halves[name] if node.op_type == "Shape" else self._single(name)
             self.nodes.append(node)
             if half:
                 self._produce(node)
         del self.graph.node[:]
         self.graph.node.extend(self.nodes)
-        used = {name for node in self.nodes for name in node.input}
-        kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
-        del self.graph.initializer[:]
-        self.graph.initializer.extend(kept)
 
     def _is_half(self, node: onnx.NodeProto) -> bool:
+        """Whether a node computes in half."""
         group = layer_group(node)
         if group in (PREPROCESSING, DETECTION) or not node.output or node.output[0] not in self.floats:
             return False
@@ -87,6 +89,7 @@ class _Conversion:
         return node.op_type == "Conv" or scope(node).rpartition("/")[0] not in self.sampling
 
     def _half(self, name: str) -> str:
+        """Name of a float32 tensor's half version, which is created on the first call."""
         if name not in self.halves:
             self.halves[name] = f"{name}_float16"
             if name in self.initializers:
@@ -106,6 +109,7 @@ class _Conversion:
         return self.singles[name]
 
     def _produce(self, node: onnx.NodeProto) -> None:
+        """Register the outputs of a half node; outputs of the graph are cast back to float32."""
         for index, name in enumerate(node.output):
             if name not in self.floats:
                 continue
@@ -120,14 +124,13 @@ class _Conversion:
 
 
 def emulate_half(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A float32 stand-in for a half-precision graph that rounds after every node.
+    """Emulate a half-precision graph in float32, with rounding after every node.
 
-    ONNX Runtime has hardly any half-precision operators on CPUs: it computes in float32 and leaves out the
-    rounding between neighbours, which makes a half graph look better than it is. This one computes what a
-    device does that multiplies halves and accumulates in float32.
+    ONNX Runtime has hardly any half-precision operators on CPUs: it computes in float32 and skips the
+    rounding between nodes, which makes a half graph look better than it is. The emulation computes what a GPU
+    does that multiplies halves and accumulates in float32.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy.deepcopy(model)
     graph = result.graph
     half = {v.name for v in graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT16}
     for tensor in graph.initializer:
@@ -136,19 +139,17 @@ def emulate_half(model: onnx.ModelProto) -> onnx.ModelProto:
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
-        rounded = [name for name in node.output if name in half]
-        to_half_cast = node.op_type == "Cast" and bool(rounded)
         nodes.append(node)
         for index, name in enumerate(node.output):
             if name not in half:
                 continue
-            exact, short = f"{name}/exact", f"{name}/rounded"
-            if to_half_cast:
-                node.output[index] = short
+            exact, rounded = f"{name}/exact", f"{name}/rounded"
+            if node.op_type == "Cast":
+                node.output[index] = rounded
             else:
                 node.output[index] = exact
-                nodes.append(helper.make_node("Cast", [exact], [short], to=TensorProto.FLOAT16))
-            nodes.append(helper.make_node("Cast", [short], [name], to=TensorProto.FLOAT))
+                nodes.append(helper.make_node("Cast", [exact], [rounded], to=TensorProto.FLOAT16))
+            nodes.append(helper.make_node("Cast", [rounded], [name], to=TensorProto.FLOAT))
     del graph.node[:]
     graph.node.extend(nodes)
     del graph.value_info[:]

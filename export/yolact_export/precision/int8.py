@@ -1,33 +1,35 @@
-"""Eight-bit integers as QuantizeLinear and DequantizeLinear nodes in the graph.
+"""Int8 as QuantizeLinear and DequantizeLinear nodes in the graph.
 
-Placed as TensorRT wants them: before the convolutions only, symmetric (zero point 0) for activations and
-weights, a scale for every output channel of a weight, biases in float.
+They are placed as TensorRT expects: only before convolutions, symmetric (zero point 0) for activations and
+weights, with one scale for each output channel of a weight, and biases in float.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping
 
 import numpy as np
 import onnx
+from onnxscript.optimizer import remove_unused_nodes
 
 from yolact_export.precision.layers import layer_group
 
-# MatMul multiplies two activations here (masks), which detection needs exact.
+# Not MatMul: here it multiplies two activations, which detection needs exact.
 OPERATORS = ("Conv", "ConvTranspose", "Gemm")
 
 
 def quantisable(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """The nodes that may be computed in integers: those with constant weights."""
+    """The nodes that can be computed in integers: those with constant weights."""
     constants = {tensor.name for tensor in model.graph.initializer}
     return [node for node in model.graph.node if node.op_type in OPERATORS and node.input[1] in constants]
 
 
 def to_int8(model: onnx.ModelProto, ranges: Mapping[str, tuple[float, float]]) -> onnx.ModelProto:
-    """Quantise all convolutions with constant weights; `restore_float` takes some of it back.
+    """Quantise all convolutions with constant weights; `restore_float` then exempts some.
 
     Args:
-        model: The float32 graph; it is left alone.
+        model: The float32 graph; it is not changed.
         ranges: Smallest and largest value of every tensor that enters a convolution.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantType
@@ -35,10 +37,9 @@ def to_int8(model: onnx.ModelProto, ranges: Mapping[str, tuple[float, float]]) -
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
     chosen = {node.output[0] for node in quantisable(model)}
-    source = onnx.ModelProto()
-    source.CopyFrom(model)
+    source = copy.deepcopy(model)
     for node in source.graph.node:
-        # The quantiser goes by node names; the output's name is unique and always there.
+        # The quantiser selects nodes by name; the name of an output is unique and always present.
         node.name = node.name or node.output[0]
     data = TensorsData(
         CalibrationMethod.MinMax,
@@ -75,18 +76,17 @@ def to_int8(model: onnx.ModelProto, ranges: Mapping[str, tuple[float, float]]) -
 def restore_float(
     quantised: onnx.ModelProto, model: onnx.ModelProto, keep_float: Collection[str] = ()
 ) -> onnx.ModelProto:
-    """The quantised graph with some layer groups in float32 again.
+    """The quantised graph with some layer groups back in float32.
 
-    The quantiser gives every reader of a tensor the rounded one. Here only quantised convolutions read it.
-    What adds a shortcut reads it in float: rounded anew in every block, the sum would drift away.
+    The quantiser gives the rounded tensor to all its readers. Here only quantised convolutions read it.
+    Shortcuts are added in float: with a new rounding in every block, the sum would drift.
 
     Args:
-        quantised: What `to_int8` made of `model`; it is left alone.
+        quantised: `to_int8` of `model`; it is not changed.
         model: The float32 graph.
-        keep_float: The layer groups.
+        keep_float: Layer groups to restore.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(quantised)
+    result = copy.deepcopy(quantised)
     graph = result.graph
     originals = {node.output[0]: node for node in model.graph.node}
     chosen = {node.output[0] for node in quantisable(model) if layer_group(node) not in keep_float}
@@ -94,27 +94,7 @@ def restore_float(
         original = originals.get(node.output[0])
         if original is not None and node.output[0] not in chosen:
             node.input[:] = original.input
-    _remove_unused(graph)
     present = {tensor.name for tensor in graph.initializer}
-    used = {name for node in graph.node for name in node.input}
-    graph.initializer.extend(t for t in model.graph.initializer if t.name in used and t.name not in present)
+    graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name not in present)
+    remove_unused_nodes(result)
     return result
-
-
-def _remove_unused(graph: onnx.GraphProto) -> None:
-    """Drop the nodes, initializers and value types that nothing reads any more."""
-    used = {value.name for value in graph.output}
-    kept: list[onnx.NodeProto] = []
-    for node in reversed(graph.node):
-        if used.intersection(node.output):
-            used.update(node.input)
-            kept.append(node)
-    initializers = [tensor for tensor in graph.initializer if tensor.name in used]
-    values = [value for value in graph.value_info if value.name in used]
-    for field, content in (
-        (graph.node, kept[::-1]),
-        (graph.initializer, initializers),
-        (graph.value_info, values),
-    ):
-        del field[:]
-        field.extend(content)

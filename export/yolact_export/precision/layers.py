@@ -1,15 +1,15 @@
-"""Which part of the network a node belongs to, and where the network's heads are in a graph."""
+"""Sorts the nodes of a graph into layer groups, and finds the heads of the network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import onnx
 
-from yolact_export.nodes import HEADS
+from yolact_export.onnx_graph import HEADS, element_types
 from yolact_runtime.errors import UsageError, YolactError
 
-# Where nearly all the arithmetic is.
+# Operators with nearly all of the arithmetic.
 COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 PREPROCESSING = "preprocessing"
@@ -24,14 +24,14 @@ _HEAD = {
 
 
 def scope(node: onnx.NodeProto) -> str:
-    """Module path of a node, such as /model/fpn/lat_layers.0/Conv; optimisers keep one of two names."""
+    """Module path of a node, such as /model/fpn/lat_layers.0/Conv, from its name or its output's name."""
     return node.name if node.name.startswith("/") or not node.output else node.output[0]
 
 
 def layer_group(node: onnx.NodeProto) -> str:
-    """The part of the network a node belongs to, such as `backbone.layers.1` or `head.classes`.
+    """The layer group of a node, such as `backbone.layers.1` or `head.classes`.
 
-    What is not in the network is `preprocessing` (resized image to network input) or `detection`.
+    Nodes outside the network are `preprocessing` (resized image to network input) or `detection`.
     """
     path = scope(node).strip("/").split("/")
     top, inner = path[0], path[2] if len(path) > 2 else ""
@@ -54,83 +54,75 @@ def layer_group(node: onnx.NodeProto) -> str:
 
 
 def compute_groups(model: onnx.ModelProto) -> list[str]:
-    """The groups of the network that hold convolutions or matrix products, in the order of the graph."""
+    """The layer groups with convolutions or matrix products, in the order of the graph."""
     found = [layer_group(node) for node in model.graph.node if node.op_type in COMPUTE]
     return [group for group in dict.fromkeys(found) if group not in (PREPROCESSING, DETECTION)]
 
 
 def check_groups(model: onnx.ModelProto, names: Sequence[str]) -> frozenset[str]:
-    """`names` as a set, after a check that each is a group of this network.
+    """Check that each name is a layer group of this network.
+
+    Returns:
+        The names as a set.
 
     Raises:
-        UsageError: one is not; lists those that are.
+        UsageError: a name is unknown; lists the known ones.
     """
     known = compute_groups(model)
-    for name in names:
-        if name not in known:
-            raise UsageError(
-                f"--keep-float {name}: no such layer group; known: auto, none, {', '.join(known)}"
-            )
+    if unknown := [name for name in names if name not in known]:
+        raise UsageError(
+            f"--keep-float {unknown[0]}: unknown layer group; known: auto, none, {', '.join(known)}"
+        )
     return frozenset(names)
 
 
 def network_outputs(model: onnx.ModelProto) -> dict[str, str]:
-    """The tensors in which the network hands over to detection, by the names of the heads.
+    """The tensors that the network passes to detection, by head name.
 
     Raises:
-        YolactError: the graph is not one that yolact-export traced.
+        YolactError: yolact-export did not write this graph.
     """
-
-    def belongs(group: str) -> bool:
-        return group not in (PREPROCESSING, DETECTION, "mask_iou")
-
-    edges = group_outputs(model, belongs)
-    tensors = [name for name, group in edges.items() if group in (HEAD_OUTPUTS, "protonet.output")]
+    leaving = group_outputs(model, whole=True)
+    tensors = [name for name, group in leaving.items() if group in (HEAD_OUTPUTS, "protonet.output")]
     if len(tensors) != len(HEADS):
         raise YolactError(
-            f"the graph has {len(tensors)} outputs of the network, not {len(HEADS)}; export it again"
+            f"the network in this graph has {len(tensors)} outputs, not {len(HEADS)}; export it again"
         )
     return dict(zip(HEADS, tensors, strict=True))
 
 
-def group_outputs(model: onnx.ModelProto, part: Callable[[str], bool] | None = None) -> dict[str, str]:
-    """Float tensors that a group hands on to another one or out of the graph: tensor name to group.
+def group_outputs(model: onnx.ModelProto, whole: bool = False) -> dict[str, str]:
+    """Float tensors that leave a layer group, to another group or as outputs of the graph.
 
     Args:
         model: With inferred types.
-        part: Groups for which it returns True count as one: only what leaves all of them is taken.
+        whole: Treat all groups before detection as one, whose inner tensors are left out.
+
+    Returns:
+        Group by tensor name.
     """
+
+    def region(group: str) -> str:
+        inner = whole and group not in (PREPROCESSING, DETECTION, "mask_iou")
+        return "network" if inner else group
+
     floats = float_tensors(model)
-    leaves = {value.name for value in model.graph.output}
+    leaving = {value.name for value in model.graph.output}
     producer = {
         name: layer_group(node) for node in model.graph.node for name in node.output if name in floats
     }
-
-    def same(a: str, b: str) -> bool:
-        return part(a) and part(b) if part else a == b
-
     for node in model.graph.node:
-        group = layer_group(node)
         if node.op_type != "Shape":
-            leaves |= {name for name in node.input if name in producer and not same(producer[name], group)}
+            here, read = region(layer_group(node)), producer.keys() & set(node.input)
+            leaving |= {name for name in read if region(producer[name]) != here}
     return {
         name: group
         for name, group in producer.items()
-        if name in leaves and (part(group) if part else group not in (PREPROCESSING, DETECTION))
+        if name in leaving and group not in (PREPROCESSING, DETECTION)
     }
 
 
 def float_tensors(model: onnx.ModelProto) -> set[str]:
     """Names of all float32 tensors of the graph."""
-    kinds = elem_types(model)
+    kinds = element_types(model)
     return {name for name, kind in kinds.items() if kind == onnx.TensorProto.FLOAT}
-
-
-def elem_types(model: onnx.ModelProto) -> dict[str, int]:
-    """Element type of every tensor whose type is known: inputs, outputs, inferred values, initializers."""
-    graph = model.graph
-    kinds = {
-        value.name: value.type.tensor_type.elem_type
-        for value in (*graph.value_info, *graph.input, *graph.output)
-    }
-    return kinds | {tensor.name: tensor.data_type for tensor in graph.initializer}

@@ -1,4 +1,4 @@
-"""Which layer groups stay in float32: measured one by one."""
+"""Measures the layer groups one by one to find which have to stay in float32."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import onnx
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 
 from yolact_export.precision.layers import compute_groups
 from yolact_export.precision.measure import HeadReference, worst
@@ -21,11 +21,11 @@ Convert = Callable[[Collection[str]], onnx.ModelProto]
 
 @dataclass(frozen=True)
 class Bounds:
-    """Relative errors of the heads that are still accepted.
+    """Largest accepted relative errors of the heads.
 
     Attributes:
-        group: Of one layer group reduced alone.
-        total: Of all groups together that are reduced.
+        group: With one layer group reduced.
+        total: With all groups reduced that are not kept.
     """
 
     group: float
@@ -37,57 +37,56 @@ BOUNDS = {"fp16": Bounds(group=0.002, total=0.005), "int8": Bounds(group=0.05, t
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What was measured and decided.
+    """The measured errors and the decision.
 
     Attributes:
-        alone: Worst relative error of the heads with only this group reduced, by group.
-        total: With all groups reduced but `kept`.
-        kept: Groups that stay in float32, the ones the user named included.
-        bounds: By which it was decided.
+        errors: Worst relative error of the heads with only this group reduced, by group.
+        total: The same with all groups reduced except `kept`.
+        kept: Groups that stay in float32, including those that the user named.
+        bounds: The accepted errors.
     """
 
-    alone: dict[str, float]
+    errors: dict[str, float]
     total: float
     kept: frozenset[str]
     bounds: Bounds
 
 
-def choose(
+def measure_sensitivity(
     model: onnx.ModelProto, convert: Convert, reference: HeadReference, bounds: Bounds, named: frozenset[str]
 ) -> Sensitivity:
-    """Reduce one group at a time and keep in float32 those that spoil the heads by more than `bounds`.
+    """Reduce one group at a time, and keep those in float32 whose errors exceed the bounds.
 
-    If the rest together still does, the worst of it is kept too, until it does not.
+    While all others together exceed the total bound, the worst of them is kept as well.
 
     Args:
         model: The float32 graph.
-        convert: Makes the reduced graph with the given groups left in float32.
+        convert: Returns the reduced graph with the given groups kept in float32.
         reference: The heads of the float32 graph.
-        bounds: What is accepted.
-        named: Groups that stay in float32 anyhow; they are measured all the same.
+        bounds: The accepted errors.
+        named: Groups to keep in float32 in any case; they are measured as well.
     """
     groups = compute_groups(model)
     steps = track(groups, "measuring layer groups", console=Console(stderr=True), transient=True)
-    alone = {group: worst(reference.errors(convert(set(groups) - {group}))) for group in steps}
-    kept = named | {group for group, error in alone.items() if error > bounds.group}
-    ranking = sorted((group for group in groups if group not in kept), key=alone.__getitem__)
+    errors = {group: worst(reference.errors(convert(set(groups) - {group}))) for group in steps}
+    kept = named | {group for group, error in errors.items() if error > bounds.group}
+    ranking = sorted((group for group in groups if group not in kept), key=errors.__getitem__)
     total = worst(reference.errors(convert(kept)))
     while total > bounds.total and ranking:
         kept |= {ranking.pop()}
         total = worst(reference.errors(convert(kept)))
-    return Sensitivity(alone, total, frozenset(kept), bounds)
+    return Sensitivity(errors, total, frozenset(kept), bounds)
 
 
-def table(found: Sensitivity, precision: str) -> Table:
-    """The list, worst first."""
+def sensitivity_table(found: Sensitivity, precision: str) -> Table:
+    """Errors and decision for each layer group, the worst first."""
     bounds = found.bounds
     result = Table(
+        *("layer group", Column("relative error", justify="right"), "kept in"),
         title=f"Sensitivity: error of the heads with one group in {precision}",
         caption=f"kept in float32 above {bounds.group:.1%}; all others together {found.total:.2%}"
         f" (at most {bounds.total:.1%})",
     )
-    for column in ("layer group", "relative error", "kept in"):
-        result.add_column(column, justify="right" if column == "relative error" else "left")
-    for group, error in sorted(found.alone.items(), key=lambda item: -item[1]):
+    for group, error in sorted(found.errors.items(), key=lambda item: -item[1]):
         result.add_row(group, f"{error:.2%}", "float32" if group in found.kept else precision)
     return result

@@ -1,1 +1,1 @@
-"""TensorRT and TensorRT-RTX engines from ONNX files; needs neither PyTorch nor, with RTX, a GPU."""
+"""Builds TensorRT and TensorRT-RTX engines from ONNX files, without PyTorch and, with RTX, without a GPU."""

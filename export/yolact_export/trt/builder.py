@@ -1,13 +1,18 @@
-"""A build with whatever TensorRT is at hand.
+"""Builds an engine with any version of TensorRT; as a program, the build process of `process.run_build`.
 
-Versions are told apart by what their API has, never by number: 8.6 has precision flags and no strong typing,
-10 has both, 11 has strong typing only, and TensorRT-RTX is 11's API with compute capabilities to choose.
+Features are detected, not version numbers: 8.6 has precision flags and no strong typing, 10 has both, 11 has
+only strong typing, and TensorRT-RTX has 11's API with a choice of compute capabilities.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+import json
 import logging
+import os
 import re
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,29 +20,29 @@ from typing import Any
 
 import onnx
 
-from yolact_export.trt import precision
+from yolact_export.trt.compute import count_engine, count_network
 from yolact_export.trt.errors import build_error, parser_error
-from yolact_export.trt.request import Answer, Request
+from yolact_export.trt.process import BuildRequest, BuildResult
 from yolact_runtime.errors import YolactError
 from yolact_runtime.files import atomic_path
 from yolact_runtime.metadata import Metadata
 
 log = logging.getLogger(__name__)
 
-# What happens during a build: ("start", phase, steps), ("step", phase, done) or ("end", phase, 0).
+# Called during a build with ("start", phase, steps), ("step", phase, done) or ("end", phase, 0).
 Progress = Callable[[str, str, int], None]
 
 
-def build(trt: Any, request: Request, progress: Progress) -> Answer:
+def build(trt: Any, request: BuildRequest, progress: Progress) -> BuildResult:
     """Build an engine and write it to `request.engine`.
 
     Args:
         trt: The imported library.
         request: What to build.
-        progress: Told of what happens, where the library tells it.
+        progress: Called with the progress, if the library reports any.
 
     Raises:
-        YolactError: the library refuses the graph or the options; one line with node, operator and hint.
+        YolactError: the library refuses the graph or the options; one line with node, operator and remedy.
     """
     started = time.monotonic()
     notes: list[str] = []
@@ -64,29 +69,25 @@ def build(trt: Any, request: Request, progress: Progress) -> Answer:
         raise YolactError(build_error(logger.errors, _load(request.onnx)))
     Path(request.engine).write_bytes(engine)
     _save_timing_cache(config, cache_file, notes)
-    counted = precision.of_network(trt, network)
+    counted = count_network(trt, network)
     compute = _inspect(trt, logger, engine, request.version_compatible)
     if not compute and not typed:
-        raise YolactError("the engine cannot be inspected, so its precision is unknown; it is not kept")
-    return Answer(
-        version=str(trt.__version__),
-        compute=compute or counted,
-        network=counted,
-        inspected="engine" if compute else "network",
-        seconds=time.monotonic() - started,
-        notes=notes,
-    )
+        raise YolactError("the engine cannot be inspected, so its precision is unknown; nothing was written")
+    inspected, seconds = "engine" if compute else "network", time.monotonic() - started
+    return BuildResult(str(trt.__version__), compute or counted, inspected, seconds, counted, notes)
 
 
 def known_capabilities(trt: Any) -> tuple[str, ...]:
-    """Compute capabilities, such as "8.6", to choose from; empty where a library has no such choice."""
+    """Compute capabilities, such as "8.6", that a library can build for; empty if it offers no choice."""
     names = getattr(getattr(trt, "ComputeCapability", None), "__members__", ())
     return tuple(f"{name[2:-1]}.{name[-1]}" for name in names if re.fullmatch(r"SM\d{2,3}", name))
 
 
 def _make_logger(trt: Any) -> Any:
+    """A logger of the library's own type."""
+
     class Logger(trt.ILogger):
-        """Keeps the errors; everything else is for `--debug`."""
+        """Collects errors, and passes all messages on as debug records."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
@@ -102,82 +103,76 @@ def _make_logger(trt: Any) -> Any:
 
 
 def _make_network(trt: Any, builder: Any) -> tuple[Any, bool]:
-    """An empty network and whether the graph's types bind it."""
+    """An empty network, and whether it is strongly typed."""
     flags = trt.NetworkDefinitionCreationFlag
     typed = hasattr(flags, "STRONGLY_TYPED")
-    wanted = 1 << int(flags.STRONGLY_TYPED) if typed else 0
-    if not typed and hasattr(flags, "EXPLICIT_BATCH"):
-        wanted |= 1 << int(flags.EXPLICIT_BATCH)
-    return builder.create_network(wanted), typed
+    flag = getattr(flags, "STRONGLY_TYPED" if typed else "EXPLICIT_BATCH", None)
+    return builder.create_network(0 if flag is None else 1 << int(flag)), typed
 
 
-def _add_plugins(trt: Any, network: Any, request: Request) -> None:
-    """Detection by the runtime's kernels, at the end of the network."""
+def _add_plugins(trt: Any, network: Any, request: BuildRequest) -> None:
+    """Add detection by the runtime's kernels to the end of the network."""
     from yolact_export.trt.plugin import add_detection
 
     metadata = Metadata.from_props(request.plugin, request.onnx)
-    # PTX runs on the capability it is made for and on all later ones.
+    # PTX runs on the capability that it is compiled for and on all later ones.
     capability = "8.0" if request.hardware_compatible else request.capabilities[0]
     add_detection(trt, network, metadata, capability)
 
 
-def _set_precision(trt: Any, config: Any, network: Any, wanted: str) -> None:
-    """Where types do not bind: allow the lower ones, and hold each layer to the graph's type."""
-    if wanted == "fp32":
+def _set_precision(trt: Any, config: Any, network: Any, precision: str) -> None:
+    """Without strong typing: allow the lower precision, and bind float32 layers of the graph to float32."""
+    if precision == "fp32":
         return
     flags = trt.BuilderFlag
-    config.set_flag(flags.FP16 if wanted == "fp16" else flags.INT8)
-    if wanted != "fp16":
+    config.set_flag(flags.FP16 if precision == "fp16" else flags.INT8)
+    if precision != "fp16":
         return
-    # Otherwise box decoding and scores, which the graph keeps in float32, would be halved as well.
+    # Otherwise box decoding and scores, which the graph keeps in float32, would be in half as well.
     config.set_flag(flags.PREFER_PRECISION_CONSTRAINTS)
-    left_alone = {trt.LayerType.CONSTANT, trt.LayerType.SHAPE}
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
-        if layer.type in left_alone or layer.num_outputs == 0:
+    unbound = {trt.LayerType.CONSTANT, trt.LayerType.SHAPE}
+    for layer in map(network.get_layer, range(network.num_layers)):
+        if layer.type in unbound or not layer.num_outputs:
             continue
         if layer.get_output(0).dtype == trt.DataType.FLOAT:
             layer.precision = trt.DataType.FLOAT
 
 
-def _set_options(trt: Any, config: Any, request: Request) -> None:
+def _set_options(trt: Any, config: Any, request: BuildRequest) -> None:
+    """Pass the options of the request to the builder, or refuse those that this version lacks."""
     flags = trt.BuilderFlag
     if request.workspace_mib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_mib << 20)
     if hasattr(trt, "ProfilingVerbosity"):
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    # Without it, 8.6 gives the profile to one execution context; the runtime has one for each batch size.
+    # In 8.6 only one execution context can use the profile otherwise; the runtime has one per batch size.
     sharing = getattr(getattr(trt, "PreviewFeature", None), "PROFILE_SHARING_0806", None)
     if sharing is not None:
         config.set_preview_feature(sharing, True)
-    # It is on by default, and ten bits of mantissa are not what "fp32" promises.
+    # TF32 is on by default, and has only ten bits of mantissa.
     if hasattr(flags, "TF32") and not request.tf32:
         config.clear_flag(flags.TF32)
+    for wanted, kind, supported in (
+        (request.hardware_compatible, "hardware-compatible", hasattr(trt, "HardwareCompatibilityLevel")),
+        (request.version_compatible, "version-compatible", hasattr(flags, "VERSION_COMPATIBLE")),
+    ):
+        if wanted and not supported:
+            raise YolactError(f"version {trt.__version__} has no {kind} engines; leave out --{kind}")
     if request.hardware_compatible:
-        if not hasattr(trt, "HardwareCompatibilityLevel"):
-            raise _lacks(trt, "hardware-compatible")
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if request.version_compatible:
-        if not hasattr(flags, "VERSION_COMPATIBLE"):
-            raise _lacks(trt, "version-compatible")
         config.set_flag(flags.VERSION_COMPATIBLE)
     if hasattr(trt, "ComputeCapability") and request.capabilities and request.library == "tensorrt_rtx":
         config.num_compute_capabilities = len(request.capabilities)
         for index, value in enumerate(request.capabilities):
             if value not in (known := known_capabilities(trt)):
-                raise YolactError(
-                    f"capability {value} is unknown to this version, which has {', '.join(known)}"
-                )
+                raise YolactError(f"capability {value} is unknown to this version; known: {', '.join(known)}")
             name = "SM" + value.replace(".", "")
             config.set_compute_capability(getattr(trt.ComputeCapability, name), index)
 
 
-def _lacks(trt: Any, kind: str) -> YolactError:
-    return YolactError(f"version {trt.__version__} has no {kind} engines; leave out --{kind}")
-
-
 def _add_profile(builder: Any, config: Any, network: Any, profile: tuple[int, int, int]) -> None:
-    """Say which batches a dynamic input takes."""
+    """Set the batch sizes of a dynamic input."""
     images = network.get_input(0)
     batch, *rest = tuple(images.shape)
     if batch != -1:
@@ -189,8 +184,10 @@ def _add_profile(builder: Any, config: Any, network: Any, profile: tuple[int, in
 
 
 def _make_monitor(trt: Any, progress: Progress) -> Any:
+    """A progress monitor of the library's own type."""
+
     class Monitor(trt.IProgressMonitor):
-        """Passes on what the builder is doing."""
+        """Passes the builder's progress on."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -208,8 +205,8 @@ def _make_monitor(trt: Any, progress: Progress) -> Any:
     return Monitor()
 
 
-def _load_timing_cache(trt: Any, config: Any, request: Request, notes: list[str]) -> Path | None:
-    """Use the times that earlier builds with this version for this device measured; where to keep them."""
+def _load_timing_cache(trt: Any, config: Any, request: BuildRequest, notes: list[str]) -> Path | None:
+    """Load the measured times of earlier builds; returns where to save them, None if they are not used."""
     if not (request.timing_cache or request.default_cache) or not hasattr(config, "create_timing_cache"):
         return None
     path = Path(request.timing_cache or f"{request.default_cache}-{trt.__version__}.timing")
@@ -217,7 +214,7 @@ def _load_timing_cache(trt: Any, config: Any, request: Request, notes: list[str]
         data = path.read_bytes()
     except FileNotFoundError:
         data = b""
-    except OSError as error:  # it only saves time
+    except OSError as error:  # the cache only saves time
         notes.append(f"timing cache {path} cannot be read ({error.strerror or error}); building without it")
         return None
     cache = config.create_timing_cache(data)
@@ -235,28 +232,58 @@ def _save_timing_cache(config: Any, path: Path | None, notes: list[str]) -> None
     try:
         with atomic_path(path) as temporary:
             temporary.write_bytes(cache.serialize())
-    except YolactError as error:  # it only saves time
-        notes.append(f"the timing cache is not kept: {error}")
+    except YolactError as error:  # the cache only saves time
+        notes.append(f"the timing cache is not saved: {error}")
 
 
 def _inspect(trt: Any, logger: Any, engine: Any, version_compatible: bool) -> dict[str, int]:
-    """Count what computes in what in the engine; empty where it does not open here or does not tell."""
-    kept = list(logger.errors)
+    """Count the engine's layers by type; empty if it does not open on this machine or lists no types."""
+    before = list(logger.errors)
     runtime = trt.Runtime(logger)
-    # Such an engine brings code for the CPU, which is refused otherwise; this one was just built here.
+    # Such an engine holds code for the CPU, which is refused by default; this one was just built here.
     if version_compatible and hasattr(runtime, "engine_host_code_allowed"):
         runtime.engine_host_code_allowed = True
     opened = runtime.deserialize_cuda_engine(engine)
-    logger.errors[:] = kept
+    logger.errors[:] = before
     if opened is None or not hasattr(opened, "create_engine_inspector"):
         return {}
     inspector = opened.create_engine_inspector()
-    return precision.of_engine(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    return count_engine(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
 def _load(path: str) -> onnx.ModelProto | None:
-    """The graph for its names; None where it cannot be read."""
+    """The graph, for the names of its nodes; None if it cannot be read."""
     try:
         return onnx.load(path, load_external_data=False)
-    except Exception:  # protobuf's kinds; the parser's own error is the one to show
+    except Exception:  # protobuf has its own exceptions; the parser's error is the one to report
         return None
+
+
+def main() -> int:
+    """Build one engine, as `yolact_export.trt.process` describes; the library's own output goes to stderr."""
+    events = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    os.dup2(2, 1)
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+
+    def send(**event: object) -> None:
+        events.write(json.dumps(event) + "\n")
+
+    def progress(kind: str, phase: str, steps: int) -> None:
+        send(progress=[kind, phase, steps])
+
+    request = BuildRequest.from_text(sys.stdin.read())
+    try:
+        try:
+            library = importlib.import_module(request.library)
+        except (ImportError, OSError) as error:
+            raise YolactError(f"{request.library} does not load: {error}") from error
+        send(result=dataclasses.asdict(build(library, request, progress)))
+    except YolactError as error:
+        send(error=str(error))
+    except OSError as error:
+        send(error=f"the engine cannot be written: {error.strerror or error}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""TensorRT's errors as one line: node, operator, what is wrong and what helps."""
+"""TensorRT's errors in one line: node, operator, problem and remedy."""
 
 from __future__ import annotations
 
@@ -7,22 +7,16 @@ from typing import Any
 
 import onnx
 
-from yolact_export.nodes import describe_node, nodes
+from yolact_export.onnx_graph import describe_node, iterate_nodes
 
-# What a message is known by, and what helps.
+# Remedies by a pattern of the message.
 HINTS = [
-    (
-        r"FP32 GEMM is not supported",
-        "TensorRT-RTX has none on capability 7.5; export with --detect runtime",
-    ),
-    (r"HW-specific datatypes", "that GPU lacks one of the graph's types; use --precision fp16 or fp32"),
+    (r"FP32 GEMM is not supported", "TensorRT-RTX has none on capability 7.5; use --detect runtime"),
+    (r"HW-specific datatypes", "that GPU lacks a type of the graph; use --precision fp16 or fp32"),
     (r"no optimization profile", "the batch is dynamic; export with --max-batch"),
     (r"[Nn]on-zero zero point|zeroPoint", "quantise symmetrically to int8"),
     (r"K exceeds the maximum", "lower detect.nms_top_k"),
-    (
-        r"Plugin not found|plugin creator",
-        "this library has no such operator; export with --detect native or --detect runtime",
-    ),
+    (r"Plugin not found|plugin creator", "this library has no such operator; export with --detect native"),
     (r"Failed to parse the ONNX model", "the file is damaged; export it again"),
     (r"[Oo]ut ?[Oo]f ?[Mm]emory|insufficient memory", "free memory on the GPU, or lower --max-batch"),
     (
@@ -38,11 +32,11 @@ HINTS = [
 
 
 def parser_error(parser: Any, model: onnx.ModelProto | None) -> str:
-    """The first error of an ONNX parser, in words.
+    """The first error of an ONNX parser in one line.
 
     Args:
-        parser: With `num_errors` of one or more.
-        model: Names the nodes where the parser (TensorRT 8.6) only numbers them.
+        parser: TensorRT's parser after a failure.
+        model: The graph, for the names of nodes that the parser (TensorRT 8.6) only numbers.
     """
     if not parser.num_errors:
         return "the parser gave no reason"
@@ -54,14 +48,19 @@ def parser_error(parser: Any, model: onnx.ModelProto | None) -> str:
 
 
 def build_error(messages: list[str], model: onnx.ModelProto | None) -> str:
-    """The first error that a build logged, in words."""
+    """The first error that a build logged, in one line.
+
+    Args:
+        messages: All errors of the build.
+        model: The graph, to find the node that the message names.
+    """
     if not messages:
         return "the builder gave no reason"
     text = _first_line(messages[0])
     where = ""
     if model is not None:
-        named = {node.name: node for node in nodes(model.graph) if node.name}
-        # The longest name that occurs as a word of its own: names of nodes contain those of others.
+        named = {node.name: node for node in iterate_nodes(model.graph) if node.name}
+        # The longest name that occurs as a separate word: some names contain others.
         words = set(re.findall(r"[\w/.:]+", text))
         found = sorted((name for name in named if name in words or f"{name}:" in words), key=len)
         if found:
@@ -70,7 +69,7 @@ def build_error(messages: list[str], model: onnx.ModelProto | None) -> str:
 
 
 def hint(text: str) -> str:
-    """What helps against an error, with a separator before it; empty where nothing is known."""
+    """The remedy for an error, with a separator before it; "" if none is known."""
     return next((f"; {advice}" for pattern, advice in HINTS if re.search(pattern, text)), "")
 
 
@@ -85,7 +84,7 @@ def _node_of(error: Any, model: onnx.ModelProto | None) -> str:
 
 def _first_line(text: str) -> str:
     line = next((part.strip() for part in text.splitlines() if part.strip()), "no reason given")
-    # "IBuilder::buildSerializedNetwork: Error Code 4: API Usage Error (...)" tells it in the parentheses.
+    # In "IBuilder::buildSerializedNetwork: Error Code 4: API Usage Error (...)" only the parentheses matter.
     match = re.search(r"Error Code \d+: [^(]*\((.*?)(?:\. In \w+ at .*)?\)?$", line)
     line = match.group(1) if match else line
     return line if len(line) <= 300 else line[:297] + "..."

@@ -1,4 +1,4 @@
-"""What may be chosen of an engine, and how the command line says it."""
+"""The options of an engine build, in Python and on the command line."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ CAPABILITIES = ("6.1", "7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0", "12.1"
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How an engine is to be built; its precision and batch are those of the ONNX file.
+    """How to build an engine; its precision and batch are those of the ONNX file.
 
     Attributes:
-        backend: "trt" for TensorRT, "rtx" for TensorRT-RTX, "auto" for what fits this machine.
-        capabilities: Compute capabilities to build for; empty for what runs on this machine's GPU, or without
-            one for TensorRT-RTX's default.
-        workspace_mib: Limit of scratch memory in MiB; None for the library's own.
-        opt_batch: The number of images to be fastest with; None for the most.
+        backend: "trt" for TensorRT, "rtx" for TensorRT-RTX, "auto" to choose for this machine.
+        capabilities: Compute capabilities to build for; empty for this machine's GPU, or without one for
+            TensorRT-RTX's default.
+        workspace_mib: Limit of scratch memory in MiB; None for the library's default.
+        opt_batch: Number of images to optimise for; None for the largest batch.
         timing_cache: File of measured times; None for one per library version and device in the cache folder.
         plugin: Add detection by the runtime's kernels as plugins; the ONNX file returns raw heads.
         tf32: Let float32 convolutions round to TensorFloat-32.
-        hardware_compatible: An engine for every capability from 8.0 (TensorRT).
-        version_compatible: An engine for later versions of the same major version.
-        allow_fallback: Accept a lower precision than the ONNX file asks for, or one that brings nothing.
+        hardware_compatible: Build for every capability from 8.0 (TensorRT).
+        version_compatible: Build for later versions of the same major version (TensorRT).
+        allow_fallback: Accept a different precision than the ONNX file's, or one that is not faster.
     """
 
     backend: str = "auto"
@@ -41,11 +41,9 @@ class BuildOptions:
     allow_fallback: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("workspace_mib", "opt_batch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                option = {"workspace_mib": "--workspace", "opt_batch": "--opt-batch"}[name]
-                raise UsageError(f"{option} {value}; it must be 1 or more")
+        for option, number in (("--workspace", self.workspace_mib), ("--opt-batch", self.opt_batch)):
+            if number is not None and number < 1:
+                raise UsageError(f"{option} {number}; allowed: 1 or more")
         for value in self.capabilities:
             if value not in CAPABILITIES:
                 raise UsageError(f"--device-capability {value}; allowed: {', '.join(CAPABILITIES)}")
@@ -53,47 +51,26 @@ class BuildOptions:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `--to trt`."""
-    group = parser.add_argument_group("engines (--to trt)")
-    group.add_argument(
-        "--backend",
-        choices=["auto", "trt", "rtx"],
-        default="auto",
-        help="trt: TensorRT, builds on the GPU it is for; rtx: TensorRT-RTX, builds without a GPU",
-    )
-    group.add_argument(
-        "--device-capability",
-        action="append",
-        choices=CAPABILITIES,
-        metavar="X.Y",
-        help=f"compute capability to build for ({', '.join(CAPABILITIES)}); may be given several times",
-    )
-    group.add_argument("--workspace", type=int, metavar="MiB", help="limit of scratch memory")
-    group.add_argument(
-        "--opt-batch", type=int, metavar="N", help="with a dynamic batch: be fastest with N images"
-    )
-    group.add_argument(
-        "--timing-cache", type=Path, metavar="FILE", help="measured times, kept between builds"
-    )
-    group.add_argument("--tf32", action="store_true", help="let float32 convolutions round to TensorFloat-32")
-    group.add_argument(
-        "--hardware-compatible", action="store_true", help="run on every GPU from capability 8.0 (TensorRT)"
-    )
-    group.add_argument(
-        "--version-compatible", action="store_true", help="run on later versions of the same major version"
-    )
+    add = parser.add_argument_group("engines (--to trt)").add_argument
+    backend = "trt: TensorRT, on the GPU that the engine is for; rtx: TensorRT-RTX, without a GPU"
+    add("--backend", choices=["auto", "trt", "rtx"], default="auto", help=backend)
+    capability = f"compute capability to build for ({', '.join(CAPABILITIES)}); can be repeated"
+    add("--device-capability", action="append", choices=CAPABILITIES, metavar="X.Y", help=capability)
+    add("--workspace", type=int, metavar="MiB", help="limit scratch memory")
+    add("--opt-batch", type=int, metavar="N", help="optimise a dynamic batch for N images")
+    add("--timing-cache", type=Path, metavar="FILE", help="file of measured times, reused by later builds")
+    add("--tf32", action="store_true", help="let float32 convolutions round to TensorFloat-32")
+    hardware = "run on every GPU from capability 8.0 (TensorRT)"
+    add("--hardware-compatible", action="store_true", help=hardware)
+    add("--version-compatible", action="store_true", help="run on later versions of the same major version")
 
 
 def from_arguments(args: argparse.Namespace) -> BuildOptions:
-    """The options that a parser with `add_arguments`, `--detect` and `--allow-fallback` read."""
+    """Build options from a parser with `add_arguments`, `--detect` and `--allow-fallback`."""
+    same = ("backend", "opt_batch", "timing_cache", "tf32", "hardware_compatible", "version_compatible")
     return BuildOptions(
-        backend=args.backend,
         capabilities=tuple(dict.fromkeys(args.device_capability or ())),
         workspace_mib=args.workspace,
-        opt_batch=args.opt_batch,
-        timing_cache=args.timing_cache,
         plugin=args.detect == "plugin",
-        tf32=args.tf32,
-        hardware_compatible=args.hardware_compatible,
-        version_compatible=args.version_compatible,
-        allow_fallback=args.allow_fallback,
+        **{name: getattr(args, name) for name in (*same, "allow_fallback")},
     )

@@ -1,8 +1,8 @@
 """The runtime's detection kernels as TensorRT plugins, chained inside the engine.
 
-An ahead-of-time plugin (TensorRT 10.8 and later) is one kernel launch: the PTX and the launch parameters go
-into the engine, which then runs without Python. So each launch of the plan becomes a plugin, and the plan's
-buffers become the tensors between them.
+An ahead-of-time plugin (TensorRT 10.8 and later) is one kernel launch: its PTX and launch parameters are
+stored in the engine, which then runs without Python. Each launch of the plan becomes a plugin, and the plan's
+buffers become the tensors between the plugins.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from yolact_runtime.metadata import Metadata
 from yolact_runtime.priors import make_priors
 
 NAMESPACE = "yolact"
-# Outputs of the plan that go by another name in an engine, where the head has it.
+# Outputs of the plan that have another name in an engine, because a head has theirs here.
 _OUTPUT_NAMES = {"kept_coefficients": "coefficients"}
-# A process keeps every plugin that it registered.
+# Numbers make names unique: a process keeps every plugin that it registers.
 _numbers = itertools.count()
 
 
@@ -37,7 +37,7 @@ def load_plugin_api(trt: Any) -> Any:
     """`tensorrt.plugin` with ahead-of-time plugins.
 
     Raises:
-        YolactError: this library has none.
+        YolactError: this version has none.
     """
     try:
         api = importlib.import_module(f"{trt.__name__}.plugin")
@@ -45,25 +45,25 @@ def load_plugin_api(trt: Any) -> Any:
         api = None
     if not hasattr(api, "aot_impl"):
         raise YolactError(
-            f"{trt.__name__} {trt.__version__} has no ahead-of-time plugins, which TensorRT brought in 10.8;"
-            " use --detect runtime, where the same kernels run after the engine"
+            f"{trt.__name__} {trt.__version__} has no ahead-of-time plugins (TensorRT 10.8 and later);"
+            " use --detect runtime, which runs the same kernels after the engine"
         )
     return api
 
 
 def add_detection(trt: Any, network: Any, metadata: Metadata, capability: str) -> None:
-    """Replace the raw heads among a network's outputs by detections.
+    """Replace the raw heads in the outputs of a network by detections.
 
     Args:
         trt: TensorRT, 10.8 or later.
-        network: With the outputs of `--detect runtime`: loc (N, P, 4), logits (N, P, C+1), coefficients
-            (N, P, M) and prototypes.
+        network: A network with the outputs of `--detect runtime`: loc (N, P, 4), logits (N, P, C+1),
+            coefficients (N, P, M) and prototypes.
         metadata: Thresholds and priors.
-        capability: Compute capability that the kernels' PTX is made for, such as "8.6"; it also runs on later
+        capability: Compute capability to compile the kernels' PTX for, such as "8.6"; it also runs on later
             ones.
 
     Raises:
-        YolactError: this TensorRT has no such plugins, or the network is not of that kind.
+        YolactError: this version has no such plugins, or the network has other outputs.
     """
     api = load_plugin_api(trt)
     outputs = {tensor.name: tensor for tensor in map(network.get_output, range(network.num_outputs))}
@@ -80,6 +80,7 @@ def add_detection(trt: Any, network: Any, metadata: Metadata, capability: str) -
     dtypes = {dtype: name for name, dtype in types.items() if name != np.dtype(np.uint32)}
 
     def plan_for(batch: int) -> Plan:
+        """The detection plan for a batch."""
         return detection_plan(
             batch,
             len(priors),
@@ -119,18 +120,21 @@ def add_plan(
     Args:
         trt: TensorRT.
         api: `tensorrt.plugin`.
-        network: To add to.
-        plan_for: Gives the plan for a batch. What depends on the batch has to be proportional to it.
+        network: The network to extend.
+        plan_for: Returns the plan for a batch. Sizes that depend on the batch have to be proportional to it.
         tensors: The plan's inputs by name.
         capability: As for `add_detection`.
 
     Returns:
-        All tensors by the name of their buffer.
+        All tensors by buffer name.
+
+    Raises:
+        ValueError: the plan cannot be expressed as plugins.
     """
     one, two = plan_for(1), plan_for(2)
     buffers = {a.name: (a, b) for a, b in zip(one.buffers, two.buffers, strict=True)}
     number, gpu = parse_capability(capability), current_gpu()
-    # A driver does not take PTX of a newer CUDA than its own.
+    # A driver rejects PTX of a newer CUDA than its own.
     compiler = nvrtc.choose(number, newest_major=int(gpu.cuda.split(".")[0])) if gpu else None
     modules = {
         source: compile_kernels(source, one.kernels(source), number, ptx=True, library=compiler)
@@ -144,7 +148,7 @@ def add_plan(
         plugin = kernel.register(trt, api, entry, module.image.decode())
         layer = network.add_plugin(plugin(*(found[name] for name in kernel.reads)), aot=True)
         if layer is None:
-            raise YolactError(f"TensorRT does not take the kernel {kernel.launch.kernel} as a plugin")
+            raise YolactError(f"TensorRT does not accept the kernel {kernel.launch.kernel} as a plugin")
         layer.name = f"{NAMESPACE}/{kernel.launch.kernel}"
         for index, name in enumerate(kernel.writes):
             found[name] = layer.get_output(index)
@@ -153,14 +157,14 @@ def add_plan(
 
 @dataclass(frozen=True)
 class _Size:
-    """A number that is constant or proportional to the batch."""
+    """A size that is constant or proportional to the batch."""
 
     value: int
     of_batch: bool
 
     @classmethod
     def between(cls, one: int, two: int) -> _Size:
-        """From its values for one and for two images."""
+        """The size from its values for one and for two images."""
         if one == two:
             return cls(int(one), False)
         if two != 2 * one:
@@ -168,51 +172,51 @@ class _Size:
         return cls(int(one), True)
 
     def expression(self, batch: Any) -> Any:
-        """With the batch as TensorRT's symbol, or a number."""
+        """The size as a number, or in terms of TensorRT's symbol for the batch."""
         if not self.of_batch:
             return self.value
         return batch if self.value == 1 else batch * self.value
 
 
 class _Kernel:
-    """One launch as a plugin: the launch for one and for two images tells what depends on the batch."""
+    """One launch as a plugin; launches for one and for two images show which sizes depend on the batch."""
 
     def __init__(
         self, launch: Launch, twice: Launch, buffers: Mapping[str, tuple[Buffer, Buffer]], known: set[str]
     ) -> None:
+        """Sort the arguments into tensors read, scalars and tensors written, and check their order."""
         self.launch = launch
         self.buffers = buffers
         names = [item for item in launch.arguments if isinstance(item, str)]
         self.reads = [name for name in names if name in known]
         self.writes = [name for name in names if name not in known]
         self.scalars = [item for item in launch.arguments if not isinstance(item, str)]
-        # TensorRT passes inputs, then scalars, then outputs, and takes no other order.
+        # TensorRT passes inputs, then scalars, then outputs.
         if [*self.reads, *self.scalars, *self.writes] != list(launch.arguments):
-            raise ValueError(f"{launch.kernel}: arguments are not in the order of TensorRT's plugins")
+            raise ValueError(f"{launch.kernel}: its arguments are not in the order of TensorRT's plugins")
         if twice.arguments != launch.arguments or twice.block != launch.block:
             raise ValueError(f"{launch.kernel}: its arguments or its block depend on the batch")
         self.grid = [_Size.between(*sizes) for sizes in zip(launch.grid, twice.grid, strict=True)]
 
     def shape(self, name: str) -> list[_Size]:
-        """Of a buffer."""
+        """The sizes of a buffer."""
         one, two = self.buffers[name]
         return [_Size.between(*sides) for sides in zip(one.shape, two.shape, strict=True)]
 
     def batch(self, described: tuple[Any, ...]) -> Any:
-        """The batch as TensorRT's symbol, from the descriptions of what the kernel reads."""
+        """TensorRT's symbol for the batch, from the descriptions of the kernel's inputs."""
         for name, tensor in zip(self.reads, described, strict=True):
-            shape = self.shape(name)
-            if shape[0] == _Size(1, True):
+            if self.shape(name)[0] == _Size(1, True):
                 return tensor.shape_expr[0]
-        raise ValueError(f"{self.launch.kernel}: nothing that it reads tells the batch")
+        raise ValueError(f"{self.launch.kernel}: none of its inputs has a batch")
 
     def register(self, trt: Any, api: Any, entry: str, ptx: str) -> Any:
-        """Register the plugin; what makes it from tensors."""
-        words = "_".join(re.findall(r"\w+", self.launch.kernel))
-        name = f"{words}_{next(_numbers)}"
+        """Register the plugin; returns the function that creates it from input tensors."""
+        name = "_".join([*re.findall(r"\w+", self.launch.kernel), str(next(_numbers))])
         types = _types(trt)
 
         def describe(*described: Any) -> Any:
+            """Shapes and types of the outputs."""
             batch = self.batch(described)
             return tuple(
                 api.from_shape_expr(
@@ -223,6 +227,7 @@ class _Kernel:
             )
 
         def implement(*arguments: Any) -> Any:
+            """Kernel, PTX, launch parameters and scalars."""
             *described, _, _ = arguments  # inputs, then outputs and tactic
             batch = self.batch(tuple(described))
             parameters = api.KernelLaunchParams()
@@ -232,7 +237,7 @@ class _Kernel:
             parameters.shared_mem = self.launch.shared_bytes
             extra = api.SymIntExprs(len(self.scalars))
             for index, scalar in enumerate(self.scalars):
-                # Only integers are passed: four bytes are four bytes, and the kernel reads them as a float.
+                # TensorRT passes only integers; the kernel reads the four bytes of a float scalar as a float.
                 extra[index] = api.SymInt32(int(scalar.view(np.int32)))
             return entry, ptx, parameters, extra
 
@@ -251,7 +256,7 @@ class _Kernel:
 
 
 def _types(trt: Any) -> dict[np.dtype, Any]:
-    """TensorRT's types by NumPy's; it has no unsigned integers of 32 bits, and the kernels do not mind."""
+    """TensorRT's types by NumPy's; it has no uint32, and int32 has the same size."""
     return {
         np.dtype(np.float32): trt.DataType.FLOAT,
         np.dtype(np.float16): trt.DataType.HALF,

@@ -1,4 +1,8 @@
-"""Builds in a process of their own: TensorRT may end the one it runs in."""
+"""Runs a build in a separate process, because TensorRT may abort the process that it runs in.
+
+`yolact_export.trt.builder` is that process. It reads a `BuildRequest` as JSON from its standard input, and
+writes events to its standard output, one JSON object a line: `progress`, then `result` or `error`.
+"""
 
 from __future__ import annotations
 
@@ -9,33 +13,97 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import IO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from yolact_export.trt.request import Answer, Request
 from yolact_runtime.errors import YolactError
 
 log = logging.getLogger(__name__)
 
-WORKER = (sys.executable, "-m", "yolact_export.trt.worker")
+BUILDER = (sys.executable, "-m", "yolact_export.trt.builder")
 
 
-def run_build(request: Request, title: str, command: Sequence[str] = WORKER) -> Answer:
-    """Build in another process, with a progress bar where standard error is a terminal.
+@dataclass(frozen=True)
+class BuildRequest:
+    """One build.
+
+    Attributes:
+        library: Module to import, "tensorrt" or "tensorrt_rtx".
+        onnx: Path of the graph.
+        engine: Path to write the engine to.
+        precision: Precision of the graph: "fp32", "fp16" or "int8".
+        profile: Fewest, best and most images in one call.
+        capabilities: Compute capabilities to build for, if the library can choose; empty for its default.
+        workspace_mib: Limit of scratch memory in MiB, or None.
+        timing_cache: Path of the timing cache, or "" for the default.
+        default_cache: Path of the default one, to which the library's version is added; "" for none.
+        plugin: Properties of the metadata if detection plugins are to be added, else empty.
+        tf32, hardware_compatible, version_compatible: As in `BuildOptions`.
+    """
+
+    library: str
+    onnx: str
+    engine: str
+    precision: str
+    profile: tuple[int, int, int]
+    capabilities: tuple[str, ...] = ()
+    workspace_mib: int | None = None
+    timing_cache: str = ""
+    default_cache: str = ""
+    plugin: dict[str, str] = field(default_factory=dict)
+    tf32: bool = False
+    hardware_compatible: bool = False
+    version_compatible: bool = False
+
+    def to_text(self) -> str:
+        """As one line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_text(cls, text: str) -> BuildRequest:
+        """The inverse of `to_text`."""
+        values = json.loads(text)
+        return cls(**values | {name: tuple(values[name]) for name in ("profile", "capabilities")})
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """The result of a build.
+
+    Attributes:
+        version: Version of the library.
+        compute: Number of convolutions and matrix products by the type that they compute in.
+        inspected: Where they were counted: "engine" or "network".
+        seconds: Duration of the build.
+        network: The same as `compute`, of the network that was built.
+        notes: Warnings for the user, one line each.
+    """
+
+    version: str
+    compute: dict[str, int]
+    inspected: str
+    seconds: float
+    network: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def run_build(request: BuildRequest, title: str, command: Sequence[str] = BUILDER) -> BuildResult:
+    """Build in a separate process, with a progress bar if standard error is a terminal.
 
     Args:
         request: What to build.
-        title: Of the library, for messages.
+        title: The library's name in messages.
         command: The process to start.
 
     Raises:
-        YolactError: the build failed, or the process died.
+        YolactError: the build failed, or the process ended without a result.
     """
-    with tempfile.TemporaryFile() as noise:
+    with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
-            list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=noise, text=True
+            list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, text=True
         )
         assert process.stdin is not None
         assert process.stdout is not None
@@ -44,25 +112,25 @@ def run_build(request: Request, title: str, command: Sequence[str] = WORKER) -> 
                 with process.stdin as pipe:
                     pipe.write(request.to_text())
             except BrokenPipeError:
-                pass  # it died at once; its exit status tells more
+                pass  # the process has ended; its exit status is reported below
             outcome = _follow(process.stdout)
             code = process.wait()
         finally:
             process.kill()
             process.stdout.close()
             process.wait()
-        last = _last_line(noise)
+        last = _last_line(output)
     if "error" in outcome:
         raise YolactError(f"{title} cannot build {request.onnx}: {outcome['error']}")
-    if "answer" not in outcome:
+    if "result" not in outcome:
         raise YolactError(f"{title} ended {_ending(code)} while building {request.onnx}{last}")
     if last:
-        log.debug("%s said%s", title, last)
-    return Answer(**outcome["answer"])
+        log.debug("last line of %s:%s", title, last)
+    return BuildResult(**outcome["result"])
 
 
 def _follow(lines: IO[str]) -> dict:
-    """Show the events of a build until it ends; the one that says how it went."""
+    """Show the progress of a build until it ends; returns its last other event, {} if there was none."""
     outcome: dict = {}
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -71,7 +139,7 @@ def _follow(lines: IO[str]) -> dict:
         for line in lines:
             try:
                 event = json.loads(line)
-            except ValueError:  # cut off by the end of the process
+            except ValueError:  # a line cut off when the process died
                 continue
             if "progress" not in event:
                 outcome = event
@@ -90,15 +158,13 @@ def _follow(lines: IO[str]) -> dict:
 def _ending(code: int) -> str:
     if code >= 0:
         return f"with exit status {code}"
-    try:
-        return f"by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"by signal {-code}"
+    names = {number.value: number.name for number in signal.Signals}
+    return f"by {names.get(-code, f'signal {-code}')}"
 
 
-def _last_line(noise: IO[bytes]) -> str:
-    """The last thing a process wrote, in parentheses; empty where it wrote nothing."""
-    size = noise.seek(0, 2)
-    noise.seek(max(0, size - 4000))
-    lines = [line.strip() for line in noise.read().decode(errors="replace").splitlines() if line.strip()]
+def _last_line(output: IO[bytes]) -> str:
+    """The last line that a process wrote, in parentheses; "" if it wrote nothing."""
+    size = output.seek(0, 2)
+    output.seek(max(0, size - 4000))
+    lines = [line.strip() for line in output.read().decode(errors="replace").splitlines() if line.strip()]
     return f" ({lines[-1][:200]})" if lines else ""

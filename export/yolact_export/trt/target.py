@@ -1,4 +1,4 @@
-"""What an engine is built with and for: decided, and refused where it cannot be, before any work."""
+"""Chooses the library and the GPU to build for, and refuses impossible choices before any work."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ RTX = LIBRARIES["rtx"]
 
 @dataclass(frozen=True)
 class Target:
-    """Where a build goes.
+    """The library and the GPUs of a build.
 
     Attributes:
         library: "tensorrt" or "tensorrt_rtx".
-        capabilities: Compute capabilities; empty for TensorRT-RTX's default, 8.0 and later.
-        gpu: Of this machine.
+        capabilities: Compute capabilities to build for; empty for TensorRT-RTX's default, 8.0 and later.
+        gpu: The GPU of this machine, if any.
     """
 
     library: str
@@ -34,20 +34,20 @@ class Target:
 
     @property
     def title(self) -> str:
-        """The library's name, for people."""
+        """The library's name in messages."""
         return TITLES[self.library]
 
 
 def choose_target(options: BuildOptions, precision: str) -> Target:
-    """Decide what builds and for which GPU.
+    """Choose the library and the compute capabilities.
 
     Args:
-        options: What the user asks for.
+        options: The user's options.
         precision: "fp32", "fp16" or "int8".
 
     Raises:
-        UsageError: the choices contradict each other, or bring nothing on that GPU.
-        YolactError: no library that could do it is installed, or it does not load.
+        UsageError: the options contradict each other, or the precision is no faster on that GPU.
+        YolactError: no suitable library is installed, or it does not load.
     """
     gpu = current_gpu()
     library = _choose_library(options, gpu)
@@ -59,7 +59,7 @@ def choose_target(options: BuildOptions, precision: str) -> Target:
     else:
         if gpu is None:
             raise YolactError(
-                "TensorRT builds on the GPU that the engine is for, and none is here; build there, or ahead"
+                "TensorRT builds on the GPU that the engine is for, and none was found; build there, or ahead"
                 " of time with --backend rtx"
             )
         if capabilities and capabilities != (gpu.capability,):
@@ -74,23 +74,24 @@ def choose_target(options: BuildOptions, precision: str) -> Target:
 
 
 def _choose_library(options: BuildOptions, gpu: Gpu | None) -> str:
-    # Without a GPU, or for another one, only RTX can build; with one, TensorRT gives the faster engines.
+    """The first suitable library that is installed."""
+    # Without a GPU, or for another one, only RTX can build; otherwise TensorRT's engines are faster.
     other = bool(options.capabilities) and (gpu is None or options.capabilities != (gpu.capability,))
     order = ["rtx", "trt"] if gpu is None or other else ["trt", "rtx"]
     if options.backend == "auto" and "6.1" in options.capabilities:
         order = ["trt"]
-    wanted = order if options.backend == "auto" else [options.backend]
-    for short in wanted:
+    allowed = order if options.backend == "auto" else [options.backend]
+    for short in allowed:
         if importlib.util.find_spec(LIBRARIES[short]) is not None:
             return LIBRARIES[short]
-    names = " or ".join(TITLES[LIBRARIES[short]] for short in wanted)
-    ways = " or ".join(f'pip install "yolact[{short}]"' for short in wanted)
+    names = " or ".join(TITLES[LIBRARIES[short]] for short in allowed)
+    ways = " or ".join(f'pip install "yolact[{short}]"' for short in allowed)
     raise YolactError(f"--to trt needs {names}, and it is not installed; run: {ways}")
 
 
 def _check_rtx(options: BuildOptions) -> None:
-    wrong = [value for value in options.capabilities if value == "6.1"]
-    if wrong:
+    """Refuse options that TensorRT-RTX does not support."""
+    if "6.1" in options.capabilities:
         raise UsageError(
             "TensorRT-RTX does not build for capability 6.1; a GTX 1080 Ti needs TensorRT 8.6 on that machine"
             " (--backend trt)"
@@ -105,15 +106,17 @@ def _check_rtx(options: BuildOptions) -> None:
         raise UsageError("TensorRT-RTX has no plugins; use --detect runtime, or --detect native")
     if options.hardware_compatible:
         raise UsageError(
-            "--hardware-compatible is TensorRT's; TensorRT-RTX engines run on 8.0 and later unless"
+            "--hardware-compatible is an option of TensorRT; TensorRT-RTX engines run on 8.0 and later unless"
             " --device-capability narrows that"
         )
     if options.version_compatible:
-        raise UsageError("--version-compatible is TensorRT's; TensorRT-RTX does it only where there is a GPU")
+        raise UsageError(
+            "--version-compatible is an option of TensorRT; TensorRT-RTX supports it only with a GPU"
+        )
 
 
 def _rtx_capabilities() -> tuple[str, ...]:
-    """What the installed TensorRT-RTX can build for."""
+    """The compute capabilities that the installed TensorRT-RTX builds for."""
     try:
         return known_capabilities(importlib.import_module(RTX))
     except (ImportError, OSError) as error:
@@ -121,14 +124,13 @@ def _rtx_capabilities() -> tuple[str, ...]:
 
 
 def _check_half(capabilities: tuple[str, ...], allowed: bool) -> None:
+    """Refuse fp16 on a GPU where it is slow, or warn if the user accepts that."""
     if "6.1" not in capabilities:
         return
     text = (
-        "capability 6.1 (GTX 1080 Ti) computes in half precision at 1/64 of the rate of float32: fp16 is no"
+        "capability 6.1 (GTX 1080 Ti) computes in half precision at 1/64 of the rate of float32: fp16 is not"
         " faster there"
     )
     if not allowed:
-        raise UsageError(
-            f"{text}; use --precision int8, which is, or build it all the same with --allow-fallback"
-        )
-    log.warning("%s; int8 would be", text)
+        raise UsageError(f"{text}; use --precision int8, which is, or build it anyway with --allow-fallback")
+    log.warning("%s, int8 is", text)

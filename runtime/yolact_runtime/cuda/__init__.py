@@ -1,5 +1,6 @@
-"""CUDA kernels for what follows the network, and the plans that say how to launch them.
+"""The GPU: CUDA kernels, the plans that describe their launches, and the device that runs them.
 
-The `.cu` sources compile with NVRTC (C++17, compute capability 5.0 and up, no host headers). A module beside
-each source turns shapes and settings into a `plan.Plan`: pure data, run by whoever has a device.
+The sources in `kernels` compile with NVRTC (C++17, compute capability 5.0 and later, no host headers). For
+each source, `plans` has a module that turns shapes and settings into a `Plan`, which is pure data. `device`,
+`launch` and `timing` run plans through pycuda; `graphs` and `gpu` use cuda-bindings where pycuda cannot help.
 """

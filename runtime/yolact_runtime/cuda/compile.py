@@ -1,4 +1,4 @@
-"""Kernels compiled for a GPU, each once: NVRTC with a cache on disk."""
+"""Compile kernels for a GPU: NVRTC with a cache on disk."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _CUDA_HEADERS = ("cuda_fp16.h", "cuda_fp16.hpp")
 
 @dataclass(frozen=True)
 class Module:
-    """Compiled kernels, as a driver loads them.
+    """Compiled kernels, ready for the driver to load.
 
     Attributes:
-        image: Machine code (cubin), or PTX text.
-        names: The name in `image` of each name expression.
-        log: What the compiler said; `registers.parse` reads it.
-        capability: What it was compiled for.
+        image: Machine code (cubin) or PTX text.
+        names: The name in `image` of each kernel.
+        log: The compiler's messages, with registers and memory of each kernel.
+        capability: The compute capability it was compiled for.
         compiler: Version of NVRTC, (major, minor).
     """
 
@@ -46,7 +46,7 @@ def parse_capability(text: str) -> tuple[int, int]:
     """ "8.6" to (8, 6).
 
     Raises:
-        UsageError: it is not of that form.
+        UsageError: it does not have that form.
     """
     if not re.fullmatch(r"\d{1,2}\.\d", text):
         raise UsageError(
@@ -64,20 +64,20 @@ def compile_kernels(
     library: nvrtc.Nvrtc | None = None,
     folder: Path = SOURCES,
 ) -> Module:
-    """Compile some kernels of one source file, or take them from the cache.
+    """Compile kernels of one source file, or take them from the cache.
 
-    The cache is `kernels` in `$YOLACT_CACHE` or the user's cache folder. An entry is found by everything it
-    was made from: the text of the source and of the headers, options, capability and compiler. One that is
-    damaged is made anew; a cache that cannot be written is done without.
+    The cache is the folder `kernels` in `$YOLACT_CACHE` or the user's cache folder. Its key is all that the
+    result depends on: source, headers, options, capability and compiler. Damaged entries are compiled again,
+    and a cache that cannot be written is not used.
 
     Args:
         source: Name of a file in `folder`.
         expressions: Kernels with their template arguments, such as `resize<float>`.
-        capability: Of the GPU; machine code also runs on GPUs of the same major and a higher minor, PTX on
-            all higher ones.
-        ptx: Make PTX and not machine code.
-        library: The compiler; by default the newest installed one that knows the capability.
-        folder: Where the sources are.
+        capability: The GPU's. Machine code also runs on GPUs of the same major and a higher minor, PTX on all
+            higher ones.
+        ptx: Compile to PTX instead of machine code.
+        library: The compiler; by default the newest installed one that supports the capability.
+        folder: Folder of the sources.
 
     Raises:
         YolactError: no compiler for this capability is installed, or the source has an error.
@@ -94,20 +94,20 @@ def compile_kernels(
     path = cache_folder() / "kernels" / f"{Path(source).stem}-sm{major}{minor}-{key[:32]}.json"
     module = _cached(path, capability, library.version)
     if module is None:
-        made = library.compile(source, text, headers, names, (*options, f"-I{include}"), ptx)
-        module = Module(made.image, made.lowered, made.log, capability, library.version)
+        compiled = library.compile(source, text, headers, names, (*options, f"-I{include}"), ptx)
+        module = Module(*compiled, capability, library.version)
         _keep(path, module)
     return module
 
 
 def _read(source: Path) -> tuple[str, dict[str, str]]:
-    """The text of a source, and that of each of our headers which it includes, directly or not."""
+    """The text of a source, and of each of our headers that it includes, directly or not."""
     text = source.read_text(encoding="utf-8")
     headers: dict[str, str] = {}
     waiting = _INCLUDE.findall(text)
     while waiting:
         name = waiting.pop()
-        # One that is not there belongs to another compiler, or NVRTC says where it is missed.
+        # A header that is not there belongs to another compiler, or NVRTC reports it.
         if name not in headers and (source.parent / name).is_file():
             headers[name] = (source.parent / name).read_text(encoding="utf-8")
             waiting += _INCLUDE.findall(headers[name])
@@ -115,6 +115,7 @@ def _read(source: Path) -> tuple[str, dict[str, str]]:
 
 
 def _cached(path: Path, capability: tuple[int, int], compiler: tuple[int, int]) -> Module | None:
+    """The module in a cache entry; None if it is missing or damaged."""
     try:
         entry = json.loads(path.read_text(encoding="utf-8"))
         image = base64.b64decode(entry["image"], validate=True)
@@ -129,6 +130,7 @@ def _cached(path: Path, capability: tuple[int, int], compiler: tuple[int, int]) 
 
 
 def _keep(path: Path, module: Module) -> None:
+    """Write a cache entry; a failure is a warning."""
     names = dict(module.names)
     entry = {
         "image": base64.b64encode(module.image).decode(),
@@ -139,7 +141,7 @@ def _keep(path: Path, module: Module) -> None:
     try:
         write_json(path, entry)
     except YolactError as error:
-        log.warning("compiled kernels are not kept: %s", error)
+        log.warning("compiled kernels are not cached: %s", error)
 
 
 def _digest(image: bytes, names: dict[str, str], text: str) -> str:

@@ -1,298 +1,293 @@
-"""Plans run on a GPU, through the driver alone.
+"""The first GPU through pycuda: its primary context, memory on both sides, streams, events and copies.
 
-    with Device() as device, device.load(plan) as kernels:
-        for name, array in inputs.items():
-            kernels.upload(name, array)
-        kernels.run()
-        count = kernels.download("count")
+    with Device() as device, device.current, ExitStack() as held:
+        address = device.allocate(held, "pixels", 4096)
+        pixels = device.pinned(held, "pixels", (4096,), np.uint8)
+        device.stream.upload(address, pixels)
+        device.stream.synchronize()
 
-Everything lives in the GPU's primary context, which PyTorch and other users of the CUDA runtime share.
+PyTorch, ONNX Runtime and TensorRT use the same primary context. `launch.py` runs kernels on a device.
 """
 
 from __future__ import annotations
 
-import ctypes
 import logging
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from yolact_runtime.cuda import nvrtc
-from yolact_runtime.cuda.compile import compile_kernels, parse_capability
-from yolact_runtime.cuda.gpu import Gpu, current_gpu
-from yolact_runtime.cuda.plans.plan import MAX_SHARED_BYTES, Buffer, Launch, Plan
-from yolact_runtime.cuda.resource import Owner
-from yolact_runtime.errors import (
-    DeviceError,
-    UsageError,
-    YolactError,
-    device_failure,
-    first_line,
-    missing_extra,
-)
+from yolact_runtime.cuda.gpu import Gpu, current_gpu, driver_call
+from yolact_runtime.cuda.resource import Resource, warn_on_failure
+from yolact_runtime.errors import DeviceError, YolactError, device_failure, first_line, missing_extra
 
 log = logging.getLogger(__name__)
 
+# CU_STREAM_NON_BLOCKING, which pycuda has no name for: such a stream does not wait for the default stream.
+_NON_BLOCKING = 1
 
-class Device(Owner):
-    """The first visible GPU, its primary context made current on this thread, and a stream.
+
+class Stream:
+    """A queue of work on the GPU.
+
+    Its methods raise pycuda's own exceptions: they are called too often to be wrapped one by one.
 
     Attributes:
-        gpu: What it is.
-        stream: Handle of a stream of its own, which waits for no other.
+        handle: For TensorRT and cuda-bindings.
+        queue: pycuda's stream. Nobody else may keep it, not even in a local variable: the traceback of an
+            error would make it outlive the context.
+    """
+
+    def __init__(self, cuda: Any) -> None:
+        self._cuda = cuda
+        self.queue = cuda.Stream(_NON_BLOCKING)
+        self.handle = int(self.queue.handle)
+
+    def upload(self, address: int, array: np.ndarray) -> None:
+        """Queue the copy of a contiguous array to an address; asynchronous if the array is pinned."""
+        self._cuda.memcpy_htod_async(address, array, self.queue)
+
+    def download(self, array: np.ndarray, address: int) -> None:
+        """Queue the copy from an address to a contiguous array; asynchronous if the array is pinned."""
+        self._cuda.memcpy_dtoh_async(array, address, self.queue)
+
+    def synchronize(self) -> None:
+        """Wait for all queued work."""
+        self.queue.synchronize()
+
+    def close(self) -> None:
+        """Release it: pycuda destroys a stream when nobody refers to it any more."""
+        self.queue = None
+
+
+class Event:
+    """A mark in a stream, to measure time between two of them."""
+
+    def __init__(self, cuda: Any) -> None:
+        self._event = cuda.Event()
+
+    def record(self, stream: Stream) -> None:
+        """Put it on a stream."""
+        self._event.record(stream.queue)
+
+    def milliseconds_since(self, earlier: Event) -> float:
+        """The time between the two, once the stream has reached both."""
+        return float(self._event.time_since(earlier._event))
+
+    def close(self) -> None:
+        """Release it, like `Stream.close`."""
+        self._event = None
+
+
+class _Current:
+    """The context on top of this thread's stack during a `with`; any number of threads may enter it."""
+
+    def __init__(self, context: Any, errors: tuple[type[Exception], ...]) -> None:
+        self._context, self._errors = context, errors
+
+    def __enter__(self) -> None:
+        try:
+            self._context.push()
+        except self._errors as error:
+            raise pycuda_failure(error, "making the context current") from error
+
+    def __exit__(self, *exception: object) -> None:
+        try:  # pycuda ends the process if a thread ends with a context on its stack
+            self._context.pop()
+        except self._errors as error:
+            log.warning("%s", pycuda_failure(error, "leaving the context"))
+
+
+class Device(Resource):
+    """The first visible GPU.
+
+    Its context is current only within `with device.current:`, which every use has to enter, on any thread.
+
+    Attributes:
+        gpu: Name, compute capability and CUDA version.
+        current: Makes the primary context current on this thread.
+        stream: A stream for synchronous copies, and for plans that run outside an engine.
+        cuda: The module `pycuda.driver`.
+        errors: pycuda's exceptions: its own are not RuntimeErrors, but C++'s become those.
+
+    Raises:
+        YolactError: there is no GPU, or pycuda or cuda-bindings is not installed.
+        DeviceError: pycuda does not load, or the driver failed.
     """
 
     gpu: Gpu
-    stream: Any
+    current: _Current
+    stream: Stream
+    cuda: Any
+    errors: tuple[type[Exception], ...]
 
     def _open(self) -> None:
-        self._find()
-        handle = self.call("cuDeviceGet", 0)
-        context = self.call("cuDevicePrimaryCtxRetain", handle)
-        self._held.callback(self.free, "cuDevicePrimaryCtxRelease", handle)
-        self.call("cuCtxPushCurrent", context)
-        self._held.callback(self.free, "cuCtxPopCurrent")
-        flags = self.driver.CUstream_flags.CU_STREAM_NON_BLOCKING
-        self.stream = self.hold(self._held, "cuStreamDestroy", "cuStreamCreate", flags)
+        """Retain the primary context and open the stream."""
+        self.gpu, self.cuda = _find_gpu(), _import_pycuda()
+        self.errors = (self.cuda.Error, RuntimeError)
+        with self.failing("opening the GPU"):
+            self.cuda.init()
+            context = self.cuda.Device(0).retain_primary_context()
+        self._held.callback(self._release, context)
+        self.current = _Current(context, self.errors)
+        with self.current, ExitStack() as held:
+            self.stream = self.open_stream(held)
+            self._held.callback(self.close_within, held.pop_all())
 
-    def _find(self) -> None:
-        """Set `driver` and `gpu`, or say which is missing."""
-        try:
-            from cuda.bindings import driver
-        except ImportError as error:
-            # The other extra, rtx, brings it as well.
-            raise missing_extra("running kernels on a GPU (no module 'cuda.bindings')", "trt") from error
-        self.driver = driver
-        gpu = current_gpu()
-        if gpu is None:
-            raise YolactError(
-                "running kernels needs an NVIDIA GPU and its driver; nvidia-smi shows none here"
-            )
-        self.gpu = gpu
+    def _release(self, context: Any) -> None:
+        """Release the primary context, which pycuda only does while it is current."""
+        with warn_on_failure():
+            with self.failing("releasing the context"):
+                below = self.cuda.Context.get_current()
+                context.push()
+                context.detach()
+            if below is None:  # pycuda leaves it on the driver's stack, and cannot pop it from there any more
+                driver_call("cuCtxPopCurrent")
 
-    def call(self, name: str, *arguments: Any, at: str = "") -> Any:
-        """Call a function of the driver; gives its value, or None where it has none.
+    @contextmanager
+    def failing(self, at: str) -> Iterator[None]:
+        """Turn pycuda's exceptions into a DeviceError.
 
         Args:
-            name: Of the function.
-            arguments: Its arguments.
-            at: What the call is for, for the error.
-
-        Raises:
-            DeviceError: with the name of the call and of its error.
+            at: What is being done, and with what, for the message.
         """
         try:
-            status, *values = getattr(self.driver, name)(*arguments)
-        except RuntimeError as error:  # the driver lacks the function
-            raise device_failure("the GPU's driver", name, first_line(error), at) from error
-        if int(status) != 0:
-            raise device_failure("the GPU's driver", name, str(getattr(status, "name", status)), at)
-        return values[0] if values else None
-
-    def hold(self, held: ExitStack, release: str, create: str, *arguments: Any, at: str = "") -> Any:
-        """What the driver's `create` gives; `held` calls `release` on it when it closes."""
-        value = self.call(create, *arguments, at=at)
-        held.callback(self.free, release, value)
-        return value
+            yield
+        except self.errors as error:
+            raise pycuda_failure(error, at) from error
 
     def allocate(self, held: ExitStack, name: str, nbytes: int) -> int:
-        """Address of new device memory, which `held` gives back when it closes.
+        """The address of new device memory, which `held` frees when it closes.
 
         Raises:
-            DeviceError: there is not as much; names the buffer and its size.
+            DeviceError: there is not enough; names the buffer and its size.
         """
-        at = f"buffer {name} ({nbytes:,} bytes)"
-        return int(self.hold(held, "cuMemFree", "cuMemAlloc", nbytes, at=at))
+        with self.failing(f"buffer {name} ({nbytes:,} bytes)"):
+            memory = self.cuda.mem_alloc(nbytes)
+        held.callback(self._free, memory.free, f"buffer {name}")
+        return int(memory)
 
-    def load(
-        self, plan: Plan, memory: Mapping[str, int] | None = None, kernels: Kernels | None = None
-    ) -> DevicePlan:
-        """A plan ready to run once it is entered with `with`.
+    def pinned(
+        self, held: ExitStack, name: str, shape: tuple[int, ...], dtype: np.typing.DTypeLike
+    ) -> np.ndarray:
+        """A new array in page-locked host memory, for asynchronous copies; `held` frees it when it closes.
 
-        Args:
-            plan: Any.
-            memory: Addresses of those of its buffers that belong to others, who keep them for as long as the
-                plan; so one plan's outputs are another's inputs. The rest is allocated.
-            kernels: Where its kernels are loaded already; otherwise it loads its own.
-        """
-        return DevicePlan(self, plan, memory or {}, kernels)
-
-    def free(self, name: str, *arguments: Any) -> None:
-        """Call a function that gives something back; where it fails, that is a warning."""
-        # After an error inside a kernel every call fails: the first one is worth telling, and the rest
-        # must still be tried.
-        try:
-            self.call(name, *arguments)
-        except DeviceError as error:
-            log.warning("%s", error)
-
-
-class Kernels(Owner):
-    """The kernels of some plans, compiled and loaded once.
-
-    Attributes:
-        functions: Handle of each, by source file and kernel.
-    """
-
-    def __init__(self, device: Device, plans: Iterable[Plan]) -> None:
-        super().__init__()
-        self._device, self._plans = device, tuple(plans)
-        self.functions: dict[tuple[str, str], Any] = {}
-
-    def _open(self) -> None:
-        device, gpu = self._device, self._device.gpu
-        if not self._plans:  # then no compiler is needed either
-            return
-        capability = parse_capability(gpu.capability)
-        compiler = nvrtc.choose(capability, newest_major=int(gpu.cuda.split(".")[0]))
-        wanted: dict[str, dict[str, None]] = {}
-        for plan in self._plans:
-            for source in plan.sources:
-                wanted.setdefault(source, {}).update(dict.fromkeys(plan.kernels(source)))
-        for source, kernels in wanted.items():
-            module = compile_kernels(source, tuple(kernels), capability, library=compiler)
-            loaded = device.hold(self._held, "cuModuleUnload", "cuModuleLoadData", module.image, at=source)
-            for kernel in kernels:
-                name = module.names[kernel].encode()
-                function = device.call("cuModuleGetFunction", loaded, name, at=kernel)
-                self.functions[source, kernel] = function
-        for plan in self._plans:
-            for launch in plan.launches:
-                self._allow_shared(launch)
-
-    def _allow_shared(self, launch: Launch) -> None:
-        """Ask for what a block does not get unasked: static and dynamic shared memory count together."""
-        attribute = self._device.driver.CUfunction_attribute
-        function = self.functions[launch.source, launch.kernel]
-        static = self._device.call(
-            "cuFuncGetAttribute", attribute.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, function
-        )
-        if static + launch.shared_bytes > MAX_SHARED_BYTES:
-            most = attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            self._device.call("cuFuncSetAttribute", function, most, launch.shared_bytes)
-
-
-class DevicePlan(Owner):
-    """A plan's kernels and buffers on a device, allocated once; made by `Device.load`.
-
-    Attributes:
-        memory: Address of each buffer, by name.
-    """
-
-    def __init__(
-        self, device: Device, plan: Plan, memory: Mapping[str, int], kernels: Kernels | None
-    ) -> None:
-        super().__init__()
-        self.plan = plan
-        self.device = device
-        self._buffers = {buffer.name: buffer for buffer in plan.buffers}
-        if unknown := sorted(set(memory).difference(self._buffers)):
-            raise ValueError(f"the plan has no buffers {unknown}; it has {', '.join(self._buffers)}")
-        self.memory = dict(memory)
-        self._kernels = kernels
-        self._calls: list[tuple[tuple[Any, ...], tuple[Any, ...]]] = []
-        self._last_stream: Any = None
-
-    def _open(self) -> None:
-        kernels = self._kernels or self._held.enter_context(Kernels(self.device, (self.plan,)))
-        for buffer in self.plan.buffers:
-            if buffer.name not in self.memory:
-                self.memory[buffer.name] = self.device.allocate(self._held, buffer.name, buffer.nbytes)
-        self._calls = [
-            self._prepare(launch, kernels.functions[launch.source, launch.kernel])
-            for launch in self.plan.launches
-        ]
-        self._last_stream = self.device.stream
-
-    def _prepare(self, launch: Launch, function: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """What `cuLaunchKernel` takes, before and after the stream: made once, launched often."""
-        values: list[int | float] = []
-        kinds: list[type[ctypes.c_void_p | ctypes.c_int32 | ctypes.c_float]] = []
-        for argument in launch.arguments:
-            if isinstance(argument, str):
-                values.append(self.memory[argument])
-                kinds.append(ctypes.c_void_p)
-            elif isinstance(argument, np.int32):
-                values.append(int(argument))
-                kinds.append(ctypes.c_int32)
-            else:
-                values.append(float(argument))
-                kinds.append(ctypes.c_float)
-        before = (function, *launch.grid, *launch.block, launch.shared_bytes)
-        return before, ((tuple(values), tuple(kinds)), 0)
-
-    def upload(self, name: str, array: np.ndarray) -> None:
-        """Copy an array into an input; returns when it is there.
-
-        Args:
-            name: Of an input of the plan.
-            array: Of its shape and dtype.
+        No view of it may be read after that.
 
         Raises:
-            UsageError: there is no such input, or the array does not fit it.
-            YolactError: the driver failed.
+            DeviceError: there is not enough; names the buffer and its size.
         """
-        names = [buffer.name for buffer in self.plan.inputs]
-        if name not in names:
-            raise UsageError(f"the plan has no input {name!r}; it takes {', '.join(names)}")
-        buffer = self._buffers[name]
-        if array.shape != buffer.shape or array.dtype != buffer.dtype:
-            raise UsageError(
-                f"input {name} is {array.shape} {array.dtype}; the plan takes {buffer.shape} {buffer.dtype}"
-            )
-        self._copy("cuMemcpyHtoDAsync", buffer, np.ascontiguousarray(array))
-
-    def download(self, name: str) -> np.ndarray:
-        """A copy of a buffer on the host, after all that was queued by `run`.
-
-        Raises:
-            UsageError: there is no such buffer.
-            YolactError: the driver failed, or a kernel before.
-        """
-        if name not in self._buffers:
-            raise UsageError(f"the plan has no buffer {name!r}; it has {', '.join(self._buffers)}")
-        buffer = self._buffers[name]
-        array = np.empty(buffer.shape, buffer.dtype)
-        self._copy("cuMemcpyDtoHAsync", buffer, array)
+        nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        with self.failing(f"pinned buffer {name} ({nbytes:,} bytes)"):
+            array: np.ndarray = self.cuda.pagelocked_empty(shape, dtype)
+        allocation: Any = array.base
+        held.callback(self._free, allocation.free, f"pinned buffer {name}")
         return array
 
-    def _copy(self, function: str, buffer: Buffer, array: np.ndarray) -> None:
-        self.synchronize()
-        ends = [self.memory[buffer.name], array.ctypes.data]
-        if function == "cuMemcpyDtoHAsync":
-            ends.reverse()
-        self.device.call(function, *ends, buffer.nbytes, self.device.stream)
-        self.device.call("cuStreamSynchronize", self.device.stream)
+    def _free(self, free: Callable[[], None], name: str) -> None:
+        with warn_on_failure(), self.failing(name):
+            free()
 
-    def run(self, stream: Any = None) -> None:
-        """Queue all launches; does not wait for them.
-
-        Args:
-            stream: Handle of a stream in the same context, such as `torch.cuda.current_stream().cuda_stream`;
-                the device's own by default.
+    def open_stream(self, held: ExitStack) -> Stream:
+        """A new stream that waits for no other; `held` closes it.
 
         Raises:
-            YolactError: the driver failed. What fails inside a kernel shows in the next call.
+            DeviceError: the driver failed.
         """
-        self._last_stream = self.device.stream if stream is None else stream
-        for launch, (before, after) in zip(self.plan.launches, self._calls, strict=True):
-            self.device.call("cuLaunchKernel", *before, self._last_stream, *after, at=launch.kernel)
+        with self.failing("a stream"):
+            stream = Stream(self.cuda)
+        held.callback(stream.close)
+        return stream
 
-    def synchronize(self) -> None:
-        """Wait for what `run` queued last.
+    def open_event(self, held: ExitStack) -> Event:
+        """A new event that records the time; `held` closes it.
 
         Raises:
-            YolactError: the driver or a kernel failed.
+            DeviceError: the driver failed.
         """
-        self.device.call("cuStreamSynchronize", self._last_stream)
+        with self.failing("an event"):
+            event = Event(self.cuda)
+        held.callback(event.close)
+        return event
 
-    def launch(self, launch: Launch, stream: Any) -> None:
-        """Queue one of the plan's launches on a stream.
+    def upload(self, address: int, array: np.ndarray, name: str) -> None:
+        """Copy a contiguous array to an address and wait for the copy.
 
         Raises:
-            YolactError: the driver failed.
+            DeviceError: the driver failed.
         """
-        before, after = self._calls[self.plan.launches.index(launch)]
-        self.device.call("cuLaunchKernel", *before, stream, *after, at=launch.kernel)
+        self._copy(partial(self.stream.upload, address, array), f"uploading {name} ({array.nbytes:,} bytes)")
+
+    def download(self, array: np.ndarray, address: int, name: str) -> None:
+        """Copy from an address to a contiguous array and wait for the copy.
+
+        Raises:
+            DeviceError: the driver failed.
+        """
+        self._copy(
+            partial(self.stream.download, array, address), f"downloading {name} ({array.nbytes:,} bytes)"
+        )
+
+    def _copy(self, copy: Callable[[], None], at: str) -> None:
+        try:
+            copy()
+            self.stream.synchronize()
+        except self.errors as error:
+            self.settle(self.stream)
+            raise pycuda_failure(error, at) from error
+
+    def settle(self, stream: Stream) -> None:
+        """Wait for a stream whose buffers are about to be freed, perhaps after an error."""
+        try:
+            stream.synchronize()
+        except self.errors as error:
+            log.debug("%s", error)
+
+    def close_within(self, held: ExitStack) -> None:
+        """Close `held` with the context current, or without it if that fails."""
+        try:
+            with self.current:
+                held.close()
+        except DeviceError as error:
+            log.warning("%s", error)
+            held.close()
+
+
+def _find_gpu() -> Gpu:
+    """The GPU, or an error that names what is missing."""
+    try:
+        from cuda.bindings import driver  # noqa: F401
+    except ImportError as error:
+        # The extra `rtx` installs it as well.
+        raise missing_extra("running kernels on a GPU (no module 'cuda.bindings')", "trt") from error
+    gpu = current_gpu()
+    if gpu is None:
+        raise YolactError("running kernels needs an NVIDIA GPU and its driver; nvidia-smi shows none here")
+    return gpu
+
+
+def _import_pycuda() -> Any:
+    """`pycuda.driver`, or an error that says how to install it."""
+    try:
+        import pycuda.driver as cuda
+    except ModuleNotFoundError as error:
+        raise YolactError(
+            f"running on a GPU needs pycuda (no module {error.name!r}), which pip builds from source with the"
+            ' CUDA toolkit: pip install "yolact[trt]"'
+        ) from error
+    except ImportError as error:
+        raise DeviceError(
+            f"pycuda does not load: {first_line(error)}; build it again with this machine's CUDA toolkit:"
+            " pip install --no-cache-dir --force-reinstall --no-deps pycuda"
+        ) from error
+    return cuda
+
+
+def pycuda_failure(error: BaseException, at: str) -> DeviceError:
+    """The DeviceError for one of pycuda's exceptions, whose text is "cuMemAlloc failed: out of memory"."""
+    call, _, reason = first_line(error).partition(" failed: ")
+    if not reason:
+        call, reason = "pycuda", call
+    return device_failure("the GPU's driver", call, reason, at)

@@ -1,10 +1,16 @@
-"""Which GPU this machine has, asked of the driver alone."""
+"""Which GPU this machine has, and calls to its driver through cuda-bindings.
+
+pycuda does everything else. Machines that only export engines have cuda-bindings, which is a wheel, but often
+not pycuda, which pip has to compile.
+"""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
 from typing import Any
+
+from yolact_runtime.errors import DeviceError, device_failure, first_line
 
 log = logging.getLogger(__name__)
 
@@ -14,9 +20,9 @@ class Gpu:
     """One GPU.
 
     Attributes:
-        name: As the driver calls it.
+        name: The driver's name for it.
         capability: Compute capability, such as "8.6".
-        cuda: Newest CUDA version that the driver runs, such as "12.8".
+        cuda: Newest CUDA version that the driver supports, such as "12.8".
     """
 
     name: str
@@ -30,24 +36,41 @@ def current_gpu() -> Gpu | None:
         from cuda.bindings import driver
     except ImportError:
         return None
+    attributes = driver.CUdevice_attribute
     try:
-        _call(driver.cuInit(0))
-        device = _call(driver.cuDeviceGet(0))
-        attribute = driver.CUdevice_attribute
-        parts = [
-            _call(driver.cuDeviceGetAttribute(getattr(attribute, f"CU_DEVICE_ATTRIBUTE_{part}"), device))
-            for part in ("COMPUTE_CAPABILITY_MAJOR", "COMPUTE_CAPABILITY_MINOR")
-        ]
-        name = _call(driver.cuDeviceGetName(128, device)).split(b"\0")[0].decode()
-        version = _call(driver.cuDriverGetVersion())
-    except RuntimeError as error:  # no driver library, or no device
+        driver_call("cuInit", 0)
+        device = driver_call("cuDeviceGet", 0)
+        prefix = "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_"
+        major, minor = (
+            driver_call("cuDeviceGetAttribute", getattr(attributes, prefix + part), device)
+            for part in ("MAJOR", "MINOR")
+        )
+        name = driver_call("cuDeviceGetName", 128, device).split(b"\0")[0].decode()
+        version = driver_call("cuDriverGetVersion")
+    except DeviceError as error:  # no driver library, or no device
         log.debug("no GPU: %s", error)
         return None
-    return Gpu(name, "{}.{}".format(*parts), f"{version // 1000}.{version % 1000 // 10}")
+    return Gpu(name, f"{major}.{minor}", f"{version // 1000}.{version % 1000 // 10}")
 
 
-def _call(answer: tuple[Any, ...]) -> Any:
-    """The value of a driver call's (status, value); RuntimeError where the status is not success."""
-    if int(answer[0]) != 0:
-        raise RuntimeError(str(answer[0]))
-    return answer[1] if len(answer) > 1 else None
+def driver_call(name: str, *arguments: Any, at: str = "") -> Any:
+    """Call a driver function through cuda-bindings; returns its value, or None if it has none.
+
+    Args:
+        name: Name of the function.
+        arguments: Its arguments.
+        at: What the call is for, for the error message.
+
+    Raises:
+        DeviceError: the call failed; names the function and the driver's error.
+        ImportError: cuda-bindings is not installed.
+    """
+    from cuda.bindings import driver
+
+    try:
+        status, *values = getattr(driver, name)(*arguments)
+    except RuntimeError as error:  # the driver does not have the function
+        raise device_failure("the GPU's driver", name, first_line(error), at) from error
+    if int(status) != 0:
+        raise device_failure("the GPU's driver", name, str(getattr(status, "name", status)), at)
+    return values[0] if values else None

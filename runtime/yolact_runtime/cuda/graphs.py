@@ -1,6 +1,6 @@
-"""CUDA graphs: what is queued on a stream for a call, captured once and replayed by one launch.
+"""CUDA graphs: the work of one call, captured from a stream once and replayed by a single launch.
 
-pycuda has none of it, so it goes through cuda-bindings, in pycuda's context.
+pycuda has no graphs, so this uses cuda-bindings, within pycuda's context.
 """
 
 from __future__ import annotations
@@ -8,74 +8,81 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
-from yolact_runtime.cuda.device import Device
+from yolact_runtime.cuda.gpu import driver_call
+from yolact_runtime.cuda.resource import warn_on_failure
 from yolact_runtime.errors import DeviceError
 
 log = logging.getLogger(__name__)
 
 
 class Graphs:
-    """Captures for one engine, until a capture fails: then all is launched one by one.
+    """Captures graphs for one engine; after the first failure, work is launched without graphs.
 
     Attributes:
         enabled: Whether to capture.
     """
 
-    def __init__(self, device: Device, enabled: bool) -> None:
-        self._device = device
+    def __init__(self, enabled: bool) -> None:
         self.enabled = enabled
 
-    def capture(self, held: ExitStack, stream: int, queue: Callable[[], None], what: str) -> Any:
-        """Capture what `queue` puts on a stream; nothing of it runs.
+    def capture(
+        self, held: ExitStack, stream: int, queue: Callable[[], None], at: str
+    ) -> Callable[[], None] | None:
+        """Capture what `queue` puts on a stream, without running it.
 
         Args:
-            held: Gives the graph back when it closes.
-            stream: Handle; it stays usable whatever happens.
-            queue: May be called in vain.
-            what: For the warning.
+            held: Releases the graph when it closes.
+            stream: Handle; the stream stays usable whatever happens.
+            queue: Puts the work on the stream. Called once.
+            at: What the graph is for, for messages.
 
         Returns:
-            What `launch` takes; None where it failed, which is told once.
+            A function that launches the graph on the stream, and raises DeviceError if the driver fails. None
+            if capturing failed, which is logged once.
         """
         try:
             with ExitStack() as mine:
                 graph = self._capture(mine, stream, queue)
-                made = self._device.hold(held, "cuGraphExecDestroy", "cuGraphInstantiate", graph, 0, at=what)
+                executable = driver_call("cuGraphInstantiate", graph, 0, at=at)
         except DeviceError as error:
             if self.enabled:
                 log.warning("no CUDA graphs, launching one by one: %s", error)
             self.enabled = False
             return None
-        return made
+        held.callback(_release, "cuGraphExecDestroy", executable)
+        return partial(driver_call, "cuGraphLaunch", executable, stream, at=at)
 
     def _capture(self, held: ExitStack, stream: int, queue: Callable[[], None]) -> Any:
-        device = self._device
-        # What other threads do in the meantime, such as allocating, does not concern this capture.
-        mode = device.driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        device.call("cuStreamBeginCapture", stream, mode)
+        """The graph of what `queue` puts on the stream; `held` destroys it."""
+        from cuda.bindings import driver
+
+        # What other threads do at the same time, such as allocating, does not disturb this capture.
+        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        driver_call("cuStreamBeginCapture", stream, mode)
         try:
             queue()
         except BaseException:
-            self._abandon(held, stream)
+            _abandon(stream)
             raise
-        return device.hold(held, "cuGraphDestroy", "cuStreamEndCapture", stream)
+        graph = driver_call("cuStreamEndCapture", stream)
+        held.callback(_release, "cuGraphDestroy", graph)
+        return graph
 
-    def _abandon(self, held: ExitStack, stream: int) -> None:
-        """End a capture that failed, so that the stream can be used again."""
-        try:
-            graph = self._device.call("cuStreamEndCapture", stream)
-        except DeviceError as error:  # as it must: the capture is invalid
-            log.debug("%s", error)
-            return
-        if graph is not None and int(graph):
-            held.callback(self._device.free, "cuGraphDestroy", graph)
 
-    def launch(self, graph: Any, stream: int, at: str) -> None:
-        """Queue a captured graph.
+def _abandon(stream: int) -> None:
+    """End a capture that failed, so that the stream can be used again."""
+    try:
+        graph = driver_call("cuStreamEndCapture", stream)
+    except DeviceError as error:  # expected: the capture is invalid
+        log.debug("%s", error)
+        return
+    if graph is not None and int(graph):
+        _release("cuGraphDestroy", graph)
 
-        Raises:
-            DeviceError: the driver failed.
-        """
-        self._device.call("cuGraphLaunch", graph, stream, at=at)
+
+def _release(name: str, value: Any) -> None:
+    with warn_on_failure():
+        driver_call(name, value)

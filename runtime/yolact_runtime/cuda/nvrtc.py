@@ -1,8 +1,7 @@
-"""NVIDIA's run-time compiler: finding it, and calling it.
+"""NVIDIA's run-time compiler (NVRTC): find it and call it.
 
-Two majors are needed at times in one process: NVRTC 13 no longer knows the GTX 10-series, and PyTorch brings
-13. `cuda-bindings` calls one per process, of its own choice, so this goes to the C interface itself, which
-has been the same since CUDA 11.
+One process may need two major versions: NVRTC 13 no longer supports the GTX 10 series, and PyTorch has 13.
+cuda-bindings loads only one of them, so this calls the C interface, which has been stable since CUDA 11.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,23 +20,8 @@ from yolact_runtime.errors import UsageError, YolactError
 log = logging.getLogger(__name__)
 
 VARIABLE = "YOLACT_NVRTC"
-# CUDA 12 knows compute capability 5.0 to 12.0, CUDA 13 only 7.5 and up.
+# CUDA 12 supports compute capability 5.0 to 12.0, CUDA 13 only 7.5 and later.
 _LAST_OF_12 = (12, 0)
-
-
-@dataclass(frozen=True)
-class Product:
-    """What one compilation made.
-
-    Attributes:
-        image: Machine code (cubin) or PTX text.
-        lowered: The name in `image` of each name expression.
-        log: The compiler's messages, with the use of registers and memory where machine code was made.
-    """
-
-    image: bytes
-    lowered: dict[str, str]
-    log: str
 
 
 class Nvrtc:
@@ -47,25 +30,25 @@ class Nvrtc:
     Attributes:
         path: The library file.
         version: (major, minor).
-        architectures: Compute capabilities that it compiles for, ascending; 8.6 is (8, 6).
+        architectures: Compute capabilities that it supports, ascending; 8.6 is (8, 6).
     """
 
     def __init__(self, path: Path) -> None:
         """Load the library `path`.
 
         Raises:
-            YolactError: it cannot be loaded or is no NVRTC.
+            YolactError: it cannot be loaded or is not NVRTC.
         """
         self.path = path
         try:
-            # Found by name from inside NVRTC, and in the wheels only if it is in memory already.
+            # NVRTC loads it by name; the wheels' NVRTC only finds it if it is in memory already.
             for builtins in sorted(path.parent.glob("*nvrtc-builtins*")):
                 if _is_shared(builtins):
                     ctypes.CDLL(str(builtins))
             self._library = ctypes.CDLL(str(path))
             self._library.nvrtcGetErrorString.restype = ctypes.c_char_p
         except (OSError, AttributeError) as error:
-            raise YolactError(f"{path} is no NVRTC library that can be loaded: {error}") from error
+            raise YolactError(f"{path} is not an NVRTC library that can be loaded: {error}") from error
         major, minor, number = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
         self._call("nvrtcVersion", ctypes.byref(major), ctypes.byref(minor))
         self.version = (major.value, minor.value)
@@ -79,15 +62,15 @@ class Nvrtc:
         """The folder of the CUDA headers that belong to this library.
 
         Raises:
-            YolactError: it is not installed; names the package that holds it.
+            YolactError: the headers are not installed; names their package.
         """
-        # A toolkit or the wheels of CUDA 13 hold both in one folder, the wheels of CUDA 12 each in its own.
+        # Toolkits and the wheels of CUDA 13 have both in one folder, the wheels of CUDA 12 in separate ones.
         root = self.path.resolve().parent.parent
         for folder in (root / "include", root.parent / "include", root.parent / "cuda_runtime" / "include"):
             if (folder / "cuda_fp16.h").is_file():
                 return folder
         package = "nvidia-cuda-runtime-cu12" if self.version[0] <= 12 else "nvidia-cuda-runtime"
-        raise YolactError(f"no cuda_fp16.h belongs to {self.path}; run: pip install {package}")
+        raise YolactError(f"{self.path} has no header cuda_fp16.h; run: pip install {package}")
 
     def compile(
         self,
@@ -97,19 +80,22 @@ class Nvrtc:
         expressions: Sequence[str],
         options: Sequence[str],
         ptx: bool,
-    ) -> Product:
+    ) -> tuple[bytes, dict[str, str], str]:
         """Compile CUDA C++.
 
         Args:
-            name: Of the source, for messages.
-            source: The text.
-            headers: Text of each header that `source` includes by that name; others are in include folders.
+            name: Name of the source, for messages.
+            source: Its text.
+            headers: Texts of headers by name; others are in include folders.
             expressions: Kernels, such as `resize<float>`.
-            options: Of the compiler.
-            ptx: Give PTX and not machine code.
+            options: Compiler options.
+            ptx: Return PTX instead of machine code (cubin).
+
+        Returns:
+            The code, the name in it of each expression, and the compiler's log.
 
         Raises:
-            YolactError: with the compiler's first error.
+            YolactError: the source has an error; has the compiler's first message.
         """
         program = ctypes.c_void_p()
         texts = (ctypes.c_char_p * len(headers))(*(text.encode() for text in headers.values()))
@@ -129,7 +115,7 @@ class Nvrtc:
                 raise YolactError(lines[0].strip())
             lowered = {expression: self._lowered(program, expression) for expression in expressions}
             image = self._text("nvrtcGetPTX" if ptx else "nvrtcGetCUBIN", program)
-            return Product(image.rstrip(b"\0") if ptx else image, lowered, log)
+            return image.rstrip(b"\0") if ptx else image, lowered, log
         finally:
             self._library.nvrtcDestroyProgram(ctypes.byref(program))
 
@@ -161,22 +147,20 @@ def load(path: Path) -> Nvrtc:
 
 
 def choose(capability: tuple[int, int], newest_major: int | None = None) -> Nvrtc:
-    """The newest installed NVRTC that compiles for `capability`.
+    """The newest installed NVRTC that supports `capability`; libraries that do not load are skipped.
 
-    The environment variable `YOLACT_NVRTC` names one library file instead. Others that do not load are passed
-    over.
+    The environment variable `YOLACT_NVRTC` names one library file to use instead.
 
     Args:
         capability: (major, minor).
-        newest_major: CUDA version of the driver that is to load the result; it may not take what a newer
-            compiler makes.
+        newest_major: CUDA major of the driver that will load the code: it may not support newer compilers.
 
     Raises:
         UsageError: `YOLACT_NVRTC` is not a file.
-        YolactError: none is installed, none knows the capability (names the package that does), or the one
-            that `YOLACT_NVRTC` names does not load.
+        YolactError: none is installed, none supports the capability (names the package that does), or the
+            one that `YOLACT_NVRTC` names does not load.
     """
-    wanted = f"compute capability {_text(capability)}"
+    target = f"compute capability {_text(capability)}"
     package = "nvidia-cuda-nvrtc" if capability > _LAST_OF_12 else "nvidia-cuda-nvrtc-cu12"
     remedy = f"run: pip install -U {package}"
     if named := os.environ.get(VARIABLE):
@@ -189,15 +173,15 @@ def choose(capability: tuple[int, int], newest_major: int | None = None) -> Nvrt
     if newest_major is not None:
         found = [library for library in found if library.version[0] <= newest_major]
     if not found:
-        raise YolactError(f"compiling kernels for {wanted} needs NVRTC, which is not installed; {remedy}")
+        raise YolactError(f"compiling kernels for {target} needs NVRTC, which is not installed; {remedy}")
     for library in found:
         if capability in library.architectures:
             return library
     have = "; ".join(
-        f"{_text(one.version)} knows {_text(one.architectures[0])} to {_text(one.architectures[-1])}"
+        f"{_text(one.version)} supports {_text(one.architectures[0])} to {_text(one.architectures[-1])}"
         for one in found
     )
-    raise YolactError(f"no installed NVRTC compiles for {wanted} ({have}); {remedy}")
+    raise YolactError(f"no installed NVRTC compiles for {target} ({have}); {remedy}")
 
 
 def installed() -> list[Path]:
@@ -222,12 +206,12 @@ def _loadable(paths: Sequence[Path]) -> list[Nvrtc]:
         try:
             found.append(load(path))
         except YolactError as error:
-            log.debug("passed over: %s", error)
+            log.debug("skipped: %s", error)
     return found
 
 
 def _is_shared(path: Path) -> bool:
-    """Whether it is a library to load: toolkits have static ones beside it, wheels an alternative."""
+    """Whether to load it: toolkits also have static libraries, wheels an alternative one."""
     return "alt" not in path.name and (".so" in path.name or path.suffix == ".dll")
 
 

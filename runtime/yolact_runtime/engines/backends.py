@@ -1,4 +1,4 @@
-"""Which library runs an exported file: the table.
+"""The table of backends: the libraries that run exported files.
 
 Other files, such as checkpoints, have one engine each, found by entry point (`yolact_runtime.engines.load`).
 """
@@ -11,9 +11,9 @@ from pathlib import Path
 
 from yolact_runtime.errors import UsageError
 
-# "int8+bf16": what an int8 file leaves in floating point is computed in bf16.
+# "int8+bf16": the floating-point part of an int8 file is computed in bf16.
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8+bf16")
-# Ways to run a file of another precision, for CPUs with bf16 units: by what the file must be.
+# Precisions that OpenVINO computes a file of another precision in, on CPUs with bf16 units.
 IN_BF16 = {"bf16": "fp32", "int8+bf16": "int8"}
 
 
@@ -22,10 +22,9 @@ class Backend:
     """A library that runs exported files.
 
     Attributes:
-        opener: "module:attribute", imported when it is used; called with the path and the options that
-            its parameters name.
-        suffixes: Of the files it opens, without the dot.
-        extra: What `pip install` brings it with; empty where the base install does.
+        opener: "module:attribute", imported when needed; called with the path, and options by parameter name.
+        suffixes: Suffixes of the files it opens, without the dot.
+        extra: The extra of this project that installs it; empty if the base install does.
     """
 
     opener: str
@@ -33,7 +32,7 @@ class Backend:
     extra: str = ""
 
 
-# By the names that `--backend` takes.
+# Keys are the values of `--backend`.
 BACKENDS = {
     "onnxruntime": Backend("yolact_runtime.engines.onnxruntime:OnnxRuntimeEngine", ("onnx",)),
     "openvino": Backend("yolact_runtime.engines.openvino:OpenVinoEngine", ("onnx", "xml"), "openvino"),
@@ -51,7 +50,7 @@ def backends_of(suffix: str) -> list[str]:
 
 
 def check_backend(backend: str, file: Path) -> None:
-    """Raise a UsageError where there is no such backend, or it does not open such files."""
+    """Raise a UsageError if there is no such backend, or it does not open such files."""
     if backend not in BACKENDS:
         raise UsageError(f"backend {backend!r}; allowed: {', '.join(BACKENDS)}")
     suffix = file.suffix.lower().removeprefix(".")

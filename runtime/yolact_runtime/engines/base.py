@@ -1,4 +1,4 @@
-"""The one interface of every backend."""
+"""`Engine`: the interface of all backends."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Engine(ABC):
     """A model that is ready to run. Backends set `metadata` and implement `detect`.
 
     Attributes:
-        metadata: What the model is.
-        streams: How many calls may run at the same time, each from a thread of its own, and are worth it.
-        threads: CPU threads that it computes on; None where it does not say, or computes elsewhere.
-        reuses_outputs: The arrays of `Detections` are filled anew by a later call, so what is kept must be
-            copied. False saves copying the prototypes.
+        metadata: Describes the model.
+        streams: Number of concurrent calls, each from its own thread, that increase throughput.
+        threads: CPU threads that it computes on; None if unknown or not on the CPU.
+        reuses_outputs: Later calls overwrite the arrays of `Detections`, so they must be copied to be kept.
+            False saves copying the prototypes.
         stage_timer: Called with the name of a stage that begins; the context it returns ends with the stage.
-            None, as for all but benchmarks, costs next to nothing. "network" is all of `detect`, and
-            "detect" within it is detection outside the graph.
+            "network" covers all of `detect`; "detect" within it covers detection outside the graph. None
+            (the default) costs next to nothing.
     """
 
     metadata: Metadata
@@ -39,12 +39,12 @@ class Engine(ABC):
 
     @property
     def name(self) -> str:
-        """What runs the model, for reports."""
+        """Name of the backend, for reports."""
         return type(self).__name__
 
     @property
     def precision(self) -> str:
-        """What the arithmetic really is: one of `yolact_runtime.engines.backends.PRECISIONS`."""
+        """The precision of the arithmetic: one of `yolact_runtime.engines.backends.PRECISIONS`."""
         return self.metadata.precision
 
     @abstractmethod
@@ -87,14 +87,14 @@ class Engine(ABC):
         return results
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
-        """The part of `predict` that needs one image only, for threads that have nothing better to do.
+        """The part of `predict` that needs one image only; the pipeline runs it in its decode workers.
 
         Args:
             image: (H, W, 3) uint8 BGR; it is not modified.
 
         Returns:
-            What `predict_prepared` takes: here (S, S, 3) of the input's dtype; `image` itself where it is
-            that already.
+            The input of `predict_prepared`: here (S, S, 3) of the input's dtype; `image` itself if it has
+            this shape and dtype.
         """
         size = self.metadata.input_size
         if image.shape[:2] == (size, size) and image.dtype == self.metadata.input_dtype:
@@ -111,10 +111,9 @@ class Engine(ABC):
         """The rest of `predict`.
 
         Args:
-            prepared: By `prepare`; 1 to `metadata.max_batch` of them.
+            prepared: Outputs of `prepare`, 1 to `metadata.max_batch`.
             sizes: Height and width of each image.
-            score_threshold: As for `predict`.
-            top_k: As for `predict`.
+            score_threshold, top_k: As for `predict`.
         """
         meta = self.metadata
         missing = max(0, meta.min_batch - len(prepared))
@@ -125,7 +124,7 @@ class Engine(ABC):
         with self.timed("network"):
             detections = self.detect(batch)
         check_detections(detections, len(batch), meta)
-        # Of a batch, a view of one image's prototypes would keep all of them alive.
+        # A view of one image's prototypes would keep those of the whole batch alive.
         copy = self.reuses_outputs or len(batch) > 1
         return [
             result_of(detections, index, size, meta, score_threshold, top_k, copy=copy)
@@ -137,7 +136,7 @@ class Engine(ABC):
         return _UNTIMED if self.stage_timer is None else self.stage_timer(stage)
 
     def close(self) -> None:  # noqa: B027 - most backends have nothing to free
-        """Free what the backend holds; the engine cannot be used afterwards."""
+        """Free the resources of the backend; the engine cannot be used afterwards."""
 
     def __enter__(self) -> Engine:
         return self
@@ -147,7 +146,7 @@ class Engine(ABC):
 
 
 def check_limits(score_threshold: float, top_k: int) -> None:
-    """Raise a UsageError where a limit of `Engine.predict` is outside its range."""
+    """Raise a UsageError if a limit of `Engine.predict` is outside its range."""
     if not 0 <= score_threshold <= 1:
         raise UsageError(f"score_threshold is {score_threshold}; it must be in 0..1")
     if top_k < 1:
@@ -155,7 +154,7 @@ def check_limits(score_threshold: float, top_k: int) -> None:
 
 
 def check_image(index: int, image: np.ndarray) -> None:
-    """Raise a YolactError where the `index`-th image is no (H, W, 3) uint8 array."""
+    """Raise a YolactError if the `index`-th image is not a (H, W, 3) uint8 array."""
     if not isinstance(image, np.ndarray):
         raise YolactError(
             f"image {index} is a {type(image).__name__}; a NumPy array (H, W, 3) uint8 is needed"

@@ -1,4 +1,4 @@
-"""ONNX Runtime with input and outputs bound to memory that is allocated once: for GPUs."""
+"""ONNX Runtime on GPUs, with input and outputs bound to memory that is allocated once."""
 
 from __future__ import annotations
 
@@ -15,22 +15,25 @@ _KINDS = {"tensor(uint8)": np.uint8, "tensor(int32)": np.int32, "tensor(int64)":
 
 @dataclass(frozen=True)
 class _Buffers:
+    """The binding for one batch size, its values and their arrays by name."""
+
     binding: Any
     values: dict[str, Any]
     arrays: dict[str, np.ndarray]
 
 
 class BoundSession:
-    """Runs a session on buffers that stay where they are, page-locked where this ONNX Runtime offers that.
+    """Runs a session on reused buffers, page-locked if this ONNX Runtime supports that.
 
     Args:
         session: An `InferenceSession`.
-        input_name: Of its only input.
-        output_names: Wanted outputs, in order; only their first side may be open.
-        streams: Calls at the same time; each has buffers of its own, others wait.
+        input_name: Name of its only input.
+        output_names: Outputs to return, in order; only their first dimension may be dynamic.
+        streams: Number of concurrent calls, each with its own buffers; others wait.
     """
 
     def __init__(self, session: Any, input_name: str, output_names: Sequence[str], streams: int) -> None:
+        """Buffers are allocated by the first call of each batch size."""
         self._session, self._input_name, self._output_names = session, input_name, list(output_names)
         declared = {value.name: value for value in [*session.get_inputs(), *session.get_outputs()]}
         self._shapes = {
@@ -43,7 +46,7 @@ class BoundSession:
             self._free.put({})
 
     def run(self, batch: np.ndarray) -> list[np.ndarray]:
-        """Outputs for a batch, as arrays of the caller's."""
+        """Outputs for a batch, as new arrays."""
         by_size = self._free.get()
         try:
             if len(batch) not in by_size:
@@ -56,18 +59,17 @@ class BoundSession:
             self._free.put(by_size)
 
     def _allocate(self, images: int) -> _Buffers:
+        """Allocate and bind the buffers for batches of `images` images."""
         from onnxruntime import OrtValue
 
         binding, values, arrays = self._session.io_binding(), {}, {}
         for name, (sides, kind) in self._shapes.items():
-            shape = [images, *sides]
-            if self._page_locked is None:
+            shape, memory = [images, *sides], self._page_locked
+            if memory is None:
                 arrays[name] = np.zeros(shape, kind)
                 values[name] = OrtValue.ortvalue_from_numpy(arrays[name])  # on the same memory
             else:
-                values[name] = OrtValue.ortvalue_from_shape_and_type(
-                    shape, kind, memory_info=self._page_locked
-                )
+                values[name] = OrtValue.ortvalue_from_shape_and_type(shape, kind, memory_info=memory)
                 arrays[name] = values[name].numpy()
             if name == self._input_name:
                 binding.bind_ortvalue_input(name, values[name])
@@ -77,7 +79,7 @@ class BoundSession:
 
 
 def page_locked_memory(session: Any) -> Any:
-    """Host memory that the device of the session's first provider reaches directly; None where unknown."""
+    """Host memory that the device of the session's first provider accesses directly; None if unknown."""
     import onnxruntime
 
     try:
@@ -86,6 +88,6 @@ def page_locked_memory(session: Any) -> Any:
         for device in onnxruntime.get_ep_devices():
             if device.ep_name == session.get_providers()[0]:
                 return device.memory_info(OrtDeviceMemoryType.HOST_ACCESSIBLE)
-    except (ImportError, AttributeError, RuntimeError):  # older versions have none of it
+    except (ImportError, AttributeError, RuntimeError):  # older versions
         pass
     return None

@@ -1,15 +1,12 @@
-"""The way from a path to an engine: which file, which library, and the choice where nobody chose."""
+"""`load_engine`: from a path to an engine that is ready to run."""
 
 from __future__ import annotations
 
-import ctypes
 import importlib
-import importlib.util
 import inspect
 import logging
-import sys
+import shlex
 from collections.abc import Callable, Mapping
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +19,11 @@ from yolact_runtime.engines.backends import (
     check_backend,
 )
 from yolact_runtime.engines.base import Engine
-from yolact_runtime.engines.find_engine import engine_beside
+from yolact_runtime.engines.choose import choose_for_cpu, cuda_may_load
 from yolact_runtime.engines.onnx_file import read_properties
+from yolact_runtime.engines.tensorrt.record import read_engine, rebuild_command
 from yolact_runtime.errors import UsageError, YolactError, missing_extra
+from yolact_runtime.files import sha256
 from yolact_runtime.metadata import PREFIX
 
 log = logging.getLogger(__name__)
@@ -38,25 +37,24 @@ def load_engine(
     streams: int | str = 1,
     **options: Any,
 ) -> Engine:
-    """Open a model.
-
-    What was opened, and why where nobody chose, is logged as one line.
+    """Open a model, and log in one line what was opened and why.
 
     Args:
         path: A file, or the name of a published model such as `yolact_resnet50` (downloaded once).
         backend: "onnxruntime", "openvino", "cuda" or "tensorrt" for exported files. Left out: CUDA where it
-            really loads, otherwise the quickest for this CPU and file (docs/runtime.md).
-        precision: "fp32", "fp16", "bf16", "int8" or "int8+bf16", to be sure of it. Those with bf16 are ways
-            to run an fp32 or int8 file in OpenVINO; the others are properties of the file.
+            loads, otherwise the fastest for this CPU and file (docs/how-to/deploy-cpu.md).
+        precision: "fp32", "fp16", "bf16", "int8" or "int8+bf16"; an engine that delivers another is refused.
+            Those with bf16 are ways to run an fp32 or int8 file in OpenVINO; the others are properties of
+            the file.
         threads: CPU threads, for all streams together; left out, as many as there are cores.
-        streams: Calls that are to run at the same time; "auto" for the highest throughput, which is 1 for
-            engines that know no streams.
+        streams: Number of concurrent calls; "auto" for the highest throughput, which is 1 for engines
+            without streams.
         options: For the backend, for example `providers` of ONNX Runtime.
 
     Raises:
         YolactError: no such file, unknown suffix, broken file, missing packages.
-        UsageError: the backend does not open such files or has no such option, or the precision is not the
-            one that is delivered.
+        UsageError: the backend does not open such files or has no such option, or the engine does not
+            deliver the precision.
     """
     if precision is not None and precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r}; allowed: {', '.join(PRECISIONS)}")
@@ -64,74 +62,75 @@ def load_engine(
         options["threads"] = threads
     if streams != 1:
         options["streams"] = streams
-    points = {point.name: point for point in entry_points(group="yolact_runtime.engines")}
-    known = sorted({*points, *SUFFIXES})
-    file = _existing_file(path, ", ".join(f".{name}" for name in known))
-    suffix = file.suffix.lower().removeprefix(".")
-    if suffix in SUFFIXES:
+    file = _existing_file(path)
+    if _suffix(file) in SUFFIXES:
         engine, why = open_exported(file, backend, precision, options)
     else:
-        engine, why = _open_by_entry_point(points[suffix], file, backend, options), ""
+        engine, why = _open_by_entry_point(file, backend, options), ""
     try:
         check_precision(engine, precision, file)
     except UsageError:
         engine.close()
         raise
-    warn_of_precision(engine, file)
-    parts = [engine.name, engine.precision]
-    parts += [f"{engine.threads} threads"] if engine.threads else []
-    parts += [f"{engine.streams} streams"] if engine.streams > 1 else []
-    log.info("%s: %s%s", file.name, ", ".join(parts), f" (chosen: {why})" if why else "")
+    _warn_of_precision(engine, file)
+    facts = [engine.name, engine.precision]
+    facts += [f"{engine.threads} threads"] if engine.threads else []
+    facts += [f"{engine.streams} streams"] if engine.streams > 1 else []
+    log.info("%s: %s%s", file.name, ", ".join(facts), f" (chosen: {why})" if why else "")
     return engine
 
 
-def _existing_file(path: str | Path, known: str) -> Path:
+def _suffix(file: Path) -> str:
+    return file.suffix.lower().removeprefix(".")
+
+
+def entry_points(group: str) -> dict[str, Any]:
+    """Entry points in `yolact_runtime.<group>`, by name: what other packages register."""
+    from importlib import metadata  # takes 30 ms, which exported files do without
+
+    return {point.name: point for point in metadata.entry_points(group=f"yolact_runtime.{group}")}
+
+
+def _existing_file(path: str | Path) -> Path:
+    """The file of a path or of the name of a published model; its suffix is known."""
     file = Path(path)
     if not file.exists() and not file.suffix and file.name == str(path):
         file = _file_of_name(str(path))
     if not file.exists():
         raise YolactError(f"engine {path} does not exist")
+    if file.is_file() and _suffix(file) in SUFFIXES:
+        return file
+    suffixes = sorted({*entry_points("engines"), *SUFFIXES})
+    known = ", ".join(f".{suffix}" for suffix in suffixes)
     if file.is_dir():
         raise YolactError(f"engine {path} is a folder; give a file ending in {known}")
-    if file.suffix.lower() not in known.split(", "):
+    if _suffix(file) not in suffixes:
         raise YolactError(f"engine {path}: unknown suffix {file.suffix!r}; known are {known}")
     return file
 
 
-def _open_by_entry_point(
-    point: EntryPoint, file: Path, backend: str | None, options: dict[str, Any]
-) -> Engine:
-    if backend is not None:
-        check_backend(backend, file)
-    purpose = f"opening .{point.name} files"
-    opener = _load(point, purpose)
-    try:
-        return call(opener, file, options, f"a .{point.name} engine")
-    except ModuleNotFoundError as error:
-        raise _missing(error, purpose) from error
-
-
 def _file_of_name(name: str) -> Path:
-    points = list(entry_points(group="yolact_runtime.names"))
-    if not points:
-        raise YolactError(f"engine {name} does not exist")
-    for point in points:
-        resolve = _load(point, f"downloading {name}")
+    """The file of a published model; downloads it the first time."""
+    failure = YolactError(f"engine {name} does not exist")
+    for point in entry_points("names").values():
         try:
-            return Path(resolve(name))
+            return Path(point.load()(name))
         except ModuleNotFoundError as error:
             raise _missing(error, f"downloading {name}") from error
-        except YolactError:
-            if point is points[-1]:
-                raise
-    raise AssertionError("unreachable")
+        except YolactError as error:
+            failure = error
+    raise failure
 
 
-def _load(point: EntryPoint, purpose: str) -> Any:
+def _open_by_entry_point(file: Path, backend: str | None, options: dict[str, Any]) -> Engine:
+    """Open a file, such as a checkpoint, with the engine that another package registers for its suffix."""
+    if backend is not None:
+        check_backend(backend, file)
+    point = entry_points("engines")[_suffix(file)]
     try:
-        return point.load()
+        return call(point.load(), file, options, f"a .{point.name} engine")
     except ModuleNotFoundError as error:
-        raise _missing(error, purpose) from error
+        raise _missing(error, f"opening .{point.name} files") from error
 
 
 def _missing(error: ModuleNotFoundError, purpose: str) -> YolactError:
@@ -141,23 +140,16 @@ def _missing(error: ModuleNotFoundError, purpose: str) -> YolactError:
 def open_exported(
     file: Path, backend: str | None, precision: str | None, options: Mapping[str, Any]
 ) -> tuple[Engine, str]:
-    """Open a file that one of `BACKENDS` runs.
-
-    Args:
-        file: Exists, with one of `SUFFIXES`.
-        backend: One of `BACKENDS`, or None to choose.
-        precision: One of `PRECISIONS`, or None for the file's.
-        options: For the backend.
+    """Open an existing file that one of `BACKENDS` runs; arguments as for `load_engine`.
 
     Returns:
-        The engine, and why it is this one; empty where `backend` says it.
+        The engine, and the reason for the choice; empty where nothing was chosen.
 
     Raises:
         YolactError: the file is broken, or a library is missing.
         UsageError: the backend does not open such files, or does not take an option.
     """
-    suffix = file.suffix.lower().removeprefix(".")
-    able = backends_of(suffix)
+    able = backends_of(_suffix(file))
     if backend is not None:
         check_backend(backend, file)
         if precision in IN_BF16 and backend in ("onnxruntime", "cuda"):
@@ -167,44 +159,26 @@ def open_exported(
         return _open(backend, file, precision, options), ""
     if len(able) == 1:
         return _open(able[0], file, precision, options), ""
-    _refuse_unknown(options, able, suffix)
+    _refuse_unknown(options, able, _suffix(file))
     if options.get("providers"):
-        return _open("onnxruntime", file, precision, options), "it was given providers"
+        return _open("onnxruntime", file, precision, options), "it has the given providers"
     properties = read_properties(file)
-    if properties and precision not in IN_BF16 and _cuda_may_load():
+    if properties and precision not in IN_BF16 and cuda_may_load():
         try:
             return _open("cuda", file, precision, options), "CUDA loads"
         except UsageError:
             raise
         except YolactError as error:
-            log.warning("%s; it is run on the CPU", error)
+            log.warning("%s; using the CPU", error)
     delivered = (properties or {}).get(f"{PREFIX}precision", "").strip('"')
     chosen, why = choose_for_cpu(delivered, precision)
     return _open(chosen, file, precision, options), why
 
 
-def choose_for_cpu(delivered: str, asked: str | None = None) -> tuple[str, str]:
-    """The quickest backend for an ONNX file on this CPU, by what was measured (docs/runtime.md), and why.
-
-    Args:
-        delivered: Precision of the file; empty where it is not known.
-        asked: The precision that the user wants, if any. bf16 is never chosen otherwise.
-    """
-    if asked in IN_BF16:
-        return "openvino", "it is what computes in bf16"
-    if importlib.util.find_spec("openvino") is None:
-        return "onnxruntime", "OpenVINO is not installed"
-    if delivered == "int8":
-        return "openvino", "quicker than ONNX Runtime in int8"
-    if delivered in ("fp32", "fp16") and _cpu_has_bf16():
-        return "openvino", "quicker than ONNX Runtime on CPUs with AVX-512 and bf16"
-    return "onnxruntime", "no other was measured to be quicker on this CPU"
-
-
 def check_precision(engine: Engine, asked: str | None, file: Path) -> None:
-    """Raise a UsageError where `engine` does not deliver the precision that was asked for.
+    """Raise a UsageError if `engine` does not deliver the precision that was asked for.
 
-    A file in another precision that is computed in this one does not count: its values are rounded already.
+    Computing a file of lower precision in this one does not count: its weights are already rounded.
     """
     stored, computed = engine.metadata.precision, engine.precision
     if asked is None or (computed == asked and asked in (stored, *IN_BF16)):
@@ -218,22 +192,18 @@ def check_precision(engine: Engine, asked: str | None, file: Path) -> None:
         target = {"xml": "openvino", "engine": "trt", "plan": "trt"}.get(suffix, "onnx")
         remedy = f"export it: yolact-export --weights W --to {target} --precision {asked}"
         remedy += " --calibrate DIR" if asked == "int8" else ""
-    found = f"the file is {stored}" if computed == asked else f"{computed} is what {engine.name} delivers"
-    raise UsageError(f"engine {file}: precision {asked} was asked for, and {found}; {remedy}")
+    found = f"the file is {stored}" if computed == asked else f"{engine.name} delivers {computed}"
+    raise UsageError(f"engine {file}: precision {asked} was asked for, but {found}; {remedy}")
 
 
-def warn_of_precision(engine: Engine, file: Path) -> None:
-    """Say so where a file is not computed in the precision that it has."""
+def _warn_of_precision(engine: Engine, file: Path) -> None:
+    """Warn if the engine computes in another precision than that of the file."""
     stored = engine.metadata.precision
     if engine.precision not in (stored, *IN_BF16):
         log.warning(
-            "%s is in %s, and %s computes it in %s: no quicker than an fp32 file; %s",
-            file,
-            stored,
-            engine.name,
-            engine.precision,
-            _better_backend(stored),
-        )
+            "%s is in %s, but %s computes in %s: no faster than an fp32 file; %s",
+            file, stored, engine.name, engine.precision, _better_backend(stored),
+        )  # fmt: skip
 
 
 def _better_backend(precision: str) -> str:
@@ -242,96 +212,83 @@ def _better_backend(precision: str) -> str:
 
 
 def options_of(opener: Callable[..., Any]) -> list[str]:
-    """Names of the options that an engine's class or function takes after the path."""
+    """Names of the options that an engine's class or opening function takes after the path."""
     return list(inspect.signature(opener).parameters)[1:]
 
 
 def call(opener: Callable[..., Any], file: Path, options: Mapping[str, Any], what: str) -> Engine:
-    """Open `file` with an engine's class or function.
+    """Open `file` with an engine's class or opening function, which messages call `what`.
 
-    Args:
-        opener: Takes the path, and options by the names of its parameters.
-        file: Exists.
-        options: For it. `streams="auto"` is left out where it knows no streams.
-        what: What it is, for messages.
+    `streams="auto"` is left out if the opener has no such option.
 
     Raises:
         YolactError: the file is empty.
-        UsageError: it does not take an option.
+        UsageError: the opener does not take an option.
     """
     if not file.stat().st_size:
         raise YolactError(f"engine {file} is empty (0 bytes); copy or export it again")
     allowed = options_of(opener)
-    given = {
-        name: value
-        for name, value in options.items()
-        if name in allowed or (name, value) != ("streams", "auto")
-    }
-    for option in given:
-        if option not in allowed:
+    for option, value in options.items():
+        if option not in allowed and (option, value) != ("streams", "auto"):
             raise UsageError(
                 f"option {option!r} does not apply to {what}; it takes {', '.join(allowed) or 'none'}"
             )
-    engine: Engine = opener(file, **given)
+    engine: Engine = opener(file, **{name: value for name, value in options.items() if name in allowed})
     return engine
 
 
 def _open(name: str, file: Path, precision: str | None, options: Mapping[str, Any]) -> Engine:
-    opener = _opener(name)
-    if name == "tensorrt" and file.suffix.lower() == ".onnx":
-        file = engine_beside(file)
-    extra = {"precision": precision} if precision is not None and "precision" in options_of(opener) else {}
+    """Open a file with the backend `name`."""
     try:
-        return call(opener, file, {**options, **extra}, f"backend {name}")
+        opener = _opener(name)
+        if name == "tensorrt" and _suffix(file) == "onnx":
+            file = find_engine(file)
+        if precision is not None and "precision" in options_of(opener):
+            options = {**options, "precision": precision}
+        return call(opener, file, options, f"backend {name}")
     except ModuleNotFoundError as error:
-        raise _not_installed(name, error) from error
+        if extra := BACKENDS[name].extra:
+            raise missing_extra(f"backend {name} (no module {error.name!r})", extra) from error
+        raise YolactError(
+            f"backend {name} needs the package {error.name}, which is not installed; run: pip install yolact"
+        ) from error
 
 
 def _opener(name: str) -> Callable[..., Engine]:
     module, _, attribute = BACKENDS[name].opener.partition(":")
-    try:
-        opener: Callable[..., Engine] = getattr(importlib.import_module(module), attribute)
-    except ModuleNotFoundError as error:
-        raise _not_installed(name, error) from error
+    opener: Callable[..., Engine] = getattr(importlib.import_module(module), attribute)
     return opener
 
 
-def _not_installed(name: str, error: ModuleNotFoundError) -> YolactError:
-    extra = BACKENDS[name].extra
-    if extra:
-        return missing_extra(f"backend {name} (no module {error.name!r})", extra)
-    return YolactError(
-        f"backend {name} needs the package {error.name}, which is not installed; run: pip install yolact"
-    )
-
-
 def _refuse_unknown(options: Mapping[str, Any], able: list[str], suffix: str) -> None:
-    allowed = dict.fromkeys(option for name in able for option in options_of(_opener(name)))
-    for option in options:
-        if option not in allowed:
-            raise UsageError(
-                f"option {option!r} does not apply to a .{suffix} engine; it takes {', '.join(allowed)}"
-            )
+    """Raise a UsageError for an option that no backend takes which opens files of this suffix."""
+    allowed: dict[str, None] = {}
+    for name in able:
+        allowed |= dict.fromkeys(options_of(_opener(name)))
+        if options.keys() <= allowed.keys():
+            return  # without importing the other backends
+    option = next(option for option in options if option not in allowed)
+    raise UsageError(f"option {option!r} does not apply to a .{suffix} engine; it takes {', '.join(allowed)}")
 
 
-def _cuda_may_load() -> bool:
-    """Whether trying CUDA makes sense: a try that must fail costs seconds."""
-    try:
-        import onnxruntime
-    except ImportError:
-        return False
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        return False
-    try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        return False
-    return True
+def find_engine(onnx: Path) -> Path:
+    """The `.engine` or `.plan` in the folder of an `.onnx` file, with its name, checked to be built from it.
 
-
-def _cpu_has_bf16() -> bool:
-    try:
-        core = importlib.import_module("yolact_runtime.engines.openvino").shared_core()
-    except YolactError:
-        return False
-    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    Raises:
+        YolactError: there is none, it was built from something else, or it cannot be read. The message has
+            the command that builds it.
+    """
+    found = [path for suffix in (".engine", ".plan") if (path := onnx.with_suffix(suffix)).exists()]
+    if not found:
+        target = str(onnx.with_suffix(".engine"))
+        command = shlex.join(["yolact-export", "--weights", str(onnx), "--to", "trt", "--output", target])
+        raise YolactError(
+            f"engine {onnx}: there is no {Path(target).name} in its folder; build it: {command}"
+        )
+    metadata, record = read_engine(found[0])
+    if record.onnx_file != onnx.name or metadata.onnx_sha256 != sha256(onnx):
+        raise YolactError(
+            f"{found[0]}: it was built from another {record.onnx_file} than {onnx}; build it again:"
+            f" {rebuild_command(found[0], record)}"
+        )
+    return found[0]

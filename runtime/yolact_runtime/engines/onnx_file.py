@@ -1,4 +1,4 @@
-"""What an ONNX file says, read without the weights and without any library for ONNX."""
+"""Reads properties and nodes of an ONNX file, without its weights and without the onnx package."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-# Numbers of protobuf fields: of ModelProto, of the entries of metadata_props, of GraphProto and NodeProto.
+# Protobuf field numbers of ModelProto, of an entry of metadata_props, and of GraphProto and NodeProto.
 _GRAPH, _METADATA_PROPS = 7, 14
 _KEY, _VALUE = 1, 2
 _NODE, _NAME, _OP_TYPE = 1, 3, 4
@@ -15,27 +15,26 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 def read_properties(path: str | Path) -> dict[str, str] | None:
-    """The `metadata_props` of an ONNX file; None where it is no ONNX file, is cut short or cannot be read."""
+    """The `metadata_props` of an ONNX file; None if it is not one, is cut off or cannot be read."""
     try:
         with Path(path).open("rb") as file:
             size = file.seek(0, 2)
             file.seek(0)
             entries = [
-                file.read(length) for number, length in _fields(file, size) if number == _METADATA_PROPS
+                _texts(file.read(length), (_KEY, _VALUE))
+                for number, length in _fields(file, size)
+                if number == _METADATA_PROPS
             ]
-    except (OSError, ValueError):
-        return None
-    try:
-        return dict(_entry(entry) for entry in entries) if size else None
-    except (KeyError, ValueError):
+            return {entry[_KEY]: entry.get(_VALUE, "") for entry in entries} if size else None
+    except (OSError, KeyError, ValueError):
         return None
 
 
 def read_nodes(path: str | Path) -> list[tuple[str, str]]:
-    """Name and operator of every node of an ONNX file, without those of subgraphs.
+    """Name and operator of every node of an ONNX file, without subgraphs.
 
     Raises:
-        ValueError: it is no ONNX file.
+        ValueError: it is not an ONNX file.
         OSError: it cannot be read.
     """
     with Path(path).open("rb") as file:
@@ -52,10 +51,10 @@ def read_nodes(path: str | Path) -> list[tuple[str, str]]:
 
 
 def _fields(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
-    """Number and length of each field made of bytes, `file` at its first one; what is not read is skipped.
+    """Number and length of each bytes field, with `file` at its content; unread content is skipped.
 
     Raises:
-        ValueError: what is there is no protobuf message that ends at `size`.
+        ValueError: the data is not a protobuf message that ends at `size`.
     """
     while file.tell() < size:
         number, kind = divmod(_varint(file), 8)
@@ -71,11 +70,6 @@ def _fields(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
         if kind == _BYTES:
             yield number, length
         file.seek(end)
-
-
-def _entry(data: bytes) -> tuple[str, str]:
-    texts = _texts(data, (_KEY, _VALUE))
-    return texts[_KEY], texts.get(_VALUE, "")
 
 
 def _texts(data: bytes, wanted: tuple[int, ...]) -> dict[int, str]:

@@ -1,4 +1,4 @@
-"""ONNX files through ONNX Runtime."""
+"""Runs ONNX files in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ import numpy as np
 
 from yolact_runtime.detections import Detections
 from yolact_runtime.engines.base import Engine
-from yolact_runtime.engines.failures import run_failed
 from yolact_runtime.engines.io_binding import BoundSession
 from yolact_runtime.engines.onnx_file import read_nodes, read_properties
 from yolact_runtime.engines.outputs import INPUT, GraphOutputs
 from yolact_runtime.engines.threads import AUTO, check_threads, usable_cores
-from yolact_runtime.errors import UsageError, YolactError, first_line
+from yolact_runtime.errors import UsageError, YolactError, first_line, run_failed
 from yolact_runtime.metadata import PREFIX, Metadata
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
-# Those that take the number of a device, as `cuda:1`.
+# Providers that take a device number, as in `cuda:1`.
 _NUMBERED = {_CUDA, "TensorrtExecutionProvider", "DmlExecutionProvider", "ROCMExecutionProvider"}
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 _FLOAT_PRODUCTS = {"Conv", "FusedConv", "NhwcFusedConv", "MatMul", "FusedMatMul", "Gemm", "FusedGemm"}
 _INTEGER_PRODUCTS = {"ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "QGemm"}
-# More calls at once than this gain little and hold their working memory each.
+# More concurrent calls gain little, and each has its own working memory.
 _MOST_STREAMS = 8
 
 
@@ -38,15 +37,15 @@ class OnnxRuntimeEngine(Engine):
     Args:
         path: The file.
         providers: ONNX Runtime's execution providers, best first, as "CUDAExecutionProvider" or short
-            "cuda", "cuda:1" for the second device; the CPU provider takes what the others cannot run. Left
+            "cuda", "cuda:1" for the second device; the CPU provider runs what the others cannot. Left
             out: the CPU.
         threads: CPU threads, for all streams together; left out, as many as there are cores.
-        streams: Calls of `detect` that run at the same time, each from a thread of its own. A call computes
-            on its own thread and on the threads that are left over, so with as many streams as threads
-            each call has one. "auto" is that (at most 8), or 1 where a GPU computes.
+        streams: Concurrent calls of `detect`, each from its own thread. A call computes on its own thread
+            and on threads that are not streams, so with as many streams as threads each call has one.
+            "auto" is that (at most 8), or 1 on a GPU.
 
     Raises:
-        YolactError: not an ONNX file, not one of ours, or a named provider does not load.
+        YolactError: not an ONNX file from yolact-export, or a named provider does not load.
         UsageError: an unknown provider, or less than one thread or stream.
     """
 
@@ -59,6 +58,7 @@ class OnnxRuntimeEngine(Engine):
         threads: int | None = None,
         streams: int | str = 1,
     ) -> None:
+        """Open the file and check it."""
         import onnxruntime
 
         self._path = Path(path)
@@ -88,7 +88,7 @@ class OnnxRuntimeEngine(Engine):
         )
         given = self._session.get_inputs()[0]
         self._outputs.check_input(given.shape[1:], _DTYPES.get(given.type, given.type))
-        # On the CPU the session hands over arrays that are nobody else's: binding saves nothing there.
+        # On the CPU the session returns new arrays without copying: binding saves nothing.
         self._bound = (
             BoundSession(self._session, INPUT, self._outputs.names, self.streams) if first == _CUDA else None
         )
@@ -109,7 +109,7 @@ class OnnxRuntimeEngine(Engine):
             raise YolactError(f"engine {self._path} is closed; open it again")
         try:
             values = bound.run(batch) if bound else session.run(self._outputs.names, {INPUT: batch})
-        except Exception as error:  # ONNX Runtime raises its own kinds, which share no other base
+        except Exception as error:  # the exceptions of ONNX Runtime have no other common base
             raise run_failed(self._path, "ONNX Runtime", error, len(batch)) from error
         if self.metadata.detect != "runtime":
             return self._outputs.detections(values)
@@ -122,7 +122,7 @@ class OnnxRuntimeEngine(Engine):
     def _open_inspected(
         self, providers: list[tuple[str, dict[str, str]]], threads: int | None
     ) -> tuple[Any, str | None]:
-        """A session, and what it computes in; None where nothing is known but what the file says."""
+        """A session and the precision it computes in; None if only the precision of the file is known."""
         precision = (read_properties(self._path) or {}).get(f"{PREFIX}precision")
         if precision in ('"fp16"', '"int8"'):
             ignored = contextlib.suppress(YolactError, OSError, ValueError)
@@ -130,20 +130,21 @@ class OnnxRuntimeEngine(Engine):
                 written = Path(folder) / "optimised.onnx"
                 session = self._open(providers, threads, written)
                 return session, delivered_precision(read_nodes(written))
-        # Nothing to find out, or the graph could not be written (some providers compile what cannot be).
+        # fp32, or the optimised graph could not be written, as with providers that compile it.
         return self._open(providers, threads), None
 
     def _open(
         self, providers: list[tuple[str, dict[str, str]]], threads: int | None, written: Path | None = None
     ) -> Any:
+        """A session; `written` receives its optimised graph."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         if written is not None:
             options.optimized_model_filepath = str(written)
-        # Fatal messages only: what goes wrong is told by exceptions and by the provider check.
+        # Fatal messages only: exceptions and the provider check report errors.
         options.log_severity_level = 4
-        # Its threads would otherwise go on spinning while the masks are made.
+        # Otherwise its threads keep spinning while masks are computed.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if threads is not None:
             options.intra_op_num_threads = threads
@@ -164,7 +165,7 @@ class OnnxRuntimeEngine(Engine):
             ) from error
         finally:
             onnxruntime.set_default_logger_severity(2)
-        # Otherwise a provider that fails later is silently replaced by the CPU.
+        # Otherwise the CPU silently replaces a provider that fails later.
         session.disable_fallback()
         return session
 
@@ -175,34 +176,23 @@ def open_on_cuda(
     threads: int | None = None,
     streams: int | str = 1,
 ) -> OnnxRuntimeEngine:
-    """An engine whose first provider is CUDA; refused where that does not really load.
-
-    Args:
-        path: An ONNX file.
-        providers: CUDA first, for example to name the device: "cuda:1".
-        threads: As for `OnnxRuntimeEngine`.
-        streams: As for `OnnxRuntimeEngine`.
+    """An `OnnxRuntimeEngine` whose first provider is CUDA, for example "cuda:1".
 
     Raises:
-        YolactError: CUDA does not load, or the file is not one of ours.
-        UsageError: the first provider is another, or this ONNX Runtime is built without CUDA.
+        YolactError: CUDA does not load, or the file is not an ONNX file from yolact-export.
+        UsageError: another provider is first, or this ONNX Runtime is built without CUDA.
     """
     providers = list(providers or ["cuda"])
     if not re.match(r"cuda(executionprovider)?(:|$)", providers[0].lower()):
-        raise UsageError(f"providers {' '.join(providers)}: with backend cuda, cuda or cuda:N comes first")
+        raise UsageError(f"providers {' '.join(providers)}: backend cuda needs cuda or cuda:N first")
     return OnnxRuntimeEngine(path, providers, threads, streams)
 
 
 def delivered_precision(nodes: Iterable[tuple[str, str]]) -> str | None:
-    """What a graph computes in that ONNX Runtime has made of an fp16 or int8 file.
+    """The precision that ONNX Runtime's optimised graph of an fp16 or int8 file computes in.
 
-    Where it has no kernel for a type, it puts casts or dequantisation before a float32 one.
-
-    Args:
-        nodes: Name and operator of each.
-
-    Returns:
-        "fp32", "int8", or None where nothing speaks against the file's precision.
+    Without a kernel for a type, ONNX Runtime inserts casts or dequantisation before a float32 kernel.
+    Returns "fp32", "int8", or None if the `nodes` (name, operator) do not contradict the file's precision.
     """
     nodes = list(nodes)
     floats = sum(kind in _FLOAT_PRODUCTS for _, kind in nodes)
@@ -215,7 +205,7 @@ def delivered_precision(nodes: Iterable[tuple[str, str]]) -> str | None:
 
 
 def _provider(text: str, available: list[str]) -> tuple[str, dict[str, str]]:
-    """ONNX Runtime's name and options for a provider as users write it."""
+    """ONNX Runtime's name and options for a provider named by the user."""
     name, colon, device = text.partition(":")
     wanted = name.lower().removesuffix("executionprovider")
     short = {provider.lower().removesuffix("executionprovider"): provider for provider in available}
@@ -225,5 +215,5 @@ def _provider(text: str, available: list[str]) -> tuple[str, dict[str, str]]:
     if not colon:
         return provider, {}
     if provider not in _NUMBERED or not re.fullmatch(r"\d+", device):
-        raise UsageError(f"provider {text!r}: a device number, as in cuda:1, is taken by GPU providers only")
+        raise UsageError(f"provider {text!r}: only GPU providers take a device number, as in cuda:1")
     return provider, {"device_id": device}

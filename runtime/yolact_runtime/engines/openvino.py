@@ -1,4 +1,4 @@
-"""OpenVINO files (`.xml` with a `.bin` beside it) and ONNX files on CPUs, through OpenVINO."""
+"""Runs OpenVINO files (`.xml` with its `.bin`) and ONNX files on CPUs in OpenVINO."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ import numpy as np
 from yolact_runtime.detections import Detections
 from yolact_runtime.engines.backends import IN_BF16
 from yolact_runtime.engines.base import Engine
-from yolact_runtime.engines.failures import reason, run_failed
 from yolact_runtime.engines.onnx_file import read_properties
 from yolact_runtime.engines.outputs import INPUT, GraphOutputs
 from yolact_runtime.engines.threads import AUTO, check_threads, usable_cores
-from yolact_runtime.errors import UsageError, YolactError, missing_extra
+from yolact_runtime.errors import UsageError, YolactError, cause_line, missing_extra, run_failed
 from yolact_runtime.metadata import PREFIX, Metadata
 
-# Where a model's own properties are in the file, each a string; those of an ONNX file end up in the other.
+# Sections of the runtime information with our properties, as strings: of an OpenVINO and an ONNX file.
 SECTION = PREFIX.rstrip(".")
 _ONNX_SECTION = "framework"
 _PRODUCTS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
@@ -33,15 +32,14 @@ class OpenVinoEngine(Engine):
     Args:
         path: The `.xml` or `.onnx` file.
         threads: CPU threads, for all streams together; left out, as many as there are cores.
-        precision: "bf16" to compute an fp32 file in bf16, "int8+bf16" what an int8 file leaves in floating
-            point, on CPUs that have units for it. OpenVINO would do so on its own where that is faster; here
-            it is done only when asked for.
-        streams: Calls of `detect` that run at the same time, each from a thread of its own; more wait.
-            "auto" is what OpenVINO expects the highest throughput of.
+        precision: "bf16" computes an fp32 file in bf16, "int8+bf16" the floating-point part of an int8 file,
+            on CPUs with bf16 units. By default OpenVINO does this where it is faster; here only on request.
+        streams: Concurrent calls of `detect`, each from its own thread; more wait. "auto" is the number that
+            OpenVINO expects the highest throughput of.
 
     Raises:
-        YolactError: no such file, not one of ours, or the CPU has no bf16.
-        UsageError: a precision that such files cannot be run in, or less than one thread or stream.
+        YolactError: the file is missing or not from yolact-export, or the CPU has no bf16.
+        UsageError: a precision that such files cannot run in, or less than one thread or stream.
     """
 
     reuses_outputs = False
@@ -53,6 +51,7 @@ class OpenVinoEngine(Engine):
         precision: str | None = None,
         streams: int | str = 1,
     ) -> None:
+        """Read, check and compile the file."""
         self._path = Path(path)
         check_threads(threads, streams)
         core = shared_core()
@@ -63,7 +62,7 @@ class OpenVinoEngine(Engine):
         stored = self.metadata.precision
         if needed and stored != needed:
             raise UsageError(
-                f"{path}: precision {precision} is a way to run {needed} files, and this one is {stored};"
+                f"{path}: precision {precision} needs a file in {needed}, but this one is in {stored};"
                 f" leave --precision out, or export it in {needed}"
             )
         self._outputs = GraphOutputs(self.metadata, self._path)
@@ -92,8 +91,8 @@ class OpenVinoEngine(Engine):
             self._requests: queue.SimpleQueue[Any] | None = queue.SimpleQueue()
             for _ in range(self.streams):
                 self._requests.put(compiled.create_infer_request())
-        except Exception as error:  # OpenVINO raises plain RuntimeErrors of many lines
-            raise YolactError(f"{path}: OpenVINO cannot compile it: {reason(error)}") from error
+        except Exception as error:  # OpenVINO raises RuntimeErrors of many lines
+            raise YolactError(f"{path}: OpenVINO cannot compile it: {cause_line(error)}") from error
 
     @property
     def name(self) -> str:
@@ -104,13 +103,14 @@ class OpenVinoEngine(Engine):
         return self._precision
 
     def detect(self, batch: np.ndarray) -> Detections:
+        """Run the model on a free request, waiting for one."""
         requests = self._requests
         if requests is None:
             raise YolactError(f"engine {self._path} is closed; open it again")
         request = requests.get()
         try:
             found = request.infer({INPUT: np.ascontiguousarray(batch)}, share_inputs=True, share_outputs=True)
-            # Its arrays are views of buffers that the request's next call fills anew.
+            # Its arrays are views of buffers that the next call of this request overwrites.
             values = [np.array(found[name]) for name in self._outputs.names]
         except Exception as error:  # as above
             raise run_failed(self._path, "OpenVINO", error, len(batch)) from error
@@ -126,7 +126,7 @@ class OpenVinoEngine(Engine):
 
 
 def delivered_precision(compiled: Any) -> str | None:
-    """What most convolutions and matrix products of a compiled model run in; None where it has none."""
+    """Precision of most convolutions and matrix products of a compiled model; None if there are none."""
     counts: Counter[str] = Counter()
     for node in compiled.get_runtime_model().get_ops():
         info = node.get_rt_info()
@@ -139,41 +139,38 @@ def delivered_precision(compiled: Any) -> str | None:
 
 
 def read_model(path: Path) -> tuple[Any, Metadata]:
-    """OpenVINO's model of an `.xml` or `.onnx` file, and what the file says of itself.
-
-    Args:
-        path: The file.
+    """OpenVINO's model of an `.xml` or `.onnx` file, and its metadata.
 
     Raises:
-        YolactError: no file that OpenVINO reads, or not one of ours.
+        YolactError: OpenVINO cannot read the file, or it is not from yolact-export.
     """
     core = shared_core()
     is_onnx = path.suffix.lower() == ".onnx"
     try:
         if is_onnx and read_properties(path) is None:
-            # OpenVINO would try the readers of every other framework, some of which write to the console.
-            raise RuntimeError("it is no ONNX file, or cut short")
+            # OpenVINO would try the readers of all frameworks, some of which write to the console.
+            raise RuntimeError("it is not an ONNX file, or cut off")
         model = core.read_model(path)
     except RuntimeError as error:
-        damaged = "the file" if is_onnx else "the file or the .bin beside it"
+        damaged = "the file" if is_onnx else "the file or its .bin"
         raise YolactError(
             f"{path}: OpenVINO cannot read it; if {damaged} is damaged, copy or export it again"
-            f" ({reason(error)})"
+            f" ({cause_line(error)})"
         ) from error
-    # A converted file has both sections; the first is the one that was written for it.
+    # A converted file has both sections; ours takes precedence.
     section, prefix = (_ONNX_SECTION, "") if is_onnx else (SECTION, PREFIX)
-    # Its map of sections knows `in`, but not `get`.
+    # This map supports `in`, but not `get`.
     names = model.get_rt_info()[section] if section in model.get_rt_info() else ()  # noqa: SIM401
     props = {f"{prefix}{name}": model.get_rt_info([section, name]).astype(str) for name in names}
     return model, Metadata.from_props(props, path)
 
 
 def shared_core() -> Any:
-    """OpenVINO's core, one for the process and kept until it ends.
+    """OpenVINO's core, one for the lifetime of the process.
 
-    Each core's CPU plugin sets an alternate signal stack for its thread, and takes it away when it goes.
-    Cores that do not go in the opposite order leave a stack that is gone, and the next signal (Ctrl-C, the
-    end of a child) ends the process.
+    Each core's CPU plugin sets an alternate signal stack for its thread and removes it at its end. Cores that
+    do not end in reverse order leave a dangling stack, and the next signal (Ctrl-C, the end of a child
+    process) kills the process.
 
     Raises:
         YolactError: OpenVINO is not installed.
@@ -188,7 +185,7 @@ def shared_core() -> Any:
 @functools.cache
 def _make_core(openvino: Any) -> Any:
     core = openvino.Core()
-    # Mapped into memory, weights would change under a running engine when somebody overwrites the file.
+    # Memory-mapped weights would change under a running engine if the file is overwritten.
     core.set_property({"ENABLE_MMAP": False})
     core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")  # loads the plugin
     return core

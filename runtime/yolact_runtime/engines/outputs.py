@@ -1,4 +1,4 @@
-"""From what an exported graph returns to detections: the same for every library that runs the graph."""
+"""Converts the outputs of an exported graph to detections, for every library that runs the graph."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ _NAMES = {
 
 
 class GraphOutputs:
-    """What the outputs of a graph are called and mean.
+    """Names and meaning of the outputs of a graph.
 
     Args:
-        metadata: Says where detection happens.
+        metadata: Says where detection takes place.
         path: The file, for error messages.
 
     Attributes:
-        names: Of the outputs, in the order that `detections` takes them.
-        priors: (P, 4) float32 cx cy w h, where heads are raw.
+        names: Names of the outputs, in the order that `detections` takes them.
+        priors: (P, 4) float32 cx cy w h, if the outputs are raw heads.
     """
 
     def __init__(self, metadata: Metadata, path: str | Path) -> None:
+        """Compute the priors and read the re-scoring network, for raw heads."""
         self._metadata, self._path = metadata, path
         self.names = list(_NAMES[metadata.detect])
         if metadata.detect == "native" and metadata.mask_iou:
@@ -50,11 +51,7 @@ class GraphOutputs:
                 self._rescore = MaskIouNet.from_text(metadata.mask_iou_net, path)
 
     def check(self, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-        """Compare with the names that a file has.
-
-        Raises:
-            YolactError: they are others.
-        """
+        """Raise a YolactError unless a graph has inputs and outputs of the expected names."""
         missing = [name for name in self.names if name not in outputs]
         if list(inputs) != [INPUT] or missing:
             raise YolactError(
@@ -63,29 +60,25 @@ class GraphOutputs:
             )
 
     def check_input(self, sides: Sequence[object], kind: str) -> None:
-        """Compare the graph's input with what the metadata says of it.
+        """Raise a YolactError unless the input of a graph matches its metadata.
 
         Args:
-            sides: Of the declared input after the first; what is no int is open.
+            sides: Dimensions of the input after the batch; those that are not int are dynamic.
             kind: Its NumPy type.
-
-        Raises:
-            YolactError: another size or type.
         """
-        meta = self._metadata
-        expected = (meta.input_size, meta.input_size, 3)
+        size, expected = self._metadata.input_size, self._metadata.input_dtype
         fits = len(sides) == 3 and all(
-            side == wanted or not isinstance(side, int) for side, wanted in zip(sides, expected, strict=True)
+            side == wanted or not isinstance(side, int)
+            for side, wanted in zip(sides, (size, size, 3), strict=True)
         )
-        if not fits or kind != meta.input_dtype:
-            shape = ", ".join(["N", *map(str, sides)])
+        if not fits or kind != expected:
             raise YolactError(
-                f"{self._path}: its input is ({shape}) {kind}, and its metadata says"
-                f" (N, {meta.input_size}, {meta.input_size}, 3) {meta.input_dtype}; export it again"
+                f"{self._path}: its input is ({', '.join(['N', *map(str, sides)])}) {kind}, and its metadata"
+                f" says (N, {size}, {size}, 3) {expected}; export it again"
             )
 
     def detections(self, values: Sequence[np.ndarray]) -> Detections:
-        """Detections from the outputs, in the order of `names`; half precision is widened."""
+        """Detections from the outputs, in the order of `names`; float16 becomes float32."""
         found: dict[str, np.ndarray] = {
             name: value.astype(np.float32) if value.dtype == np.float16 else value
             for name, value in zip(self.names, values, strict=True)
@@ -93,28 +86,26 @@ class GraphOutputs:
         if self._metadata.detect == "native":
             found.setdefault("mask_scores", found["scores"])
             return Detections(**found)
-        return self._detect_here(**found)
+        return self._detect(**found)
 
-    def _detect_here(
+    def _detect(
         self, loc: np.ndarray, logits: np.ndarray, coefficients: np.ndarray, prototypes: np.ndarray
     ) -> Detections:
-        if loc.shape[1] != len(self.priors):
-            raise YolactError(
-                f"{self._path}: the graph has {loc.shape[1]} priors, its metadata {len(self.priors)};"
-                " export it again"
-            )
-        names = len(self._metadata.class_names)
-        if logits.shape[2] != names + 1:
-            raise YolactError(
-                f"{self._path}: the graph has {logits.shape[2] - 1} classes, its metadata {names};"
-                " export it again"
-            )
+        """Detections from raw heads; raises a YolactError if they do not match the metadata."""
+        for what, actual, expected in (
+            ("priors", loc.shape[1], len(self.priors)),
+            ("classes", logits.shape[2] - 1, len(self._metadata.class_names)),
+        ):
+            if actual != expected:
+                raise YolactError(
+                    f"{self._path}: the graph has {actual} {what}, its metadata {expected}; export it again"
+                )
         found = detect(loc, logits, coefficients, prototypes, self.priors, self._metadata)
         self.rescore(found)
         return found
 
     def rescore(self, found: Detections) -> None:
-        """Multiply the mask scores by what the network for it expects, where heads are raw and it has one."""
+        """Multiply the mask scores by the predicted mask IoU, in place, for raw heads with that network."""
         if self._rescore is None:
             return
         for i, count in enumerate(found.count):

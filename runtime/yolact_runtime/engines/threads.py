@@ -1,4 +1,4 @@
-"""How many threads an engine on the CPU takes, and how its streams share them."""
+"""Numbers of CPU threads and streams."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _SYSTEM = Path("/sys")
 
 
 def usable_cores(system: Path = _SYSTEM) -> int:
-    """CPU cores that this process may keep busy, within its affinity and its container's quota.
+    """CPU cores available to this process, limited by its affinity and its container's quota.
 
     Args:
-        system: Where Linux tells; elsewhere all that the machine has are counted.
+        system: The /sys folder of Linux; on other systems all cores are counted.
     """
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
     allowed = os.sched_getaffinity(0)
     topology = [system / f"devices/system/cpu/cpu{cpu}/topology" for cpu in allowed]
     siblings = [_read(folder / "thread_siblings_list") for folder in topology]
-    # Two threads of one core gain nothing in arithmetic.
+    # A second thread on a core does not speed up arithmetic.
     cores = len(allowed) if "" in siblings else len(set(siblings))
     quota, _, period = _read(system / "fs/cgroup/cpu.max").partition(" ")
     if quota.isdigit() and period.isdigit() and int(period):
@@ -32,7 +32,7 @@ def usable_cores(system: Path = _SYSTEM) -> int:
 
 
 def default_workers() -> int:
-    """Threads for reading images, and as many for making masks, beside an engine: half the cores, 1..4."""
+    """Threads that decode images, and as many that encode masks, next to an engine: half the cores, 1..4."""
     return max(1, min(4, usable_cores() // 2))
 
 
@@ -44,7 +44,7 @@ def _read(path: Path) -> str:
 
 
 def check_threads(threads: int | None, streams: int | str) -> None:
-    """Raise a UsageError where one of them is none or less."""
+    """Raise a UsageError if one of them is less than 1."""
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}; it must be 1 or more")
     if streams != AUTO and (not isinstance(streams, int) or streams < 1):

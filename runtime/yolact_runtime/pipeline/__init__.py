@@ -1,5 +1,6 @@
-"""From a source through an engine into sinks, with every stage in threads of its own."""
+"""The pipeline from a source through an engine into sinks; every stage has its own threads."""
 
-from yolact_runtime.pipeline.run import PipelineSettings, Tally, run_pipeline
+from yolact_runtime.pipeline.run import run_pipeline
+from yolact_runtime.pipeline.settings import PipelineSettings, RunStats
 
-__all__ = ["PipelineSettings", "Tally", "run_pipeline"]
+__all__ = ["PipelineSettings", "RunStats", "run_pipeline"]

@@ -1,43 +1,36 @@
-"""How far a run is, on the terminal."""
+"""The progress bar on the terminal."""
 
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from yolact_runtime.pipeline import Tally
+from yolact_runtime.commandline import is_terminal
+from yolact_runtime.pipeline import RunStats
 
 
 @contextlib.contextmanager
-def show_progress(name: str, total: int | None, quiet: bool = False) -> Iterator[Callable[[Tally], None]]:
-    """A bar on standard error, nothing where that is no terminal.
+def show_progress(name: str, total: int | None, quiet: bool = False) -> Iterator[Callable[[RunStats], None]]:
+    """Show a bar for `total` frames on standard error if that is a terminal and `quiet` is false.
 
-    Args:
-        name: What is going on.
-        total: How many frames there will be, if that is known.
-        quiet: Show nothing in any case.
-
-    Returns:
-        What `run_pipeline` takes as `progress`.
+    Yields the `progress` argument of `run_pipeline`.
     """
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as bar:
+    if quiet or not is_terminal(sys.stderr):
+        yield lambda stats: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    rate_column = TextColumn("{task.fields[rate]}")
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate_column
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task(name, total=total, rate="")
 
-        def show(tally: Tally) -> None:
-            rate = f"{tally.fps:.1f} images/s"
-            if tally.dropped:
-                rate += f", {tally.dropped} dropped"
-            bar.update(task, completed=tally.done + tally.failed + tally.dropped, rate=rate)
+        def show(stats: RunStats) -> None:
+            rate = f"{stats.fps:.1f} images/s"
+            if stats.dropped:
+                rate += f", {stats.dropped} dropped"
+            bar.update(task, completed=stats.done + stats.failed + stats.dropped, rate=rate)
 
         yield show

@@ -1,4 +1,4 @@
-"""Queues between threads whose waits end when the work does."""
+"""The queue between the threads of a pipeline: bounded, batching, and closable from any thread."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Closed(Exception):  # noqa: N818 - the ordinary end of a queue, not an error
-    """Nothing more can be put into, or got from, this queue."""
+class Closed(Exception):  # noqa: N818 - the normal end of a queue, not an error
+    """The queue accepts nothing more, or is closed and empty."""
 
 
 class Channel(Generic[T]):
     """A first-in first-out queue for any number of threads.
 
     Args:
-        capacity: `put` waits while this many are held; None for no bound.
-        items: What it holds at first.
+        capacity: `put` waits while the queue holds this many; None for no bound.
+        items: Initial content.
     """
 
     def __init__(self, capacity: int | None = None, items: Iterable[T] = ()) -> None:
@@ -33,10 +33,10 @@ class Channel(Generic[T]):
         self._freed = threading.Condition(lock)
 
     def put(self, item: T) -> None:
-        """Append `item`, once there is room.
+        """Append `item`, waiting until there is space.
 
         Raises:
-            Closed: the channel is closed, or was while waiting.
+            Closed: the channel is closed, or was closed while waiting.
         """
         with self._freed:
             while not self._closed and self._capacity is not None and len(self._items) >= self._capacity:
@@ -44,24 +44,24 @@ class Channel(Generic[T]):
             self._append(item)
 
     def put_newest(self, item: T) -> int:
-        """Append `item` without waiting: where there is no room, the oldest are thrown out.
+        """Append `item` without waiting; if the channel is full, drop the oldest.
 
         Returns:
-            How many were thrown out.
+            The number of dropped items.
 
         Raises:
             Closed: the channel is closed.
         """
         with self._freed:
-            thrown = 0
+            dropped = 0
             while not self._closed and self._capacity is not None and len(self._items) >= self._capacity:
                 self._items.popleft()
-                thrown += 1
+                dropped += 1
             self._append(item)
-            return thrown
+            return dropped
 
     def get(self) -> T:
-        """The oldest, once there is one.
+        """Remove and return the oldest item, waiting for one.
 
         Raises:
             Closed: the channel is closed and empty.
@@ -69,7 +69,7 @@ class Channel(Generic[T]):
         return self.take()[1]
 
     def take(self) -> tuple[int, T]:
-        """The oldest, as `get`, with its place in the order of leaving: 0, 1, 2, ..."""
+        """Same as `get`, with a ticket that counts the items taken so far: 0, 1, 2, ..."""
         with self._filled:
             while not self._items:
                 if self._closed:
@@ -78,7 +78,7 @@ class Channel(Generic[T]):
             return self._pop()
 
     def take_batch(self, size: int, deadline: float) -> list[T]:
-        """The `size` oldest, or fewer when the oldest has waited for `deadline` seconds or no more can come.
+        """The `size` oldest items; fewer if the oldest has waited `deadline` seconds or it is closed.
 
         Raises:
             Closed: the channel is closed and empty.
@@ -96,12 +96,12 @@ class Channel(Generic[T]):
                 self._filled.wait(left)
             batch = [self._pop()[1] for _ in range(min(size, len(self._items)))]
             if self._items:
-                # Whoever else waits has slept through the signal of what is left.
+                # Another waiting thread may have missed the signal for what is left.
                 self._filled.notify()
             return batch
 
     def close(self, discard: bool = False) -> None:
-        """Take nothing more in; with `discard`, throw out what is held. Wakes everybody who waits."""
+        """Accept nothing more, and wake all waiting threads; with `discard`, drop the content."""
         with self._filled:
             self._closed = True
             if discard:
@@ -120,48 +120,3 @@ class Channel(Generic[T]):
         self._taken += 1
         self._freed.notify()
         return self._taken - 1, item
-
-
-class Reorder(Generic[T]):
-    """Takes items in any order and gives them in the order of their tickets 0, 1, 2, ..., for one reader."""
-
-    def __init__(self) -> None:
-        self._items: dict[int, T] = {}
-        self._next = 0
-        self._closed = False
-        self._changed = threading.Condition()
-
-    def put(self, ticket: int, item: T) -> None:
-        """Take `item` in. How many can wait here is for the caller to bound.
-
-        Raises:
-            Closed: the queue is closed.
-        """
-        with self._changed:
-            if self._closed:
-                raise Closed
-            self._items[ticket] = item
-            if ticket == self._next:
-                self._changed.notify()
-
-    def get(self) -> T:
-        """The item of the next ticket, once it is there.
-
-        Raises:
-            Closed: the queue is closed and that item is not there.
-        """
-        with self._changed:
-            while self._next not in self._items:
-                if self._closed:
-                    raise Closed
-                self._changed.wait()
-            self._next += 1
-            return self._items.pop(self._next - 1)
-
-    def close(self, discard: bool = False) -> None:
-        """Take nothing more in; with `discard`, throw out what is held."""
-        with self._changed:
-            self._closed = True
-            if discard:
-                self._items.clear()
-            self._changed.notify_all()

@@ -1,88 +1,20 @@
-"""From a source through an engine into sinks, with every stage in threads of its own."""
+"""`run_pipeline`: from a source through an engine into sinks."""
 
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from yolact_runtime.engines.base import Engine, check_limits
-from yolact_runtime.errors import UsageError
+from yolact_runtime.engines.base import Engine
 from yolact_runtime.frames import Sink, Source
+from yolact_runtime.pipeline.settings import PipelineSettings, RunStats
 from yolact_runtime.pipeline.stages import Run
 
 log = logging.getLogger(__name__)
 
-# Seconds between two reports of progress.
+# Seconds between progress reports.
 _TICK = 0.2
-
-
-@dataclass(frozen=True)
-class PipelineSettings:
-    """How a source is worked through.
-
-    Attributes:
-        batch_size: Images in one call of the engine; at most the engine's `max_batch` are taken.
-        deadline: Seconds after which a batch goes although it is not full, counted from its oldest image.
-        decode_workers: Threads that read, decode and resize.
-        post_workers: Threads that run the sinks' `prepare`: run lengths, drawing, encoding.
-        score_threshold: Keep detections whose box score is greater, 0..1.
-        top_k: Keep at most this many per image.
-        drop_late: Throw the oldest waiting frame out when a new one comes and nobody is free; None: where
-            the source is live.
-        in_flight: Most frames between the start of decoding and the end of writing; None: as many as the
-            stages need to keep each other busy.
-        engine_failures: Give up when the engine has failed on this many images in a row.
-
-    Raises:
-        UsageError: a value outside its range.
-    """
-
-    batch_size: int = 1
-    deadline: float = 0.05
-    decode_workers: int = 2
-    post_workers: int = 1
-    score_threshold: float = 0.15
-    top_k: int = 15
-    drop_late: bool | None = None
-    in_flight: int | None = None
-    engine_failures: int = 10
-
-    def __post_init__(self) -> None:
-        check_limits(self.score_threshold, self.top_k)
-        for name in ("batch_size", "decode_workers", "post_workers", "in_flight", "engine_failures"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} is {value}; it must be 1 or more")
-        if not (math.isfinite(self.deadline) and self.deadline >= 0):
-            raise UsageError(f"deadline is {self.deadline}; it must be a number of seconds, 0 or more")
-
-
-@dataclass
-class Tally:
-    """What became of the frames; at the end `read` is the sum of the next three unless the run was stopped.
-
-    Attributes:
-        read: Frames that the source gave.
-        done: Written by every sink.
-        failed: Left out because they could not be read, or because the engine or a sink failed on them.
-        dropped: Too late, of a live source.
-        detections: In the frames done.
-        seconds: Since the start, until the last frame was written.
-    """
-
-    read: int = 0
-    done: int = 0
-    failed: int = 0
-    dropped: int = 0
-    detections: int = 0
-    seconds: float = 0.0
-
-    @property
-    def fps(self) -> float:
-        """Frames done per second."""
-        return self.done / self.seconds if self.seconds > 0 else 0.0
 
 
 def run_pipeline(
@@ -90,32 +22,31 @@ def run_pipeline(
     engine: Engine,
     sinks: Sequence[Sink],
     settings: PipelineSettings | None = None,
-    progress: Callable[[Tally], None] | None = None,
-    tally: Tally | None = None,
-) -> Tally:
+    progress: Callable[[RunStats], None] | None = None,
+    stats: RunStats | None = None,
+) -> RunStats:
     """Run every frame of `source` through `engine` into all `sinks`, and close source and sinks.
 
-    A fault in one frame is logged once and counted; each sink's `fail` is told in the frame's place. What
-    ends the whole run (the source broke off, a sink cannot write, the engine fails on everything) is raised
-    at the end, when what was done has been written.
+    A frame that fails is logged once and counted, and each sink's `fail` is called in its place. An error
+    that ends the whole run (the source fails, a sink cannot write, the engine fails on everything) is raised
+    after the finished frames are written.
 
     Args:
-        source: Iterated once, by a thread of its own.
-        engine: `engine.streams` threads call it.
-        sinks: Get every frame, in the order of the frames.
-        settings: Left out, the defaults.
-        progress: Called from this thread a few times a second, and at the end, with how far it is.
-        tally: Counts into this one, for callers that want the counts also when an error is raised.
+        source: Iterated once, by its own thread.
+        engine: Called by `engine.streams` threads.
+        sinks: Receive every frame, in order.
+        settings: Batching, threads and limits.
+        progress: Called in this thread a few times per second and at the end, with the counts so far.
+        stats: Updated in place, for callers that need the counts even if an error is raised.
 
     Returns:
-        The tally.
+        The counts.
 
     Raises:
-        YolactError: what ended the run.
-        KeyboardInterrupt: Ctrl-C, after what was under way has been finished and written; a second one
-            lets go of that as well.
+        YolactError: the error that ended the run.
+        KeyboardInterrupt: Ctrl-C, after the frames in flight are written; a second one drops these, too.
     """
-    run = Run(source, engine, sinks, settings or PipelineSettings(), tally or Tally())
+    run = Run(source, engine, sinks, settings or PipelineSettings(), stats or RunStats())
     interrupted = False
     try:
         run.start()
@@ -124,12 +55,12 @@ def run_pipeline(
                 run.begin()
                 run.finished.wait(_TICK)
                 if progress:
-                    progress(replace(run.tally))
+                    progress(replace(run.stats))
             except KeyboardInterrupt:
                 if interrupted:
                     break
                 interrupted = True
-                log.warning("interrupted: finishing what is under way; Ctrl-C again stops at once")
+                log.warning("interrupted: finishing the frames in flight; press Ctrl-C again to stop at once")
                 run.stop_reading()
     except BaseException as error:
         run.abort(error)
@@ -142,11 +73,11 @@ def run_pipeline(
         finally:
             run.close()
     if progress:
-        progress(replace(run.tally))
+        progress(replace(run.stats))
     if interrupted:
         if run.error is not None:
             log.error("%s", run.error)
         raise KeyboardInterrupt
     if run.error is not None:
         raise run.error
-    return run.tally
+    return run.stats

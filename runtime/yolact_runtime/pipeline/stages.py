@@ -1,41 +1,40 @@
-"""The threads of a pipeline.
+"""The threads of a pipeline and the queues between them.
 
     reader > intake > decode workers > prepared > engine threads > found > post workers > ordered > writer
 
-A frame holds one of a fixed number of slots from the moment its decoding begins until it is written. That
-alone bounds the memory and slows the reader down to the slowest stage, so the queues behind the intake need
-no bounds of their own, and a full queue can never keep back the frame that everybody waits for.
+A frame holds one of a fixed number of slots from the start of its decoding until it is written. The slots
+bound the memory and slow the reader down to the slowest stage. So the queues after the intake need no bounds,
+and no full queue can block the frame that the writer waits for.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from yolact_runtime.engines.base import Engine, check_image
 from yolact_runtime.errors import YolactError, first_line
 from yolact_runtime.frames import Frame, Sink, Source
-from yolact_runtime.pipeline.queues import Channel, Closed, Reorder
+from yolact_runtime.pipeline.queues import Channel, Closed
+from yolact_runtime.pipeline.settings import PipelineSettings, RunStats
 from yolact_runtime.results import Result
-
-if TYPE_CHECKING:
-    from yolact_runtime.pipeline.run import PipelineSettings, Tally
 
 log = logging.getLogger(__name__)
 
-# How long a thread may take to notice that it is not wanted any more, in seconds.
+# Seconds that an aborted thread has to end.
 _PATIENCE = 1.0
 
 
 @dataclass(eq=False)
 class _Item:
-    """A frame under way, and what the last stage made of it; each stage lets go of what it used."""
+    """A frame in flight and the output of its last stage; each stage releases its input."""
 
     ticket: int
     frame: Frame
@@ -51,16 +50,22 @@ class Run:
     """The threads of one run, their queues, and how it ends."""
 
     def __init__(
-        self, source: Source, engine: Engine, sinks: Sequence[Sink], settings: PipelineSettings, tally: Tally
+        self,
+        source: Source,
+        engine: Engine,
+        sinks: Sequence[Sink],
+        settings: PipelineSettings,
+        stats: RunStats,
     ) -> None:
-        self.tally = tally
+        """Create the queues and threads; `start` starts them."""
+        self.stats = stats
         self.finished = threading.Event()
         self.error: BaseException | None = None
         self._source, self._engine, self._sinks, self._settings = source, engine, sinks, settings
         self._batch = min(settings.batch_size, engine.metadata.max_batch)
         streams = max(1, engine.streams)
         self._drop_late = source.live if settings.drop_late is None else settings.drop_late
-        # One batch at work for each stream and one waiting: more would make a live source's frames old.
+        # One batch in each stream and one waiting; with more, frames of a live source would be outdated.
         window = (streams + 1) * self._batch
         if not self._drop_late:
             window += streams * self._batch + settings.decode_workers + 2 * settings.post_workers
@@ -68,7 +73,7 @@ class Run:
         self._slots: Channel[None] = Channel(items=[None] * (settings.in_flight or window))
         self._prepared: Channel[_Item] = Channel()
         self._found: Channel[_Item] = Channel()
-        self._ordered: Reorder[_Item] = Reorder()
+        self._ordered: Channel[_Item] = Channel()
         self._lock = threading.Lock()
         self._engine_faults = 0
         self._begun = threading.Event()
@@ -89,18 +94,18 @@ class Run:
             thread.start()
 
     def begin(self) -> None:
-        """Begin to read. Apart from `start`, so that Ctrl-C meets either all threads at work or none."""
+        """Start reading. Separate from `start`, so that Ctrl-C finds either all threads running or none."""
         if not self._begun.is_set():
             self._start = time.perf_counter()
             self._begun.set()
 
     def stop_reading(self) -> None:
-        """Let what is under way come to its end, and nothing more begin."""
+        """Finish the frames in flight and read no more."""
         self._intake.close(discard=True)
         self._source.close()
 
     def abort(self, error: BaseException | None) -> None:
-        """Wake every thread and let it end; frames under way are lost."""
+        """Wake every thread so that it ends; frames in flight are lost."""
         with self._lock:
             self._aborted = True
             self.error = self.error or error
@@ -108,7 +113,7 @@ class Run:
             queue.close(discard=True)
 
     def join(self) -> None:
-        # Nothing can interrupt a call of the engine or of the system: then the thread is left to itself.
+        """Wait for all threads; after an abort only briefly, as a call that hangs cannot be interrupted."""
         until = time.monotonic() + _PATIENCE
         for thread in self._threads:
             if thread.ident is not None:
@@ -119,10 +124,10 @@ class Run:
             self._reader.join(_PATIENCE)
 
     def close(self) -> None:
-        """Close the sinks, every one of them, whatever another says."""
+        """Close every sink, even if closing another one fails."""
         for sink in self._sinks:
             if sink is self._writing:
-                continue  # It hangs in a write that an abort did not wait for.
+                continue  # hangs in a write that the abort did not wait for
             try:
                 sink.close()
             except Exception as error:
@@ -134,6 +139,7 @@ class Run:
     def _stage(
         self, name: str, count: int, work: Callable[[], None], after: Callable[[], None]
     ) -> list[threading.Thread]:
+        """`count` threads that run `work`; the last one to end calls `after`."""
         left = count
 
         def body() -> None:
@@ -147,7 +153,7 @@ class Run:
                 if last:
                     after()
 
-        # Daemons: a thread that hangs in a call must not keep the program from ending.
+        # Daemons: a thread that hangs must not keep the program from ending.
         return [threading.Thread(target=body, daemon=True, name=f"{name}-{i}") for i in range(count)]
 
     def _guard(self, work: Callable[[], None]) -> None:
@@ -155,17 +161,18 @@ class Run:
             work()
         except Closed:
             pass
-        except BaseException as error:  # a fault of the pipeline itself, or a sink that cannot write
+        except BaseException as error:  # an error in the pipeline itself, or a sink that cannot write
             self.abort(error)
 
     def _read(self) -> None:
+        """Move frames from the source to the intake."""
         put = self._intake.put_newest if self._drop_late else self._intake.put
         try:
             self._begun.wait()
             for frame in self._source:
                 dropped = put(frame)
-                self.tally.read += 1
-                self.tally.dropped += dropped or 0
+                self.stats.read += 1
+                self.stats.dropped += dropped or 0
         except Closed:
             pass
         except Exception as error:
@@ -174,11 +181,12 @@ class Run:
             self._intake.close()
 
     def _end(self, error: YolactError) -> None:
-        """As at the end of the source, but for the error."""
+        """Same as the end of the source, and keeps the error."""
         with self._lock:
             self.error = self.error or error
 
     def _decode(self) -> None:
+        """Read and resize frames; each takes a slot."""
         while True:
             self._slots.get()
             try:
@@ -197,11 +205,12 @@ class Run:
                 self._prepared.put(item)
 
     def _infer(self) -> None:
+        """Run the engine on batches; if one fails, on its images one by one."""
         while True:
             batch = self._prepared.take_batch(self._batch, self._settings.deadline)
             error = self._predict(batch)
             if error is not None and len(batch) > 1:
-                log.debug("the engine failed on a batch, whose images are tried one by one: %s", error)
+                log.debug("the engine failed on a batch; trying its images one by one: %s", error)
                 for item in batch:
                     if error := self._predict([item]):
                         self._lose_to_engine(item, error)
@@ -209,11 +218,11 @@ class Run:
                 self._lose_to_engine(batch[0], error)
 
     def _predict(self, batch: list[_Item]) -> Exception | None:
-        """Give the results of `batch` on, or say why there are none."""
+        """Pass the results of `batch` on; return the error if there is one."""
         settings = self._settings
         try:
             if self._engine_faults >= settings.engine_failures:
-                raise YolactError("the engine was given up")
+                raise YolactError("the engine failed too often")
             results = self._engine.predict_prepared(
                 [item.prepared for item in batch if item.prepared is not None],
                 [(item.image.shape[0], item.image.shape[1]) for item in batch if item.image is not None],
@@ -238,10 +247,11 @@ class Run:
             faults = self._engine_faults
         self._lose(item, error, quietly=faults > limit)
         if faults == limit:
-            self._end(YolactError(f"the engine failed on {limit} images in a row; the rest is left undone"))
+            self._end(YolactError(f"the engine failed on {limit} images in a row; the rest is skipped"))
             self.stop_reading()
 
     def _post(self) -> None:
+        """Prepare the outputs of every sink."""
         while True:
             item = self._found.get()
             image, result = item.image, item.result
@@ -254,21 +264,26 @@ class Run:
             item.detections = len(result)
             item.image = item.result = None
             del image, result
-            self._ordered.put(item.ticket, item)
+            self._ordered.put(item)
 
     def _lose(self, item: _Item, error: Exception, quietly: bool = False) -> None:
-        """Report a frame that failed; it goes on to the writer, for the order's sake."""
+        """Report a failed frame; it goes to the writer, which needs every ticket."""
         text = str(_as_yolact_error(error))
         item.fault = text if item.frame.name in text else f"{item.frame.name}: {text}"
         item.image = item.prepared = item.result = None
         if not quietly:
             log.error("%s; skipped", item.fault)
             log.debug("where it failed", exc_info=error)
-        self._ordered.put(item.ticket, item)
+        self._ordered.put(item)
 
     def _write(self) -> None:
-        while True:
-            item = self._ordered.get()
+        """Give frames to the sinks in the order of their tickets."""
+        waiting: dict[int, _Item] = {}
+        for ticket in itertools.count():
+            while ticket not in waiting:
+                item = self._ordered.get()
+                waiting[item.ticket] = item
+            item = waiting.pop(ticket)
             for index, sink in enumerate(self._sinks):
                 if self._aborted:
                     raise Closed
@@ -283,16 +298,16 @@ class Run:
                 finally:
                     self._writing = None
             if item.fault is not None:
-                self.tally.failed += 1
+                self.stats.failed += 1
             else:
-                self.tally.done += 1
-                self.tally.detections += item.detections
-            self.tally.seconds = time.perf_counter() - self._start
+                self.stats.done += 1
+                self.stats.detections += item.detections
+            self.stats.seconds = time.perf_counter() - self._start
             self._slots.put(None)
 
 
 def _as_yolact_error(error: Exception) -> YolactError:
-    """Other libraries' errors in one line; the cause keeps the traceback for --debug."""
+    """Another library's error as one line; `__cause__` keeps its traceback for --debug."""
     if isinstance(error, YolactError):
         return error
     wrapped = YolactError(f"{type(error).__name__}: {first_line(error)}")

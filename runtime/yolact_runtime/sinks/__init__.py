@@ -1,1 +1,1 @@
-"""Where results go."""
+"""Sinks for results: COCO JSON, JSON Lines, NumPy archives, overlays and videos."""

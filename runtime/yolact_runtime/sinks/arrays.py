@@ -1,4 +1,4 @@
-"""NumPy archives of what is found."""
+"""NumPy archives of results."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from yolact_runtime.sinks.names import FreeNames
 
 
 class ArraySink(Sink):
-    """One `.npz` an image, which `numpy.load` opens without pickle.
+    """One `.npz` per image, which `numpy.load` opens without pickle.
 
-    It holds, best score first: `boxes` (n, 4) float32, x1 y1 x2 y2 in pixels; `scores` and `mask_scores` (n,)
+    Content, best score first: `boxes` (n, 4) float32, x1 y1 x2 y2 in pixels; `scores` and `mask_scores` (n,)
     float32; `classes` (n,) int64, 0-based; `category_ids` (n,) int64; `counts` (n,) bytes, COCO's compressed
-    run lengths; `size` (2,) int64, height and width in pixels; `image`, its name. A mask is
+    RLE; `size` (2,) int64, height and width in pixels; `image`, its name. A mask is
     `pycocotools.mask.decode({"size": size.tolist(), "counts": bytes(counts[i])})`.
 
     Args:
-        folder: Where the archives go; `a.jpg` becomes `a.npz`.
+        folder: Folder of the archives; `a.jpg` becomes `a.npz`.
         sources: As for `FreeNames`.
     """
 
@@ -48,7 +48,7 @@ class ArraySink(Sink):
         return buffer.getvalue()
 
     def carry(self, line: dict[str, Any]) -> None:
-        """Leave an image's archive, of an earlier run, as it is; `line` as for `CocoSink.carry`."""
+        """Keep the archive that an earlier run wrote; `line` as for `CocoSink.carry`."""
         self._names.carry(line, ".npz")
 
     def write(self, frame: Frame, prepared: bytes) -> None:

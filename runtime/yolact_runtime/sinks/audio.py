@@ -1,4 +1,4 @@
-"""The sound of a video beside its new pictures: copied, not encoded again."""
+"""Copies the audio of a video into its annotated version, without encoding it again."""
 
 from __future__ import annotations
 
@@ -20,19 +20,16 @@ log = logging.getLogger(__name__)
 
 
 class AudioCopy:
-    """Copies the sound of `source` into `output` as far as the pictures have come.
+    """Copies the audio of `source` into `output`, up to the current picture.
 
     Attributes:
-        codecs: Names of the codecs copied, one a track.
+        codecs: Codec names of the copied tracks.
     """
 
     def __init__(self, source: Path, output: OutputContainer, target: Path) -> None:
-        """Add the tracks to `output`, which must not have begun; a warning names those that it cannot hold.
+        """Add the tracks to `output`, the container of the file `target`, before its header is written.
 
-        Args:
-            source: A video file.
-            output: Gets the tracks.
-            target: Its name, for messages.
+        A warning names the tracks that it does not support.
         """
         self.codecs: list[str] = []
         self._source = source
@@ -41,7 +38,7 @@ class AudioCopy:
         self._container: InputContainer | None = None
         self._packets: Iterator[Packet] = iter(())
         self._next: Packet | None = None
-        self._last: dict[int, int] = {}  # time stamp of the packet before, by track of the output
+        self._last: dict[int, int] = {}  # time stamp of the previous packet, by output track
         try:
             self._container = open_video(source)
         except YolactError as error:
@@ -52,7 +49,7 @@ class AudioCopy:
         for stream in self._container.streams.audio:
             # PyAV has no context for a codec without a decoder.
             codec = stream.codec_context.name if stream.codec_context else "unknown"
-            if stream.codec_context and holds(output.format.name, source, stream.index):
+            if stream.codec_context and takes_audio(output.format.name, source, stream.index):
                 self._tracks[stream.index] = output.add_stream_from_template(stream)
                 self.codecs.append(codec)
             else:
@@ -63,7 +60,7 @@ class AudioCopy:
             self._advance()
 
     def packets(self, until: float) -> Iterator[Packet]:
-        """What is heard up to `until`, in seconds of the video, and has not come before; for the output."""
+        """The packets up to `until`, in seconds of the video, that were not returned before."""
         while self._next is not None and self._time(self._next) <= until:
             packet = self._next
             assert packet.time_base is not None
@@ -98,10 +95,10 @@ class AudioCopy:
             self._next = None
 
 
-def holds(container: str, source: Path, index: int) -> bool:
-    """Whether a container format takes the sound in stream `index` of `source`.
+def takes_audio(container: str, source: Path, index: int) -> bool:
+    """Whether a container format supports the audio of stream `index` of `source`.
 
-    Only a muxer knows, and some only notice at the end: a file with the first packet is written in memory.
+    Only a muxer knows, and some fail late, so a file with the first packet is written in memory.
     """
     av = load_av()
     try:

@@ -1,4 +1,4 @@
-"""Files that grow while a run goes on, and never hold half of an entry."""
+"""Files that grow during a run and never contain part of an entry."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from yolact_runtime.files import atomic_path
 
 
 class GrowingFile:
-    """Appends whole entries to a file, past every buffer of this process.
+    """Appends whole entries to a file, unbuffered.
 
     Args:
         file: Opened for reading and writing bytes without a buffer, at its end.
         name: For messages.
-        tail: Follows the last entry at any moment, so that nothing is left to write in the end, when the disk
-            may be full.
+        tail: Always follows the last entry, so that closing writes nothing: the disk may be full by then.
     """
 
     def __init__(self, file: BinaryIO, name: str | Path, tail: bytes = b"") -> None:
@@ -27,11 +26,7 @@ class GrowingFile:
         self._tail = tail
 
     def append(self, data: bytes) -> None:
-        """Append all of `data`, or nothing.
-
-        Raises:
-            YolactError: it cannot be written.
-        """
+        """Append all of `data`, or nothing and raise a YolactError."""
         try:
             self._write(data + self._tail)
         except OSError as error:
@@ -41,8 +36,8 @@ class GrowingFile:
         self._file.seek(self.size)
 
     def truncate(self, size: int) -> None:
-        """Go back to when the file had `size` bytes before its tail."""
-        # Where even this fails, the disk is gone, and the error that led here says so.
+        """Drop the entries after the first `size` bytes."""
+        # If this fails, too, the disk is gone, and the error that led here says so.
         with contextlib.suppress(OSError):
             self._file.truncate(size + len(self._tail))
             self._file.seek(size)
@@ -60,12 +55,12 @@ class GrowingFile:
 
 
 class GrowingJson:
-    """A JSON file with one list that grows. It has its name only once it is closed.
+    """A JSON file with one list that grows under a temporary name until `close`.
 
     Args:
-        path: The file; what it holds before stays until `close`.
-        head: JSON up to the list's bracket.
-        tail: JSON after the list's bracket.
+        path: The file; its previous content stays until `close`.
+        head: JSON before the opening bracket of the list.
+        tail: JSON after its closing bracket.
 
     Raises:
         YolactError: the folder cannot be written to.
@@ -82,32 +77,23 @@ class GrowingJson:
 
     @property
     def size(self) -> int:
-        """In bytes, so far."""
+        """Current size in bytes, without the tail."""
         return self._file.size
 
     def append(self, entries: list[str]) -> None:
-        """Append elements, each as JSON; all or nothing.
-
-        Raises:
-            YolactError: they cannot be written.
-        """
+        """Append list elements, each as JSON; all, or none and a YolactError."""
         if entries:
             comma = "" if self.size == self._empty else ", "
             self._file.append((comma + ", ".join(entries)).encode())
 
     def truncate(self, size: int) -> None:
-        """Go back to when `size` was this."""
+        """Drop the entries after the first `size` bytes."""
         self._file.truncate(size)
 
     def close(self) -> None:
-        """Give the file its name.
-
-        Raises:
-            YolactError: it cannot be; then what had the name before keeps it.
-        """
+        """Rename the file to `path`; raises a YolactError, and keeps the previous file, if that fails."""
         self._stack.close()
 
     def discard(self) -> None:
-        """Remove the file; what had the name before keeps it."""
-        unwanted = YolactError("nobody wants this file")
-        self._stack.__exit__(YolactError, unwanted, None)
+        """Remove the temporary file; the previous file stays."""
+        self._stack.__exit__(YolactError, YolactError("discarded"), None)

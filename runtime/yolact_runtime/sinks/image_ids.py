@@ -1,7 +1,8 @@
-"""Which image id each image has."""
+"""Image ids: from a COCO annotation file, or counted."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import defaultdict
 from pathlib import Path
@@ -24,6 +25,7 @@ class ImageIds:
     """
 
     def __init__(self, path: str | Path) -> None:
+        """Read the file."""
         content = read_json(path, "annotation file")
         try:
             images = [(str(image["file_name"]), image["id"]) for image in content["images"]]
@@ -41,10 +43,10 @@ class ImageIds:
             self._entries[parts[-1] if parts else ""].append((parts, image_id))
 
     def find(self, path: Path) -> int | None:
-        """The id of the image whose file name agrees with `path` in most folders; None without one.
+        """The id of the image whose path shares the most trailing parts with `path`; None if there is none.
 
         Raises:
-            YolactError: several agree equally well.
+            YolactError: several images match equally well.
         """
         parts = _parts(path.as_posix())
         candidates = [
@@ -59,7 +61,7 @@ class ImageIds:
         return ids[0]
 
     def contradictions(self, class_ids: tuple[int, ...], class_names: tuple[str, ...]) -> list[str]:
-        """Ids that stand for another category in this file than in the engine, a sentence for each."""
+        """Category ids with another name in this file than in the engine, one sentence each."""
         engine = dict(zip(class_ids, class_names, strict=True))
         return [
             f"category {key} is {self._categories[key]!r} in {self.path} but {name!r} in the engine"
@@ -73,21 +75,19 @@ def _parts(name: str) -> tuple[str, ...]:
 
 
 def _common_tail(a: tuple[str, ...], b: tuple[str, ...]) -> int:
-    length = 0
-    while length < min(len(a), len(b)) and a[-1 - length] == b[-1 - length]:
-        length += 1
-    return length
+    pairs = zip(reversed(a), reversed(b), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 class ImageNumbers:
     """The image id of every frame: from an annotation file, or counted from 1.
 
     Args:
-        ids: The annotation file's; None to count.
-        total: How many frames there are, where that is known.
+        ids: Ids of the annotation file; None to count.
+        total: Number of frames; None if unknown.
 
     Attributes:
-        unlisted: Frames claimed so far that have no id of their own.
+        unlisted: Number of frames claimed so far without an id of their own.
     """
 
     def __init__(self, ids: ImageIds | None = None, total: int | None = None) -> None:
@@ -100,11 +100,11 @@ class ImageNumbers:
         self._last: tuple[int, int | None] | None = None
 
     def find(self, frame: Frame) -> int | None:
-        """The id that belongs to a frame; None where the annotation file has none. For any thread."""
+        """The id of a frame; None if the annotation file has none. Thread-safe."""
         if self._ids is None:
             number = frame.index + 1
             if number in self._carried:
-                # Images have come or gone since: beyond all ids that are, or will be, given by counting.
+                # The images changed since then: take an id beyond all that counting gives.
                 number += self._highest + (self._total or 1 << 31)
             return number
         try:
@@ -113,16 +113,16 @@ class ImageNumbers:
             return None
 
     def claim(self, frame: Frame) -> int | None:
-        """As `find`, in the order of the frames; reports one without an id, and a second one of the same id.
+        """Same as `find`, in frame order; reports frames without an id and with a repeated one.
 
-        Several sinks may ask for the same frame in turn.
+        Several sinks may claim the same frame one after the other.
         """
         if self._last is None or self._last[0] != frame.index:
             self._last = frame.index, self._claim(frame)
         return self._last[1]
 
     def carry(self, number: int | None, name: str) -> int | None:
-        """Take note of an id that an earlier run has given; it is returned unless another image has it."""
+        """Register the id that an earlier run gave to `name`; None if another image has it."""
         if number is None:
             return None
         if self._ids is None:
@@ -132,6 +132,7 @@ class ImageNumbers:
         return number if self._owners.setdefault(number, name) is name else None
 
     def _claim(self, frame: Frame) -> int | None:
+        """The id of a frame seen for the first time; None, logged and counted, if it has none of its own."""
         if self._ids is None:
             return self.find(frame)
         try:
@@ -140,7 +141,7 @@ class ImageNumbers:
                 raise YolactError(f"image {frame.name} is not in {self._ids.path}")
             owner = self._owners.setdefault(number, frame.name)
             if owner is not frame.name:
-                raise YolactError(f"image {frame.name} has the id {number}, as {owner} before it")
+                raise YolactError(f"image {frame.name} has the same id {number} as {owner}")
         except YolactError as error:
             log.error("%s; it is left out of the JSON", error)
             self.unlisted += 1

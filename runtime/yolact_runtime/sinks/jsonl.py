@@ -1,7 +1,8 @@
-"""JSON Lines: one line an image, written as soon as the image is done."""
+"""JSON Lines: one line per image, written as soon as the image is done."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -12,8 +13,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from yolact_runtime.commandline import STDOUT
 from yolact_runtime.errors import YolactError
-from yolact_runtime.files import atomic_path
+from yolact_runtime.files import atomic_path, writing
 from yolact_runtime.frames import Frame, Sink
 from yolact_runtime.results import Result
 from yolact_runtime.sinks.growing import GrowingFile
@@ -21,38 +23,34 @@ from yolact_runtime.sinks.image_ids import ImageNumbers
 
 log = logging.getLogger(__name__)
 
-STDOUT = "-"
 _BEGIN = b'{"image": "'
 
 
 class JsonLinesSink(Sink):
-    """A file of lines, each of them whole at any moment.
+    """A file of complete lines, at any moment.
 
-    A line is `{"image", "index", "image_id", "height", "width", "detections"}`, for a frame of a video with
-    its "time" in seconds, or `{"image", "index", "error"}`. Detections are the entries of COCO's results,
-    with "box_score" beside "score" where the engine scores masks on their own.
+    A line is `{"image", "index", "image_id", "height", "width", "detections"}`, plus "time" in seconds for a
+    frame of a video, or `{"image", "index", "error"}`. Detections are entries of COCO results, plus
+    "box_score" if the engine re-scores masks.
 
     Args:
-        path: The file, begun anew unless `resume`; `-` for standard output.
-        numbers: The images' ids.
-        polygons: Outlines instead of run lengths.
-        resume: Go on with the file, if there is one: a half last line and lines with "error" are dropped, and
-            the images of the others are in `done`.
+        path: The file, overwritten unless `resume`; `-` for standard output.
+        numbers: The image ids.
+        polygons: Polygons instead of RLE.
+        resume: Continue the file, if it exists: an incomplete last line and lines with "error" are dropped,
+            and the images of the others are in `done`.
 
     Attributes:
         done: How often each image is in the resumed file.
 
     Raises:
-        YolactError: the file cannot be written, another run writes to it, or it holds something else.
+        YolactError: the file cannot be written, another run writes to it, or it contains something else.
     """
 
     def __init__(
-        self,
-        path: str | Path,
-        numbers: ImageNumbers,
-        polygons: bool = False,
-        resume: bool = False,
+        self, path: str | Path, numbers: ImageNumbers, polygons: bool = False, resume: bool = False
     ) -> None:
+        """Open and lock the file."""
         self.done: dict[str, int] = {}
         self._numbers = numbers
         self._polygons = polygons
@@ -85,38 +83,34 @@ class JsonLinesSink(Sink):
             self._file.close()
 
     def _append(self, line: bytes) -> None:
+        """Write a line to the file or to standard output."""
         if self._file is not None:
             self._file.append(line)
             return
-        try:
-            sys.stdout.buffer.write(line)
-            sys.stdout.buffer.flush()
-        except BrokenPipeError as error:
-            # Python would try once more when it ends, and say so over many lines.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise YolactError("nobody reads standard output any more; stopped") from error
-        except OSError as error:
-            raise YolactError(f"cannot write standard output: {error.strerror or error}") from error
+        with writing("standard output"):
+            try:
+                sys.stdout.buffer.write(line)
+                sys.stdout.buffer.flush()
+            except BrokenPipeError as error:
+                # At exit, Python would flush again and print a traceback.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise YolactError("standard output was closed by its reader; stopped") from error
 
     def _open(self, path: Path, resume: bool) -> GrowingFile:
-        try:
+        """The file, locked and at its end; empty unless it is resumed."""
+        with writing(path), contextlib.ExitStack() as opened:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = _locked(path)
-            try:
-                if resume:
-                    file = self._resumed(file, path)
-                else:
-                    file.truncate(0)
-            except BaseException:
-                file.close()
-                raise
+            file = opened.enter_context(_locked(path))
+            if resume:
+                file = self._resumed(file, path)
+            else:
+                file.truncate(0)
             file.seek(0, os.SEEK_END)
+            opened.pop_all()
             return GrowingFile(file, path)
-        except OSError as error:
-            raise YolactError(f"cannot write {path}: {error.strerror or error}") from error
 
     def _resumed(self, file: BinaryIO, path: Path) -> BinaryIO:
-        """The file with nothing but lines of images that are done."""
+        """The file with only the lines of images that are done."""
         failures = False
         end = 0
         for line, raw in read_lines(path):
@@ -139,27 +133,27 @@ def _dump(line: dict[str, Any]) -> bytes:
 
 
 def read_lines(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """Every whole line of a file, parsed and as it is.
+    """Every complete line of a file, parsed and raw.
 
     Raises:
-        YolactError: a line is not of the form that `JsonLinesSink` writes.
+        YolactError: a line is not one that `JsonLinesSink` writes.
     """
     with path.open("rb") as reader:
         for number, raw in enumerate(reader, start=1):
-            half = not raw.endswith(b"\n")
-            if half and raw.startswith(_BEGIN[: len(raw)]):
+            incomplete = not raw.endswith(b"\n")
+            if incomplete and raw.startswith(_BEGIN[: len(raw)]):
                 return
-            line = None if half else _parse(raw)
+            line = None if incomplete else _parse(raw)
             if line is None:
                 raise YolactError(
-                    f"cannot resume {path}: line {number} is not one that yolact-infer writes; give another"
-                    " file, or remove that line"
+                    f"cannot resume {path}: line {number} was not written by yolact-infer; name another"
+                    " file, or remove the line"
                 )
             yield line, raw
 
 
 def _parse(raw: bytes) -> dict[str, Any] | None:
-    """A line, if it is one of ours."""
+    """A line that `JsonLinesSink` wrote; None for any other."""
     try:
         line = json.loads(raw)
         if "error" in line:
@@ -173,13 +167,13 @@ def _parse(raw: bytes) -> dict[str, Any] | None:
 
 
 def _locked(path: Path) -> BinaryIO:
-    """The file, made where it is missing, which no other run writes to until it is closed."""
+    """The file, created if missing, and locked against other runs until it is closed."""
     file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b", 0)
     try:
         if sys.platform == "win32":
             import msvcrt
 
-            # Past any end of the file: on Windows what is locked cannot be read either.
+            # Beyond the end of the file: on Windows a locked range cannot be read.
             file.seek(1 << 40)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
             file.seek(0)
@@ -189,7 +183,7 @@ def _locked(path: Path) -> BinaryIO:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         file.close()
-        raise YolactError(f"another run writes to {path}; wait for it, or give another file") from None
+        raise YolactError(f"another run writes to {path}; wait for it, or name another file") from None
     except OSError as error:  # a file system without locks
         log.debug("%s is not locked: %s", path, error)
     return file

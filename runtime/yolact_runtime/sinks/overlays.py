@@ -1,4 +1,4 @@
-"""Images with the instances drawn in."""
+"""Annotated images."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from yolact_runtime.frames import Frame, Sink
 from yolact_runtime.results import Result
 from yolact_runtime.sinks.names import FreeNames
 
-# What OpenCV writes everywhere; an overlay of anything else becomes a PNG.
+# Suffixes that every OpenCV writes; overlays of other files become PNGs.
 WRITABLE = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 class OverlaySink(Sink):
-    """An annotated image for each image; frames of videos are left to `VideoSink`.
+    """An annotated image for each image; `VideoSink` handles frames of videos.
 
     Args:
-        target: The folder; with `single` the one file.
+        target: The folder; with `single` the file for the only image.
         single: There is one image only.
         sources: As for `FreeNames`.
 
     Attributes:
-        drawn: How many have been written.
+        drawn: Number of overlays written.
 
     Raises:
-        UsageError: the one file has a suffix that no image is written as.
+        UsageError: images cannot be written with the suffix of the single file.
     """
 
     def __init__(self, target: Path, single: bool = False, sources: Collection[str] | None = ()) -> None:
         self.drawn = 0
+        self.target = target
         self._single = target if single else None
         self._names = FreeNames(target, sources)
         if single:
@@ -49,12 +50,12 @@ class OverlaySink(Sink):
         done, data = cv2.imencode(suffix.lower(), result.draw(image))
         if not done:
             raise YolactError(
-                f"the overlay of {frame.name} cannot be made: OpenCV has no encoder for {suffix}"
+                f"the overlay of {frame.name} cannot be encoded: OpenCV has no encoder for {suffix}"
             )
         return suffix, data.tobytes()
 
     def carry(self, line: dict[str, Any]) -> None:
-        """Leave an image's overlay, of an earlier run, as it is; `line` as for `CocoSink.carry`."""
+        """Keep the overlay that an earlier run wrote; `line` as for `CocoSink.carry`."""
         if "time" not in line:
             self._names.carry(line, _suffix(Path(line["image"])))
 
@@ -72,6 +73,6 @@ def _suffix(path: Path) -> str:
 
 
 def check_writable_suffix(path: Path) -> None:
-    """Raise a UsageError where no image can be written under that name."""
+    """Raise a UsageError if images cannot be written with the suffix of `path`."""
     if path.suffix.lower() not in WRITABLE:
         raise UsageError(f"cannot write an image as {path}; known suffixes are {', '.join(WRITABLE)}")

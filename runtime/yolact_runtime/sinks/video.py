@@ -1,4 +1,4 @@
-"""Videos with the instances drawn in."""
+"""Annotated videos."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import logging
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,76 +34,56 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Containers that take H.264 and that players know; anything else becomes an MP4.
+# Containers that support H.264 and play everywhere; others become MP4.
 _KEPT_SUFFIXES = (".m4v", ".mkv", ".mov", ".mp4")
-_TIME_BASE = Fraction(1, 60_000)  # MPEG-4 Part 2 has no finer one; exact for 24, 25, 30, 50 and 60 a second
-_LEAST_STEP = Fraction(1, 1000)  # seconds; Matroska counts in them
-# Sound past the last picture is kept if the pictures came to within this many seconds of their end.
+_TIME_BASE = Fraction(1, 60_000)  # the finest of MPEG-4 Part 2; exact for 24, 25, 30, 50 and 60 fps
+_LEAST_STEP = Fraction(1, 1000)  # seconds; the resolution of Matroska
+# Audio after the last picture is kept if the run came within this many seconds of the end of the video.
 _END = 1.0
 
 
-@dataclass(frozen=True)
-class VideoSettings:
-    """How pictures are encoded.
-
-    Attributes:
-        crf: Constant quality of x264, 0..51: 0 is best, 18 hard to tell from the original, 28 small.
-        preset: x264's trade of time for size, `ultrafast` to `veryslow`.
-    """
-
-    crf: int = 20
-    preset: str = "veryfast"
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.crf <= 51:
-            raise UsageError(f"the quality (crf) of a video is {self.crf}; it must be in 0..51")
-
-    def options(self, codec: str) -> dict[str, str]:
-        """What FFmpeg's encoder takes."""
-        if codec == "H.264":
-            return {"crf": str(self.crf), "preset": self.preset}
-        # Here the scale is 1 (best) to 31.
-        return {"qmin": "1", "qmax": str(max(1, round(self.crf / 51 * 31)))}
-
-
 class VideoSink(Sink):
-    """One annotated video a source: `clip.mp4` becomes `FOLDER/clip.mp4`, a camera `FOLDER/rtsp_host_1.mkv`.
+    """One annotated video per source: `a.mp4` becomes `FOLDER/a.mp4`, a camera `FOLDER/rtsp_host_1.mkv`.
 
-    Frames without a time are images and left to other sinks. Each file is written under a temporary name and
-    renamed when the next video begins or at `close`, which also an interrupted run comes to.
+    Frames without a time are images and are ignored. Each file is written under a temporary name and renamed
+    when the next video begins or at `close`, which an interrupted run also calls.
 
     Attributes:
-        outputs: The files that are finished.
+        outputs: The finished files.
     """
 
     def __init__(
-        self, folder: str | Path, settings: VideoSettings | None = None, keep: Iterable[str | Path] = ()
+        self, folder: str | Path, crf: int = 20, preset: str = "veryfast", keep: Iterable[str | Path] = ()
     ) -> None:
-        """Nothing is written before the first frame.
+        """Prepare; the first frame opens a file.
 
         Args:
-            folder: Where the videos go; made if missing.
-            settings: Quality and speed.
-            keep: Files that are never written over, such as the sources.
+            folder: Folder of the videos; created if missing.
+            crf: Constant rate factor of x264, 0..51: 0 is lossless, 18 visually lossless, 28 small.
+            preset: x264's trade of speed for size, `ultrafast` to `veryslow`.
+            keep: Files that are never overwritten, such as the sources.
 
         Raises:
             YolactError: PyAV is missing.
+            UsageError: `crf` is out of range.
         """
+        if not 0 <= crf <= 51:
+            raise UsageError(f"the quality (crf) of a video is {crf}; it must be in 0..51")
         load_av()
         self.outputs: list[Path] = []
         self._folder = Path(folder)
-        self._settings = settings or VideoSettings()
+        self._quality = crf, preset
         self._taken = {Path(path).resolve() for path in keep}
         self._writer: _Writer | None = None
 
     def prepare(self, frame: Frame, image: np.ndarray, result: Result) -> Any:
-        """Draw, and convert to what the encoder takes; None for an image."""
+        """Draw, and convert to the encoder's pixel format; None for an image."""
         if frame.time is None:
             return None
         return from_bgr(result.draw(image))
 
     def write(self, frame: Frame, prepared: Any) -> None:
-        """Encode a frame, and copy the sound up to it.
+        """Encode a frame, and copy the audio up to it.
 
         Raises:
             YolactError: the file cannot be written; it is removed.
@@ -114,7 +93,7 @@ class VideoSink(Sink):
         if self._writer is not None and not self._writer.continues(frame):
             self.close()
         if self._writer is None:
-            self._writer = _Writer(frame, prepared, self._target(frame), self._settings)
+            self._writer = _Writer(frame, prepared, self._target(frame), *self._quality)
         try:
             self._writer.add(frame, prepared)
         except YolactError:
@@ -122,22 +101,19 @@ class VideoSink(Sink):
             raise
 
     def close(self) -> None:
-        """Finish the video that is being written; it holds what came so far, and plays.
-
-        Raises:
-            YolactError: it cannot be written; it is removed.
-        """
+        """Finish the current video with the frames so far; raises a YolactError if it cannot be written."""
         writer, self._writer = self._writer, None
         if writer is not None:
             writer.finish()
             self.outputs.append(writer.target)
 
     def _target(self, frame: Frame) -> Path:
+        """A free path for the video that begins with `frame`."""
         if frame.path.is_file():
             suffix = frame.path.suffix.lower()
             stem, suffix = frame.path.stem, suffix if suffix in _KEPT_SUFFIXES else ".mp4"
         else:
-            # A recording without an end: Matroska can be played even if the process is killed.
+            # A recording without an end: Matroska plays even if the process is killed.
             stem = re.sub(r"[^\w.-]+", "_", frame.name.rpartition("#")[0]).strip("._") or "camera"
             suffix = ".mkv"
         self._taken.add(frame.path.resolve())
@@ -150,9 +126,10 @@ class VideoSink(Sink):
 
 
 class _Writer:
-    """One video file on its way to the disk."""
+    """One video file while it is written."""
 
-    def __init__(self, frame: Frame, first: VideoFrame, target: Path, settings: VideoSettings) -> None:
+    def __init__(self, frame: Frame, first: VideoFrame, target: Path, crf: int, preset: str) -> None:
+        """Open the file and its encoder; `first` is the converted picture of `frame`."""
         av = load_av()
         self.source = frame.path
         self._begin = -float("inf") if frame.time is None else frame.time
@@ -162,20 +139,18 @@ class _Writer:
         self._size = (first.width, first.height)
         self._resized = False
         self._muted = False
-        self._length = float("inf")  # of the source's pictures, in seconds
+        self._length = float("inf")  # of the source video, in seconds
         self._period = 1 / 25
         self._audio: AudioCopy | None = None
         self._stack = contextlib.ExitStack()
         self._codec = "H.264" if "libx264" in av.codecs_available else "MPEG-4 Part 2"
         if self._codec != "H.264":
             if "mpeg4" not in av.codecs_available:
-                raise YolactError(
-                    f"cannot write {target}: this PyAV has neither the encoder libx264 nor mpeg4"
-                )
+                raise YolactError(f"cannot write {target}: this PyAV has no encoder libx264 or mpeg4")
             log.warning("%s is written as MPEG-4 Part 2: this PyAV has no H.264 encoder (libx264)", target)
         with self._guarded():
             temporary = self._stack.enter_context(atomic_path(target))
-            # A recording goes to the disk as it comes; an MP4 gets its index in front, for browsers.
+            # A recording is flushed packet by packet; an MP4 gets its index in front, for browsers.
             options = {"flush_packets": "1"} if target.suffix == ".mkv" else {"movflags": "+faststart"}
             self._container = self._stack.enter_context(av.open(str(temporary), "w", options=options))
             aspect = self._look_at_source()
@@ -190,19 +165,22 @@ class _Writer:
             context.colorspace, context.color_range = first.colorspace, first.color_range
             if aspect:
                 context.sample_aspect_ratio = aspect
-            context.options = settings.options(self._codec)
+            context.options = {"crf": str(crf), "preset": preset}
+            if self._codec != "H.264":  # its scale is 1 (best) to 31
+                context.options = {"qmin": "1", "qmax": str(max(1, round(crf / 51 * 31)))}
             if frame.path.is_file():
                 self._audio = AudioCopy(frame.path, self._container, target)
                 self._stack.callback(self._audio.close)
-            # The encoder opens here, so that one that cannot is an error of its own.
+            # Opens the encoder here, so that a failure is reported as such.
             self._container.start_encoding()
 
     def continues(self, frame: Frame) -> bool:
-        """Whether a frame belongs to this file; a video that is named twice begins anew."""
+        """Whether a frame belongs to this file; a video that is named twice starts a second file."""
         assert frame.time is not None
         return frame.path == self.source and frame.time > self._begin
 
     def add(self, frame: Frame, picture: VideoFrame) -> None:
+        """Encode a picture at the time of its frame, after the audio up to then."""
         assert frame.time is not None
         with self._guarded():
             if (picture.width, picture.height) != self._size:
@@ -216,6 +194,7 @@ class _Writer:
             self._frames += 1
 
     def finish(self) -> None:
+        """Flush the encoder, copy the remaining audio and rename the file."""
         with self._guarded():
             for packet in self._stream.encode(None):
                 self._mux(packet)
@@ -237,15 +216,15 @@ class _Writer:
         try:
             self._container.mux_one(packet)
         except load_av().FFmpegError as error:
-            # Interleaving may tell of a damaged packet of sound when the next picture comes.
+            # Interleaving may report a damaged audio packet when the next picture comes.
             if isinstance(error, OSError) or self._audio is None:
                 raise
             if not self._muted:
-                log.warning("the sound of %s is damaged, and left out there: %s", self.source, reason(error))
+                log.warning("damaged audio of %s is left out: %s", self.source, reason(error))
             self._muted = True
 
     def _look_at_source(self) -> Fraction | None:
-        """Take over the frame rate, and return the shape of a pixel."""
+        """Read frame rate and length of the source; return its pixel aspect ratio unless it is 1."""
         if not self.source.is_file():
             return None
         try:
@@ -261,17 +240,17 @@ class _Writer:
                 aspect, context = stream.sample_aspect_ratio, stream.codec_context
                 if not aspect or aspect == 1:
                     return None
-                # Turned by a quarter, where width and height have changed places.
+                # If rotated by a quarter turn, width and height are swapped.
                 turned = (context.width > context.height) != (self._size[0] > self._size[1])
                 return 1 / aspect if turned else aspect
         except YolactError:
             return None
 
     def _fit(self, picture: VideoFrame) -> VideoFrame:
-        """A picture of another size than the first, scaled into its frame with black bars."""
+        """Scale a picture of another size than the first one into its frame, with black bars."""
         if not self._resized:
             log.warning(
-                "%s: the pictures change from %d x %d to %d x %d; they are scaled to the first size",
+                "%s: the picture size changes from %d x %d to %d x %d; pictures are scaled to the first size",
                 self.target, *self._size, picture.width, picture.height,
             )  # fmt: skip
             self._resized = True
@@ -287,7 +266,7 @@ class _Writer:
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
-        """What fails inside becomes one error and removes the temporary file; Ctrl-C does not."""
+        """Turn failures inside into one error and remove the temporary file; Ctrl-C passes through."""
         try:
             yield
         except (load_av().FFmpegError, OSError, ValueError, YolactError) as error:

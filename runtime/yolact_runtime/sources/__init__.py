@@ -1,1 +1,1 @@
-"""Where images come from."""
+"""Sources of frames: image files, lists of paths, videos and cameras."""

@@ -1,4 +1,4 @@
-"""Cameras and network streams: frames that come by the clock."""
+"""Cameras and network streams, with reconnection."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
@@ -30,16 +31,16 @@ log = logging.getLogger(__name__)
 
 SCHEMES = ("http", "https", "rtmp", "rtmps", "rtp", "rtsp", "rtsps", "srt", "tcp", "udp")
 _DEVICE = re.compile(r"(?:camera:)?(\d{1,3})|(/dev/video\d+)", re.IGNORECASE)
-# What a stream may name in turn; files of this machine are not among it.
+# Protocols that a stream may refer to; local files are not among them.
 _PROTOCOLS = "crypto,data,hls,http,httpproxy,https,rtmp,rtmps,rtp,rtsp,srt,srtp,tcp,tls,udp"
-# Beyond a driver's own time limits, after which it is given up.
+# Seconds beyond a driver's own time limits after which it is considered hung.
 _PATIENCE = 10.0
 
 
 def is_camera(text: str) -> bool:
-    """Whether `text` names a camera or stream: `0`, `camera:0`, `/dev/video0`, or an address such as `rtsp://host/1`.
+    """Whether `text` names a camera (`0`, `camera:0`, `/dev/video0`) or a stream (`rtsp://host/1`).
 
-    A number is a file where a file has that name.
+    A number names a file if a file of that name exists.
     """
     if _DEVICE.fullmatch(text):
         return not (text.isdigit() and Path(text).exists())
@@ -48,7 +49,7 @@ def is_camera(text: str) -> bool:
 
 
 def without_secrets(address: str) -> str:
-    """An address for eyes and logs: no user, no password, no query."""
+    """An address for messages and logs: without user, password and query."""
     if "://" not in address:
         return address
     try:
@@ -64,11 +65,11 @@ class CameraSettings:
     """How long to wait for a camera.
 
     Attributes:
-        open_timeout: Seconds until a connection must stand.
-        read_timeout: Seconds without data after which a connection is lost.
-        attempts: How often a lost connection is tried again before giving up.
-        delay: Seconds before the first of these attempts; doubled before each further one, up to 30 s.
-        steady: A connection that lasted this many seconds gets all attempts anew.
+        open_timeout: Seconds to wait for a connection.
+        read_timeout: Seconds without data after which a connection counts as lost.
+        attempts: Number of attempts to reconnect before giving up.
+        delay: Seconds before the first attempt; doubled before each further one, up to 30 s.
+        steady: Seconds that a connection must last to reset the number of attempts.
     """
 
     open_timeout: float = 10.0
@@ -79,45 +80,38 @@ class CameraSettings:
 
     def __post_init__(self) -> None:
         for name in ("open_timeout", "read_timeout"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UsageError(
-                    f"{name} of a camera is {getattr(self, name)}; it must be more than 0 seconds"
-                )
+            if not 0 < (value := getattr(self, name)) < math.inf:
+                raise UsageError(f"{name} of a camera is {value}; it must be more than 0 seconds")
         if self.attempts < 0 or self.delay < 0:
             raise UsageError("attempts and delay of a camera must be 0 or more")
 
 
 class CameraSource(Source):
-    """Frames of a camera as they come, until it is closed or stays away.
+    """Frames of a camera as they come, until the source is closed or the camera is lost for good.
 
-    A thread of its own talks to the camera, so that `close` and a driver that hangs end the iteration at
-    once. Frames follow each other in stream time; what an interruption took is not counted.
+    A separate thread talks to the camera, so that `close` and a hung driver end the iteration at once.
+    Stream time continues after an interruption without counting its duration.
     """
 
     live = True
 
     def __init__(self, address: str, settings: CameraSettings | None = None) -> None:
-        """Take an address; the connection is made by the iteration.
-
-        Args:
-            address: As for `is_camera`.
-            settings: Time limits and attempts.
+        """Check an address as of `is_camera`; the iteration connects to it.
 
         Raises:
             UsageError: not an address of a camera.
-            YolactError: PyAV is missing, which streams need.
+            YolactError: PyAV, which streams need, is missing.
         """
         device = _DEVICE.fullmatch(address)
         if not device and not is_camera(address):
             raise UsageError(
-                f"{without_secrets(address)} is no camera; "
+                f"{without_secrets(address)} is not a camera; "
                 "give 0, camera:0, /dev/video0 or an address such as rtsp://host/1"
             )
         self.settings = settings or CameraSettings()
-        self.lost = 0
         self._closed = threading.Event()
         self._queue: queue.Queue[Frame | YolactError | None] = queue.Queue(maxsize=2)
-        self._overdue = math.inf  # when a call that has its own time limit should have ended
+        self._overdue = math.inf  # when a call with a time limit of its own should have ended
         self._clock = Clock(None, 1 / 25, live=True)
         self._count = 0
         if device:
@@ -134,7 +128,7 @@ class CameraSource(Source):
         """The frames.
 
         Raises:
-            YolactError: the camera cannot be opened, stays away after all attempts, or hangs.
+            YolactError: the camera cannot be opened, is lost after all attempts, or hangs.
         """
         threading.Thread(target=self._pump, name=f"camera {self.name}", daemon=True).start()
         try:
@@ -157,11 +151,11 @@ class CameraSource(Source):
             self.close()
 
     def close(self) -> None:
-        """End the iteration; the camera is let go of as soon as it answers."""
+        """End the iteration; the camera is released as soon as it responds."""
         self._closed.set()
 
     def _pump(self) -> None:
-        """Runs in the camera's thread: everything that may block."""
+        """Read the camera in its own thread, where everything may block."""
         try:
             for frame in self._frames():
                 if not self._put(frame):
@@ -169,7 +163,7 @@ class CameraSource(Source):
             self._put(None)
         except YolactError as error:
             self._put(error)
-        except Exception as error:  # whatever a driver raises must reach the one who waits
+        except Exception as error:  # a driver may raise anything, and the consumer is waiting
             log.debug("camera %s", self.name, exc_info=True)
             self._put(YolactError(f"camera {self.name} failed: {first_line(error)}"))
 
@@ -187,7 +181,7 @@ class CameraSource(Source):
         self._overdue = time.monotonic() + seconds + _PATIENCE
 
     def _frames(self) -> Iterator[Frame]:
-        """Frames of one connection after the other."""
+        """The frames of consecutive connections."""
         failures = 0
         while True:
             began: float | None = None
@@ -201,19 +195,19 @@ class CameraSource(Source):
                 if not self._count:
                     raise YolactError(
                         f"cannot open camera {self.name}: {error}; "
-                        "check the address and that nothing else uses it"
+                        "check the address, and that no other program uses it"
                     ) from error
                 if began is not None and time.monotonic() - began >= self.settings.steady:
                     failures = 0
                 if failures >= self.settings.attempts:
                     raise YolactError(
-                        f"camera {self.name} is gone after {self._count} frames ({error}); "
-                        f"{failures} attempts to connect again failed"
+                        f"camera {self.name} is lost after {self._count} frames ({error}); "
+                        f"{failures} attempts to reconnect failed"
                     ) from error
                 pause = min(self.settings.delay * 2**failures, 30.0)
                 failures += 1
                 log.warning(
-                    "camera %s is lost (%s); attempt %d of %d to connect again in %.1f s",
+                    "camera %s is lost (%s); attempt %d of %d to reconnect in %.1f s",
                     self.name, error, failures, self.settings.attempts, pause,
                 )  # fmt: skip
             self._overdue = math.inf
@@ -227,17 +221,18 @@ class CameraSource(Source):
         return frame
 
     def _stream(self, address: str) -> Iterator[Frame]:
+        """The frames of one connection to a network stream."""
         av = load_av()
         limits = self.settings
-        # Not `options`: PyAV before 18 crashes where a stream appears late.
+        # Not `options`: PyAV before 18 crashes if a stream appears late.
         options = {
             "protocol_whitelist": _PROTOCOLS,
-            # What is looked at before the first frame is shown: a second, not five.
+            # Analyse one second before the first frame, not five.
             "probesize": "500000",
             "analyzeduration": "1000000",
         }
         if address.lower().startswith("rtsp"):
-            # UDP first would lose packets on most networks, and wait in vain behind a firewall.
+            # UDP loses packets on most networks and is blocked by firewalls.
             options["rtsp_flags"] = "prefer_tcp"
         self._within(limits.open_timeout)
         began = time.monotonic()
@@ -249,7 +244,7 @@ class CameraSource(Source):
                 metadata_errors="replace",
             )
         except (av.FFmpegError, OSError, ValueError) as error:
-            # Some protocols have another error for time that ran out.
+            # Some protocols report a timeout as another error.
             late = time.monotonic() - began > 0.95 * limits.open_timeout
             cause = f"no answer within {limits.open_timeout:g} s" if late else _cause(error)
             raise _LostError(cause) from error
@@ -264,12 +259,12 @@ class CameraSource(Source):
                 raise _LostError("the stream ended")
 
     def _decoded(self, container: InputContainer) -> Iterator[Frame]:
+        """The frames of an open stream."""
         stream = moving_pictures(container)
         if stream is None or not stream.codec_context:
             raise YolactError(f"camera {self.name} sends no video that this PyAV decodes")
         self._clock.restart(period_of(stream))
         decoder = Decoder(stream, self.name, live=True)
-        before = self.lost
         turned: Orientation | None = None
 
         def packets() -> Iterator:
@@ -281,14 +276,14 @@ class CameraSource(Source):
         for frame in decoder.frames(packets()):
             if turned is None:
                 turned = orientation(frame, stream.metadata, self.name)
-            self.lost = before + decoder.lost
             yield self._frame(
                 decoder.seconds(frame), Picture(frame, f"{self.name}#{self._count}", turned).read
             )
             self._within(self.settings.read_timeout)
 
     def _device(self, device: int | str) -> Iterator[Frame]:
-        # OpenCV knows the cameras of every system by number; FFmpeg's libraries have one way for each.
+        """The frames of one connection to a local camera."""
+        # OpenCV opens cameras by number on every system; FFmpeg's libraries differ from system to system.
         self._within(self.settings.open_timeout)
         capture = cv2.VideoCapture(device)
         try:
@@ -299,33 +294,26 @@ class CameraSource(Source):
                 self._within(self.settings.read_timeout)
                 done, image = capture.read()
                 if not done:
-                    raise _LostError("it gives no pictures")
-                yield self._frame(time.monotonic(), _Once(image).read)
+                    raise _LostError("it delivers no pictures")
+                yield self._frame(time.monotonic(), partial(_read_once, [image]))
         finally:
             capture.release()
 
 
 def _cause(error: Exception) -> str:
-    # All that FFmpeg says of an unknown host or a connection that was cut.
+    # FFmpeg's only information about an unknown host or a broken connection.
     if getattr(error, "errno", None) == errno.EIO:
-        return "no connection, or it was cut"
+        return "no connection, or it broke"
     return reason(error)
 
 
-class _Once:
-    """An image that is let go of when it is read."""
-
-    def __init__(self, image: np.ndarray) -> None:
-        self._image: np.ndarray | None = image
-
-    def read(self) -> np.ndarray:
-        image, self._image = self._image, None
-        if image is None:
-            raise YolactError("a camera's picture was read before")
-        if image.ndim == 2:
-            return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
-        return image
+def _read_once(held: list[np.ndarray]) -> np.ndarray:
+    """Take the image out of `held`, so that it is released, as (H, W, 3) BGR."""
+    if not held:
+        raise YolactError("a camera frame was read before")
+    image = held.pop()
+    return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.ndim == 2 else image
 
 
 class _LostError(Exception):
-    """The connection could not be made, or is lost; what remains to be seen is whether it comes back."""
+    """A connection failed or was lost; it may come back."""

@@ -1,4 +1,4 @@
-"""From the packets of one video stream to pictures, past what is damaged."""
+"""Decoding of one video stream, which continues after damage."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import struct
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Each damaged place gets its line up to here; then only the sum is told.
-_PLACES_TOLD = 5
-# Steps back, in periods, that rounded or repeated time stamps make; more is a clock that began anew.
+# Number of damaged places that are reported one by one; beyond it only their total is.
+_REPORTED_PLACES = 5
+# Steps back, in frame periods, that rounded or repeated time stamps cause; more is a clock that was reset.
 _JITTER = 2.5
 _LEAST_STEP = 1e-3
-# Steps forward, in seconds, that mean a clock that was set: of a camera, and of a file, where a picture may
-# stand still for long, but not longer than an MP4 can say.
+# Larger steps forward, in seconds, mean that the clock was set: of a camera, and of a file, in which one
+# picture may be shown for long, but not longer than an MP4 can represent.
 _LEAP_LIVE, _LEAP = 10.0, 12 * 3600.0
-# Codecs with packets that hold no frame to be shown.
+# Codecs with packets that contain no frame to be shown.
 _HIDDEN = {"vp8", "vp9", "av1", "libvpx", "libvpx-vp9", "libdav1d", "libaom-av1"}
 _DECODING = -math.inf  # a key frame that precedes everything
 
 
 class Clock:
-    """Time stamps as seconds since the start, which always grow.
+    """Converts time stamps to strictly increasing seconds since the start.
 
-    Frames without a time stamp follow the one before by `period`; so does the first one after the clock of
-    the stream began anew.
+    A frame without a time stamp follows the previous one by `period`, and so does the first one after the
+    clock of the stream was reset.
     """
 
     def __init__(self, start: float | None, period: float, live: bool = False) -> None:
@@ -48,28 +48,23 @@ class Clock:
         self._leap = _LEAP_LIVE if live else _LEAP
 
     def restart(self, period: float) -> None:
-        """The stream begins anew, with time stamps of its own."""
+        """Continue with another connection, which has time stamps of its own."""
         self.period = period
         self._start = None
 
     def time(self, seconds: float | None) -> float:
-        """Stream time of a frame whose time stamp is `seconds`."""
-        following = 0.0 if self.last is None else self.last + self.period
+        """Stream time in seconds of a frame whose time stamp is `seconds`; None if it has none."""
+        last = -math.inf if self.last is None else self.last
+        following = 0.0 if self.last is None else last + self.period
         if seconds is None:
-            self.last = following
-            return following
-        if self._start is None:
-            self._start = seconds - following
-        time = max(seconds - self._start, 0.0)
-        if self.last is not None and time <= self.last:
-            if seconds - self._start < self.last - _JITTER * self.period:
-                self._start = seconds - following
-                time = following
-            else:
-                time = self.last + _LEAST_STEP
-        elif time > following + self._leap:
-            self._start = seconds - following
             time = following
+        else:
+            if self._start is None:
+                self._start = seconds - following
+            time = seconds - self._start
+            if not last - _JITTER * self.period <= time <= following + self._leap:  # the clock was reset
+                self._start, time = seconds - following, following
+            time = max(time, 0.0) if time > last else last + _LEAST_STEP
         self.last = time
         return time
 
@@ -78,8 +73,8 @@ class Decoder:
     """Decodes one stream, in one thread.
 
     Attributes:
-        packets: How many packets with data came.
-        lost: Frames that damage has cost so far.
+        packets: Number of packets with data so far.
+        lost: Number of frames lost by damage so far.
     """
 
     def __init__(self, stream: VideoStream, name: str, live: bool = False) -> None:
@@ -88,8 +83,8 @@ class Decoder:
         Args:
             stream: Of an open container.
             name: Of the video, for messages.
-            live: Show each frame at once and as well as it came; otherwise frames that need a damaged one
-                are left out, and decoding uses every core.
+            live: Return each frame at once, even if damaged; otherwise frames that depend on a damaged one
+                are dropped, and decoding uses every core.
         """
         self.packets = 0
         self.lost = 0
@@ -99,15 +94,15 @@ class Decoder:
         self._live = live
         self._places = 0
         self._pending: dict[int, None] = {}  # time stamps of frames inside the decoder, in its order
-        self._since: str | None = None  # where the damage began that no key frame has ended yet
-        self._key: float | None = None  # time stamp of that key frame, until what follows it is whole
+        self._since: str | None = None  # place and cause of the current damage
+        self._key: float | None = None  # time stamp of the key frame that may end the damage
         self._lost_here = 0
-        # Not `err_detect=explode`: with threads, H.264 would then fail from the first open group on.
+        # Not `err_detect=explode`: with threads, H.264 would fail from the first open group on.
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
         stream.thread_type = "SLICE" if live else "AUTO"
 
     def frames(self, packets: Iterable[Packet]) -> Iterator[VideoFrame]:
-        """The frames in the order in which they are shown.
+        """The frames in presentation order.
 
         Raises:
             YolactError: there is no decoder for the stream.
@@ -127,27 +122,27 @@ class Decoder:
             except EOFError:
                 continue
             except av.error.DecoderNotFoundError as error:
-                raise YolactError(f"video {self._name}: no decoder for it in this PyAV") from error
+                raise YolactError(f"video {self._name}: this PyAV has no decoder for it") from error
             except (av.FFmpegError, ValueError, MemoryError) as error:
                 yield from self._damage(packet, error)
         self._vanished(list(self._pending))
-        self._tell()
+        self._report()
 
     def seconds(self, frame: VideoFrame) -> float | None:
-        """The time stamp of a frame of this stream."""
-        # A frame that was still inside the decoder does not know its time base.
+        """The time stamp of a frame of this stream in seconds."""
+        # A frame flushed out of the decoder does not know its time base.
         return None if frame.pts is None else float(frame.pts * self._tick)
 
     def finish(self) -> None:
-        """Tell what was lost in all, where not every place was told."""
-        if self._places > _PLACES_TOLD:
+        """Report the total loss if not every damaged place was reported."""
+        if self._places > _REPORTED_PLACES:
             log.warning(
                 "video %s is damaged in %d places: %d frames lost", self._name, self._places, self.lost
             )
 
     def _came(self, frame: VideoFrame) -> VideoFrame:
         if frame.pts in self._pending:
-            # Frames come in the order of their times: what should have come before is not coming any more.
+            # Frames come in order of their times: those pending before this one were dropped.
             gone = [pts for pts in self._pending if pts < frame.pts]
             for pts in [*gone, frame.pts]:
                 del self._pending[pts]
@@ -155,18 +150,18 @@ class Decoder:
         return frame
 
     def _vanished(self, gone: list[int]) -> None:
-        """Count frames that the decoder has dropped without a word."""
+        """Count frames that the decoder dropped silently."""
         if gone and not self._live and self._stream.codec_context.name not in _HIDDEN:
             self._begin(min(gone), "the decoder dropped it")
             self._lost_here += len(gone)
             self._key = self._key or _DECODING
-            self._tell()
+            self._report()
 
     def _damage(self, packet: Packet, error: Exception) -> Iterator[VideoFrame]:
-        """Give the good frames that are still inside the decoder, and wait for a key frame."""
+        """Yield the good frames still inside the decoder, and wait for a key frame."""
         missing = list(self._pending)
         if not self._live:
-            # With threads the error comes late: what followed the damage may be inside as well, made from it.
+            # With threads the error comes late: frames after the damage, decoded from it, may be inside too.
             inside = self._drain()
             came = {frame.pts for frame in inside}
             while missing and missing[0] in came:
@@ -198,7 +193,7 @@ class Decoder:
         return frames
 
     def _is_whole(self, packet: Packet) -> bool:
-        """Whether a packet after damage needs nothing lost: a key frame, and what is shown after it."""
+        """Whether a packet after damage depends on nothing lost: a key frame, and what is shown after it."""
         if not self._live:
             if packet.is_keyframe and self._key is None:
                 self._key = _DECODING if packet.pts is None else packet.pts
@@ -206,16 +201,17 @@ class Decoder:
             if self._key is None:
                 return False
             if (packet.pts or 0) < self._key:
-                return False  # shown before the key frame, and made from frames on both sides of it
-        self._tell()
+                return False  # shown before the key frame, and predicted from frames on both sides of it
+        self._report()
         return True
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
+        """Log the damage that has ended."""
         if self._since is None:
             return
         self._places += 1
         self.lost += self._lost_here
-        if self._places <= _PLACES_TOLD:
+        if self._places <= _REPORTED_PLACES:
             rest = "to its end" if self._key is None and not self._live else "then decoding goes on"
             frames = "1 frame" if self._lost_here == 1 else f"{self._lost_here} frames"
             log.warning("video %s is damaged%s: %s lost, %s", self._name, self._since, frames, rest)
@@ -223,7 +219,7 @@ class Decoder:
 
 
 class Picture:
-    """A decoded frame, until `read` turns it into pixels and lets go of it."""
+    """A decoded frame, which `read` converts to pixels and releases."""
 
     def __init__(self, frame: VideoFrame, name: str, orientation: Orientation) -> None:
         self._frame: VideoFrame | None = frame
@@ -231,10 +227,10 @@ class Picture:
         self._orientation = orientation
 
     def read(self) -> np.ndarray:
-        """(H, W, 3) uint8 BGR, the right way up. Once only.
+        """(H, W, 3) uint8 BGR, oriented for display. May be called once.
 
         Raises:
-            YolactError: pixels in a format that cannot be converted, or no memory for them.
+            YolactError: the pixel format cannot be converted, or memory is short.
         """
         frame, self._frame = self._frame, None
         if frame is None:
@@ -245,20 +241,21 @@ class Picture:
             raise YolactError(f"frame {self._name} cannot be converted: {first_line(error)}") from error
 
 
-class Orientation:
-    """How pictures are turned and mirrored before they are shown.
+class Orientation(NamedTuple):
+    """How pictures are rotated and mirrored for display.
 
     Attributes:
-        swap: Rows and columns change places, first of all.
-        mirror: Left and right change places.
-        flip: Top and bottom change places.
+        swap: Transpose rows and columns, before the others.
+        mirror: Mirror left to right.
+        flip: Flip top to bottom.
     """
 
-    def __init__(self, swap: bool = False, mirror: bool = False, flip: bool = False) -> None:
-        self.swap, self.mirror, self.flip = swap, mirror, flip
+    swap: bool = False
+    mirror: bool = False
+    flip: bool = False
 
     def apply(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, 3) as it is shown, contiguous."""
+        """The displayed image, (H, W, 3), contiguous."""
         if self.swap:
             image = image.transpose(1, 0, 2)
         if self.mirror:
@@ -269,10 +266,11 @@ class Orientation:
 
 
 def orientation(frame: VideoFrame, tags: dict[str, str], name: str) -> Orientation:
-    """How a frame is meant to be shown: by its display matrix, else by an old `rotate` tag of the stream.
+    """The orientation given by a frame's display matrix, or else by an old `rotate` tag of the stream.
 
-    What is no multiple of a quarter turn is ignored, with a warning.
+    A rotation that is not a multiple of 90 degrees is ignored with a warning.
     """
+    ignored = "video %s: its rotation is not a multiple of 90 degrees; it is ignored"
     matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     if matrix is not None:
         # Nine fixed-point numbers a b u c d v x y w; a point (p, q) goes to (a p + c q + x, b p + d q + y).
@@ -282,7 +280,7 @@ def orientation(frame: VideoFrame, tags: dict[str, str], name: str) -> Orientati
             return Orientation(mirror=a < 0, flip=d < 0)
         if min(abs(b), abs(c)) > 50 * straight:
             return Orientation(swap=True, mirror=c < 0, flip=b < 0)
-        log.warning("video %s: its rotation is no multiple of 90 degrees; it is ignored", name)
+        log.warning(ignored, name)
         return Orientation()
     tag = next((value for key, value in tags.items() if key.lower() == "rotate"), "0")
     try:
@@ -290,13 +288,7 @@ def orientation(frame: VideoFrame, tags: dict[str, str], name: str) -> Orientati
     except ValueError:
         turns, rest = 0, 1
     if rest or abs(turns) > 1e6:
-        log.warning(
-            "video %s: its rotation is %r, not a multiple of 90 degrees; it is ignored", name, tag[:20]
-        )
+        log.warning(ignored.replace("not", "%r, not"), name, tag[:20])
         return Orientation()
-    return (
-        Orientation(),
-        Orientation(swap=True, mirror=True),
-        Orientation(mirror=True, flip=True),
-        Orientation(swap=True, flip=True),
-    )[int(turns) % 4]
+    quarter = int(turns) % 4
+    return Orientation(swap=quarter in (1, 3), mirror=quarter in (1, 2), flip=quarter in (2, 3))

@@ -1,4 +1,4 @@
-"""How large an image says it is, before anything of it is decoded."""
+"""Image sizes read from file headers, to refuse an image before it is decoded."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import struct
 from yolact_runtime.errors import UsageError
 
 _LIMIT_VARIABLE = "YOLACT_MAX_PIXELS"
-_LIMIT = 250_000_000  # the largest phone cameras make 200 megapixels
+_LIMIT = 250_000_000  # the largest phone cameras have 200 megapixels
 # Start of frame in a JPEG: C0 to CF without C4 (tables), C8 (reserved) and CC (tables).
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
 
 def max_pixels() -> int:
-    """The most pixels an image may have: `$YOLACT_MAX_PIXELS`, else 250 million (750 MB once decoded).
+    """Maximum number of pixels of an image: `$YOLACT_MAX_PIXELS`, else 250 million (750 MB when decoded).
 
     Raises:
-        UsageError: the variable is no positive whole number.
+        UsageError: the variable is not a positive whole number.
     """
     text = os.environ.get(_LIMIT_VARIABLE, "")
     if not text:
@@ -29,13 +29,9 @@ def max_pixels() -> int:
 
 
 def image_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height in pixels that the header of an image file names.
+    """Width and height in pixels according to the header of an image file; `data` may be its beginning.
 
-    Args:
-        data: The file, or its beginning.
-
-    Returns:
-        None where the format is not known here or the header is damaged.
+    Returns None if the format is unknown or the header is damaged.
     """
     try:
         if data.startswith(b"\xff\xd8"):
@@ -49,7 +45,8 @@ def image_size(data: bytes) -> tuple[int, int] | None:
         if data[:6] in (b"GIF87a", b"GIF89a"):
             return struct.unpack_from("<HH", data, 6)
         if data[:2] == b"BM":
-            width, height = struct.unpack_from("<ii", data, 18)
+            os2 = data[14:18] == b"\x0c\0\0\0"  # the length of the older header, with sides of 16 bits
+            width, height = struct.unpack_from("<HH" if os2 else "<ii", data, 18)
             return abs(width), abs(height)
         if match := re.match(rb"P[1-6](?:\s+|#[^\n]*\n)+(\d+)(?:\s+|#[^\n]*\n)+(\d+)", data[:1000]):
             return int(match[1]), int(match[2])
@@ -59,6 +56,7 @@ def image_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg(data: bytes) -> tuple[int, int] | None:
+    """Width and height from the first start-of-frame segment."""
     at = 2
     while data[at] == 0xFF:
         marker = data[at + 1]
@@ -67,7 +65,7 @@ def _jpeg(data: bytes) -> tuple[int, int] | None:
             return width, height
         if marker == 0xFF:  # padding
             at += 1
-        elif marker in (0x01, *range(0xD0, 0xD8)):  # without content
+        elif marker in (0x01, *range(0xD0, 0xD8)):  # no content
             at += 2
         else:
             at += 2 + struct.unpack_from(">H", data, at + 2)[0]
@@ -75,6 +73,7 @@ def _jpeg(data: bytes) -> tuple[int, int] | None:
 
 
 def _webp(data: bytes) -> tuple[int, int] | None:
+    """Width and height from the first chunk: lossy, lossless or extended."""
     kind = data[12:16]
     if kind == b"VP8 ":
         width, height = struct.unpack_from("<HH", data, 26)

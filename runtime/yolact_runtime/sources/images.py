@@ -1,4 +1,4 @@
-"""From what a user names to images: files, folders, globs."""
+"""Image files, folders and patterns, and reading images."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".
 
 
 def list_images(sources: Iterable[str | Path]) -> list[Path]:
-    """The images that `sources` name, in that order, each once.
+    """The images that `sources` name, in this order, each once.
 
     Args:
-        sources: Files (taken whatever their suffix), folders (their images by name, without subfolders)
+        sources: Files (with any suffix), folders (their images by name, without subfolders)
             and patterns such as `photos/*.jpg` or `photos/**/*.png`.
 
     Raises:
@@ -32,13 +32,13 @@ def list_images(sources: Iterable[str | Path]) -> list[Path]:
 
 
 def list_names(sources: Iterable[str | Path]) -> list[str]:
-    """As `list_images`, but plain text: a fifth of the memory, which counts where there are 100,000."""
+    """Same as `list_images`, as text: a fifth of the memory, which matters for 100,000 images."""
     sources = list(sources)
     if len(sources) == 1 and Path(sources[0]).is_dir():
         return _expand(sources[0])
     found: dict[str, str] = {}
-    # Links to folders are followed, so that one file under two names counts once; a link to a file is an
-    # image of its own.
+    # Links to folders are resolved, so that a file under two names counts once; a link to a file counts as
+    # an image of its own.
     folder = functools.lru_cache(maxsize=1024)(os.path.realpath)
     for source in sources:
         for name in _expand(source):
@@ -64,7 +64,7 @@ class ImageSource(Source):
 
     @property
     def folders(self) -> set[str]:
-        """Where the images are, without links."""
+        """Real paths of the folders that hold the images."""
         return {os.path.realpath(head) for head in {os.path.split(path)[0] for path in self._paths}}
 
 
@@ -74,6 +74,7 @@ def image_frame(index: int, name: str) -> Frame:
 
 
 def _expand(source: str | Path) -> list[str]:
+    """The images of one file, folder or pattern, sorted by name."""
     path = Path(source)
     if path.is_dir():
         names = sorted(str(item) for item in path.iterdir() if _is_image(item))
@@ -83,29 +84,29 @@ def _expand(source: str | Path) -> list[str]:
     if path.exists():
         return [str(path)]
     if glob.has_magic(str(source)):
-        # Path.glob knows no absolute patterns.
+        # Path.glob takes no absolute patterns.
         matches = map(Path, sorted(glob.glob(str(source), recursive=True)))  # noqa: PTH207
         names = [str(match) for match in matches if _is_image(match)]
         if not names:
             raise UsageError(f"pattern {source} matches no image; known suffixes are {', '.join(SUFFIXES)}")
         return names
     if path.is_symlink():
-        raise UsageError(f"image {source} is a symbolic link that leads nowhere")
+        raise UsageError(f"image {source} is a broken symbolic link")
     raise UsageError(f"image {source} does not exist")
 
 
 def _is_image(item: Path) -> bool:
-    # macOS leaves "._name.jpg" files with no image in them on shared drives.
+    # macOS writes "._name.jpg" files, which are not images, to shared drives.
     if item.suffix.lower() not in SUFFIXES or item.name.startswith("._"):
         return False
     if item.is_file():
         return True
-    # A link that leads nowhere was meant to be an image, and reading it says so; pipes and devices were not.
+    # A broken link was meant to be an image, so reading it reports the error; pipes and devices were not.
     return item.is_symlink() and not item.exists()
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Read an image the way it is meant to be seen.
+    """Read an image as viewers show it.
 
     EXIF orientation is applied; grey, palette and CMYK images become colour; 16-bit values are scaled to
     8 bits; an alpha channel is dropped.
@@ -114,7 +115,7 @@ def read_image(path: str | Path) -> np.ndarray:
         (H, W, 3) uint8 BGR.
 
     Raises:
-        YolactError: not there, empty, cut off, not an image, or larger than `$YOLACT_MAX_PIXELS`.
+        YolactError: missing, empty, cut off, not an image, or larger than `$YOLACT_MAX_PIXELS`.
     """
     try:
         data = Path(path).read_bytes()
@@ -144,11 +145,11 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def _is_cut_off(data: bytes) -> bool:
-    """Whether a JPEG or PNG lacks its end: some decoders fill the rest with grey instead of failing."""
+    """Whether the end of a JPEG or PNG is missing: some decoders fill it with grey instead of failing."""
     if data.startswith(b"\xff\xd8"):
-        # The search takes half a millisecond; nearly every whole file makes it needless.
+        # Nearly every complete file ends here; the search below takes half a millisecond.
         if data.endswith(b"\xff\xd9"):
             return False
-        # Compressed data never holds these markers. The last scan is the image's, not its thumbnail's.
+        # Compressed data never contains these markers. The last scan is the image, not a thumbnail.
         return data.find(b"\xff\xd9", data.rfind(b"\xff\xda")) < 0
     return data.startswith(b"\x89PNG") and b"IEND" not in data

@@ -1,4 +1,4 @@
-"""What reading and writing video by FFmpeg's libraries (PyAV) have in common."""
+"""Helpers for reading and writing video with FFmpeg's libraries (PyAV)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _local = threading.local()
 
 
 def load_av() -> ModuleType:
-    """PyAV, or the error that says how to get it."""
+    """PyAV, or the error that says how to install it."""
     try:
         import av
     except ImportError as error:
@@ -38,7 +38,7 @@ def load_av() -> ModuleType:
 
 
 def reason(error: Exception) -> str:
-    """What a PyAV or system error says, without the address it may repeat, on one line."""
+    """The message of a PyAV or system error on one line, without the address that it may repeat."""
     return getattr(error, "strerror", None) or first_line(error)
 
 
@@ -46,7 +46,7 @@ def open_video(path: Path) -> InputContainer:
     """Open a video file for reading.
 
     Raises:
-        YolactError: not there, empty, damaged, or not a media file.
+        YolactError: missing, empty, damaged, or not a media file.
     """
     av = load_av()
     if path.is_dir():
@@ -54,7 +54,7 @@ def open_video(path: Path) -> InputContainer:
     try:
         if path.stat().st_size == 0:
             raise YolactError(f"video {path} is empty (0 bytes)")
-        # A playlist may name other files and addresses: only the file itself is read.
+        # A playlist may name other files and addresses; these are not opened.
         return av.open(
             f"file:{path}", container_options={"protocol_whitelist": "file"}, metadata_errors="replace"
         )
@@ -65,7 +65,7 @@ def open_video(path: Path) -> InputContainer:
 
 
 def moving_pictures(container: InputContainer) -> VideoStream | None:
-    """The first video stream that is not the cover of an album; None where there is none."""
+    """The first video stream that is not cover art; None if there is none."""
     attached = load_av().stream.Disposition.attached_pic
     for stream in container.streams.video:
         if not stream.disposition & attached:
@@ -74,25 +74,25 @@ def moving_pictures(container: InputContainer) -> VideoStream | None:
 
 
 def start_of(stream: VideoStream) -> float | None:
-    """The time stamp, in seconds, that counts as the beginning of the video; None where no header has it."""
+    """The start of a video in seconds of its time stamps; None if the header does not say."""
     if stream.start_time is None or stream.time_base is None:
         return None
     return float(stream.start_time * stream.time_base)
 
 
 def period_of(stream: VideoStream) -> float:
-    """Seconds from one frame to the next, as far as the stream tells; 0.001 to 10."""
+    """Seconds from one frame to the next according to the stream, 0.001 to 10."""
     rate = stream.average_rate or stream.guessed_rate
     return min(max(float(1 / rate), 1e-3), 10.0) if rate and rate > 0 else 1 / 25
 
 
 def usual_matrix(width: int, height: int) -> int:
-    """The YUV matrix of video that names none: BT.709 from 1280 columns or 577 rows on, as in players."""
+    """The YUV matrix of untagged video: BT.709 from 1280 columns or 577 rows on, as players assume."""
     return BT709 if max(width, height) >= 1280 or min(width, height) > 576 else BT601
 
 
 def to_bgr(frame: VideoFrame) -> np.ndarray:
-    """Pixels of any format as (H, W, 3) uint8 BGR of full range, by the frame's own matrix and range."""
+    """A frame of any pixel format as (H, W, 3) uint8 BGR of full range, by its own matrix and range."""
     matrix = _MATRICES.get(int(frame.colorspace)) or usual_matrix(frame.width, frame.height)
     limited = frame.color_range == LIMITED or (
         frame.color_range != FULL
@@ -111,9 +111,9 @@ def to_bgr(frame: VideoFrame) -> np.ndarray:
 
 
 def from_bgr(image: np.ndarray) -> VideoFrame:
-    """(H, W, 3) uint8 BGR as yuv420p of limited range and even size, tagged with its matrix.
+    """(H, W, 3) uint8 BGR as a yuv420p frame of limited range, tagged with its matrix.
 
-    An odd width or height repeats its last column or row.
+    An odd width or height is made even by repeating the last column or row.
     """
     av = load_av()
     height, width = image.shape[:2]
@@ -134,7 +134,7 @@ def from_bgr(image: np.ndarray) -> VideoFrame:
 
 
 def _reformatter():  # type: ignore[no-untyped-def]
-    # It keeps its tables from frame to frame, and must not be shared by threads.
+    # It caches its tables between frames and is not thread-safe.
     if not hasattr(_local, "reformatter"):
         from av.video.reformatter import VideoReformatter
 

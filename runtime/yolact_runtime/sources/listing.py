@@ -1,4 +1,4 @@
-"""Image paths that another program writes, one by one."""
+"""Image paths read from a stream, such as standard input."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _TICK = 0.2
 
 
 class ListSource(Source):
-    """Images whose paths come through a stream; each is worked on as soon as its line is there.
+    """Images whose paths come through a stream; each is processed as soon as its line arrives.
 
-    Blank lines are skipped. Nothing else has a meaning: a path may begin with `#` or with a space.
+    Blank lines are skipped. There are no comments: a path may begin with `#` or with a space.
 
     Args:
-        stream: Bytes, such as standard input's; not closed here.
+        stream: A binary stream; not closed here.
         null: Paths end in NUL (`find -print0`) instead of a line end.
     """
 
@@ -52,12 +52,12 @@ class ListSource(Source):
             yield rest
 
     def _read(self) -> bytes:
-        """What has come; nothing at the end, or once closed."""
+        """The bytes that have arrived; empty at the end of the stream and after `close`."""
         try:
             handle = self._stream.fileno()
         except (AttributeError, io.UnsupportedOperation):
             return b"" if self._closed.is_set() else self._stream.read(_BLOCK)
-        # A read that waits cannot be ended from another thread. Windows cannot wait for anything but sockets.
+        # A blocking read cannot be interrupted from another thread. On Windows, select takes only sockets.
         while sys.platform != "win32" and not select.select([handle], [], [], _TICK)[0]:
             if self._closed.is_set():
                 return b""

@@ -31,10 +31,7 @@ _NO_VIDEO = (".csv", ".json", ".md", ".txt", ".xml", ".yaml", ".yml")
 
 
 def is_video(path: str | Path) -> bool:
-    """Whether `path` is a video: by its suffix, and where that tells nothing, by a look into the file.
-
-    Without PyAV only the suffix counts.
-    """
+    """Whether `path` is a video, by its suffix; if that is unknown, by its content (which needs PyAV)."""
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix in SUFFIXES:
@@ -43,29 +40,26 @@ def is_video(path: str | Path) -> bool:
         return False
     try:
         with open_video(path) as container:
-            # Single images and ANSI art are "video" as well.
-            still = container.format.name.endswith("_pipe") or container.format.name in {
-                "image2",
-                "gif",
-                "tty",
-            }
+            # FFmpeg also reads single images and ANSI art as video.
+            kind = container.format.name
+            still = kind.endswith("_pipe") or kind in {"image2", "gif", "tty"}
             return not still and moving_pictures(container) is not None
     except YolactError:
         return False
 
 
 class VideoSource(Source):
-    """The frames of one video file, with the times at which they are shown.
+    """The frames of one video file, with their presentation times.
 
-    A damaged place costs the frames up to the next key frame; a warning says how many, and `lost` holds
-    their sum.
+    After damage, the frames up to the next key frame are lost; a warning says how many, and `lost` is
+    their total.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Look into the file; it is opened again by the iteration.
+        """Check the file; the iteration opens it again.
 
         Raises:
-            YolactError: it cannot be opened, or holds no video.
+            YolactError: the file cannot be opened, or contains no video that can be decoded.
         """
         self.path = Path(path)
         self.lost = 0
@@ -73,22 +67,21 @@ class VideoSource(Source):
         with open_video(self.path) as container:
             stream = moving_pictures(container)
             if stream is None:
-                holds = "sound only" if container.streams.audio else "no video"
-                raise YolactError(f"video {self.path} holds {holds}; there is nothing to look at")
-            # PyAV has no context for a codec without a decoder, whatever its stubs say.
+                content = "sound only" if container.streams.audio else "no video"
+                raise YolactError(f"video {self.path} contains {content}; there are no frames")
+            # PyAV has no context for a codec without a decoder, contrary to its type stubs.
             context: VideoCodecContext | None = stream.codec_context
             if context is None:
-                raise YolactError(f"video {self.path}: this PyAV has no decoder for its pictures")
-            # FFmpeg's libraries set a size to 0 that is beyond their own limit.
+                raise YolactError(f"video {self.path}: this PyAV has no decoder for its codec")
+            # FFmpeg sets sizes beyond its own limit to 0.
             if not 0 < context.width * context.height <= MAX_PIXELS:
                 raise YolactError(
-                    f"video {self.path} names no size of its pictures, "
-                    f"or one of more than {MAX_PIXELS:,} pixels"
+                    f"video {self.path} has no frame size, or one of more than {MAX_PIXELS:,} pixels"
                 )
             self.total = stream.frames or None
 
     def __iter__(self) -> Iterator[Frame]:
-        """The frames; conversion to BGR waits for `Frame.read`.
+        """The frames; `Frame.read` converts them to BGR.
 
         Raises:
             YolactError: no frame could be decoded, or the file ends before its last one.
@@ -98,7 +91,7 @@ class VideoSource(Source):
         with open_video(self.path) as container:
             stream = moving_pictures(container)
             if stream is None:
-                raise YolactError(f"video {self.path} has changed while it was read")
+                raise YolactError(f"video {self.path} changed while it was read")
             decoder = Decoder(stream, str(self.path))
             clock = Clock(start_of(stream), period_of(stream))
             turned: Orientation | None = None
@@ -120,13 +113,13 @@ class VideoSource(Source):
                 self.lost = decoder.lost
                 decoder.finish()
             if not count:
-                raise YolactError(f"video {self.path} holds no frame that can be decoded")
-            # Other containers count pictures that are only repeated, or do not count at all.
+                raise YolactError(f"video {self.path} contains no frame that can be decoded")
+            # Other containers count repeated frames, or none.
             if "mp4" in container.format.name and decoder.packets < stream.frames:
                 raise YolactError(
-                    f"video {self.path} is cut off: {decoder.packets} of its {stream.frames} frames are there"
+                    f"video {self.path} is cut off: it has {decoder.packets} of its {stream.frames} frames"
                 )
 
     def close(self) -> None:
-        """End a pending iteration before its next frame."""
+        """End a running iteration before its next frame."""
         self._closed = True

@@ -13,7 +13,7 @@ from yolact_bench.measure.pipeline import (
     RleCounter,
     pipeline_throughput,
 )
-from yolact_runtime import cli as infer
+from yolact_runtime import cli, infer
 from yolact_runtime.engines.threads import default_workers
 from yolact_runtime.errors import UsageError, YolactError
 
@@ -75,7 +75,7 @@ def test_a_loop_is_not_given_streams_to_lose_with(images: list[Path], findings) 
 
 
 def test_workers_are_those_of_the_command() -> None:
-    settings = infer._settings(infer.build_parser().parse_args(["--engine", "e.onnx", "image.png"]))
+    settings = infer.pipeline_settings(cli.build_parser().parse_args(["--engine", "e.onnx", "image.png"]))
     assert settings.decode_workers == settings.post_workers == default_workers()
 
 

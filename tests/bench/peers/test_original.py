@@ -167,7 +167,7 @@ def test_wrong_use_is_one_line(checkout: Path, weights: Path, tmp_path: Path, im
 
 
 @pytest.mark.slow
-def test_a_real_checkout_finds_what_we_find(reference_dir: Path, coco_mini, tmp_path: Path) -> None:
+def test_a_real_checkout_finds_what_we_find(coco_mini, tmp_path: Path) -> None:
     if "YOLACT_TEST_ORIGINAL" not in os.environ:
         pytest.skip("no checkout: set YOLACT_TEST_ORIGINAL to its folder")
     from shared_data import load_fill

@@ -19,7 +19,7 @@ from yolact_bench.measure.agreement import agree
 from yolact_bench.measure.candidate import Candidate, Run
 from yolact_bench.measure.stages import EngineCandidate
 from yolact_bench.peers import original, torchvision
-from yolact_runtime.engines.load import choose_for_cpu
+from yolact_runtime.engines.choose import choose_for_cpu
 from yolact_runtime.errors import YolactError
 
 BOX, OTHER = (4, 6, 24, 30), (40, 40, 60, 60)
@@ -75,7 +75,7 @@ def test_agreement_counts_what_the_second_finds_of_the_first(images: list[Path])
 def test_command(
     options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One peer runs beside two engines, one is not installed: one line, and the rest goes on."""
+    """One peer runs next to two engines, one is not installed: one line, and the rest goes on."""
 
     def missing(*arguments: Any) -> Candidate:
         raise YolactError("torchvision is not here; run: pip install it")

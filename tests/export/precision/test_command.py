@@ -13,8 +13,8 @@ from yolact.engine import TorchEngine
 from yolact.model import Yolact
 from yolact_export import verify
 from yolact_export.cli import main
-from yolact_export.inspection import LayerCompute, delivered, layer_compute
 from yolact_export.precision import agreement, reduce, sensitivity
+from yolact_export.precision.compute import LayerCompute, delivered, layer_compute
 from yolact_export.precision.sensitivity import Bounds
 from yolact_runtime import load_engine
 from yolact_runtime.engines.tensorrt.record import EngineRecord, record_path, to_json
@@ -35,22 +35,22 @@ def test_export(precision: str, checkpoint: Path, photos: Path, tmp_path: Path, 
     if precision == "fp16":
         more = ["--verify", str(photos)]
     else:
-        # Detections of a network that was never trained turn on roundings: nothing to find again.
+        # Detections of a network that was never trained turn on roundings: nothing to match.
         more = ["--calibrate", str(photos), "--keep-float", "auto,head.boxes", "--no-verify"]
     code = export(checkpoint, output, "--precision", precision, "--max-batch", "2", *more)
     shown = capsys.readouterr()
     assert code == 0, shown.err
-    last = "found again" if precision == "fp16" else "Sensitivity"
+    last = "matched (same class" if precision == "fp16" else "Sensitivity"
     for words in (f"{precision} against float32, tensor by tensor", "head.classes", last):
         assert words in shown.out
     with load_engine(output, providers=["cpu"]) as engine:
         assert engine.metadata.precision == precision
         assert len(engine.predict(verify.verification_images(None)[:3])) == 3
     assert main(["inspect", str(output)]) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     kinds = ["float16 100.0%"] if precision == "fp16" else ["int8 9", "float32 100.0%"]
     for words in ("yolact_tiny", "(batch, 128, 128, 3)", "GFLOPs", *kinds):
-        assert words in told
+        assert words in printed
 
 
 @pytest.mark.slow
@@ -126,8 +126,8 @@ def test_inspecting_engines_and_checkpoints(
     )
     write_json(record_path(engine), to_json(metadata, record))
     assert main(["inspect", str(engine)]) == 0
-    told = capsys.readouterr().out
-    assert "yolact_tiny" in told and "11.4.0" in told
+    printed = capsys.readouterr().out
+    assert "yolact_tiny" in printed and "11.4.0" in printed
     engine.write_bytes(b"another engine")
     assert main(["inspect", str(engine)]) == 1
     assert "engine_bytes is 0" in capsys.readouterr().err
@@ -168,7 +168,7 @@ def test_agreement_of_a_network_with_itself_and_with_a_broken_one(network: Yolac
     same = [TorchEngine.from_model(network, "cpu", "uint8") for _ in range(2)]
     images = verify.verification_images(None)[:2]
     seen = agreement.compare_detections(*same, images)
-    assert seen.expected == seen.found == seen.matched >= agreement.FEWEST
+    assert seen.expected == seen.found == seen.matched >= agreement.MIN_DETECTIONS
     assert (seen.extra, seen.problem) == (0, "")
     assert np.mean(seen.mask_iou) == np.mean(seen.box_iou) == 1
     right = same[1].detect

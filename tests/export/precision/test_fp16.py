@@ -1,4 +1,4 @@
-"""Half precision: types node by node, no needless cast, and what a device would compute."""
+"""Half precision: the type of every node, no needless cast, and the emulation of a GPU."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import onnx
 import pytest
 
 from yolact_export import verify
-from yolact_export.inspection import layer_compute, shares
+from yolact_export.onnx_graph import element_types
+from yolact_export.precision.compute import layer_compute, shares
 from yolact_export.precision.fp16 import emulate_half, to_half
-from yolact_export.precision.layers import DETECTION, PREPROCESSING, compute_groups, elem_types, layer_group
+from yolact_export.precision.layers import DETECTION, PREPROCESSING, compute_groups, layer_group
 from yolact_export.precision.measure import Error, run_graph, tensor_errors
 from yolact_export.precision.reduce import PrecisionOptions, reduce_graph
 from yolact_runtime.errors import YolactError
@@ -33,7 +34,7 @@ def batches() -> list[np.ndarray]:
 
 def test_every_node_has_one_float_type(graph: onnx.ModelProto, half: onnx.ModelProto) -> None:
     onnx.checker.check_model(half, full_check=True)
-    kinds = elem_types(half)
+    kinds = element_types(half)
     for node in half.graph.node:
         inputs = node.input[:1] if node.op_type == "Resize" else node.input
         found = {kinds[name] for name in inputs if kinds.get(name) in (FLOAT, HALF)}
@@ -76,7 +77,7 @@ def test_groups_left_in_float32(graph: onnx.ModelProto) -> None:
         "backbone.layers.1",
     }
     # The logits pass on in float32 up to the softmax, not through half.
-    types = elem_types(kept)
+    types = element_types(kept)
     softmax = next(node for node in kept.graph.node if node.op_type == "Softmax")
     while softmax.op_type != "Conv":
         assert types[softmax.input[0]] == FLOAT
@@ -89,17 +90,17 @@ def test_close_to_float32(graph: onnx.ModelProto, half: onnx.ModelProto, batches
         assert all(0 < error.relative < 0.005 for error in (*heads.values(), *groups.values()))
 
 
-def test_stand_in_rounds_between_layers(
+def test_emulation_rounds_between_layers(
     graph: onnx.ModelProto, half: onnx.ModelProto, batches: list[np.ndarray]
 ) -> None:
-    """ONNX Runtime on a CPU does not, which is why there is a stand-in."""
+    """ONNX Runtime on a CPU does not, which is why there is an emulation."""
     names = [node.output[0] for node in graph.graph.node if node.op_type == "Conv"]
-    stand_in = emulate_half(half)
-    values = next(run_graph(stand_in, names, batches))
+    emulated = emulate_half(half)
+    values = next(run_graph(emulated, names, batches))
     for name in names:
         assert values[name].dtype == np.float32
         np.testing.assert_array_equal(values[name], values[name].astype(np.float16).astype(np.float32))
-    weights = {tensor.name: tensor for tensor in stand_in.graph.initializer}
+    weights = {tensor.name: tensor for tensor in emulated.graph.initializer}
     assert all(weight.data_type != HALF for weight in weights.values())
 
 

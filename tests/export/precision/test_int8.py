@@ -1,4 +1,4 @@
-"""Quantised graphs against NumPy, and how their ranges are found and kept."""
+"""Quantised graphs against NumPy, and the calibration of their ranges."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 import pytest
 
-from yolact_export.inspection import layer_compute, shares
 from yolact_export.precision import calibration
 from yolact_export.precision.calibration import (
     METHODS,
@@ -19,11 +18,13 @@ from yolact_export.precision.calibration import (
     choose_images,
     entropy_threshold,
 )
+from yolact_export.precision.compute import layer_compute, shares
 from yolact_export.precision.int8 import quantisable, restore_float, to_int8
 from yolact_export.precision.layers import compute_groups, layer_group
 from yolact_export.precision.measure import run_graph, tensor_errors
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.metadata import Metadata
+from yolact_runtime.sources.images import read_image
 
 Ranges = dict[str, tuple[float, float]]
 
@@ -73,7 +74,7 @@ def test_symmetric_and_per_channel(
         # Biases are added in float.
         assert all(values[name].dtype == np.float32 for name in node.input[2:])
     assert shares(layer_compute(quantised)) == {"int8": 1.0}
-    # Nothing but convolutions reads what was rounded; shortcuts are added up in float.
+    # Only convolutions read rounded tensors; shortcuts are added in float.
     readers = [node for node in quantised.graph.node if node.op_type not in ("Conv", "DequantizeLinear")]
     assert any(node.op_type == "Add" for node in readers)
     for node in readers:
@@ -92,7 +93,7 @@ def test_float_groups_read_unrounded_tensors(
     assert all(list(node.input) == list(before[node.output[0]].input) for node in floats)
     kinds = {layer.group: layer.kind for layer in layer_compute(partly)}
     assert {group for group, kind in kinds.items() if kind == "float32"} == kept
-    # Nothing is left over of what is not used.
+    # No unused initializer is left.
     used = {name for node in partly.graph.node for name in node.input}
     assert {tensor.name for tensor in partly.graph.initializer} <= used
 
@@ -101,7 +102,7 @@ def test_all_groups_restored_is_the_float32_graph(
     graph: onnx.ModelProto, quantised: onnx.ModelProto, photos: Path, metadata: Metadata
 ) -> None:
     again = restore_float(quantised, graph, compute_groups(graph))
-    heads, _ = tensor_errors(graph, again, list(batches([photos / "0.png"], metadata)))
+    heads, _ = tensor_errors(graph, again, list(batches([read_image(photos / "0.png")], metadata)))
     assert all(error.difference == 0 for error in heads.values())
 
 
@@ -112,7 +113,7 @@ def test_ranges_are_those_of_the_values(graph: onnx.ModelProto, photos: Path, me
         found[method] = calibrate(graph, options, choose_images(options), metadata)
     names = list(found["minmax"])
     assert set(names) == {node.input[0] for node in quantisable(graph)}
-    values = list(run_graph(graph, names, list(batches(sorted(photos.iterdir()), metadata))))
+    values = list(run_graph(graph, names, list(batches(map(read_image, sorted(photos.iterdir())), metadata))))
     for name in names:
         largest = max(np.abs(value[name]).max() for value in values)
         for method, ranges in found.items():
@@ -128,7 +129,7 @@ def test_entropy_cuts_off_outliers() -> None:
     low, high = entropy_threshold((counts, edges, values.min(), values.max()), 128)
     assert 3 < high < 10
     assert low >= values.min()
-    # Without any, hardly anything may be lost.
+    # Without outliers, hardly anything may be cut off.
     counts, edges = np.histogram(rng.uniform(-1, 1, 100_000), 4096, range=(-1, 1))
     assert entropy_threshold((counts, edges, -1.0, 1.0), 128)[1] > 0.95
 
@@ -138,8 +139,8 @@ def test_second_calibration_comes_from_the_cache(
     tmp_path: Path,
 ) -> None:  # fmt: skip
     calls = []
-    collect = calibration._collect
-    monkeypatch.setattr(calibration, "_collect", lambda *a: calls.append(1) or collect(*a))
+    collect = calibration._collect_ranges
+    monkeypatch.setattr(calibration, "_collect_ranges", lambda *a: calls.append(1) or collect(*a))
     options = CalibrationOptions(photos, "minmax", 2)
     first = calibrate(graph, options, choose_images(options), metadata)
     renamed = tmp_path / "elsewhere"
@@ -174,7 +175,7 @@ def test_images_that_cannot_be_used(tmp_path: Path, photos: Path, caplog: pytest
         choose_images(CalibrationOptions(empty))
     shutil.copy(photos / "0.png", empty / "b.png")
     chosen = choose_images(CalibrationOptions(empty))
-    assert (len(chosen.paths), chosen.unreadable) == (1, 1)
+    assert chosen.paths == (empty / "b.png",)
     assert "a.png" in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""Which groups stay in float32, with errors that are made up."""
+"""Which groups stay in float32, with fake errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from yolact_export.precision.layers import compute_groups
 from yolact_export.precision.measure import Error
-from yolact_export.precision.sensitivity import Bounds, choose
+from yolact_export.precision.sensitivity import Bounds, measure_sensitivity
 
 LARGE = {"fpn": 0.3, "head.boxes": 0.04, "protonet": 0.03}
 
@@ -44,14 +44,16 @@ class Reference:
 )
 def test_worst_groups_are_kept(bounds: Bounds, kept: set[str], graph: onnx.ModelProto) -> None:
     reference: Any = Reference(compute_groups(graph))
-    found = choose(graph, lambda names: names, reference, bounds, frozenset())  # type: ignore[arg-type, return-value]
+    found = measure_sensitivity(graph, lambda names: names, reference, bounds, frozenset())  # type: ignore[arg-type, return-value]
     assert found.kept == kept
     assert found.total <= bounds.total
-    assert found.alone["fpn"] == pytest.approx(0.3)
+    assert found.errors["fpn"] == pytest.approx(0.3)
 
 
 def test_named_groups_and_broken_ones_are_kept(graph: onnx.ModelProto) -> None:
     reference: Any = Reference(compute_groups(graph), broken="head.classes")
-    found = choose(graph, lambda names: names, reference, Bounds(0.5, 1.0), frozenset({"protonet"}))  # type: ignore[arg-type, return-value]
+    found = measure_sensitivity(
+        graph, lambda names: names, reference, Bounds(0.5, 1.0), frozenset({"protonet"})
+    )  # type: ignore[arg-type, return-value]
     assert found.kept == {"protonet", "head.classes"}
-    assert found.alone["head.classes"] == np.inf
+    assert found.errors["head.classes"] == np.inf

@@ -1,6 +1,6 @@
 """One builder for every TensorRT: what each version's API has is used, what it lacks is done without.
 
-The stand-ins have the parts of the API that the real ones have; TensorRT-RTX itself is in test_rtx.py.
+The fakes have the parts of the API that the real ones have; TensorRT-RTX itself is in test_rtx.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from yolact_export.trt.builder import build
-from yolact_export.trt.request import Request
+from yolact_export.trt.process import BuildRequest
 from yolact_runtime.errors import YolactError
 
 
@@ -69,7 +69,7 @@ HALF_NETWORK = [
 
 
 class Library(SimpleNamespace):
-    """A stand-in for the module; `seen` collects what was asked of it."""
+    """A fake of the module; `seen` collects the calls."""
 
     def __init__(self, version: str, layers: list[SimpleNamespace], typed: bool, **parts: Any) -> None:
         creation = {"EXPLICIT_BATCH": 0} | ({"STRONGLY_TYPED": 1} if typed else {})
@@ -187,7 +187,7 @@ FLOAT_CONVOLUTION = {"LayerType": "CaskConvolution", "Inputs": [{"Format/Datatyp
 
 
 @pytest.fixture
-def request_(tmp_path: Path) -> Request:
+def request_(tmp_path: Path) -> BuildRequest:
     """A request for an existing graph with a node named "second"."""
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
     nodes = [
@@ -198,7 +198,7 @@ def request_(tmp_path: Path) -> Request:
     return make_request(tmp_path)
 
 
-def make_request(folder: Path, **changes: Any) -> Request:
+def make_request(folder: Path, **changes: Any) -> BuildRequest:
     values = {
         "library": "tensorrt",
         "onnx": str(folder / "m.onnx"),
@@ -207,22 +207,22 @@ def make_request(folder: Path, **changes: Any) -> Request:
         "profile": (1, 2, 8),
         "default_cache": str(folder / "times"),
     }
-    return Request(**(values | changes))
+    return BuildRequest(**(values | changes))
 
 
 def no_progress(kind: str, phase: str, steps: int) -> None:
     pass
 
 
-def test_tensorrt_8_has_flags_and_constraints(request_: Request) -> None:
+def test_tensorrt_8_has_flags_and_constraints(request_: BuildRequest) -> None:
     library = Library("8.6.1", HALF_NETWORK, typed=False, inspector={"Layers": [CONVOLUTION] * 2})
-    answer = build(library, request_, no_progress)
+    result = build(library, request_, no_progress)
     assert library.seen["network"] == 1  # explicit batch
     assert library.seen["flags"] == {"FP16", "PREFER_PRECISION_CONSTRAINTS", "no TF32"}
     # What the graph keeps in float32 stays there; the rest is free to be half.
     assert HALF_NETWORK[3].precision is DataType.FLOAT
     assert not any(hasattr(HALF_NETWORK[index], "precision") for index in (0, 1, 2))
-    assert (answer.compute, answer.network, answer.inspected) == ({"fp16": 2}, {"fp16": 2}, "engine")
+    assert (result.compute, result.network, result.inspected) == ({"fp16": 2}, {"fp16": 2}, "engine")
     assert library.seen["profile"] == ("images", *((n, 16, 16, 3) for n in (1, 2, 8)))
     assert Path(request_.engine).read_bytes() == b"engine"
 
@@ -231,12 +231,12 @@ def test_tensorrt_8_in_other_precisions(tmp_path: Path) -> None:
     inspector = {"Layers": [FLOAT_CONVOLUTION, {"LayerType": "Reformat"}, {"LayerType": "NoOp"}]}
     for precision, flags in (("fp32", {"no TF32"}), ("int8", {"INT8", "no TF32"})):
         library = Library("8.6.1", [], typed=False, inspector=inspector)
-        answer = build(library, make_request(tmp_path, precision=precision), no_progress)
+        result = build(library, make_request(tmp_path, precision=precision), no_progress)
         assert library.seen["flags"] == flags
-        assert answer.compute == {"fp32": 1}
+        assert result.compute == {"fp32": 1}
 
 
-def test_contexts_share_the_profile_where_that_has_to_be_said(request_: Request) -> None:
+def test_contexts_share_the_profile_where_that_has_to_be_said(request_: BuildRequest) -> None:
     features = SimpleNamespace(PROFILE_SHARING_0806="sharing")
     library = Library("8.6.1", HALF_NETWORK, typed=False, inspector={"Layers": []}, PreviewFeature=features)
     with pytest.raises(YolactError, match="cannot be inspected"):
@@ -244,45 +244,45 @@ def test_contexts_share_the_profile_where_that_has_to_be_said(request_: Request)
     assert library.seen["preview"] == ("sharing", True)
 
 
-def test_an_untyped_engine_that_cannot_be_inspected_is_not_trusted(request_: Request) -> None:
+def test_an_untyped_engine_that_cannot_be_inspected_is_not_trusted(request_: BuildRequest) -> None:
     with pytest.raises(YolactError, match="cannot be inspected"):
         build(Library("8.6.1", HALF_NETWORK, typed=False), request_, no_progress)
 
 
-def test_later_versions_are_strongly_typed(request_: Request) -> None:
+def test_later_versions_are_strongly_typed(request_: BuildRequest) -> None:
     library = Library("11.4.0", HALF_NETWORK, typed=True, IProgressMonitor=Monitor, BuilderFlag=LaterFlags)
-    told: list[tuple] = []
-    answer = build(library, request_, lambda *event: told.append(event))
+    events: list[tuple] = []
+    result = build(library, request_, lambda *event: events.append(event))
     assert library.seen["network"] == 2
     assert library.seen["flags"] == {"no TF32"}
-    assert told == [("start", "Tactics", 3), ("step", "Tactics", 1), ("end", "Tactics", 0)]
+    assert events == [("start", "Tactics", 3), ("step", "Tactics", 1), ("end", "Tactics", 0)]
     # Without a GPU no engine opens; the network's types bind it.
-    assert (answer.compute, answer.inspected) == ({"fp16": 2}, "network")
+    assert (result.compute, result.inspected) == ({"fp16": 2}, "network")
 
 
-def test_quantised_layers_are_counted_by_what_feeds_them(request_: Request) -> None:
+def test_quantised_layers_are_counted_by_what_feeds_them(request_: BuildRequest) -> None:
     layers = [
         layer("QUANTIZE", "a", "q", "FLOAT", "INT8"),
         layer("DEQUANTIZE", "q", "d", "INT8", "FLOAT"),
         layer("CONVOLUTION", "d", "b"),
         layer("CONVOLUTION", "b", "c"),
     ]
-    answer = build(Library("11.4.0", layers, typed=True), request_, no_progress)
-    assert answer.compute == {"int8": 1, "fp32": 1}
+    result = build(Library("11.4.0", layers, typed=True), request_, no_progress)
+    assert result.compute == {"int8": 1, "fp32": 1}
 
 
 def test_options(tmp_path: Path) -> None:
     library = Library("10.9.0", [], typed=True)
     options = {"workspace_mib": 64, "tf32": True, "hardware_compatible": True, "version_compatible": True}
-    answer = build(library, make_request(tmp_path, **options), no_progress)
+    result = build(library, make_request(tmp_path, **options), no_progress)
     assert library.seen["pool"] == ("workspace", 64 << 20)
     assert library.seen["flags"] == {"VERSION_COMPATIBLE"}
     assert library.seen["config"].hardware_compatibility_level == "ampere"
-    assert answer.notes == []
+    assert result.notes == []
 
 
 @pytest.mark.parametrize("kind", ["hardware-compatible", "version-compatible"])
-def test_options_that_a_version_lacks_are_told(kind: str, tmp_path: Path) -> None:
+def test_options_that_a_version_lacks_are_refused(kind: str, tmp_path: Path) -> None:
     library = Library("8.5.0", [], typed=True, BuilderFlag=SimpleNamespace())
     del library.HardwareCompatibilityLevel
     request = make_request(tmp_path, **{kind.replace("-", "_"): True})
@@ -293,14 +293,16 @@ def test_options_that_a_version_lacks_are_told(kind: str, tmp_path: Path) -> Non
 
 def test_version_compatible_engines_are_inspected_too(tmp_path: Path) -> None:
     library = Library("8.6.1", HALF_NETWORK, typed=False, inspector={"Layers": [CONVOLUTION] * 2})
-    answer = build(library, make_request(tmp_path, version_compatible=True), no_progress)
-    assert answer.inspected == "engine"
+    result = build(library, make_request(tmp_path, version_compatible=True), no_progress)
+    assert result.inspected == "engine"
 
 
 @pytest.mark.parametrize(
     ("kept", "loaded", "warned"), [(None, b"", False), (b"cache 1", b"cache 1", False), (b"other", b"", True)]
 )
-def test_the_timing_cache_is_kept(request_: Request, kept: bytes | None, loaded: bytes, warned: bool) -> None:
+def test_the_timing_cache_is_kept(
+    request_: BuildRequest, kept: bytes | None, loaded: bytes, warned: bool
+) -> None:
     file = Path(f"{request_.default_cache}-10.9.0.timing")
     if kept is not None:
         file.write_bytes(kept)
@@ -340,7 +342,7 @@ def error(text: str, node: int, name: str | None = None, operator: str = "") -> 
         ([error("Failed to parse the ONNX model.", -1)], "the file is damaged"),
     ],
 )
-def test_parser_errors_name_node_and_operator(request_: Request, errors: list, words: str) -> None:
+def test_parser_errors_name_node_and_operator(request_: BuildRequest, errors: list, words: str) -> None:
     library = Library("10.9.0", [], typed=True, errors=errors)
     with pytest.raises(YolactError, match=words):
         build(library, request_, no_progress)
@@ -364,7 +366,7 @@ def test_parser_errors_name_node_and_operator(request_: Request, errors: list, w
         ("Error Code 1: Cuda Runtime (In X at Y (cudaError 35: CUDA driver version))", "--backend rtx"),
     ],
 )
-def test_build_errors_name_node_and_hint(request_: Request, text: str, words: str) -> None:
+def test_build_errors_name_node_and_hint(request_: BuildRequest, text: str, words: str) -> None:
     library = Library("10.9.0", [], typed=True, engine=None, log=[text, "another"])
     with pytest.raises(YolactError, match=words):
         build(library, request_, no_progress)

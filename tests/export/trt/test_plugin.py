@@ -1,6 +1,6 @@
-"""The kernels as plugins: what TensorRT is told is, for every batch, the plan that the runtime launches.
+"""The kernels as plugins: for every batch, TensorRT gets the plan that the runtime launches.
 
-The plugin API is a stand-in that keeps to the real one's signatures and order of arguments.
+The plugin API is a fake with the real one's signatures and order of arguments.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def types() -> SimpleNamespace:
 
 @pytest.fixture
 def trt(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """TensorRT with the stand-in of its plugin module, and a compiler that compiles nothing."""
+    """TensorRT with a fake plugin module, and a compiler that compiles nothing."""
     monkeypatch.setitem(sys.modules, "tensorrt.plugin", Api())
 
     def compile_kernels(

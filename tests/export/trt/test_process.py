@@ -1,4 +1,4 @@
-"""Whatever the building process does, one line comes of it."""
+"""However the build process ends, one line reports it."""
 
 from __future__ import annotations
 
@@ -6,27 +6,26 @@ import sys
 
 import pytest
 
-from yolact_export.trt.process import run_build
-from yolact_export.trt.request import Answer, Request
+from yolact_export.trt.process import BuildRequest, BuildResult, run_build
 from yolact_runtime.errors import YolactError
 
-REQUEST = Request("tensorrt_rtx", "m.onnx", "m.engine", "fp32", (1, 2, 4), ("8.6",))
+REQUEST = BuildRequest("tensorrt_rtx", "m.onnx", "m.engine", "fp32", (1, 2, 4), ("8.6",))
 
 
-def run(code: str) -> Answer:
+def run(code: str) -> BuildResult:
     """`run_build` with a process that runs `code`."""
     return run_build(REQUEST, "TensorRT-RTX", [sys.executable, "-c", code])
 
 
-def test_an_answer_comes_through_noise_and_progress() -> None:
-    answer = run(
+def test_a_result_comes_through_noise_and_progress() -> None:
+    result = run(
         "import sys, json; request = json.loads(sys.stdin.read()); print('noise', file=sys.stderr)\n"
         "for event in [['start', 'a', 2], ['step', 'a', 1], ['end', 'a', 0]]:\n"
         "    print(json.dumps({'progress': event}))\n"
         "found = {'version': request['library'], 'compute': {'fp32': 1}, 'inspected': 'network'}\n"
-        "print(json.dumps({'answer': {**found, 'seconds': 0.5, 'notes': []}}))"
+        "print(json.dumps({'result': {**found, 'seconds': 0.5, 'notes': []}}))"
     )
-    assert answer == Answer("tensorrt_rtx", {"fp32": 1}, "network", 0.5)
+    assert result == BuildResult("tensorrt_rtx", {"fp32": 1}, "network", 0.5)
 
 
 @pytest.mark.parametrize(
@@ -38,21 +37,21 @@ def test_an_answer_comes_through_noise_and_progress() -> None:
         ),
         ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "ended by SIGSEGV"),
         ("raise SystemExit(3)", "ended with exit status 3"),
-        ("print('{\"answer\":')", "ended with exit status 0"),
+        ("print('{\"result\":')", "ended with exit status 0"),
         ("import json; print(json.dumps({'error': 'node a (Conv): no'}))", r"cannot build m\.onnx: node a"),
     ],
 )
-def test_ends_that_are_no_answer(code: str, words: str) -> None:
+def test_ends_without_a_result(code: str, words: str) -> None:
     with pytest.raises(YolactError, match=words) as caught:
         run(code)
     assert "\n" not in str(caught.value)
 
 
-def test_the_request_survives_its_journey() -> None:
-    assert Request.from_text(REQUEST.to_text()) == REQUEST
+def test_a_request_survives_json() -> None:
+    assert BuildRequest.from_text(REQUEST.to_text()) == REQUEST
 
 
 def test_a_library_that_is_not_there() -> None:
-    request = Request("tensorrt_nowhere", "m.onnx", "m.engine", "fp32", (1, 1, 1))
+    request = BuildRequest("tensorrt_nowhere", "m.onnx", "m.engine", "fp32", (1, 1, 1))
     with pytest.raises(YolactError, match="tensorrt_nowhere does not load"):
         run_build(request, "TensorRT")

@@ -24,8 +24,7 @@ from yolact_export.onnx import OnnxOptions, write_onnx
 from yolact_export.precision.fp16 import to_half
 from yolact_export.trt.engine import build_engine
 from yolact_export.trt.options import BuildOptions
-from yolact_export.trt.process import run_build
-from yolact_export.trt.request import Answer, Request
+from yolact_export.trt.process import BuildRequest, BuildResult, run_build
 from yolact_runtime.cuda.gpu import current_gpu
 from yolact_runtime.engines.tensorrt.open import open_engine
 from yolact_runtime.engines.tensorrt.record import read_engine, record_path
@@ -250,7 +249,7 @@ def test_what_was_delivered_is_read_from_the_network(precision: str, capability:
 def test_less_than_asked_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = convolution(tmp_path / "m.onnx", "fp32", "fp16")
     output = tmp_path / "out" / "m.engine"
-    with pytest.raises(YolactError, match=r"fp16 was asked for, .* 1 in fp32; nothing was written"):
+    with pytest.raises(YolactError, match=r"fp16 was requested, .* 1 in fp32; nothing was written"):
         build_engine(source, output, rtx("8.6"))
     assert list(output.parent.iterdir()) == []
     build_engine(source, output, rtx("8.6", allow_fallback=True))
@@ -278,11 +277,11 @@ REFUSED = {
 }
 
 
-def build_unchecked(source: Path, capability: str) -> Answer:
+def build_unchecked(source: Path, capability: str) -> BuildResult:
     """What the library itself says of a graph."""
     engine = source.with_suffix(".engine")
     return run_build(
-        Request("tensorrt_rtx", str(source), str(engine), "fp32", (1, 1, 1), (capability,)), "RTX"
+        BuildRequest("tensorrt_rtx", str(source), str(engine), "fp32", (1, 1, 1), (capability,)), "RTX"
     )
 
 
@@ -317,9 +316,7 @@ def test_a_capability_that_the_library_does_not_know(tmp_path: Path) -> None:
     source = convolution(tmp_path / "m.onnx", "fp32", "fp32")
     with pytest.raises(UsageError, match=r"capability 9\.0: this TensorRT-RTX builds for 7\.5, 8\.0"):
         build_engine(source, tmp_path / "m.engine", rtx("9.0"))
-    with pytest.raises(
-        YolactError, match=r"capability 9\.0 is unknown to this version, which has 7\.5, 8\.0"
-    ):
+    with pytest.raises(YolactError, match=r"capability 9\.0 is unknown to this version; known: 7\.5, 8\.0"):
         build_unchecked(source, "9.0")
 
 
@@ -338,7 +335,7 @@ def test_damaged_graphs(content: bytes | str, tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full to stand for a full disk")
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     source = convolution(tmp_path / "m.onnx", "fp32", "fp32")
-    request = Request("tensorrt_rtx", str(source), "/dev/full", "fp32", (1, 1, 1), ("8.6",))
+    request = BuildRequest("tensorrt_rtx", str(source), "/dev/full", "fp32", (1, 1, 1), ("8.6",))
     with pytest.raises(YolactError, match="the engine cannot be written: No space left"):
         run_build(request, "TensorRT-RTX")
 

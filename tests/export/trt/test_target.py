@@ -68,8 +68,13 @@ def test_choices(
             r"-capability 9\.0, 10\.0: .* for 7\.5, .*, 12\.1$",
         ),
         (None, BOTH, BuildOptions("rtx", plugin=True), "TensorRT-RTX has no plugins"),
-        (None, BOTH, BuildOptions(version_compatible=True), "--version-compatible is TensorRT's"),
-        (None, BOTH, BuildOptions(hardware_compatible=True), "--hardware-compatible is TensorRT's"),
+        (None, BOTH, BuildOptions(version_compatible=True), "--version-compatible is an option of"),
+        (
+            None,
+            BOTH,
+            BuildOptions(hardware_compatible=True),
+            "--hardware-compatible is an option of",
+        ),
     ],
 )
 def test_refusals(

@@ -6,15 +6,14 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+import kernel_registers
 import pytest
+from kernel_registers import CAPABILITIES, example_plans, main
 
 from yolact_runtime.cuda import compile as module
 from yolact_runtime.cuda import nvrtc
-from yolact_runtime.cuda import registers as resources
 from yolact_runtime.cuda.compile import Module, compile_kernels, parse_capability
-from yolact_runtime.cuda.plans.catalogue import catalogue, example_plans
-from yolact_runtime.cuda.plans.plan import MAX_SHARED_BYTES, SOURCE_FOLDER
-from yolact_runtime.cuda.registers import CAPABILITIES, main
+from yolact_runtime.cuda.plans.plan import MAX_SHARED_BYTES, SOURCE_FOLDER, kernels_by_source
 from yolact_runtime.errors import UsageError, YolactError
 
 SOURCE = """
@@ -35,7 +34,7 @@ __global__ void __launch_bounds__(1024) work(float *p, int n) {
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of its own for each test; gives the folder of its entries."""
+    """A separate cache for each test; returns the folder of its entries."""
     monkeypatch.setenv("YOLACT_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv(nvrtc.VARIABLE, raising=False)
     return tmp_path / "cache" / "kernels"
@@ -64,8 +63,10 @@ def compile_small(tmp_path: Path) -> Callable[..., Module]:
 def test_every_kernel_compiles_without_spills(capability: str) -> None:
     number = parse_capability(capability)
     compiler_for(number)
-    uses = resources.measure(number)
-    assert {use.expression for use in uses} == {name for names in catalogue().values() for name in names}
+    uses = kernel_registers.measure(number)
+    assert {use.expression for use in uses} == {
+        name for names in kernels_by_source(example_plans()).values() for name in names
+    }
     assert [use for use in uses if use.spilled] == []
     shared = {use.expression: use.shared_bytes for use in uses}
     for plan in example_plans():
@@ -75,8 +76,8 @@ def test_every_kernel_compiles_without_spills(capability: str) -> None:
     assert all(10 < count <= 255 for count in registers.values())
 
 
-def test_the_catalogue_has_every_source() -> None:
-    assert set(catalogue()) == {path.name for path in SOURCE_FOLDER.glob("*.cu")}
+def test_the_example_plans_have_every_source() -> None:
+    assert set(kernels_by_source(example_plans())) == {path.name for path in SOURCE_FOLDER.glob("*.cu")}
 
 
 def test_machine_code_and_ptx(compile_small: Callable[..., Module]) -> None:
@@ -84,7 +85,7 @@ def test_machine_code_and_ptx(compile_small: Callable[..., Module]) -> None:
     assert code.image.startswith(b"\x7fELF") and code.names["work<int>"].encode() in code.image
     assert b".target sm_75" in text.image and f".entry {text.names['work<float>']}(".encode() in text.image
     assert b"\0" not in text.image
-    assert [use.expression for use in resources.parse(code)] == ["work<float>", "work<int>"]
+    assert [use.expression for use in kernel_registers.parse(code)] == ["work<float>", "work<int>"]
 
 
 def test_two_compilers_in_one_process(compile_small: Callable[..., Module]) -> None:
@@ -126,7 +127,7 @@ def test_damaged_entries_are_made_again(
     assert compile_small().image == first.image
     assert "damaged" in caplog.text
     again = entry.read_bytes()
-    assert compile_small().image == first.image and entry.read_bytes() == again  # taken as it is
+    assert compile_small().image == first.image and entry.read_bytes() == again  # used unchanged
 
 
 def test_a_cache_that_cannot_be_written(
@@ -135,7 +136,7 @@ def test_a_cache_that_cannot_be_written(
     cache.parent.write_text("a file where the folder would be")
     with caplog.at_level(logging.WARNING):
         assert compile_small().image
-    assert "not kept" in caplog.text
+    assert "not cached" in caplog.text
 
 
 def test_an_error_in_the_source_is_one_line(tmp_path: Path) -> None:
@@ -148,7 +149,7 @@ def test_an_error_in_the_source_is_one_line(tmp_path: Path) -> None:
 def test_spills_are_seen(tmp_path: Path) -> None:
     compiler_for((7, 5))
     (tmp_path / "spill.cu").write_text(SPILLING)
-    (use,) = resources.parse(compile_kernels("spill.cu", ["work"], (7, 5), folder=tmp_path))
+    (use,) = kernel_registers.parse(compile_kernels("spill.cu", ["work"], (7, 5), folder=tmp_path))
     assert use.spilled > 0 and use.registers <= 64
 
 
@@ -156,10 +157,10 @@ def test_spills_are_seen(tmp_path: Path) -> None:
 def test_the_command(
     spilled: int, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def measure(capability: tuple[int, int]) -> list[resources.Use]:
-        return [resources.Use("work<float>", capability, 40, 1024, spilled, spilled)]
+    def measure(capability: tuple[int, int]) -> list[kernel_registers.Use]:
+        return [kernel_registers.Use("work<float>", capability, 40, 1024, spilled, spilled)]
 
-    monkeypatch.setattr(resources, "measure", measure)
+    monkeypatch.setattr(kernel_registers, "measure", measure)
     assert main(["--capability", "6.1", "8.6"]) == code
     shown = capsys.readouterr()
     assert "sm_61" in shown.out and f"40 / 1024 / {spilled}" in shown.out
@@ -186,7 +187,7 @@ def test_the_library_may_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     with pytest.raises(UsageError, match="not a file"):
         nvrtc.choose((9, 0))
     (tmp_path / "none.so").write_text("no library")
-    with pytest.raises(YolactError, match="no NVRTC library that can be loaded"):
+    with pytest.raises(YolactError, match="not an NVRTC library that can be loaded"):
         nvrtc.choose((9, 0))
 
 
@@ -202,7 +203,7 @@ def test_libraries_that_do_not_load_are_passed_over(monkeypatch: pytest.MonkeyPa
         nvrtc.choose((7, 5))
 
 
-def test_static_libraries_beside_the_compiler_are_not_loaded(tmp_path: Path) -> None:
+def test_static_libraries_next_to_the_compiler_are_not_loaded(tmp_path: Path) -> None:
     compiler_for((7, 5))
     path = nvrtc.installed()[0]
     for name in ("libnvrtc-builtins_static.a", "libnvrtc-builtins.alt.so.99"):
@@ -210,7 +211,7 @@ def test_static_libraries_beside_the_compiler_are_not_loaded(tmp_path: Path) -> 
     (tmp_path / path.name).symlink_to(path)
     assert nvrtc.Nvrtc(tmp_path / path.name).version == nvrtc.load(path).version
     (tmp_path / "libnvrtc-builtins.so.99").write_text("loaded, and no library")
-    with pytest.raises(YolactError, match="no NVRTC library that can be loaded"):
+    with pytest.raises(YolactError, match="not an NVRTC library that can be loaded"):
         nvrtc.Nvrtc(tmp_path / path.name)
 
 

@@ -1,4 +1,4 @@
-"""The stand-in for a device keeps CUDA's rules."""
+"""The CPU shim enforces CUDA's rules."""
 
 from __future__ import annotations
 

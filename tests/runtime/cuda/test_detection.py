@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from cuda_on_cpu import FORWARD, REVERSED
 from fake_onnx import RUNTIME
+from golden import match_rows, strided
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from kernel_heads import (
@@ -23,6 +24,7 @@ from kernel_heads import (
     run_kernels,
     separated,
 )
+from shared_data import reference_file, reference_files
 
 from yolact_runtime.cuda.plans.detection import detection_plan
 from yolact_runtime.cuda.plans.plan import SOURCE_FOLDER
@@ -199,25 +201,27 @@ def test_numbers_that_are_not_finite_take_no_part(order):
     assert not np.isin(found.indices, [30, 31, 40, 60, 61]).any()
 
 
-def test_a_network_trained_on_coco(reference_dir):
-    """Every fiftieth prior of the reference network on an image."""
-    golden = np.load(reference_dir / "golden_yolact_resnet50_config_coco.npz")
-    heads = Heads(golden["loc_s50"][None], golden["conf_logits_s50"][None], golden["priors_s50"])
+@pytest.mark.parametrize("path", reference_files("golden_*.npz"), ids=lambda path: path.stem)
+def test_outputs_of_the_reference_network(path):
+    """A part of the priors of the reference network on an image."""
+    golden = np.load(path)
+    loc, logits, priors = (strided(golden, stem)[0] for stem in ("loc", "conf_logits", "priors"))
+    heads = Heads(loc[None], logits[None], priors)
     for case in (heads, heads.half()):
         expected = oracle_detections(case, limit=150)
         assert len(expected.scores)
         assert_same(run_kernels(case)[0], expected, 100)
 
 
-def test_detections_of_the_reference(reference_dir):
-    case = np.load(reference_dir / "unit_loss_detect.npz")
+def test_detections_of_the_reference():
+    case = np.load(reference_file("unit_loss_detect.npz"))
     # The file has scores; the softmax of their logarithms is themselves.
     heads = Heads(case["in_loc"][:1], np.log(case["det_conf"]), case["in_priors"])
     found = run_kernels(heads)[0]
-    np.testing.assert_array_equal(found.classes, case["det_fast_class"])
-    np.testing.assert_allclose(found.boxes, case["det_fast_box"], atol=1e-6)
-    np.testing.assert_allclose(found.scores, case["det_fast_score"], atol=1e-6)
-    np.testing.assert_array_equal(case["in_mask"][0, found.indices], case["det_fast_mask"])
+    rows = match_rows(
+        case, "det_fast", found.classes, found.scores, found.boxes, score_tolerance=1e-6, box_tolerance=1e-6
+    )
+    np.testing.assert_array_equal(case["in_mask"][0, found.indices], case["det_fast_mask"][rows])
 
 
 # Many candidates and rows; few of both; no more candidates than rows.
@@ -246,7 +250,7 @@ BARRIERS = [
 
 @pytest.mark.parametrize(("name", "line"), BARRIERS)
 def test_every_barrier_is_needed(name, line):
-    """Without it, some order of threads gives something else."""
+    """Without it, some order of threads changes the result."""
 
     def is_harmless(case: int, order: int) -> None:
         faulthandler.disable()

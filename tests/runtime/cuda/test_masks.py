@@ -8,12 +8,14 @@ import numpy as np
 import oracle
 import pytest
 from cuda_on_cpu import FORWARD, REVERSED, run
+from golden import strided
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
+from shared_data import reference_files
 
 from yolact_runtime import masks
-from yolact_runtime.cuda.plans.masks import MaskShapes, check_sizes, mask_plan, read_regions, unpack_bits
+from yolact_runtime.cuda.plans.masks import MaskShapes, mask_plan, read_regions
 from yolact_runtime.cuda.plans.plan import SOURCE_FOLDER
 from yolact_runtime.errors import UsageError, YolactError
 
@@ -29,8 +31,25 @@ SIZE = st.one_of(
 )
 
 
+def unpack_bits(bits: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
+    """The masks of each image from the output of the "bits" plan.
+
+    Args:
+        bits: (N, K, words, width) uint32.
+        sizes: (N, 2) height and width of each image.
+
+    Returns:
+        (K, height, width) bool for each image.
+    """
+    batch, detections, words, width = bits.shape
+    octets = bits.astype("<u4").view(np.uint8).reshape(batch, detections, words, width, 4)
+    octets = octets.transpose(0, 1, 2, 4, 3).reshape(batch, detections, words * 4, width)  # 8 rows in each
+    full = np.unpackbits(octets, axis=2, bitorder="little").view(bool)  # (N, K, 32 words, width)
+    return [mask[:, :height, :across] for mask, (height, across) in zip(full, sizes.tolist(), strict=True)]
+
+
 def make(seed: int, boxes: list[list[tuple]], shapes: MaskShapes) -> dict[str, np.ndarray]:
-    """Inputs with these boxes in each image; rows past the count hold what must not be taken."""
+    """Inputs with these boxes in each image; rows past the count hold values that must not be used."""
     rng = np.random.default_rng(seed)
     size = (shapes.batch, shapes.rows, shapes.columns, shapes.coefficients)
     prototypes = np.maximum(rng.normal(size=size), 0).astype(shapes.prototype_dtype)
@@ -71,13 +90,13 @@ def pack(full: np.ndarray) -> list[dict]:
     st.sampled_from([(4, "float32"), (8, "float16"), (3, "float32")]),
     st.integers(0, 40),
 )
-def test_bits_and_run_lengths(seed, images, rows, columns, kind, room):
+def test_bits_and_rles(seed, images, rows, columns, kind, margin):
     sizes = [size for size, _ in images]
-    height, width = (max(sides) + room for sides in zip(*sizes, strict=True))
+    height, width = (max(sides) + margin for sides in zip(*sizes, strict=True))
     shapes = MaskShapes(len(images), 3, kind[0], rows, columns, height, width, kind[1])
     shapes = dataclasses.replace(shapes, edge_capacity=shapes.detections * shapes.most_edges)
     inputs = make(seed, [boxes for _, boxes in images], shapes)
-    inputs["sizes"] = check_sizes(shapes, sizes)
+    inputs["sizes"] = np.array(sizes, np.int32)
     out = run(mask_plan(shapes), inputs)
     bits = unpack_bits(run(mask_plan(shapes, "bits"), inputs)["bits"], inputs["sizes"])
     found = read_regions(inputs["count"], inputs["sizes"], out["regions"], out["offsets"], out["edges"])
@@ -119,7 +138,7 @@ def test_masks_at_prototype_size(seed, boxes, rows, columns):
 def test_coefficients_that_are_no_numbers_leave_the_other_masks_alone(value):
     shapes = MaskShapes(1, 3, 4, 20, 20, 60, 50)
     inputs = make(0, [[(0, 0, 1, 1)] * 3], shapes)
-    inputs["sizes"] = check_sizes(shapes, [(60, 50)])
+    inputs["sizes"] = np.array([(60, 50)], np.int32)
     whole = unpack_bits(run(mask_plan(shapes, "bits"), inputs)["bits"], inputs["sizes"])[0]
     inputs["kept_coefficients"][0, 1, 0] = value
     inputs["prototypes"][...] += 0.1
@@ -136,7 +155,7 @@ def test_a_mask_over_everything_is_one_run():
     inputs = make(0, [[(0, 0, 1, 1)] * 2], shapes)
     inputs["kept_coefficients"][...] = 5
     inputs["prototypes"][...] = 1
-    inputs["sizes"] = check_sizes(shapes, [(70, 45)])
+    inputs["sizes"] = np.array([(70, 45)], np.int32)
     out = run(mask_plan(shapes), inputs)
     assert out["offsets"].tolist() == [[0, 2, 4]]
     assert out["edges"][0, :4].tolist() == [0, 70 * 45, 0, 70 * 45]
@@ -146,15 +165,15 @@ def test_one_half_is_not_set():
     shapes = MaskShapes(1, 1, 4, 9, 7, 40, 50)
     inputs = make(0, [[(0, 0, 1, 1)]], shapes)
     inputs["prototypes"][...] = 0  # as ReLU leaves most of them
-    inputs["sizes"] = check_sizes(shapes, [(37, 50)])
+    inputs["sizes"] = np.array([(37, 50)], np.int32)
     assert not run(mask_plan(shapes, "bits"), inputs)["bits"].any()
 
 
-def test_edges_that_do_not_fit_are_told_and_do_no_harm():
+def test_edges_that_do_not_fit_are_reported():
     boxes = [[(0, 0, 0.5, 0.5), (0, 0, 1, 1), (0.2, 0.2, 0.8, 0.9)]]
     whole = MaskShapes(1, 3, 4, 20, 20, 60, 50)
     inputs = make(1, boxes, whole)
-    inputs["sizes"] = check_sizes(whole, [(60, 50)])
+    inputs["sizes"] = np.array([(60, 50)], np.int32)
     expected = run(mask_plan(whole), inputs)
     first, second, total = expected["offsets"][0, 1:].tolist()
     assert 0 < first < second < total
@@ -167,19 +186,20 @@ def test_edges_that_do_not_fit_are_told_and_do_no_harm():
         read_regions(inputs["count"], inputs["sizes"], out["regions"], out["offsets"], out["edges"])
 
 
-def test_prototypes_of_a_real_image(reference_dir):
-    golden = np.load(reference_dir / "golden_yolact_resnet50_config_coco.npz")
-    prototypes = golden["proto_s6"].astype(np.float32)
+@pytest.mark.parametrize("path", reference_files("golden_*.npz"), ids=lambda path: path.stem)
+def test_prototypes_of_the_reference_network(path):
+    golden = np.load(path)
+    prototypes = strided(golden, "proto")[0]
     number = min(12, len(golden["fast_det_box"]))
     boxes, coefficients = golden["fast_det_box"][:number], golden["fast_det_mask"][:number]
-    height, width = 426, 640
+    height, width = golden["img_hw"].tolist()
     shapes = MaskShapes(1, number, prototypes.shape[2], *prototypes.shape[:2], height, width)
     inputs = {
         "boxes": boxes[None].astype(np.float32),
         "kept_coefficients": coefficients[None].astype(np.float32),
         "count": np.array([number], np.int32),
         "prototypes": prototypes[None],
-        "sizes": check_sizes(shapes, [(height, width)]),
+        "sizes": np.array([(height, width)], np.int32),
     }
     out = run(mask_plan(shapes), inputs, FORWARD)
     (found,) = read_regions(inputs["count"], inputs["sizes"], out["regions"], out["offsets"], out["edges"])
@@ -219,12 +239,6 @@ def test_limits(change, message):
         MaskShapes(**{**sizes, "height": 480, "width": 640, **change})
 
 
-def test_images_must_fit_the_plan():
-    shapes = MaskShapes(2, 1, 1, 4, 4, 30, 40)
-    assert check_sizes(shapes, [(30, 40)]).tolist() == [[30, 40], [1, 1]]
-    with pytest.raises(UsageError, match="31x40"):
-        check_sizes(shapes, [(31, 40)])
-    with pytest.raises(UsageError, match="2 images, not 3"):
-        check_sizes(shapes, [(1, 1)] * 3)
+def test_results_have_names():
     with pytest.raises(UsageError, match="not 'rle'"):
-        mask_plan(shapes, "rle")
+        mask_plan(MaskShapes(2, 1, 1, 4, 4, 30, 40), "rle")

@@ -30,10 +30,10 @@ def random_images(seed, shapes):
 
 
 def preprocess(
-    images, size, dtype="uint8", order=FORWARD, room=0, spare=0, skip_barrier=("", 0), **normalisation
+    images, size, dtype="uint8", order=FORWARD, spare_pixels=0, spare=0, skip_barrier=("", 0), **normalisation
 ):
     plan = preprocess_plan(
-        len(images) + spare, size, sum(image.size for image in images) + room, dtype, **normalisation
+        len(images) + spare, size, sum(image.size for image in images) + spare_pixels, dtype, **normalisation
     )
     inputs = {buffer.name: np.zeros(buffer.shape, buffer.dtype) for buffer in plan.inputs}
     pack(images, inputs["pixels"], inputs["table"])
@@ -42,11 +42,11 @@ def preprocess(
 
 @settings(max_examples=60)
 @given(st.integers(0, 10**6), st.lists(SHAPE, min_size=1, max_size=3), SIZE, st.integers(0, 5))
-def test_bytes_are_those_of_opencv(seed, shapes, size, room):
+def test_bytes_are_those_of_opencv(seed, shapes, size, spare_pixels):
     images = random_images(seed, shapes)
-    out = preprocess(images, size, room=room)
+    out = preprocess(images, size, spare_pixels=spare_pixels)
     np.testing.assert_array_equal(out, resize_batch(images, size))
-    np.testing.assert_array_equal(out, preprocess(images, size, order=REVERSED, room=room))
+    np.testing.assert_array_equal(out, preprocess(images, size, order=REVERSED, spare_pixels=spare_pixels))
 
 
 def test_an_image_at_the_size_of_the_published_models():

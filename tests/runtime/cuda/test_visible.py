@@ -8,11 +8,11 @@ from cuda_on_cpu import FORWARD, REVERSED, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolact_runtime.cuda.plans.visible import wanted_plan
+from yolact_runtime.cuda.plans.visible import visible_plan
 from yolact_runtime.errors import UsageError
 
 N, K, M = 2, 70, 3
-PLAN = wanted_plan(N, K, M)
+PLAN = visible_plan(N, K, M)
 
 
 def expected(inputs: dict[str, np.ndarray], image: int) -> int:
@@ -47,10 +47,10 @@ def test_the_rows_to_show_are_among_the_first(seed, counts, threshold, most, ord
     for name in ("boxes", "kept_coefficients", "scores", "mask_scores"):
         flat = inputs[name].reshape(-1)
         flat[rng.integers(0, flat.size, 6)] = rng.choice([np.nan, np.inf, -np.inf], 6)
-    got = run(PLAN, inputs, order)["wanted"]
+    got = run(PLAN, inputs, order)["visible"]
     assert got.tolist() == [expected(inputs, image) for image in range(N)]
 
 
 def test_limits() -> None:
     with pytest.raises(UsageError, match=r"detections 1\.\.1024, not 1025"):
-        wanted_plan(1, 1025, 32)
+        visible_plan(1, 1025, 32)

@@ -1,12 +1,13 @@
-"""The choice of the backend where nobody chose."""
+"""The choice of the backend where the user names none."""
 
 import importlib.util
+from types import SimpleNamespace
 
 import pytest
 from fake_onnx import NATIVE, native_arrays, write_onnx
 
 from yolact_runtime import load_engine
-from yolact_runtime.engines import load
+from yolact_runtime.engines import choose, load
 
 
 @pytest.mark.parametrize(
@@ -28,9 +29,27 @@ from yolact_runtime.engines import load
 )
 def test_the_rule_for_cpus(monkeypatch, delivered, asked, installed, bf16_units, backend):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
-    monkeypatch.setattr(load, "_cpu_has_bf16", lambda: bf16_units)
-    chosen, why = load.choose_for_cpu(delivered, asked)
+    monkeypatch.setattr(choose, "_cpu_has_bf16", lambda: bf16_units)
+    chosen, why = choose.choose_for_cpu(delivered, asked)
     assert chosen == backend and why
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked"),
+    [
+        ("fpu avx2", []),
+        ("fpu avx512f", ["openvino"]),
+        ("fpu avx2 avx_ne_convert", ["openvino"]),
+        ("", ["openvino"]),
+    ],
+)
+def test_cpus_without_bf16_do_not_load_openvino(monkeypatch, tmp_path, flags, asked):
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t: avx512f\n")
+    monkeypatch.setattr(choose, "_CPU_INFO", tmp_path / ("cpuinfo" if flags else "none"))
+    core, loaded = SimpleNamespace(get_property=lambda *_: ["FP32", "BF16"]), []
+    module = SimpleNamespace(shared_core=lambda: loaded.append("openvino") or core)
+    monkeypatch.setattr(choose.importlib, "import_module", lambda name: module)
+    assert choose._cpu_has_bf16() == bool(asked) and loaded == asked
 
 
 def test_bf16_is_never_chosen_silently(tmp_path):
@@ -48,7 +67,7 @@ def test_providers_mean_onnx_runtime(tmp_path):
 def test_cuda_is_tried_first_where_it_may_load(tmp_path, monkeypatch):
     path = write_onnx(tmp_path / "m.onnx", native_arrays(), NATIVE)
     opened = []
-    monkeypatch.setattr(load, "_cuda_may_load", lambda: True)
+    monkeypatch.setattr(load, "cuda_may_load", lambda: True)
     monkeypatch.setattr(load, "_open", lambda name, *_: opened.append(name))
     assert load.open_exported(path, None, None, {}) == (None, "CUDA loads")
     load.open_exported(path, None, "bf16", {})

@@ -1,4 +1,4 @@
-"""What ONNX Runtime makes of files in half precision and in 8-bit integers."""
+"""The precision that ONNX Runtime computes fp16 and int8 files in."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ def test_integers_are_what_the_optimised_graph_has(tmp_path: Path, relu: bool) -
         assert engine.metadata.precision == "int8"
 
 
-def test_what_is_not_computed_as_stored_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_warning_if_computed_in_another_precision(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = int8_file(tmp_path / "m.onnx", relu=True)
     with load_engine(path, backend="onnxruntime") as engine:
         computed = engine.precision
-    assert ("is in int8, and ONNX Runtime CPU computes it in fp32" in caplog.text) == (computed == "fp32")
+    assert ("is in int8, but ONNX Runtime CPU computes in fp32" in caplog.text) == (computed == "fp32")
 
 
 def test_rounded_values_do_not_count_as_float32(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_casts_that_were_put_in_mean_float32() -> None:
     assert delivered_precision([("InsertedPrecisionFreeCast_x", "Cast"), ("", "Conv")]) == "fp32"
 
 
-def test_a_full_disk_leaves_what_the_file_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_the_complete_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 

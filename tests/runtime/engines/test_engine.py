@@ -132,7 +132,7 @@ def test_opening_by_path(tmp_path):
 
 def test_names_and_missing_packages(tmp_path, monkeypatch):
     path = write_onnx(tmp_path / "m.onnx", native_arrays(), NATIVE)
-    real = engine.entry_points(group="yolact_runtime.engines")
+    real = engine.entry_points("engines")
 
     class Point:
         def __init__(self, name, found):
@@ -143,16 +143,16 @@ def test_names_and_missing_packages(tmp_path, monkeypatch):
                 raise ModuleNotFoundError("No module named 'torch'", name="torch")
             return self.found
 
-    names = [Point("published", {"tiny": path}.__getitem__)]
-    points = {"yolact_runtime.engines": [*real, Point("weights", None)], "yolact_runtime.names": names}
+    names = {"published": Point("published", {"tiny": path}.__getitem__)}
+    points = {"engines": {**real, "weights": Point("weights", None)}, "names": names}
     monkeypatch.setattr(engine, "entry_points", lambda group: points[group])
     assert load_engine("tiny").metadata == NATIVE
     checkpoint = tmp_path / "x.weights"
     checkpoint.touch()
-    names[0].found = None
+    names["published"].found = None
     for source in (checkpoint, "tiny"):
         with pytest.raises(YolactError, match=r"no module 'torch'.*pip install \"yolact\[train\]\""):
             load_engine(source)
-    points["yolact_runtime.names"] = []
+    names.clear()
     with pytest.raises(YolactError, match="engine tiny does not exist"):
         load_engine("tiny")

@@ -78,7 +78,7 @@ def test_an_engine_on_cuda_is_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (result,) = engine.predict([np.full((20, 30, 3), 255, np.uint8)])
         engine.predict([np.zeros((20, 30, 3), np.uint8)])
     np.testing.assert_array_equal(result.scores, SCORES)
-    with pytest.raises(UsageError, match=r"providers cpu: with backend cuda, cuda or cuda:N comes first"):
+    with pytest.raises(UsageError, match=r"providers cpu: backend cuda needs cuda or cuda:N first"):
         open_on_cuda(path, providers=["cpu"])
 
 

@@ -57,7 +57,7 @@ def test_raw_heads_as_onnx_runtime(convert, tmp_path):
 
 def test_wrong_files_and_options_are_one_line(convert, tmp_path):
     path = convert(native_arrays(), NATIVE)
-    with pytest.raises(UsageError, match="precision fp16 was asked for, and fp32 is what OpenVINO"):
+    with pytest.raises(UsageError, match="precision fp16 was asked for, but OpenVINO CPU delivers fp32"):
         load_engine(path, precision="fp16")
     with pytest.raises(UsageError, match="threads is 0"):
         load_engine(path, threads=0)
@@ -101,7 +101,7 @@ def test_no_onnx_file(tmp_path):
 
 
 def test_signals_still_have_a_stack_when_engines_have_gone(convert):
-    """A stack of OpenVINO's that is gone would end the process at the next signal."""
+    """A dangling signal stack of OpenVINO would kill the process at the next signal."""
     path = convert(native_arrays(), NATIVE)
     code = f"""
 import ctypes, faulthandler, gc, signal

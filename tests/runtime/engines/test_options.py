@@ -4,7 +4,7 @@ import pytest
 from fake_onnx import NATIVE, native_arrays, write_onnx
 
 from yolact_runtime.commandline import Parser
-from yolact_runtime.engines import options as engine_options
+from yolact_runtime.engines import load
 from yolact_runtime.engines.options import add_engine_options, open_engine
 
 
@@ -17,11 +17,11 @@ def parser():
 
 def test_only_what_was_given_is_passed_on(parser, monkeypatch):
     asked = []
-    monkeypatch.setattr(engine_options, "load_engine", lambda path, **options: asked.append((path, options)))
+    monkeypatch.setattr(load, "load_engine", lambda path, **options: asked.append((path, options)))
     open_engine(parser.parse_args(["--engine", "m.onnx"]))
-    words = "--trained_model m.onnx --backend openvino --precision bf16 --threads 2"
-    words += " --providers cuda:1 cpu --config c"
-    open_engine(parser.parse_args(words.split()), streams="auto")
+    arguments = "--trained_model m.onnx --backend openvino --precision bf16 --threads 2"
+    arguments += " --providers cuda:1 cpu --config c"
+    open_engine(parser.parse_args(arguments.split()), streams="auto")
     assert asked == [
         ("m.onnx", {}),
         (
@@ -46,9 +46,9 @@ def test_an_engine_is_opened(parser, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["--engine", "m", "--backend", "abacus"], ["--engine", "m", "--precision", "x"]]
+    "arguments", [[], ["--engine", "m", "--backend", "abacus"], ["--engine", "m", "--precision", "x"]]
 )
-def test_wrong_use(parser, words):
+def test_wrong_use(parser, arguments):
     with pytest.raises(SystemExit) as stop:
-        parser.parse_args(words)
+        parser.parse_args(arguments)
     assert stop.value.code == 2

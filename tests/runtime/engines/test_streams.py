@@ -103,7 +103,7 @@ def test_wrong_numbers(model: Path, backend: str, streams: object) -> None:
         (["0-1", "0-1", "2-3", "2-3"], "max 100000", 2),
         (["0", "1", "2", "3"], "150000 100000", 2),
         (["0", "1", "2", "3"], "5000 100000", 1),
-        (["0", "1"], None, 4),  # not told of all
+        (["0", "1"], None, 4),  # incomplete information
         ([], "x y", 4),
     ],
 )

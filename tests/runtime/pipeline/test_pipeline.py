@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from yolact_runtime import YolactError
 from yolact_runtime.errors import UsageError
 from yolact_runtime.frames import Frame, Sink, Source
-from yolact_runtime.pipeline import PipelineSettings, Tally, run_pipeline
+from yolact_runtime.pipeline import PipelineSettings, RunStats, run_pipeline
 
 BAD = 200  # the shade that the engine fails on
 FOUND = [Found((1, 1, 20, 20)), Found((30, 30, 50, 60), label=1)]
@@ -47,7 +47,7 @@ class Shades(Source):
 
 
 class Record(Sink):
-    """Keeps what it was given; may fail in `prepare` of some frames and in `write` of one."""
+    """Keeps its input; may fail in `prepare` of some frames and in `write` of one."""
 
     def __init__(self, refuse=(), full_at=None, delay=None):
         self.refuse, self.full_at, self.delay = refuse, full_at, delay
@@ -82,9 +82,9 @@ def engine(streams=1, delay=None, max_batch=4):
                 time.sleep(delay(len(self.sizes)))
             return super().detect(batch)
 
-    made = Delayed(dict.fromkeys(range(1, 256), FOUND), max_batch=max_batch, broken=[BAD])
-    made.streams, made.sizes = streams, []
-    return made
+    fake = Delayed(dict.fromkeys(range(1, 256), FOUND), max_batch=max_batch, broken=[BAD])
+    fake.streams, fake.sizes = streams, []
+    return fake
 
 
 def own_threads():
@@ -113,37 +113,37 @@ def test_each_frame_once_and_in_order(
 
     pause = None if jitter is None else delay
     source, sink = Shades(shades, pause), Record(refuse, delay=pause)
-    # Faults of single images only: with that many in a row the engine would be given up.
+    # Failures of single images only: that many in a row would end the run.
     options = PipelineSettings(
         batch, deadline, workers, post, in_flight=in_flight, engine_failures=1000, score_threshold=0.5
     )
-    made = engine(streams, pause)
-    tally = run_pipeline(source, made, [sink], options)
+    fake = engine(streams, pause)
+    stats = run_pipeline(source, fake, [sink], options)
     bad = {i for i, s in enumerate(shades) if s in (None, BAD)} | {i for i in refuse if i < len(shades)}
     assert sink.order == list(range(len(shades)))
     assert set(sink.failed) == bad
     assert sink.written == {i: (s, 2 if s else 0) for i, s in enumerate(shades) if i not in bad}
     assert all(f"frame {index}" in text for index, text in sink.failed.items())
-    assert (tally.read, tally.done, tally.failed, tally.dropped) == (
+    assert (stats.read, stats.done, stats.failed, stats.dropped) == (
         len(shades), len(shades) - len(bad), len(bad), 0,
     )  # fmt: skip
-    assert tally.detections == sum(n for _, n in sink.written.values())
-    assert max(made.sizes, default=1) <= min(batch, 4)
+    assert stats.detections == sum(n for _, n in sink.written.values())
+    assert max(fake.sizes, default=1) <= min(batch, 4)
     assert sink.closed == 1 and source.closed.is_set() and not own_threads()
 
 
 def test_one_bad_image_costs_only_itself(caplog):
     sink = Record()
-    tally = run_pipeline(Shades([1, 1, BAD, 1]), engine(), [sink], PipelineSettings(4, deadline=5))
-    assert list(sink.written) == [0, 1, 3] and tally.failed == 1
+    stats = run_pipeline(Shades([1, 1, BAD, 1]), engine(), [sink], PipelineSettings(4, deadline=5))
+    assert list(sink.written) == [0, 1, 3] and stats.failed == 1
     lines = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
     assert lines == ["frame 2: cannot look at shade 200; skipped"]
 
 
 def test_whole_batches_where_work_is_plentiful():
-    made = engine(delay=lambda _: 0.002)
-    run_pipeline(Shades([1] * 40), made, [Record()], PipelineSettings(4, deadline=5))
-    assert made.sizes == [4] * 10
+    fake = engine(delay=lambda _: 0.002)
+    run_pipeline(Shades([1] * 40), fake, [Record()], PipelineSettings(4, deadline=5))
+    assert fake.sizes == [4] * 10
 
 
 def test_a_partial_batch_goes_at_its_deadline():
@@ -162,39 +162,39 @@ def test_a_partial_batch_goes_at_its_deadline():
             if frame.index == 1:
                 more.set()
 
-    made = engine()
-    assert run_pipeline(Waiting([1, 1, 1]), made, [Signal()], PipelineSettings(4, deadline=0.05)).done == 3
-    assert made.sizes[0] <= 2
+    fake = engine()
+    assert run_pipeline(Waiting([1, 1, 1]), fake, [Signal()], PipelineSettings(4, deadline=0.05)).done == 3
+    assert fake.sizes[0] <= 2
 
 
 def test_a_batch_is_never_larger_than_the_engine_takes():
-    made = engine(max_batch=2)
-    run_pipeline(Shades([1] * 9), made, [Record()], PipelineSettings(8))
-    assert max(made.sizes) == 2
+    fake = engine(max_batch=2)
+    run_pipeline(Shades([1] * 9), fake, [Record()], PipelineSettings(8))
+    assert max(fake.sizes) == 2
 
 
 def test_streams_run_at_the_same_time():
     both = threading.Barrier(2, timeout=10)
-    made = engine(2, delay=lambda _: both.wait() and 0)
-    assert run_pipeline(Shades([1, 1]), made, [Record()]).done == 2
+    fake = engine(2, delay=lambda _: both.wait() and 0)
+    assert run_pipeline(Shades([1, 1]), fake, [Record()]).done == 2
 
 
 def test_an_engine_that_fails_on_everything_is_given_up(caplog):
     sink = Record()
-    tally = Tally()
+    stats = RunStats()
     with pytest.raises(YolactError, match="failed on 5 images in a row"):
         run_pipeline(
-            Shades([BAD] * 10_000), engine(2), [sink], PipelineSettings(engine_failures=5), tally=tally
+            Shades([BAD] * 10_000), engine(2), [sink], PipelineSettings(engine_failures=5), stats=stats
         )
     assert sum(r.levelno == logging.ERROR for r in caplog.records) == 5
-    assert tally.done == 0 and 5 <= tally.failed < 100 and sink.closed == 1 and not own_threads()
+    assert stats.done == 0 and 5 <= stats.failed < 100 and sink.closed == 1 and not own_threads()
 
 
 def test_failures_between_successes_do_not_add_up():
-    tally = run_pipeline(
+    stats = run_pipeline(
         Shades([1, BAD] * 20), engine(), [Record()], PipelineSettings(decode_workers=1, engine_failures=2)
     )
-    assert (tally.done, tally.failed) == (20, 20)
+    assert (stats.done, stats.failed) == (20, 20)
 
 
 @pytest.mark.parametrize("error", [YolactError("camera 0 is gone"), OSError(5, "Input/output error")])
@@ -214,7 +214,7 @@ def test_a_sink_that_cannot_write_ends_the_run(at):
     assert full.closed == other.closed == 1 and not own_threads()
 
 
-def test_every_sink_is_closed_whatever_another_says():
+def test_every_sink_is_closed_if_another_fails():
     class Stubborn(Record):
         def close(self):
             super().close()
@@ -243,19 +243,19 @@ def test_a_live_source_drops_the_late_and_keeps_the_newest():
         return 0
 
     sink = Record()
-    tally = run_pipeline(Live([1] * 100, live=True), engine(delay=hold), [sink])
-    assert tally.read == 100 and tally.done + tally.dropped == 100 and tally.dropped > 90
+    stats = run_pipeline(Live([1] * 100, live=True), engine(delay=hold), [sink])
+    assert stats.read == 100 and stats.done + stats.dropped == 100 and stats.dropped > 90
     assert sink.order == sorted(sink.order) and sink.order[0] == 0 and sink.order[-1] == 99
 
 
 def test_nothing_is_dropped_where_that_is_asked_for():
-    tally = run_pipeline(
+    stats = run_pipeline(
         Shades([1] * 50, live=True),
         engine(delay=lambda _: 0.001),
         [Record()],
         PipelineSettings(drop_late=False),
     )
-    assert (tally.done, tally.dropped) == (50, 0)
+    assert (stats.done, stats.dropped) == (50, 0)
 
 
 def test_memory_is_bounded_by_the_frames_in_flight():
@@ -286,10 +286,10 @@ def test_ctrl_c_finishes_what_is_under_way():
                 assert self.closed.wait(10)
             return super().read(index, shade)
 
-    sink, tally = Record(), Tally()
+    sink, stats = Record(), RunStats()
     with pytest.raises(KeyboardInterrupt):
-        run_pipeline(Interrupting([1] * 100_000), engine(), [sink], tally=tally)
-    assert sink.order == list(range(tally.done)) and 6 <= tally.done < 100
+        run_pipeline(Interrupting([1] * 100_000), engine(), [sink], stats=stats)
+    assert sink.order == list(range(stats.done)) and 6 <= stats.done < 100
     assert sink.closed == 1 and not own_threads()
 
 
@@ -335,8 +335,8 @@ def test_a_sink_that_hangs_does_not_keep_the_others_from_closing():
 
 def test_progress_comes_at_the_end_at_least():
     seen = []
-    tally = run_pipeline(Shades([1] * 3), engine(), [Record()], progress=seen.append)
-    assert seen[-1] == tally and tally.fps > 0
+    stats = run_pipeline(Shades([1] * 3), engine(), [Record()], progress=seen.append)
+    assert seen[-1] == stats and stats.fps > 0
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from yolact_runtime.pipeline import Tally
+from yolact_runtime.pipeline import RunStats
 from yolact_runtime.pipeline.progress import show_progress
 
 
@@ -11,7 +11,7 @@ def test_a_terminal_sees_the_rate_and_what_was_dropped(monkeypatch, capsys, tota
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
     with show_progress("at work", total) as show:
-        show(Tally(read=30, done=20, failed=1, dropped=9, seconds=4.0))
+        show(RunStats(read=30, done=20, failed=1, dropped=9, seconds=4.0))
     seen = capsys.readouterr().err
     assert "at work" in seen and "5.0 images/s, 9 dropped" in seen
     assert ("30/40" if total else "30/?") in seen
@@ -22,5 +22,5 @@ def test_nothing_is_shown_elsewhere(monkeypatch, capsys, quiet):
     if quiet:
         monkeypatch.setenv("FORCE_COLOR", "1")
     with show_progress("at work", 40, quiet) as show:
-        show(Tally(done=20, seconds=4.0))
+        show(RunStats(done=20, seconds=4.0))
     assert capsys.readouterr() == ("", "")

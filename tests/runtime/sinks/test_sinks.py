@@ -1,4 +1,4 @@
-"""What the sinks write, compared with what `Result` says and with pycocotools."""
+"""The files of the sinks, compared with `Result` and pycocotools."""
 
 import contextlib
 import json
@@ -64,7 +64,7 @@ def load(path):
 
 
 @pytest.mark.parametrize("polygons", [False, True])
-def test_coco_files_hold_what_the_results_say(tmp_path, engine, polygons):
+def test_coco_files_match_the_results(tmp_path, engine, polygons):
     shades = [1, 0, None, 2, 1]
     run_pipeline(Shades(shades), engine, [coco(engine, tmp_path / "run.json", polygons=polygons)])
     found = dict(zip([1, 2, 4, 5], results(engine, shades), strict=True))
@@ -108,7 +108,7 @@ def test_a_second_image_of_one_id_is_left_out(tmp_path, engine, caplog):
     assert [image["id"] for image in load(tmp_path / "run_images.json")["images"]] == [5]
     assert numbers.unlisted == 2
     assert [r.getMessage().partition(";")[0] for r in caplog.records] == [
-        "image y/a.jpg has the id 5, as x/a.jpg before it",
+        "image y/a.jpg has the same id 5 as x/a.jpg",
         f"image b.jpg is not in {tmp_path / 'ids.json'}",
     ]
     assert [line["image_id"] for line, _ in read_lines(tmp_path / "out.jsonl")] == [5, 5, None]
@@ -134,7 +134,7 @@ def test_json_lines_of_a_video_have_times(tmp_path, engine):
     assert [line["time"] for line, _ in read_lines(tmp_path / "out.jsonl")] == [0.0, 0.333333]
 
 
-def test_json_lines_are_begun_anew_unless_resumed(tmp_path, engine):
+def test_json_lines_are_overwritten_unless_resumed(tmp_path, engine):
     path = tmp_path / "out.jsonl"
     for _ in range(2):
         run_pipeline(Shades([1, 2]), engine, [JsonLinesSink(path, ImageNumbers())])
@@ -145,7 +145,7 @@ def test_json_lines_are_begun_anew_unless_resumed(tmp_path, engine):
     assert len(list(read_lines(path))) == 3
 
 
-def test_resuming_drops_half_a_line_and_failures(tmp_path, engine):
+def test_resuming_drops_an_incomplete_line_and_failures(tmp_path, engine):
     path = tmp_path / "out.jsonl"
     run_pipeline(Shades([1, None, 2]), engine, [JsonLinesSink(path, ImageNumbers())])
     first, _, last = path.read_bytes().splitlines(keepends=True)
@@ -229,7 +229,7 @@ def test_no_name_is_given_twice(tmp_path):
     given = taken(tmp_path, names)
     assert given == ["a.png", "a_2.png", "A_3.png", "a_2_2.png", "a_2_3.png", "a_4.png"]
     assert len({name.casefold() for name in given}) == len(given)
-    # A second run writes over what the first has written.
+    # A second run overwrites the files of the first.
     assert taken(tmp_path, names) == given
 
 

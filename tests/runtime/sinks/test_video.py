@@ -11,12 +11,12 @@ from yolact_runtime import Result, YolactError
 from yolact_runtime.errors import UsageError
 from yolact_runtime.frames import Frame
 from yolact_runtime.sinks.audio import AudioCopy
-from yolact_runtime.sinks.video import VideoSettings, VideoSink
+from yolact_runtime.sinks.video import VideoSink
 from yolact_runtime.sources.video import VideoSource
 
 av = pytest.importorskip("av")
 
-BEST = VideoSettings(crf=1)
+BEST = 1
 EMPTY = FakeEngine({})
 
 
@@ -303,20 +303,20 @@ def test_other_sizes_are_fitted_into_the_first(tmp_path, caplog):
     narrow = images[2][:, :, 0]  # 96 x 64 becomes 48 x 32, in the middle
     assert narrow[:, 20:44].min() > 190 and narrow[:, :12].max() < 10 and narrow[:, -12:].max() < 10
     assert images[3].min() > 190 and images[4].min() > 190
-    assert caplog.text.count("the pictures change from 64 x 48 to 64 x 96") == 1
+    assert caplog.text.count("the picture size changes from 64 x 48 to 64 x 96") == 1
 
 
 @pytest.mark.parametrize("crf", [-1, 52])
 def test_settings_have_limits(crf):
     with pytest.raises(UsageError, match=rf"crf.*is {crf}.*0\.\.51"):
-        VideoSettings(crf=crf)
+        VideoSink("out", crf)
 
 
 def test_a_better_quality_is_a_larger_file(tmp_path):
     rng = np.random.default_rng(0)
     sizes = []
     for crf in (10, 40):
-        sink = VideoSink(tmp_path, VideoSettings(crf=crf))
+        sink = VideoSink(tmp_path, crf)
         for index in range(5):
             image = rng.integers(0, 256, (48, 64, 3), np.uint8)
             put(sink, camera_frame(index, index / 10, image, f"c{crf}"), image)

@@ -32,9 +32,9 @@ def test_what_is_a_camera(text):
     ["", "a.mp4", "camera", "camera:x", "1234", "/dev/null", "C:\\clips\\a.mp4", "rtsp:/host", "rtsp://",
      "file:///etc/passwd", "concat:a|b", "-", "photos/*.jpg", "data:image/png;base64,"],
 )  # fmt: skip
-def test_what_is_none(text):
+def test_what_is_not_a_camera(text):
     assert not is_camera(text)
-    with pytest.raises(UsageError, match="is no camera; give 0, camera:0, /dev/video0 or an address such as"):
+    with pytest.raises(UsageError, match="is not a camera; give 0, camera:0, /dev/video0 or an address"):
         CameraSource(text)
 
 
@@ -147,30 +147,27 @@ def test_a_stream_that_is_cut_and_comes_back(caplog, container, codec, pixels, k
     assert {image.shape for image in images} == {(48, 64, 3)}
     np.testing.assert_allclose([i.mean() for i in images[:20]], [i.mean() for i in videos.shades(20)], atol=8)
     lines = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
-    assert (
-        "attempt 1 of 2 to connect again in 0.0 s" in lines[0]
-        and f"camera {server.shown} is lost" in lines[0]
-    )
+    assert "attempt 1 of 2 to reconnect in 0.0 s" in lines[0] and f"camera {server.shown} is lost" in lines[0]
     assert any("5XX" in line and "attempt 2 of 2" in line for line in lines)
-    assert str(raised.value).startswith(f"camera {server.shown} is gone after {len(frames)} frames (")
-    assert str(raised.value).endswith("; 2 attempts to connect again failed")
+    assert str(raised.value).startswith(f"camera {server.shown} is lost after {len(frames)} frames (")
+    assert str(raised.value).endswith("; 2 attempts to reconnect failed")
     everything = caplog.text + str(raised.value) + repr(frames) + repr([str(frame.path) for frame in frames])
     assert "s3cret" not in everything and "admin" not in everything
     assert set(server.paths) == {"/live?token=s3cret"}  # the camera itself must hear it
 
 
-def test_a_connection_that_lasted_gets_all_attempts_anew():
+def test_a_connection_that_lasted_resets_the_attempts():
     pytest.importorskip("av")
     data = stream(20)
     steady = CameraSettings(open_timeout=2, read_timeout=2, attempts=1, delay=0.01, steady=0)
     with serving(*[[data]] * 6) as server:
         frames = []
-        with pytest.raises(YolactError, match="1 attempts to connect again failed"):
+        with pytest.raises(YolactError, match="1 attempts to reconnect failed"):
             frames.extend(CameraSource(server.address, steady))
         assert len(server.paths) >= 7
     hasty = CameraSettings(open_timeout=2, read_timeout=2, attempts=3, delay=0.01, steady=60)
     with serving(*[[data]] * 50) as server:
-        with pytest.raises(YolactError, match="3 attempts to connect again failed"):
+        with pytest.raises(YolactError, match="3 attempts to reconnect failed"):
             list(CameraSource(server.address, hasty))
         assert len(server.paths) == 4  # a file that plays in an instant is not played for ever
 
@@ -205,7 +202,7 @@ def test_closing_ends_a_stalled_stream_at_once():
 
 
 class FakeCapture:
-    """Stands for OpenCV's: gives `script`'s items, images or False, then blocks or fails."""
+    """A fake for OpenCV's class: returns `script`'s items, images or False, then blocks or fails."""
 
     opened = True
     script = ()
@@ -247,7 +244,7 @@ def test_devices_go_through_opencv(capture, address, device, name):
     images = [*videos.shades(5), np.zeros((48, 64), np.uint8)]
     capture.script = iter(images)
     frames = []
-    with pytest.raises(YolactError, match=rf"camera {name} is gone after 6 frames \(it gives no pictures\)"):
+    with pytest.raises(YolactError, match=rf"{name} is lost after 6 frames \(it delivers no pictures\)"):
         frames.extend(CameraSource(address, QUICK))
     assert capture.asked == [device] * 3 and capture.released == 3
     assert [frame.name for frame in frames] == [f"{name}#{i}" for i in range(6)]
@@ -264,9 +261,9 @@ def test_devices_go_through_opencv(capture, address, device, name):
 def test_an_unplugged_device_may_come_back(capture, caplog):
     capture.script = iter([*videos.shades(3), False, *videos.shades(3)])
     frames = []
-    with pytest.raises(YolactError, match="gone after 6 frames"):
+    with pytest.raises(YolactError, match="lost after 6 frames"):
         frames.extend(CameraSource("0", QUICK))
-    assert "camera camera:0 is lost (it gives no pictures); attempt 1 of 2" in caplog.text
+    assert "camera camera:0 is lost (it delivers no pictures); attempt 1 of 2" in caplog.text
 
 
 def test_stopping_the_iteration_lets_go_of_the_device(capture):

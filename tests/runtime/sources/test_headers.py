@@ -1,6 +1,7 @@
-"""Sizes from headers, compared with Pillow's and with what is decoded."""
+"""Sizes from headers, compared with Pillow's and with the decoded image."""
 
 import io
+import struct
 
 import cv2
 import numpy as np
@@ -52,6 +53,14 @@ def test_big_endian_and_comments():
     assert image_size(b"BM" + bytes(16) + (9).to_bytes(4, "little") + b"\xfb\xff\xff\xff") == (9, 5)
 
 
+@pytest.mark.parametrize(("width", "height"), [(9, 5), (1, 40_000)])
+def test_bmp_with_the_header_of_os2(width, height):
+    row = (width * 3 + 3) // 4 * 4
+    data = b"BM" + struct.pack("<IHHIIHHHH", 26, 0, 0, 26, 12, width, height, 1, 24) + bytes(row * height)
+    assert cv2.imdecode(np.frombuffer(data, np.uint8), 1).shape == (height, width, 3)
+    assert image_size(data) == (width, height)
+
+
 STARTS = [b"", b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"II*\0", b"GIF89a", b"RIFF1234WEBPVP8X", b"P6 "]
 
 
@@ -68,7 +77,7 @@ def test_a_header_that_is_cut_off(length):
 
 
 @pytest.mark.parametrize("value", ["0", "-5", "many", "1e9"])
-def test_a_limit_that_is_none(monkeypatch, value):
+def test_an_invalid_limit(monkeypatch, value):
     monkeypatch.setenv("YOLACT_MAX_PIXELS", value)
     with pytest.raises(UsageError, match=f"YOLACT_MAX_PIXELS is '{value}'"):
         max_pixels()

@@ -33,7 +33,7 @@ def test_files_folders_and_patterns(tmp_path):
     names = [path.name for path in list_images([tmp_path])]
     assert names == ["a.png", "b.JPG"]
     assert [p.name for p in list_images([f"{tmp_path}/**/*.*"])] == ["a.png", "b.JPG", "c.webp"]
-    # Each once, in the order given; a named file is taken whatever its suffix.
+    # Each once, in the given order; a named file may have any suffix.
     given = [tmp_path / "notes.txt", tmp_path / "b.JPG", tmp_path]
     assert [p.name for p in list_images(given)] == ["notes.txt", "b.JPG", "a.png"]
 
@@ -111,7 +111,7 @@ def test_what_cannot_be_read(tmp_path):
             read_image(locked)
 
 
-def test_float_images_say_what_to_do(tmp_path):
+def test_the_error_for_float_images_says_what_to_do(tmp_path):
     path = tmp_path / "x.tiff"
     path.write_bytes(cv2.imencode(".tiff", np.ones((5, 5, 3), np.float32))[1].tobytes())
     with pytest.raises(YolactError, match="float32 values; convert it"):

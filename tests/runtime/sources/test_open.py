@@ -1,4 +1,4 @@
-"""From words to sources."""
+"""`open_source`."""
 
 import io
 import os
@@ -13,8 +13,7 @@ import pytest
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.frames import Source
 from yolact_runtime.sources.listing import ListSource
-from yolact_runtime.sources.open import ChainSource, has_video, image_folders, open_source
-from yolact_runtime.sources.remaining import RemainingSource
+from yolact_runtime.sources.open import ChainSource, RemainingSource, has_video, image_folders, open_source
 
 
 @pytest.fixture
@@ -124,7 +123,7 @@ def test_an_address_that_cannot_be_opened_gives_no_secret_away(place, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("names", "message"),
     [
         (["-", "a.png", "-"], "standard input"),
         ([], "no source is named"),
@@ -132,9 +131,9 @@ def test_an_address_that_cannot_be_opened_gives_no_secret_away(place, monkeypatc
         (["a.png", "none/*.png"], "pattern none/"),
     ],
 )
-def test_words_that_name_nothing(place, words, message):
+def test_names_of_nothing(place, names, message):
     with pytest.raises(UsageError, match=message):
-        open_source(words)
+        open_source(names)
 
 
 def test_what_is_done_is_left_out_with_its_index(place):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -9,6 +11,7 @@ import pytest
 
 from yolact.cli.data import main
 from yolact.config import DatasetConfig
+from yolact.dataset_tools.convert import FORMATS
 from yolact.dataset_tools.synthetic import make_shapes_dataset
 
 
@@ -121,7 +124,7 @@ def test_convert_writes_a_file_that_check_accepts(tmp_path: Path, capsys) -> Non
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "words"),
+    ("arguments", "code", "message"),
     [
         ([], 2, "COMMAND"),
         (["convert", "xml", ".", "o.json"], 2, "labelme"),
@@ -133,7 +136,7 @@ def test_convert_writes_a_file_that_check_accepts(tmp_path: Path, capsys) -> Non
 def test_errors_are_one_line_with_the_right_code(
     arguments: list[str],
     code: int,
-    words: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -141,7 +144,7 @@ def test_errors_are_one_line_with_the_right_code(
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == code
     error = capsys.readouterr().err
-    assert words in error
+    assert message in error
     assert "Traceback" not in error
 
 
@@ -149,3 +152,28 @@ def test_debug_before_or_after_the_command_shows_the_traceback(tmp_path: Path) -
     for arguments in (["--debug", "check", "gone"], ["check", "gone", "--debug"]):
         with pytest.raises(Exception, match="gone"):
             main(arguments)
+
+
+def test_every_format_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", "--help"]) == 0
+    assert "{" + ",".join(sorted(FORMATS)) + "}" in capsys.readouterr().out
+
+
+def test_only_show_needs_torch(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from yolact.cli.data import main
+root = Path(sys.argv[1])
+annotations = root / "annotations" / "instances_train.json"
+codes = [
+    main(["shapes", str(root), "--train", "2", "--val", "1"]),
+    main(["check", str(annotations), "--images", str(root / "train")]),
+    main(["convert", "yolo", str(root), str(root / "none.json")]),
+]
+print(codes, sorted({"torch", "torchvision", "matplotlib"} & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "s")], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[-1] == "[0, 0, 1] []"

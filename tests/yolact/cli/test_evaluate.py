@@ -11,6 +11,7 @@ from fake_engine import FakeEngine, Found, annotation, coco_file, write_image
 from pycocotools.coco import COCO
 
 from yolact.cli import evaluate as command
+from yolact.evaluation.confusion import SCORE_THRESHOLD
 
 BOX = (4, 6, 24, 30)
 
@@ -76,7 +77,7 @@ def test_writes_a_report(dataset: Path, capsys: pytest.CaptureFixture[str]) -> N
         ("faster_coco_eval", ["--faster"], "pip install faster-coco-eval"),
     ],
 )
-def test_what_is_missing_is_said_before_the_work(
+def test_missing_packages_are_reported_before_the_work(
     dataset: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -135,3 +136,9 @@ def test_a_test_set_is_only_run(dataset: Path, capsys: pytest.CaptureFixture[str
 def test_wrong_use(dataset: Path, capsys: pytest.CaptureFixture[str], options, code, message) -> None:
     assert command.main(options) == code
     assert message in capsys.readouterr().err
+
+
+def test_default_score_of_the_confusion_matrix(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--help"]) == 0
+    help_text = " ".join(capsys.readouterr().out.split())
+    assert f"detections in the confusion matrix (default: {SCORE_THRESHOLD})" in help_text

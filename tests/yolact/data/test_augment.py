@@ -1,4 +1,4 @@
-"""What is drawn, what is kept, and that a sample depends on (seed, epoch, index) alone."""
+"""Draws and dropped instances; a sample depends only on (seed, epoch, index)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from oracle import downsample_masks
 from torch.utils.data import DataLoader
 
 from yolact.config import AugmentConfig, Classes, Config, ModelConfig
+from yolact.data.annotations import read_classes
 from yolact.data.augment import Augmenter, Photometric, draw_geometry, draw_photometric
-from yolact.data.coco import Batch, CocoDataset, Sample, collate, read_classes
+from yolact.data.batch import Batch, Sample, collate
+from yolact.data.coco import CocoDataset
 from yolact.data.geometry import Geometry
 from yolact.data.segmentation import to_mask
 from yolact.model.priors import prototype_size, pyramid_levels
@@ -50,7 +52,7 @@ def test_colours_change_as_in_hsv(seed: int, saturation: float, hue: float) -> N
         np.testing.assert_allclose(got[::-1], expected, atol=0.02)
 
 
-def test_photometric_draws_have_the_ranges_and_chances_of_the_recipe() -> None:
+def test_photometric_draws_have_the_configured_ranges_and_chances() -> None:
     rng = np.random.default_rng(0)
     draws = [draw_photometric(rng, RECIPE) for _ in range(4000)]
     contrasts = [(p.contrast, p.late_contrast) for p in draws]
@@ -72,7 +74,7 @@ def test_photometric_draws_have_the_ranges_and_chances_of_the_recipe() -> None:
     assert draw_photometric(rng, replace(RECIPE, photometric=False)) == Photometric()
 
 
-def test_geometric_draws_have_the_chances_of_the_recipe() -> None:
+def test_geometric_draws_have_the_configured_chances() -> None:
     rng = np.random.default_rng(0)
     boxes = np.array([[100.0, 100, 300, 200]])
     plain = replace(EVERYTHING, crop=False)
@@ -136,25 +138,25 @@ def test_an_enforced_iou_is_reached() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 400), (400, 1), (30, 3000)])
-def test_extreme_images_are_drawn_and_made(size: tuple[int, int]) -> None:
+def test_extreme_image_sizes_are_augmented(size: tuple[int, int]) -> None:
     rng = np.random.default_rng(1)
     augmenter = Augmenter(EVERYTHING, SMALL, 0)
     image = np.full((*size, 3), 90, np.uint8)
     for _ in range(50):
         geometry = draw_geometry(rng, EVERYTHING, np.array([[0.0, 0, size[1], size[0]]]), *size)
-        made = augmenter.normalise(augmenter.image(image, draw_photometric(rng, EVERYTHING), geometry))
-        assert made.shape == (3, 64, 64)
-        assert np.isfinite(made).all()
+        result = augmenter.normalise(augmenter.image(image, draw_photometric(rng, EVERYTHING), geometry))
+        assert result.shape == (3, 64, 64)
+        assert np.isfinite(result).all()
 
 
 def test_pixels_outside_the_image_keep_the_fill_colour() -> None:
     augmenter = Augmenter(RECIPE, SMALL, 0)
     image = np.full((20, 20, 3), 200, np.uint8)
     geometry = Geometry((-20, -20, 40, 40), mirror=True)
-    made = augmenter.image(image, Photometric(brightness=20, contrast=1.2, hue=10), geometry)
-    np.testing.assert_allclose(made[0, 0], RECIPE.expand_fill, rtol=1e-6)
-    np.testing.assert_allclose(made[32, 32], 264, rtol=1e-5)
-    assert np.abs(augmenter.normalise(made)[:, 0, 0]).max() < 1e-6
+    result = augmenter.image(image, Photometric(brightness=20, contrast=1.2, hue=10), geometry)
+    np.testing.assert_allclose(result[0, 0], RECIPE.expand_fill, rtol=1e-6)
+    np.testing.assert_allclose(result[32, 32], 264, rtol=1e-5)
+    assert np.abs(augmenter.normalise(result)[:, 0, 0]).max() < 1e-6
 
 
 @pytest.fixture
@@ -191,13 +193,13 @@ def test_workers_make_the_same_samples(dataset: CocoDataset) -> None:
     assert not torch.equal(dataset[0, 2].image, dataset[1, 2].image)
 
 
-def test_switched_off_it_is_no_augmentation(dataset: CocoDataset) -> None:
+def test_augmentation_can_be_switched_off(dataset: CocoDataset) -> None:
     plain = CocoDataset(dataset.images, dataset.annotations, SMALL, CLASSES)
     off = CocoDataset(dataset.images, dataset.annotations, SMALL, CLASSES, AugmentConfig(enabled=False))
     assert all(same(off[epoch, 1], plain[1]) for epoch in range(3))
 
 
-def test_targets_stay_whole_whatever_is_drawn(write_coco, make_square) -> None:
+def test_targets_are_complete_for_any_augmentation(write_coco, make_square) -> None:
     rng = np.random.default_rng(0)
     squares = [make_square(*rng.uniform(0, 90, 2), rng.uniform(0.01, 60)) for _ in range(300)]
     odd = [
@@ -234,7 +236,7 @@ def test_small_boxes_are_dropped_and_an_image_may_be_left_without(write_coco, ma
 
 
 def test_real_masks_agree_with_the_rule_of_the_original(coco_mini) -> None:
-    """Polygons and run lengths through the original's steps at full size, one after the other."""
+    """Polygons and RLE through the original's steps at full size, one after the other."""
     classes = read_classes(coco_mini.train_annotations)
     model = ModelConfig()
     dataset = CocoDataset(coco_mini.train_images, coco_mini.train_annotations, model, classes, EVERYTHING)
@@ -257,14 +259,14 @@ def test_real_masks_agree_with_the_rule_of_the_original(coco_mini) -> None:
             canvas = canvas[:, ::-1] if geometry.mirror else canvas
             canvas = canvas[::-1] if geometry.flip else canvas
             resized = cv2.resize(np.rot90(canvas, geometry.turns).copy(), (size, size))[None]
-            for made, shape in (
+            for result, shape in (
                 (target.masks[number], prototype_size(size)),
                 (target.semantic_masks[number], pyramid_levels(size)[0]),
             ):
                 expected = downsample_masks(resized, shape)[0].numpy()
                 pixels = expected.astype(np.uint8)
                 borders += int((cv2.erode(pixels, np.ones((3, 3))) != pixels).sum())
-                differ += int((made.numpy() != expected).sum())
+                differ += int((result.numpy() != expected).sum())
             masks += 1
     assert masks > 50
     assert borders > 2000
@@ -273,14 +275,16 @@ def test_real_masks_agree_with_the_rule_of_the_original(coco_mini) -> None:
 
 def test_configurations_say_whether_they_augment() -> None:
     assert get_config("yolact_base").augment == AugmentConfig()
-    assert not get_config("yolact_tiny").augment.enabled
+    assert get_config("yolact_tiny").augment == AugmentConfig(
+        photometric=False, expand=False, crop=False, flip=True
+    )
     values = get_config("yolact_base").to_dict()
     del values["augment"]
     assert Config.from_dict(values).augment == AugmentConfig()
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"brightness": -1}, "augment.brightness"),
         ({"contrast": (1.5, 0.5)}, "augment.contrast"),
@@ -291,6 +295,6 @@ def test_configurations_say_whether_they_augment() -> None:
         ({"min_box_side": -1}, "augment.min_box_side"),
     ],
 )
-def test_wrong_settings_are_named(change: dict, words: str) -> None:
-    with pytest.raises(UsageError, match=words):
+def test_wrong_settings_are_named(change: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         replace(RECIPE, **change)

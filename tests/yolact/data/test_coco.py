@@ -12,10 +12,13 @@ import torch
 from oracle import downsample_masks
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
+from shared_data import reference_file
 from torch.utils.data import DataLoader
 
 from yolact.config import Classes, ModelConfig
-from yolact.data.coco import CocoDataset, collate, find_missing_images, read_classes
+from yolact.data.annotations import read_classes
+from yolact.data.batch import collate
+from yolact.data.coco import CocoDataset, find_missing_images
 from yolact.model.priors import prototype_size, pyramid_levels
 from yolact_runtime.errors import YolactError
 
@@ -23,9 +26,9 @@ CLASSES = Classes(("nut", "bolt"), (0, 7))
 SMALL = ModelConfig(input_size=64)
 
 
-def test_samples_equal_those_of_the_reference(coco_mini, reference_dir: Path) -> None:
+def test_samples_equal_those_of_the_reference(coco_mini) -> None:
     """Images, boxes, labels and masks as the original trained on (golden tensors)."""
-    golden = np.load(reference_dir / "loss_yolact_resnet50_config_a.npz")
+    golden = np.load(reference_file("loss_yolact_resnet50_config_a.npz"))
     classes = read_classes(coco_mini.train_annotations)
     dataset = CocoDataset(coco_mini.train_images, coco_mini.train_annotations, ModelConfig(), classes)
     ids = [record.image_id for record in dataset.records]
@@ -65,7 +68,7 @@ def test_every_real_image_and_mask_agrees_with_pycocotools(coco_mini) -> None:
             assert torch.equal(mask, downsample_masks(torch.from_numpy(full)[None], mask.shape)[0])
 
 
-def test_polygons_and_both_kinds_of_run_lengths_give_the_same_masks(write_coco, make_square) -> None:
+def test_polygons_and_both_kinds_of_rle_give_the_same_masks(write_coco, make_square) -> None:
     annotation = make_square(4, 6, 20)
     mask = coco_mask.decode(coco_mask.frPyObjects(annotation["segmentation"], 40, 50))[:, :, 0]
     compressed = coco_mask.encode(np.asfortranarray(mask))["counts"].decode()
@@ -199,7 +202,7 @@ def test_missing_and_damaged_images_are_named(write_coco) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"category_id": 3}, "annotation 5 has category_id 3; .*0, 7"),
         ({"category_id": [7]}, "annotation 5 has category_id"),
@@ -207,16 +210,16 @@ def test_missing_and_damaged_images_are_named(write_coco) -> None:
         ({"bbox": [1, 2, 3]}, "annotation 5 has bbox"),
     ],
 )
-def test_bad_annotations_are_named_before_the_first_step(write_coco, make_square, change, words) -> None:
+def test_bad_annotations_are_named_before_the_first_step(write_coco, make_square, change, message) -> None:
     images, path = write_coco([(30, 30)], [make_square(1, 1, 5), make_square(1, 1, 5, id=5) | change])
-    with pytest.raises(YolactError, match=words):
+    with pytest.raises(YolactError, match=message):
         CocoDataset(images, path, SMALL, CLASSES)
 
 
 def test_a_damaged_segmentation_is_named(write_coco, make_square) -> None:
     bad = make_square(1, 1, 5, id=5, segmentation={"size": [30, 30], "counts": [1, 2]})
     images, path = write_coco([(30, 30)], [bad])
-    with pytest.raises(YolactError, match="annotation 5: run lengths cover 3 pixels"):
+    with pytest.raises(YolactError, match="annotation 5: RLE covers 3 pixels"):
         CocoDataset(images, path, SMALL, CLASSES)[0]
 
 
@@ -229,7 +232,7 @@ def test_boxes_alone_and_no_images_are_refused(write_coco, make_square) -> None:
         CocoDataset(images, path, SMALL, CLASSES)
 
 
-def test_annotations_of_unknown_images_are_told_and_left_out(write_coco, make_square, caplog) -> None:
+def test_annotations_of_unknown_images_are_reported_and_skipped(write_coco, make_square, caplog) -> None:
     images, path = write_coco([(30, 30)], [make_square(1, 1, 5), make_square(1, 1, 5, image_id=9, id=5)])
     dataset = CocoDataset(images, path, SMALL, CLASSES)
     assert "annotation 5" in caplog.text
@@ -237,7 +240,7 @@ def test_annotations_of_unknown_images_are_told_and_left_out(write_coco, make_sq
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("{", "not valid JSON"),
         ("[]", "result file"),
@@ -249,10 +252,10 @@ def test_annotations_of_unknown_images_are_told_and_left_out(write_coco, make_sq
         ('{"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}', "two categories"),
     ],
 )
-def test_what_is_no_annotation_file_is_told(tmp_path: Path, text: str, words: str) -> None:
+def test_a_bad_annotation_file_is_reported(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(text)
-    with pytest.raises(YolactError, match=words) as caught:
+    with pytest.raises(YolactError, match=message) as caught:
         read_classes(path)
     assert str(path) in str(caught.value)
 

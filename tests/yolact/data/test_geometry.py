@@ -54,12 +54,12 @@ def matrix(geometry: Geometry) -> np.ndarray:
 
 
 def transformed(image: np.ndarray, geometry: Geometry) -> np.ndarray:
-    part, _ = geometry.part(image, FILL)
+    part, _ = geometry.visible_pixels(image, FILL)
     return geometry.turn(geometry.resize(part, image.shape[:2], SIZE, FILL))
 
 
 @given(cases(), st.integers(0, 99))
-def test_images_equal_those_made_step_by_step(case: tuple[int, int, Geometry], seed: int) -> None:
+def test_images_equal_a_step_by_step_transform(case: tuple[int, int, Geometry], seed: int) -> None:
     height, width, geometry = case
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     expected = cv2.resize(crop_of(image.astype(np.float32), geometry.crop, FILL), (SIZE, SIZE))
@@ -67,7 +67,7 @@ def test_images_equal_those_made_step_by_step(case: tuple[int, int, Geometry], s
     np.testing.assert_allclose(transformed(image, geometry), turned(expected, geometry), atol=0.25)
 
 
-def test_a_crop_beside_the_image_is_fill() -> None:
+def test_a_crop_outside_the_image_is_fill() -> None:
     image = np.zeros((20, 30, 3), np.uint8)
     for crop in ((30, 0, 50, 20), (-20, 0, 0, 20), (100, 100, 120, 130)):
         assert (transformed(image, Geometry(crop)) == FILL).all()
@@ -130,7 +130,7 @@ polygons = st.lists(
 
 
 @given(cases(), polygons, st.sampled_from([(24, 12), (96, 48), (13, 7)]))
-def test_mask_targets_equal_those_made_step_by_step(
+def test_mask_targets_equal_a_step_by_step_transform(
     case: tuple[int, int, Geometry], segmentation: list[list[float]], targets: tuple[int, int]
 ) -> None:
     height, width, geometry = case
@@ -138,12 +138,12 @@ def test_mask_targets_equal_those_made_step_by_step(
     resized = cv2.resize(turned(full, geometry).copy(), (SIZE, SIZE))
     region = to_region(segmentation, height, width, geometry.crop)
     shapes = [(n, n) for n in targets]
-    for made, shape in zip(MaskSampler(geometry, SIZE, shapes)([region]), shapes, strict=True):
+    for result, shape in zip(MaskSampler(geometry, SIZE, shapes)([region]), shapes, strict=True):
         expected = downsample_masks(resized[None], shape)[0].numpy()
         # Where the blend of the last step is 0.5, float32 may fall on either side.
-        assert (made[0] != expected).sum() <= 2
+        assert (result[0] != expected).sum() <= 2
 
 
 def test_no_masks() -> None:
-    made = MaskSampler(Geometry.whole(20, 30), SIZE, [(24, 24), (12, 12)])([])
-    assert [masks.shape for masks in made] == [(0, 24, 24), (0, 12, 12)]
+    result = MaskSampler(Geometry.whole(20, 30), SIZE, [(24, 24), (12, 12)])([])
+    assert [masks.shape for masks in result] == [(0, 24, 24), (0, 12, 12)]

@@ -80,7 +80,7 @@ def test_yaml_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("paths", "words"),
+    ("paths", "message"),
     [
         ((), "no train annotations; looked for annotations/instances_train"),
         ((COCO[0], "images"), "no val annotations"),
@@ -89,33 +89,36 @@ def test_yaml_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest
     ],
 )
 def test_incomplete_folders_say_what_was_looked_for(
-    tmp_path: Path, paths: tuple[str, ...], words: str
+    tmp_path: Path, paths: tuple[str, ...], message: str
 ) -> None:
     make(tmp_path, *paths)
-    with pytest.raises(YolactError, match=words):
+    with pytest.raises(YolactError, match=message):
         resolve_dataset(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("train: [", "cannot read dataset"),
         ("- 1", "expected `train:"),
         ("train: {images: i, annotations: a.json}", "`val` holds"),
         ("test: 1\ntrain: 2", "found test, train"),
-        ("train: {images: gone, annotations: a.json}\nval: {images: i, annotations: a.json}", "is no folder"),
-        ("train: {images: i, annotations: i}\nval: {images: i, annotations: a.json}", "is no file"),
+        (
+            "train: {images: gone, annotations: a.json}\nval: {images: i, annotations: a.json}",
+            "is not a folder",
+        ),
+        ("train: {images: i, annotations: i}\nval: {images: i, annotations: a.json}", "is not a file"),
         ("train: {images: 3, annotations: a.json}\nval: {images: i, annotations: a.json}", "expected a path"),
     ],
 )
-def test_bad_yaml_is_told(tmp_path: Path, text: str, words: str) -> None:
+def test_bad_yaml_is_reported(tmp_path: Path, text: str, message: str) -> None:
     make(tmp_path, "i", "a.json")
     (tmp_path / "d.yaml").write_text(text)
-    with pytest.raises(YolactError, match=words):
+    with pytest.raises(YolactError, match=message):
         resolve_dataset(tmp_path / "d.yaml")
 
 
-def test_what_is_neither_folder_nor_yaml(tmp_path: Path) -> None:
+def test_neither_folder_nor_yaml(tmp_path: Path) -> None:
     make(tmp_path, "a.json")
     with pytest.raises(YolactError, match="neither a folder nor"):
         resolve_dataset(tmp_path / "a.json")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
 
-from yolact.data.segmentation import is_empty, run_lengths, to_mask, to_region, to_rle
+from yolact.data.segmentation import is_empty, rle_counts, to_mask, to_region, to_rle
 
 masks = hnp.arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.integers(0, 1))
 
@@ -23,9 +23,9 @@ def uncompressed(mask: np.ndarray) -> list[int]:
 
 
 @given(masks)
-def test_run_lengths_of_both_kinds_are_those_of_pycocotools(mask: np.ndarray) -> None:
+def test_rle_of_both_kinds_is_that_of_pycocotools(mask: np.ndarray) -> None:
     rle = coco_mask.encode(np.asfortranarray(mask))
-    assert run_lengths(rle["counts"]).tolist() == uncompressed(mask)
+    assert rle_counts(rle["counts"]).tolist() == uncompressed(mask)
     size = list(mask.shape)
     for counts in (rle["counts"], rle["counts"].decode(), uncompressed(mask)):
         assert (to_mask({"size": size, "counts": counts}, *mask.shape) == mask).all()
@@ -35,7 +35,7 @@ def test_long_runs_are_read() -> None:
     mask = np.zeros((3000, 2000), np.uint8)
     mask[1234:2345, 1000:] = 1
     rle = coco_mask.encode(np.asfortranarray(mask))
-    assert run_lengths(rle["counts"]).sum() == mask.size
+    assert rle_counts(rle["counts"]).sum() == mask.size
     assert (to_mask(rle, *mask.shape) == mask).all()
 
 
@@ -52,7 +52,7 @@ def test_polygons_of_one_object_are_united_and_lines_cover_nothing() -> None:
     assert to_mask([], 20, 20).shape == (20, 20)
 
 
-def test_run_lengths_of_another_image_size_stay_in_place() -> None:
+def test_rle_of_another_image_size_stays_in_place() -> None:
     mask = np.zeros((10, 20), np.uint8)
     mask[2:5, 3:18] = 1
     rle = coco_mask.encode(np.asfortranarray(mask))
@@ -63,7 +63,7 @@ def test_run_lengths_of_another_image_size_stay_in_place() -> None:
 
 
 @pytest.mark.parametrize(
-    ("segmentation", "words"),
+    ("segmentation", "message"),
     [
         ("circle", "str"),
         (None, "NoneType"),
@@ -74,18 +74,18 @@ def test_run_lengths_of_another_image_size_stay_in_place() -> None:
         ([[1, 2, 3, 4, 5, 1e12]], "far out"),
         ({"counts": [100]}, "size"),
         ({"size": [10, 10]}, "counts"),
-        ({"size": [10, 10], "counts": [5, 5]}, "cover 10 pixels"),
-        ({"size": [10, 10], "counts": [5, 1000]}, "cover 1005 pixels"),
+        ({"size": [10, 10], "counts": [5, 5]}, "covers 10 pixels"),
+        ({"size": [10, 10], "counts": [5, 1000]}, "covers 1005 pixels"),
         ({"size": [10, 10], "counts": [5, -5, 100]}, "0 or more"),
         ({"size": [10, 10], "counts": "PPPPPPP0"}, "damaged|cover"),
         ({"size": [10, 10], "counts": "~~~~"}, "damaged"),
         ({"size": [10, 10], "counts": "\u20ac"}, "damaged|cover"),
-        ({"size": [10, 10], "counts": ""}, "cover 0 pixels"),
+        ({"size": [10, 10], "counts": ""}, "covers 0 pixels"),
         ({"size": [10**6, 10**6], "counts": [10**12]}, "size"),
     ],
 )
-def test_what_is_no_segmentation_is_refused_in_words(segmentation: object, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_a_bad_segmentation_is_refused(segmentation: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         to_rle(segmentation, 10, 10)
 
 

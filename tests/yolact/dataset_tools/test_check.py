@@ -32,8 +32,8 @@ def good(write_coco, make_square) -> tuple[Path, Path]:
 def test_good_data_has_no_findings(good: tuple[Path, Path], tmp_path: Path) -> None:
     images, path = good
     assert kinds(path, images) == set()
-    made = make_shapes_dataset(tmp_path / "made", 12, 1)
-    assert kinds(Path(made.train_annotations), Path(made.train_images)) == set()
+    shapes = make_shapes_dataset(tmp_path / "shapes", 12, 1)
+    assert kinds(Path(shapes.train_annotations), Path(shapes.train_images)) == set()
 
 
 def test_real_data_is_free_of_errors_and_counted_right(coco_mini) -> None:
@@ -148,7 +148,7 @@ def test_a_box_may_reach_over_the_edge_by_rounding(good) -> None:
     assert kinds(path, images) == {("warning", "box over the edge")}
 
 
-def test_an_image_turned_by_exif_is_suspected(good) -> None:
+def test_an_image_rotated_by_exif_is_suspected(good) -> None:
     images, path = good
     cv2.imwrite(str(images / "1.png"), np.zeros((60, 40, 3), np.uint8))
     messages = [finding.message for finding in check_annotations(path, images).findings]
@@ -162,20 +162,20 @@ def test_boxes_alone_and_nothing_at_all_are_errors(write_coco, make_square) -> N
     assert ("error", "no images") in kinds(path)
 
 
-def test_without_images_the_sizes_of_the_file_are_believed(good) -> None:
+def test_without_images_the_sizes_in_the_file_are_trusted(good) -> None:
     images, path = good
     (images / "1.png").unlink()
     edit(path, lambda content: content["images"][1].update(height=None))
     assert kinds(path) == {("warning", "no image size")}
 
 
-def test_what_is_no_annotation_file(tmp_path: Path) -> None:
+def test_a_result_file_is_not_an_annotation_file(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("[]")
     with pytest.raises(YolactError, match="result file"):
         check_annotations(tmp_path / "a.json")
 
 
-def test_the_report_is_plain_json_with_places(good) -> None:
+def test_the_report_is_plain_json_with_ids(good) -> None:
     images, path = good
     edit(path, lambda content: content["annotations"][1].update(category_id=5))
     report = json.loads(json.dumps(check_annotations(path, images).to_dict()))

@@ -14,7 +14,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from yolact.config import ModelConfig
-from yolact.data.coco import CocoDataset, read_classes
+from yolact.data.annotations import read_classes
+from yolact.data.coco import CocoDataset
 from yolact.dataset_tools.check import check_annotations
 from yolact.dataset_tools.convert import convert
 from yolact_runtime.errors import YolactError
@@ -250,7 +251,7 @@ class TestYolo:
         assert opened(content, tmp_path / "images" / "train", tmp_path)["a.png"][0][0] == "dog"
 
     @pytest.mark.parametrize(
-        ("text", "words"),
+        ("text", "message"),
         [
             ("0 0.5 0.5 0.1 0.1", "line 1: a box"),
             ("0 0 0 1 1 1 0\n0 0.5 0.5 0.1", "line 2: 3 coordinates"),
@@ -259,10 +260,10 @@ class TestYolo:
             ("0 0 0 1 1 1 nan", "line 1.*finite"),
         ],
     )
-    def test_damaged_lines_are_named(self, tmp_path: Path, text: str, words: str) -> None:
+    def test_damaged_lines_are_named(self, tmp_path: Path, text: str, message: str) -> None:
         labels = self.write(tmp_path, text)
         (tmp_path / "classes.txt").write_text("cat\n")
-        with pytest.raises(YolactError, match=words) as caught:
+        with pytest.raises(YolactError, match=message) as caught:
             convert("yolo", labels, tmp_path / "images" / "train", tmp_path / "classes.txt")
         assert "a.txt" in str(caught.value)
 

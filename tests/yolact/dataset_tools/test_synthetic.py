@@ -12,7 +12,8 @@ import pytest
 from pycocotools.coco import COCO
 
 from yolact.config import DatasetConfig, ModelConfig
-from yolact.data.coco import CocoDataset, read_classes
+from yolact.data.annotations import read_classes
+from yolact.data.coco import CocoDataset
 from yolact.data.layout import resolve_dataset
 from yolact.dataset_tools.synthetic import make_shapes_dataset
 from yolact_runtime.errors import YolactError

@@ -93,7 +93,7 @@ def test_equals_pycocotools_used_directly(tmp_path: Path, capsys: pytest.Capture
             for corners in [*shifted, box()]
         ]
     content = coco_file(range(1, 9), annotations)
-    for entry in content["annotations"]:  # crowds have run lengths
+    for entry in content["annotations"]:  # crowds have RLE
         if entry["iscrowd"]:
             mask = np.zeros((SIZE, SIZE), np.uint8, order="F")
             mask[10:40, 5:60] = 1
@@ -147,7 +147,7 @@ def test_classes_are_matched_by_name_where_ids_differ(tmp_path: Path) -> None:
     assert run(tmp_path, engine, truth).mask.ap == ONE
 
 
-def test_classes_the_file_does_not_have_are_left_out(tmp_path: Path) -> None:
+def test_classes_missing_in_the_file_are_skipped(tmp_path: Path) -> None:
     engine = FakeEngine(
         {1: [Found(BOX, 1), Found(OTHER, 2), Found(OTHER, 0)]}, names=["bird", "cat", "traffic light"],
         ids=[2, 17, 5],
@@ -161,13 +161,13 @@ def test_classes_the_engine_does_not_know_count_as_missed(
     truth = coco_file([1], [annotation(1, 1, BOX, 1), annotation(2, 1, OTHER, 3)], ["cat", "dog", "emu"])
     result = run(tmp_path, FakeEngine({1: [Found(BOX), Found(OTHER)]}), truth)
     assert result.box.by_class == {"cat": ONE, "dog": None, "emu": 0}
-    assert "does not know emu" in caplog.text
+    assert "does not have emu" in caplog.text
 
 
 def test_other_names_with_the_same_ids_are_trusted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     truth = coco_file([1], [annotation(1, 1, BOX)], names=["Katze", "Hund"])
     assert run(tmp_path, FakeEngine({1: [Found(BOX)]}), truth).box.ap == ONE
-    assert "trusting the category ids" in caplog.text
+    assert "matching them by category id" in caplog.text
 
 
 def test_nothing_in_common_is_an_error(tmp_path: Path) -> None:
@@ -193,11 +193,11 @@ def test_a_bad_image_is_counted_and_the_rest_goes_on(
     assert all(reason in caplog.text for reason in result.failures.values())
 
 
-def test_wrong_folder_is_said_before_the_work(tmp_path: Path) -> None:
+def test_a_wrong_folder_is_reported_before_the_work(tmp_path: Path) -> None:
     path = tmp_path / "annotations.json"
     path.write_text(json.dumps(coco_file([1], [annotation(1, 1, BOX)])))
     with pytest.raises(
-        YolactError, match=rf"none of the 1 images of {path} is in {tmp_path} \(such as 1.png"
+        YolactError, match=rf"none of the 1 images of {path} is in {tmp_path}, for example 1\.png"
     ):
         evaluate(FakeEngine({}), tmp_path, path)
 
@@ -227,7 +227,7 @@ def test_some_without_mask(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     assert "1 annotations" in caplog.text
 
 
-def test_what_a_file_leaves_out_is_filled_in(tmp_path: Path) -> None:
+def test_missing_fields_are_completed(tmp_path: Path) -> None:
     truth = coco_file([1], [annotation(1, 1, BOX)])
     for key in ("area", "iscrowd", "bbox", "id"):
         del truth["annotations"][0][key]
@@ -236,7 +236,7 @@ def test_what_a_file_leaves_out_is_filled_in(tmp_path: Path) -> None:
     assert (result.box.ap50, result.mask.ap) == (ONE, ONE)
 
 
-def test_a_test_set_has_nothing_to_compare_with(tmp_path: Path) -> None:
+def test_a_test_set_without_annotations(tmp_path: Path) -> None:
     truth = coco_file([1], [])
     del truth["annotations"]
     result = run(tmp_path, FakeEngine({1: [Found(BOX)]}), truth)

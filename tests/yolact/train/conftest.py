@@ -1,4 +1,4 @@
-"""A made dataset, and short trainings on it."""
+"""A synthetic dataset, and short trainings on it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ COMMON = (
     "--config", "yolact_tiny_config", "--batch_size=4", "--workers", "0", "--no-autoscale", "--device", "cpu",
     # Sums depend on how many threads share them, and other tests may have changed that for this process.
     "--set", "train.warmup_iterations=0", "--threads", "1",
+    # Every sample from its file, and a rate that does not depend on where a training ends.
+    "--set", "train.cache_samples=false", "--set", "train.schedule=steps", "--set", "augment.enabled=false",
 )  # fmt: skip
 
 
@@ -38,7 +40,7 @@ def run(shapes: Path) -> Callable[..., int]:
 
 @pytest.fixture()
 def command(shapes: Path) -> Callable[..., list[str]]:
-    """The same as words for `python -m yolact.cli.train`."""
+    """The same as arguments of `python -m yolact.cli.train`."""
 
     def command(folder: Path, *options: str) -> list[str]:
         return [*COMMON, "--dataset", str(shapes), "--save_folder", str(folder), *options]

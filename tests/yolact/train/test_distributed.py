@@ -34,8 +34,8 @@ OPTIONS = (
 )  # fmt: skip
 
 
-def torchrun(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*TORCHRUN, *words], capture_output=True, text=True, check=False, timeout=200)
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*TORCHRUN, *arguments], capture_output=True, text=True, check=False, timeout=200)
 
 
 def test_two_processes_equal_one(
@@ -67,7 +67,7 @@ class SimulatedProcess(Processes):
         return list(reversed(self.gathered))
 
 
-def test_shares_of_a_validation_make_up_its_ap(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shares_of_a_validation_give_its_ap(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = get_config("yolact_tiny")
     config = replace(config, dataset=resolve_dataset(shapes), train=replace(config.train, overfit=9))
     truth = Validation(config, Processes()).truth
@@ -118,7 +118,7 @@ def test_one_failing_process_ends_all(command: Callable[..., list[str]], tmp_pat
     script.write_text(FAILING)
     done = torchrun(str(script), *command(tmp_path, "--iterations", "30", "--save-every", "1"))
     assert done.returncode == 1
-    assert "not one image can be read: rank 1 reads nothing any more" in done.stderr
+    assert "no image can be read: rank 1 reads nothing any more" in done.stderr
     assert "ERROR: another process of the training failed" in done.stderr or "SIGTERM" in done.stderr
     load_checkpoint(find_checkpoint("last", tmp_path, "yolact_tiny"))
 
@@ -127,4 +127,4 @@ def test_too_few_images_for_the_processes(
     run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tmp_path, "--iterations", "1", "--overfit", "1", "--accumulate", "2") == 2
-    assert "need 2 images an iteration; there are 1 images" in capsys.readouterr().err
+    assert "need 2 images in an iteration; there are 1 images" in capsys.readouterr().err

@@ -74,9 +74,9 @@ def test_killed_at_random_moments(
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     chance = random.Random(5)
     for _ in range(kills):
-        words = [sys.executable, "-m", "yolact.cli.train", *command(killed, *options, "--resume", "auto")]
+        arguments = [sys.executable, "-m", "yolact.cli.train", *command(killed, *options, "--resume", "auto")]
         files = set(killed.glob("*.pth"))
-        process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
         while process.poll() is None and set(killed.glob("*.pth")) == files:
             time.sleep(0.01)
         try:
@@ -93,7 +93,7 @@ def test_killed_at_random_moments(
 
 
 @pytest.mark.slow
-def test_keeps_the_last_ones_the_best_and_what_is_not_its_own(run: Any, records: Any, tmp_path: Path) -> None:
+def test_keeps_the_last_ones_the_best_and_other_files(run: Any, records: Any, tmp_path: Path) -> None:
     foreign = tmp_path / "yolact_tiny_0_1.pth"
     foreign.write_bytes(b"somebody else's")
     options = (
@@ -126,7 +126,7 @@ def test_leftovers_of_a_killed_save_are_removed(tmp_path: Path) -> None:
     assert other.exists()
 
 
-def test_auto_starts_afresh_where_there_is_nothing(tmp_path: Path) -> None:
+def test_auto_starts_anew_without_a_checkpoint(tmp_path: Path) -> None:
     assert find_checkpoint("auto", tmp_path, "yolact_tiny") is None
     (tmp_path / "yolact_tiny_0_9.pth").touch()
     assert find_checkpoint("auto", tmp_path, "yolact_tiny") == tmp_path / "yolact_tiny_0_9.pth"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from yolact.config import TrainConfig
 from yolact.train.sampler import EpochBatches
-from yolact.train.schedule import learning_rate
+from yolact.train.step import learning_rate
 
 CONFIG = TrainConfig()
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from yolact.config import TrainConfig
-from yolact.data.coco import CocoDataset, collate, read_classes
+from yolact.data.annotations import read_classes
+from yolact.data.batch import collate
+from yolact.data.coco import CocoDataset
 from yolact.losses import MultiBoxLoss
 from yolact.model import Yolact
 from yolact.registry import get_config
-from yolact.train.ema import Ema
 from yolact.train.sampler import EpochBatches, SharedBatches
-from yolact.train.schedule import learning_rate
-from yolact.train.step import NetworkWithLoss, Step, training_step
+from yolact.train.step import Ema, NetworkWithLoss, Step, learning_rate, training_step
 
 
 def take_step(shapes: Path, parts: list[list[int]], **settings: Any) -> tuple[Yolact, Step]:
@@ -98,7 +98,7 @@ def test_the_effective_batch_decides_the_scale() -> None:
 
 
 @pytest.mark.parametrize(("accumulate", "processes"), [(1, 1), (2, 3), (3, 2), (4, 1)])
-def test_shares_make_up_the_whole(accumulate: int, processes: int) -> None:
+def test_shares_add_up_to_the_whole(accumulate: int, processes: int) -> None:
     whole = EpochBatches(40, 13, 0, 1, 5)
     shares = [list(SharedBatches(whole, accumulate, rank, processes)) for rank in range(processes)]
     for number, batch in enumerate(whole):

@@ -1,4 +1,4 @@
-"""Training end to end on a few made images: it learns, saves, resumes exactly, and stops when told."""
+"""Training end to end on a few synthetic images: it learns, saves, resumes exactly, and stops on a signal."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ def run(shapes: Path, folder: Path, *extra: str) -> int:
         "--config", "yolact_tiny_config", "--dataset", str(shapes), "--save_folder", str(folder),
         "--batch_size=4",
         "--set", "train.warmup_iterations=0", "--set", "train.workers=0", "--set", "train.autoscale=false",
+        "--set", "train.cache_samples=false", "--set", "train.schedule=steps",
+        "--set", "augment.enabled=false",
         *extra,
     ])  # fmt: skip
 
@@ -66,7 +68,8 @@ def test_checkpoint_knows_its_classes(shapes: Path, tmp_path: Path) -> None:
 
 
 def test_workers_and_resumed_runs_see_the_same_augmented_images(shapes: Path, tmp_path: Path) -> None:
-    augmented = ("--set", "augment.enabled=true")
+    kinds = ("enabled", "photometric", "expand", "crop")
+    augmented = [word for kind in kinds for word in ("--set", f"augment.{kind}=true")]
     for workers in ("0", "2"):
         assert run(shapes, tmp_path / workers, "--iterations", "3", "--workers", workers, *augmented) == 0
     assert run(shapes, tmp_path / "parts", "--iterations", "2", *augmented) == 0
@@ -75,6 +78,23 @@ def test_workers_and_resumed_runs_see_the_same_augmented_images(shapes: Path, tm
     a, b, c = ([r["total"] for r in losses(tmp_path / name)] for name in ("0", "2", "parts"))
     assert a == b == c
     assert losses(tmp_path / "plain")[0]["total"] != a[0]
+
+
+def test_cached_samples_train_as_those_from_files(shapes: Path, tmp_path: Path) -> None:
+    """With and without workers, and resumed: the same losses, and mirrored images once augmentation is on."""
+    cached = ("--set", "train.cache_samples=true")
+    mirrored = (*cached, "--set", "augment.enabled=true")
+    assert run(shapes, tmp_path / "files", "--iterations", "8") == 0
+    assert run(shapes, tmp_path / "cached", "--iterations", "8", *cached) == 0
+    assert run(shapes, tmp_path / "mirrored", "--iterations", "8", *mirrored) == 0
+    assert run(shapes, tmp_path / "workers", "--iterations", "8", "--workers", "2", *mirrored) == 0
+    assert run(shapes, tmp_path / "parts", "--iterations", "7", *mirrored) == 0
+    assert run(shapes, tmp_path / "parts", "--iterations", "8", "--resume", "last", *mirrored) == 0
+    names = ("files", "cached", "mirrored", "workers", "parts")
+    a, b, c, d, e = ([r["total"] for r in losses(tmp_path / name)] for name in names)
+    assert a == b
+    assert c == d == e != b
+    assert run(shapes, tmp_path, "--iterations", "1", *mirrored, "--set", "augment.crop=true") == 2
 
 
 def test_resume_from_weights_alone(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,10 +139,10 @@ def test_interruption_saves_and_exits_130(sent: signal.Signals, shapes: Path, tm
     while not (journal.exists() and journal.read_text().count("\n") >= 2) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(sent)
-    _, words = process.communicate(timeout=120)
-    assert process.returncode == 130, words
-    assert "continue with --resume" in words
-    assert "Traceback" not in words
+    _, output = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "continue with --resume" in output
+    assert "Traceback" not in output
     path = find_checkpoint("interrupt", tmp_path, "yolact_tiny")
     assert load_checkpoint(path).iteration == len(losses(tmp_path))
 
@@ -132,14 +152,14 @@ def test_a_loss_that_stays_infinite_ends_the_run(
 ) -> None:
     options = ("--iterations", "50", "--set", "train.lr=1e30", "--set", "train.max_grad_norm=0")
     code = run(shapes, tmp_path, *options)
-    words = capsys.readouterr().err
+    output = capsys.readouterr().err
     assert code == 1
-    assert "10 times in a row" in words
-    assert "lower train.lr" in words
+    assert "10 times in a row" in output
+    assert "lower train.lr" in output
 
 
 @pytest.mark.parametrize(
-    ("extra", "code", "words"),
+    ("extra", "code", "message"),
     [
         (["--set", "train.lrr=1"], 2, "near ones: train.lr"),
         (["--iterations", "0"], 2, "--iterations 0"),
@@ -149,13 +169,18 @@ def test_a_loss_that_stays_infinite_ends_the_run(
     ],
 )
 def test_wrong_use_is_one_line(
-    extra: list[str], code: int, words: str, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    extra: list[str],
+    code: int,
+    message: str,
+    shapes: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run(shapes, tmp_path, "--iterations", "1", *extra) == code if "--iterations" not in extra else True
     if "--iterations" in extra:
         assert run(shapes, tmp_path, *extra) == code
     err = capsys.readouterr().err.strip().splitlines()
-    assert any(word in err[-1] for word in words.split("|"))
+    assert any(text in err[-1] for text in message.split("|"))
 
 
 def test_missing_images_are_found_before_the_first_step(
@@ -190,9 +215,9 @@ def test_fine_tuning_for_other_classes(
     # At rate 0 the checkpoint holds what training began with.
     folder = tmp_path / "tuned"
     assert run(shapes, folder, "--iterations", "1", "--lr", "0", f"--init-from={path}") == 0
-    words = capsys.readouterr().err
-    assert "3 classes instead of 2, so these layers start afresh" in words
-    assert "prediction_layers.0.conf_layer, semantic_seg_conv" in words
+    output = capsys.readouterr().err
+    assert "3 classes instead of 2, so these layers start anew" in output
+    assert "prediction_layers.0.conf_layer, semantic_seg_conv" in output
     tuned = load_checkpoint(folder / "yolact_tiny_0_1.pth").model
     for key, value in pretrained.state_dict().items():
         if key.startswith(("prediction_layers.0.conf_layer", "semantic_seg_conv")):

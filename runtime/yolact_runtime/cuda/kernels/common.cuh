@@ -1,5 +1,5 @@
-// What the kernels share. Compiles with NVRTC for compute capability 5.0 and up, and with g++ in the tests
-// (CUDA_ON_CPU), where a header of the tests stands in for the CUDA language.
+// Shared by all kernels. Compiles with NVRTC for compute capability 5.0 and later, and in the tests with g++
+// (CUDA_ON_CPU), where a header of the tests provides the CUDA language.
 #pragma once
 
 #ifdef CUDA_ON_CPU
@@ -57,8 +57,8 @@ __device__ __forceinline__ T warp_inclusive_sum(T value) {
     return value;
 }
 
-// Sum over the threads before this one, and over the whole block (THREADS x 1 x 1). All threads must call it;
-// it may be called again at once.
+// Sum over the threads before this one, and over the whole block (THREADS x 1 x 1). All threads must call it, and
+// may call it again immediately.
 template <int THREADS>
 __device__ __forceinline__ int block_exclusive_sum(int value, int &total) {
     static_assert(THREADS % kWarpSize == 0 && THREADS <= 1024, "whole warps");

@@ -1,7 +1,7 @@
-// Raw heads to detections: box decoding and fast NMS (section 3.3 of the YOLACT paper), in four launches.
-// `detection.py` beside this file plans them; docs/kernels.md says why they are cut this way.
+// Raw heads to detections: box decoding and fast NMS (YOLACT, Sec. 5), in four launches. plans/detection.py plans
+// them; docs/kernels.md explains the division.
 //
-// Equal inputs give equal outputs bit for bit: atomics only count, and what they place is sorted by unique keys.
+// Equal inputs give bit-identical outputs: atomics only count, and results are sorted by unique keys.
 #include "select.cuh"
 
 constexpr float kCentreVariance = 0.1f;
@@ -46,9 +46,9 @@ __device__ __forceinline__ bool overlap(float4 a, float4 b, float threshold) {
     return area > 0.0f && intersection / area > threshold;
 }
 
-// One pass over the logits. A warp takes kFilterRows priors: their best foreground score, and where it exceeds
-// the threshold the box. Bit i of words[b] says whether prior 32 b + i takes part; normalisers and boxes are
-// written for those only. NaN fails each comparison, so a row that has one takes no part.
+// One pass over the logits. A warp computes the best foreground score of kFilterRows priors, and the box if the
+// score exceeds the threshold. Bit i of words[b] is set if prior 32 b + i is a candidate; only candidates get
+// normalisers and boxes. NaN fails each comparison, so a row with a NaN is no candidate.
 template <typename Loc, typename Logit>
 __global__ __launch_bounds__(kFilterThreads) void filter_scores(
     const Loc *__restrict__ loc,         // (N, P, 4)
@@ -75,7 +75,7 @@ __global__ __launch_bounds__(kFilterThreads) void filter_scores(
         const Logit *rows[kFilterRows];
 #pragma unroll
         for (int r = 0; r < kFilterRows; ++r) {
-            // Past the end the last prior stands in, so that no load waits for a branch.
+            // Past the end, load the last prior, so that no load waits for a branch.
             rows[r] = logits + (image + min(first + r, prior_count - 1)) * logit_count;
             best[r] = background[r] = -infinity;
         }
@@ -157,8 +157,8 @@ __global__ __launch_bounds__(kListThreads) void list_candidates(
     if (threadIdx.x == 0) candidate_counts[blockIdx.x] = written;
 }
 
-// Fast NMS of one class of one image: a box goes when a better one of the class's best `top_k` overlaps it, even
-// one that goes itself. What stays is written best first, as keys: the score's bits plus one, zero past the end.
+// Fast NMS of one class of one image: removes a box if a better one of the class's best `top_k` overlaps it, even
+// one that is itself removed. Writes the rest best first, as keys: the score's bits plus one, zero past the end.
 template <typename Logit>
 __global__ __launch_bounds__(kNmsThreads) void class_nms(
     const Logit *__restrict__ logits,         // (N, P, C+1)
@@ -187,7 +187,7 @@ __global__ __launch_bounds__(kNmsThreads) void class_nms(
     for (int i = threadIdx.x; i < min(count, kNmsCache); i += kNmsThreads) cache[i] = score_bits(i);
     if (threadIdx.x == 0) taken = 0;
     __syncthreads();
-    // Equal scores go by prior, which is by position in the list.
+    // Equal scores are ordered by prior, that is, by position in the list.
     const auto key = [&](int i) { return join_key(i < kNmsCache ? cache[i] : score_bits(i), i); };
     const unsigned long long cut = count > top_k ? radix_select<kNmsThreads>(count, top_k, key) : 0;
     for (int i = threadIdx.x; i < count; i += kNmsThreads) {
@@ -206,7 +206,7 @@ __global__ __launch_bounds__(kNmsThreads) void class_nms(
     }
     __syncthreads();
 
-    // A warp takes a row and meets the better ones 32 at a time. No matrix is stored; a row that goes ends early.
+    // A warp compares one row with 32 better ones at a time. It stores no matrix and stops at the first overlap.
     const int lane = threadIdx.x % kWarpSize;
     for (int row = threadIdx.x / kWarpSize; row < rows; row += kNmsThreads / kWarpSize) {
         const float4 box = sorted_boxes[row];
@@ -235,7 +235,7 @@ __global__ __launch_bounds__(kNmsThreads) void class_nms(
     for (int slot = written + threadIdx.x; slot < per_class; slot += kNmsThreads) kept_keys[out + slot] = 0;
 }
 
-// The best of all classes of an image, and what belongs to them. One block per image.
+// The best detections of all classes of an image, with their boxes and coefficients. One block per image.
 template <typename Coefficient>
 __global__ __launch_bounds__(kBestThreads) void keep_best(
     const unsigned *__restrict__ kept_keys,          // (N, C, per_class)
@@ -258,7 +258,7 @@ __global__ __launch_bounds__(kBestThreads) void keep_best(
     for (int i = threadIdx.x; i < min(entries, kBestCache); i += kBestThreads) cache[i] = keys[i];
     if (threadIdx.x == 0) taken = 0;
     __syncthreads();
-    // Positions are by class and then, within equal scores, by prior: the order of ties.
+    // Positions are ordered by class and then, for equal scores, by prior: that decides ties.
     const auto key = [&](int i) { return join_key(i < kBestCache ? cache[i] : keys[i], i); };
     const unsigned long long cut = entries > limit ? radix_select<kBestThreads>(entries, limit, key) : 0;
     for (int i = threadIdx.x; i < entries; i += kBestThreads) {

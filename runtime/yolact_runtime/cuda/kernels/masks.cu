@@ -1,15 +1,14 @@
-// Masks from detections and prototypes, down to run lengths: sigmoid(P c) inside each box at prototype size,
-// bits at image size, and the places where COCO's runs start and end.
+// Detections and prototypes to masks: sigmoid(P c) inside each box at prototype size (YOLACT, Sec. 3.3), bits at image
+// size, and the edges of COCO's run-length encoding (RLE), which are the pixels where its runs start and end.
 //
-// Bits: word w of column x of a mask holds the rows 32 w .. 32 w + 31 of that column, the lowest bit first; the
-// words of one row of words are neighbours, so that the threads of a warp, each with a column, read and write
-// in one piece.
+// Bits: word w of column x of a mask holds rows 32 w .. 32 w + 31 of that column, the lowest bit first. The words of
+// a row of words are neighbours, so that a warp, whose threads have one column each, reads and writes contiguously.
 #include "common.cuh"
 
 constexpr int kTileColumns = 32;
 constexpr int kTileRows = 8;
 constexpr int kGroup = 16;  // detections that a block assembles
-constexpr int kTraceThreads = 256;
+constexpr int kEdgeThreads = 256;
 
 // Columns x0 .. x1 - 1 and rows y0 .. y1 - 1.
 struct Rectangle {
@@ -21,8 +20,8 @@ __device__ __forceinline__ int bound(float value, int size) {
     return int(ceilf(fminf(fmaxf(value, 0.0f), float(size))));
 }
 
-// The prototype cells that a box (relative x1 y1 x2 y2, in any order) keeps: one more on each side than it
-// covers. Rounded at each step as NumPy does; a box with NaN keeps none.
+// The prototype cells that a box (relative x1 y1 x2 y2, in any order) keeps: those it covers and one more on each
+// side. Rounds at each step like NumPy; a box with NaN keeps none.
 __device__ Rectangle crop(const float *box, int rows, int columns) {
     const float xa = __fmul_rn(box[0], float(columns)), xb = __fmul_rn(box[2], float(columns));
     const float ya = __fmul_rn(box[1], float(rows)), yb = __fmul_rn(box[3], float(rows));
@@ -31,7 +30,7 @@ __device__ Rectangle crop(const float *box, int rows, int columns) {
             bound(__fadd_rn(fmaxf(xa, xb), 1.0f), columns), bound(__fadd_rn(fmaxf(ya, yb), 1.0f), rows)};
 }
 
-// Where one axis of an image sees the cells first .. stop - 1: all such pixels, and up to two more on each side.
+// The pixels of one axis that depend on the cells first .. stop - 1, and up to two more on each side.
 __device__ __forceinline__ void seen(int first, int stop, int cells, int pixels, int &low, int &high) {
     low = max((2 * first - 1) * pixels / (2 * cells) - 1, 0);
     high = min((2 * stop + 1) * pixels / (2 * cells) + 1, pixels);
@@ -46,24 +45,24 @@ __device__ Rectangle region_of(Rectangle cells, int rows, int columns, int heigh
     return region;
 }
 
-// 16 bytes at once where the vectors of all cells start at such a place.
+// Loads 16 bytes at once if the vectors of all cells are aligned to 16 bytes.
 template <typename T, int M>
 __device__ __forceinline__ void load_vector(const T *from, float (&to)[M]) {
     constexpr int kStep = M * sizeof(T) % 16 == 0 ? 16 / sizeof(T) : 1;
-    struct __align__(kStep * sizeof(T)) Piece {
+    struct __align__(kStep * sizeof(T)) Vector {
         T values[kStep];
     };
 #pragma unroll
     for (int i = 0; i < M; i += kStep) {
-        const Piece piece = *reinterpret_cast<const Piece *>(from + i);
+        const Vector vector = *reinterpret_cast<const Vector *>(from + i);
 #pragma unroll
-        for (int j = 0; j < kStep; ++j) to[i + j] = to_float(piece.values[j]);
+        for (int j = 0; j < kStep; ++j) to[i + j] = to_float(vector.values[j]);
     }
 }
 
-// masks (N, K, rows, columns): sigmoid(prototypes . coefficients), 0 outside the boxes and past `count`. With
-// fill = 0 nothing is written there. A thread keeps the prototypes of its cell while the detections of its group
-// go by. Grid: tiles of cells, groups of detections, images.
+// masks (N, K, rows, columns): sigmoid(prototypes . coefficients), 0 outside the boxes and past `count`; with
+// fill = 0 these are not written. A thread keeps the prototypes of its cell for all detections of its group.
+// Grid: tiles of cells, groups of detections, images.
 template <typename T, int M>
 __global__ void __launch_bounds__(kTileColumns *kTileRows)
     assemble_masks(const float *boxes, const float *coefficients, const int *count, const T *prototypes,
@@ -110,7 +109,7 @@ __global__ void __launch_bounds__(kTileColumns *kTileRows)
     }
 }
 
-// One mask at prototype size, and zeros around what its box keeps.
+// One mask at prototype size, with zeros outside the cells that its box keeps.
 struct Cells {
     const float *values;
     Rectangle kept;
@@ -120,15 +119,15 @@ struct Cells {
         const bool inside = row >= kept.y0 && row < kept.y1 && column >= kept.x0 && column < kept.x1;
         return inside ? values[row * columns + column] : 0.0f;
     }
-    // Between two columns. A line between equal values is exactly that value.
+    // Interpolates between two columns. Between equal values the result is exactly that value.
     __device__ __forceinline__ float between(int row, int low, int high, float weight) const {
         const float value = at(row, low);
         return fmaf(at(row, high) - value, weight, value);
     }
 };
 
-// Bits of pixel column x, rows 32 w and on, of a mask at image size: bilinear, half-pixel centres, > 0.5. The
-// position of a pixel among the cells, ((2 p + 1) cells - pixels) / (2 pixels), is kept in whole numbers.
+// Bits of pixel column x, rows 32 w .. 32 w + 31, of a mask at image size: bilinear, half-pixel centres, > 0.5. The
+// position of a pixel among the cells, ((2 p + 1) cells - pixels) / (2 pixels), is computed with integers.
 __device__ unsigned bits_of_word(const Cells &cells, int x, int w, int height, int width) {
     const int place = max((2 * x + 1) * cells.columns - width, 0);
     const int low = place / (2 * width);
@@ -160,9 +159,9 @@ __device__ unsigned bits_of_word(const Cells &cells, int x, int w, int height, i
     return bits;
 }
 
-// bits (N, K, words, stride) of each mask at the size of its image, sizes (N, 2) = height, width. With fill = 0
-// only the words that the region of the mask touches are written. Grid: any number of blocks, which share the
-// tiles of a mask; detections; images.
+// bits (N, K, words, stride) of each mask at the size of its image; sizes (N, 2): height, width. With fill = 0, only
+// words in the region of the mask are written. Grid: any number of blocks, which share the tiles of a mask;
+// detections; images.
 __global__ void __launch_bounds__(kTileColumns *kTileRows)
     mask_bits(const float *boxes, const int *count, const int *sizes, const float *masks, int detections, int rows,
               int columns, int words, int stride, int fill, unsigned *bits) {
@@ -194,7 +193,7 @@ __global__ void __launch_bounds__(kTileColumns *kTileRows)
     }
 }
 
-// The bits of one mask, whose region is all that was written of them.
+// The bits of one mask, of which only its region was written.
 struct Bits {
     const unsigned *words;
     Rectangle region;
@@ -206,8 +205,8 @@ struct Bits {
     }
 
     // The pixels of column x, counted down the columns of the image, that differ from the pixel before them.
-    // Gives their number and writes them to `target` if there is one. The column after the last one of the region
-    // counts as well: a run may end at its top.
+    // Returns their number and writes them to `target` unless it is null. The column after the region counts as
+    // well: a run may end at its top.
     __device__ int edges(int x, int *target) const {
         const int last = (height - 1) / 32;
         // Whether the column before ends with a set pixel.
@@ -240,19 +239,19 @@ __device__ __forceinline__ Bits bits_of_mask(const float *boxes, const int *coun
     return {bits + number * words * stride, region_of(kept, rows, columns, height, width), height, stride};
 }
 
-// regions (N, K, 4): x, y, width, height of the part of the image where each mask may be set; totals (N, K): how
-// many edges it has. Grid: detections, images.
-__global__ void __launch_bounds__(kTraceThreads)
+// regions (N, K, 4): x, y, width, height of the part of the image where each mask can be set; totals (N, K): its
+// number of edges. Grid: detections, images.
+__global__ void __launch_bounds__(kEdgeThreads)
     count_edges(const float *boxes, const int *count, const int *sizes, const unsigned *bits, int detections,
                 int rows, int columns, int words, int stride, int *regions, int *totals) {
     const Bits mask = bits_of_mask(boxes, count, sizes, bits, detections, rows, columns, words, stride);
     const Rectangle region = mask.region;
     int mine = 0;
     if (!region.empty()) {
-        for (int x = region.x0 + int(threadIdx.x); x <= region.x1; x += kTraceThreads) mine += mask.edges(x, nullptr);
+        for (int x = region.x0 + int(threadIdx.x); x <= region.x1; x += kEdgeThreads) mine += mask.edges(x, nullptr);
     }
     int total;
-    block_exclusive_sum<kTraceThreads>(mine, total);
+    block_exclusive_sum<kEdgeThreads>(mine, total);
     if (threadIdx.x == 0) {
         const int number = blockIdx.y * detections + blockIdx.x;
         totals[number] = total;
@@ -264,10 +263,10 @@ __global__ void __launch_bounds__(kTraceThreads)
     }
 }
 
-// offsets (N, K + 1): where the edges of each mask start among those of its image, and how many they are together.
-// edges (N, capacity), ascending within a mask; a mask whose edges do not all fit is left out. Grid: detections,
+// offsets (N, K + 1): where the edges of each mask start among those of its image, then their total number.
+// edges (N, capacity): ascending within a mask; a mask whose edges do not all fit is left out. Grid: detections,
 // images.
-__global__ void __launch_bounds__(kTraceThreads)
+__global__ void __launch_bounds__(kEdgeThreads)
     write_edges(const float *boxes, const int *count, const int *sizes, const unsigned *bits, const int *totals,
                 int detections, int rows, int columns, int words, int stride, int capacity, int *offsets,
                 int *edges) {
@@ -275,8 +274,8 @@ __global__ void __launch_bounds__(kTraceThreads)
     const Bits mask = bits_of_mask(boxes, count, sizes, bits, detections, rows, columns, words, stride);
     const int *sums = totals + image * detections;
     int before = 0, start;
-    for (int i = threadIdx.x; i < detection; i += kTraceThreads) before += sums[i];
-    block_exclusive_sum<kTraceThreads>(before, start);
+    for (int i = threadIdx.x; i < detection; i += kEdgeThreads) before += sums[i];
+    block_exclusive_sum<kEdgeThreads>(before, start);
     const int stop = start + sums[detection];
     if (threadIdx.x == 0) {
         int *target = offsets + image * (detections + 1) + detection;
@@ -285,11 +284,11 @@ __global__ void __launch_bounds__(kTraceThreads)
     }
     if (stop > capacity || stop == start) return;
     int *target = edges + size_t(image) * capacity + start;
-    for (int left = mask.region.x0; left <= mask.region.x1; left += kTraceThreads) {
+    for (int left = mask.region.x0; left <= mask.region.x1; left += kEdgeThreads) {
         const int x = left + threadIdx.x;
         const bool mine = x <= mask.region.x1;
         int together;
-        const int place = block_exclusive_sum<kTraceThreads>(mine ? mask.edges(x, nullptr) : 0, together);
+        const int place = block_exclusive_sum<kEdgeThreads>(mine ? mask.edges(x, nullptr) : 0, together);
         if (mine) mask.edges(x, target + place);
         target += together;
     }

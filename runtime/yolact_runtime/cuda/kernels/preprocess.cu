@@ -1,5 +1,5 @@
-// Images to the network's input: resized as cv2.resize does with bytes (INTER_LINEAR), to the letter, then left
-// as they are or normalised.
+// Images to the network's input: resized with exactly the result of cv2.resize (INTER_LINEAR, uint8), then normalised
+// unless the output is uint8.
 #include "common.cuh"
 
 constexpr int kTileColumns = 32;
@@ -10,8 +10,8 @@ struct Tap {
     int low, high, weight_low, weight_high;
 };
 
-// OpenCV's arithmetic: the position is computed in double, rounded to float, and the weights to 2048ths. Beyond the
-// outermost column that column is taken alone; beyond a row it is blended with itself, with two roundings.
+// OpenCV's arithmetic: positions in double, rounded to float, and weights in 2048ths. Beyond the outermost column,
+// that column is used alone; beyond the outermost row, the row is blended with itself, which rounds twice.
 __device__ Tap tap(int target, int targets, int sources, bool column) {
     const double scale = 1.0 / (double(targets) / double(sources));
     const float place = float(__dadd_rn(__dmul_rn(target + 0.5, scale), -0.5));
@@ -26,8 +26,8 @@ __device__ __forceinline__ int blend(int above, int below, Tap rows) {
     return ((rows.weight_low * above >> 16) + (rows.weight_high * below >> 16) + 2) >> 2;
 }
 
-// pixels: BGR bytes of all images, row by row without gaps; table (N, 3): where each image starts, in bytes, its
-// height and its width. Target (N, size, size, 3) BGR for bytes, else (N, 3, size, size) RGB, less mean, over std.
+// pixels: BGR bytes of all images, row by row without gaps; table (N, 3): offset in bytes, height and width of each
+// image. Target: (N, size, size, 3) BGR for uint8, else (x - mean) / std as (N, 3, size, size) RGB.
 // Grid: tiles across, tiles down, images.
 template <typename T>
 __global__ void __launch_bounds__(kTileColumns *kTileRows)

@@ -1,8 +1,8 @@
 // Selection of the largest keys by a block, without sorting the rest.
 //
-// A key holds a value that orders, above the complement of a position. So keys are unique, and of equal values the
-// one at the lower position is the larger key. Values are below 2^30, as the bits of floats from 0 to 1 are: the
-// first digit of a key then is seven bits of the exponent and one of the mantissa, which spreads scores well.
+// A key is a value followed by the complement of a position. So keys are unique, and of equal values the one at the
+// lower position has the larger key. Values are below 2^30, like the bits of floats from 0 to 1: the first digit of
+// a key then is seven bits of the exponent and one of the mantissa, which spreads scores well.
 #pragma once
 
 #include "common.cuh"
@@ -19,12 +19,12 @@ __device__ __forceinline__ int key_position(unsigned long long key) {
     return static_cast<int>(~static_cast<unsigned>(key));
 }
 
-// The number such that exactly `wanted` of key(0) .. key(count - 1) are not below it, for 1 <= wanted <= count and
-// unique keys. Digit by digit from the top: a histogram in shared memory says which digit the last wanted key
-// has. Ends as soon as all keys with the digits so far are wanted. All threads of the block (THREADS x 1 x 1)
-// must call it; all get the result.
+// The threshold that exactly `number` of the unique keys key(0) .. key(count - 1) reach, for 1 <= number <= count.
+// Works digit by digit from the top: a histogram in shared memory shows the digit of the last selected key. Ends when
+// all keys with the digits so far are selected. All threads of the block (THREADS x 1 x 1) must call it; all get the
+// result.
 template <int THREADS, typename Key>
-__device__ __forceinline__ unsigned long long radix_select(int count, int wanted, Key key) {
+__device__ __forceinline__ unsigned long long radix_select(int count, int number, Key key) {
     constexpr int kBits = 8;
     constexpr int kBins = 1 << kBits;
     constexpr int kBinsOfLane = kBins / kWarpSize;
@@ -47,9 +47,9 @@ __device__ __forceinline__ unsigned long long radix_select(int count, int wanted
             for (int j = 0; j < kBinsOfLane; ++j) sum += histogram[top - j];
             const int through = warp_inclusive_sum(sum);
             int above = through - sum;
-            if (above < wanted && wanted <= through) {
+            if (above < number && number <= through) {
                 int digit = top;
-                while (above + histogram[digit] < wanted) above += histogram[digit--];
+                while (above + histogram[digit] < number) above += histogram[digit--];
                 found[0] = digit;
                 found[1] = above;
                 found[2] = histogram[digit];
@@ -57,8 +57,8 @@ __device__ __forceinline__ unsigned long long radix_select(int count, int wanted
         }
         __syncthreads();
         prefix = prefix << kBits | static_cast<unsigned>(found[0]);
-        wanted -= found[1];
-        if (found[2] == wanted) return prefix << shift;
+        number -= found[1];
+        if (found[2] == number) return prefix << shift;
     }
     return prefix;
 }

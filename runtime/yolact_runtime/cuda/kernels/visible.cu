@@ -1,11 +1,11 @@
-// Which detections anybody wants to see: the others need no mask.
+// How many detections a result can show: the others need no mask.
 #include "common.cuh"
 
-// wanted (N,): of each image as many rows, from the first on, as hold all that are asked for: those whose numbers
-// are finite and whose score exceeds limits[0], but no more than limits[1] of them. Grid: images; a warp each.
+// visible (N,): for each image the number of first rows that contain all visible ones. A row is visible if its
+// numbers are finite and its score exceeds limits[0], up to limits[1] rows. Grid: images; a warp each.
 __global__ void __launch_bounds__(kWarpSize)
-    count_wanted(const float *boxes, const float *coefficients, const float *scores, const float *mask_scores,
-                 const int *count, const float *limits, int detections, int depth, int *wanted) {
+    count_visible(const float *boxes, const float *coefficients, const float *scores, const float *mask_scores,
+                  const int *count, const float *limits, int detections, int depth, int *visible) {
     const int image = blockIdx.x;
     const float threshold = limits[0];
     const int most = int(limits[1]), live = min(count[image], detections);
@@ -22,5 +22,5 @@ __global__ void __launch_bounds__(kWarpSize)
         before = __shfl_sync(kFullWarp, together, kWarpSize - 1);
     }
     stop = int(warp_max(float(stop)));
-    if (threadIdx.x == 0) wanted[image] = stop;
+    if (threadIdx.x == 0) visible[image] = stop;
 }

@@ -1,19 +1,18 @@
-"""The plan of `detect.cu`: raw heads to detections, as `yolact_runtime.detect.detect` makes them."""
+"""The plan of `detect.cu`: raw heads to the detections of `yolact_runtime.detect.detect`."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from yolact_runtime.cuda.plans.plan import Buffer, Launch, Plan
+from yolact_runtime.cuda.plans.plan import Buffer, Launch, Plan, check_limits, float_type
 from yolact_runtime.errors import UsageError
 
 SOURCE = "detect.cu"
-MAX_PER_IMAGE = 1024  # of top_k and of limit: what a block sorts in shared memory
+MAX_PER_IMAGE = 1024  # of top_k and limit: a block sorts them in shared memory
 MAX_BATCH = 65535
 # Positions and offsets within an image are 32-bit.
 MAX_ELEMENTS = 2**30
 _FLOAT, _INT, _WORD = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.uint32)
-_TYPES = {_FLOAT: "float", np.dtype(np.float16): "__half"}
 
 
 def detection_plan(
@@ -33,37 +32,35 @@ def detection_plan(
     """Launches that turn a network's heads into detections.
 
     Inputs are `loc` (N, P, 4), `logits` (N, P, C+1) with the background first, `coefficients` (N, P, M) and
-    `priors` (P, 4) float32 cx cy w h. Outputs are as in `yolact_runtime.engine.Detections`: `count` (N,)
-    int32, `boxes` (N, K, 4), `scores` (N, K), `classes` (N, K) int32 and `kept_coefficients` (N, K, M), zero
-    past `count`, best score first; equal scores by class, then by prior. Priors whose box or scores are not
-    finite numbers take no part. All arithmetic is in float32.
+    `priors` (P, 4) float32 cx cy w h. Outputs are those of `yolact_runtime.detections.Detections`: `count`
+    (N,) int32, `boxes` (N, K, 4), `scores` (N, K), `classes` (N, K) int32 and `kept_coefficients` (N, K, M);
+    zero past `count`, best score first, equal scores by class, then by prior. Priors with a box or scores
+    that are not finite are ignored. All arithmetic is in float32.
 
     Args:
         batch: N, 1..65535.
         priors: P, 1 or more.
         classes: C without background, 1 or more.
         coefficients: M, 1 or more.
-        score_threshold: Priors whose best foreground score is not greater take no part (0..1).
-        iou_threshold: Overlap above which the worse box goes (0..1).
+        score_threshold: Priors need a higher foreground score than this (0..1).
+        iou_threshold: Overlap above which fast NMS removes the worse box (0..1).
         top_k: Candidates per class, 1..1024.
-        limit: K, kept per image, 1..1024.
-        loc_dtype: float32 or float16, as the two below.
-        logits_dtype: Of the logits.
-        coefficients_dtype: Of the coefficients; the output is float32.
+        limit: K, detections per image, 1..1024.
+        loc_dtype: float32 or float16, like the two below.
+        logits_dtype: float32 or float16.
+        coefficients_dtype: float32 or float16; the output is float32.
 
     Raises:
-        UsageError: a value outside what is allowed.
+        UsageError: a value is outside these limits.
     """
-    for name, value, largest in (
-        ("batch", batch, MAX_BATCH),
-        ("priors", priors, MAX_ELEMENTS),
-        ("classes", classes, MAX_ELEMENTS),
-        ("coefficients", coefficients, MAX_ELEMENTS),
-        ("top_k", top_k, MAX_PER_IMAGE),
-        ("limit", limit, MAX_PER_IMAGE),
-    ):
-        if not 1 <= value <= largest:
-            raise UsageError(f"the detection kernels take {name} 1..{largest}, not {value}")
+    check_limits(
+        "the detection kernels take",
+        {
+            "batch": (batch, MAX_BATCH), "priors": (priors, MAX_ELEMENTS), "classes": (classes, MAX_ELEMENTS),
+            "coefficients": (coefficients, MAX_ELEMENTS), "top_k": (top_k, MAX_PER_IMAGE),
+            "limit": (limit, MAX_PER_IMAGE),
+        },
+    )  # fmt: skip
     for name, threshold in (("score_threshold", score_threshold), ("iou_threshold", iou_threshold)):
         if not 0 <= threshold <= 1:
             raise UsageError(f"the detection kernels take {name} 0..1, not {threshold}")
@@ -73,16 +70,10 @@ def detection_plan(
     ):
         if size > MAX_ELEMENTS:
             raise UsageError(f"the detection kernels take {name} up to {MAX_ELEMENTS}, not {size}")
-    loc, logits, mask = (
-        _type_name(name, dtype)
-        for name, dtype in (
-            ("loc", loc_dtype),
-            ("logits", logits_dtype),
-            ("coefficients", coefficients_dtype),
-        )
-    )
+    dtypes = {"loc": loc_dtype, "logits": logits_dtype, "coefficients": coefficients_dtype}
+    loc, logits, mask = (float_type("the detection kernels take", *item) for item in dtypes.items())
     words = -(-priors // 32)
-    # Of a class no more than `limit` can be among the best `limit` of all.
+    # No more than `limit` of a class can be among the best `limit` of all classes.
     per_class = min(top_k, limit, priors)
     n, p, c, m, k = batch, priors, classes, coefficients, limit
     launches = (
@@ -135,12 +126,3 @@ def detection_plan(
         ),
         launches=launches,
     )
-
-
-def _type_name(name: str, dtype: np.typing.DTypeLike) -> str:
-    try:
-        return _TYPES[np.dtype(dtype)]
-    except KeyError:
-        raise UsageError(
-            f"the detection kernels take {name} in float32 or float16, not {np.dtype(dtype)}"
-        ) from None

@@ -1,43 +1,41 @@
-"""Launch plans of `masks.cu`: from detections and prototypes to masks, bits or run lengths."""
+"""The plans of `masks.cu`: detections and prototypes to masks, bits or the edges of an RLE."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from yolact_runtime.cuda.plans.plan import Buffer, Launch, Plan
+from yolact_runtime.cuda.plans.plan import Buffer, Launch, Plan, check_limits, float_type
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.masks import Region
 
 SOURCE = "masks.cu"
 RESULTS = ("masks", "bits", "edges")
 _FLOAT, _INT, _WORD = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.uint32)
-_TYPES = {_FLOAT: "float", np.dtype(np.float16): "__half"}
-# As in the source.
+# Same as in the source.
 _TILE = (32, 8, 1)
 _GROUP = 16
-_TRACE = (256, 1, 1)
-# Blocks that share one mask's bits: enough to fill a large GPU with one large mask, few to start for nothing.
+_EDGE_BLOCK = (256, 1, 1)
+# Blocks that share one mask's bits: enough to fill a large GPU with one large mask, few idle ones otherwise.
 _MOST_BLOCKS = 16
 
 
 @dataclass(frozen=True)
 class MaskShapes:
-    """What the kernels are to be ready for.
+    """The sizes that a mask plan is for.
 
     Attributes:
-        batch: N, images; 1..65535.
-        detections: K, rows of each image; 1..1024.
-        coefficients: M, of each detection; 1..64.
-        rows: Hp, of the prototypes; 1..1024.
-        columns: Wp, of the prototypes; 1..1024.
-        height: Of the tallest image, in pixels; 1..32768.
-        width: Of the widest image, in pixels; 1..32768.
+        batch: N, number of images; 1..65535.
+        detections: K, detections per image; 1..1024.
+        coefficients: M, coefficients per detection; 1..64.
+        rows: Hp, rows of the prototypes; 1..1024.
+        columns: Wp, columns of the prototypes; 1..1024.
+        height: Height of the tallest image in pixels; 1..32768.
+        width: Width of the widest image in pixels; 1..32768.
         prototype_dtype: float32 or float16.
-        edge_capacity: How many edges the masks of one image may have together; None for 4 per detection and
-            image column, which is twice what masks without holes over the whole image have.
+        edge_capacity: Largest number of edges in all masks of one image; None for 4 per detection and image
+            column, which is twice what masks without holes over the whole image have.
     """
 
     batch: int
@@ -51,23 +49,19 @@ class MaskShapes:
     edge_capacity: int | None = None
 
     def __post_init__(self) -> None:
+        """Raise a UsageError for sizes that the kernels do not support."""
         limits = {
             "batch": 65535, "detections": 1024, "coefficients": 64, "rows": 1024, "columns": 1024,
             "height": 32768, "width": 32768,
         }  # fmt: skip
-        for name, most in limits.items():
-            value = getattr(self, name)
-            if not 1 <= value <= most:
-                raise UsageError(f"the mask kernels take {name} 1..{most}, not {value}")
-        if np.dtype(self.prototype_dtype) not in _TYPES:
-            raise UsageError(
-                "the mask kernels take prototypes in float32 or float16, not"
-                f" {np.dtype(self.prototype_dtype)}"
-            )
+        check_limits(
+            "the mask kernels take", {name: (getattr(self, name), most) for name, most in limits.items()}
+        )
+        float_type("the mask kernels take", "prototypes", self.prototype_dtype)
         if self.detections * self.most_edges >= 2**31:
             raise UsageError(
                 f"{self.detections} masks of {self.height}x{self.width} pixels may have 2**31 edges or more,"
-                " which the mask kernels do not take; use fewer detections or smaller images"
+                " which the mask kernels do not support; use fewer detections or smaller images"
             )
         if self.edge_capacity is not None and not 1 <= self.edge_capacity < 2**31:
             raise UsageError(f"the mask kernels take edge_capacity 1..{2**31 - 1}, not {self.edge_capacity}")
@@ -79,32 +73,31 @@ class MaskShapes:
 
     @property
     def capacity(self) -> int:
-        """Edges of one image that there is room for."""
+        """The number of edges of one image that fit in the buffer."""
         return self.edge_capacity or self.detections * min(4 * self.width, self.most_edges)
 
 
 def mask_plan(shapes: MaskShapes, result: str = "edges") -> Plan:
-    """The launches that make masks.
+    """The launches that compute masks.
 
-    Inputs of the plan, N being `shapes.batch` and so on: `boxes` float32 (N, K, 4) relative x1 y1 x2 y2;
-    `kept_coefficients` float32 (N, K, M); `count` int32 (N,), rows that are detections; `prototypes`
-    (N, Hp, Wp, M); and, but for "masks", `sizes` int32 (N, 2), height and width of each image, which
-    `check_sizes` makes.
+    Inputs of the plan: `boxes` float32 (N, K, 4) relative x1 y1 x2 y2; `kept_coefficients` float32 (N, K, M);
+    `count` int32 (N,), the number of detections; `prototypes` (N, Hp, Wp, M); and, except for "masks",
+    `sizes` int32 (N, 2), height and width of each image.
 
     Args:
-        shapes: Sizes.
-        result: What the plan's outputs are:
+        shapes: The sizes.
+        result: The plan's outputs:
             "masks": `masks` float32 (N, K, Hp, Wp), 0..1, zero outside the boxes and past `count`;
             "bits": `bits` uint32 (N, K, ceil(height / 32), width), 1 where a mask at image size is set; word
             w of column x holds the rows 32 w to 32 w + 31, lowest bit first;
-            "edges": what `read_regions` takes: `regions` int32 (N, K, 4), `offsets` int32 (N, K + 1) and
+            "edges": input of `read_regions`: `regions` int32 (N, K, 4), `offsets` int32 (N, K + 1) and
             `edges` int32 (N, capacity), written as far as `offsets` says.
 
     Raises:
-        UsageError: `result` is none of these.
+        UsageError: `result` is something else.
     """
     if result not in RESULTS:
-        raise UsageError(f"the mask kernels make {', '.join(RESULTS)}, not {result!r}")
+        raise UsageError(f"the mask kernels compute {', '.join(RESULTS)}, not {result!r}")
     batch, detections = shapes.batch, shapes.detections
     rows, columns = shapes.rows, shapes.columns
     words = -(-shapes.height // 32)
@@ -125,33 +118,27 @@ def mask_plan(shapes: MaskShapes, result: str = "edges") -> Plan:
     cells = (np.int32(detections), np.int32(rows), np.int32(columns))
     words_and_width = (np.int32(words), np.int32(shapes.width))
     tiles = _tiles(columns, _TILE[0]) * _tiles(rows, _TILE[1])
+    element = float_type("the mask kernels take", "prototypes", kind)
     assemble = Launch(
-        SOURCE,
-        f"assemble_masks<{_TYPES[kind]}, {shapes.coefficients}>",
-        (tiles, _tiles(detections, _GROUP), batch),
-        _TILE,
-        0,
+        SOURCE, f"assemble_masks<{element}, {shapes.coefficients}>",
+        (tiles, _tiles(detections, _GROUP), batch), _TILE, 0,
         ("boxes", "kept_coefficients", "count", "prototypes", *cells, np.int32(result == "masks"), "masks"),
-    )
+    )  # fmt: skip
     if result == "masks":
         return Plan(detected, (masks,), (), (assemble,))
     tiles = _tiles(shapes.width, _TILE[0]) * _tiles(words, _TILE[1])
     threshold = Launch(
-        SOURCE,
-        "mask_bits",
-        (min(tiles, _MOST_BLOCKS), detections, batch),
-        _TILE,
-        0,
+        SOURCE, "mask_bits", (min(tiles, _MOST_BLOCKS), detections, batch), _TILE, 0,
         ("boxes", "count", "sizes", "masks", *cells, *words_and_width, np.int32(result == "bits"), "bits"),
-    )
+    )  # fmt: skip
     if result == "bits":
         return Plan((*detected, sizes), (bits,), (masks,), (assemble, threshold))
     each = (detections, batch, 1)
     read = ("boxes", "count", "sizes", "bits")
     scalars = (*cells, *words_and_width)
-    count_edges = Launch(SOURCE, "count_edges", each, _TRACE, 0, (*read, *scalars, "regions", "totals"))
+    count_edges = Launch(SOURCE, "count_edges", each, _EDGE_BLOCK, 0, (*read, *scalars, "regions", "totals"))
     write_edges = Launch(
-        SOURCE, "write_edges", each, _TRACE, 0,
+        SOURCE, "write_edges", each, _EDGE_BLOCK, 0,
         (*read, "totals", *scalars, np.int32(shapes.capacity), "offsets", "edges"),
     )  # fmt: skip
     return Plan(
@@ -165,19 +152,19 @@ def mask_plan(shapes: MaskShapes, result: str = "edges") -> Plan:
 def read_regions(
     count: np.ndarray, sizes: np.ndarray, regions: np.ndarray, offsets: np.ndarray, edges: np.ndarray
 ) -> list[list[Region]]:
-    """The masks of each image from what the "edges" plan wrote; `yolact_runtime.masks.encode` takes them.
+    """The masks of each image from the outputs of the "edges" plan, for `yolact_runtime.masks.encode`.
 
-    Only the first `offsets[n, count[n]]` entries of `edges[n]` are read; no more need be copied to the host.
+    Only the first `offsets[n, count[n]]` entries of `edges[n]` are read, so only they have to be downloaded.
 
     Args:
-        count: (N,) rows that are detections.
+        count: (N,) number of detections.
         sizes: (N, 2) height and width of each image.
         regions: (N, K, 4).
         offsets: (N, K + 1).
         edges: (N, capacity).
 
     Raises:
-        YolactError: the edges of an image did not fit into the buffer; says how many there are.
+        YolactError: the edges of an image did not fit in the buffer; says how many there are.
     """
     images = []
     for n, number in enumerate(count.tolist()):
@@ -196,48 +183,5 @@ def read_regions(
     return images
 
 
-def unpack_bits(bits: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
-    """The masks of each image from what the "bits" plan wrote.
-
-    Args:
-        bits: (N, K, words, width) uint32.
-        sizes: (N, 2) height and width of each image.
-
-    Returns:
-        For each image (K, height, width) bool.
-    """
-    batch, detections, words, width = bits.shape
-    octets = bits.astype("<u4").view(np.uint8).reshape(batch, detections, words, width, 4)
-    octets = octets.transpose(0, 1, 2, 4, 3).reshape(batch, detections, words * 4, width)  # 8 rows in each
-    full = np.unpackbits(octets, axis=2, bitorder="little").view(bool)  # (N, K, 32 words, width)
-    return [mask[:, :height, :across] for mask, (height, across) in zip(full, sizes.tolist(), strict=True)]
-
-
 def _tiles(size: int, tile: int) -> int:
     return -(-size // tile)
-
-
-def check_sizes(shapes: MaskShapes, sizes: Sequence[tuple[int, int]]) -> np.ndarray:
-    """The input `sizes` of a plan.
-
-    Args:
-        shapes: Of the plan.
-        sizes: Height and width of each image; fewer than `shapes.batch` are filled up with 1 x 1.
-
-    Returns:
-        (N, 2) int32.
-
-    Raises:
-        UsageError: an image is larger than the plan is ready for, or there are too many.
-    """
-    if len(sizes) > shapes.batch:
-        raise UsageError(f"the mask kernels' plan is for {shapes.batch} images, not {len(sizes)}")
-    for height, width in sizes:
-        if not (1 <= height <= shapes.height and 1 <= width <= shapes.width):
-            raise UsageError(
-                f"the mask kernels' plan is for images of 1x1 to {shapes.height}x{shapes.width} pixels, not"
-                f" {height}x{width}"
-            )
-    out = np.ones((shapes.batch, 2), np.int32)
-    out[: len(sizes)] = sizes
-    return out

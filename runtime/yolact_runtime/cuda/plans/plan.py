@@ -1,21 +1,23 @@
 """Launch plans: which kernels run on which buffers, as pure data.
 
-A plan is made from shapes and settings alone. It is run by whoever has a device: it compiles
-`Plan.kernels(source)` of each of `Plan.sources`, allocates the buffers and launches in order on one stream.
+A plan depends on shapes and settings only. To run it, compile `kernels(source)` of each of its `sources`,
+allocate its buffers, and launch in order on one stream.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from yolact_runtime.errors import UsageError
+
 SOURCE_FOLDER = Path(__file__).resolve().parents[1] / "kernels"
 MAX_BLOCK_THREADS = 1024
-# What every device gives a block without being asked for more.
+# Shared memory that a block gets on every device by default.
 MAX_SHARED_BYTES = 48 * 1024
 MAX_GRID = (2**31 - 1, 65535, 65535)
 DTYPES = tuple(map(np.dtype, ("float32", "float16", "int64", "int32", "uint32", "int8", "uint8", "uint64")))
@@ -54,14 +56,14 @@ class Launch:
     """One kernel launch.
 
     Attributes:
-        source: File name in this folder, such as `detect.cu`.
+        source: File name in the folder `kernels`, such as `detect.cu`.
         kernel: C++ name with its template arguments, such as `filter_scores<__half, float>`.
-        grid: Blocks in x, y, z.
-        block: Threads in x, y, z; whole warps, so that every lane of a full-warp operation exists.
+        grid: Number of blocks in x, y, z.
+        block: Number of threads in x, y, z; whole warps, so that every lane of a full-warp operation exists.
         shared_bytes: Dynamic shared memory of a block.
-        arguments: In the order of the kernel's parameters: buffer names and int32 or float32 scalars. By
-            convention what is read comes first, then scalars, then what is written; a kernel does not write
-            what it reads (TensorRT's ahead-of-time plugins take no other order).
+        arguments: Buffer names and int32 or float32 scalars, in the order of the kernel's parameters: buffers
+            that it reads, scalars, buffers that it writes. A kernel does not write what it reads. TensorRT's
+            ahead-of-time plugins need this order.
     """
 
     source: str
@@ -72,6 +74,7 @@ class Launch:
     arguments: tuple[str | np.int32 | np.float32, ...]
 
     def __post_init__(self) -> None:
+        """Raise a ValueError for a launch that CUDA or the conventions do not allow."""
         where = f"launch of {self.kernel}"
         if Path(self.source).name != self.source or not self.source.endswith(".cu"):
             raise ValueError(f"{where}: source is {self.source!r}; a file name ending in .cu is needed")
@@ -97,13 +100,12 @@ class Launch:
 
 @dataclass(frozen=True)
 class Plan:
-    """Launches in order, with the buffers that they use. No buffer need be cleared before.
+    """Launches in order, with the buffers that they use. No buffer has to be cleared before a run.
 
     Attributes:
-        inputs: Read only.
-        outputs: Written whole by every run, but for what lies past the number of entries that another output
-            gives.
-        workspace: Scratch, worth nothing between runs.
+        inputs: Buffers that are only read.
+        outputs: Buffers that every run writes completely, or as far as another output says.
+        workspace: Scratch buffers, whose content does not survive a run.
         launches: One or more.
     """
 
@@ -113,6 +115,7 @@ class Plan:
     launches: tuple[Launch, ...]
 
     def __post_init__(self) -> None:
+        """Raise a ValueError if launches and buffers do not match."""
         if not self.launches:
             raise ValueError("a plan needs a launch")
         names = [buffer.name for buffer in self.buffers]
@@ -140,6 +143,35 @@ class Plan:
     def kernels(self, source: str) -> tuple[str, ...]:
         """The kernel expressions of a source that the plan launches, each once."""
         return _unique(launch.kernel for launch in self.launches if launch.source == source)
+
+
+def kernels_by_source(plans: Iterable[Plan]) -> dict[str, tuple[str, ...]]:
+    """Source file -> the kernels that any of the plans launches, each once."""
+    found: dict[str, dict[str, None]] = {}
+    for plan in plans:
+        for source in plan.sources:
+            found.setdefault(source, {}).update(dict.fromkeys(plan.kernels(source)))
+    return {source: tuple(kernels) for source, kernels in found.items()}
+
+
+def check_limits(kernels: str, limits: Mapping[str, tuple[int, int]]) -> None:
+    """Raise a UsageError unless each value is at least 1 and at most its limit.
+
+    Args:
+        kernels: Subject of the message, such as "the mask kernels take".
+        limits: Name -> (value, limit).
+    """
+    for name, (value, most) in limits.items():
+        if not 1 <= value <= most:
+            raise UsageError(f"{kernels} {name} 1..{most}, not {value}")
+
+
+def float_type(kernels: str, name: str, dtype: np.typing.DTypeLike) -> str:
+    """The C++ name of float32 or float16; raises a UsageError that starts with `kernels` for other types."""
+    names = {np.dtype(np.float32): "float", np.dtype(np.float16): "__half"}
+    if np.dtype(dtype) not in names:
+        raise UsageError(f"{kernels} {name} in float32 or float16, not {np.dtype(dtype)}")
+    return names[np.dtype(dtype)]
 
 
 def _unique(names: Iterable[str]) -> tuple[str, ...]:

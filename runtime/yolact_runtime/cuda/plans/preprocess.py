@@ -1,4 +1,4 @@
-"""Launch plans of `preprocess.cu`: from images to the network's input."""
+"""The plan of `preprocess.cu`: images to the network's input."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from yolact_runtime.cuda.plans.plan import Buffer, Launch, Plan
+from yolact_runtime.cuda.plans.plan import Buffer, Launch, Plan, check_limits
 from yolact_runtime.errors import UsageError
 
 SOURCE = "preprocess.cu"
@@ -16,7 +16,7 @@ _TYPES = {
     np.dtype(np.float16): "__half",
 }
 MAX_SIDE = 32768  # pixels, of an image and of the input
-# As in the source.
+# Same as in the source.
 _TILE = (32, 8, 1)
 
 
@@ -28,30 +28,30 @@ def preprocess_plan(
     mean: Sequence[float] = (0.0, 0.0, 0.0),
     std: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> Plan:
-    """The launch that resizes images, and normalises them unless bytes are wanted.
+    """The launch that resizes images, and normalises them unless the output is uint8.
 
     Inputs of the plan: `pixels` uint8 (capacity,) and `table` int64 (N, 3), which `pack` fills. Output:
-    `images`, uint8 (N, S, S, 3) BGR as `yolact_runtime.preprocess.resize_batch` gives it, or (N, 3, S, S)
-    RGB, (x - mean) / std of it.
+    `images`, uint8 (N, S, S, 3) BGR like that of `yolact_runtime.preprocess.resize_batch`, or (x - mean) /
+    std of it, (N, 3, S, S) RGB.
 
     Args:
-        batch: N, images; 1..65535.
-        size: S, side of the result in pixels; 1..32768.
-        capacity: Bytes of all images of a batch together, 3 for each pixel.
+        batch: N, number of images; 1..65535.
+        size: S, side of the output in pixels; 1..32768.
+        capacity: Bytes of all images of a batch, 3 per pixel.
         dtype: Of the output: uint8, float32 or float16.
         mean: Subtracted from the 0..255 values, in BGR order.
-        std: Divides what is left, in BGR order.
+        std: Divides the difference, in BGR order.
 
     Raises:
         UsageError: a value is outside these limits.
     """
-    limits = (("batch", batch, 65535), ("size", size, MAX_SIDE), ("capacity", capacity, 2**40))
-    for name, value, most in limits:
-        if not 1 <= value <= most:
-            raise UsageError(f"the preprocessing kernel takes {name} 1..{most}, not {value}")
+    check_limits(
+        "the preprocessing kernel takes",
+        {"batch": (batch, 65535), "size": (size, MAX_SIDE), "capacity": (capacity, 2**40)},
+    )
     kind = np.dtype(dtype)
     if kind not in _TYPES:
-        raise UsageError(f"the preprocessing kernel makes uint8, float32 or float16, not {kind}")
+        raise UsageError(f"the preprocessing kernel writes uint8, float32 or float16, not {kind}")
     if len(mean) != 3 or len(std) != 3 or not all(value > 0 for value in std):
         raise UsageError(
             f"the preprocessing kernel takes three means and three positive stds, not {mean} and {std}"
@@ -73,15 +73,15 @@ def preprocess_plan(
 
 
 def pack(images: Sequence[np.ndarray], pixels: np.ndarray, table: np.ndarray) -> None:
-    """Copy images into the inputs of a plan, which may lie in pinned memory.
+    """Copy images into the inputs of a plan.
 
     Args:
-        images: Each (H, W, 3) uint8; 1 to N of them. The last one stands in for those that are missing.
+        images: 1 to N images (H, W, 3) uint8. Fewer than N are filled up with the last one.
         pixels: (capacity,) uint8, written.
-        table: (N, 3) int64, written.
+        table: (N, 3) int64, written: offset in `pixels`, height and width of each image.
 
     Raises:
-        UsageError: an image is no such array, or they are too many or too large.
+        UsageError: an image has another type or shape, or they are too many or too large.
     """
     if not 1 <= len(images) <= len(table):
         raise UsageError(

@@ -1,23 +1,22 @@
-"""The plan of `visible.cu`: how many rows of the detections need a mask."""
+"""The plan of `visible.cu`: how many detections need a mask."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from yolact_runtime.cuda.plans.plan import Buffer, Launch, Plan
-from yolact_runtime.errors import UsageError
+from yolact_runtime.cuda.plans.plan import Buffer, Launch, Plan, check_limits
 
 SOURCE = "visible.cu"
 _FLOAT, _INT = np.dtype(np.float32), np.dtype(np.int32)
 
 
-def wanted_plan(batch: int, detections: int, coefficients: int) -> Plan:
-    """The launch that counts the rows of each image which a result can show.
+def visible_plan(batch: int, detections: int, coefficients: int) -> Plan:
+    """The launch that counts the detections of each image that a result can show.
 
     Inputs of the plan: `boxes` (N, K, 4), `kept_coefficients` (N, K, M), `scores` and `mask_scores` (N, K),
-    all float32; `count` int32 (N,); and `limits` float32 (2,): the score to exceed, and the most to show.
-    Output: `wanted` int32 (N,), the fewest first rows that hold all rows to show. Rows with numbers that are
-    not finite are not shown.
+    all float32; `count` int32 (N,); and `limits` float32 (2,): the score to exceed, and the most detections
+    to show. Output: `visible` int32 (N,), the number of first rows that contain all rows to show. Rows with
+    numbers that are not finite are not shown.
 
     Args:
         batch: N, 1..65535.
@@ -27,14 +26,10 @@ def wanted_plan(batch: int, detections: int, coefficients: int) -> Plan:
     Raises:
         UsageError: a value is outside these limits.
     """
-    limits = (
-        ("batch", batch, 65535),
-        ("detections", detections, 1024),
-        ("coefficients", coefficients, 1024),
+    check_limits(
+        "the counting kernel takes",
+        {"batch": (batch, 65535), "detections": (detections, 1024), "coefficients": (coefficients, 1024)},
     )
-    for name, value, most in limits:
-        if not 1 <= value <= most:
-            raise UsageError(f"the counting kernel takes {name} 1..{most}, not {value}")
     each = (batch, detections)
     inputs = (
         Buffer("boxes", (*each, 4), _FLOAT),
@@ -47,10 +42,10 @@ def wanted_plan(batch: int, detections: int, coefficients: int) -> Plan:
     names = tuple(buffer.name for buffer in inputs)
     launch = Launch(
         SOURCE,
-        "count_wanted",
+        "count_visible",
         (batch, 1, 1),
         (32, 1, 1),
         0,
-        (*names, np.int32(detections), np.int32(coefficients), "wanted"),
+        (*names, np.int32(detections), np.int32(coefficients), "visible"),
     )
-    return Plan(inputs, (Buffer("wanted", (batch,), _INT),), (), (launch,))
+    return Plan(inputs, (Buffer("visible", (batch,), _INT),), (), (launch,))

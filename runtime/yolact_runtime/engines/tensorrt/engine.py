@@ -12,16 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from yolact_runtime.cuda.device import Kernels
-from yolact_runtime.cuda.graphs import Graphs
-from yolact_runtime.cuda.memory import PycudaDevice
+from yolact_runtime.cuda.device import Device
 from yolact_runtime.detections import Detections, check_detections
 from yolact_runtime.engines.base import Engine
 from yolact_runtime.engines.outputs import INPUT
-from yolact_runtime.engines.tensorrt.batches import Shared
 from yolact_runtime.engines.tensorrt.model import Model
 from yolact_runtime.engines.tensorrt.record import EngineRecord
-from yolact_runtime.engines.tensorrt.slots import Slot
+from yolact_runtime.engines.tensorrt.slot import Slot
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.metadata import Metadata
 from yolact_runtime.results import Result, result_of
@@ -29,27 +26,27 @@ from yolact_runtime.results import Result, result_of
 log = logging.getLogger(__name__)
 
 MOST_STREAMS = 8
-# One computes while the other copies.
+# One slot computes while the other copies.
 AUTO_STREAMS = 2
 
 
 class TensorRtEngine(Engine):
     """An engine on the GPU.
 
-    Resizing, detection after a `runtime` engine and masks are kernels on the same stream; what comes back
-    are the detections and the edges of the masks that a result can show. Calls from up to `streams` threads
-    run at the same time, more wait.
+    Resizing, detection after a `runtime` engine and masks are kernels on the network's stream; they return
+    the detections that a result can show and the edges of their masks. Calls from up to `streams` threads run
+    at the same time; further calls wait.
 
     Args:
         path: The file, checked.
         metadata: Its metadata.
-        record: What else its JSON says.
-        library: `tensorrt` or `tensorrt_rtx`.
-        streams: Calls at the same time, 1..8; "auto" for 2.
-        graphs: Launch by CUDA graphs.
+        record: The rest of its JSON.
+        library: The module `tensorrt` or `tensorrt_rtx`.
+        streams: Number of calls at the same time, 1..8; "auto" for 2.
+        graphs: Whether to launch by CUDA graphs.
 
     Raises:
-        YolactError: the engine is not what its metadata say, or pycuda or the kernels' compiler is missing.
+        YolactError: the engine does not match its metadata, or pycuda or the kernels' compiler is missing.
         DeviceError: the GPU or TensorRT failed.
         UsageError: `streams` is outside its range.
     """
@@ -73,42 +70,29 @@ class TensorRtEngine(Engine):
         self._idle: SimpleQueue[Slot | None] = SimpleQueue()
         self._closed = False
         with ExitStack() as held:
-            self._device: PycudaDevice = held.enter_context(PycudaDevice())
+            self._device: Device = held.enter_context(Device())
             with self._device.current, ExitStack() as inner:
-                self._open_slots(inner, record, library, graphs)
+                model: Model = inner.enter_context(
+                    Model(self._device, path, metadata, record, library, graphs)
+                )
+                for number in range(slots):
+                    self._idle.put(inner.enter_context(Slot(model, number)))
                 held.callback(self._device.close_within, inner.pop_all())
-            # Also for an engine that nobody closes: afterwards there is no context left to free anything in.
+            # Also frees an engine that nobody closes, while there is a context to free it in.
             self._free = weakref.finalize(self, held.pop_all().close)
-
-    def _open_slots(self, held: ExitStack, record: EngineRecord, library: Any, graphs: bool) -> None:
-        device = self._device
-        model: Model = held.enter_context(Model(self._path, self.metadata, record, library))
-        chain = model.chain
-        if reason := chain.host_reason:
-            log.info("%s: masks are made on the host: %s", self._path, reason)
-        self._traces = not reason
-        self._resizes = self._traces and chain.resizes
-        plans = [] if (detection := chain.detection(1)) is None else [detection]
-        if self._traces:
-            plans += [chain.wanted(1), chain.masks(1, 1, 1)]
-            plans += [chain.resize(1, 1)] if self._resizes else []
-        kernels: Kernels = held.enter_context(Kernels(device, plans))
-        priors = None
-        if detection is not None:
-            table = np.ascontiguousarray(model.outputs.priors, np.float32)
-            priors = device.allocate(held, "priors", table.nbytes)
-            device.upload(priors, table, "priors")
-        shared = Shared(device, model, kernels, Graphs(device, graphs), priors)
-        for number in range(self.streams):
-            self._idle.put(held.enter_context(Slot(shared, number)))
-        self._input = chain.tensors[INPUT]
+        plan = model.plan
+        if reason := plan.host_reason:
+            log.info("%s: masks are computed on the host: %s", path, reason)
+        self._gpu_masks = not reason
+        self._resizes = self._gpu_masks and plan.resizes
+        self._input = plan.tensors[INPUT]
 
     @property
     def name(self) -> str:
         return self._title
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
-        """The image itself where the GPU resizes it."""
+        """The image itself if the GPU resizes it."""
         return image if self._resizes else super().prepare(image)
 
     def predict_prepared(
@@ -118,21 +102,20 @@ class TensorRtEngine(Engine):
         score_threshold: float,
         top_k: int,
     ) -> list[Result]:
+        """Results of prepared images, with masks from the GPU if it has enough memory."""
         meta = self.metadata
         if not 1 <= len(prepared) <= meta.max_batch:
             raise YolactError(
                 f"{self._path}: it takes 1 to {meta.max_batch} images at once, not {len(prepared)}"
             )
-        if self._traces:
+        if self._gpu_masks:
             with self._slot() as slot:
                 found = slot.predict(prepared, sizes, score_threshold, top_k)
                 if found is not None:
                     detections, regions = found
                     check_detections(detections, len(detections.boxes), meta)
                     return [
-                        result_of(
-                            detections, index, size, meta, score_threshold, top_k, traced=regions[index]
-                        )
+                        result_of(detections, index, size, meta, score_threshold, top_k, regions[index])
                         for index, size in enumerate(sizes)
                     ]
         if self._resizes:
@@ -153,12 +136,12 @@ class TensorRtEngine(Engine):
     def stage_times(
         self, images: Sequence[np.ndarray], score_threshold: float = 0.15, top_k: int = 15
     ) -> dict[str, float]:
-        """Where the GPU's time goes in one call, launched stage by stage and timed by events.
+        """GPU time of each stage of one call, launched stage by stage and timed by events.
 
-        Where the host is behind the GPU, that is part of the stage which waits for it.
+        Time in which the GPU waits for the host counts in the stage that waits.
 
         Args:
-            images: As many as a batch takes, as for `predict`.
+            images: At most a batch of images, as for `predict`.
             score_threshold: As for `predict`.
             top_k: As for `predict`.
 
@@ -166,31 +149,32 @@ class TensorRtEngine(Engine):
             Milliseconds of `upload`, `preprocess`, `network`, `detect`, `masks` and `download`.
 
         Raises:
-            YolactError: the masks of such images are made on the host.
+            YolactError: masks of such images are computed on the host.
             DeviceError: the GPU failed.
         """
         times = None
-        if self._traces:
+        if self._gpu_masks:
             prepared = [self.prepare(image) for image in images]
             sizes = [(image.shape[0], image.shape[1]) for image in images]
             with self._slot() as slot:
                 times = slot.stage_times(prepared, sizes, score_threshold, top_k)
         if times is None:
-            raise YolactError(f"{self._path}: its stages cannot be timed: masks are made on the host")
+            raise YolactError(f"{self._path}: its stages cannot be timed: masks are computed on the host")
         return times
 
     def close(self) -> None:
-        """Wait for the calls that run, and free everything."""
+        """Wait for running calls, then free everything."""
         if self._closed:
             return
         self._closed = True
         for _ in range(self.streams):
             self._idle.get()
-        self._idle.put(None)  # for whoever waits
+        self._idle.put(None)  # for calls that wait
         self._free()
 
     @contextmanager
     def _slot(self) -> Iterator[Slot]:
+        """An idle slot, with the context current."""
         slot = self._idle.get()
         try:
             if slot is None:

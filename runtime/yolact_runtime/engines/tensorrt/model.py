@@ -1,11 +1,12 @@
-"""A deserialised engine and its execution contexts, with what the APIs of TensorRT 8.6 to 11 have in common.
+"""A deserialised engine and its execution contexts, through what TensorRT 8.6 to 11 have in common.
 
-Versions are told apart by what their API has, never by number.
+Features are detected, not version numbers.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -14,9 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from yolact_runtime.cuda.resource import Owner
+from yolact_runtime.cuda.device import Device
+from yolact_runtime.cuda.graphs import Graphs
+from yolact_runtime.cuda.launch import Kernels
+from yolact_runtime.cuda.resource import Resource
 from yolact_runtime.engines.outputs import INPUT, GraphOutputs
-from yolact_runtime.engines.tensorrt.chain import Chain, Tensor
+from yolact_runtime.engines.tensorrt.processing_plan import ProcessingPlan, Tensor
 from yolact_runtime.engines.tensorrt.record import EngineRecord
 from yolact_runtime.errors import DeviceError, YolactError, device_failure, first_line
 from yolact_runtime.metadata import Metadata
@@ -29,37 +33,71 @@ _DTYPES = {
 }  # fmt: skip
 
 
-class Model(Owner):
-    """An engine in the GPU's memory; opened and closed with the context current.
+class Model(Resource):
+    """An engine in GPU memory, with the kernels and priors that all its slots share.
+
+    Opened and closed with the context current.
 
     Attributes:
+        device: The GPU.
         path: The file.
-        metadata: What it is.
+        metadata: The engine's metadata.
         outputs: What its outputs mean.
-        chain: What runs before and after it.
+        plan: What runs before and after the network.
         scratch_bytes: Memory that an execution needs besides inputs and outputs.
+        kernels: All kernels of `plan`, loaded.
+        graphs: Captures CUDA graphs.
+        priors: Device address of the priors; None if the engine detects.
+        most_pixels: Images of at least this size get their masks on the host: GPU memory was too small.
+
+    Raises:
+        YolactError: the engine does not match its metadata, or no compiler for the kernels is installed.
+        DeviceError: TensorRT or the GPU failed.
     """
 
-    chain: Chain
+    plan: ProcessingPlan
     scratch_bytes: int
+    kernels: Kernels
+    priors: int | None
 
-    def __init__(self, path: Path, metadata: Metadata, record: EngineRecord, library: Any) -> None:
+    def __init__(
+        self,
+        device: Device,
+        path: Path,
+        metadata: Metadata,
+        record: EngineRecord,
+        library: Any,
+        graphs: bool = True,
+    ) -> None:
         super().__init__()
-        self.path, self.metadata = path, metadata
+        self.device, self.path, self.metadata = device, path, metadata
         self.outputs = GraphOutputs(metadata, path)
+        self.graphs = Graphs(graphs)
+        self.most_pixels: float = math.inf
         self._record, self._trt = record, library
         self._messages: deque[str] = deque(maxlen=4)
         self._engine: Any = None
         self._settings: Any = None
 
     def _open(self) -> None:
+        self._deserialize()
+        self.plan.check()
+        self.kernels = self._held.enter_context(Kernels(self.device, self.plan.plans()))
+        self.priors = None
+        if self.metadata.detect == "runtime":
+            table = np.ascontiguousarray(self.outputs.priors, np.float32)
+            self.priors = self.device.allocate(self._held, "priors", table.nbytes)
+            self.device.upload(self.priors, table, "priors")
+
+    def _deserialize(self) -> None:
+        """Load the engine file and read its tensors."""
         trt = self._trt
         with self.failing("Runtime"):
             self._held.callback(self._forget)
             self._logger = _make_logger(trt, self._messages)
             self._runtime = trt.Runtime(self._logger)
         if self._record.version_compatible and hasattr(self._runtime, "engine_host_code_allowed"):
-            # Such an engine brings code for the host along. Its hash has been compared with its record.
+            # Such an engine contains code for the host. Its hash has been compared with its record.
             self._runtime.engine_host_code_allowed = True
         try:
             data = self.path.read_bytes()
@@ -68,14 +106,14 @@ class Model(Owner):
         at = f"{len(data):,} bytes"
         with self.failing("deserialize_cuda_engine", at):
             self._engine = self._runtime.deserialize_cuda_engine(data)
-            self._answer(self._engine, "deserialize_cuda_engine", at)
+            self.check(self._engine, "deserialize_cuda_engine", at)
             self._read_tensors()
             self._configure()
             size = getattr(self._engine, "device_memory_size_v2", None)
             self.scratch_bytes = max(int(self._engine.device_memory_size if size is None else size), 1)
-        self.chain.check()
 
     def _read_tensors(self) -> None:
+        """Plan the processing from names, shapes and types of the engine's inputs and outputs."""
         modes = self._trt.TensorIOMode
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         inputs = [name for name in names if self._engine.get_tensor_mode(name) == modes.INPUT]
@@ -87,7 +125,7 @@ class Model(Owner):
             if kind not in _DTYPES or any(side < 1 for side in shape):
                 raise YolactError(
                     f"{self.path}: its {name} is {kind} {tuple(shape)} for each image, which the runtime does"
-                    " not take; export it again"
+                    " not support; export it again"
                 )
             tensors[name] = Tensor(name, tuple(map(int, shape)), np.dtype(_DTYPES[kind]))
         if tensors[INPUT].dtype != np.dtype(self.metadata.input_dtype):
@@ -95,10 +133,10 @@ class Model(Owner):
                 f"{self.path}: it takes {tensors[INPUT].dtype} images, its metadata says"
                 f" {self.metadata.input_dtype}; export it again"
             )
-        self.chain = Chain(self.metadata, tensors, self.path)
+        self.plan = ProcessingPlan(self.metadata, tensors, self.path)
 
     def _configure(self) -> None:
-        """Let contexts of TensorRT-RTX, which compile when they are first used, share what they compile."""
+        """Let execution contexts of TensorRT-RTX share what they compile at their first use."""
         if not hasattr(getattr(self._trt, "IRuntimeConfig", None), "create_runtime_cache"):
             return
         self._settings = self._engine.create_runtime_config()
@@ -108,19 +146,19 @@ class Model(Owner):
         self._settings.set_runtime_cache(self._settings.create_runtime_cache())
 
     def _forget(self) -> None:
-        # In this order: each refers to those that follow.
+        # In this order: each refers to the ones after it.
         self._settings = self._engine = self._runtime = self._logger = None
 
     def execution(
         self, held: ExitStack, n: int, scratch: int, addresses: Mapping[str, int], stream: int
     ) -> Execution:
-        """A way to run n images, which `held` gives back when it closes.
+        """A new execution context for n images, which `held` closes.
 
         Args:
             held: Closed with the context current.
-            n: Images, within the profile.
-            scratch: Address of `scratch_bytes`, which only executions one after the other may share.
-            addresses: Of the input and of each output.
+            n: Number of images, within the profile.
+            scratch: Address of `scratch_bytes` bytes, which only executions on one stream may share.
+            addresses: Device address of the input and of each output, by name.
             stream: Handle.
 
         Raises:
@@ -130,19 +168,19 @@ class Model(Owner):
         with self.failing("create_execution_context", at):
             execution = Execution(self, self._context(), at)
             held.callback(execution.close)
-            self._answer(execution.context, "create_execution_context", at)
+            self.check(execution.context, "create_execution_context", at)
             if getattr(execution.context, "active_optimization_profile", 0) < 0:
                 done = execution.context.set_optimization_profile_async(0, stream)
-                self._answer(done, "set_optimization_profile_async", at)
+                self.check(done, "set_optimization_profile_async", at)
             if hasattr(execution.context, "set_device_memory"):
                 execution.context.set_device_memory(scratch, self.scratch_bytes)
             else:
                 execution.context.device_memory = scratch
-            shape = (n, *self.chain.tensors[INPUT].shape)
-            self._answer(execution.context.set_input_shape(INPUT, shape), "set_input_shape", at)
-            for name in self.chain.tensors:
+            shape = (n, *self.plan.tensors[INPUT].shape)
+            self.check(execution.context.set_input_shape(INPUT, shape), "set_input_shape", at)
+            for name in self.plan.tensors:
                 done = execution.context.set_tensor_address(name, addresses[name])
-                self._answer(done, "set_tensor_address", f"{name} of {at}")
+                self.check(done, "set_tensor_address", f"{name} of {at}")
         return execution
 
     def _context(self) -> Any:
@@ -153,33 +191,34 @@ class Model(Owner):
             return self._engine.create_execution_context_without_device_memory()
         return self._engine.create_execution_context(strategies.USER_MANAGED)
 
-    def failure(self, call: str, at: str = "", reason: str = "") -> DeviceError:
-        """The error of a call to TensorRT, with what it logged last."""
+    def _failure(self, call: str, at: str = "", reason: str = "") -> DeviceError:
+        """The error of a call to TensorRT, with the last error that it logged."""
         logged = self._messages[-1] if self._messages else reason or "it gave no reason"
-        self._messages.clear()  # what is told once is no reason for what fails later
+        self._messages.clear()  # a reported message must not explain a later failure
         return device_failure(f"{self.path}: {self._record.title}", call, logged, at)
 
     @contextmanager
     def failing(self, call: str, at: str = "") -> Iterator[None]:
-        """Turn what TensorRT's bindings raise into a DeviceError."""
+        """Turn exceptions of TensorRT's bindings into a DeviceError."""
         try:
             yield
         except YolactError:
             raise
-        except Exception as error:  # the bindings raise whatever C++ threw
-            raise self.failure(call, at, first_line(error)) from error
+        except Exception as error:  # the bindings raise whatever C++ throws
+            raise self._failure(call, at, first_line(error)) from error
 
-    def _answer(self, value: Any, call: str, at: str = "") -> None:
-        """Raise where a call's value says that it failed."""
+    def check(self, value: Any, call: str, at: str = "") -> None:
+        """Raise if the return value of a call means failure."""
         if value is None or value is False:
-            raise self.failure(call, at)
+            raise self._failure(call, at)
 
 
 class Execution:
-    """An execution context with its shapes and addresses set once; made by `Model.execution`.
+    """An execution context with its shapes and addresses set once, by `Model.execution`.
 
     Attributes:
-        context: The library's; nobody else may keep it: an error's traceback would make it outlive the GPU's.
+        context: The library's. Nobody else may keep it: the traceback of an error would make it outlive the
+            GPU's context.
     """
 
     def __init__(self, model: Model, context: Any, at: str) -> None:
@@ -191,12 +230,8 @@ class Execution:
         Raises:
             DeviceError: TensorRT refuses.
         """
-        try:
-            done = self.context.execute_async_v3(stream)
-        except Exception as error:  # the bindings raise whatever C++ threw
-            raise self._model.failure("execute_async_v3", self._at, first_line(error)) from error
-        if not done:
-            raise self._model.failure("execute_async_v3", self._at)
+        with self._model.failing("execute_async_v3", self._at):
+            self._model.check(self.context.execute_async_v3(stream), "execute_async_v3", self._at)
 
     def capturable(self, stream: int) -> bool:
         """Whether a CUDA graph can be captured now: TensorRT-RTX first compiles in the background."""
@@ -204,13 +239,15 @@ class Execution:
         return True if asked is None else bool(asked(stream))
 
     def close(self) -> None:
-        """Give the context back: the library does so when nobody refers to it any more."""
+        """Release the context: the library destroys it when nobody refers to it any more."""
         self.context = None
 
 
 def _make_logger(trt: Any, messages: deque[str]) -> Any:
+    """A logger for TensorRT that appends its errors to `messages`."""
+
     class Logger(trt.ILogger):
-        """Keeps the last errors, for the exception that follows."""
+        """Keeps errors for the exception that follows."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)

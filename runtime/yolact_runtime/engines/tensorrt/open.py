@@ -1,4 +1,4 @@
-"""The checks that come before an engine is opened."""
+"""Check an engine against its JSON file and this machine, then open it."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from yolact_runtime.errors import UsageError, YolactError, missing_extra
 
 
 def open_engine(path: str | Path, streams: int | str = "auto", graphs: bool = True) -> Engine:
-    """Check that an engine is intact and fits this machine, then open it.
+    """Check that an engine is intact and runs on this machine, then open it.
 
     Args:
-        path: The engine; its JSON lies beside it.
-        streams: Calls that run at the same time, 1..8, each with its own buffers on the GPU; "auto" for 2.
+        path: The engine; its JSON file is in the same folder.
+        streams: Number of calls at the same time, 1..8, each with its own buffers on the GPU; "auto" for 2.
         graphs: Launch by CUDA graphs, captured at the second call of each batch size.
 
     Raises:
-        YolactError: names the field of the JSON that does not fit, and the command that builds the engine
-            again; or what is missing here, and the file that runs without it.
+        YolactError: the engine does not fit its JSON file or this machine, or a package is missing; names the
+            field and the command that builds the engine again, or the file that runs here.
         DeviceError: the GPU, its driver or TensorRT failed.
         UsageError: `streams` is outside its range.
     """
@@ -57,13 +57,13 @@ def check_machine(path: Path, record: EngineRecord) -> ModuleType:
         raise YolactError(f"{path}: {problem}; build it again: {rebuild_command(path, record)}")
     try:
         from cuda.bindings import driver  # noqa: F401
-    except ImportError as error:  # without it nobody knows whether there is a GPU
+    except ImportError as error:  # it also tells whether there is a GPU
         raise _missing(path, record, "cuda.bindings") from error
     gpu = current_gpu()
     if gpu is None:
         raise YolactError(
-            f"{path}: {TITLES[record.library]} engines need an NVIDIA GPU with its driver, and none is"
-            f" here; {_instead(path, record)}"
+            f"{path}: {TITLES[record.library]} engines need an NVIDIA GPU with its driver, and this machine"
+            f" has none; {_instead(path, record)}"
         )
     if problem := record.problem_with_gpu(gpu.capability):
         command = rebuild_command(path, record, gpu.capability)
@@ -72,22 +72,24 @@ def check_machine(path: Path, record: EngineRecord) -> ModuleType:
 
 
 def _instead(path: Path, record: EngineRecord) -> str:
-    """What runs without TensorRT and a GPU."""
+    """The advice to use the ONNX file, which runs without TensorRT and a GPU."""
     return f"or use --engine {path.parent / record.onnx_file}"
 
 
 def _missing(path: Path, record: EngineRecord, module: str) -> YolactError:
+    """The error for a package that is not installed."""
     extra = next(short for short, name in LIBRARIES.items() if name == record.library)
     needed = missing_extra(f"opening {path}, built by {record.title}, (no module {module!r})", extra)
     return YolactError(f"{needed}, {_instead(path, record)}")
 
 
 def _library(path: Path, record: EngineRecord) -> ModuleType:
+    """The library that built the engine, imported."""
     try:
         return importlib.import_module(record.library)
     except ModuleNotFoundError as error:
         raise _missing(path, record, record.library) from error
-    except (ImportError, OSError) as error:  # the package is there, its shared libraries are not
+    except (ImportError, OSError) as error:  # the package is installed, its shared libraries are not
         raise YolactError(
             f"{path}: {TITLES[record.library]} does not load: {error}; {_instead(path, record)}"
         ) from error

@@ -1,4 +1,4 @@
-"""The JSON beside a TensorRT engine: what it is, what built it and where it may run."""
+"""The JSON file of a TensorRT engine: what it is, what built it and where it can run."""
 
 from __future__ import annotations
 
@@ -14,36 +14,37 @@ from typing import Any
 
 from yolact_runtime.errors import YolactError
 from yolact_runtime.files import read_json, sha256
-from yolact_runtime.metadata import PREFIX, Metadata, convert
+from yolact_runtime.metadata import PREFIX, Metadata
+from yolact_runtime.typed import convert
 
-# The packages that build and run engines, by what `--backend` calls them; also the names of the extras.
+# `--backend` -> the package that builds and runs engines; the keys are also the names of the extras.
 LIBRARIES = {"trt": "tensorrt", "rtx": "tensorrt_rtx"}
 TITLES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 
 
 @dataclass(frozen=True)
 class EngineRecord:
-    """What `Metadata` does not say of a TensorRT engine.
+    """The facts about a TensorRT engine that `Metadata` does not have.
 
     Attributes:
         library: "tensorrt" or "tensorrt_rtx".
-        library_version: Of the library that built it.
+        library_version: Version of the library that built it.
         capabilities: Compute capabilities it was built for, such as "8.6"; empty for TensorRT-RTX's
             default, which is 8.0 and later.
-        gpu: Where it was built; empty where there was none.
-        cuda: Newest CUDA version of that machine's driver; empty where there was none.
+        gpu: Name of the GPU of the machine that built it; empty if there was none.
+        cuda: Newest CUDA version of that machine's driver; empty if there was none.
         profile: Fewest, best and most images in one call.
-        compute: Convolutions and matrix products by the type they compute in, such as {"fp16": 50}.
-        inspected: "engine" where `compute` was read from the engine, "network" where from the strongly
-            typed network it was built from.
-        engine_sha256: Of the engine file.
-        engine_bytes: Its size.
-        onnx_file: Name of the ONNX file it was built from, beside it unless it was moved.
-        build_seconds: Time of the build.
-        workspace_mib: Limit of scratch memory while building, in MiB; None for the library's.
-        plugin: It detects with plugins, added to a graph that returns raw heads.
+        compute: Number of convolutions and matrix products by compute type, such as {"fp16": 50}.
+        inspected: "engine" if `compute` was read from the engine, "network" if from the strongly typed
+            network that it was built from.
+        engine_sha256: Hash of the engine file.
+        engine_bytes: Size of the engine file.
+        onnx_file: Name of the ONNX file it was built from, in the same folder.
+        build_seconds: Duration of the build.
+        workspace_mib: Limit of scratch memory during the build, in MiB; None for the library's default.
+        plugin: Detection runs in plugins, which were added to a graph that returns raw heads.
         tf32: float32 convolutions may round to TensorFloat-32.
-        hardware_compatible: Runs on capability 8.0 and every later one (TensorRT).
+        hardware_compatible: Runs on capability 8.0 and later (TensorRT).
         version_compatible: Runs on later versions of the same major version.
     """
 
@@ -67,11 +68,11 @@ class EngineRecord:
 
     @property
     def title(self) -> str:
-        """Library and version, for people."""
+        """Library and version, for messages."""
         return f"{TITLES[self.library]} {self.library_version}"
 
     def problem_with_library(self, version: str) -> str | None:
-        """Why version `version` of the library cannot run the engine; None if it can."""
+        """Why this version of the library cannot run the engine; None if it can."""
         if version == self.library_version:
             return None
         theirs, ours = _numbers(version), _numbers(self.library_version)
@@ -91,42 +92,42 @@ class EngineRecord:
 
 
 def record_path(engine: str | Path) -> Path:
-    """Where the JSON of an engine lies."""
+    """The path of an engine's JSON file."""
     return Path(f"{engine}.json")
 
 
 def to_json(metadata: Metadata, record: EngineRecord) -> dict[str, Any]:
-    """What `read_engine` reads back."""
+    """The content of the JSON file, as `read_engine` reads it."""
     metadata.check("metadata")
     return {"metadata": dataclasses.asdict(metadata), "engine": dataclasses.asdict(record)}
 
 
 def read_engine(path: str | Path) -> tuple[Metadata, EngineRecord]:
-    """Read what an engine says of itself, and check that the file is the one described.
+    """Read the JSON file of an engine and check that it describes this engine file.
 
-    An engine is code that the GPU runs: it is not to be opened before this has passed.
+    An engine is code that runs on the GPU, so do not open it before this check passed.
 
     Raises:
-        YolactError: the engine or its JSON is missing or cannot be read, the JSON is wrong, or the engine's
+        YolactError: the engine or its JSON is missing or cannot be read, the JSON is invalid, or the engine's
             size or hash differs from it.
     """
     path = Path(path)
     if not path.is_file():
         raise YolactError(f"engine {path} does not exist")
-    beside = record_path(path)
+    json_path = record_path(path)
     remedy = f"build it again: {rebuild_command(path)}"
-    if not beside.exists():
-        raise YolactError(f"{path}: {beside.name} is missing beside it; copy it here, or {remedy}")
-    value = read_json(beside, "engine metadata")
+    if not json_path.exists():
+        raise YolactError(f"{path}: its {json_path.name} is missing; copy it to the same folder, or {remedy}")
+    value = read_json(json_path, "engine metadata")
     try:
         metadata = Metadata.from_props(
-            {PREFIX + name: json.dumps(item) for name, item in value["metadata"].items()}, beside
+            {PREFIX + name: json.dumps(item) for name, item in value["metadata"].items()}, json_path
         )
         record = _record(value["engine"])
     except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise YolactError(f"{beside} is not the metadata of an engine ({error!r}); {remedy}") from error
+        raise YolactError(f"{json_path} is not the metadata of an engine ({error!r}); {remedy}") from error
     if wrong := _wrong_field(metadata, record):
-        raise YolactError(f"{beside}: field {wrong}; {remedy}")
+        raise YolactError(f"{json_path}: field {wrong}; {remedy}")
     remedy = f"copy both files again, or build it again: {rebuild_command(path, record)}"
     try:
         size, digest = path.stat().st_size, sha256(path)
@@ -148,28 +149,21 @@ def _record(values: Mapping[str, Any]) -> EngineRecord:
 
 
 def _wrong_field(metadata: Metadata, record: EngineRecord) -> str | None:
+    """The first field with an invalid value, with the value and what is needed; None if all are valid."""
     low, best, high = record.profile
-    rules = [
-        (record.library not in TITLES, "library", "tensorrt or tensorrt_rtx is allowed"),
-        (not _numbers(record.library_version), "library_version", "a version is needed"),
-        (
-            not all(re.fullmatch(r"\d+\.\d", item) for item in record.capabilities),
-            "capabilities",
-            "numbers such as 8.6 are needed",
+    profile = metadata.min_batch == low <= best <= high == metadata.max_batch
+    capabilities = all(re.fullmatch(r"\d+\.\d", item) for item in record.capabilities)
+    rules = {
+        "library": (record.library in TITLES, "tensorrt or tensorrt_rtx is allowed"),
+        "library_version": (bool(_numbers(record.library_version)), "a version is needed"),
+        "capabilities": (capabilities, "numbers such as 8.6 are needed"),
+        "profile": (profile, f"{metadata.min_batch} <= best <= {metadata.max_batch} is needed"),
+        "engine_sha256": (
+            bool(re.fullmatch(r"[0-9a-f]{64}", record.engine_sha256)), "64 hexadecimal digits are needed",
         ),
-        (
-            not (metadata.min_batch == low <= best <= high == metadata.max_batch),
-            "profile",
-            f"{metadata.min_batch} <= best <= {metadata.max_batch} is needed",
-        ),
-        (
-            not re.fullmatch(r"[0-9a-f]{64}", record.engine_sha256),
-            "engine_sha256",
-            "64 hexadecimal digits are needed",
-        ),
-    ]
-    for wrong, name, needed in rules:
-        if wrong:
+    }  # fmt: skip
+    for name, (valid, needed) in rules.items():
+        if not valid:
             return f"{name} is {getattr(record, name)!r}: {needed}"
     return None
 
@@ -177,12 +171,12 @@ def _wrong_field(metadata: Metadata, record: EngineRecord) -> str | None:
 def rebuild_command(
     path: str | Path, record: EngineRecord | None = None, capability: str | None = None
 ) -> str:
-    """The command that builds an engine again, from its ONNX file.
+    """The command that builds an engine again from its ONNX file.
 
     Args:
         path: The engine.
-        record: What is known of it.
-        capability: Of the GPU it is to run on, where that is another one.
+        record: Its record, if it could be read.
+        capability: Of the GPU it should run on, if that differs from the record.
     """
     path = Path(path)
     words = ["yolact-export", "--weights"]
@@ -191,9 +185,8 @@ def rebuild_command(
     backend = next(short for short, name in LIBRARIES.items() if name == record.library)
     words += [str(path.parent / record.onnx_file), "--to", "trt", "--backend", backend]
     if record.library == "tensorrt_rtx":
-        # TensorRT builds for the GPU it finds; there is nothing to say.
-        wanted = [capability] if capability else record.capabilities
-        for item in wanted:
+        # TensorRT always builds for the GPU of the machine.
+        for item in [capability] if capability else record.capabilities:
             words += ["--device-capability", item]
     if record.profile[1] != record.profile[2]:
         words += ["--opt-batch", str(record.profile[1])]

@@ -1,4 +1,4 @@
-"""What is asked of the GPU, in which order, and what is left of it afterwards."""
+"""What the engine calls on the GPU, in which order, and that nothing is left afterwards."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ IMAGE = np.full((20, 30, 3), 255, np.uint8)
 # One call after a `runtime` engine, as the GPU sees it.
 CALL = [
     "upload", "resize", "network", "filter_scores", "list_candidates", "class_nms", "keep_best",
-    "count_wanted", "assemble_masks", "mask_bits", "count_edges", "write_edges", "download",
+    "count_visible", "assemble_masks", "mask_bits", "count_edges", "write_edges", "download",
 ]  # fmt: skip
 EDGES = "download"
 
 
 def test_a_call_is_one_stream_from_upload_to_download(gpu: FakeGpu, tmp_path: Path) -> None:
     with open_engine(write_engine(tmp_path, runtime_arrays(), RUNTIME), streams=1) as engine:
+        gpu.ran.clear()  # of the upload of the priors
         engine.predict([IMAGE])
         first, gpu.ran = gpu.ran, []
         for _ in range(2):
@@ -114,7 +115,7 @@ def test_calls_of_several_threads_run_at_the_same_time(gpu: FakeGpu, tmp_path: P
 
         def wait_for_the_others(stream: int) -> None:
             if not hasattr(once, "met"):
-                once.met = meet.wait()  # nobody gets on before all have put their work on their streams
+                once.met = meet.wait()  # continue only when all have put their work on their streams
             wait(stream)
 
         gpu.wait = wait_for_the_others  # type: ignore[method-assign]
@@ -139,18 +140,19 @@ def test_nothing_is_held_or_made_anew_over_10000_calls(gpu: FakeGpu, tmp_path: P
         for n in (1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2, 3):
             engine.predict([IMAGE] * n)
         held, made = gpu.held, {"cuMemAlloc", "cuMemHostAlloc", "cuStreamCreate", "cuGraphInstantiate"}
-        gpu.calls.clear()
+        gpu.names.clear()
         for call in range(10_000):
             engine.predict_prepared([IMAGE] * (1 + call % 3), [(20, 30)] * (1 + call % 3), 0.15, 15)
             if call % 1000 == 0:
                 assert not made.intersection(gpu.names)
-                gpu.calls.clear()
+                gpu.names.clear()
                 gpu.ran.clear()
+                gpu.launched.clear()
         assert gpu.held == held
     assert not gpu.held and not gpu.problems
 
 
-def test_what_came_last_goes_first(gpu: FakeGpu, tmp_path: Path) -> None:
+def test_resources_are_released_in_reverse_order(gpu: FakeGpu, tmp_path: Path) -> None:
     given_back: list[tuple[str, object]] = []
     give_back = gpu.give_back
     gpu.give_back = lambda end, value: (given_back.append((end, value)), give_back(end, value))[1]  # type: ignore
@@ -158,21 +160,21 @@ def test_what_came_last_goes_first(gpu: FakeGpu, tmp_path: Path) -> None:
         engine.predict([IMAGE])
         held = [pair for pair in gpu.held if not pair[0].startswith("cu")]
         given_back.clear()
+    assert given_back.pop() == ("cuCtxPopCurrent", "context")  # which pycuda leaves on the driver's stack
     assert sorted(map(str, given_back)) == sorted(map(str, held))
     kinds = [end for end, _ in given_back]
-    # Contexts before the memory that they use; the primary context last.
+    # Execution contexts before the memory that they use; the primary context last.
     assert kinds[0] == "forget"
     assert kinds[-1] == "release context"
     assert [value[0] for end, value in given_back if end == "forget"] == [  # type: ignore[index]
         "ExecutionContext", "Engine", "Runtime",
     ]  # fmt: skip
     addresses = [value for end, value in held if end in ("free", "free host")]
-    # The first room for images is part of the last things taken.
     freed = [value for end, value in given_back if end in ("free", "free host")]
     assert freed == addresses[::-1]
 
 
-def test_larger_images_get_more_room(gpu: FakeGpu, tmp_path: Path) -> None:
+def test_larger_images_get_larger_buffers(gpu: FakeGpu, tmp_path: Path) -> None:
     with open_engine(write_engine(tmp_path, native_arrays(), NATIVE), streams=1) as engine:
         sizes = [(20, 30), (640, 640), (641, 30), (20, 700), (705, 704), (20, 30)]
         allocated = []
@@ -187,7 +189,7 @@ def test_larger_images_get_more_room(gpu: FakeGpu, tmp_path: Path) -> None:
     assert not gpu.held and not gpu.problems
 
 
-def test_where_there_is_no_room_masks_are_made_on_the_host(
+def test_without_gpu_memory_masks_are_computed_on_the_host(
     gpu: FakeGpu, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     large = np.full((700, 900, 3), 255, np.uint8)
@@ -201,13 +203,13 @@ def test_where_there_is_no_room_masks_are_made_on_the_host(
             assert engine.predict([large])[0].rles == expected
             assert engine.predict([large])[0].rles == expected
         assert caplog.text.count("900 pixels") == 1
-        assert "out of memory" in caplog.text and "made on the host" in caplog.text
+        assert "out of memory" in caplog.text and "computed on the host" in caplog.text
         gpu.fail_when = lambda name: False
         assert len(engine.predict([IMAGE])[0]) == 2
     assert not gpu.held and not gpu.problems
 
 
-def test_masks_with_too_many_edges_are_made_on_the_host(
+def test_masks_with_too_many_edges_are_computed_on_the_host(
     gpu: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = write_engine(tmp_path, native_arrays(), NATIVE)
@@ -216,7 +218,7 @@ def test_masks_with_too_many_edges_are_made_on_the_host(
     monkeypatch.setattr(MaskShapes, "capacity", 5)
     with open_engine(path) as engine, caplog.at_level(logging.WARNING):
         assert engine.predict([IMAGE])[0].rles == expected
-    assert "there is room for 5; made on the host" in caplog.text
+    assert "do not fit the buffer, which holds 5; computed on the host" in caplog.text
     assert not gpu.held and not gpu.problems
 
 
@@ -258,9 +260,19 @@ def test_detections_of_prepared_batches(gpu: FakeGpu, tmp_path: Path) -> None:
             engine.predict_prepared([IMAGE] * 4, [(20, 30)] * 4, 0.15, 15)
 
 
+def test_prepared_batches_do_not_disturb_a_captured_graph(gpu: FakeGpu, tmp_path: Path) -> None:
+    with open_engine(write_engine(tmp_path, native_arrays(), NATIVE), streams=1) as engine:
+        expected, *_ = (engine.predict([IMAGE])[0].rles for _ in range(3))
+        engine.detect(np.zeros((1, 16, 16, 3), np.uint8))
+        assert engine.predict([IMAGE])[0].rles == expected
+        assert gpu.names.count("cuGraphLaunch") == 3
+        assert gpu.names.count("create_execution_context") == 1  # which both use
+    assert not gpu.held and not gpu.problems
+
+
 def test_stages_are_timed_by_events(gpu: FakeGpu, tmp_path: Path) -> None:
     with open_engine(write_engine(tmp_path, runtime_arrays(), RUNTIME)) as engine:
-        # The stand-in's clock ticks with each piece of work, and with the event itself.
+        # The fake's clock ticks with each task, and with the event itself.
         assert engine.stage_times([IMAGE, IMAGE]) == {  # type: ignore[attr-defined]
             "upload": 2 + 1, "preprocess": 1 + 1, "network": 1 + 1, "detect": 4 + 1, "masks": 5 + 1,
             "download": 1 + 1 + 2 + 1,
@@ -305,7 +317,7 @@ def test_it_closes_on_another_thread(gpu: FakeGpu, tmp_path: Path) -> None:
 
 
 def use(path: Path) -> int:
-    """All that calls can do: plain, captured, replayed, with more room, and detections alone."""
+    """All kinds of calls: plain, captured, replayed, with larger buffers, and only detections."""
     with open_engine(path, streams=1) as engine:
         found = [len(engine.predict([IMAGE])[0]) for _ in range(3)]
         found += [len(engine.predict([np.full((30, 700, 3), 255, np.uint8)])[0])]
@@ -315,7 +327,7 @@ def use(path: Path) -> int:
         except DeviceError:
             raise
         except YolactError as error:  # there was no memory for them
-            assert "masks are made on the host" in str(error)
+            assert "masks are computed on the host" in str(error)
         return sum(found)
 
 
@@ -329,11 +341,15 @@ RAW = (runtime_arrays(), replace(RUNTIME, max_batch=1))
         ((native_arrays(), NATIVE), CUresult.CUDA_ERROR_OUT_OF_MEMORY, None),
         ((native_arrays(), NATIVE), CUresult.CUDA_ERROR_ILLEGAL_ADDRESS, None),
         # What raw heads add: buffers of the detection kernels, and their launches.
-        (RAW, CUresult.CUDA_ERROR_OUT_OF_MEMORY, {"cuMemAlloc", "cuMemcpyHtoD", "cuModuleLoadData"}),
-        (RAW, CUresult.CUDA_ERROR_ILLEGAL_ADDRESS, {"cuMemcpyHtoD", "cuLaunchKernel"}),
+        (
+            RAW,
+            CUresult.CUDA_ERROR_OUT_OF_MEMORY,
+            {"cuMemAlloc", "cuMemcpyHtoDAsync", "cuModuleLoadDataEx", "cuModuleGetFunction"},
+        ),
+        (RAW, CUresult.CUDA_ERROR_ILLEGAL_ADDRESS, {"cuMemcpyHtoDAsync", "cuLaunchKernel"}),
     ],
 )
-def test_whichever_call_fails_nothing_is_left(
+def test_every_call_may_fail_and_nothing_is_left(
     made_of: tuple[dict, Metadata],
     error: CUresult,
     calls: set[str] | None,
@@ -345,14 +361,14 @@ def test_whichever_call_fails_nothing_is_left(
     expected = use(path)
     assert not whole.held and not whole.problems
     places = [(i, name) for i, name in enumerate(whole.names) if calls is None or name in calls]
-    told = 0
+    reported = 0
     for index, name in places:
         gpu = FakeGpu().install(monkeypatch)
         gpu.fail_at, gpu.error = index, error
         try:
             assert use(path) == expected, name
         except DeviceError as raised:
-            told += 1
+            reported += 1
             assert "failed" in str(raised) and "\n" not in str(raised)
         except YolactError as raised:
             assert "an NVIDIA GPU" in str(raised) and "use --engine" in str(raised)
@@ -362,7 +378,7 @@ def test_whichever_call_fails_nothing_is_left(
         assert not left, (name, left)
         # Where the context cannot be made current to close, everything is tried without.
         assert not gpu.problems or name == "cuCtxPushCurrent", (name, gpu.problems)
-    assert told > len(places) / 4
+    assert reported > len(places) / 4
 
 
 def test_an_engine_goes_on_after_an_error(gpu: FakeGpu, tmp_path: Path) -> None:

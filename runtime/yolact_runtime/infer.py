@@ -1,0 +1,99 @@
+"""The work of yolact-infer: open the sources, the engine and the sinks, and run the pipeline."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import cv2
+
+from yolact_runtime.commandline import STDOUT, print_line, terminated_as_interrupted
+from yolact_runtime.engines.options import open_engine
+from yolact_runtime.engines.threads import default_workers
+from yolact_runtime.errors import YolactError
+from yolact_runtime.pipeline import PipelineSettings, RunStats, run_pipeline
+from yolact_runtime.pipeline.progress import show_progress
+from yolact_runtime.sinks.image_ids import ImageIds
+from yolact_runtime.sinks.open import Outputs, OverlayTarget, check_outputs, open_outputs
+from yolact_runtime.sources.open import open_source
+
+log = logging.getLogger(__name__)
+
+
+def infer(args: argparse.Namespace) -> int:
+    """Run yolact-infer with checked options.
+
+    Returns:
+        The exit code: 0 done, 1 when an image failed, 130 when interrupted.
+
+    Raises:
+        YolactError: what ended the run.
+    """
+    # The exceptions of the sources say what is wrong with an image.
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    names, target = _sources(args)
+    source = open_source(names, null=args.null)
+    ids = ImageIds(args.annotations) if args.annotations else None
+    check_outputs(args, target, source)
+    stats = RunStats()
+    with open_engine(args, streams=args.streams) as engine:
+        meta = engine.metadata
+        if ids:
+            for sentence in ids.contradictions(meta.category_ids, meta.class_names):
+                log.warning("%s: the JSON has the engine's ids", sentence)
+        outputs = open_outputs(args, target, source, meta, ids)
+        try:
+            with (
+                terminated_as_interrupted(),
+                show_progress("yolact-infer", outputs.source.total, args.quiet) as progress,
+            ):
+                run_pipeline(outputs.source, engine, outputs.sinks, pipeline_settings(args), progress, stats)
+        except (KeyboardInterrupt, YolactError) as error:
+            _summarise(stats, outputs, args)
+            if isinstance(error, YolactError):
+                raise
+            log.error("interrupted: the results of the images done so far are written")
+            return 130
+    _summarise(stats, outputs, args)
+    return 1 if stats.failed or outputs.numbers.unlisted else 0
+
+
+def pipeline_settings(args: argparse.Namespace) -> PipelineSettings:
+    """The settings that the options name."""
+    workers = args.workers or default_workers()
+    return PipelineSettings(
+        batch_size=args.batch_size,
+        deadline=args.deadline_ms / 1000,
+        decode_workers=workers,
+        post_workers=workers,
+        score_threshold=args.score_threshold,
+        top_k=args.top_k,
+        drop_late=args.drop_late,
+    )
+
+
+def _sources(args: argparse.Namespace) -> tuple[list[str], OverlayTarget]:
+    """The names of the sources, and the target of overlays."""
+    if not (pair := args.image or args.images):
+        return args.sources, OverlayTarget(args.output)
+    source, target = pair
+    if not target:
+        return [source], OverlayTarget(args.output)
+    return [source], OverlayTarget(Path(target), single=bool(args.image))
+
+
+def _summarise(stats: RunStats, outputs: Outputs, args: argparse.Namespace) -> None:
+    """Print one line: counts, speed and the files written."""
+    summary = [f"{stats.done} images, {stats.detections} detections, {stats.failed} failures"]
+    if stats.dropped:
+        summary.append(f"{stats.dropped} dropped")
+    if args.resume:
+        summary.append(f"{outputs.skipped} done before")
+    if args.annotations:
+        summary.append(f"{outputs.numbers.unlisted} not in {args.annotations}")
+    if stats.done and stats.seconds > 0:
+        summary.append(f"{1000 / stats.fps:.1f} ms per image ({stats.fps:.1f} images/s)")
+    # With --jsonl -, standard output holds the JSON Lines only.
+    print_line("; ".join(summary + outputs.written()), sys.stderr if args.jsonl == STDOUT else sys.stdout)

@@ -1,0 +1,82 @@
+"""Plain values, as they come from JSON or a command line, as the annotated types of dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+
+def convert(value: Any, hint: Any, where: str = "") -> Any:
+    """Convert `value` to the type `hint`: a dataclass, tuple, dict, Literal, Optional or plain type.
+
+    Whole numbers are accepted as floats, and floats without a fraction as whole numbers.
+
+    Args:
+        value: Strings, numbers, lists and dicts.
+        hint: The annotation.
+        where: Dotted name of the value, for the error.
+
+    Raises:
+        ValueError: it is something else; names `where`, the value and what is allowed.
+    """
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return _convert_fields(value, hint, where)
+    if origin is Literal:
+        if value in args:
+            return value
+        raise ValueError(f"{where} = {value!r}; allowed: {', '.join(map(str, args))}")
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else convert(value, next(a for a in args if a is not type(None)), where)
+    if origin is tuple and isinstance(value, (list, tuple)):
+        if args[-1] is Ellipsis:
+            return tuple(convert(item, args[0], where) for item in value)
+        if len(args) == len(value):
+            return tuple(convert(item, arg, where) for item, arg in zip(value, args, strict=True))
+    if origin is dict and isinstance(value, Mapping):
+        return {convert(key, args[0], where): convert(item, args[1], where) for key, item in value.items()}
+    if hint is float and type(value) in (int, float):
+        return float(value)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(hint, type) and type(value) is hint:
+        return value
+    raise ValueError(f"{where} = {value!r}; expected {type_name(hint)}")
+
+
+def _convert_fields(values: Mapping[str, Any], cls: Any, where: str) -> Any:
+    """A dataclass from a mapping of its fields; those with a default may be missing."""
+    prefix = f"{where}." if where else ""
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            raise ValueError(f"no setting {prefix + key!r}; {nearest(key, hints)}")
+    fields = {key: convert(value, hints[key], prefix + key) for key, value in values.items()}
+    try:
+        return cls(**fields)
+    except TypeError as error:
+        raise ValueError(f"{where or 'configuration'}: {str(error).partition('() ')[2] or error}") from None
+
+
+def type_name(hint: Any) -> str:
+    """How an error names a type: `int`, `tuple[float, ...]`."""
+    return hint.__name__ if isinstance(hint, type) and typing.get_origin(hint) is None else str(hint)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error about an unknown name: the names in `known` that are near it, or all of them."""
+    names = sorted(known)
+    near = [known for known in names if known.rpartition(".")[2] == name]
+    near = near or difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return f"near ones: {', '.join(near)}" if near else f"known: {', '.join(names)}"
+
+
+def first_few(names: Iterable[str], limit: int = 4) -> str:
+    """The first names, for an error, and how many more there are."""
+    listed = list(names)
+    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
+    return ", ".join(listed[:limit]) + more

@@ -1,0 +1,57 @@
+"""The command line of `yolact-export`: its subcommand, its errors, and what it imports for them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from yolact_export.cli import main
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_help_shows_the_subcommand(capsys: Capture) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "yolact-export inspect FILE" in shown and "--max-batch" in shown
+    assert main(["inspect", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "usage: yolact-export inspect" in shown and "--max-batch" not in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "--weights is required"),
+        (["--to", "trt"], "--weights is required"),
+        (["--weights", "a.pth", "--to", "caffe"], "argument --to: invalid choice: 'caffe'"),
+        (["--weight", "a.pth"], "unrecognized argument 'a.pth'; is the option before it misspelled?"),
+        (["--weights", "a.pth", "--nonsense"], "unrecognized arguments: --nonsense"),
+        (["inspect"], "arguments are required: file"),
+        (["inspect", "a.onnx", "--to", "trt"], "unrecognized arguments: --to trt"),
+        (["--to", "trt", "inspect", "a.onnx"], "--to is an option of an export"),
+        (["--debug", "inspect"], "arguments are required: file"),
+    ],
+)
+def test_wrong_arguments(arguments: list[str], words: str, capsys: Capture) -> None:
+    assert main(arguments) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_options_before_the_subcommand_count(capsys: Capture) -> None:
+    assert main(["--config", "yolact_tiny", "--quiet", "inspect", "nowhere.onnx"]) == 2
+    assert "nowhere.onnx is not a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["--weights", "a.onnx"], ["--to", "trt", "inspect", "a.onnx"]])
+def test_refusals_import_no_large_library(arguments: list[str]) -> None:
+    heavy = {"torch", "onnx", "onnxruntime", "cv2", "matplotlib", "openvino", "tritonclient"}
+    code = f"""
+import sys
+from yolact_export.cli import main
+assert main({arguments}) == 2
+assert not {heavy} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

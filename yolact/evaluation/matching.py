@@ -1,0 +1,57 @@
+"""Pairing the instances of two lists: detections with objects, or one engine's detections with another's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+
+def match_instances(similarity: np.ndarray, best_first: bool = False) -> list[tuple[int, int]]:
+    """Pair rows with columns greedily, each at most once.
+
+    Args:
+        similarity: (n, m) float; -inf where two must not be paired. Of equal values the first one counts.
+        best_first: Take the most similar pair of all first. Otherwise the rows choose in their order, as
+            detections do in COCO's evaluation: the best score first.
+
+    Returns:
+        (row, column) of each pair, by row.
+    """
+    n, m = similarity.shape
+    values, rows = similarity.ravel(), np.repeat(np.arange(n), m)
+    order = np.lexsort((-values,) if best_first else (-values, rows))  # the last key decides first; stable
+    partner: dict[int, int] = {}
+    taken: set[int] = set()
+    for row, column in (divmod(flat, m) for flat in order[np.isfinite(values[order])].tolist()):
+        if row not in partner and column not in taken:
+            partner[row] = column
+            taken.add(column)
+    return sorted(partner.items())
+
+
+def pairwise_iou(
+    first: Sequence[Any] | np.ndarray, second: Sequence[Any] | np.ndarray, crowd: bool = False
+) -> np.ndarray:
+    """IoU of each of n instances with each of m.
+
+    Args:
+        first: n masks as COCO RLEs, or n boxes as [x, y, width, height].
+        second: m of the same kind.
+        crowd: Divide by the area of the first one alone, as COCO does for crowd regions.
+
+    Returns:
+        (n, m) float64. Two without any area are the same: 1.
+    """
+    if not len(first) or not len(second):
+        return np.zeros((len(first), len(second)))
+    iou = np.array(coco_mask.iou(list(first), list(second), [crowd] * len(second)))
+    empty = [np.array([_area(item) == 0 for item in side]) for side in (first, second)]
+    iou[empty[0][:, None] & empty[1][None]] = 1
+    return iou
+
+
+def _area(item: Any) -> float:
+    return float(coco_mask.area(item)) if isinstance(item, dict) else float(item[2] * item[3])
