@@ -68,6 +68,7 @@ class Monitor:
         self.conditions = Conditions()
 
     def __enter__(self) -> Monitor:
+        """Start sampling."""
         self._nvml: Nvml | None = open_nvml()
         self._samples: list[tuple[float, float | None, float | None, dict[str, Any]]] = []
         self._costs: list[float] = []

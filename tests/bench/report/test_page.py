@@ -221,3 +221,26 @@ def test_no_complaint_in_a_browser(full: Report, tmp_path: Path) -> None:
     picture = cv2.imread(str(tmp_path / "page.png"))
     assert picture is not None
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium; Debian: apt-get install chromium")
+def test_it_fits_a_phone(full: Report, tmp_path: Path) -> None:
+    """Wide tables and plots scroll inside their containers: the page itself is no wider than the screen."""
+    page_of(full, tmp_path)
+    assert CHROMIUM is not None
+    (tmp_path / "phone.html").write_text(
+        """<iframe src="bench.html" style="width: 400px; height: 800px; border: 0"></iframe><script>
+        onload = () => { const page = frames[0].document.documentElement;
+            document.title = `${page.scrollWidth} of ${page.clientWidth}` }</script>"""
+    )
+    done = subprocess.run(
+        [
+            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+            f"--user-data-dir={tmp_path / 'profile'}", "--allow-file-access-from-files",
+            "--virtual-time-budget=5000", "--dump-dom", (tmp_path / "phone.html").as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    found = re.search(r"<title>(\d+) of (\d+)</title>", done.stdout)
+    assert found is not None and found[1] == found[2]
