@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace) -> None:
     """Print ceilings, and the roofline of `--onnx` under them."""
-    require("yolact-bench roofline", "train", "onnx")
+    require("yolact-bench roofline", "train", "onnx", "sympy")
     from yolact_runtime.commandline import table_console
     from yolact_runtime.engines.threads import usable_cores
 

@@ -22,8 +22,7 @@ from yolact_bench import cli
 from yolact_bench.roofline import cli as command
 from yolact_bench.roofline.ceilings import Ceilings
 from yolact_bench.roofline.graph import Roofline, roofline
-from yolact_bench.roofline.shapes import at_batch
-from yolact_bench.roofline.work import GraphWork, Work, count_work
+from yolact_bench.roofline.work import GraphWork, Work, at_batch, count_work
 from yolact_export.onnx import OnnxOptions, write_onnx
 from yolact_runtime.errors import UsageError, YolactError
 
