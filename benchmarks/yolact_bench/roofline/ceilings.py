@@ -12,11 +12,12 @@ least four times as large as the last cache; both reads and writes count, as in 
 
 from __future__ import annotations
 
-import re
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,6 @@ class Ceilings:
     """The ceilings of a device.
 
     Attributes:
-        device: Processor or GPU.
         threads: CPU threads used; None on a GPU.
         operations: Per second, by type of arithmetic: "float32", "float16", "bfloat16", "int8"; a
             multiply-add is 2.
@@ -76,7 +76,7 @@ def ceilings(threads: int | None = None, fresh: bool = False) -> Ceilings:
 
     Args:
         threads: None for all usable cores.
-        fresh: Measure again; of each probe the faster result counts.
+        fresh: Measure again.
 
     Raises:
         UsageError: less than one thread.
@@ -88,14 +88,14 @@ def ceilings(threads: int | None = None, fresh: bool = False) -> Ceilings:
         raise UsageError(f"threads is {count}; it must be 1 or more")
     key = f"{cpu_model()}|{usable_cores()} cores|{count} threads"
     path = cache_folder() / "ceilings.json"
-    cached = _read(path)
     versions = describe_machine()["versions"]
-    known = key in cached and cached[key]["versions"] == versions
-    before = Ceilings(**cached[key]) if known else None
+    before = _read(path).get(key, {})
+    if before.get("versions") != versions:
+        before = {}
     if before and not fresh:
-        return before
+        return Ceilings(**before)
     rates = _measured(_cpu_probes(count))
-    for kind, probes in (before.probes if before else {}).items():
+    for kind, probes in before.get("probes", {}).items():
         again = rates.setdefault(kind, {})
         again.update({name: max(rate, again.get(name, 0.0)) for name, rate in probes.items()})
     found = _ceilings(cpu_model(), count, rates, versions)
@@ -139,8 +139,8 @@ def _measured(probes: Iterable[Probe]) -> dict[str, dict[str, float]]:
 
     rates: dict[str, dict[str, float]] = {}
     console = Console(stderr=True)
-    quiet = not console.is_terminal
-    for kind, name, amount, work in track(probes, "measuring ceilings", console=console, disable=quiet):
+    probes = track(probes, "measuring ceilings", console=console, disable=not console.is_terminal)
+    for kind, name, amount, work in probes:
         rates.setdefault(kind, {})[name] = amount / _fastest(work)
     return rates
 
@@ -150,24 +150,17 @@ def _ceilings(
 ) -> Ceilings:
     """The best of the measured rates of each type."""
     best = {kind: max(found, key=lambda name: found[name]) for kind, found in rates.items()}
-    kinds = [kind for kind in rates if kind != "bandwidth"]
-    return Ceilings(
-        device=device,
-        threads=threads,
-        operations={kind: rates[kind][best[kind]] for kind in kinds},
-        by={kind: best[kind] for kind in kinds},
-        bandwidth=rates["bandwidth"][best["bandwidth"]],
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        versions=versions,
-        probes=rates,
-    )
+    bandwidth = rates["bandwidth"][best.pop("bandwidth")]
+    operations = {kind: rates[kind][name] for kind, name in best.items()}
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return Ceilings(device, threads, operations, best, bandwidth, created, versions, rates)
 
 
-def _fastest(work: Callable[[], object], seconds: float = _SECONDS) -> float:
+def _fastest(work: Callable[[], object]) -> float:
     """Seconds of the shortest of several runs."""
     work()
     times: list[float] = []
-    while sum(times) < seconds or len(times) < 3:
+    while sum(times) < _SECONDS or len(times) < 3:
         start = time.perf_counter()
         work()
         times.append(time.perf_counter() - start)
@@ -180,46 +173,37 @@ def _read(path: Path) -> dict[str, Any]:
         content = read_json(path)
     except YolactError:
         return {}
-    if not isinstance(content, dict) or content.get("schema") != _SCHEMA:
-        return {}
-    return dict(content.get("ceilings", {}))
+    current = isinstance(content, dict) and content.get("schema") == _SCHEMA
+    return content.get("ceilings", {}) if current else {}
 
 
 def _last_cache() -> int:
-    """Bytes of the largest cache, 32 MiB if the system does not report it."""
-    sizes = []
-    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        match = re.fullmatch(r"(\d+)([KM])", path.read_text().strip())
-        if match:
-            sizes.append(int(match[1]) << (10 if match[2] == "K" else 20))
-    return max(sizes, default=32 * 2**20)
+    """Bytes of the third-level cache, 32 MiB if the system does not report it."""
+    known = "SC_LEVEL3_CACHE_SIZE" in getattr(os, "sysconf_names", ())
+    return max(os.sysconf("SC_LEVEL3_CACHE_SIZE") if known else 0, 0) or 32 * 2**20
 
 
 def ceilings_table(found: Sequence[Ceilings]) -> Table:
     """Ceilings next to each other, a pair of columns for each."""
     from yolact_bench.report.tables import Table
 
-    def cells(rates: Iterable[str], by: Iterable[str]) -> list[str]:
-        return [cell for pair in zip(rates, by, strict=True) for cell in pair]
+    kinds = dict.fromkeys(kind for one in found for kind in one.operations)
 
-    threads = (f"{one.threads} thread{'s' if one.threads != 1 else ''}" for one in found)
-    headings = ("GPU" if one.threads is None else name for one, name in zip(found, threads, strict=True))
-    rows = [
-        [
-            f"{kind} operations",
-            *cells(
-                (f"{one.operations[kind] / 1e9:.0f} G/s" if kind in one.operations else "-" for one in found),
-                (one.by.get(kind, "") for one in found),
+    def pairs(one: Ceilings) -> list[tuple[str, str]]:
+        known, age = one.operations, one.age_days
+        return [
+            ("GPU" if one.threads is None else f"{one.threads} thread{'s' * (one.threads != 1)}", "by"),
+            *(
+                (f"{known[kind] / 1e9:.0f} G/s", one.by.get(kind, "")) if kind in known else ("-", "")
+                for kind in kinds
+            ),
+            (f"{one.bandwidth / 1e9:.1f} GB/s", ""),
+            (
+                "just now" if age < 1 / 24 else f"{age * 24:.0f} h ago" if age < 2 else f"{age:.0f} days ago",
+                "",
             ),
         ]
-        for kind in dict.fromkeys(kind for one in found for kind in one.operations)
-    ]
-    empty = [""] * len(found)
-    rows.append(["memory", *cells((f"{one.bandwidth / 1e9:.1f} GB/s" for one in found), empty)])
-    rows.append(["measured", *cells((_age(one.age_days) for one in found), empty)])
-    columns = ["", *cells(headings, ["by"] * len(found))]
+
+    names = ["", *(f"{kind} operations" for kind in kinds), "memory", "measured"]
+    columns, *rows = [[name, *chain(*row)] for name, *row in zip(names, *map(pairs, found), strict=True)]
     return Table(f"Measured ceilings, {found[0].device}", columns, rows, text_columns=len(columns))
-
-
-def _age(days: float) -> str:
-    return "just now" if days < 1 / 24 else f"{days * 24:.0f} h ago" if days < 2 else f"{days:.0f} days ago"

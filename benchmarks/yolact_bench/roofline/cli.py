@@ -81,8 +81,8 @@ def roofline_table(found: Roofline, limits: Ceilings) -> Table:
     rows = []
     for part, (unfused, fused) in found.parts().items():
         count = sum(fused.operations.values())
-        seconds = found.kernels_seconds(limits, None if part == "all" else part)
         kinds = ", ".join(kind for kind, value in fused.operations.items() if value)
+        seconds = found.kernels_seconds(limits, part)
         rows.append(
             [
                 *(part, kinds, f"{count / 1e9:.2f}" if count else "-", f"{unfused.weights / 1e6:.1f}"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,29 +47,28 @@ class Roofline:
     work: GraphWork
 
     @property
-    def operations(self) -> dict[str, int]:
+    def operations(self) -> Mapping[str, int]:
         """Operations of all convolutions and matrix products, by type; a multiply-add is 2."""
-        return dict(self.work.floor.operations)
+        return self.work.floor.operations
 
     def parts(self) -> dict[str, tuple[Work, Work]]:
         """Unfused and fused work of each part of the network that has any, then of all."""
-
-        def both(part: str | None) -> tuple[Work, Work]:
+        found = {}
+        for part in (*PARTS, "all"):
             unfused, fused = (
-                Work.sum(node.work for node in nodes if part in (None, node.part))
+                Work.sum(node.work for node in nodes if part in ("all", node.part))
                 for nodes in (self.work.unfused, self.work.fused)
             )
-            return unfused, fused
+            if unfused.bytes or part == "all":
+                found[part] = unfused, fused
+        return found
 
-        parts = {part: both(part) for part in PARTS}
-        return {part: works for part, works in parts.items() if works[0].bytes} | {"all": both(None)}
-
-    def kernels_seconds(self, limits: Ceilings, part: str | None = None) -> float:
-        """Kernel by kernel, the longer time of its operations and its bytes, for a part or all of it."""
+    def kernels_seconds(self, limits: Ceilings, part: str = "all") -> float:
+        """Kernel by kernel, the longer time of its operations and its bytes, for a part or for "all"."""
         return sum(
             max(_compute_seconds(node.work, limits), node.work.bytes / limits.bandwidth)
             for node in self.work.fused
-            if part in (None, node.part)
+            if part in ("all", node.part)
         )
 
     def reached(
@@ -78,7 +78,7 @@ class Roofline:
 
         Args:
             limits: Of the device that it runs on, with the same number of threads.
-            measured_ms: Milliseconds of a call with `work.batch` images.
+            measured_ms: Of a call with `work.batch` images.
             precision: What the engine really computes in, see `computing`; None for what the graph says.
 
         Raises:
@@ -96,7 +96,7 @@ class Roofline:
         return Reached(compute, memory, floor, kernels, *shares)
 
     def computing(self, limits: Ceilings, precision: str) -> Ceilings:
-        """The ceilings for an engine that computes this graph in `precision`, with the bytes of the graph.
+        """The ceilings for an engine that computes this graph in `precision`.
 
         "fp32", "bf16" and "fp16" replace every type of the graph. "int8" replaces its float32, unless it has
         int8 layers of its own: the others are float32 on purpose, and "int8+bf16" computes these in bf16.
@@ -106,10 +106,8 @@ class Roofline:
         """
         if precision not in PRECISIONS:
             raise UsageError(f"precision is {precision!r}; allowed: {', '.join(PRECISIONS)}")
-        if precision == "int8+bf16":
-            kind, replaced = "bfloat16", ["float32"]
-        else:
-            kind, replaced = KINDS[precision], ["float32"] if precision == "int8" else list(KINDS.values())
+        kind = KINDS.get(precision, "bfloat16")
+        replaced = ["float32"] if "int8" in precision else list(KINDS.values())
         rate = limits.operations.get(kind) or limits.operations.get("float32")
         if not rate or (precision == "int8" and "int8" in self.operations):
             return limits
@@ -119,15 +117,12 @@ class Roofline:
         """Operations and bytes of each part and of all, for one call of `batch` images."""
         parts = self.parts()
         unfused, fused = parts["all"]
-        floor = self.work.floor
+        works = {"unfused": unfused, "fused": fused, "floor": self.work.floor}
         return {
             "onnx": self.path.name,
             "batch": self.work.batch,
             "operations": self.operations,
-            "bytes": {
-                **{"unfused": unfused.bytes, "fused": fused.bytes},
-                **{"floor": floor.bytes, "weights": floor.weights},
-            },
+            "bytes": {name: one.bytes for name, one in works.items()} | {"weights": unfused.weights},
             "parts": {
                 part: {"unfused": asdict(before), "fused": asdict(after)}
                 for part, (before, after) in parts.items()
@@ -157,7 +152,7 @@ def roofline_share(
     """Operations, bytes, ceilings and share of one engine, for a report.
 
     Args:
-        path: The engine's file; only graphs in ONNX files can be counted.
+        path: The engine's file.
         batch: Images in a call.
         measured_ms: Median of a call, network only.
         gpu: Under the ceilings of the first GPU instead of the CPU's.
@@ -168,10 +163,9 @@ def roofline_share(
         The field "roofline" of an engine, see `report/schema.json`; None, and a warning, for other
         files and for graphs that cannot be counted.
     """
-    if Path(path).suffix.lower() != ".onnx":
-        log.warning("no roofline of %s: only ONNX files can be counted", path)
-        return None
     try:
+        if Path(path).suffix.lower() != ".onnx":
+            raise UsageError("only ONNX files can be counted")
         graph = roofline(path, batch)
         limits = gpu_ceilings() if gpu else ceilings(threads)
         reached = graph.reached(limits, measured_ms, precision)
@@ -195,10 +189,8 @@ def roofline_share(
 
 def _compute_seconds(work: Work, limits: Ceilings) -> float:
     """Seconds of all operations at their ceilings; a type without a ceiling counts as float32."""
-    seconds = 0.0
-    for kind, count in work.operations.items():
-        rate = limits.operations.get(kind) or limits.operations.get("float32")
-        if not rate:
+    rates = limits.operations
+    for kind in work.operations:
+        if not (rates.get(kind) or rates.get("float32")):
             raise YolactError(f"no ceiling for {kind} was measured on {limits.device}")
-        seconds += count / rate
-    return seconds
+    return sum(count / (rates.get(kind) or rates["float32"]) for kind, count in work.operations.items())
