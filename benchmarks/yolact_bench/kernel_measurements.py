@@ -16,7 +16,7 @@ from yolact_runtime.cuda.device import Device
 from yolact_runtime.cuda.launch import LoadedPlan
 from yolact_runtime.cuda.plans.detection import detection_plan
 from yolact_runtime.cuda.plans.masks import MaskShapes, mask_plan
-from yolact_runtime.cuda.plans.plan import Buffer, Plan
+from yolact_runtime.cuda.plans.plan import Plan
 from yolact_runtime.cuda.timing import time_launches
 from yolact_runtime.errors import UsageError, missing_extra
 from yolact_runtime.masks import crop_bounds
@@ -36,7 +36,7 @@ def make_inputs(
         batch: N, 1 or more.
         candidates: Priors of each image above the score threshold, 1..P.
         half: Whether all but the priors are float16.
-        seed: Seed of everything random.
+        seed: Of everything random.
 
     Returns:
         `loc` (N, P, 4), `logits` (N, P, C+1), `coefficients` (N, P, M), `priors` (P, 4) and `prototypes`
@@ -53,10 +53,8 @@ def make_inputs(
 
     priors = model_priors(config.model).numpy()
     if batch < 1 or not 1 <= candidates <= len(priors):
-        raise UsageError(
-            f"batch {batch} with {candidates} candidates: batch must be 1 or more and candidates"
-            f" 1..{len(priors)}"
-        )
+        limits = f"batch must be 1 or more and candidates 1..{len(priors)}"
+        raise UsageError(f"batch {batch} with {candidates} candidates: {limits}")
     rng = np.random.default_rng(seed)
     kind = np.float16 if half else np.float32
     logits = rng.standard_normal((batch, len(priors), config.num_classes + 1), np.float32)
@@ -66,9 +64,10 @@ def make_inputs(
     for image in logits:
         classes = rng.integers(1, config.num_classes + 1, OBJECTS)
         # The priors nearest to an object, in position and in size.
-        distance = np.stack(
-            [_distance(priors, priors[middle]) for middle in rng.choice(len(priors), OBJECTS)]
-        )  # (objects, P)
+        middles = priors[rng.choice(len(priors), OBJECTS), None]
+        apart = (priors[:, :2] - middles[..., :2]) / middles[..., 2:]
+        scales = np.log(priors[:, 2:] / middles[..., 2:])
+        distance = (apart**2 + scales**2).sum(axis=2)  # (objects, P)
         nearest = distance.argmin(axis=0)
         chosen = np.argsort(distance.min(axis=0), kind="stable")[:candidates]
         image[chosen, classes[nearest[chosen]]] = 10 + rng.uniform(-2, 4, candidates)
@@ -85,11 +84,6 @@ def make_inputs(
         "priors": priors,
         "prototypes": np.ascontiguousarray(prototypes, kind),
     }
-
-
-def _distance(priors: np.ndarray, middle: np.ndarray) -> np.ndarray:
-    apart = ((priors[:, :2] - middle[:2]) / middle[2:]) ** 2
-    return apart.sum(axis=1) + (np.log(priors[:, 2:] / middle[2:]) ** 2).sum(axis=1)
 
 
 def measure(
@@ -119,9 +113,7 @@ def measure(
         loc_dtype=loc.dtype, logits_dtype=logits.dtype, coefficients_dtype=loc.dtype,
     )  # fmt: skip
     with LoadedPlan(device, plan) as loaded:
-        for buffer in plan.inputs:
-            loaded.upload(buffer.name, inputs[buffer.name])
-        times = time_launches(loaded, repeats)
+        times = _timed(loaded, inputs, repeats)
         found = {name: loaded.download(name) for name in ("boxes", "kept_coefficients", "count")}
         candidates = int(loaded.download("candidate_counts").sum())
         needed = detection_bytes(plan, candidates, int(found["count"].sum()))
@@ -129,12 +121,11 @@ def measure(
         eager = _against_eager(loaded, config, inputs)
     _, limit, depth = found["kept_coefficients"].shape
     _, rows_down, columns, _ = prototypes.shape
-    plan = mask_plan(MaskShapes(batch, limit, depth, rows_down, columns, *size, prototypes.dtype))
+    height, width = size
+    plan = mask_plan(MaskShapes(batch, limit, depth, rows_down, columns, height, width, prototypes.dtype))
     given = found | {"prototypes": prototypes, "sizes": np.array([size] * batch, np.int32)}
     with LoadedPlan(device, plan) as loaded:
-        for buffer in plan.inputs:
-            loaded.upload(buffer.name, given[buffer.name])
-        times = time_launches(loaded, repeats)
+        times = _timed(loaded, given, repeats)
         edges = int(loaded.download("offsets")[:, -1].sum())
         needed = mask_bytes(plan, found["boxes"], found["count"], loaded.download("regions"), edges)
         rows += _rows("masks", times, needed, bandwidth)
@@ -147,18 +138,25 @@ def measure(
     }
 
 
+def _timed(loaded: LoadedPlan, inputs: Mapping[str, np.ndarray], repeats: int) -> dict[str, list[float]]:
+    """Milliseconds of each run of each kernel on these inputs."""
+    for buffer in loaded.plan.inputs:
+        loaded.upload(buffer.name, inputs[buffer.name])
+    return time_launches(loaded, repeats)
+
+
 def detection_bytes(plan: Plan, candidates: int, detections: int) -> dict[str, int]:
     """Bytes that the kernels of a detection plan have to move: what they need of each buffer, counted once.
 
     Args:
         plan: A plan of `detection_plan`.
-        candidates: Number of priors above the score threshold, in all images.
-        detections: Number of detections, in all images.
+        candidates: Priors above the score threshold, in all images.
+        detections: In all images.
 
     Returns:
         Kernel -> bytes read and written; `WHOLE` -> bytes of the whole plan without its workspace.
     """
-    sizes = _by_name(plan)
+    sizes = {buffer.name: buffer for buffer in plan.buffers}
     logits, coefficients = sizes["logits"], sizes["coefficients"]
     images, _, width = logits.shape
     counts = 4 * images
@@ -182,19 +180,16 @@ def detection_bytes(plan: Plan, candidates: int, detections: int) -> dict[str, i
 def mask_bytes(
     plan: Plan, boxes: np.ndarray, count: np.ndarray, regions: np.ndarray, edges: int
 ) -> dict[str, int]:
-    """Bytes that the kernels of a mask plan have to move: what they need of each buffer, counted once.
+    """Bytes that the kernels of a mask plan have to move; returns the same as `detection_bytes`.
 
     Args:
         plan: A plan of `mask_plan(shapes, "edges")`.
         boxes: (N, K, 4) relative x1 y1 x2 y2.
         count: (N,) number of detections.
         regions: (N, K, 4) x, y, width and height in pixels of the part that each mask may set, from the plan.
-        edges: Number of edges, in all images.
-
-    Returns:
-        Kernel -> bytes read and written; `WHOLE` -> bytes of the whole plan without its workspace.
+        edges: In all images.
     """
-    sizes = _by_name(plan)
+    sizes = {buffer.name: buffer for buffer in plan.buffers}
     prototypes = sizes["prototypes"]
     images, rows, columns, depth = prototypes.shape
     seen = np.zeros((images, rows, columns), bool)
@@ -222,10 +217,6 @@ def mask_bytes(
     return _by_kernel(plan, each) | {WHOLE: read + vectors + sized + sizes["regions"].nbytes + written}
 
 
-def _by_name(plan: Plan) -> dict[str, Buffer]:
-    return {buffer.name: buffer for buffer in plan.buffers}
-
-
 def _by_kernel(plan: Plan, each: dict[str, int]) -> dict[str, int]:
     return {launch.kernel: each[launch.kernel.partition("<")[0]] for launch in plan.launches}
 
@@ -234,9 +225,8 @@ def _rows(
     plan: str, times: Mapping[str, Sequence[float]], needed: Mapping[str, int], bandwidth: float
 ) -> list[dict[str, Any]]:
     """A table row for each kernel and one for their sum; times in microseconds."""
-    all_times = {**times, WHOLE: np.sum(list(times.values()), axis=0).tolist()}
     rows = []
-    for kernel, milliseconds in all_times.items():
+    for kernel, milliseconds in {**times, WHOLE: np.sum(list(times.values()), axis=0)}.items():
         median, floor = 1000 * float(np.median(milliseconds)), 1e6 * needed[kernel] / bandwidth
         rows.append(
             {
@@ -263,10 +253,10 @@ def _against_eager(
     if not torch.cuda.is_available():
         return None
     tensors = {name: torch.from_numpy(array).cuda() for name, array in inputs.items()}
-    output = YolactOutput(**{name: tensor for name, tensor in tensors.items() if name != "priors"})
     # The kernels do not re-score masks; without that, this is all that `detect` needs of the network.
     plain = dataclasses.replace(config, model=dataclasses.replace(config.model, mask_iou=False))
-    model: Any = SimpleNamespace(priors=tensors["priors"], config=plain)
+    model: Any = SimpleNamespace(priors=tensors.pop("priors"), config=plain)
+    output = YolactOutput(**tensors)
 
     def kernels() -> None:
         loaded.run()

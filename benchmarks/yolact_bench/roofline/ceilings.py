@@ -190,19 +190,13 @@ def ceilings_table(found: Sequence[Ceilings]) -> Table:
     kinds = dict.fromkeys(kind for one in found for kind in one.operations)
 
     def pairs(one: Ceilings) -> list[tuple[str, str]]:
-        known, age = one.operations, one.age_days
-        return [
-            ("GPU" if one.threads is None else f"{one.threads} thread{'s' * (one.threads != 1)}", "by"),
-            *(
-                (f"{known[kind] / 1e9:.0f} G/s", one.by.get(kind, "")) if kind in known else ("-", "")
-                for kind in kinds
-            ),
-            (f"{one.bandwidth / 1e9:.1f} GB/s", ""),
-            (
-                "just now" if age < 1 / 24 else f"{age * 24:.0f} h ago" if age < 2 else f"{age:.0f} days ago",
-                "",
-            ),
-        ]
+        name = "GPU" if one.threads is None else f"{one.threads} thread{'s' * (one.threads != 1)}"
+        days = one.age_days
+        age = f"{24 * days:.0f} h ago" if days < 2 else f"{days:.0f} days ago"
+        rates = {kind: f"{rate / 1e9:.0f} G/s" for kind, rate in one.operations.items()}
+        measured = [(rates.get(kind, "-"), one.by.get(kind, "")) for kind in kinds]
+        memory = f"{one.bandwidth / 1e9:.1f} GB/s"
+        return [(name, "by"), *measured, (memory, ""), ("just now" if days < 1 / 24 else age, "")]
 
     names = ["", *(f"{kind} operations" for kind in kinds), "memory", "measured"]
     columns, *rows = [[name, *chain(*row)] for name, *row in zip(names, *map(pairs, found), strict=True)]

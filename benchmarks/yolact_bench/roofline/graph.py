@@ -18,16 +18,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Reached:
-    """A graph under ceilings; times in milliseconds for a call.
+    """The least times of a call under ceilings, in milliseconds, and their shares of the measured time.
 
-    Attributes:
-        compute_ms: All operations at their ceilings.
-        memory_ms: Weights, inputs and outputs through the memory once.
-        floor_ms: The longer of these.
-        kernels_ms: Kernel by kernel.
-        measured_ms: Of a call; None if nothing was measured.
-        share: `floor_ms` over `measured_ms`.
-        kernels_share: `kernels_ms` over `measured_ms`.
+    `compute_ms` is all operations at their ceilings, `memory_ms` weights, inputs and outputs through the
+    memory once, `floor_ms` the longer of both, and `kernels_ms` the sum over all kernels.
     """
 
     compute_ms: float
