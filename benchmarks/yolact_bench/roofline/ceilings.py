@@ -39,26 +39,17 @@ _SCHEMA = 1
 
 @dataclass(frozen=True)
 class Ceilings:
-    """The ceilings of a device.
-
-    Attributes:
-        threads: CPU threads used; None on a GPU.
-        operations: Per second, by type of arithmetic: "float32", "float16", "bfloat16", "int8"; a
-            multiply-add is 2.
-        by: The fastest probe of each type.
-        bandwidth: Bytes per second, both read and written.
-        created: Time of the measurement, ISO 8601.
-        versions: Of the libraries that measured it.
-        probes: Every measured rate, by type (or "bandwidth") and probe.
-    """
+    """The ceilings of a device."""
 
     device: str
-    threads: int | None
+    threads: int | None  # of the CPU; None on a GPU
+    # Per second, by type of arithmetic: "float32", "float16", "bfloat16", "int8"; a multiply-add is 2.
     operations: dict[str, float]
-    by: dict[str, str]
-    bandwidth: float
-    created: str
-    versions: dict[str, str] = field(default_factory=dict)
+    by: dict[str, str]  # the fastest probe of each type
+    bandwidth: float  # bytes per second, both read and written
+    created: str  # ISO 8601
+    versions: dict[str, str] = field(default_factory=dict)  # of the libraries that measured it
+    # Every measured rate, by type (or "bandwidth") and probe.
     probes: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property

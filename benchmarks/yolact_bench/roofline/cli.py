@@ -82,12 +82,13 @@ def roofline_table(found: Roofline, limits: Ceilings) -> Table:
     for part, (unfused, fused) in found.parts().items():
         count = sum(fused.operations.values())
         kinds = ", ".join(kind for kind, value in fused.operations.items() if value)
-        seconds = found.kernels_seconds(limits, part)
+        amounts = (unfused.weights, unfused.bytes, fused.bytes)
         rows.append(
             [
-                *(part, kinds, f"{count / 1e9:.2f}" if count else "-", f"{unfused.weights / 1e6:.1f}"),
-                *(f"{unfused.bytes / 1e6:.1f}", f"{fused.bytes / 1e6:.1f}"),
-                *(f"{count / fused.bytes:.0f}" if count else "-", f"{1000 * seconds:.2f}"),
+                *(part, kinds, f"{count / 1e9:.2f}" if count else "-"),
+                *(f"{amount / 1e6:.1f}" for amount in amounts),
+                f"{count / fused.bytes:.0f}" if count else "-",
+                f"{1000 * found.kernels_seconds(limits, part):.2f}",
             ]
         )
     return Table(
@@ -102,13 +103,13 @@ def roofline_table(found: Roofline, limits: Ceilings) -> Table:
 
 def sentences(reached: Reached) -> str:
     """The times of `Reached` for a reader."""
-    lines = [
+    text = (
         f"floor {reached.floor_ms:.2f} ms (operations {reached.compute_ms:.2f}, weights, inputs and outputs"
         f" {reached.memory_ms:.2f}); kernel by kernel {reached.kernels_ms:.2f} ms"
-    ]
-    if reached.share is not None and reached.kernels_share is not None:
-        lines.append(
-            f"measured {reached.measured_ms:.2f} ms: {reached.share:.1%} of the roofline by the floor,"
+    )
+    if reached.measured_ms:
+        text += (
+            f"\nmeasured {reached.measured_ms:.2f} ms: {reached.share:.1%} of the roofline by the floor,"
             f" {reached.kernels_share:.1%} kernel by kernel"
         )
-    return "\n".join(lines)
+    return text

@@ -143,19 +143,18 @@ def roofline_share(
     threads: int | None = None,
     precision: str | None = None,
 ) -> dict[str, Any] | None:
-    """Operations, bytes, ceilings and share of one engine, for a report.
+    """The field "roofline" of an engine in a report, see `report/schema.json`.
 
     Args:
         path: The engine's file.
         batch: Images in a call.
         measured_ms: Median of a call, network only.
         gpu: Under the ceilings of the first GPU instead of the CPU's.
-        threads: CPU threads that the engine used; None for all cores.
+        threads: Of the engine on the CPU; None for all cores.
         precision: What the engine really computes in; None for what the graph says.
 
     Returns:
-        The field "roofline" of an engine, see `report/schema.json`; None, and a warning, for other
-        files and for graphs that cannot be counted.
+        None, and a warning, if it is no ONNX file, or nothing in it can be counted.
     """
     try:
         if Path(path).suffix.lower() != ".onnx":

@@ -46,18 +46,13 @@ _IN_PLACE = "Concat"
 
 @dataclass(frozen=True)
 class Work:
-    """The work of one kernel, a part of the network, or all of it.
+    """The work of one kernel, a part of the network, or all of it."""
 
-    Attributes:
-        operations: By type of arithmetic: "float32", "float16", "bfloat16", "int8".
-        weights: Bytes of them, each counted at its first use.
-        read: Bytes of activations.
-        written: Bytes of activations.
-    """
-
-    operations: Mapping[str, int] = field(default_factory=dict)
-    weights: int = 0
-    read: int = 0
+    operations: Mapping[str, int] = field(
+        default_factory=dict
+    )  # "float32", "bfloat16", "int8", ... -> number
+    weights: int = 0  # bytes, each weight counted at its first use
+    read: int = 0  # bytes of activations
     written: int = 0
 
     @property
@@ -77,34 +72,23 @@ class Work:
 
 @dataclass(frozen=True)
 class NodeWork:
-    """The work of a node, or of the kernel that fuses a node with others.
+    """The work of a node, or of the kernel that fuses a node with others."""
 
-    `name` and `operator` are those of the first node, `part` is one of `PARTS`.
-    """
-
-    name: str
+    name: str  # of the first node
     operator: str
-    part: str
+    part: str  # one of `PARTS`
     work: Work
 
 
 @dataclass(frozen=True)
 class GraphWork:
-    """The work of a graph at one batch size.
-
-    Attributes:
-        batch: Images in a call.
-        unfused: Node by node, without those that move nothing.
-        fused: Kernel by kernel.
-        floor: With the graph's inputs and outputs as the only activations.
-        unknown: Nodes with unknown shapes; they are not counted.
-    """
+    """The work of a graph for a call of `batch` images."""
 
     batch: int
-    unfused: tuple[NodeWork, ...]
-    fused: tuple[NodeWork, ...]
-    floor: Work
-    unknown: tuple[str, ...]
+    unfused: tuple[NodeWork, ...]  # node by node, without those that move nothing
+    fused: tuple[NodeWork, ...]  # kernel by kernel
+    floor: Work  # with the graph's inputs and outputs as the only activations
+    unknown: tuple[str, ...]  # nodes with unknown shapes, which are not counted
 
 
 def at_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
