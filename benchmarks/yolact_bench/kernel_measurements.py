@@ -12,13 +12,14 @@ import numpy as np
 
 from yolact import Config
 from yolact_bench.measure.protocol import Timing, take_turns
+from yolact_bench.options import require
 from yolact_runtime.cuda.device import Device
 from yolact_runtime.cuda.launch import LoadedPlan
 from yolact_runtime.cuda.plans.detection import detection_plan
 from yolact_runtime.cuda.plans.masks import MaskShapes, mask_plan
 from yolact_runtime.cuda.plans.plan import Plan
 from yolact_runtime.cuda.timing import time_launches
-from yolact_runtime.errors import UsageError, missing_extra
+from yolact_runtime.errors import UsageError
 from yolact_runtime.masks import crop_bounds
 
 OBJECTS = 20
@@ -46,10 +47,8 @@ def make_inputs(
         UsageError: batch or candidates is outside its range.
         YolactError: PyTorch is not installed.
     """
-    try:
-        from yolact.model.priors import model_priors, prototype_size
-    except ImportError as error:
-        raise missing_extra(f"making synthetic heads (no module {error.name!r})", "train") from error
+    require("synthetic heads", "train", "torch")
+    from yolact.model.priors import model_priors, prototype_size
 
     priors = model_priors(config.model).numpy()
     if batch < 1 or not 1 <= candidates <= len(priors):
@@ -77,13 +76,8 @@ def make_inputs(
     prototypes = planes.reshape(batch, COEFFICIENTS, rows, columns).transpose(0, 2, 3, 1)  # (N, Hp, Wp, M)
     loc = 0.5 * rng.standard_normal((batch, len(priors), 4), np.float32)
     coefficients = np.tanh(rng.standard_normal((batch, len(priors), COEFFICIENTS), np.float32))
-    return {
-        "loc": loc.astype(kind),
-        "logits": logits.astype(kind),
-        "coefficients": coefficients.astype(kind),
-        "priors": priors,
-        "prototypes": np.ascontiguousarray(prototypes, kind),
-    }
+    heads = {"loc": loc, "logits": logits, "coefficients": coefficients, "prototypes": prototypes}
+    return {name: np.ascontiguousarray(head, kind) for name, head in heads.items()} | {"priors": priors}
 
 
 def measure(
@@ -97,7 +91,7 @@ def measure(
         config: Determines the settings of detection.
         inputs: From `make_inputs`.
         size: Height and width of the images in pixels.
-        repeats: Runs of each plan, 1 or more.
+        repeats: Runs of each plan.
         bandwidth: Of the GPU's memory in bytes per second.
 
     Returns:
@@ -192,20 +186,19 @@ def mask_bytes(
     sizes = {buffer.name: buffer for buffer in plan.buffers}
     prototypes = sizes["prototypes"]
     images, rows, columns, depth = prototypes.shape
-    seen = np.zeros((images, rows, columns), bool)
-    cells = words = 0
+    seen = np.zeros((images, rows, columns), int)
+    words = 0
     for n, number in enumerate(count.tolist()):
         for x1, y1, x2, y2 in crop_bounds(boxes[n, :number], rows, columns).tolist():
-            seen[n, y1:y2, x1:x2] = True
-            cells += max(x2 - x1, 0) * max(y2 - y1, 0)
+            seen[n, y1:y2, x1:x2] += 1
         for _, y, across, down in regions[n, :number].tolist():
-            words += across * (-(-(y + down) // 32) - y // 32) if across and down else 0
+            words += across * (-(-(y + down) // 32) - y // 32) if down else 0
     detections = int(count.sum())
-    read = int(seen.sum()) * depth * prototypes.dtype.itemsize
+    read = int(np.count_nonzero(seen)) * depth * prototypes.dtype.itemsize
     # Boxes and counts; then also the sizes of the images.
     where = detections * 16 + 4 * images
     sized = where + 8 * images
-    totals, masks, bits = sizes["totals"].nbytes, 4 * cells, 4 * words
+    totals, masks, bits = sizes["totals"].nbytes, 4 * int(seen.sum()), 4 * words
     written = sizes["offsets"].nbytes + 4 * edges
     vectors = detections * depth * 4
     each = {

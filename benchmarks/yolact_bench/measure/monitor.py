@@ -1,8 +1,4 @@
-"""What the machine does while it is measured: clocks, temperatures, load, and other processes at work.
-
-A thread samples every quarter of a second. `Conditions.look_ms` reports the cost of a sample, so that its
-influence is known.
-"""
+"""What the machine does while it is measured: clocks, temperatures, load, and other processes at work."""
 
 from __future__ import annotations
 
@@ -140,12 +136,12 @@ def _cpu_times() -> tuple[float, float, float, float]:
 
 
 def _warnings(others: float, steal: float, throttled: dict[str, float]) -> list[str]:
-    found = [f"the GPU was throttled in {share:.0%} of the time: {why}" for why, share in throttled.items()]
-    if steal > OTHERS_LIMIT:
-        found.insert(
-            0, f"other machines on the same hardware took {steal:.0%} of the CPU time while measuring"
-        )
+    """What the reader has to know, most important first."""
+    found = []
     if others > OTHERS_LIMIT:
-        advice = "while measuring; stop them and measure again"
-        found.insert(0, f"other processes took {others:.0%} of the CPU time {advice}")
+        taken = f"other processes took {others:.0%} of the CPU time while measuring"
+        found.append(f"{taken}; stop them and measure again")
+    if steal > OTHERS_LIMIT:
+        found.append(f"other machines on the same hardware took {steal:.0%} of the CPU time while measuring")
+    found += [f"the GPU was throttled in {share:.0%} of the time: {why}" for why, share in throttled.items()]
     return found

@@ -1,13 +1,9 @@
 """The ceilings of this machine, measured: arithmetic by type, and memory bandwidth.
 
-Operations per second are those of the fastest of several libraries and shapes (`probes`): a product of two
-matrices in PyTorch and ONNX Runtime, a 1x1 and a 3x3 convolution of the network's kind in ONNX Runtime and
-OpenVINO, in each type that a library computes in. A ceiling is therefore what an existing library reaches
-here, not what the processor's data sheet says; a better kernel may exceed it. NumPy measures only memory:
-the threads of its BLAS are chosen before it is imported.
-
-Bandwidth is the faster of copying an array, and of multiplying one and adding another into a third, each at
-least four times as large as the last cache; both reads and writes count, as in STREAM.
+Operations per second are those of the fastest of several libraries and shapes (`probes`): what an existing
+library reaches here, not what a data sheet says. Bandwidth is the faster of copying an array, and of
+multiplying one and adding another into a third, each at least four times as large as the last cache; both
+reads and writes count, as in STREAM.
 """
 
 from __future__ import annotations

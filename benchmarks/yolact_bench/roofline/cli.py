@@ -1,15 +1,6 @@
 """`yolact-bench roofline`: the least time of an ONNX graph on a machine, and the share of it reached.
 
-Operations and bytes are counted from the graph (`work`), ceilings are measured (`ceilings`). Two times
-cannot be beaten under such ceilings:
-
-    floor     all operations at their ceilings, or weights, inputs and outputs through the memory, whichever
-              takes longer: everything between stays in caches, and both overlap fully
-    kernels   the same for each fused kernel with all it reads and writes, one after the other: the time of
-              perfect kernels if activations pass through memory
-
-The share reached is such a time over the measured one. It may exceed 1 if a kernel needs fewer operations
-than counted (Winograd), or is better than the libraries that the ceilings were measured with.
+docs/explanation/rooflines.md says what is counted and measured, and what the shares mean.
 """
 
 from __future__ import annotations

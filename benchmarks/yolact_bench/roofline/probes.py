@@ -29,7 +29,7 @@ CHANNELS, CELLS = 256, 64  # of a convolution as large as one of the pyramid's
 
 
 def numpy_probes(threads: int, size: int) -> Iterator[Probe]:
-    """Copies of `size` bytes by NumPy in several threads: it releases the lock while it copies."""
+    """Copies of `size` bytes; no products, as the threads of the BLAS are chosen before NumPy is imported."""
     source, target = np.ones(size // 4, np.float32), np.zeros(size // 4, np.float32)
     shares = [np.array_split(array, threads) for array in (target, source)]
     with ThreadPoolExecutor(threads) as pool:

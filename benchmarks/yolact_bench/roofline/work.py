@@ -1,17 +1,14 @@
 """The work of an ONNX graph: operations and bytes, node by node and for fused kernels.
 
-*Operations* are those of convolutions and matrix products, a multiply-add counting as 2 and a bias as
-none. Everything else is limited by the bytes it moves.
-
-*Bytes* are counted three ways, each at least as much as the next:
+Operations are those of convolutions and matrix products, a multiply-add counts as 2. Bytes are counted three
+ways, with all weights once in each:
 
     unfused   every node reads its inputs and writes its outputs
     fused     element-wise work, and what only moves elements, is done by the kernel before it
     floor     the graph's inputs and outputs, as if everything between stayed in caches
 
-Weights are read once in each. Nodes that only change a shape move nothing; quantised tensors are moved as
-integers, and their DequantizeLinear is part of the reader. A node that picks elements, such as Gather,
-reads as much as it picks.
+Nodes that only change a shape move nothing; quantised tensors are moved as integers, and their
+DequantizeLinear is part of the reader. A node that picks elements, such as Gather, reads as much as it picks.
 """
 
 from __future__ import annotations
@@ -48,9 +45,7 @@ _IN_PLACE = "Concat"
 class Work:
     """The work of one kernel, a part of the network, or all of it."""
 
-    operations: Mapping[str, int] = field(
-        default_factory=dict
-    )  # "float32", "bfloat16", "int8", ... -> number
+    operations: Mapping[str, int] = field(default_factory=dict)  # "float32", "int8", ... -> number
     weights: int = 0  # bytes, each weight counted at its first use
     read: int = 0  # bytes of activations
     written: int = 0
@@ -150,12 +145,9 @@ class _Counter:
             if node.op_type in _VIEWS:
                 self.base[node.output[0]] = self.base.get(node.input[0], node.input[0])
         batch = graph.input[0].type.tensor_type.shape.dim[0].dim_value
-        layers = iter(layer_compute(model))
-        self.operations = {
-            index: {layer.kind: 2 * layer.macs * batch}
-            for index, node in enumerate(graph.node)
-            if node.op_type in COMPUTE and (layer := next(layers))
-        }
+        computing = [index for index, node in enumerate(graph.node) if node.op_type in COMPUTE]
+        operations = ({layer.kind: 2 * layer.macs * batch} for layer in layer_compute(model))
+        self.operations = dict(zip(computing, operations, strict=True))
 
     def count(self, batch: int) -> GraphWork:
         """The work at the batch size of the graph."""
