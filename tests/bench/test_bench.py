@@ -161,7 +161,7 @@ def test_peers_get_their_command_line(fakes, capsys: pytest.CaptureFixture[str])
 
 
 def test_no_roofline_without_a_graph(caplog: pytest.LogCaptureFixture) -> None:
-    assert roofline_share("w.pth", 1, 3.0) is None
+    assert roofline_share("w.pth", 1, 3.0, False, None, None) is None
     assert "only ONNX files" in caplog.text
 
 

@@ -82,10 +82,10 @@ def open_nvml() -> Nvml | None:
         return None
     try:
         import pynvml
+
+        return Nvml(pynvml)
     except ImportError:
         return None
-    try:
-        return Nvml(pynvml)
     except pynvml.NVMLError as error:
         log.debug("no NVML: %s", error)
         return None

@@ -53,6 +53,12 @@ class Ceilings:
         """Days since the measurement."""
         return (datetime.now(timezone.utc) - datetime.fromisoformat(self.created)).total_seconds() / 86400
 
+    def rate(self, kind: str) -> float:
+        """Operations per second in a type of arithmetic; one without a ceiling counts as float32."""
+        if rate := self.operations.get(kind) or self.operations.get("float32"):
+            return rate
+        raise YolactError(f"no ceiling for {kind} was measured on {self.device}")
+
 
 def ceilings(threads: int | None = None, fresh: bool = False) -> Ceilings:
     """The CPU's ceilings, from the cache if this machine has been measured before.
@@ -76,13 +82,12 @@ def ceilings(threads: int | None = None, fresh: bool = False) -> Ceilings:
     key = f"{cpu_model()}|{usable_cores()} cores|{count} threads"
     path = cache_folder() / "ceilings.json"
     versions = describe_machine()["versions"]
-    before = _read(path).get(key, {})
-    if before.get("versions") != versions:
-        before = {}
-    if before and not fresh:
+    before = _read(path).get(key)
+    known = before is not None and before["versions"] == versions
+    if known and not fresh:
         return Ceilings(**before)
     rates = _measured(_cpu_probes(count))
-    for kind, probes in before.get("probes", {}).items():
+    for kind, probes in before["probes"].items() if known else ():
         again = rates.setdefault(kind, {})
         again.update({name: max(rate, again.get(name, 0.0)) for name, rate in probes.items()})
     found = _ceilings(cpu_model(), count, rates, versions)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,11 +39,6 @@ class Roofline:
     path: Path
     work: GraphWork
 
-    @property
-    def operations(self) -> Mapping[str, int]:
-        """Operations of all convolutions and matrix products, by type; a multiply-add is 2."""
-        return self.work.floor.operations
-
     def parts(self) -> dict[str, tuple[Work, Work]]:
         """Unfused and fused work of each part of the network that has any, then of all."""
         found = {}
@@ -68,12 +62,12 @@ class Roofline:
     def reached(
         self, limits: Ceilings, measured_ms: float | None = None, precision: str | None = None
     ) -> Reached:
-        """The least time under ceilings, and its share of a measured time.
+        """The least time of a call under ceilings, and its share of a measured time.
 
         Args:
             limits: Of the device that it runs on, with the same number of threads.
             measured_ms: Of a call with `work.batch` images.
-            precision: What the engine really computes in, see `computing`; None for what the graph says.
+            precision: See `computing`; None for what the graph says.
 
         Raises:
             UsageError: a time that is not positive, or an unknown precision.
@@ -102,10 +96,9 @@ class Roofline:
             raise UsageError(f"precision is {precision!r}; allowed: {', '.join(PRECISIONS)}")
         kind = KINDS.get(precision, "bfloat16")
         replaced = ["float32"] if "int8" in precision else list(KINDS.values())
-        rate = limits.operations.get(kind) or limits.operations.get("float32")
-        if not rate or (precision == "int8" and "int8" in self.operations):
+        if precision == "int8" and "int8" in self.work.floor.operations:
             return limits
-        return replace(limits, operations=limits.operations | dict.fromkeys(replaced, rate))
+        return replace(limits, operations=limits.operations | dict.fromkeys(replaced, limits.rate(kind)))
 
     def to_json(self) -> dict[str, Any]:
         """Operations and bytes of each part and of all, for one call of `batch` images."""
@@ -115,7 +108,7 @@ class Roofline:
         return {
             "onnx": self.path.name,
             "batch": self.work.batch,
-            "operations": self.operations,
+            "operations": self.work.floor.operations,
             "bytes": {name: one.bytes for name, one in works.items()} | {"weights": unfused.weights},
             "parts": {
                 part: {"unfused": asdict(before), "fused": asdict(after)}
@@ -136,12 +129,7 @@ def roofline(path: str | Path, batch: int = 1) -> Roofline:
 
 
 def roofline_share(
-    path: str | Path,
-    batch: int,
-    measured_ms: float,
-    gpu: bool = False,
-    threads: int | None = None,
-    precision: str | None = None,
+    path: str | Path, batch: int, measured_ms: float, gpu: bool, threads: int | None, precision: str | None
 ) -> dict[str, Any] | None:
     """The field "roofline" of an engine in a report, see `report/schema.json`.
 
@@ -168,7 +156,7 @@ def roofline_share(
     return {
         "batch": batch,
         "precision": precision,
-        "flops": sum(graph.operations.values()),
+        "flops": sum(graph.work.floor.operations.values()),
         "bytes": graph.work.floor.bytes,
         "ceilings": {
             "device": limits.device,
@@ -181,9 +169,5 @@ def roofline_share(
 
 
 def _compute_seconds(work: Work, limits: Ceilings) -> float:
-    """Seconds of all operations at their ceilings; a type without a ceiling counts as float32."""
-    rates = limits.operations
-    for kind in work.operations:
-        if not (rates.get(kind) or rates.get("float32")):
-            raise YolactError(f"no ceiling for {kind} was measured on {limits.device}")
-    return sum(count / (rates.get(kind) or rates["float32"]) for kind, count in work.operations.items())
+    """Seconds of all operations at their ceilings."""
+    return sum(count / limits.rate(kind) for kind, count in work.operations.items())

@@ -99,9 +99,6 @@ def at_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
         raise UsageError(f"batch is {batch}; it must be 1 or more")
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    del result.graph.value_info[:]
-    for value in result.graph.output:
-        value.type.tensor_type.ClearField("shape")
     for value in result.graph.input:
         for size in value.type.tensor_type.shape.dim[:1]:
             if size.dim_value not in (0, batch):

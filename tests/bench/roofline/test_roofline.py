@@ -128,7 +128,7 @@ def test_operations_are_those_that_pytorch_counts(network: Yolact, exported: Pat
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(batch, 3, size, size))
     found = roofline(exported, batch)
-    assert found.operations == {"float32": counter.get_total_flops()}
+    assert found.work.floor.operations == {"float32": counter.get_total_flops()}
     by_module = counter.get_flop_counts()
     for part, name in (("backbone", "backbone"), ("fpn", "fpn"), ("protonet", "proto_net")):
         expected = sum(by_module[f"Yolact.{name}"].values())
@@ -248,7 +248,7 @@ def test_command(exported: Path, tmp_path: Path, monkeypatch, capsys) -> None:
         assert word in out
     figures = json.loads(path.read_text())
     assert figures["batch"] == 2
-    assert figures["operations"] == roofline(exported, 2).operations
+    assert figures["operations"] == roofline(exported, 2).work.floor.operations
     assert figures["bytes"]["unfused"] >= figures["bytes"]["fused"] >= figures["bytes"]["floor"]
     assert figures["reached"]["measured_ms"] == 1000
     assert cli.main(["roofline", "--onnx", str(tmp_path / "none.onnx")]) == 1
