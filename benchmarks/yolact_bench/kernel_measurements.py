@@ -71,13 +71,12 @@ def make_inputs(
         chosen = np.argsort(distance.min(axis=0), kind="stable")[:candidates]
         image[chosen, classes[nearest[chosen]]] = 10 + rng.uniform(-2, 4, candidates)
     rows, columns = prototype_size(config.model.input_size)
-    coarse = np.maximum(rng.standard_normal((batch * COEFFICIENTS, 18, 18), np.float32), 0)
-    planes = np.stack([cv2.resize(plane, (columns, rows)) for plane in coarse])
-    prototypes = planes.reshape(batch, COEFFICIENTS, rows, columns).transpose(0, 2, 3, 1)  # (N, Hp, Wp, M)
+    coarse = np.maximum(rng.standard_normal((batch, 18, 18, COEFFICIENTS), np.float32), 0)
+    prototypes = np.stack([cv2.resize(image, (columns, rows)) for image in coarse])  # (N, Hp, Wp, M)
     loc = 0.5 * rng.standard_normal((batch, len(priors), 4), np.float32)
     coefficients = np.tanh(rng.standard_normal((batch, len(priors), COEFFICIENTS), np.float32))
     heads = {"loc": loc, "logits": logits, "coefficients": coefficients, "prototypes": prototypes}
-    return {name: np.ascontiguousarray(head, kind) for name, head in heads.items()} | {"priors": priors}
+    return {name: head.astype(kind) for name, head in heads.items()} | {"priors": priors}
 
 
 def measure(

@@ -45,6 +45,7 @@ class Monitor:
         self.conditions = Conditions()
 
     def __enter__(self) -> Monitor:
+        """Start sampling."""
         self._nvml = open_nvml()
         # Time, clock, temperature, GPU and the cost in seconds.
         self._samples: list[tuple[float, float | None, float | None, dict[str, Any], float]] = []

@@ -81,16 +81,11 @@ def ceilings(threads: int | None = None, fresh: bool = False) -> Ceilings:
         raise UsageError(f"threads is {count}; it must be 1 or more")
     key = f"{cpu_model()}|{usable_cores()} cores|{count} threads"
     path = cache_folder() / "ceilings.json"
-    versions = describe_machine()["versions"]
-    before = _read(path).get(key)
-    known = before is not None and before["versions"] == versions
+    before = _read(path).get(key, {})
+    known = before.get("versions") == describe_machine()["versions"]
     if known and not fresh:
         return Ceilings(**before)
-    rates = _measured(_cpu_probes(count))
-    for kind, probes in before["probes"].items() if known else ():
-        again = rates.setdefault(kind, {})
-        again.update({name: max(rate, again.get(name, 0.0)) for name, rate in probes.items()})
-    found = _ceilings(cpu_model(), count, rates, versions)
+    found = _measure(cpu_model(), count, _cpu_probes(count), before["probes"] if known else {})
     # Another process may have written the file in the meantime.
     write_json(path, {"schema": _SCHEMA, "ceilings": {**_read(path), key: asdict(found)}}, indent=2)
     return found
@@ -102,49 +97,45 @@ def gpu_ceilings() -> Ceilings:
     Raises:
         YolactError: no GPU, no driver, or PyTorch has no CUDA.
     """
-    from yolact_bench.measure.machine import describe_machine
     from yolact_bench.roofline.probes import gpu_probes
     from yolact_runtime.cuda.device import Device
     from yolact_runtime.cuda.timing import copy_bandwidth
 
     with Device() as device, device.current:
-        bandwidth = copy_bandwidth(device)
+        rates = {"bandwidth": {"copy": copy_bandwidth(device)}}
         name = device.gpu.name
-    rates = {"bandwidth": {"copy": bandwidth}, **_measured(gpu_probes())}
-    return _ceilings(name, None, rates, describe_machine()["versions"])
+    return _measure(name, None, gpu_probes(), rates)
 
 
 def _cpu_probes(threads: int) -> Iterable[Probe]:
-    from yolact_bench.roofline.probes import numpy_probes, openvino_probes, ort_probes, torch_probes
+    from yolact_bench.roofline import probes
 
     size = min(_LARGEST, max(64 * 2**20, 4 * _last_cache()))
-    yield from numpy_probes(threads, size)
-    yield from torch_probes(threads, size)
-    yield from ort_probes(threads)
-    yield from openvino_probes(threads)
+    yield from probes.numpy_probes(threads, size)
+    yield from probes.torch_probes(threads, size)
+    yield from probes.ort_probes(threads)
+    yield from probes.openvino_probes(threads)
 
 
-def _measured(probes: Iterable[Probe]) -> dict[str, dict[str, float]]:
-    """Operations or bytes per second, by type and probe."""
+def _measure(
+    device: str, threads: int | None, probes: Iterable[Probe], rates: dict[str, dict[str, float]]
+) -> Ceilings:
+    """Run the probes; `rates` are those measured before, of which the faster counts."""
     from rich.console import Console
     from rich.progress import track
 
-    rates: dict[str, dict[str, float]] = {}
+    from yolact_bench.measure.machine import describe_machine
+
     console = Console(stderr=True)
     probes = track(probes, "measuring ceilings", console=console, disable=not console.is_terminal)
     for kind, name, amount, work in probes:
-        rates.setdefault(kind, {})[name] = amount / _fastest(work)
-    return rates
-
-
-def _ceilings(
-    device: str, threads: int | None, rates: dict[str, dict[str, float]], versions: dict[str, str]
-) -> Ceilings:
-    """The best of the measured rates of each type."""
+        found = rates.setdefault(kind, {})
+        found[name] = max(amount / _fastest(work), found.get(name, 0.0))
     best = {kind: max(found, key=lambda name: found[name]) for kind, found in rates.items()}
     bandwidth = rates["bandwidth"][best.pop("bandwidth")]
     operations = {kind: rates[kind][name] for kind, name in best.items()}
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    versions = describe_machine()["versions"]
     return Ceilings(device, threads, operations, best, bandwidth, created, versions, rates)
 
 

@@ -16,7 +16,7 @@ from yolact_runtime.files import write_json
 
 if TYPE_CHECKING:
     from yolact_bench.report.tables import Table
-    from yolact_bench.roofline.graph import Reached, Roofline
+    from yolact_bench.roofline.graph import Roofline
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,10 +56,18 @@ def command(args: argparse.Namespace) -> None:
     reached = found.reached(limit, args.measured_ms)
     roofline_table(found, limit).show()
     ceilings_table([limit]).show()
-    console = table_console()
-    console.print(sentences(reached), highlight=False)
+    lines = [
+        f"floor {reached.floor_ms:.2f} ms (operations {reached.compute_ms:.2f}, weights, inputs and outputs"
+        f" {reached.memory_ms:.2f}); kernel by kernel {reached.kernels_ms:.2f} ms"
+    ]
+    if reached.measured_ms:
+        lines.append(
+            f"measured {reached.measured_ms:.2f} ms: {reached.share:.1%} of the roofline by the floor,"
+            f" {reached.kernels_share:.1%} kernel by kernel"
+        )
     if found.work.unknown:
-        console.print(f"{len(found.work.unknown)} nodes with unknown shapes are not counted", highlight=False)
+        lines.append(f"{len(found.work.unknown)} nodes with unknown shapes are not counted")
+    table_console().print("\n".join(lines), highlight=False)
     if args.json:
         figures = {**found.to_json(), "ceilings": asdict(limit), "reached": asdict(reached)}
         write_json(args.json, figures, indent=2)
@@ -90,17 +98,3 @@ def roofline_table(found: Roofline, limits: Ceilings) -> Table:
         " and writes memory; fused: element-wise work costs no more.",
         text_columns=2,
     )
-
-
-def sentences(reached: Reached) -> str:
-    """The times of `Reached` for a reader."""
-    text = (
-        f"floor {reached.floor_ms:.2f} ms (operations {reached.compute_ms:.2f}, weights, inputs and outputs"
-        f" {reached.memory_ms:.2f}); kernel by kernel {reached.kernels_ms:.2f} ms"
-    )
-    if reached.measured_ms:
-        text += (
-            f"\nmeasured {reached.measured_ms:.2f} ms: {reached.share:.1%} of the roofline by the floor,"
-            f" {reached.kernels_share:.1%} kernel by kernel"
-        )
-    return text

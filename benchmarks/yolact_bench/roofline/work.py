@@ -140,7 +140,9 @@ class _Counter:
         self.base: dict[str, str] = {}
         for node in graph.node:
             if node.op_type in _VIEWS:
-                self.base[node.output[0]] = self.base.get(node.input[0], node.input[0])
+                stored = self.base[node.output[0]] = self.base.get(node.input[0], node.input[0])
+                if stored not in self.sizes:
+                    self.sizes.pop(node.output[0], None)
         batch = graph.input[0].type.tensor_type.shape.dim[0].dim_value
         computing = [index for index, node in enumerate(graph.node) if node.op_type in COMPUTE]
         operations = ({layer.kind: 2 * layer.macs * batch} for layer in layer_compute(model))
@@ -161,8 +163,9 @@ class _Counter:
         unfused = self._kernels([[index] for index in counted])
         fused = self._kernels(self._fuse(counted), in_place=True)
         total = Work.sum(kernel.work for kernel in unfused)
-        read = sum(self.sizes[value.name] for value in self.graph.input if value.name not in self.weights)
-        written = sum(self.sizes[value.name] for value in self.graph.output)
+        entering = {value.name for value in self.graph.input} - self.weights
+        read = sum(self.sizes.get(name, 0) for name in entering)
+        written = sum(self.sizes.get(value.name, 0) for value in self.graph.output)
         floor = Work(total.operations, total.weights, read, written)
         return GraphWork(batch, unfused, fused, floor, tuple(unknown))
 

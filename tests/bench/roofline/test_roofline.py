@@ -166,6 +166,14 @@ def test_an_operator_nobody_knows_is_named_and_not_counted() -> None:
     graph.graph.node.append(helper.make_node("Mystery", ["s"], ["m"], name="odd", domain="far.away"))
     graph.opset_import.append(helper.make_opsetid("far.away", 1))
     assert count_work(graph, 1).unknown == ("odd",)
+    # What follows is not counted either, also behind a reshape to a known shape and as an output.
+    graph.graph.initializer.append(numpy_helper.from_array(np.array([1, 4, 8, 8]), "shape"))
+    graph.graph.node.append(helper.make_node("Reshape", ["m", "shape"], ["n"]))
+    graph.graph.node.append(helper.make_node("Relu", ["n"], ["o"], name="after"))
+    graph.graph.output.append(onnx.ValueInfoProto(name="m"))
+    found = count_work(graph, 1)
+    assert found.unknown == ("odd", "after")
+    assert found.floor == count_work(residual(), 1).floor
 
 
 def test_what_cannot_be_counted_is_one_line(tmp_path: Path) -> None:
