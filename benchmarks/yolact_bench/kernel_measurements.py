@@ -83,7 +83,7 @@ def measure(
     device: Device, config: Config, inputs: Mapping[str, np.ndarray], size: tuple[int, int], repeats: int,
     bandwidth: float,
 ) -> dict[str, Any]:  # fmt: skip
-    """Time both plans, and detection against PyTorch's if PyTorch can use the GPU.
+    """The entry of one batch in the JSON report: both plans, and PyTorch's detection if it can use the GPU.
 
     Args:
         device: With its context current.
@@ -92,9 +92,6 @@ def measure(
         size: Height and width of the images in pixels.
         repeats: Runs of each plan.
         bandwidth: Of the GPU's memory in bytes per second.
-
-    Returns:
-        The entry of this batch in the JSON report.
     """
     loc, logits, prototypes = (inputs[name] for name in ("loc", "logits", "prototypes"))
     batch, priors, classes = logits.shape
@@ -173,14 +170,14 @@ def detection_bytes(plan: Plan, candidates: int, detections: int) -> dict[str, i
 def mask_bytes(
     plan: Plan, boxes: np.ndarray, count: np.ndarray, regions: np.ndarray, edges: int
 ) -> dict[str, int]:
-    """Bytes that the kernels of a mask plan have to move; returns the same as `detection_bytes`.
+    """Bytes that the kernels of a mask plan have to move, as `detection_bytes` counts them.
 
     Args:
         plan: A plan of `mask_plan(shapes, "edges")`.
         boxes: (N, K, 4) relative x1 y1 x2 y2.
         count: (N,) number of detections.
         regions: (N, K, 4) x, y, width and height in pixels of the part that each mask may set, from the plan.
-        edges: In all images.
+        edges: Of all images.
     """
     sizes = {buffer.name: buffer for buffer in plan.buffers}
     prototypes = sizes["prototypes"]
@@ -217,20 +214,20 @@ def _rows(
     plan: str, times: Mapping[str, Sequence[float]], needed: Mapping[str, int], bandwidth: float
 ) -> list[dict[str, Any]]:
     """A table row for each kernel and one for their sum; times in microseconds."""
-    rows = []
-    for kernel, milliseconds in {**times, WHOLE: np.sum(list(times.values()), axis=0)}.items():
-        median, floor = 1000 * float(np.median(milliseconds)), 1e6 * needed[kernel] / bandwidth
-        rows.append(
-            {
-                "plan": plan,
-                "kernel": kernel,
-                "microseconds": median,
-                "bytes": needed[kernel],
-                "floor_microseconds": floor,
-                "ratio": median / floor if floor else None,
-            }
-        )
-    return rows
+    all_times = {**times, WHOLE: np.sum(list(times.values()), axis=0)}
+    medians = {kernel: 1000 * float(np.median(milliseconds)) for kernel, milliseconds in all_times.items()}
+    floors = {kernel: 1e6 * needed[kernel] / bandwidth for kernel in medians}
+    return [
+        {
+            "plan": plan,
+            "kernel": kernel,
+            "microseconds": median,
+            "bytes": needed[kernel],
+            "floor_microseconds": floors[kernel],
+            "ratio": median / floors[kernel] if floors[kernel] else None,
+        }
+        for kernel, median in medians.items()
+    ]
 
 
 def _against_eager(

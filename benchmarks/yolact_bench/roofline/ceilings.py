@@ -65,7 +65,7 @@ def ceilings(threads: int | None = None, fresh: bool = False) -> Ceilings:
 
     The cache is `ceilings.json` in `cache_folder()`, with an entry for each processor and number of cores and
     threads, which is valid as long as the library versions are the same. A busy machine gives ceilings that
-    are too low, and none gives too high ones: a second measurement can only raise them.
+    are too low, and none gives too high ones: when they are measured again, the faster result counts.
 
     Args:
         threads: None for all usable cores.

@@ -64,10 +64,8 @@ class Roofline:
     ) -> Reached:
         """The least time of a call under ceilings, and its share of a measured time.
 
-        Args:
-            limits: Of the device that it runs on, with the same number of threads.
-            measured_ms: Of a call with `work.batch` images.
-            precision: See `computing`; None for what the graph says.
+        `limits` are those of the device that it runs on, with the same number of threads; `precision` is what
+        the engine really computes in, see `computing`, or None for what the graph says.
 
         Raises:
             UsageError: a time that is not positive, or an unknown precision.
@@ -139,7 +137,7 @@ def roofline_share(
         measured_ms: Median of a call, network only.
         gpu: Under the ceilings of the first GPU instead of the CPU's.
         threads: Of the engine on the CPU; None for all cores.
-        precision: What the engine really computes in; None for what the graph says.
+        precision: See `Roofline.computing`; None for what the graph says.
 
     Returns:
         None, and a warning, if it is no ONNX file, or nothing in it can be counted.
