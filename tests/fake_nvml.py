@@ -51,7 +51,7 @@ class FakeNvml(ModuleType):
         return "gpu"
 
     def nvmlDeviceGetName(self, _):  # noqa: N802
-        return b"Fake GPU"
+        return "Fake GPU"
 
     def nvmlSystemGetDriverVersion(self):  # noqa: N802
         return "999.1"

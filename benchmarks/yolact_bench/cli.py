@@ -95,7 +95,7 @@ def command(args: argparse.Namespace) -> None:
     if args.annotations:
         require("--annotations", "train", "torch")
     if args.roofline:
-        require("--roofline", "train", "onnx")
+        require("--roofline", "train", "onnx", "sympy")
     settings = settings_of(args)
     with contextlib.ExitStack() as stack:
         if args.images:

@@ -13,8 +13,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from rich.table import Table
-
 from yolact_runtime.commandline import table_console
 from yolact_runtime.errors import UsageError
 from yolact_runtime.files import write_json
@@ -73,32 +71,27 @@ def command(args: argparse.Namespace) -> int:
 def _print(report: Mapping[str, Any]) -> None:
     """Print one table per batch size."""
     from yolact_bench.kernel_measurements import WHOLE
+    from yolact_bench.report.tables import Table
 
     console = table_console()
-    gpu = report["gpu"]
-    kind = "float16" if report["half"] else "float32"
+    gpu, kind = report["gpu"], "float16" if report["half"] else "float32"
     versions = ", ".join(f"{name} {found}" for name, found in report["machine"]["versions"].items())
     console.print(f"{gpu['name']}, compute capability {gpu['capability']}, CUDA {gpu['cuda']}")
     console.print(f"copies move {report['bandwidth'] / 1e9:.0f} GB/s, read and written; {versions}")
     for one in report["runs"]:
-        table = Table(
-            title=f"{report['config']}, {kind}, batch {one['batch']}: {one['candidates']:.0f} candidates,"
-            f" {one['detections']:.0f} detections per image"
-        )
-        table.add_column("kernel")
-        for title in ("median us", "bytes", "floor us", "times the floor"):
-            table.add_column(title, justify="right")
-        for row in one["rows"]:
-            whole = row["kernel"] == WHOLE
-            ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
-            table.add_row(
-                f"{row['plan']}, all" if whole else row["kernel"],
-                f"{row['microseconds']:.1f}",
-                f"{row['bytes']:,}",
-                f"{row['floor_microseconds']:.1f}",
-                ratio,
-                end_section=whole,
-            )
-        console.print(table)
+        rows = [
+            [
+                f"{row['plan']}, all" if row["kernel"] == WHOLE else row["kernel"],
+                *(f"{row['microseconds']:.1f}", f"{row['bytes']:,}", f"{row['floor_microseconds']:.1f}"),
+                "" if row["ratio"] is None else f"{row['ratio']:.2f}",
+            ]
+            for row in one["rows"]
+        ]
+        Table(
+            f"{report['config']}, {kind}, batch {one['batch']}: {one['candidates']:.0f} candidates,"
+            f" {one['detections']:.0f} detections per image",
+            ("kernel", "median us", "bytes", "floor us", "times the floor"),
+            rows,
+        ).show()
         for name, timing in (one["eager"] or {}).items():
             console.print(f"detection by {name}: {1000 * timing['median']:.1f} us by the host's clock")

@@ -161,7 +161,7 @@ def test_peers_get_their_command_line(fakes, capsys: pytest.CaptureFixture[str])
 
 
 def test_no_roofline_without_a_graph(caplog: pytest.LogCaptureFixture) -> None:
-    assert roofline_share("w.pth", 1, 3.0) is None
+    assert roofline_share("w.pth", 1, 3.0, False, None, None) is None
     assert "only ONNX files" in caplog.text
 
 
@@ -218,6 +218,7 @@ def test_torch_engines_share_their_threads(fakes, monkeypatch: pytest.MonkeyPatc
         ("psutil", []),
         ("torch", ["--images", "images", "--annotations", "truth.json"]),
         ("onnx", ["--roofline"]),
+        ("sympy", ["--roofline"]),
     ],
 )
 def test_what_is_missing_is_said_before_the_work(
@@ -225,6 +226,6 @@ def test_what_is_missing_is_said_before_the_work(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     assert cli.main(["--engine", "a.onnx", *options]) == 1
-    extra = "train" if package in ("torch", "onnx") else "bench"
+    extra = "train" if package in ("torch", "onnx", "sympy") else "bench"
     assert f'run: pip install "yolact[{extra}]"' in capsys.readouterr().err
     assert fakes == []

@@ -1,8 +1,4 @@
-"""What the machine does while it is measured: clocks, temperatures, load, and other processes at work.
-
-A thread samples every quarter of a second. `Conditions.look_ms` reports the cost of a sample, so that its
-influence is known.
-"""
+"""What the machine does while it is measured: clocks, temperatures, load, and other processes at work."""
 
 from __future__ import annotations
 
@@ -15,7 +11,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from yolact_bench.measure.nvml import Nvml, open_nvml
+from yolact_bench.measure.nvml import open_nvml
 
 INTERVAL = 0.25  # seconds
 MAX_SAMPLES = 1000  # kept
@@ -24,43 +20,24 @@ OTHERS_LIMIT = 0.10  # share of the CPU time that gives a warning
 
 @dataclass(frozen=True)
 class Conditions:
-    """The state of the machine; lists have a value for each sample, None if the system does not report it.
+    """The state of the machine; lists have a value for each sample, None if the system does not report it."""
 
-    Attributes:
-        seconds: From start to stop.
-        look_ms: Mean cost of one sample, in milliseconds.
-        load_before: Number of processes that wanted to run, mean of the minute before.
-        load_after: The same at the end.
-        others: Share 0..1 of the CPU time of the usable cores that other processes took.
-        steal: Share 0..1 that other machines on the same hardware took.
-        times: Seconds since the start.
-        cpu_mhz: Mean clock of the cores.
-        cpu_temperature: Hottest sensor, degrees Celsius.
-        gpu: `Nvml.sample` by its keys; empty without a GPU.
-        throttled: Reasons for throttling of the GPU, with the share 0..1 of the samples that saw them.
-        warnings: Sentences for the reader.
-    """
-
-    seconds: float = 0.0
-    look_ms: float = 0.0
-    load_before: float | None = None
+    seconds: float = 0.0  # from start to stop
+    look_ms: float = 0.0  # mean cost of one sample
+    load_before: float | None = None  # processes that wanted to run, mean of the minute before
     load_after: float | None = None
-    others: float | None = None
-    steal: float | None = None
-    times: list[float] = field(default_factory=list)
-    cpu_mhz: list[float | None] = field(default_factory=list)
-    cpu_temperature: list[float | None] = field(default_factory=list)
-    gpu: dict[str, list[Any]] = field(default_factory=dict)
-    throttled: dict[str, float] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
+    others: float | None = None  # share 0..1 of the CPU time of the usable cores that other processes took
+    steal: float | None = None  # share 0..1 that other machines on the same hardware took
+    times: list[float] = field(default_factory=list)  # seconds since the start
+    cpu_mhz: list[float | None] = field(default_factory=list)  # mean of the cores
+    cpu_temperature: list[float | None] = field(default_factory=list)  # hottest sensor, degrees Celsius
+    gpu: dict[str, list[Any]] = field(default_factory=dict)  # `Nvml.sample` by its keys; empty without a GPU
+    throttled: dict[str, float] = field(default_factory=dict)  # reason -> share 0..1 of the samples
+    warnings: list[str] = field(default_factory=list)  # sentences for the reader
 
 
 class Monitor:
-    """Samples the machine between `__enter__` and `__exit__`; then `conditions` holds the result.
-
-    Args:
-        interval: Seconds between samples.
-    """
+    """Samples the machine every `interval` seconds in a `with` block; then `conditions` holds the result."""
 
     def __init__(self, interval: float = INTERVAL) -> None:
         self._interval = interval
@@ -69,9 +46,9 @@ class Monitor:
 
     def __enter__(self) -> Monitor:
         """Start sampling."""
-        self._nvml: Nvml | None = open_nvml()
-        self._samples: list[tuple[float, float | None, float | None, dict[str, Any]]] = []
-        self._costs: list[float] = []
+        self._nvml = open_nvml()
+        # Time, clock, temperature, GPU and the cost in seconds.
+        self._samples: list[tuple[float, float | None, float | None, dict[str, Any], float]] = []
         self._load = _load()
         self.began_ns = time.perf_counter_ns()
         self._began = self.began_ns / 1e9
@@ -83,19 +60,15 @@ class Monitor:
     def __exit__(self, *exception: object) -> None:
         self._stop.set()
         self._thread.join()
-        after = _cpu_times()
+        self.conditions = self._summary(_cpu_times())
         if self._nvml is not None:
             self._nvml.close()
-        self.conditions = self._summary(after)
 
     def _watch(self) -> None:
-        while True:
+        while not self._samples or not self._stop.wait(self._interval):
             start = time.perf_counter()
-            gpu = self._nvml.sample() if self._nvml else {}
-            self._samples.append((start - self._began, _clock(), _temperature(), gpu))
-            self._costs.append(time.perf_counter() - start)
-            if self._stop.wait(self._interval):
-                return
+            found = _clock(), _temperature(), self._nvml.sample() if self._nvml else {}
+            self._samples.append((start - self._began, *found, time.perf_counter() - start))
 
     def _summary(self, after: tuple[float, float, float, float]) -> Conditions:
         """The conditions, from all samples and the CPU times at the end."""
@@ -106,13 +79,12 @@ class Monitor:
             steal = round(min(1.0, stolen / total), 4)
         # Hours of samples are thinned out: the plot has only so many pixels.
         samples = self._samples[:: -(-len(self._samples) // MAX_SAMPLES)]
-        times, clocks, temperatures, gpus = zip(*samples, strict=True)
-        keys = [key for key in gpus[0] if key != "throttled"]
+        times, clocks, temperatures, gpus, costs = zip(*samples, strict=True)
         reasons = [reason for gpu in gpus for reason in gpu.get("throttled", ())]
         throttled = {reason: round(reasons.count(reason) / len(gpus), 4) for reason in dict.fromkeys(reasons)}
         return Conditions(
             seconds=round(time.perf_counter() - self._began, 2),
-            look_ms=round(1000 * float(np.mean(self._costs)), 3),
+            look_ms=round(1000 * float(np.mean(costs)), 3),
             load_before=self._load,
             load_after=_load(),
             others=others,
@@ -120,9 +92,9 @@ class Monitor:
             times=[round(value, 2) for value in times],
             cpu_mhz=list(clocks),
             cpu_temperature=list(temperatures),
-            gpu={key: [gpu[key] for gpu in gpus] for key in keys},
+            gpu={key: [gpu[key] for gpu in gpus] for key in gpus[0] if key != "throttled"},
             throttled=throttled,
-            warnings=_warnings(others, steal, throttled),
+            warnings=_warnings(others or 0, steal or 0, throttled),
         )
 
 
@@ -135,8 +107,8 @@ def _load() -> float | None:
 def _clock() -> float | None:
     """Mean clock of the cores in MHz."""
     with contextlib.suppress(OSError, AttributeError, NotImplementedError):
-        if found := [core.current for core in psutil.cpu_freq(percpu=True) if core.current]:
-            return round(float(np.mean(found)), 0)
+        found = [core.current for core in psutil.cpu_freq(percpu=True) if core.current]
+        return round(float(np.mean(found)), 0) if found else None
     return None
 
 
@@ -164,13 +136,13 @@ def _cpu_times() -> tuple[float, float, float, float]:
     return total, total - idle - stolen, stolen, own
 
 
-def _warnings(others: float | None, steal: float | None, throttled: dict[str, float]) -> list[str]:
+def _warnings(others: float, steal: float, throttled: dict[str, float]) -> list[str]:
+    """What the reader has to know, most important first."""
     found = []
-    if others is not None and others > OTHERS_LIMIT:
-        found.append(
-            f"other processes took {others:.0%} of the CPU time while measuring; stop them and measure again"
-        )
-    if steal is not None and steal > OTHERS_LIMIT:
+    if others > OTHERS_LIMIT:
+        taken = f"other processes took {others:.0%} of the CPU time while measuring"
+        found.append(f"{taken}; stop them and measure again")
+    if steal > OTHERS_LIMIT:
         found.append(f"other machines on the same hardware took {steal:.0%} of the CPU time while measuring")
     found += [f"the GPU was throttled in {share:.0%} of the time: {why}" for why, share in throttled.items()]
     return found

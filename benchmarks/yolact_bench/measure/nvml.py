@@ -10,11 +10,11 @@ log = logging.getLogger(__name__)
 
 # Reasons for lower clocks that are worth a warning: not idling, a display, or clocks set by the user.
 THROTTLES = {
-    0x0000000000000004: "power cap",
-    0x0000000000000008: "hardware slowdown",
-    0x0000000000000020: "too hot (software)",
-    0x0000000000000040: "too hot (hardware)",
-    0x0000000000000080: "power brake",
+    0x04: "power cap",
+    0x08: "hardware slowdown",
+    0x20: "too hot (software)",
+    0x40: "too hot (hardware)",
+    0x80: "power brake",
 }
 
 
@@ -25,9 +25,15 @@ class Nvml:
         self._nvml = library
         library.nvmlInit()
         try:
-            self._device = self._first_visible()
+            # NVML numbers all GPUs; CUDA those that this variable lists, in its order.
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+            if visible.startswith("GPU-"):
+                self._device = library.nvmlDeviceGetHandleByUUID(visible)
+            else:
+                self._device = library.nvmlDeviceGetHandleByIndex(int(visible) if visible.isdigit() else 0)
+            self._driver = library.nvmlSystemGetDriverVersion()
         except BaseException:
-            library.nvmlShutdown()
+            self.close()
             raise
 
     def close(self) -> None:
@@ -36,39 +42,38 @@ class Nvml:
 
     def describe(self) -> dict[str, Any]:
         """Name, driver, memory in MiB and power limit in watts; None for what it does not report."""
-        nvml, device = self._nvml, self._device
-        name, driver = _ask(nvml.nvmlDeviceGetName, device), _ask(nvml.nvmlSystemGetDriverVersion)
         return {
-            "name": name.decode() if isinstance(name, bytes) else name,
-            "driver": driver.decode() if isinstance(driver, bytes) else driver,
-            "memory_mib": _ask(lambda: nvml.nvmlDeviceGetMemoryInfo(device).total, scale=2**-20),
-            "power_limit_w": _ask(nvml.nvmlDeviceGetEnforcedPowerLimit, device, scale=1e-3),
-            "max_sm_mhz": _ask(nvml.nvmlDeviceGetMaxClockInfo, device, nvml.NVML_CLOCK_SM),
+            "name": self._ask("Name"),
+            "driver": self._driver,
+            "memory_mib": self._ask("MemoryInfo", field="total", scale=2**-20),
+            "power_limit_w": self._ask("EnforcedPowerLimit", scale=1e-3),
+            "max_sm_mhz": self._ask("MaxClockInfo", self._nvml.NVML_CLOCK_SM),
         }
 
     def memory_used(self) -> float | None:
         """MiB in use on the GPU by all processes."""
-        return _ask(lambda: self._nvml.nvmlDeviceGetMemoryInfo(self._device).used, scale=2**-20)
+        return self._ask("MemoryInfo", field="used", scale=2**-20)
 
     def sample(self) -> dict[str, Any]:
         """Clocks in MHz, temperature in °C, power in watts, MiB in use, reasons for throttling."""
-        nvml, device = self._nvml, self._device
-        reasons = _ask(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, device) or 0
+        reasons = self._ask("CurrentClocksThrottleReasons") or 0
         return {
-            "sm_mhz": _ask(nvml.nvmlDeviceGetClockInfo, device, nvml.NVML_CLOCK_SM),
-            "memory_mhz": _ask(nvml.nvmlDeviceGetClockInfo, device, nvml.NVML_CLOCK_MEM),
-            "temperature": _ask(nvml.nvmlDeviceGetTemperature, device, nvml.NVML_TEMPERATURE_GPU),
-            "power_w": _ask(nvml.nvmlDeviceGetPowerUsage, device, scale=1e-3),
+            "sm_mhz": self._ask("ClockInfo", self._nvml.NVML_CLOCK_SM),
+            "memory_mhz": self._ask("ClockInfo", self._nvml.NVML_CLOCK_MEM),
+            "temperature": self._ask("Temperature", self._nvml.NVML_TEMPERATURE_GPU),
+            "power_w": self._ask("PowerUsage", scale=1e-3),
             "memory_mib": self.memory_used(),
             "throttled": [word for bit, word in THROTTLES.items() if reasons & bit],
         }
 
-    def _first_visible(self) -> Any:
-        # NVML numbers all GPUs; CUDA those that this variable lists, in its order.
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
-        if visible.startswith("GPU-"):
-            return self._nvml.nvmlDeviceGetHandleByUUID(visible)
-        return self._nvml.nvmlDeviceGetHandleByIndex(int(visible) if visible.isdigit() else 0)
+    def _ask(self, name: str, *arguments: int, field: str = "", scale: float | None = None) -> Any:
+        """An answer, rounded to 0.1 if `scale` is given; None if the GPU or driver has none."""
+        try:
+            answer = getattr(self._nvml, f"nvmlDeviceGet{name}")(self._device, *arguments)
+        except self._nvml.NVMLError:
+            return None
+        answer = getattr(answer, field) if field else answer
+        return answer if scale is None else round(answer * scale, 1)
 
 
 def open_nvml() -> Nvml | None:
@@ -77,21 +82,10 @@ def open_nvml() -> Nvml | None:
         return None
     try:
         import pynvml
+
+        return Nvml(pynvml)
     except ImportError:
         return None
-    try:
-        return Nvml(pynvml)
     except pynvml.NVMLError as error:
         log.debug("no NVML: %s", error)
         return None
-
-
-def _ask(question: Any, *arguments: Any, scale: float | None = None) -> Any:
-    """The answer, scaled and rounded to 0.1 if `scale` is given; None if the GPU or driver has none."""
-    import pynvml
-
-    try:
-        answer = question(*arguments)
-    except pynvml.NVMLError:
-        return None
-    return answer if scale is None else round(answer * scale, 1)

@@ -1,15 +1,6 @@
 """`yolact-bench roofline`: the least time of an ONNX graph on a machine, and the share of it reached.
 
-Operations and bytes are counted from the graph (`work`), ceilings are measured (`ceilings`). Two times
-cannot be beaten under such ceilings:
-
-    floor     all operations at their ceilings, or weights, inputs and outputs through the memory, whichever
-              takes longer: everything between stays in caches, and both overlap fully
-    kernels   the same for each fused kernel with all it reads and writes, one after the other: the time of
-              perfect kernels if activations pass through memory
-
-The share reached is such a time over the measured one. It may exceed 1 if a kernel needs fewer operations
-than counted (Winograd), or is better than the libraries that the ceilings were measured with.
+docs/explanation/rooflines.md says what is counted and measured, and what the shares mean.
 """
 
 from __future__ import annotations
@@ -25,7 +16,7 @@ from yolact_runtime.files import write_json
 
 if TYPE_CHECKING:
     from yolact_bench.report.tables import Table
-    from yolact_bench.roofline.graph import Reached, Roofline
+    from yolact_bench.roofline.graph import Roofline
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace) -> None:
     """Print ceilings, and the roofline of `--onnx` under them."""
-    require("yolact-bench roofline", "train", "onnx")
+    require("yolact-bench roofline", "train", "onnx", "sympy")
     from yolact_runtime.commandline import table_console
     from yolact_runtime.engines.threads import usable_cores
 
@@ -65,10 +56,18 @@ def command(args: argparse.Namespace) -> None:
     reached = found.reached(limit, args.measured_ms)
     roofline_table(found, limit).show()
     ceilings_table([limit]).show()
-    console = table_console()
-    console.print(sentences(reached), highlight=False)
+    lines = [
+        f"floor {reached.floor_ms:.2f} ms (operations {reached.compute_ms:.2f}, weights, inputs and outputs"
+        f" {reached.memory_ms:.2f}); kernel by kernel {reached.kernels_ms:.2f} ms"
+    ]
+    if reached.measured_ms:
+        lines.append(
+            f"measured {reached.measured_ms:.2f} ms: {reached.share:.1%} of the roofline by the floor,"
+            f" {reached.kernels_share:.1%} kernel by kernel"
+        )
     if found.work.unknown:
-        console.print(f"{len(found.work.unknown)} nodes with unknown shapes are not counted", highlight=False)
+        lines.append(f"{len(found.work.unknown)} nodes with unknown shapes are not counted")
+    table_console().print("\n".join(lines), highlight=False)
     if args.json:
         figures = {**found.to_json(), "ceilings": asdict(limit), "reached": asdict(reached)}
         write_json(args.json, figures, indent=2)
@@ -81,13 +80,14 @@ def roofline_table(found: Roofline, limits: Ceilings) -> Table:
     rows = []
     for part, (unfused, fused) in found.parts().items():
         count = sum(fused.operations.values())
-        seconds = found.kernels_seconds(limits, None if part == "all" else part)
         kinds = ", ".join(kind for kind, value in fused.operations.items() if value)
+        amounts = (unfused.weights, unfused.bytes, fused.bytes)
         rows.append(
             [
-                *(part, kinds, f"{count / 1e9:.2f}" if count else "-", f"{unfused.weights / 1e6:.1f}"),
-                *(f"{unfused.bytes / 1e6:.1f}", f"{fused.bytes / 1e6:.1f}"),
-                *(f"{count / fused.bytes:.0f}" if count else "-", f"{1000 * seconds:.2f}"),
+                *(part, kinds, f"{count / 1e9:.2f}" if count else "-"),
+                *(f"{amount / 1e6:.1f}" for amount in amounts),
+                f"{count / fused.bytes:.0f}" if count else "-",
+                f"{1000 * found.kernels_seconds(limits, part):.2f}",
             ]
         )
     return Table(
@@ -98,17 +98,3 @@ def roofline_table(found: Roofline, limits: Ceilings) -> Table:
         " and writes memory; fused: element-wise work costs no more.",
         text_columns=2,
     )
-
-
-def sentences(reached: Reached) -> str:
-    """The times of `Reached` for a reader."""
-    lines = [
-        f"floor {reached.floor_ms:.2f} ms (operations {reached.compute_ms:.2f}, weights, inputs and outputs"
-        f" {reached.memory_ms:.2f}); kernel by kernel {reached.kernels_ms:.2f} ms"
-    ]
-    if reached.share is not None and reached.kernels_share is not None:
-        lines.append(
-            f"measured {reached.measured_ms:.2f} ms: {reached.share:.1%} of the roofline by the floor,"
-            f" {reached.kernels_share:.1%} kernel by kernel"
-        )
-    return "\n".join(lines)

@@ -17,16 +17,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Reached:
-    """A graph under ceilings; times in milliseconds for a call.
+    """The least times of a call under ceilings, in milliseconds, and their shares of the measured time.
 
-    Attributes:
-        compute_ms: All operations at their ceilings.
-        memory_ms: Weights, inputs and outputs through the memory once.
-        floor_ms: The longer of these.
-        kernels_ms: Kernel by kernel.
-        measured_ms: Of a call; None if nothing was measured.
-        share: `floor_ms` over `measured_ms`.
-        kernels_share: `kernels_ms` over `measured_ms`.
+    `compute_ms` is all operations at their ceilings, `memory_ms` weights, inputs and outputs through the
+    memory once, `floor_ms` the longer of both, and `kernels_ms` the sum over all kernels.
     """
 
     compute_ms: float
@@ -45,41 +39,33 @@ class Roofline:
     path: Path
     work: GraphWork
 
-    @property
-    def operations(self) -> dict[str, int]:
-        """Operations of all convolutions and matrix products, by type; a multiply-add is 2."""
-        return dict(self.work.floor.operations)
-
     def parts(self) -> dict[str, tuple[Work, Work]]:
         """Unfused and fused work of each part of the network that has any, then of all."""
-
-        def both(part: str | None) -> tuple[Work, Work]:
+        found = {}
+        for part in (*PARTS, "all"):
             unfused, fused = (
-                Work.sum(node.work for node in nodes if part in (None, node.part))
+                Work.sum(node.work for node in nodes if part in ("all", node.part))
                 for nodes in (self.work.unfused, self.work.fused)
             )
-            return unfused, fused
+            if unfused.bytes or part == "all":
+                found[part] = unfused, fused
+        return found
 
-        parts = {part: both(part) for part in PARTS}
-        return {part: works for part, works in parts.items() if works[0].bytes} | {"all": both(None)}
-
-    def kernels_seconds(self, limits: Ceilings, part: str | None = None) -> float:
-        """Kernel by kernel, the longer time of its operations and its bytes, for a part or all of it."""
+    def kernels_seconds(self, limits: Ceilings, part: str = "all") -> float:
+        """Kernel by kernel, the longer time of its operations and its bytes, for a part or for "all"."""
         return sum(
             max(_compute_seconds(node.work, limits), node.work.bytes / limits.bandwidth)
             for node in self.work.fused
-            if part in (None, node.part)
+            if part in ("all", node.part)
         )
 
     def reached(
         self, limits: Ceilings, measured_ms: float | None = None, precision: str | None = None
     ) -> Reached:
-        """The least time under ceilings, and its share of a measured time.
+        """The least time of a call under ceilings, and its share of a measured time.
 
-        Args:
-            limits: Of the device that it runs on, with the same number of threads.
-            measured_ms: Milliseconds of a call with `work.batch` images.
-            precision: What the engine really computes in, see `computing`; None for what the graph says.
+        `limits` are those of the device that it runs on, with the same number of threads; `precision` is what
+        the engine really computes in, see `computing`, or None for what the graph says.
 
         Raises:
             UsageError: a time that is not positive, or an unknown precision.
@@ -96,7 +82,7 @@ class Roofline:
         return Reached(compute, memory, floor, kernels, *shares)
 
     def computing(self, limits: Ceilings, precision: str) -> Ceilings:
-        """The ceilings for an engine that computes this graph in `precision`, with the bytes of the graph.
+        """The ceilings for an engine that computes this graph in `precision`.
 
         "fp32", "bf16" and "fp16" replace every type of the graph. "int8" replaces its float32, unless it has
         int8 layers of its own: the others are float32 on purpose, and "int8+bf16" computes these in bf16.
@@ -106,28 +92,22 @@ class Roofline:
         """
         if precision not in PRECISIONS:
             raise UsageError(f"precision is {precision!r}; allowed: {', '.join(PRECISIONS)}")
-        if precision == "int8+bf16":
-            kind, replaced = "bfloat16", ["float32"]
-        else:
-            kind, replaced = KINDS[precision], ["float32"] if precision == "int8" else list(KINDS.values())
-        rate = limits.operations.get(kind) or limits.operations.get("float32")
-        if not rate or (precision == "int8" and "int8" in self.operations):
+        kind = KINDS.get(precision, "bfloat16")
+        replaced = ["float32"] if "int8" in precision else list(KINDS.values())
+        if precision == "int8" and "int8" in self.work.floor.operations:
             return limits
-        return replace(limits, operations=limits.operations | dict.fromkeys(replaced, rate))
+        return replace(limits, operations=limits.operations | dict.fromkeys(replaced, limits.rate(kind)))
 
     def to_json(self) -> dict[str, Any]:
         """Operations and bytes of each part and of all, for one call of `batch` images."""
         parts = self.parts()
         unfused, fused = parts["all"]
-        floor = self.work.floor
+        works = {"unfused": unfused, "fused": fused, "floor": self.work.floor}
         return {
             "onnx": self.path.name,
             "batch": self.work.batch,
-            "operations": self.operations,
-            "bytes": {
-                **{"unfused": unfused.bytes, "fused": fused.bytes},
-                **{"floor": floor.bytes, "weights": floor.weights},
-            },
+            "operations": self.work.floor.operations,
+            "bytes": {name: one.bytes for name, one in works.items()} | {"weights": unfused.weights},
             "parts": {
                 part: {"unfused": asdict(before), "fused": asdict(after)}
                 for part, (before, after) in parts.items()
@@ -147,31 +127,24 @@ def roofline(path: str | Path, batch: int = 1) -> Roofline:
 
 
 def roofline_share(
-    path: str | Path,
-    batch: int,
-    measured_ms: float,
-    gpu: bool = False,
-    threads: int | None = None,
-    precision: str | None = None,
+    path: str | Path, batch: int, measured_ms: float, gpu: bool, threads: int | None, precision: str | None
 ) -> dict[str, Any] | None:
-    """Operations, bytes, ceilings and share of one engine, for a report.
+    """The field "roofline" of an engine in a report, see `report/schema.json`.
 
     Args:
-        path: The engine's file; only graphs in ONNX files can be counted.
+        path: The engine's file.
         batch: Images in a call.
         measured_ms: Median of a call, network only.
         gpu: Under the ceilings of the first GPU instead of the CPU's.
-        threads: CPU threads that the engine used; None for all cores.
-        precision: What the engine really computes in; None for what the graph says.
+        threads: Of the engine on the CPU; None for all cores.
+        precision: See `Roofline.computing`; None for what the graph says.
 
     Returns:
-        The field "roofline" of an engine, see `report/schema.json`; None, and a warning, for other
-        files and for graphs that cannot be counted.
+        None, and a warning, if it is no ONNX file, or nothing in it can be counted.
     """
-    if Path(path).suffix.lower() != ".onnx":
-        log.warning("no roofline of %s: only ONNX files can be counted", path)
-        return None
     try:
+        if Path(path).suffix.lower() != ".onnx":
+            raise UsageError("only ONNX files can be counted")
         graph = roofline(path, batch)
         limits = gpu_ceilings() if gpu else ceilings(threads)
         reached = graph.reached(limits, measured_ms, precision)
@@ -181,7 +154,7 @@ def roofline_share(
     return {
         "batch": batch,
         "precision": precision,
-        "flops": sum(graph.operations.values()),
+        "flops": sum(graph.work.floor.operations.values()),
         "bytes": graph.work.floor.bytes,
         "ceilings": {
             "device": limits.device,
@@ -194,11 +167,5 @@ def roofline_share(
 
 
 def _compute_seconds(work: Work, limits: Ceilings) -> float:
-    """Seconds of all operations at their ceilings; a type without a ceiling counts as float32."""
-    seconds = 0.0
-    for kind, count in work.operations.items():
-        rate = limits.operations.get(kind) or limits.operations.get("float32")
-        if not rate:
-            raise YolactError(f"no ceiling for {kind} was measured on {limits.device}")
-        seconds += count / rate
-    return seconds
+    """Seconds of all operations at their ceilings."""
+    return sum(count / limits.rate(kind) for kind, count in work.operations.items())

@@ -29,25 +29,15 @@ CHANNELS, CELLS = 256, 64  # of a convolution as large as one of the pyramid's
 
 
 def numpy_probes(threads: int, size: int) -> Iterator[Probe]:
-    """Memory, by NumPy in several threads: it releases the lock while it copies."""
+    """Copies of `size` bytes; no products, as the threads of the BLAS are chosen before NumPy is imported."""
     source, target = np.ones(size // 4, np.float32), np.zeros(size // 4, np.float32)
-    shares = list(zip(np.array_split(target, threads), np.array_split(source, threads), strict=True))
+    shares = [np.array_split(array, threads) for array in (target, source)]
     with ThreadPoolExecutor(threads) as pool:
-        yield (
-            "bandwidth",
-            "NumPy copy",
-            2 * size,
-            lambda: list(pool.map(np.copyto, *zip(*shares, strict=True))),
-        )
+        yield "bandwidth", "NumPy copy", 2 * size, lambda: list(pool.map(np.copyto, *shares))
 
 
 def torch_probes(threads: int, size: int) -> Iterator[Probe]:
-    """Matrix products and memory, by PyTorch on the CPU.
-
-    Args:
-        threads: To use while these run.
-        size: Bytes of an array to measure bandwidth with.
-    """
+    """Matrix products, and copies and sums of `size` bytes, by PyTorch on the CPU."""
     try:
         import torch
     except ImportError:
@@ -55,9 +45,8 @@ def torch_probes(threads: int, size: int) -> Iterator[Probe]:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for kind in (torch.float32, torch.bfloat16):
-            a, b = (torch.rand(SIDE, SIDE).to(kind) for _ in range(2))
-            name = str(kind).removeprefix("torch.")
+        for name in ("float32", "bfloat16"):
+            a, b = (torch.rand(SIDE, SIDE).to(getattr(torch, name)) for _ in range(2))
             yield name, "PyTorch matmul", 2 * SIDE**3, partial(torch.mm, a, b)
         source, target, third = (torch.ones(size // 4) for _ in range(3))
         yield "bandwidth", "PyTorch copy", 2 * size, partial(target.copy_, source)
@@ -74,9 +63,7 @@ def ort_probes(threads: int) -> Iterator[Probe]:
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
     for kind, name, operations, model, feed in _models():
-        session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
         yield kind, f"ONNX Runtime {name}", operations, partial(session.run, None, feed)
 
 
@@ -86,15 +73,11 @@ def openvino_probes(threads: int) -> Iterator[Probe]:
         core = shared_core()
     except YolactError:  # not installed
         return
-    hints = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}
+    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
     has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     for kind, name, operations, model, feed in _models():
         for delivered in ("float32", "bfloat16") if kind == "float32" and has_bf16 else (kind,):
-            settings = {
-                "INFERENCE_NUM_THREADS": threads,
-                "INFERENCE_PRECISION_HINT": hints[delivered],
-                "PERFORMANCE_HINT": "LATENCY",
-            }
+            settings["INFERENCE_PRECISION_HINT"] = "bf16" if delivered == "bfloat16" else "f32"
             try:
                 compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", settings)
             except RuntimeError as error:
@@ -116,21 +99,20 @@ def gpu_probes() -> Iterator[Probe]:
         raise YolactError("PyTorch finds no CUDA device here; install a build of it with CUDA")
     torch.backends.cuda.matmul.allow_tf32 = False
 
-    def timed(product: Callable[[], object]) -> None:
-        product()
+    def timed(product: Callable[..., object], a: object, b: object) -> None:
+        product(a, b)
         torch.cuda.synchronize()
 
-    for kind in (torch.float32, torch.float16, torch.bfloat16):
-        a, b = (torch.rand(GPU_SIDE, GPU_SIDE, device="cuda").to(kind) for _ in range(2))
-        product: Callable[[], object] = partial(torch.mm, a, b)
-        yield str(kind).removeprefix("torch."), "PyTorch matmul", 2 * GPU_SIDE**3, partial(timed, product)
-    a, b = (torch.ones(GPU_SIDE, GPU_SIDE, dtype=torch.int8, device="cuda") for _ in range(2))
-    try:
-        torch._int_mm(a, b)
-    except RuntimeError as error:  # older cards
-        log.info("no int8 matrix product by PyTorch on this GPU: %s", first_line(error))
-        return
-    yield "int8", "PyTorch matmul", 2 * GPU_SIDE**3, partial(timed, partial(torch._int_mm, a, b))
+    for name in ("float32", "float16", "bfloat16", "int8"):
+        a, b = (2 * torch.rand(GPU_SIDE, GPU_SIDE, device="cuda") for _ in range(2))
+        a, b = (matrix.to(getattr(torch, name)) for matrix in (a, b))
+        product = partial(timed, torch._int_mm if name == "int8" else torch.mm, a, b)
+        try:
+            product()
+        except RuntimeError as error:  # older cards
+            log.info("no %s matrix product by PyTorch on this GPU: %s", name, first_line(error))
+            continue
+        yield name, "PyTorch matmul", 2 * GPU_SIDE**3, product
 
 
 def _models() -> Iterator[tuple[str, str, int, onnx.ModelProto, dict[str, np.ndarray]]]:
@@ -141,8 +123,7 @@ def _models() -> Iterator[tuple[str, str, int, onnx.ModelProto, dict[str, np.nda
         for side in (1, 3):
             weight = random.standard_normal((CHANNELS, CHANNELS, side, side), np.float32)
             x = random.standard_normal((1, CHANNELS, CELLS, CELLS), np.float32)
-            pads = f"<pads = [{', '.join([str(side // 2)] * 4)}]>"
-            model = _graph(x, weight, f"Conv {pads}", quantised)
+            model = _graph(x, weight, f"Conv <pads = {[side // 2] * 4}>", quantised)
             yield kind, f"{side}x{side} convolution", 2 * weight.size * CELLS**2, model, {"x": x}
         weight, x = (random.standard_normal((SIDE, SIDE), np.float32) for _ in range(2))
         yield kind, "matmul", 2 * SIDE**3, _graph(x, weight, "MatMul", quantised), {"x": x}
@@ -154,20 +135,14 @@ def _graph(x: np.ndarray, weight: np.ndarray, operator: str, quantised: bool) ->
     nodes = f"y = {operator} (x, w)"
     if quantised:
         scale = np.array(float(np.abs(weight).max()) / 127, np.float32)
-        weights = {
-            "w8": (weight / scale).round().astype(np.int8),
-            "ws": scale,
-            "wz": np.array(0, np.int8),
-            "xs": np.array(np.abs(x).max() / 255, np.float32),
-            "xz": np.array(0, np.uint8),
-        }
+        weights = {"w8": (weight / scale).round().astype(np.int8), "ws": scale, "wz": np.array(0, np.int8)}
+        weights |= {"xs": np.array(np.abs(x).max() / 255, np.float32), "xz": np.array(0, np.uint8)}
         # ONNX Runtime takes its integer convolution only between two pairs of quantisation.
         nodes = f"""r = Relu (x) q = QuantizeLinear (r, xs, xz) d = DequantizeLinear (q, xs, xz)
             w = DequantizeLinear (w8, ws, wz) p = {operator} (d, w)
             pq = QuantizeLinear (p, xs, xz) y = DequantizeLinear (pq, xs, xz)"""
-    shape = ", ".join(map(str, x.shape))
     outputs = ", ".join("?" * x.ndim)
-    head = f'<ir_version: 8, opset_import: ["" : 17]> probe (float[{shape}] x) => (float[{outputs}] y)'
+    head = f'<ir_version: 8, opset_import: ["" : 17]> probe (float{[*x.shape]} x) => (float[{outputs}] y)'
     model = onnx.parser.parse_model(f"{head} {{{nodes}}}")
     model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in weights.items())
     return model

@@ -22,8 +22,7 @@ from yolact_bench import cli
 from yolact_bench.roofline import cli as command
 from yolact_bench.roofline.ceilings import Ceilings
 from yolact_bench.roofline.graph import Roofline, roofline
-from yolact_bench.roofline.shapes import at_batch
-from yolact_bench.roofline.work import GraphWork, Work, count_work
+from yolact_bench.roofline.work import GraphWork, Work, at_batch, count_work
 from yolact_export.onnx import OnnxOptions, write_onnx
 from yolact_runtime.errors import UsageError, YolactError
 
@@ -129,7 +128,7 @@ def test_operations_are_those_that_pytorch_counts(network: Yolact, exported: Pat
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(batch, 3, size, size))
     found = roofline(exported, batch)
-    assert found.operations == {"float32": counter.get_total_flops()}
+    assert found.work.floor.operations == {"float32": counter.get_total_flops()}
     by_module = counter.get_flop_counts()
     for part, name in (("backbone", "backbone"), ("fpn", "fpn"), ("protonet", "proto_net")):
         expected = sum(by_module[f"Yolact.{name}"].values())
@@ -167,6 +166,14 @@ def test_an_operator_nobody_knows_is_named_and_not_counted() -> None:
     graph.graph.node.append(helper.make_node("Mystery", ["s"], ["m"], name="odd", domain="far.away"))
     graph.opset_import.append(helper.make_opsetid("far.away", 1))
     assert count_work(graph, 1).unknown == ("odd",)
+    # What follows is not counted either, also behind a reshape to a known shape and as an output.
+    graph.graph.initializer.append(numpy_helper.from_array(np.array([1, 4, 8, 8]), "shape"))
+    graph.graph.node.append(helper.make_node("Reshape", ["m", "shape"], ["n"]))
+    graph.graph.node.append(helper.make_node("Relu", ["n"], ["o"], name="after"))
+    graph.graph.output.append(onnx.ValueInfoProto(name="m"))
+    found = count_work(graph, 1)
+    assert found.unknown == ("odd", "after")
+    assert found.floor == count_work(residual(), 1).floor
 
 
 def test_what_cannot_be_counted_is_one_line(tmp_path: Path) -> None:
@@ -249,7 +256,7 @@ def test_command(exported: Path, tmp_path: Path, monkeypatch, capsys) -> None:
         assert word in out
     figures = json.loads(path.read_text())
     assert figures["batch"] == 2
-    assert figures["operations"] == roofline(exported, 2).operations
+    assert figures["operations"] == roofline(exported, 2).work.floor.operations
     assert figures["bytes"]["unfused"] >= figures["bytes"]["fused"] >= figures["bytes"]["floor"]
     assert figures["reached"]["measured_ms"] == 1000
     assert cli.main(["roofline", "--onnx", str(tmp_path / "none.onnx")]) == 1
