@@ -68,7 +68,7 @@ def command(args: argparse.Namespace) -> None:
     from yolact.train.loop import freezes_batch_norm, memory_format
     from yolact_bench.measure.machine import describe_machine
     from yolact_bench.measure.protocol import Timing, take_turns
-    from yolact_bench.peers.checkout import OriginalTraining
+    from yolact_bench.peers.original import open_training
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -92,10 +92,9 @@ def command(args: argparse.Namespace) -> None:
         steps: dict[str, Callable[[], float]] = {}
         if args.original:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            original = OriginalTraining(
-                args.original, model, dataset, args.batch_size, frozen, folder, device
-            )
-            steps["original"] = stack.enter_context(original).step
+            original = open_training(args.original, model, dataset, args.batch_size, frozen, folder, device)
+            stack.callback(original.close)
+            steps["original"] = lambda: float(original.ask()["loss"])
         plain = replace(config, train=replace(config.train, amp="none", compile=False))
         steps["plain"] = Trainer(plain, model, batch, device, torch.contiguous_format).step
         configured = Trainer(config, model, batch, device, memory_format(device, config.train))
