@@ -121,7 +121,7 @@ def settled_model(config: Config, batch: Batch) -> Yolact:
     import torch
 
     from yolact.model import Yolact
-    from yolact_bench.peers.random_weights import settle_batch_norm
+    from yolact_bench.peers.torch_peer import settle_batch_norm
 
     torch.manual_seed(0)
     model = Yolact(config).train()

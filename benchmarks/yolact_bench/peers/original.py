@@ -49,14 +49,10 @@ class CheckoutProcess:
     def __init__(self, checkout: Path, task: str, config: str, **settings: Any) -> None:
         if not (checkout / "layers" / "modules" / "multibox_loss.py").is_file():
             raise YolactError(f"--original {checkout}: not a checkout of github.com/dbolya/yolact")
-        words = [
-            checkout.resolve(),
-            task,
-            json.dumps({"config": f"{config}_config", **settings}, default=str),
-        ]
-        self._errors = tempfile.TemporaryFile()
+        words = json.dumps({"config": f"{config}_config", **settings}, default=str)
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
-            [sys.executable, _SCRIPT, *words],
+            [sys.executable, _SCRIPT, checkout.resolve(), task, words],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -197,11 +193,8 @@ def open_training(
     )
 
 
-def _training_sample(
-    dataset: CocoDataset, index: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
-    """Image, boxes with labels, masks at input size and number of crowd regions in the form of the original's
-    dataset: crowd regions last, with the label -1."""
+def _training_sample(dataset: CocoDataset, index: int) -> tuple[Any, ...]:
+    """Image, boxes with labels, masks at input size and number of crowds, which come last with label -1."""
     import cv2
     import torch
 
