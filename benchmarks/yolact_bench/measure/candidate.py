@@ -76,7 +76,7 @@ class Candidate(ABC):
         """Process the files of one batch, up to COCO RLE masks in memory."""
 
     def to_coco(self, path: Path, image_id: int) -> list[dict[str, Any]] | None:
-        """COCO results of one image file, masks included, for AP; None if it has other classes."""
+        """COCO results of one image file, masks included; None if it has other classes."""
         return None
 
     def close(self) -> None:  # noqa: B027 - most hold nothing

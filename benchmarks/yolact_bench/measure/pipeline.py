@@ -15,11 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from yolact_bench.measure.protocol import sample_in_turns
+from yolact_bench.measure.candidate import batches
+from yolact_bench.measure.protocol import take_turns
 from yolact_bench.measure.statistics import mean_interval, paired_ratio
 from yolact_runtime import Engine, Result
 from yolact_runtime import pipeline as runtime
-from yolact_runtime.engines.base import check_limits
 from yolact_runtime.engines.threads import default_workers
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.frames import Frame, Sink, Source
@@ -37,7 +37,7 @@ class Repeated(Source):
         self._images, self.total = images, total
 
     def __iter__(self) -> Iterator[Frame]:
-        for index, path in zip(range(self.total or 0), itertools.cycle(self._images), strict=False):
+        for index, path in enumerate(itertools.islice(itertools.cycle(self._images), self.total)):
             yield Frame(index, str(path), path, partial(read_image, path))
 
 
@@ -87,23 +87,16 @@ def pipeline_throughput(
         UsageError: a limit out of its range, or the loop's engine has several streams on a CPU.
     """
     top_k = latency.metadata.max_detections if top_k is None else top_k
-    check_limits(score_threshold, top_k)
     if shares_threads(latency):
         raise UsageError(f"the loop's engine has {latency.streams} streams; open it with streams=1")
     workers = default_workers()
     settings = runtime.PipelineSettings(
-        batch_size=batch,
-        decode_workers=workers,
-        post_workers=workers,
-        score_threshold=score_threshold,
-        top_k=top_k,
+        batch, decode_workers=workers, post_workers=workers, score_threshold=score_threshold, top_k=top_k
     )
 
     def serial(total: int) -> None:
-        frames = iter(Repeated(images, total))
-        while chunk := list(itertools.islice(frames, batch)):
-            pictures = [frame.read() for frame in chunk]
-            for result in latency.predict(pictures, score_threshold, top_k):
+        for paths in itertools.islice(batches(images, batch), total // batch):
+            for result in latency.predict([read_image(path) for path in paths], score_threshold, top_k):
                 result.rles  # noqa: B018 - computed when first asked for
 
     def pipelined(total: int) -> None:
@@ -117,13 +110,8 @@ def pipeline_throughput(
     serial(batch)
     each = max(1, clock() - start) / batch / 1e9
     total = -(-min(MOST, max(FEWEST, round(PASS_SECONDS / each))) // batch) * batch
-    tasks: dict[str, Callable[[], None]] = {
-        "serial": lambda: serial(total),
-        "pipeline": lambda: pipelined(total),
-    }
-    sampled = {name: one.seconds for name, one in sample_in_turns(tasks, seconds, PASSES, clock).items()}
-    rates = {name: mean_interval(total / taken)._asdict() for name, taken in sampled.items()}
-    ratio = paired_ratio(sampled["serial"], sampled["pipeline"])._asdict()
+    tasks = {"serial": partial(serial, total), "pipeline": partial(pipelined, total)}
+    times, _ = take_turns(tasks, seconds, PASSES, clock)
     return {
         "images": total,
         "batch": batch,
@@ -131,8 +119,8 @@ def pipeline_throughput(
         "workers": workers,
         "serial_threads": latency.threads,
         "threads": throughput.threads,
-        **rates,
-        "ratio": ratio,
+        **{name: mean_interval(total / taken)._asdict() for name, taken in times.items()},
+        "ratio": paired_ratio(times["serial"], times["pipeline"])._asdict(),
     }
 
 

@@ -47,7 +47,7 @@ def command(args: argparse.Namespace) -> None:
         raise UsageError("no peer was asked for; give --torchvision, --ultralytics YAML or --original PATH")
     if args.original and not args.weights:
         raise UsageError("--original needs --weights W, the .pth that the engine was exported from")
-    from yolact_bench.measure.agreement import agree
+    from yolact_bench.measure.accuracy import agree
     from yolact_bench.measure.engines import open_engines
     from yolact_bench.measure.suite import measure, with_extras
     from yolact_runtime.sources.images import list_images
