@@ -104,15 +104,11 @@ def command(args: argparse.Namespace) -> None:
         f"{len(dataset)} images, {instances:.1f} instances each, input {config.model.input_size},"
         f" {args.rounds} rounds, one process, one thread"
     )
-    rows = [
-        [
-            "whole sample" if name == "samples" else name,
-            f"{figure['images_per_s']:.1f}",
-            *(f"{1000 / rate:.2f}" for rate in figure.values()),
-        ]
-        for name, figure in figures.items()
-        if name != "stages"
-    ]
+    rows = []
+    for name in (*STAGES, *(name for name in variants if name != "stages")):
+        whole, cpu = figures[name].values()
+        label = "whole sample" if name == "samples" else name
+        rows.append([label, f"{whole:.1f}", f"{1000 / whole:.2f}", f"{1000 / cpu:.2f}"])
     Table(title, ("", "images/s", "ms/image", "CPU ms"), rows).show()
     if args.json:
         write_json(args.json, figures, indent=2)
@@ -120,9 +116,8 @@ def command(args: argparse.Namespace) -> None:
 
 def _stages(dataset: CocoDataset, epoch: int, index: int, clock: Clock) -> None:
     """Do the work of `dataset[epoch, index]` stage by stage."""
-    augmenter = dataset.augmenter
+    augmenter, record = dataset.augmenter, dataset.records[index]
     assert augmenter is not None
-    record = dataset.records[index]
     with clock("decode"):
         image = dataset.read_image(record)
     height, width = image.shape[:2]
@@ -134,8 +129,8 @@ def _stages(dataset: CocoDataset, epoch: int, index: int, clock: Clock) -> None:
     with clock("photometric"):
         photometric(part[inside])
     with clock("geometry"):
-        pixels = geometry.resize(part, (height, width), dataset.model.input_size, augmenter.fill)
-        pixels = geometry.turn(pixels)
+        resized = geometry.resize(part, (height, width), dataset.model.input_size, augmenter.fill)
+        pixels = geometry.turn(resized)
     with clock("normalise"):
         augmenter.normalise(pixels)
     with clock("masks"):
@@ -192,12 +187,11 @@ class TorchvisionRecipe:
         if len(single) == 0:
             return None
         masks = [to_mask(record.annotations[i]["segmentation"], height, width) for i in single]
+        corners = torch.from_numpy(boxes[single])
         sample = self.transform(
             {
                 "image": tv_tensors.Image(torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)),
-                "boxes": tv_tensors.BoundingBoxes(
-                    torch.from_numpy(boxes[single]), format="XYXY", canvas_size=(height, width)
-                ),
+                "boxes": tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=(height, width)),
                 "masks": tv_tensors.Mask(torch.from_numpy(np.stack(masks))),
                 "labels": torch.from_numpy(single),
             }
