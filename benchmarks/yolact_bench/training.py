@@ -93,7 +93,7 @@ def command(args: argparse.Namespace) -> None:
         steps: dict[str, Callable[[], float]] = {}
         if args.original:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            original = open_training(args.original, model, dataset, args.batch_size, frozen, folder, device)
+            original = open_training(args.original, model, dataset, batch, frozen, folder, device)
             stack.callback(original.close)
             steps["original"] = lambda: float(original.ask()["loss"])
         plain = replace(config, train=replace(config.train, amp="none", compile=False))

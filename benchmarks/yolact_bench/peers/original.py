@@ -27,6 +27,7 @@ from yolact_runtime.metadata import Metadata
 if TYPE_CHECKING:
     import torch
 
+    from yolact.data.batch import Batch
     from yolact.data.coco import CocoDataset
     from yolact.model import Yolact
 
@@ -69,8 +70,7 @@ class CheckoutProcess:
         assert self._process.stdin is not None and self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # the reason is reported below
             print(json.dumps(request), file=self._process.stdin, flush=True)
-        line = self._process.stdout.readline()
-        if not line:
+        if not (line := self._process.stdout.readline()):
             self._errors.seek(0)
             last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:]
             raise YolactError(f"the original ended: {last[0] if last else 'no message'}")
@@ -154,7 +154,7 @@ def open_training(
     checkout: Path,
     model: Yolact,
     dataset: CocoDataset,
-    count: int,
+    batch: Batch,
     freeze_bn: bool,
     folder: Path,
     device: torch.device,
@@ -164,8 +164,8 @@ def open_training(
     Args:
         checkout: Folder of github.com/dbolya/yolact.
         model: Source of the weights; the original must have its configuration.
-        dataset: Without augmentation; its first `count` images are the batch.
-        count: Images in a step.
+        dataset: Without augmentation.
+        batch: Its first samples.
         freeze_bn: Whether batch norm keeps its statistics.
         folder: For the files that the process reads.
         device: Where it trains.
@@ -176,8 +176,14 @@ def open_training(
     import torch
 
     case, weights, config = folder / "case.pth", folder / "weights.pth", model.config
-    samples = [_training_sample(dataset, index) for index in range(count)]
-    torch.save([list(column) for column in zip(*samples, strict=True)], case)
+    boxes, masks, crowds = [], [], []
+    # The form of the original's dataset: crowd regions last, with the label -1.
+    for index, target in enumerate(batch.targets):
+        crowds.append(len(target.crowd_boxes))
+        labels = torch.cat([target.labels, torch.full((crowds[-1],), -1)])
+        boxes.append(torch.column_stack([torch.cat([target.boxes, target.crowd_boxes]), labels]).float())
+        masks.append(torch.from_numpy(_masks(dataset, index)).float())
+    torch.save((batch.images, boxes, masks, crowds), case)
     torch.save(model.state_dict(), weights)
     return CheckoutProcess(
         checkout,
@@ -193,22 +199,16 @@ def open_training(
     )
 
 
-def _training_sample(dataset: CocoDataset, index: int) -> tuple[Any, ...]:
-    """Image, boxes with labels, masks at input size and number of crowds, which come last with label -1."""
+def _masks(dataset: CocoDataset, index: int) -> np.ndarray:
+    """The masks (n, S, S) of a sample at input size, crowd regions last."""
     import cv2
-    import torch
 
     from yolact.data.segmentation import to_mask
 
-    sample, record = dataset[index], dataset.records[index]
-    side = (dataset.model.input_size, dataset.model.input_size)
+    record, side = dataset.records[index], dataset.model.input_size
     height, width = dataset.read_image(record).shape[:2]
     boxes, crowd = dataset.boxes(record, height, width)
     real = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(axis=1))
     order = real[np.argsort(crowd[real], kind="stable")]
     segmentations = [record.annotations[i]["segmentation"] for i in order]
-    masks = np.stack([cv2.resize(to_mask(one, height, width), side) for one in segmentations])
-    target, crowds = sample.target, len(sample.target.crowd_boxes)
-    labels = torch.cat([target.labels, torch.full((crowds,), -1)])
-    rows = torch.column_stack([torch.cat([target.boxes, target.crowd_boxes]), labels]).float()
-    return sample.image, rows, torch.from_numpy(masks).float(), crowds
+    return np.stack([cv2.resize(to_mask(one, height, width), (side, side)) for one in segmentations])

@@ -81,16 +81,14 @@ class Training:
             self.net.parameters(), lr=0.0, momentum=cfg.momentum, weight_decay=cfg.decay
         )
         images, targets, masks, self.crowds = torch.load(settings["case"])
-        self.images = torch.stack(images).to(settings["device"])
+        self.images = images.to(settings["device"])
         self.targets, self.masks = ([x.to(settings["device"]) for x in many] for many in (targets, masks))
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Run one step."""
         self.optimizer.zero_grad()
-        # It changes its arguments.
-        losses = self.criterion(
-            self.net, self.net(self.images), list(self.targets), list(self.masks), self.crowds
-        )
+        arguments = list(self.targets), list(self.masks), self.crowds  # it changes them
+        losses = self.criterion(self.net, self.net(self.images), *arguments)
         loss = sum(value.mean() for value in losses.values())
         loss.backward()
         if torch.isfinite(loss).item():
