@@ -19,13 +19,8 @@ log = logging.getLogger(__name__)
 def accuracy(
     candidate: EngineCandidate, images: Path, annotations: Path, max_images: int | None = None
 ) -> dict[str, Any] | None:
-    """Mask and box AP of all detections of an engine, whatever threshold it is measured with.
-
-    Args:
-        candidate: To evaluate.
-        images: Folder.
-        annotations: COCO annotation file.
-        max_images: The first ones of the file only; None for all.
+    """Mask and box AP of all detections of an engine, whatever threshold it is measured with, on the first
+    `max_images` of a COCO annotation file with its folder of images.
 
     Returns:
         {"mask_ap", "mask_ap50", "box_ap", "box_ap50", "images", "failures"}; AP 0..1, or None without such
@@ -70,9 +65,10 @@ def agree(first: Candidate, second: Candidate, images: Sequence[Path]) -> dict[s
         mine, others = first.to_coco(path, number), second.to_coco(path, number)
         if mine is None or others is None:
             return None
-        iou = pairwise_iou(*([entry["segmentation"] for entry in side] for side in (mine, others)))
-        classes = [np.array([entry["category_id"] for entry in side]) for side in (mine, others)]
-        same = classes[0][:, None] == classes[1][None]
+        masks, other_masks = ([entry["segmentation"] for entry in side] for side in (mine, others))
+        iou = pairwise_iou(masks, other_masks)
+        classes, other_classes = (np.array([one["category_id"] for one in side]) for side in (mine, others))
+        same = classes[:, None] == other_classes[None]
         instances += len(mine)
         overlaps += [iou[pair] for pair in match_instances(np.where(same & (iou > 0.9), iou, -np.inf))]
     return {

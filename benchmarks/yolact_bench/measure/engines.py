@@ -74,13 +74,10 @@ def open_engines(
     stack: ExitStack,
     defaults: Callable[[EngineSpec], Mapping[str, Any]] = lambda spec: {},
 ) -> list[EngineCandidate]:
-    """Open the engines of `--engine`.
+    """Open the engines of `--engine`; `stack` closes them.
 
-    Args:
-        texts: One for each engine.
-        settings: Its threads go to every engine that does not name its own and computes on the CPU.
-        stack: Closes the engines.
-        defaults: More options of an engine, overridden by those it names.
+    The threads of `settings` go to every engine that does not name its own and computes on the CPU; `defaults`
+    gives more options of an engine, overridden by those it names.
 
     Raises:
         UsageError: wrong options, or engines in PyTorch, which has one number of threads for the process,

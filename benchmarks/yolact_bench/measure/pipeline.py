@@ -69,11 +69,9 @@ def pipeline_throughput(
     Args:
         latency: Engine of the loop; on a CPU opened with one stream.
         throughput: Engine of the pipeline, opened with `streams="auto"`; may be the same one.
-        images: Files, used in turn.
-        batch: Images per call of either engine.
+        images: Files, used in turn, `batch` per call of either engine.
         seconds: Time for each; at least five passes of each are measured.
-        score_threshold: Detections above it get masks.
-        top_k: At most this many of them; None for all that the engine keeps.
+        score_threshold, top_k: Which detections get masks; None for all that the engine keeps.
         clock: In nanoseconds.
 
     Returns:

@@ -85,14 +85,9 @@ class CheckoutProcess:
 
 
 class OriginalCandidate(Candidate):
-    """A checkout of github.com/dbolya/yolact.
+    """A checkout of github.com/dbolya/yolact with published weights, `.pth`, of which only tensors are read.
 
-    Args:
-        checkout: Its folder.
-        weights: A checkpoint as published, `.pth`; only tensors are read from it.
-        like: Metadata of our engine with the same weights: configuration, input size, categories.
-        threads: CPU threads.
-        device: "cpu" or "cuda".
+    `like` is the metadata of our engine with the same weights; `device` is "cpu" or "cuda".
 
     Raises:
         UsageError: a configuration that the original does not have.
@@ -162,16 +157,11 @@ def open_training(
     """Start a process that runs a training step of the original whenever it is asked.
 
     Args:
-        checkout: Folder of github.com/dbolya/yolact.
-        model: Source of the weights; the original must have its configuration.
-        dataset: Without augmentation.
-        batch: Its first samples.
+        checkout: Folder of github.com/dbolya/yolact, which must have the configuration of `model`.
+        model, device: Source of the weights, and where the original trains.
+        dataset, batch: The samples, without augmentation, and the first of them.
         freeze_bn: Whether batch norm keeps its statistics.
         folder: For the files that the process reads.
-        device: Where it trains.
-
-    Raises:
-        YolactError: no checkout.
     """
     import torch
 

@@ -105,12 +105,12 @@ class Inference:
         self.evaluation = import_module("eval")
         self.evaluation.coco_cats.update(enumerate(settings["categories"]))
         self.transform = self.evaluation.FastBaseTransform()
-        net = self.evaluation.Yolact()
-        net.load_weights(settings["weights"])
-        net.eval()
-        net.to(self.device)
-        net.detect.use_fast_nms = True  # what its eval.py does by default
-        detect = net.detect
+        self.net = self.evaluation.Yolact()
+        self.net.load_weights(settings["weights"])
+        self.net.eval()
+        self.net.to(self.device)
+        detect = self.net.detect
+        detect.use_fast_nms = True  # what its eval.py does by default
 
         def timed(*arguments: Any) -> Any:
             self.mark("network")
@@ -118,8 +118,7 @@ class Inference:
             self.mark("detect")
             return found
 
-        net.detect = timed
-        self.net = net
+        self.net.detect = timed
         self.times: dict[str, float] = {}
         self.last = 0.0
         self.prepared: Iterator[torch.Tensor] = iter(())
@@ -190,7 +189,7 @@ def main() -> None:
     """Answer requests until the input ends."""
     answers, sys.stdout = sys.stdout, sys.stderr  # the checkout prints, too
     add_fallbacks()
-    task = {"train": Training, "infer": Inference}[sys.argv[2]](json.loads(sys.argv[3]))
+    task: Any = {"train": Training, "infer": Inference}[sys.argv[2]](json.loads(sys.argv[3]))
     for line in sys.stdin:
         print(json.dumps(task.answer(json.loads(line))), file=answers, flush=True)
 

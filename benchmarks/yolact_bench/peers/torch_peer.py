@@ -28,13 +28,7 @@ NOTE = (
 
 
 class TorchPeer(Candidate):
-    """Another implementation that runs in PyTorch, in this process.
-
-    Args:
-        threads: CPU threads of PyTorch and OpenCV, for the whole process.
-        device: "cpu" or "cuda".
-        library: Its name and version.
-    """
+    """Another implementation that runs in PyTorch, in this process, on "cpu" or "cuda"."""
 
     precision = "fp32"
 
@@ -42,7 +36,7 @@ class TorchPeer(Candidate):
         import torch
 
         self._torch, self._device = torch, device
-        torch.set_num_threads(threads)
+        torch.set_num_threads(threads)  # of the whole process
         cv2.setNumThreads(threads)  # which ultralytics sets to 0 on import
         self.backend = f"PyTorch {torch.__version__}, {library} ({device})"
         self._prepared: Iterator[Any] = iter(())

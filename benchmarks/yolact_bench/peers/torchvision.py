@@ -19,14 +19,10 @@ if TYPE_CHECKING:
 
 
 class TorchvisionCandidate(TorchPeer):
-    """torchvision.models.detection.maskrcnn_resnet50_fpn on the CPU or a GPU.
+    """torchvision.models.detection.maskrcnn_resnet50_fpn, with at most `detections` masks of an image.
 
-    Args:
-        threads: CPU threads; of the whole process.
-        weights: A state dictionary, such as the published `maskrcnn_resnet50_fpn_coco-*.pth`; None for
-            random weights.
-        detections: Most masks of an image.
-        device: "cpu" or "cuda".
+    `weights` is a state dictionary, such as the published `maskrcnn_resnet50_fpn_coco-*.pth`; None for random
+    weights.
 
     Raises:
         YolactError: torchvision is not installed, or the weights do not match the model.

@@ -26,13 +26,8 @@ if TYPE_CHECKING:
 
 
 class UltralyticsCandidate(TorchPeer):
-    """ultralytics.YOLO of a segmentation model, by its own predictor.
-
-    Args:
-        model: Name or path of a YAML, such as `yolo11n-seg.yaml`.
-        threads: CPU threads; of the whole process.
-        detections: Most masks of an image.
-        device: "cpu" or "cuda".
+    """ultralytics.YOLO of a segmentation model, by its own predictor, with at most `detections` masks of an
+    image. `model` is the name or path of a YAML, such as `yolo11n-seg.yaml`.
 
     Raises:
         UsageError: not a YAML.
@@ -67,6 +62,7 @@ class UltralyticsCandidate(TorchPeer):
                 f"--ultralytics {model}: not one of its models ({first_line(error)})"
             ) from error
         super().__init__(threads, device, f"ultralytics {ultralytics.__version__}")
+        self._end2end = bool(getattr(self._model.model, "end2end", False))
         self._options: dict[str, Any] = {
             "imgsz": self.input_size,
             "device": device,
@@ -91,17 +87,15 @@ class UltralyticsCandidate(TorchPeer):
             self._model.predictor.args.iou,
             max_det=self._options["max_det"],
             nc=len(self._model.names),
-            end2end=self._without_nms,
+            end2end=self._end2end,
         )
 
     def _masks(self, images: Sequence[np.ndarray]) -> tuple[list[np.ndarray], float, float]:
         """Run its predictor, which times its stages by its own clock, per image."""
         results = self._model.predict(list(images), **self._options)
         masks = [result.masks.data.cpu().numpy() for result in results if result.masks is not None]
-        network, last = (
-            sum(result.speed[name] for result in results) / 1000 for name in ("inference", "postprocess")
-        )
-        return masks, network, last
+        network, last = (sum(one.speed[key] for one in results) for key in ("inference", "postprocess"))
+        return masks, network / 1000, last / 1000
 
     def _adapt(self, image: np.ndarray) -> None:
         """Settle batch norm and choose the threshold; the predictor copies the network afterwards."""
@@ -115,16 +109,12 @@ class UltralyticsCandidate(TorchPeer):
         predictor = self._model.predictor
         with self._torch.inference_mode():
             rows = self._rows(predictor.inference(predictor.preprocess([image])))
-        if self._without_nms:
+        if self._end2end:  # without NMS
             scores = rows[:, :, 4]  # (N, boxes, 6 + M)
         else:
             scores = rows[:, 4 : 4 + len(self._model.names)].amax(1)  # of (N, 4 + C + M, boxes)
         self._options["conf"] = threshold(scores)
         self._model.predict(image, **self._options)
-
-    @property
-    def _without_nms(self) -> bool:
-        return bool(getattr(self._model.model, "end2end", False))
 
     @staticmethod
     def _rows(found: Any) -> torch.Tensor:
