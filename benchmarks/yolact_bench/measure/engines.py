@@ -76,8 +76,8 @@ def open_engines(
 ) -> list[EngineCandidate]:
     """Open the engines of `--engine`; `stack` closes them.
 
-    The threads of `settings` go to every engine that does not name its own and computes on the CPU; `defaults`
-    gives more options of an engine, overridden by those it names.
+    The threads of `settings` go to every engine that does not name its own and computes on the CPU. What
+    `defaults` returns are more options of an engine, overridden by those it names.
 
     Raises:
         UsageError: wrong options, or engines in PyTorch, which has one number of threads for the process,
