@@ -71,19 +71,15 @@ def command(args: argparse.Namespace) -> None:
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     config, folders = get_config(args.config), resolve_dataset(args.dataset)
-    dataset = CocoDataset(
-        folders.train_images,
-        folders.train_annotations,
-        config.model,
-        read_classes(folders.train_annotations),
-        replace(config.augment, enabled=True),
-    )
+    files = folders.train_images, folders.train_annotations
+    augment = replace(config.augment, enabled=True)
+    dataset = CocoDataset(*files, config.model, read_classes(folders.train_annotations), augment)
     variants: dict[str, Callable[[int, int, Clock], object]] = {
         "samples": lambda epoch, index, clock: dataset[epoch, index],
         "stages": lambda epoch, index, clock: _stages(dataset, epoch, index, clock),
     }
     if args.torchvision:
-        peer = TorchvisionRecipe(dataset)
+        peer = torchvision_recipe(dataset)
         variants["torchvision"] = lambda epoch, index, clock: peer(dataset.records[index])
     clock = Clock()
     # The first round fills the caches of the file system and of the libraries.
@@ -137,58 +133,53 @@ def _stages(dataset: CocoDataset, epoch: int, index: int, clock: Clock) -> None:
         dataset.target(record, boxes, crowd, geometry, height, width)
 
 
-class TorchvisionRecipe:
-    """The default recipe with the transforms of torchvision, on masks at full size.
+def torchvision_recipe(dataset: CocoDataset) -> Callable[[Record], Any]:
+    """A function that makes the sample of a record, with both mask targets, by the transforms of torchvision.
 
-    It clips colours after each step, and its crops do reach their IoU: close to the original, not equal.
+    This is the default recipe on masks at full size. It clips colours after each step, and its crops do reach
+    their IoU: close to the original, not equal.
     """
+    import numpy as np
+    import torch
+    import torch.nn.functional as F
+    from torchvision import tv_tensors
+    from torchvision.transforms import v2
 
-    def __init__(self, dataset: CocoDataset) -> None:
-        import torch
-        from torchvision import tv_tensors
-        from torchvision.transforms import v2
+    from yolact.data.segmentation import to_mask
+    from yolact.model.priors import prototype_size, pyramid_levels
 
-        model, recipe = dataset.model, dataset.augmenter.config  # type: ignore[union-attr]
-        self.dataset = dataset
-        mean, std = model.mean[::-1], model.std[::-1]
-        fill = {tv_tensors.Image: [round(value) for value in mean], "others": 0}
-        self.transform = v2.Compose(
-            [
-                v2.RandomPhotometricDistort(
-                    brightness=(1 - recipe.brightness / 255, 1 + recipe.brightness / 255),
-                    contrast=recipe.contrast,
-                    saturation=recipe.saturation,
-                    hue=(-recipe.hue / 360, recipe.hue / 360),
-                ),
-                v2.RandomZoomOut(fill=fill, side_range=(1, recipe.expand_ratio)),
-                v2.RandomIoUCrop(),
-                v2.RandomHorizontalFlip(),
-                v2.Resize((model.input_size, model.input_size), antialias=False),
-                v2.SanitizeBoundingBoxes(),
-                v2.ToDtype(torch.float32),
-                v2.Normalize(list(mean), list(std)),
-            ]
-        )
+    model, recipe = dataset.model, dataset.augmenter.config  # type: ignore[union-attr]
+    mean, std, size = model.mean[::-1], model.std[::-1], model.input_size
+    fill = {tv_tensors.Image: [round(value) for value in mean], "others": 0}
+    transform = v2.Compose(
+        [
+            v2.RandomPhotometricDistort(
+                brightness=(1 - recipe.brightness / 255, 1 + recipe.brightness / 255),
+                contrast=recipe.contrast,
+                saturation=recipe.saturation,
+                hue=(-recipe.hue / 360, recipe.hue / 360),
+            ),
+            v2.RandomZoomOut(fill=fill, side_range=(1, recipe.expand_ratio)),
+            v2.RandomIoUCrop(),
+            v2.RandomHorizontalFlip(),
+            v2.Resize((size, size), antialias=False),
+            v2.SanitizeBoundingBoxes(),
+            v2.ToDtype(torch.float32),
+            v2.Normalize(list(mean), list(std)),
+        ]
+    )
 
-    def __call__(self, record: Record) -> Any:
-        """The sample of a record: the dictionary that the transforms return, with both mask targets."""
-        import numpy as np
-        import torch
-        import torch.nn.functional as F
-        from torchvision import tv_tensors
-
-        from yolact.data.segmentation import to_mask
-        from yolact.model.priors import prototype_size, pyramid_levels
-
-        image = self.dataset.read_image(record)
+    def make(record: Record) -> Any:
+        """The dictionary that the transforms return, and the mask targets; None without instances."""
+        image = dataset.read_image(record)
         height, width = image.shape[:2]
-        boxes, crowd = self.dataset.boxes(record, height, width)
+        boxes, crowd = dataset.boxes(record, height, width)
         single = np.flatnonzero(~crowd & (boxes[:, 2:] > boxes[:, :2]).all(1))
         if len(single) == 0:
             return None
         masks = [to_mask(record.annotations[i]["segmentation"], height, width) for i in single]
         corners = torch.from_numpy(boxes[single])
-        sample = self.transform(
+        sample = transform(
             {
                 "image": tv_tensors.Image(torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)),
                 "boxes": tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=(height, width)),
@@ -197,8 +188,9 @@ class TorchvisionRecipe:
             }
         )
         full = sample["masks"].as_subclass(torch.Tensor).float()[None]  # (1, G, S, S)
-        size = self.dataset.model.input_size
         for name, shape in (("prototype", prototype_size(size)), ("semantic", pyramid_levels(size)[0])):
             if full.shape[1]:
                 sample[name] = F.interpolate(full, shape, mode="bilinear") > 0.5
         return sample
+
+    return make

@@ -79,9 +79,8 @@ def command(args: argparse.Namespace) -> None:
     config = override(get_config(args.config), args.set)
     training = replace(config.train, batch_size=args.batch_size)
     config = replace(config, classes=read_classes(folders.train_annotations), train=training)
-    dataset = CocoDataset(
-        folders.train_images, folders.train_annotations, config.model, config.classes, augment=None
-    )
+    files = folders.train_images, folders.train_annotations
+    dataset = CocoDataset(*files, config.model, config.classes, augment=None)
     if not 1 <= args.batch_size <= len(dataset):
         raise YolactError(f"--batch-size {args.batch_size}; the dataset has {len(dataset)} images")
     frozen = freezes_batch_norm(config.train)

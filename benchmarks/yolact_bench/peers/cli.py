@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -70,11 +71,11 @@ def command(args: argparse.Namespace) -> None:
                     " --input-type float32"
                 )
         report = measure([*ours, *peers], images, settings)
-        extras: dict[str, dict[str, Any]] = {}
-        for candidate in ours:
-            for peer in peers:
-                if found := agree(peer, candidate, images[:AGREE_ON]):
-                    extras[candidate.name] = {"agreement": {"with": peer.name, **found}}
+        extras = {
+            candidate.name: {"agreement": {"with": peer.name, **found}}
+            for candidate, peer in itertools.product(ours, peers)
+            if (found := agree(peer, candidate, images[:AGREE_ON]))
+        }
     deliver(with_extras(report, extras), args)
 
 
@@ -100,7 +101,7 @@ def _check_devices(ours: Sequence[EngineCandidate], device: str) -> None:
     from yolact_bench.measure.engines import on_gpu
 
     for one in ours:
-        if on_gpu(one.backend) and device == "cpu":
+        if device == "cpu" and on_gpu(one.backend):
             raise UsageError(f"--engine {one.name} runs on the GPU, the peers on the CPU; give --device cuda")
         if device == "cuda" and not on_gpu(one.backend):
             raise UsageError(f"--engine {one.name} runs on the CPU ({one.backend}); leave out --device cuda")

@@ -47,18 +47,13 @@ class CheckoutProcess:
         YolactError: no checkout.
     """
 
-    def __init__(self, checkout: Path, task: str, config: str, **settings: Any) -> None:
+    def __init__(self, checkout: Path, task: str, **settings: Any) -> None:
         if not (checkout / "layers" / "modules" / "multibox_loss.py").is_file():
             raise YolactError(f"--original {checkout}: not a checkout of github.com/dbolya/yolact")
-        words = json.dumps({"config": f"{config}_config", **settings}, default=str)
+        words = [sys.executable, _SCRIPT, checkout.resolve(), task, json.dumps(settings, default=str)]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
-            [sys.executable, _SCRIPT, checkout.resolve(), task, words],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            cwd=checkout,
-            text=True,
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, cwd=checkout, text=True
         )
 
     def ask(self, **request: Any) -> dict[str, Any]:
@@ -111,7 +106,7 @@ class OriginalCandidate(Candidate):
         self._process = CheckoutProcess(
             checkout,
             "infer",
-            like.config,
+            config=f"{like.config}_config",
             weights=weights.resolve(),
             device=device,
             threads=threads,
@@ -178,7 +173,7 @@ def open_training(
     return CheckoutProcess(
         checkout,
         "train",
-        config.name,
+        config=f"{config.name}_config",
         weights=weights,
         case=case,
         device=device,
