@@ -152,7 +152,7 @@ class Trainer:
         from yolact.losses import Totals, count_totals, match
         from yolact.model import YolactOutput
 
-        images, targets = self.batch.images, self.batch.targets
+        images, targets, amp_type = self.batch.images, self.batch.targets, self.module.amp_type
         taken: dict[str, list[float]] = defaultdict(list)
         start = 0.0
 
@@ -169,9 +169,7 @@ class Trainer:
             matches = match(self.model.priors, targets, self.module.criterion.config)
             totals = count_totals([matches])
             lap("match")
-            with torch.autocast(
-                self.device.type, self.module.amp_type, enabled=self.module.amp_type is not None
-            ):
+            with torch.autocast(self.device.type, amp_type, enabled=amp_type is not None):
                 output, semantic = self.module.network(images)
             lap("forward")
             ends = [tensor.detach().requires_grad_() for tensor in (*output, semantic)]

@@ -50,13 +50,18 @@ class CheckoutProcess:
     def __init__(self, checkout: Path, task: str, **settings: Any) -> None:
         if not (checkout / "layers" / "modules" / "multibox_loss.py").is_file():
             raise YolactError(f"--original {checkout}: not a checkout of github.com/dbolya/yolact")
-        words = [sys.executable, _SCRIPT, checkout.resolve(), task, json.dumps(settings, default=str)]
+        words: list[str | Path] = [sys.executable, _SCRIPT, checkout.resolve(), task]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, cwd=checkout, text=True
+            [*words, json.dumps(settings, default=str)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            cwd=checkout,
+            text=True,
         )
 
-    def ask(self, **request: Any) -> dict[str, Any]:
+    def ask(self, **request: Any) -> Any:
         """Send a request and wait for the answer.
 
         Raises:
@@ -64,13 +69,12 @@ class CheckoutProcess:
         """
         assert self._process.stdin is not None and self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # the reason is reported below
-            print(json.dumps(request), file=self._process.stdin, flush=True)
+            print(json.dumps(request, default=str), file=self._process.stdin, flush=True)
         if not (line := self._process.stdout.readline()):
             self._errors.seek(0)
             last = self._errors.read().decode(errors="replace").strip().splitlines()[-1:]
             raise YolactError(f"the original ended: {last[0] if last else 'no message'}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        return json.loads(line)
 
     def close(self) -> None:
         """End the process; may be called twice."""
@@ -118,26 +122,22 @@ class OriginalCandidate(Candidate):
     def prepare(self, images: Sequence[Path], batch: int) -> None:
         if batch != 1:
             raise UsageError(f"the original evaluates one image at a time, not {batch}")
-        self._process.ask(prepare=[_path(path) for path in images[:PREPARED]])
+        # Absolute: the process works in the checkout's folder.
+        self._process.ask(prepare=[path.resolve() for path in images[:PREPARED]])
 
     def network_only(self) -> None:
         self._process.ask(network_only=True)
 
     def end_to_end(self, paths: Sequence[Path]) -> Run:
         (path,) = paths
-        return Run(**self._process.ask(run=_path(path)))
+        return Run(**self._process.ask(run=path.resolve()))
 
     def to_coco(self, path: Path, image_id: int) -> list[dict[str, Any]]:
-        results: list[dict[str, Any]] = self._process.ask(run=_path(path), image_id=image_id)["results"]
+        results: list[dict[str, Any]] = self._process.ask(run=path.resolve(), image_id=image_id)["results"]
         return results
 
     def close(self) -> None:
         self._process.close()
-
-
-def _path(path: Path) -> str:
-    """Absolute: the process works in the checkout's folder."""
-    return str(path.resolve())
 
 
 def open_training(

@@ -43,12 +43,9 @@ class TorchPeer(Candidate):
 
     def prepare(self, images: Sequence[Path], batch: int) -> None:
         self._adapt(read_image(images[0]))
+        opened = ([read_image(path) for path in paths] for paths in different_batches(images, batch))
         with self._torch.inference_mode():
-            prepared = [
-                self._preprocess([read_image(path) for path in paths])
-                for paths in different_batches(images, batch)
-            ]
-        self._prepared = itertools.cycle(prepared)
+            self._prepared = itertools.cycle([self._preprocess(arrays) for arrays in opened])
 
     def network_only(self) -> None:
         with self._torch.inference_mode():

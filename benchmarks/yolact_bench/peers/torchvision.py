@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from yolact_bench.peers.torch_peer import NOTE, TorchPeer, settle_batch_norm, threshold
 from yolact_runtime.errors import YolactError, first_line, missing_extra
-
-if TYPE_CHECKING:
-    import torch
 
 
 class TorchvisionCandidate(TorchPeer):
@@ -72,12 +69,11 @@ class TorchvisionCandidate(TorchPeer):
         # Each (3, H, W) RGB 0..1; the result is resized and padded.
         return self._model.transform([one.permute(2, 0, 1).float().div_(255) for one in tensors])[0]
 
-    def _detect(self, batch: Any) -> list[dict[str, torch.Tensor]]:
+    def _detect(self, batch: Any) -> Any:
         """Backbone, proposals and heads: boxes and small masks."""
         features = self._model.backbone(batch.tensors)
         proposals, _ = self._model.rpn(batch, features)
-        found: list[dict[str, Any]] = self._model.roi_heads(features, proposals, batch.image_sizes)[0]
-        return found
+        return self._model.roi_heads(features, proposals, batch.image_sizes)[0]
 
     def _masks(self, images: Sequence[np.ndarray]) -> tuple[list[np.ndarray], float, float]:
         """Run the stages of its forward pass one by one."""
@@ -96,7 +92,7 @@ class TorchvisionCandidate(TorchPeer):
             return
         model, batch = self._model, self._preprocess([image])
         settle_batch_norm(model.backbone, lambda: model.backbone(batch.tensors))
-        logits: list[torch.Tensor] = []
+        logits: list[Any] = []
         hook = model.roi_heads.box_predictor.register_forward_hook(
             lambda module, inputs, outputs: logits.append(outputs[0])
         )

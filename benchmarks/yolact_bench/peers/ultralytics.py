@@ -12,7 +12,7 @@ import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,9 +20,6 @@ import numpy as np
 from yolact_bench.peers.torch_peer import NOTE, TorchPeer, settle_batch_norm, threshold
 from yolact_runtime.errors import UsageError, YolactError, first_line
 from yolact_runtime.files import cache_folder
-
-if TYPE_CHECKING:
-    import torch
 
 
 class UltralyticsCandidate(TorchPeer):
@@ -117,9 +114,8 @@ class UltralyticsCandidate(TorchPeer):
         self._model.predict(image, **self._options)
 
     @staticmethod
-    def _rows(found: Any) -> torch.Tensor:
+    def _rows(found: Any) -> Any:
         """The boxes in the output of the network."""
         while isinstance(found, list | tuple):
             found = found[0]
-        rows: torch.Tensor = found
-        return rows
+        return found
