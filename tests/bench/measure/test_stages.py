@@ -76,7 +76,7 @@ def test_watching_leaves_the_engine_as_it_was(images, findings) -> None:
     assert vars(engine) == before
 
 
-def test_detection_after_the_graph_is_told_apart(images, tmp_path: Path) -> None:
+def test_detection_after_the_graph_is_a_stage_of_its_own(images, tmp_path: Path) -> None:
     path = tmp_path / "raw.onnx"
     write_onnx(path, runtime_arrays(), RUNTIME)
     with load_engine(path) as engine:
@@ -86,9 +86,9 @@ def test_detection_after_the_graph_is_told_apart(images, tmp_path: Path) -> None
 
 
 class OnDevice(FakeEngine):
-    """Tells what its device measured, in milliseconds."""
+    """Reports what its device measured, in milliseconds."""
 
-    told: dict[str, float] = {}  # noqa: RUF012
+    reported: dict[str, float] = {}  # noqa: RUF012
     asked = 0
     clock = Clock()
 
@@ -99,16 +99,16 @@ class OnDevice(FakeEngine):
     def stage_times(self, images, score_threshold, top_k):
         assert (len(images), score_threshold, top_k) == (1, 0.0, 20)
         self.asked += 1
-        if not self.told:
+        if not self.reported:
             raise YolactError("masks are made on the host")
         # The first runs are slow.
-        return {stage: taken * (1 if self.asked > 2 else 100) for stage, taken in self.told.items()}
+        return {stage: taken * (1 if self.asked > 2 else 100) for stage, taken in self.reported.items()}
 
 
-def on_device(images, findings, clock: Clock, told: dict[str, float]) -> dict[str, float]:
+def on_device(images, findings, clock: Clock, reported: dict[str, float]) -> dict[str, float]:
     engine = OnDevice(findings)
     engine.clock = clock
-    engine.told = told
+    engine.reported = reported
     candidate = EngineCandidate("a", engine)
     candidate.prepare(images, 1)
     before = engine.asked
@@ -117,7 +117,7 @@ def on_device(images, findings, clock: Clock, told: dict[str, float]) -> dict[st
     return seconds
 
 
-def test_a_device_tells_more(images, findings, clock: Clock) -> None:
+def test_a_device_reports_more(images, findings, clock: Clock) -> None:
     seconds = on_device(images, findings, clock, {"upload": 1, "network": 5, "detect": 2, "download": 1})
     assert list(seconds) == [stage for stage in STAGES if stage in seconds]
     assert (seconds["upload"], seconds["detect"], seconds["download"]) == pytest.approx((0.001, 0.002, 0.001))
@@ -127,12 +127,12 @@ def test_a_device_tells_more(images, findings, clock: Clock) -> None:
 
 def test_device_times_that_are_longer_shrink_to_the_run(images, findings, clock: Clock) -> None:
     seconds = on_device(images, findings, clock, {"upload": 30e3, "network": 60e3, "download": 10e3})
-    told = {stage: seconds[stage] for stage in ("upload", "network", "download")}
-    assert told == pytest.approx({"upload": 0.006, "network": 0.012, "download": 0.002})
+    reported = {stage: seconds[stage] for stage in ("upload", "network", "download")}
+    assert reported == pytest.approx({"upload": 0.006, "network": 0.012, "download": 0.002})
     assert sum(seconds.values()) == pytest.approx(0.02)
 
 
-def test_a_device_that_cannot_tell(images, findings, clock: Clock) -> None:
+def test_a_device_that_cannot_report(images, findings, clock: Clock) -> None:
     assert list(on_device(images, findings, clock, {})) == ["decode", "preprocess", "network", "masks", "rle"]
 
 

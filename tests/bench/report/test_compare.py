@@ -170,7 +170,7 @@ def test_command(files, options: list[str], code: int) -> None:
     assert cli.main(["compare", *options]) == code
 
 
-def test_command_tells_what_it_found(files, capsys) -> None:
+def test_command_prints_what_it_found(files, capsys) -> None:
     cli.main(["compare", "a.json", "b.json", "--fail-if-slower", "5"])
     out, err = capsys.readouterr()
     assert "slower by" in out

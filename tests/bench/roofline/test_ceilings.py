@@ -115,13 +115,13 @@ def test_every_library_that_is_installed_measures(small: None) -> None:
         probes.ort_probes(1),
         probes.openvino_probes(1),
     ]
-    told = []
+    reported = []
     for kind, name, amount, work in itertools.chain(*measured):  # a probe holds until the next is asked for
         assert amount > 0
         work()
-        told.append((kind, name))
-    assert len(set(told)) == len(told)
-    assert {"float32", "int8", "bandwidth"} <= {kind for kind, _ in told}
+        reported.append((kind, name))
+    assert len(set(reported)) == len(reported)
+    assert {"float32", "int8", "bandwidth"} <= {kind for kind, _ in reported}
 
 
 def test_numpy_copies_all_of_the_array(monkeypatch: pytest.MonkeyPatch) -> None:
