@@ -71,19 +71,15 @@ def command(args: argparse.Namespace) -> None:
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     config, folders = get_config(args.config), resolve_dataset(args.dataset)
-    dataset = CocoDataset(
-        folders.train_images,
-        folders.train_annotations,
-        config.model,
-        read_classes(folders.train_annotations),
-        replace(config.augment, enabled=True),
-    )
+    files = folders.train_images, folders.train_annotations
+    augment = replace(config.augment, enabled=True)
+    dataset = CocoDataset(*files, config.model, read_classes(folders.train_annotations), augment)
     variants: dict[str, Callable[[int, int, Clock], object]] = {
         "samples": lambda epoch, index, clock: dataset[epoch, index],
         "stages": lambda epoch, index, clock: _stages(dataset, epoch, index, clock),
     }
     if args.torchvision:
-        peer = TorchvisionRecipe(dataset)
+        peer = torchvision_recipe(dataset)
         variants["torchvision"] = lambda epoch, index, clock: peer(dataset.records[index])
     clock = Clock()
     # The first round fills the caches of the file system and of the libraries.
@@ -104,15 +100,11 @@ def command(args: argparse.Namespace) -> None:
         f"{len(dataset)} images, {instances:.1f} instances each, input {config.model.input_size},"
         f" {args.rounds} rounds, one process, one thread"
     )
-    rows = [
-        [
-            "whole sample" if name == "samples" else name,
-            f"{figure['images_per_s']:.1f}",
-            *(f"{1000 / rate:.2f}" for rate in figure.values()),
-        ]
-        for name, figure in figures.items()
-        if name != "stages"
-    ]
+    rows = []
+    for name in (*STAGES, *(name for name in variants if name != "stages")):
+        whole, cpu = figures[name].values()
+        label = "whole sample" if name == "samples" else name
+        rows.append([label, f"{whole:.1f}", f"{1000 / whole:.2f}", f"{1000 / cpu:.2f}"])
     Table(title, ("", "images/s", "ms/image", "CPU ms"), rows).show()
     if args.json:
         write_json(args.json, figures, indent=2)
@@ -120,9 +112,8 @@ def command(args: argparse.Namespace) -> None:
 
 def _stages(dataset: CocoDataset, epoch: int, index: int, clock: Clock) -> None:
     """Do the work of `dataset[epoch, index]` stage by stage."""
-    augmenter = dataset.augmenter
+    augmenter, record = dataset.augmenter, dataset.records[index]
     assert augmenter is not None
-    record = dataset.records[index]
     with clock("decode"):
         image = dataset.read_image(record)
     height, width = image.shape[:2]
@@ -134,77 +125,72 @@ def _stages(dataset: CocoDataset, epoch: int, index: int, clock: Clock) -> None:
     with clock("photometric"):
         photometric(part[inside])
     with clock("geometry"):
-        pixels = geometry.resize(part, (height, width), dataset.model.input_size, augmenter.fill)
-        pixels = geometry.turn(pixels)
+        resized = geometry.resize(part, (height, width), dataset.model.input_size, augmenter.fill)
+        pixels = geometry.turn(resized)
     with clock("normalise"):
         augmenter.normalise(pixels)
     with clock("masks"):
         dataset.target(record, boxes, crowd, geometry, height, width)
 
 
-class TorchvisionRecipe:
-    """The default recipe with the transforms of torchvision, on masks at full size.
+def torchvision_recipe(dataset: CocoDataset) -> Callable[[Record], Any]:
+    """A function that makes the sample of a record, with both mask targets, by the transforms of torchvision.
 
-    It clips colours after each step, and its crops do reach their IoU: close to the original, not equal.
+    This is the default recipe on masks at full size. It clips colours after each step, and its crops do reach
+    their IoU: close to the original, not equal.
     """
+    import numpy as np
+    import torch
+    import torch.nn.functional as F
+    from torchvision import tv_tensors
+    from torchvision.transforms import v2
 
-    def __init__(self, dataset: CocoDataset) -> None:
-        import torch
-        from torchvision import tv_tensors
-        from torchvision.transforms import v2
+    from yolact.data.segmentation import to_mask
+    from yolact.model.priors import prototype_size, pyramid_levels
 
-        model, recipe = dataset.model, dataset.augmenter.config  # type: ignore[union-attr]
-        self.dataset = dataset
-        mean, std = model.mean[::-1], model.std[::-1]
-        fill = {tv_tensors.Image: [round(value) for value in mean], "others": 0}
-        self.transform = v2.Compose(
-            [
-                v2.RandomPhotometricDistort(
-                    brightness=(1 - recipe.brightness / 255, 1 + recipe.brightness / 255),
-                    contrast=recipe.contrast,
-                    saturation=recipe.saturation,
-                    hue=(-recipe.hue / 360, recipe.hue / 360),
-                ),
-                v2.RandomZoomOut(fill=fill, side_range=(1, recipe.expand_ratio)),
-                v2.RandomIoUCrop(),
-                v2.RandomHorizontalFlip(),
-                v2.Resize((model.input_size, model.input_size), antialias=False),
-                v2.SanitizeBoundingBoxes(),
-                v2.ToDtype(torch.float32),
-                v2.Normalize(list(mean), list(std)),
-            ]
-        )
+    model, recipe = dataset.model, dataset.augmenter.config  # type: ignore[union-attr]
+    mean, std, size = model.mean[::-1], model.std[::-1], model.input_size
+    fill = {tv_tensors.Image: [round(value) for value in mean], "others": 0}
+    transform = v2.Compose(
+        [
+            v2.RandomPhotometricDistort(
+                brightness=(1 - recipe.brightness / 255, 1 + recipe.brightness / 255),
+                contrast=recipe.contrast,
+                saturation=recipe.saturation,
+                hue=(-recipe.hue / 360, recipe.hue / 360),
+            ),
+            v2.RandomZoomOut(fill=fill, side_range=(1, recipe.expand_ratio)),
+            v2.RandomIoUCrop(),
+            v2.RandomHorizontalFlip(),
+            v2.Resize((size, size), antialias=False),
+            v2.SanitizeBoundingBoxes(),
+            v2.ToDtype(torch.float32),
+            v2.Normalize(list(mean), list(std)),
+        ]
+    )
 
-    def __call__(self, record: Record) -> Any:
-        """The sample of a record: the dictionary that the transforms return, with both mask targets."""
-        import numpy as np
-        import torch
-        import torch.nn.functional as F
-        from torchvision import tv_tensors
-
-        from yolact.data.segmentation import to_mask
-        from yolact.model.priors import prototype_size, pyramid_levels
-
-        image = self.dataset.read_image(record)
+    def make(record: Record) -> Any:
+        """The dictionary that the transforms return, and the mask targets; None without instances."""
+        image = dataset.read_image(record)
         height, width = image.shape[:2]
-        boxes, crowd = self.dataset.boxes(record, height, width)
+        boxes, crowd = dataset.boxes(record, height, width)
         single = np.flatnonzero(~crowd & (boxes[:, 2:] > boxes[:, :2]).all(1))
         if len(single) == 0:
             return None
         masks = [to_mask(record.annotations[i]["segmentation"], height, width) for i in single]
-        sample = self.transform(
+        corners = torch.from_numpy(boxes[single])
+        sample = transform(
             {
                 "image": tv_tensors.Image(torch.from_numpy(image[..., ::-1].copy()).permute(2, 0, 1)),
-                "boxes": tv_tensors.BoundingBoxes(
-                    torch.from_numpy(boxes[single]), format="XYXY", canvas_size=(height, width)
-                ),
+                "boxes": tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=(height, width)),
                 "masks": tv_tensors.Mask(torch.from_numpy(np.stack(masks))),
                 "labels": torch.from_numpy(single),
             }
         )
         full = sample["masks"].as_subclass(torch.Tensor).float()[None]  # (1, G, S, S)
-        size = self.dataset.model.input_size
         for name, shape in (("prototype", prototype_size(size)), ("semantic", pyramid_levels(size)[0])):
             if full.shape[1]:
                 sample[name] = F.interpolate(full, shape, mode="bilinear") > 0.5
         return sample
+
+    return make

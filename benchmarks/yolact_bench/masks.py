@@ -29,6 +29,7 @@ def command(args: argparse.Namespace) -> int:
         os.environ[name] = str(args.threads)
     import cv2
     import numpy as np
+    from pycocotools import mask as coco_mask
 
     from yolact_bench.measure.protocol import take_turns
     from yolact_runtime import masks
@@ -45,14 +46,13 @@ def command(args: argparse.Namespace) -> int:
         "boxes": lambda: masks.encode(masks.box_masks(*case, height, width), height, width),
     }
     times, encoded = take_turns(variants, float("inf"), args.repeats)
-    medians = {name: 1000 * float(np.median(seconds)) for name, seconds in times.items()}
+    slow, fast = (1000 * float(np.median(seconds)) for seconds in times.values())
     share = sum(one.width * one.height for one in regions) / (args.detections * height * width)
-    different = _difference(encoded["whole"][0], encoded["boxes"][0])
+    whole, boxes = (coco_mask.decode(rles[0]) for rles in encoded.values())
+    different = float((whole != boxes).sum() / max(int(np.sum(whole)), 1))
     print(f"{args.detections} masks at {width} x {height}, {args.threads} threads, {args.repeats} rounds")
     print(f"the masks' bounding boxes cover {share:.1%} of the whole images")
-    print(f"whole  {medians['whole']:8.2f} ms (median)")
-    print(f"boxes  {medians['boxes']:8.2f} ms (median)")
-    print(f"ratio  {medians['whole'] / medians['boxes']:8.2f}")
+    print(f"whole  {slow:8.2f} ms (median)\nboxes  {fast:8.2f} ms (median)\nratio  {slow / fast:8.2f}")
     print(f"pixels that differ: {different:.2e} of the set ones")
     return 0 if different < 1e-4 else 1
 
@@ -91,12 +91,3 @@ def _whole(coefficients: Any, prototypes: Any, boxes: Any, height: int, width: i
         full = cv2.resize(cropped, (width, height), interpolation=cv2.INTER_LINEAR) > 0.5
         encoded.append(coco_mask.encode(np.asfortranarray(full.view(np.uint8))))
     return encoded
-
-
-def _difference(a: list[Any], b: list[Any]) -> float:
-    """Share of the set pixels that differ between two lists of RLE masks."""
-    import numpy as np
-    from pycocotools import mask as coco_mask
-
-    one, other = coco_mask.decode(a), coco_mask.decode(b)
-    return float((one != other).sum() / max(int(np.sum(one)), 1))

@@ -63,39 +63,38 @@ def command(args: argparse.Namespace) -> None:
     from yolact.data.coco import CocoDataset
     from yolact.data.layout import resolve_dataset
     from yolact.engine import pick_device
+    from yolact.model import Yolact
     from yolact.registry import get_config
     from yolact.settings import override
     from yolact.train.loop import freezes_batch_norm, memory_format
     from yolact_bench.measure.machine import describe_machine
     from yolact_bench.measure.protocol import Timing, take_turns
-    from yolact_bench.peers.checkout import OriginalTraining
+    from yolact_bench.peers.original import open_training
+    from yolact_bench.peers.torch_peer import settle_batch_norm
 
     if args.threads:
         torch.set_num_threads(args.threads)
     device = pick_device(args.device)
     folders = resolve_dataset(args.dataset)
     config = override(get_config(args.config), args.set)
-    config = replace(
-        config,
-        classes=read_classes(folders.train_annotations),
-        train=replace(config.train, batch_size=args.batch_size),
-    )
-    dataset = CocoDataset(
-        folders.train_images, folders.train_annotations, config.model, config.classes, augment=None
-    )
+    training = replace(config.train, batch_size=args.batch_size)
+    config = replace(config, classes=read_classes(folders.train_annotations), train=training)
+    files = folders.train_images, folders.train_annotations
+    dataset = CocoDataset(*files, config.model, config.classes, augment=None)
     if not 1 <= args.batch_size <= len(dataset):
         raise YolactError(f"--batch-size {args.batch_size}; the dataset has {len(dataset)} images")
     frozen = freezes_batch_norm(config.train)
     batch = collate([dataset[index] for index in range(args.batch_size)])
-    model = settled_model(config, batch)
+    torch.manual_seed(0)
+    model = Yolact(config).train()
+    settle_batch_norm(model, lambda: model.forward_train(batch.images))  # so that no activation explodes
     with ExitStack() as stack:
         steps: dict[str, Callable[[], float]] = {}
         if args.original:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            original = OriginalTraining(
-                args.original, model, dataset, args.batch_size, frozen, folder, device
-            )
-            steps["original"] = stack.enter_context(original).step
+            original = open_training(args.original, model, dataset, batch, frozen, folder, device)
+            stack.callback(original.close)
+            steps["original"] = lambda: float(original.ask()["loss"])
         plain = replace(config, train=replace(config.train, amp="none", compile=False))
         steps["plain"] = Trainer(plain, model, batch, device, torch.contiguous_format).step
         configured = Trainer(config, model, batch, device, memory_format(device, config.train))
@@ -107,39 +106,15 @@ def command(args: argparse.Namespace) -> None:
         f"{config.name}, input {config.model.input_size}, batch {args.batch_size}, {device},"
         f" {torch.get_num_threads()} threads, interleaved"
     )
-    _show(timings, {name: values[0] for name, values in losses.items()}, stages)
+    _show(timings, losses, stages)
     if args.json:
-        figures = {
-            "machine": describe_machine(),
-            "steps": {name: asdict(timing) for name, timing in timings.items()},
-            "stages_s": stages,
-        }
+        steps_ms = {name: asdict(timing) for name, timing in timings.items()}
+        figures = {"machine": describe_machine(), "steps": steps_ms, "stages_s": stages}
         write_json(args.json, figures, indent=2)
 
 
-def settled_model(config: Config, batch: Batch) -> Yolact:
-    """Random weights whose batch norm has the statistics of `batch`, so that no activation explodes."""
-    import torch
-
-    from yolact.model import Yolact
-    from yolact_bench.peers.random_weights import settle_batch_norm
-
-    torch.manual_seed(0)
-    model = Yolact(config).train()
-    settle_batch_norm(model, lambda: model.forward_train(batch.images))
-    return model
-
-
 class Trainer:
-    """Training steps on one batch, with a copy of the weights.
-
-    Args:
-        config: Arithmetic, optimizer and loss.
-        model: Copied.
-        batch: The images and targets of every step.
-        device: Where it trains.
-        layout: Memory layout of images and weights.
-    """
+    """Training steps on one batch, with a copy of the weights; `layout` is that of images and weights."""
 
     def __init__(
         self, config: Config, model: Yolact, batch: Batch, device: torch.device, layout: torch.memory_format
@@ -165,9 +140,8 @@ class Trainer:
         """Run one step and return its loss."""
         from yolact.train.step import training_step
 
-        done = training_step(
-            self.module, self.optimizer, self.scaler, [self.batch], self.settings.max_grad_norm
-        )
+        clip = self.settings.max_grad_norm
+        done = training_step(self.module, self.optimizer, self.scaler, [self.batch], clip)
         self._wait()
         return sum(done.losses.values())
 
@@ -178,7 +152,7 @@ class Trainer:
         from yolact.losses import Totals, count_totals, match
         from yolact.model import YolactOutput
 
-        images, targets = self.batch.images, self.batch.targets
+        images, targets, amp_type = self.batch.images, self.batch.targets, self.module.amp_type
         taken: dict[str, list[float]] = defaultdict(list)
         start = 0.0
 
@@ -195,9 +169,7 @@ class Trainer:
             matches = match(self.model.priors, targets, self.module.criterion.config)
             totals = count_totals([matches])
             lap("match")
-            with torch.autocast(
-                self.device.type, self.module.amp_type, enabled=self.module.amp_type is not None
-            ):
+            with torch.autocast(self.device.type, amp_type, enabled=amp_type is not None):
                 output, semantic = self.module.network(images)
             lap("forward")
             ends = [tensor.detach().requires_grad_() for tensor in (*output, semantic)]
@@ -221,23 +193,17 @@ class Trainer:
             torch.cuda.synchronize(self.device)
 
 
-def _show(timings: dict[str, Timing], losses: dict[str, float], stages: dict[str, float]) -> None:
-    """Print the times of each variant, and of the stages of the configured one."""
+def _show(timings: dict[str, Timing], losses: dict[str, list[float]], stages: dict[str, float]) -> None:
+    """Print the times of each variant with its first loss, and those of the stages of the configured one."""
     from yolact_bench.report.tables import Table
 
     first = next(iter(timings.values())).median
+    rows = []
+    for name, timing in timings.items():
+        times = (f"{value:.1f}" for value in (timing.median, timing.p90, timing.min))
+        rates = (f"{value:.2f}" for value in (timing.throughput, first / timing.median))
+        rows.append([name, *times, str(timing.runs), *rates, f"{losses[name][0]:.4f}"])
     columns = ("median ms", "p90", "min", "steps", "images/s", "times as fast", "loss")
-    rows = [
-        [
-            name,
-            *(f"{value:.1f}" for value in (timing.median, timing.p90, timing.min)),
-            str(timing.runs),
-            f"{timing.throughput:.2f}",
-            f"{first / timing.median:.2f}",
-            f"{losses[name]:.4f}",
-        ]
-        for name, timing in timings.items()
-    ]
     Table("", ("step", *columns), rows).show()
     whole = sum(stages.values())
     shares = [[name, f"{stages[name] * 1000:.1f}", f"{stages[name] / whole:.1%}"] for name in STAGES]

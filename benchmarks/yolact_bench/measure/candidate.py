@@ -20,8 +20,7 @@ class Run:
     """One end-to-end run of a batch.
 
     Attributes:
-        seconds: Time of each stage, in order; they add up to the whole run. Stages are called `decode`,
-            `preprocess`, `upload`, `network`, `detect`, `masks`, `rle`, `download`; a candidate that cannot
+        seconds: Time of each of `STAGES`, in order; they add up to the whole run. A candidate that cannot
             separate two neighbours reports their sum under the name of the one that dominates.
         detections: Instances found.
         cpu_seconds: CPU time of all threads; None for that of this process.
@@ -76,7 +75,7 @@ class Candidate(ABC):
         """Process the files of one batch, up to COCO RLE masks in memory."""
 
     def to_coco(self, path: Path, image_id: int) -> list[dict[str, Any]] | None:
-        """COCO results of one image file, masks included, for AP; None if it has other classes."""
+        """COCO results of one image file, masks included; None if it has other classes."""
         return None
 
     def close(self) -> None:  # noqa: B027 - most hold nothing

@@ -10,6 +10,7 @@ processes on that GPU distort; null without a GPU).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -50,14 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for _ in range(MORE_RUNS):
         _predict(model, [picture] * count)
     after = nvml.memory_used() if nvml else None
-    result = {
+    figures = {
         "import_ms": 1000 * (imported - start),
         "load_ms": 1000 * (loaded - opening),
         "first_ms": 1000 * (done - ready),
         "peak_mib": peak_memory(),
         "device_mib": None if before is None or after is None else after - before,
     }
-    print(json.dumps(result))
+    print(json.dumps(figures))
     return 0
 
 
@@ -68,13 +69,11 @@ def _predict(model: Any, pictures: list[Any]) -> None:
 
 def peak_memory() -> float | None:
     """The peak of this process's resident memory in MiB; None if the system does not report it."""
-    try:
+    with contextlib.suppress(OSError):
         # getrusage includes the peak of the parent process; this field does not, and psutil has neither.
-        match = re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-        if match:
+        status = Path("/proc/self/status").read_text()
+        if match := re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE):
             return int(match[1]) / 1024
-    except OSError:
-        pass
     if sys.platform == "win32":
         return None
     import resource

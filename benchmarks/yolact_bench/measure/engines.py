@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -20,14 +21,8 @@ _OPTIONS = re.compile(r"[A-Za-z_][\w-]*=[^,=]*(,[A-Za-z_][\w-]*=[^,=]*)*")
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """One engine of the command line.
-
-    Attributes:
-        path: A file, or the name of published weights.
-        options: For `load_engine`; `providers` is a tuple, `threads` and `streams` are numbers (or streams
-            "auto").
-        name: For tables, if given.
-    """
+    """One engine of the command line: a file or the name of published weights, options for `load_engine`, and
+    a name for tables. `providers` is a tuple, `threads` a number, and `streams` a number or "auto"."""
 
     path: str
     options: dict[str, Any] = field(default_factory=dict)
@@ -64,19 +59,13 @@ def parse_engine(text: str) -> EngineSpec:
             raise UsageError(f"--engine {text}: {key}= has no value")
         if key in options:
             raise UsageError(f"--engine {text}: {key} is given twice")
-        options[key] = _value(text, key, value)
+        options[key] = tuple(value.split("+")) if key == "providers" else value
+        if key in _NUMBERS and (key, value) != ("streams", "auto"):
+            if not value.isdigit() or int(value) < 1:
+                raise UsageError(f"--engine {text}: {key} is {value}; it must be a whole number of 1 or more")
+            options[key] = int(value)
     name = options.pop("name", None)
     return EngineSpec(path, options, name)
-
-
-def _value(text: str, key: str, value: str) -> Any:
-    if key == "streams" and value == "auto":
-        return value
-    if key in _NUMBERS:
-        if not value.isdigit() or int(value) < 1:
-            raise UsageError(f"--engine {text}: {key} is {value}; it must be a whole number of 1 or more")
-        return int(value)
-    return tuple(value.split("+")) if key == "providers" else value
 
 
 def open_engines(
@@ -85,13 +74,10 @@ def open_engines(
     stack: ExitStack,
     defaults: Callable[[EngineSpec], Mapping[str, Any]] = lambda spec: {},
 ) -> list[EngineCandidate]:
-    """Open the engines of `--engine`.
+    """Open the engines of `--engine`; `stack` closes them.
 
-    Args:
-        texts: One for each engine.
-        settings: Its threads go to every engine that does not name its own and computes on the CPU.
-        stack: Closes the engines.
-        defaults: More options of an engine, overridden by those it names.
+    The threads of `settings` go to every engine that does not name its own and computes on the CPU. What
+    `defaults` returns are more options of an engine, overridden by those it names.
 
     Raises:
         UsageError: wrong options, or engines in PyTorch, which has one number of threads for the process,
@@ -129,15 +115,11 @@ def unique_names(specs: Sequence[EngineSpec]) -> list[str]:
     Raises:
         UsageError: two engines were given the same name.
     """
-    given = [spec.name for spec in specs if spec.name]
-    for name in given:
-        if given.count(name) > 1:
-            raise UsageError(
-                f"--engine ...:name={name} is given {given.count(name)} times; names must differ"
-            )
-    short = [spec.label(Path(spec.path).name) for spec in specs]
-    long = [spec.label(spec.path) for spec in specs]
-    numbered = [
-        spec.name or f"{name} #{i}" for i, (spec, name) in enumerate(zip(specs, long, strict=True), 1)
-    ]
-    return next((names for names in (short, long) if len(set(names)) == len(names)), numbered)
+    for name, count in Counter(spec.name for spec in specs if spec.name).items():
+        if count > 1:
+            raise UsageError(f"--engine ...:name={name} is given {count} times; names must differ")
+    for paths in ([Path(spec.path).name for spec in specs], [spec.path for spec in specs]):
+        names = [spec.label(path) for spec, path in zip(specs, paths, strict=True)]
+        if len(set(names)) == len(names):
+            return names
+    return [spec.name or f"{spec.label(spec.path)} #{i}" for i, spec in enumerate(specs, 1)]

@@ -10,48 +10,34 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from yolact_bench.measure.protocol import sample_in_turns
+from yolact_bench.measure.candidate import batches
+from yolact_bench.measure.protocol import take_turns
 from yolact_bench.measure.statistics import mean_interval, paired_ratio
 from yolact_runtime import Engine, Result
 from yolact_runtime import pipeline as runtime
-from yolact_runtime.engines.base import check_limits
 from yolact_runtime.engines.threads import default_workers
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.frames import Frame, Sink, Source
-from yolact_runtime.sources.images import read_image
+from yolact_runtime.frames import Frame, Sink
+from yolact_runtime.sources.images import ImageSource, read_image
 
 PASS_SECONDS = 1.0  # long enough that filling and emptying the pipeline matters little
 FEWEST, MOST = 16, 1000  # images in a pass
 PASSES = 20
 
 
-class Repeated(Source):
-    """`total` frames over a few image files, over and over."""
-
-    def __init__(self, images: Sequence[Path], total: int) -> None:
-        self._images, self.total = images, total
-
-    def __iter__(self) -> Iterator[Frame]:
-        for index, path in zip(range(self.total or 0), itertools.cycle(self._images), strict=False):
-            yield Frame(index, str(path), path, partial(read_image, path))
-
-
-class RleCounter(Sink):
-    """Encodes RLE masks, counts frames and drops both."""
-
-    def __init__(self) -> None:
-        self.frames = 0
+class RleSink(Sink):
+    """Encodes RLE masks and drops them."""
 
     def prepare(self, frame: Frame, image: Any, result: Result) -> None:
         result.rles  # noqa: B018 - computed when first asked for
 
     def write(self, frame: Frame, prepared: Any) -> None:
-        self.frames += 1
+        pass
 
 
 def pipeline_throughput(
@@ -69,11 +55,9 @@ def pipeline_throughput(
     Args:
         latency: Engine of the loop; on a CPU opened with one stream.
         throughput: Engine of the pipeline, opened with `streams="auto"`; may be the same one.
-        images: Files, used in turn.
-        batch: Images per call of either engine.
+        images: Files, used in turn, `batch` per call of either engine.
         seconds: Time for each; at least five passes of each are measured.
-        score_threshold: Detections above it get masks.
-        top_k: At most this many of them; None for all that the engine keeps.
+        score_threshold, top_k: Which detections get masks; None for all that the engine keeps.
         clock: In nanoseconds.
 
     Returns:
@@ -87,43 +71,31 @@ def pipeline_throughput(
         UsageError: a limit out of its range, or the loop's engine has several streams on a CPU.
     """
     top_k = latency.metadata.max_detections if top_k is None else top_k
-    check_limits(score_threshold, top_k)
     if shares_threads(latency):
         raise UsageError(f"the loop's engine has {latency.streams} streams; open it with streams=1")
     workers = default_workers()
     settings = runtime.PipelineSettings(
-        batch_size=batch,
-        decode_workers=workers,
-        post_workers=workers,
-        score_threshold=score_threshold,
-        top_k=top_k,
+        batch, decode_workers=workers, post_workers=workers, score_threshold=score_threshold, top_k=top_k
     )
 
     def serial(total: int) -> None:
-        frames = iter(Repeated(images, total))
-        while chunk := list(itertools.islice(frames, batch)):
-            pictures = [frame.read() for frame in chunk]
-            for result in latency.predict(pictures, score_threshold, top_k):
+        for paths in itertools.islice(batches(images, batch), total // batch):
+            for result in latency.predict([read_image(path) for path in paths], score_threshold, top_k):
                 result.rles  # noqa: B018 - computed when first asked for
 
     def pipelined(total: int) -> None:
-        sink = RleCounter()
-        runtime.run_pipeline(Repeated(images, total), throughput, [sink], settings=settings)
-        if sink.frames != total:
-            raise YolactError(f"the pipeline gave {sink.frames} of {total} images; it cannot be measured")
+        source = ImageSource(list(itertools.islice(itertools.cycle(images), total)))
+        done = runtime.run_pipeline(source, throughput, [RleSink()], settings=settings).done
+        if done != total:
+            raise YolactError(f"the pipeline gave {done} of {total} images; it cannot be measured")
 
     serial(batch)
     start = clock()
     serial(batch)
     each = max(1, clock() - start) / batch / 1e9
     total = -(-min(MOST, max(FEWEST, round(PASS_SECONDS / each))) // batch) * batch
-    tasks: dict[str, Callable[[], None]] = {
-        "serial": lambda: serial(total),
-        "pipeline": lambda: pipelined(total),
-    }
-    sampled = {name: one.seconds for name, one in sample_in_turns(tasks, seconds, PASSES, clock).items()}
-    rates = {name: mean_interval(total / taken)._asdict() for name, taken in sampled.items()}
-    ratio = paired_ratio(sampled["serial"], sampled["pipeline"])._asdict()
+    tasks = {"serial": partial(serial, total), "pipeline": partial(pipelined, total)}
+    times, _ = take_turns(tasks, seconds, PASSES, clock)
     return {
         "images": total,
         "batch": batch,
@@ -131,8 +103,8 @@ def pipeline_throughput(
         "workers": workers,
         "serial_threads": latency.threads,
         "threads": throughput.threads,
-        **rates,
-        "ratio": ratio,
+        **{name: mean_interval(total / taken)._asdict() for name, taken in times.items()},
+        "ratio": paired_ratio(times["serial"], times["pipeline"])._asdict(),
     }
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -47,7 +48,7 @@ def command(args: argparse.Namespace) -> None:
         raise UsageError("no peer was asked for; give --torchvision, --ultralytics YAML or --original PATH")
     if args.original and not args.weights:
         raise UsageError("--original needs --weights W, the .pth that the engine was exported from")
-    from yolact_bench.measure.agreement import agree
+    from yolact_bench.measure.accuracy import agree
     from yolact_bench.measure.engines import open_engines
     from yolact_bench.measure.suite import measure, with_extras
     from yolact_runtime.sources.images import list_images
@@ -57,24 +58,24 @@ def command(args: argparse.Namespace) -> None:
     with ExitStack() as stack:
         ours = open_engines(args.engines, settings, stack, lambda spec: _device_options(spec, args.device))
         _check_devices(ours, args.device)
-        peers = _open_peers(_factories(args, ours[0].engine.metadata, settings), images, stack)
+        peers = _open_peers(args, ours[0].engine.metadata, settings, images, stack)
         if settings.score_threshold or (args.original and settings.top_k):
             log.warning(
                 "--score-threshold applies to our engines only, and --top-k does not apply to the original;"
                 " compare the numbers of instances found"
             )
-        for one in ours if args.original else []:
-            if one.engine.metadata.input_dtype == "uint8":
+        for one in ours:
+            if args.original and one.engine.metadata.input_dtype == "uint8":
                 one.note = (
                     "input rounded to uint8, which the original does not do; exact with an export of"
                     " --input-type float32"
                 )
         report = measure([*ours, *peers], images, settings)
-        extras: dict[str, dict[str, Any]] = {}
-        for candidate in ours:
-            for peer in peers:
-                if found := agree(peer, candidate, images[:AGREE_ON]):
-                    extras[candidate.name] = {"agreement": {"with": peer.name, **found}}
+        extras = {
+            candidate.name: {"agreement": {"with": peer.name, **found}}
+            for candidate, peer in itertools.product(ours, peers)
+            if (found := agree(peer, candidate, images[:AGREE_ON]))
+        }
     deliver(with_extras(report, extras), args)
 
 
@@ -100,16 +101,31 @@ def _check_devices(ours: Sequence[EngineCandidate], device: str) -> None:
     from yolact_bench.measure.engines import on_gpu
 
     for one in ours:
-        if on_gpu(one.backend) and device == "cpu":
+        if device == "cpu" and on_gpu(one.backend):
             raise UsageError(f"--engine {one.name} runs on the GPU, the peers on the CPU; give --device cuda")
         if device == "cuda" and not on_gpu(one.backend):
             raise UsageError(f"--engine {one.name} runs on the CPU ({one.backend}); leave out --device cuda")
 
 
 def _open_peers(
-    factories: Iterator[Callable[[], Candidate]], images: Sequence[Path], stack: ExitStack
+    args: argparse.Namespace, like: Metadata, settings: Settings, images: Sequence[Path], stack: ExitStack
 ) -> list[Candidate]:
     """Open the peers that can process an image here; the others are reported and left out."""
+    from yolact_bench.peers import original, torchvision, ultralytics
+    from yolact_runtime.engines.threads import usable_cores
+
+    threads = settings.threads or usable_cores()
+    shared = min(settings.top_k or like.max_detections, like.max_detections), args.device
+    factories: list[Callable[[], Candidate]] = []
+    if args.original:
+        files = Path(args.original), Path(args.weights)
+        factories.append(partial(original.OriginalCandidate, *files, like, threads, args.device))
+    if args.torchvision or args.torchvision_weights:
+        published = Path(args.torchvision_weights) if args.torchvision_weights else None
+        factories.append(partial(torchvision.TorchvisionCandidate, threads, published, *shared))
+    factories += [
+        partial(ultralytics.UltralyticsCandidate, one, threads, *shared) for one in args.ultralytics
+    ]
     peers = []
     for factory in factories:
         try:
@@ -125,22 +141,3 @@ def _open_peers(
     if not peers:
         raise YolactError("none of the peers that were asked for can run here; see the lines above")
     return peers
-
-
-def _factories(
-    args: argparse.Namespace, like: Metadata, settings: Settings
-) -> Iterator[Callable[[], Candidate]]:
-    """Functions that open the peers asked for; each imports its library when called."""
-    from yolact_bench.peers import original, torchvision, ultralytics
-    from yolact_runtime.engines.threads import usable_cores
-
-    threads = settings.threads or usable_cores()
-    detections = min(settings.top_k or like.max_detections, like.max_detections)
-    if args.original:
-        folder, weights = Path(args.original), Path(args.weights)
-        yield partial(original.OriginalCandidate, folder, weights, like, threads, args.device)
-    if args.torchvision or args.torchvision_weights:
-        published = Path(args.torchvision_weights) if args.torchvision_weights else None
-        yield partial(torchvision.TorchvisionCandidate, threads, published, detections, args.device)
-    for model in args.ultralytics:
-        yield partial(ultralytics.UltralyticsCandidate, model, threads, detections, args.device)

@@ -1,11 +1,11 @@
 """Runs a checkout of github.com/dbolya/yolact; a script with its own process.
 
-    original_worker.py CHECKOUT train CONFIG CASE.npz WEIGHTS.pth DEVICE BATCH
-    original_worker.py CHECKOUT infer SETTINGS
+    original_worker.py CHECKOUT TASK SETTINGS
 
-`train` runs a training step on the case for each line it reads, and writes a line with the loss. `infer`
-takes JSON {"config", "weights", "device", "threads", "input_size", "categories": id of each class}, then
-reads requests, and answers each with a line of JSON:
+SETTINGS is JSON {"config", "weights", "device", "threads", "input_size", "classes"}, with {"freeze_bn",
+"case": the batch} for the task `train` and {"categories": id of each class} for `infer`. Each line of the
+input is a request and is answered with a line of JSON. `train` answers {} with {"loss"} of one step; those of
+`infer` are
 
     {"prepare": [paths]}            decode and resize them for `network_only`       {}
     {"network_only": true}          network and detection on the next of these      {}
@@ -30,7 +30,7 @@ import types  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
 from importlib import import_module  # noqa: E402
 from importlib.util import find_spec  # noqa: E402
-from typing import Any, TextIO  # noqa: E402
+from typing import Any  # noqa: E402
 
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
@@ -53,65 +53,64 @@ def add_fallbacks() -> None:
     torch.load = functools.partial(torch.load, map_location="cpu", weights_only=True)
 
 
-def train(arguments: list[str], answers: TextIO) -> None:
-    """Run a step for each line of the input."""
-    config, case_file, weights, device, batch = arguments
-    case = np.load(case_file)
-    settings = import_module("data.config")
-    cfg = settings.cfg
-    settings.set_cfg(config)
-    cfg.num_classes = int(case["classes"]) + 1
-    cfg.max_size = case["image0"].shape[-1]
-    cfg.freeze_bn = bool(case["freeze"])
-    net: Any = import_module("yolact").Yolact()
-    net.train()
-    net.load_weights(weights)
-    net.to(device)
-    criterion = import_module("layers.modules").MultiBoxLoss(
-        cfg.num_classes, cfg.positive_iou_threshold, cfg.negative_iou_threshold, cfg.ohem_negpos_ratio
-    )
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.0, momentum=cfg.momentum, weight_decay=cfg.decay)
+def configure(settings: dict[str, Any]) -> Any:
+    """Set the threads of this process and the configuration of the checkout, and return the latter."""
+    torch.set_num_threads(settings["threads"])
+    cv2.setNumThreads(settings["threads"])
+    config = import_module("data.config")
+    config.set_cfg(settings["config"])
+    config.cfg.num_classes = settings["classes"] + 1
+    config.cfg.max_size = settings["input_size"]
+    return config.cfg
 
-    def tensors(name: str) -> list[torch.Tensor]:
-        return [torch.from_numpy(case[f"{name}{index}"]).to(device) for index in range(int(batch))]
 
-    images, targets, masks = torch.stack(tensors("image")), tensors("target"), tensors("mask")
-    crowds = case["crowds"].tolist()
-    for _ in sys.stdin:
-        optimizer.zero_grad()
-        losses = criterion(net, net(images), list(targets), list(masks), crowds)  # it changes its arguments
+class Training:
+    """Training steps of the original on one batch."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        cfg = configure(settings)
+        cfg.freeze_bn = settings["freeze_bn"]
+        self.net: Any = import_module("yolact").Yolact()
+        self.net.train()
+        self.net.load_weights(settings["weights"])
+        self.net.to(settings["device"])
+        self.criterion = import_module("layers.modules").MultiBoxLoss(
+            cfg.num_classes, cfg.positive_iou_threshold, cfg.negative_iou_threshold, cfg.ohem_negpos_ratio
+        )
+        self.optimizer = torch.optim.SGD(
+            self.net.parameters(), lr=0.0, momentum=cfg.momentum, weight_decay=cfg.decay
+        )
+        images, targets, masks, self.crowds = torch.load(settings["case"])
+        self.images = images.to(settings["device"])
+        self.targets, self.masks = ([x.to(settings["device"]) for x in many] for many in (targets, masks))
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Run one step."""
+        self.optimizer.zero_grad()
+        arguments = list(self.targets), list(self.masks), self.crowds  # it changes them
+        losses = self.criterion(self.net, self.net(self.images), *arguments)
         loss = sum(value.mean() for value in losses.values())
         loss.backward()
         if torch.isfinite(loss).item():
-            optimizer.step()
-        print(loss.item(), file=answers, flush=True)
+            self.optimizer.step()
+        return {"loss": loss.item()}
 
 
 class Inference:
-    """The original's evaluation of one image after another, with a time for each stage.
-
-    Args:
-        settings: As given to `infer`.
-    """
+    """The original's evaluation of one image after another, with a time for each stage."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        torch.set_num_threads(settings["threads"])
-        cv2.setNumThreads(settings["threads"])
-        config = import_module("data.config")
-        config.set_cfg(settings["config"])
-        config.cfg.num_classes = len(settings["categories"]) + 1
-        config.cfg.max_size = settings["input_size"]
-        config.cfg.mask_proto_debug = False
+        configure(settings).mask_proto_debug = False
         self.device = torch.device(settings["device"])
         self.evaluation = import_module("eval")
         self.evaluation.coco_cats.update(enumerate(settings["categories"]))
         self.transform = self.evaluation.FastBaseTransform()
-        net = self.evaluation.Yolact()
-        net.load_weights(settings["weights"])
-        net.eval()
-        net.to(self.device)
-        net.detect.use_fast_nms = True  # what its eval.py does by default
-        detect = net.detect
+        self.net = self.evaluation.Yolact()
+        self.net.load_weights(settings["weights"])
+        self.net.eval()
+        self.net.to(self.device)
+        detect = self.net.detect
+        detect.use_fast_nms = True  # what its eval.py does by default
 
         def timed(*arguments: Any) -> Any:
             self.mark("network")
@@ -119,12 +118,12 @@ class Inference:
             self.mark("detect")
             return found
 
-        net.detect = timed
-        self.net = net
+        self.net.detect = timed
         self.times: dict[str, float] = {}
         self.last = 0.0
         self.prepared: Iterator[torch.Tensor] = iter(())
 
+    @torch.no_grad()
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer one request."""
         if "prepare" in request:
@@ -186,20 +185,13 @@ def _read(path: str) -> np.ndarray:
     return image
 
 
-@torch.no_grad()
-def infer(arguments: list[str], answers: TextIO) -> None:
-    """Answer requests until the input ends."""
-    inference = Inference(json.loads(arguments[0]))
-    for line in sys.stdin:
-        print(json.dumps(inference.answer(json.loads(line))), file=answers, flush=True)
-
-
 def main() -> None:
-    """Run the task of the command line until the input ends."""
+    """Answer requests until the input ends."""
     answers, sys.stdout = sys.stdout, sys.stderr  # the checkout prints, too
-    _, task, *arguments = sys.argv[1:]
     add_fallbacks()
-    {"train": train, "infer": infer}[task](arguments, answers)
+    task: Any = {"train": Training, "infer": Inference}[sys.argv[2]](json.loads(sys.argv[3]))
+    for line in sys.stdin:
+        print(json.dumps(task.answer(json.loads(line))), file=answers, flush=True)
 
 
 if __name__ == "__main__":

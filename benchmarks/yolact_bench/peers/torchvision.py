@@ -1,39 +1,25 @@
 """Mask R-CNN with a ResNet-50 and feature pyramid, from torchvision.
 
-Random weights are adapted (`random_weights`): otherwise it would find nothing, and have no masks to compute.
+Random weights are adapted to the first image: otherwise it would find nothing, and have no masks to compute.
 """
 
 from __future__ import annotations
 
-import itertools
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from yolact_bench.measure.candidate import Run
-from yolact_bench.peers.random_weights import NOTE, settle_batch_norm, threshold
-from yolact_bench.peers.torch_peer import TorchPeer, encode
+from yolact_bench.peers.torch_peer import NOTE, TorchPeer, settle_batch_norm, threshold
 from yolact_runtime.errors import YolactError, first_line, missing_extra
-from yolact_runtime.sources.images import read_image
-
-if TYPE_CHECKING:
-    import torch
 
 
 class TorchvisionCandidate(TorchPeer):
-    """torchvision.models.detection.maskrcnn_resnet50_fpn on the CPU or a GPU.
+    """torchvision.models.detection.maskrcnn_resnet50_fpn, with at most `detections` masks of an image.
 
-    Args:
-        threads: CPU threads; of the whole process.
-        weights: A state dictionary, such as the published `maskrcnn_resnet50_fpn_coco-*.pth`; None for
-            random weights.
-        detections: Most masks of an image.
-        device: "cpu" or "cuda".
-        short_side: Images are resized to this, in pixels; the published weights were trained with 800.
-        long_side: But no side longer than this; published: 1333.
+    `weights` is a state dictionary, such as the published `maskrcnn_resnet50_fpn_coco-*.pth`; None for random
+    weights.
 
     Raises:
         YolactError: torchvision is not installed, or the weights do not match the model.
@@ -43,15 +29,10 @@ class TorchvisionCandidate(TorchPeer):
     config = "Mask R-CNN R50-FPN"
     input_size = None
     licence = "BSD-3-Clause"
+    short_side, long_side = 800, 1333  # pixels, as the published weights were trained
 
     def __init__(
-        self,
-        threads: int,
-        weights: Path | None = None,
-        detections: int = 100,
-        device: str = "cpu",
-        short_side: int = 800,
-        long_side: int = 1333,
+        self, threads: int, weights: Path | None = None, detections: int = 100, device: str = "cpu"
     ) -> None:
         try:
             import torch
@@ -64,8 +45,8 @@ class TorchvisionCandidate(TorchPeer):
             weights=None,
             weights_backbone=None,
             box_detections_per_img=detections,
-            min_size=short_side,
-            max_size=long_side,
+            min_size=self.short_side,
+            max_size=self.long_side,
         )
         self._random = weights is None
         if weights is not None:
@@ -77,27 +58,8 @@ class TorchvisionCandidate(TorchPeer):
                     f" ({first_line(error)})"
                 ) from error
         self._model = model.eval().to(device)
-        size = f"short side {short_side}, long side at most {long_side}"
+        size = f"short side {self.short_side}, long side at most {self.long_side}"
         self.note = f"{size}; {NOTE if self._random else 'box score above 0.05'}"
-
-    def end_to_end(self, paths: Sequence[Path]) -> Run:
-        """Run the stages of its forward pass one by one, and encode the masks."""
-        with self._torch.inference_mode():
-            marks = [time.perf_counter()]
-            images = [read_image(path) for path in paths]
-            marks.append(time.perf_counter())
-            batch = self._preprocess(images)
-            marks.append(self._synchronize())
-            found = self._detect(batch)
-            marks.append(self._synchronize())
-            sizes = [image.shape[:2] for image in images]
-            found = self._model.transform.postprocess(found, batch.image_sizes, sizes)
-            masks = [(one["masks"][:, 0] > 0.5).cpu().numpy() for one in found]  # (n, H, W)
-            marks.append(time.perf_counter())
-            count = sum(len(encode(one)) for one in masks)
-            marks.append(time.perf_counter())
-        stages = ("decode", "preprocess", "network", "masks", "rle")
-        return Run({s: b - a for s, (a, b) in zip(stages, itertools.pairwise(marks), strict=True)}, count)
 
     def _preprocess(self, images: Sequence[np.ndarray]) -> Any:
         tensors = [
@@ -107,12 +69,22 @@ class TorchvisionCandidate(TorchPeer):
         # Each (3, H, W) RGB 0..1; the result is resized and padded.
         return self._model.transform([one.permute(2, 0, 1).float().div_(255) for one in tensors])[0]
 
-    def _detect(self, batch: Any) -> list[dict[str, torch.Tensor]]:
+    def _detect(self, batch: Any) -> Any:
         """Backbone, proposals and heads: boxes and small masks."""
         features = self._model.backbone(batch.tensors)
         proposals, _ = self._model.rpn(batch, features)
-        found: list[dict[str, Any]] = self._model.roi_heads(features, proposals, batch.image_sizes)[0]
-        return found
+        return self._model.roi_heads(features, proposals, batch.image_sizes)[0]
+
+    def _masks(self, images: Sequence[np.ndarray]) -> tuple[list[np.ndarray], float, float]:
+        """Run the stages of its forward pass one by one."""
+        batch = self._preprocess(images)
+        prepared = self._synchronize()
+        found = self._detect(batch)
+        detected = self._synchronize()
+        sizes = [image.shape[:2] for image in images]
+        found = self._model.transform.postprocess(found, batch.image_sizes, sizes)
+        masks = [(one["masks"][:, 0] > 0.5).cpu().numpy() for one in found]
+        return masks, detected - prepared, self._synchronize() - detected
 
     def _adapt(self, image: np.ndarray) -> None:
         """Settle batch norm and choose the threshold, if the weights are random."""
@@ -120,7 +92,7 @@ class TorchvisionCandidate(TorchPeer):
             return
         model, batch = self._model, self._preprocess([image])
         settle_batch_norm(model.backbone, lambda: model.backbone(batch.tensors))
-        logits: list[torch.Tensor] = []
+        logits: list[Any] = []
         hook = model.roi_heads.box_predictor.register_forward_hook(
             lambda module, inputs, outputs: logits.append(outputs[0])
         )

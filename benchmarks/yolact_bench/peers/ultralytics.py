@@ -3,52 +3,38 @@
 The package is under the AGPL-3.0. It is imported only when it is asked for, and no extra of this project
 installs it. Checkpoints (`.pt`) are pickles of its classes and are not opened.
 
-Random weights are adapted (`random_weights`): otherwise it would find nothing, and have no masks to compute.
+Random weights are adapted to the first image: otherwise it would find nothing, and have no masks to compute.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
 
-from yolact_bench.measure.candidate import Run
-from yolact_bench.peers.random_weights import NOTE, settle_batch_norm, threshold
-from yolact_bench.peers.torch_peer import TorchPeer, encode
+from yolact_bench.peers.torch_peer import NOTE, TorchPeer, settle_batch_norm, threshold
 from yolact_runtime.errors import UsageError, YolactError, first_line
 from yolact_runtime.files import cache_folder
-from yolact_runtime.sources.images import read_image
-
-if TYPE_CHECKING:
-    import torch
 
 
 class UltralyticsCandidate(TorchPeer):
-    """ultralytics.YOLO of a segmentation model, by its own predictor.
-
-    Args:
-        model: Name or path of a YAML, such as `yolo11n-seg.yaml`.
-        threads: CPU threads; of the whole process.
-        detections: Most masks of an image.
-        device: "cpu" or "cuda".
-        size: Longest side of the network's input, in pixels.
+    """ultralytics.YOLO of a segmentation model, by its own predictor, with at most `detections` masks of an
+    image. `model` is the name or path of a YAML, such as `yolo11n-seg.yaml`.
 
     Raises:
         UsageError: not a YAML.
         YolactError: ultralytics is not installed, or cannot build a segmentation model from the YAML.
     """
 
+    input_size = 640  # the longest side
     licence = "AGPL-3.0"
 
-    def __init__(
-        self, model: str, threads: int, detections: int = 100, device: str = "cpu", size: int = 640
-    ) -> None:
+    def __init__(self, model: str, threads: int, detections: int = 100, device: str = "cpu") -> None:
         if not model.endswith((".yaml", ".yml")):
             raise UsageError(f"--ultralytics {model}: give a YAML such as yolo11n-seg.yaml (random weights)")
         # Otherwise it goes online, installs missing packages, and leaves settings in the home folder.
@@ -73,8 +59,9 @@ class UltralyticsCandidate(TorchPeer):
                 f"--ultralytics {model}: not one of its models ({first_line(error)})"
             ) from error
         super().__init__(threads, device, f"ultralytics {ultralytics.__version__}")
+        self._end2end = bool(getattr(self._model.model, "end2end", False))
         self._options: dict[str, Any] = {
-            "imgsz": size,
+            "imgsz": self.input_size,
             "device": device,
             "max_det": detections,
             "retina_masks": True,  # masks at image size, as for COCO results
@@ -82,31 +69,7 @@ class UltralyticsCandidate(TorchPeer):
             "save": False,
         }
         self.name = self.config = Path(model).stem
-        self.input_size = size
-        self.note = f"longest side {size}, aspect kept; {NOTE}"
-
-    def end_to_end(self, paths: Sequence[Path]) -> Run:
-        """Run its predictor, and encode the masks it returns."""
-        start = time.perf_counter()
-        images = [read_image(path) for path in paths]
-        decoded = time.perf_counter()
-        results = self._model.predict(images, **self._options)
-        masks = [result.masks.data.cpu().numpy() if result.masks is not None else None for result in results]
-        ready = time.perf_counter()
-        count = sum(len(encode(one)) for one in masks if one is not None)
-        end = time.perf_counter()
-        # By its own clock, per image; the rest of its time counts as the stage before the network.
-        network, last = (
-            sum(result.speed[name] for result in results) / 1000 for name in ("inference", "postprocess")
-        )
-        seconds = {
-            "decode": decoded - start,
-            "preprocess": max(0.0, ready - decoded - network - last),
-            "network": network,
-            "masks": last,
-            "rle": end - ready,
-        }
-        return Run(seconds, count)
+        self.note = f"longest side {self.input_size}, aspect kept; {NOTE}"
 
     def _preprocess(self, images: Sequence[np.ndarray]) -> Any:
         return self._model.predictor.preprocess(list(images))
@@ -121,38 +84,38 @@ class UltralyticsCandidate(TorchPeer):
             self._model.predictor.args.iou,
             max_det=self._options["max_det"],
             nc=len(self._model.names),
-            end2end=self._without_nms,
+            end2end=self._end2end,
         )
+
+    def _masks(self, images: Sequence[np.ndarray]) -> tuple[list[np.ndarray], float, float]:
+        """Run its predictor, which times its stages by its own clock, per image."""
+        results = self._model.predict(list(images), **self._options)
+        masks = [result.masks.data.cpu().numpy() for result in results if result.masks is not None]
+        network, last = (sum(one.speed[key] for one in results) for key in ("inference", "postprocess"))
+        return masks, network / 1000, last / 1000
 
     def _adapt(self, image: np.ndarray) -> None:
         """Settle batch norm and choose the threshold; the predictor copies the network afterwards."""
-        network, size = self._model.model, self._options["imgsz"]
-        picture = self._torch.from_numpy(np.ascontiguousarray(cv2.resize(image, (size, size))[:, :, ::-1]))
-        batch = (
-            picture.permute(2, 0, 1)[None].to(next(network.parameters()).device).float() / 255
-        )  # (1, 3, S, S) RGB
-        network.eval()
+        network, size = self._model.model.eval(), self.input_size
+        pixels = np.ascontiguousarray(cv2.resize(image, (size, size))[:, :, ::-1].transpose(2, 0, 1)[None])
+        device = next(network.parameters()).device
+        batch = self._torch.from_numpy(pixels).to(device).float() / 255  # (1, 3, S, S) RGB
         settle_batch_norm(network, lambda: network(batch))
         # Its predictor copies the network, with batch norm folded in.
         self._model.predict(image, conf=0.999, **self._options)
         predictor = self._model.predictor
         with self._torch.inference_mode():
             rows = self._rows(predictor.inference(predictor.preprocess([image])))
-        if self._without_nms:
+        if self._end2end:  # without NMS
             scores = rows[:, :, 4]  # (N, boxes, 6 + M)
         else:
             scores = rows[:, 4 : 4 + len(self._model.names)].amax(1)  # of (N, 4 + C + M, boxes)
         self._options["conf"] = threshold(scores)
         self._model.predict(image, **self._options)
 
-    @property
-    def _without_nms(self) -> bool:
-        return bool(getattr(self._model.model, "end2end", False))
-
     @staticmethod
-    def _rows(found: Any) -> torch.Tensor:
+    def _rows(found: Any) -> Any:
         """The boxes in the output of the network."""
         while isinstance(found, list | tuple):
             found = found[0]
-        rows: torch.Tensor = found
-        return rows
+        return found

@@ -7,15 +7,12 @@ from pathlib import Path
 import pytest
 from fake_engine import FakeEngine
 
-from yolact_bench.measure.pipeline import (
-    FEWEST,
-    Repeated,
-    RleCounter,
-    pipeline_throughput,
-)
+from yolact_bench.measure.pipeline import FEWEST, RleSink, pipeline_throughput
 from yolact_runtime import cli, infer
 from yolact_runtime.engines.threads import default_workers
 from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.pipeline import RunStats
+from yolact_runtime.sources.images import ImageSource
 
 
 class Timed(FakeEngine):
@@ -35,15 +32,19 @@ def test_both_ways_are_measured(images: list[Path], findings, monkeypatch) -> No
     engine.threads, overlapped.streams = 3, 2
     made: list[int] = []
 
-    def pipeline(source, given, sinks, settings) -> None:
+    def pipeline(source, given, sinks, settings) -> RunStats:
         assert given is overlapped and settings.batch_size == 2
+        names = [frame.path.name for frame in source]
+        assert names[:5] == ["1.png", "2.png", "3.png", "1.png", "2.png"]
         for sink in sinks:
-            for frame in source:
+            for index, frame in enumerate(source):
                 image = frame.read()
+                assert frame.index == index and image[0, 0, 0] == index % 3 + 1
                 sink.write(frame, sink.prepare(frame, image, given.predict([image], 0.0, 20)[0]))
         # Twice as fast as the loop, which needs a call for two images.
         engine.now += source.total * 25_000_000
         made.append(source.total)
+        return RunStats(done=len(names))
 
     monkeypatch.setattr("yolact_runtime.pipeline.run_pipeline", pipeline)
     found = pipeline_throughput(engine, overlapped, images, 2, 1.0, clock=lambda: engine.now)
@@ -57,7 +58,7 @@ def test_both_ways_are_measured(images: list[Path], findings, monkeypatch) -> No
 
 def test_frames_that_go_missing(images: list[Path], findings, monkeypatch) -> None:
     engine = Timed(findings)
-    monkeypatch.setattr("yolact_runtime.pipeline.run_pipeline", lambda *_, settings: None)
+    monkeypatch.setattr("yolact_runtime.pipeline.run_pipeline", lambda *_, settings: RunStats())
     with pytest.raises(YolactError, match=rf"the pipeline gave 0 of {FEWEST} images"):
         pipeline_throughput(engine, engine, images, 1, 1.0, clock=lambda: 10 * engine.now)
 
@@ -85,17 +86,9 @@ def test_the_runtime_works_through_all_images(images: list[Path], findings) -> N
     assert found["images"] >= FEWEST and found["pipeline"]["value"] > 0
 
 
-def test_frames_repeat_the_images(images: list[Path], findings) -> None:
-    frames = list(Repeated(images, 5))
-    assert [frame.index for frame in frames] == [0, 1, 2, 3, 4]
-    assert [frame.path.name for frame in frames] == ["1.png", "2.png", "3.png", "1.png", "2.png"]
-    assert frames[4].read()[0, 0, 0] == 2
-
-
 def test_run_lengths_are_made(images: list[Path], findings) -> None:
-    (frame,) = Repeated(images, 1)
+    (frame,) = ImageSource(images[:1])
     result = FakeEngine(findings).predict([frame.read()], 0.0, 20)[0]
-    sink = RleCounter()
+    sink = RleSink()
     sink.write(frame, sink.prepare(frame, frame.read(), result))
     assert "rles" in vars(result)
-    assert sink.frames == 1

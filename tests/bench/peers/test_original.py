@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 
 import yolact
 from yolact.engine import TorchEngine
-from yolact_bench.measure.agreement import agree
+from yolact_bench.measure.accuracy import agree
 from yolact_bench.measure.stages import EngineCandidate
 from yolact_bench.peers.original import OriginalCandidate
 from yolact_runtime.errors import UsageError, YolactError

@@ -15,7 +15,7 @@ import pytest
 from fake_engine import FakeEngine, Found, write_image
 
 from yolact_bench import cli
-from yolact_bench.measure.agreement import agree
+from yolact_bench.measure.accuracy import agree
 from yolact_bench.measure.candidate import Candidate, Run
 from yolact_bench.measure.stages import EngineCandidate
 from yolact_bench.peers import original, torchvision

@@ -13,8 +13,7 @@ import torch
 from pycocotools import mask as coco_mask
 
 from yolact_bench.measure.candidate import Candidate, different_batches
-from yolact_bench.peers import random_weights
-from yolact_bench.peers.torch_peer import encode
+from yolact_bench.peers import torch_peer
 from yolact_bench.peers.torchvision import TorchvisionCandidate
 from yolact_bench.peers.ultralytics import UltralyticsCandidate
 from yolact_runtime.errors import UsageError, YolactError
@@ -47,8 +46,10 @@ def works(peer: Candidate, images: list[Path], batch: int) -> float:
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_torchvision(images: list[Path], batch: int) -> None:
-    peer = TorchvisionCandidate(1, detections=7, short_side=64, long_side=96)
+def test_torchvision(images: list[Path], batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TorchvisionCandidate, "short_side", 64)
+    monkeypatch.setattr(TorchvisionCandidate, "long_side", 96)
+    peer = TorchvisionCandidate(1, detections=7)
     assert works(peer, images, batch) == 7
     assert "random weights" in peer.note and "short side 64" in peer.note
     assert (peer.precision, peer.input_size, torch.get_num_threads()) == ("fp32", None, 1)
@@ -61,7 +62,7 @@ def test_torchvision_with_weights(tmp_path: Path) -> None:
         YolactError, match=r"--torchvision-weights .*w\.pth: not those of maskrcnn_resnet50_fpn"
     ):
         TorchvisionCandidate(1, path)
-    peer = TorchvisionCandidate(1, short_side=32, long_side=32)
+    peer = TorchvisionCandidate(1)
     torch.save(peer._model.state_dict(), path)
     assert "random" not in TorchvisionCandidate(1, path).note
 
@@ -70,7 +71,8 @@ def test_torchvision_with_weights(tmp_path: Path) -> None:
 def test_ultralytics(images: list[Path], model: str, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("YOLACT_CACHE", str(tmp_path / "cache"))
     pytest.importorskip("ultralytics")
-    peer = UltralyticsCandidate(model, 1, detections=7, size=160)
+    monkeypatch.setattr(UltralyticsCandidate, "input_size", 160)
+    peer = UltralyticsCandidate(model, 1, detections=7)
     # It drops detections whose mask is empty.
     assert 4 <= works(peer, images, 1) <= 7
     assert (peer.name, peer.licence, peer.input_size) == (model.removesuffix(".yaml"), "AGPL-3.0", 160)
@@ -99,7 +101,7 @@ def test_settled_batch_norm_normalises() -> None:
     ]
     model = torch.nn.Sequential(*layers).eval()
     x = 50 * torch.randn(1, 3, 16, 16)
-    random_weights.settle_batch_norm(model, lambda: model(x))
+    torch_peer.settle_batch_norm(model, lambda: model(x))
     with torch.no_grad():
         found = model(x)
     assert not any(module.training for module in model.modules())
@@ -107,10 +109,10 @@ def test_settled_batch_norm_normalises() -> None:
     np.testing.assert_allclose(found.mean(dim=(0, 2, 3)), np.zeros(4), atol=0.02)
 
 
-@pytest.mark.parametrize("count, passing", [(5000, random_weights.CANDIDATES), (10, 9)])
+@pytest.mark.parametrize("count, passing", [(5000, torch_peer.CANDIDATES), (10, 9)])
 def test_the_threshold_lets_so_many_pass(count: int, passing: int) -> None:
     scores = torch.randperm(count).view(2, -1) / count
-    assert (scores > random_weights.threshold(scores)).sum() == passing
+    assert (scores > torch_peer.threshold(scores)).sum() == passing
 
 
 @pytest.mark.parametrize(
@@ -124,5 +126,5 @@ def test_batches_cover_the_images(size: int, expected: list[str]) -> None:
 
 def test_encoding_is_that_of_pycocotools() -> None:
     masks = np.random.default_rng(0).random((3, 9, 7)) > 0.5
-    decoded = coco_mask.decode(encode(masks))
+    decoded = coco_mask.decode(torch_peer.encode(masks))
     np.testing.assert_array_equal(decoded, masks.transpose(1, 2, 0))
