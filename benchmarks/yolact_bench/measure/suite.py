@@ -133,10 +133,6 @@ class EngineReport:
     licence: str = ""
     agreement: dict[str, Any] | None = None
 
-    def at(self, batch: int) -> BatchReport | None:
-        """The figures at a batch size; None if it does not take it."""
-        return next((one for one in self.batches if one.batch == batch), None)
-
 
 @dataclass(frozen=True)
 class Report:
@@ -148,14 +144,11 @@ class Report:
     conditions: Conditions
     engines: list[EngineReport]
 
-    def rows(self) -> list[tuple[EngineReport, BatchReport]]:
-        """Every engine at every batch size that it takes, by batch size, then in the given order."""
-        return [
-            (engine, one)
-            for batch in self.settings["batches"]
-            for engine in self.engines
-            if (one := engine.at(batch))
-        ]
+    def rows(self, batch: int | None = None) -> list[tuple[EngineReport, BatchReport]]:
+        """Every engine at one or every batch size that it takes, by batch size, then in the given order."""
+        sizes = self.settings["batches"] if batch is None else [batch]
+        every = [(engine, one) for engine in self.engines for one in engine.batches]
+        return [(engine, one) for size in sizes for engine, one in every if one.batch == size]
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists, numbers and None."""

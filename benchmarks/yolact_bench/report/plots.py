@@ -52,22 +52,12 @@ STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
     "text.parse_math": False,  # names may hold dollar signs
     "path.simplify": False,
-    "font.size": 10.5,
     "text.color": INK,
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": SOFT,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "grid.color": GRID,
-    "xtick.color": SOFT,
-    "ytick.color": SOFT,
-    "legend.frameon": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 9.5,
-    "axes.titlecolor": SOFT,
+    **dict.fromkeys(("axes.edgecolor", "grid.color"), GRID),
+    **dict.fromkeys(("axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), SOFT),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
+    **dict.fromkeys((f"axes.spines.{side}" for side in ("top", "left", "right")), False),
+    **{"font.size": 10.5, "legend.frameon": False, "axes.titlelocation": "left", "axes.titlesize": 9.5},
 }
 
 
@@ -78,7 +68,7 @@ def colour(report: Report, engine: EngineReport) -> str:
 
 def distribution(report: Report, batch: int, kind: str) -> str:
     """Run times on one axis: smoothed histograms, or points if they are few, with median, p95 and p99."""
-    rows = [(engine, getattr(one, kind)) for engine in report.engines if (one := engine.at(batch))]
+    rows = [(engine, getattr(one, kind)) for engine, one in report.rows(batch)]
     if not rows:
         return ""
     figure, axes = _rows_figure(len(rows))
@@ -107,20 +97,15 @@ def _draw_runs(axes: Axes, index: int, measured: Measured, fill: str, low: float
         edges = space(low, high, BINS + 1)
         heights = np.convolve(np.histogram(samples, edges)[0], [0.25, 0.5, 0.25], "same")
         heights = 0.26 * heights / heights.max()
-        middles = (edges[:-1] + edges[1:]) / 2
-        lower, upper = index - heights, index + heights
-        axes.fill_between(middles, lower, upper, where=heights > 0, color=fill, alpha=0.45)
-    for value, half, width in (
-        (measured.p95, 0.17, 0.9),
-        (measured.p99, 0.17, 0.9),
-        (measured.median, 0.29, 2),
-    ):
-        axes.vlines(value, index - half, index + half, color=INK, linewidth=width)
+        middles, shown = (edges[:-1] + edges[1:]) / 2, heights > 0
+        axes.fill_between(middles, index - heights, index + heights, where=shown, color=fill, alpha=0.45)
+    axes.vlines([measured.p95, measured.p99], index - 0.17, index + 0.17, color=INK, linewidth=0.9)
+    axes.vlines(measured.median, index - 0.29, index + 0.29, color=INK, linewidth=2)
 
 
 def stages(report: Report, batch: int) -> str:
     """The median time of each stage, one bar per engine."""
-    rows = [(engine, one) for engine in report.engines if (one := engine.at(batch))]
+    rows = report.rows(batch)
     if not rows:
         return ""
     sums = [sum(timing.median for timing in one.stages.values()) for _, one in rows]
@@ -151,16 +136,15 @@ def throughput(report: Report) -> str:
     sizes = list(report.settings["batches"])
     if len(sizes) < 2:
         return ""
-    figure = _figure(3.6)
-    axes = figure.subplots()
+    figure, axes = _figure(3.6)
     for engine in report.engines:
         for kind, line in zip(KINDS, ("-", "--"), strict=True):
-            rates = {one.batch: getattr(one, kind).throughput for one in engine.batches}
             ink = colour(report, engine)
-            axes.plot([sizes.index(size) for size in rates], list(rates.values()), line, color=ink)
-            for size, rate in rates.items():
-                (point,) = axes.plot([sizes.index(size)], [rate], "o", color=ink, markersize=5)
-                text = f"{engine.name}, {KIND_NAMES[kind]}, batch {size}: {number(rate)} images/s"
+            points = [(sizes.index(one.batch), getattr(one, kind).throughput) for one in engine.batches]
+            axes.plot(*zip(*points, strict=True), line, color=ink)
+            for at, rate in points:
+                (point,) = axes.plot([at], [rate], "o", color=ink, markersize=5)
+                text = f"{engine.name}, {KIND_NAMES[kind]}, batch {sizes[at]}: {number(rate)} images/s"
                 point.set_gid(f"tip:{text}")
     axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
     axes.set(xlabel="batch size", ylabel="images per second", ylim=(0, None))
@@ -184,12 +168,15 @@ def timeline(report: Report) -> str:
     if not shares:
         return ""
     lanes = machine_series(report)
-    figure = _figure(2.8 + 0.85 * len(lanes))
-    heights = [2.6, *[0.8] * len(lanes)]
-    first, *others = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    figure, rows = _figure(2.8 + 0.85 * len(lanes), [2.6, *[0.8] * len(lanes)])
+    first, *others = np.atleast_1d(rows)
     high = min(max(shares), max(1.5, float(np.percentile(shares, 99.5))))
     for engine, points in series:
-        _dots(first, [(at, min(share, high)) for at, share in points], colour(report, engine))
+        # One line of gaps, whose round caps are the dots: markers take ten times the space.
+        ends = np.repeat(np.minimum(points, (np.inf, high)), 3, axis=0)
+        ends[2::3] = np.nan
+        dots: Any = {"linewidth": 2.6, "alpha": 0.55, "solid_capstyle": "round"}
+        first.plot(*ends.T, color=colour(report, engine), **dots)
     first.set(ylim=(min(*shares, 0.9), high * 1.03), xlim=(0, None))
     first.set_title("time of a run / median of its kind")
     for axes, (name, unit, values) in zip(others, lanes, strict=True):
@@ -202,25 +189,17 @@ def timeline(report: Report) -> str:
     return _svg(figure, "Run times and the machine over time")
 
 
-def _dots(axes: Axes, points: Sequence[tuple[float, float]], ink: str) -> None:
-    """Many points as one line of gaps, whose round caps are the dots: markers take ten times the space."""
-    gap = (float("nan"), float("nan"))
-    line = [value for point in points for value in (point, point, gap)]
-    axes.plot(*zip(*line, strict=True), color=ink, linewidth=2.6, alpha=0.55, solid_capstyle="round")
-
-
 def speed_against_ap(report: Report) -> str:
     """Mask AP over the time of an image end to end: up and left is better."""
-    points = []
-    for engine in report.engines:
-        ap = (engine.accuracy or {}).get("mask_ap")
-        if ap is not None and engine.batches:
-            first = engine.batches[0]
-            points.append((engine, first.end_to_end.median / first.batch, 100 * ap))
+    points = [
+        (engine, first.end_to_end.median / first.batch, 100 * ap)
+        for engine in report.engines
+        for first in engine.batches[:1]
+        if (ap := (engine.accuracy or {}).get("mask_ap")) is not None
+    ]
     if not points:
         return ""
-    figure = _figure(3.4 + 0.2 * len(points))
-    axes = figure.subplots()
+    figure, axes = _figure(3.4 + 0.2 * len(points))
     _spread(axes, [time for _, time, _ in points], ratio=3)
     aps = [ap for *_, ap in points]
     # At least two points of AP high, so that small differences look small.
@@ -240,7 +219,7 @@ def roofline(report: Report) -> str:
     if not rows:
         return ""
     figure, axes = _rows_figure(len(rows))
-    largest = max(share for _, found in rows for share in (found["share"], found["kernels_share"] or 0.0))
+    largest = max(max(found["share"], found["kernels_share"] or 0.0) for _, found in rows)
     axes.set(xlim=(0, 100 * max(1.0, largest)), xlabel="percent")
     for index, (engine, found) in enumerate(rows):
         words = (
@@ -261,33 +240,26 @@ def keys(report: Report) -> Sequence[tuple[str, str]]:
 
 def number(value: float) -> str:
     """A number for people: about three digits."""
-    if value == 0:
-        return "0"
-    size = abs(value)
-    if size >= 1000:
-        return f"{value:,.0f}".replace(",", "\u202f")
-    return f"{value:.0f}" if size >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}".replace(",", "\u202f") if abs(value) >= 100 else f"{value:.3g}"
 
 
 def short(name: str, most: int) -> str:
     """A name of at most `most` characters, its middle left out."""
-    if len(name) <= most:
-        return name
     tail = most // 3
-    return f"{name[: most - tail - 1]}…{name[-tail:]}"
+    return name if len(name) <= most else f"{name[: most - tail - 1]}…{name[-tail:]}"
 
 
-def _figure(height: float) -> Figure:
-    """A figure without pyplot, so without windows and global state."""
+def _figure(height: float, ratios: Sequence[float] = (1,)) -> tuple[Figure, Any]:
+    """A figure without pyplot, so without windows and global state, and its axes from top to bottom."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots(len(ratios), sharex=True, height_ratios=ratios)
 
 
 def _rows_figure(count: int) -> tuple[Figure, Axes]:
     """A figure with a row for each engine, from top to bottom at y = 0, 1, ..."""
-    figure = _figure(ROW * count + 0.6)
-    axes = figure.subplots()
+    figure, axes = _figure(ROW * count + 0.6)
     axes.set(ylim=(count - 0.6, -0.75), yticks=[])
     return figure, axes
 
