@@ -14,7 +14,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -34,27 +34,19 @@ log = logging.getLogger(__name__)
 
 SCHEMA = "yolact-bench/2"
 T = TypeVar("T")
+_DESCRIPTION = ("name", "backend", "config", "precision", "input_size", "note", "weights_sha256", "licence")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure.
+    """How to measure."""
 
-    Attributes:
-        batches: Images per run, one size after the other.
-        seconds: Time for each candidate, batch size and kind of run, and
-        runs: most runs of it, whichever comes first.
-        threads: CPU threads of the engines, OpenCV and PyTorch; None to leave the choice to them.
-        score_threshold: End to end, detections above it get masks.
-        top_k: At most this many of them; None for all that the engine keeps.
-    """
-
-    batches: tuple[int, ...] = (1,)
-    seconds: float = 3.0
-    runs: int = 200
-    threads: int | None = None
-    score_threshold: float = 0.0
-    top_k: int | None = None
+    batches: tuple[int, ...] = (1,)  # images per run, one size after the other
+    seconds: float = 3.0  # for each candidate, batch size and kind of run
+    runs: int = 200  # at most, within these seconds
+    threads: int | None = None  # CPU threads of the engines, OpenCV and PyTorch; None for their choice
+    score_threshold: float = 0.0  # end to end, detections above it get masks
+    top_k: int | None = None  # at most this many of them; None for all that the engine keeps
 
     def __post_init__(self) -> None:
         if not self.batches or min(self.batches) < 1 or len(set(self.batches)) < len(self.batches):
@@ -65,16 +57,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Measured(Timing):
-    """Statistics with the samples behind them.
-
-    Attributes:
-        warm_up: Runs before, not counted.
-        mean_interval: 95% interval of the mean, in milliseconds.
-        ratio: How many times faster than the first candidate, by medians of the rounds that both ran in, with
-            its 95% interval; None if the first one did not take this batch size.
-        samples_us: Every run in order, in microseconds.
-        starts_ms: When each began, in milliseconds since the start of the measurement.
-    """
+    """Statistics with the samples behind them: "measured" in `report/schema.json`."""
 
     warm_up: int
     mean_interval: tuple[float, float]
@@ -85,16 +68,7 @@ class Measured(Timing):
 
 @dataclass(frozen=True)
 class BatchReport:
-    """One candidate at one batch size.
-
-    Attributes:
-        batch: Images per run.
-        detections: Mean number of instances found in an image.
-        network_only: The network with detection.
-        end_to_end: From files to RLE masks.
-        stages: Its parts.
-        cpu_ms: CPU time of all threads in the median run end to end, in milliseconds.
-    """
+    """One candidate at one batch size: "batch" in `report/schema.json`."""
 
     batch: int
     detections: float
@@ -106,16 +80,9 @@ class BatchReport:
 
 @dataclass(frozen=True)
 class EngineReport:
-    """The figures of one candidate, whose attributes it repeats.
+    """The figures of one candidate, whose attributes it repeats: "engine" in `report/schema.json`.
 
-    Attributes:
-        batches: One for each batch size that it takes.
-        cold: The result of `cold_start`.
-        accuracy: The result of `accuracy`.
-        pipeline: The result of `pipeline_throughput`.
-        roofline: The result of `roofline_share`.
-        agreement: The result of `agree`, and "with", the name of the candidate it is compared with. Each of
-            these is None if it was not measured.
+    `cold` to `agreement` are None if they were not measured.
     """
 
     name: str
@@ -158,18 +125,14 @@ class Report:
                 {KINDS.get(key, key): value for key, value in batch.items()} for batch in engine["batches"]
             ]
             for measured in (batch[kind] for batch in engine["batches"] for kind in KINDS.values()):
-                measured["ratio"] = measured["ratio"] and Interval(*measured["ratio"])._asdict()
+                measured["ratio"] = measured["ratio"] and measured["ratio"]._asdict()
         return content
 
     def write_json(self, path: str | Path) -> None:
         """Write it as JSON, with lists of numbers on one line each."""
         text = json.dumps(self.to_json(), indent=2, allow_nan=False)
         # Strings hold no bare line breaks, so this matches lists only.
-        text = re.sub(
-            r"\[\n[\s\d.,eE+nul-]*\]",
-            lambda match: re.sub(r"\s+", " ", match[0]).replace("[ ", "[").replace(" ]", "]"),
-            text,
-        )
+        text = re.sub(r"\[\n[\s\d.,eE+nul-]*\]", lambda match: f"[{' '.join(match[0][1:-1].split())}]", text)
         with atomic_path(path) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
 
@@ -205,12 +168,9 @@ def read_report(path: str | Path) -> dict[str, Any]:
 def measure(
     candidates: Sequence[Candidate], images: Sequence[Path], settings: Settings = Settings()
 ) -> Report:
-    """Measure candidates against each other, interleaved.
+    """Measure candidates, which have unique names, against each other, interleaved.
 
-    Args:
-        candidates: With unique names; ratios refer to the first one.
-        images: Files; all candidates get the same ones in the same order, over and over.
-        settings: How to measure.
+    All get the same images in the same order, over and over; ratios refer to the first candidate.
 
     Raises:
         UsageError: no images, two candidates with one name, or one that takes none of the batch sizes.
@@ -237,8 +197,8 @@ def measure(
                         raise
             if ready:
                 log.info("measuring %s at batch %d", ", ".join(one.name for one in ready), batch)
-                reports = _measure_batch(ready, names[0], images, batch, settings, monitor.began_ns)
-                for name, one in reports.items():
+                limits = settings.seconds, settings.runs
+                for name, one in _measure_batch(ready, names[0], images, batch, limits, monitor.began_ns):
                     found[name].append(one)
     for name, refusal in refusals.items():
         log.warning("%s; the report has no such figures of %s", refusal, name)
@@ -250,12 +210,7 @@ def measure(
         settings={**asdict(settings), "batches": list(settings.batches), "images": len(images)},
         conditions=monitor.conditions,
         engines=[
-            EngineReport(
-                *(one.name, one.backend, one.config, one.precision, one.input_size, one.note),
-                weights_sha256=one.weights_sha256,
-                batches=found[one.name],
-                licence=one.licence,
-            )
+            EngineReport(batches=found[one.name], **{key: getattr(one, key) for key in _DESCRIPTION})
             for one in candidates
         ],
     )
@@ -266,28 +221,29 @@ def _measure_batch(
     first: str,
     images: Sequence[Path],
     batch: int,
-    settings: Settings,
+    limits: tuple[float, int],
     began: int,
-) -> dict[str, BatchReport]:
-    """The figures of one batch size, by name; `first` is the candidate that ratios refer to."""
-    limits = settings.seconds, settings.runs
+) -> Iterator[tuple[str, BatchReport]]:
+    """The name and the figures of each candidate at one batch size; ratios refer to the one named `first`."""
     network = sample_in_turns({one.name: one.network_only for one in candidates}, *limits)
     whole = sample_in_turns({one.name: _end_to_end(one, images, batch) for one in candidates}, *limits)
-    reports = {}
     for name, sampled in whole.items():
         runs = sampled.values
-        reports[name] = BatchReport(
-            batch=batch,
-            detections=float(np.mean([run.detections for run in runs])) / batch,
-            network_only=_measured(network[name], network.get(first), batch, began),
-            end_to_end=_measured(sampled, whole.get(first), batch, began),
-            stages={
-                stage: Timing.of(np.array([run.seconds.get(stage, 0.0) for run in runs]), batch)
-                for stage in in_order(stage for run in runs for stage in run.seconds)
-            },
-            cpu_ms=1000 * float(np.median([run.cpu_seconds for run in runs if run.cpu_seconds is not None])),
+        yield (
+            name,
+            BatchReport(
+                batch=batch,
+                detections=float(np.mean([run.detections for run in runs])) / batch,
+                network_only=_measured(network[name], network.get(first), batch, began),
+                end_to_end=_measured(sampled, whole.get(first), batch, began),
+                stages={
+                    stage: Timing.of(np.array([run.seconds.get(stage, 0.0) for run in runs]), batch)
+                    for stage in in_order(stage for run in runs for stage in run.seconds)
+                },
+                cpu_ms=1000
+                * float(np.median([run.cpu_seconds for run in runs if run.cpu_seconds is not None])),
+            ),
         )
-    return reports
 
 
 def _end_to_end(candidate: Candidate, images: Sequence[Path], batch: int) -> Callable[[], Run]:
@@ -309,7 +265,7 @@ def _measured(sampled: Sampled[T], first: Sampled[T] | None, batch: int, began: 
     return Measured(
         **asdict(Timing.of(seconds, batch)),
         warm_up=sampled.warm_up,
-        mean_interval=(mean.low, mean.high),
+        mean_interval=mean[1:],
         ratio=None if first is None else paired_ratio(first.seconds, seconds),
         samples_us=[round(value / 1000) for value in sampled.nanoseconds],
         starts_ms=[round((value - began) / 1e6) for value in sampled.starts],
@@ -318,6 +274,5 @@ def _measured(sampled: Sampled[T], first: Sampled[T] | None, batch: int, began: 
 
 def with_extras(report: Report, extras: Mapping[str, Mapping[str, Any]]) -> Report:
     """The report with `cold`, `accuracy`, `pipeline`, `roofline` or `agreement` of engines, by name."""
-    return replace(
-        report, engines=[replace(engine, **extras.get(engine.name, {})) for engine in report.engines]
-    )
+    engines = [replace(engine, **extras.get(engine.name, {})) for engine in report.engines]
+    return replace(report, engines=engines)
