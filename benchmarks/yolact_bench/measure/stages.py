@@ -102,7 +102,7 @@ class EngineCandidate(Candidate):
         # Stacking the batch comes before the network, dropping what is below the threshold after it.
         began, ended = spans.get("network", (ready, returned))
         detect_began, detect_ended = spans.get("detect", (ended, ended))
-        nanoseconds = {
+        taken = {
             "decode": decoded - start,
             "preprocess": began - decoded,
             "network": detect_began - began + ended - detect_ended,
@@ -110,9 +110,7 @@ class EngineCandidate(Candidate):
             "masks": masked - ended,
             "rle": end - masked,
         }
-        if "detect" not in spans:
-            del nanoseconds["detect"]
-        seconds = {stage: taken / 1e9 for stage, taken in nanoseconds.items()}
+        seconds = {name: ns / 1e9 for name, ns in taken.items() if name != "detect" or name in spans}
         return Run(_divided(seconds, self._by_events) if self._by_events else seconds, count)
 
     def _device_stages(self, paths: Sequence[Path]) -> dict[str, float]:

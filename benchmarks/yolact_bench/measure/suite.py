@@ -14,7 +14,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -119,14 +119,12 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists, numbers and None."""
-        content = {"schema": SCHEMA, **asdict(self)}
-        for engine in content["engines"]:
-            engine["batches"] = [
-                {KINDS.get(key, key): value for key, value in batch.items()} for batch in engine["batches"]
-            ]
-            for measured in (batch[kind] for batch in engine["batches"] for kind in KINDS.values()):
-                measured["ratio"] = measured["ratio"] and measured["ratio"]._asdict()
-        return content
+
+        def plain(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+            pairs = ((KINDS.get(key, key), value) for key, value in fields)
+            return {key: value._asdict() if isinstance(value, Interval) else value for key, value in pairs}
+
+        return {"schema": SCHEMA, **asdict(self, dict_factory=plain)}
 
     def write_json(self, path: str | Path) -> None:
         """Write it as JSON, with lists of numbers on one line each."""
@@ -197,8 +195,8 @@ def measure(
                         raise
             if ready:
                 log.info("measuring %s at batch %d", ", ".join(one.name for one in ready), batch)
-                limits = settings.seconds, settings.runs
-                for name, one in _measure_batch(ready, names[0], images, batch, limits, monitor.began_ns):
+                measured = _measure_batch(ready, names[0], images, batch, settings, monitor.began_ns)
+                for name, one in measured.items():
                     found[name].append(one)
     for name, refusal in refusals.items():
         log.warning("%s; the report has no such figures of %s", refusal, name)
@@ -217,33 +215,26 @@ def measure(
 
 
 def _measure_batch(
-    candidates: Sequence[Candidate],
-    first: str,
-    images: Sequence[Path],
-    batch: int,
-    limits: tuple[float, int],
-    began: int,
-) -> Iterator[tuple[str, BatchReport]]:
-    """The name and the figures of each candidate at one batch size; ratios refer to the one named `first`."""
-    network = sample_in_turns({one.name: one.network_only for one in candidates}, *limits)
-    whole = sample_in_turns({one.name: _end_to_end(one, images, batch) for one in candidates}, *limits)
-    for name, sampled in whole.items():
-        runs = sampled.values
-        yield (
-            name,
-            BatchReport(
-                batch=batch,
-                detections=float(np.mean([run.detections for run in runs])) / batch,
-                network_only=_measured(network[name], network.get(first), batch, began),
-                end_to_end=_measured(sampled, whole.get(first), batch, began),
-                stages={
-                    stage: Timing.of(np.array([run.seconds.get(stage, 0.0) for run in runs]), batch)
-                    for stage in in_order(stage for run in runs for stage in run.seconds)
-                },
-                cpu_ms=1000
-                * float(np.median([run.cpu_seconds for run in runs if run.cpu_seconds is not None])),
-            ),
+    ready: Sequence[Candidate], first: str, images: Sequence[Path], batch: int, settings: Settings, began: int
+) -> dict[str, BatchReport]:
+    """The figures of one batch size, by name; `first` is the candidate that ratios refer to."""
+    limits = settings.seconds, settings.runs
+    network = sample_in_turns({one.name: one.network_only for one in ready}, *limits)
+    whole = sample_in_turns({one.name: _end_to_end(one, images, batch) for one in ready}, *limits)
+    return {
+        name: BatchReport(
+            batch=batch,
+            detections=float(np.mean([run.detections for run in sampled.values])) / batch,
+            network_only=_measured(network[name], network.get(first), batch, began),
+            end_to_end=_measured(sampled, whole.get(first), batch, began),
+            stages={
+                stage: Timing.of(np.array([run.seconds.get(stage, 0.0) for run in sampled.values]), batch)
+                for stage in in_order(stage for run in sampled.values for stage in run.seconds)
+            },
+            cpu_ms=Timing.of(np.array([run.cpu_seconds for run in sampled.values], np.float64)).median,
         )
+        for name, sampled in whole.items()
+    }
 
 
 def _end_to_end(candidate: Candidate, images: Sequence[Path], batch: int) -> Callable[[], Run]:

@@ -26,7 +26,6 @@ WIDTH = 10  # inches
 ROW = 0.62  # inches of one engine: its name, and a shape or a bar
 BINS = 90
 FEW_RUNS = 30  # below this, a histogram says less than the runs themselves
-LOGARITHMIC = 6  # an axis is, if values differ by this factor
 SLIVERS = 12  # if one engine takes this much longer, bars of stages are relative
 KIND_NAMES = {"network_only": "network only", "end_to_end": "end to end"}
 # What matplotlib draws with -> the variable of the page's style sheet.
@@ -75,8 +74,8 @@ def distribution(report: Report, batch: int, kind: str) -> str:
     longest = [max(measured.samples_us) / 1000 for _, measured in rows]
     # Outliers must not squeeze all other times into a corner.
     ends = [min(end, 1.25 * measured.p99) for end, (_, measured) in zip(longest, rows, strict=True)]
-    low, high = _spread(axes, [*ends, *(measured.min for _, measured in rows)])
-    axes.set_xlabel("milliseconds per batch" + (", logarithmic" if axes.get_xscale() == "log" else ""))
+    times = [*ends, *(measured.min for _, measured in rows)]
+    low, high = _spread(axes, times, "milliseconds per batch")
     for index, (engine, measured) in enumerate(rows):
         _draw_runs(axes, index, measured, colour(report, engine), low, high)
         words = f"median {number(measured.median)} ms, p95 {number(measured.p95)}, p99 {number(measured.p99)}"
@@ -113,20 +112,18 @@ def stages(report: Report, batch: int) -> str:
     relative = max(sums) > SLIVERS * min(sums) > 0
     figure, axes = _rows_figure(len(rows))
     longest = 100.0 if relative else max(sums) * 1.01 or 1.0
-    axes.set_xlim(0, longest)
-    axes.set_xlabel("percent of the run; numbers in milliseconds" if relative else "milliseconds per batch")
+    unit = "percent of the run; numbers in milliseconds" if relative else "milliseconds per batch"
+    axes.set(xlim=(0, longest), xlabel=unit)
     for index, (engine, one) in enumerate(rows):
         _row_label(axes, index, engine.name, f"{number(one.end_to_end.median)} ms")
         left = 0.0
         for stage, timing in one.stages.items():
             share = timing.median / sums[index] if sums[index] else 0.0
             width = 100 * share if relative else timing.median
-            fill = STAGE_COLOURS.get(stage, STAGE_COLOURS["other"])
-            (bar,) = axes.barh(index, width, 0.42, left, color=fill)
-            bar.set_gid(f"tip:{stage} {number(timing.median)} ms, {share:.0%}")
-            if width > 0.012 * longest * (1 + len(number(timing.median))):
-                place: Any = {"ha": "center", "va": "center", "color": INSIDE, "fontsize": 9}
-                axes.text(left + width / 2, index, number(timing.median), **place)
+            fill, text = STAGE_COLOURS.get(stage, STAGE_COLOURS["other"]), number(timing.median)
+            bars = axes.barh(index, width, 0.42, left, color=fill, gid=f"tip:{stage} {text} ms, {share:.0%}")
+            if width > 0.012 * longest * (1 + len(text)):
+                axes.bar_label(bars, [text], label_type="center", color=INSIDE, fontsize=9)
             left += width
     return _svg(figure, f"Median time of each stage, batch {batch}")
 
@@ -143,9 +140,8 @@ def throughput(report: Report) -> str:
             points = [(sizes.index(one.batch), getattr(one, kind).throughput) for one in engine.batches]
             axes.plot(*zip(*points, strict=True), line, color=ink)
             for at, rate in points:
-                (point,) = axes.plot([at], [rate], "o", color=ink, markersize=5)
                 text = f"{engine.name}, {KIND_NAMES[kind]}, batch {sizes[at]}: {number(rate)} images/s"
-                point.set_gid(f"tip:{text}")
+                axes.plot([at], [rate], "o", color=ink, markersize=5, gid=f"tip:{text}")
     axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
     axes.set(xlabel="batch size", ylabel="images per second", ylim=(0, None))
     return _svg(figure, "Images per second over the batch size")
@@ -200,12 +196,11 @@ def speed_against_ap(report: Report) -> str:
     if not points:
         return ""
     figure, axes = _figure(3.4 + 0.2 * len(points))
-    _spread(axes, [time for _, time, _ in points], ratio=3)
+    _spread(axes, [time for _, time, _ in points], "milliseconds per image, end to end", ratio=3)
     aps = [ap for *_, ap in points]
     # At least two points of AP high, so that small differences look small.
     middle, half = (min(aps) + max(aps)) / 2, max(1.0, 0.58 * (max(aps) - min(aps)))
-    unit = "milliseconds per image, end to end" + (", logarithmic" if axes.get_xscale() == "log" else "")
-    axes.set(xlabel=unit, ylabel="mask AP", ylim=(middle - half, middle + half))
+    axes.set(ylabel="mask AP", ylim=(middle - half, middle + half))
     for engine, time, ap in points:
         label = f"{short(engine.name, 70)}: {ap:.1f} AP, {number(time)} ms"
         axes.plot([time], [ap], "o", color=colour(report, engine), markersize=9, label=label)
@@ -272,13 +267,13 @@ def _row_label(axes: Axes, index: int, name: str, words: str) -> None:
     axes.text(1, index - 0.34, words, ha="right", color=SOFT, fontsize=9.5, **place)
 
 
-def _spread(axes: Axes, values: Sequence[float], ratio: float = LOGARITHMIC) -> tuple[float, float]:
-    """Give the x axis room for all values, logarithmic if they differ by `ratio`; returns its ends."""
+def _spread(axes: Axes, values: Sequence[float], label: str, ratio: float = 6) -> tuple[float, float]:
+    """Label the x axis, logarithmic if values differ by `ratio`, with room for all; returns its ends."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = min(values), max(values)
     if low > 0 and high / low > ratio:
-        low, high = low / 1.08, high * 1.08
+        low, high, label = low / 1.08, high * 1.08, f"{label}, logarithmic"
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -286,7 +281,7 @@ def _spread(axes: Axes, values: Sequence[float], ratio: float = LOGARITHMIC) -> 
         room = 0.06 * (high - low) or abs(high) * 0.05 or 1.0
         low, high = max(0.0, low - room), high + room
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
-    axes.set_xlim(low, high)
+    axes.set(xlabel=label, xlim=(low, high))
     return low, high
 
 
