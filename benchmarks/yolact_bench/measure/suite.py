@@ -80,10 +80,7 @@ class BatchReport:
 
 @dataclass(frozen=True)
 class EngineReport:
-    """The figures of one candidate, whose attributes it repeats: "engine" in `report/schema.json`.
-
-    `cold` to `agreement` are None if they were not measured.
-    """
+    """The figures of one candidate, whose attributes it repeats: "engine" in `report/schema.json`."""
 
     name: str
     backend: str
@@ -198,9 +195,8 @@ def measure(
                 measured = _measure_batch(ready, names[0], images, batch, settings, monitor.began_ns)
                 for name, one in measured.items():
                     found[name].append(one)
-    for name, refusal in refusals.items():
-        log.warning("%s; the report has no such figures of %s", refusal, name)
-    for warning in monitor.conditions.warnings:
+    missing = [f"{refusal}; the report has no such figures of {name}" for name, refusal in refusals.items()]
+    for warning in [*missing, *monitor.conditions.warnings]:
         log.warning("%s", warning)
     return Report(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -162,15 +162,11 @@ def _judge(
 ) -> tuple[Interval, float, str]:
     """Ratio, p-value and verdict."""
     ratio, p = independent_ratio(before, after, confidence), mann_whitney(before, after)
-    beyond = ratio.low > 1 or ratio.high < 1
-    verdict = "unclear"
     if min(len(before), len(after)) < FEWEST:
-        pass
-    elif beyond and p < 1 - confidence and abs(ratio.value - 1) >= min_effect:
-        verdict = "faster" if ratio.value < 1 else "slower"
-    elif 1 - min_effect <= ratio.low and ratio.high <= 1 + min_effect:
-        verdict = "same"
-    return ratio, p, verdict
+        return ratio, p, "unclear"
+    if not ratio.low <= 1 <= ratio.high and p < 1 - confidence and abs(ratio.value - 1) >= min_effect:
+        return ratio, p, "faster" if ratio.value < 1 else "slower"
+    return ratio, p, "same" if 1 - min_effect <= ratio.low and ratio.high <= 1 + min_effect else "unclear"
 
 
 def _pairs(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[Any, Any]]:
@@ -235,10 +231,8 @@ def _show(
         for one in found
     ]
     columns = ("engine", "kind", "verdict", "batch", "A", "B", "p")
-    styles = {"faster": "green", "slower": "red"}
-    Table("B against A, median ms per batch", columns, rows, note, text_columns=3).show(
-        [styles.get(one.verdict) for one in found]
-    )
+    styles = [{"faster": "green", "slower": "red"}.get(one.verdict) for one in found]
+    Table("B against A, median ms per batch", columns, rows, note, text_columns=3).show(styles)
     console = table_console()
     for warning in warnings:
         console.print(f"Warning: {warning}", style="yellow", highlight=False)

@@ -23,8 +23,6 @@ def write_html(report: Report, path: str | Path) -> None:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    other = plots.STAGE_COLOURS["other"]
-    stages = {name: plots.STAGE_COLOURS.get(name, other) for name in tables.stage_names(report)}
     with matplotlib.rc_context(plots.STYLE):
         page = environment.from_string(template).render(
             report=report,
@@ -33,7 +31,7 @@ def write_html(report: Report, path: str | Path) -> None:
             plots=plots,
             keys=plots.keys(report),
             colours=dict(plots.keys(report)),
-            stages=[(name, plots.VARIABLES[colour]) for name, colour in stages.items()],
+            stages=[(name, plots.VARIABLES[plots.stage_colour(name)]) for name in tables.stage_names(report)],
         )
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")

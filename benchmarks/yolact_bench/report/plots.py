@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from yolact_bench.measure.candidate import KINDS
+from yolact_bench.measure.candidate import KINDS, STAGES
 from yolact_bench.measure.suite import EngineReport, Measured, Report
 from yolact_bench.report.tables import machine_series
 
@@ -27,20 +27,10 @@ ROW = 0.62  # inches of one engine: its name, and a shape or a bar
 BINS = 90
 FEW_RUNS = 30  # below this, a histogram says less than the runs themselves
 SLIVERS = 12  # if one engine takes this much longer, bars of stages are relative
-KIND_NAMES = {"network_only": "network only", "end_to_end": "end to end"}
 # What matplotlib draws with -> the variable of the page's style sheet.
 ENGINES = ("#2f6fb7", "#d9722e", "#1d9a73", "#b8407f", "#7659c4", "#a67c00", "#3f8fa5", "#6b7480")
-STAGE_COLOURS = {
-    "decode": "#a9c9dd",
-    "preprocess": "#e2b95c",
-    "upload": "#b9a3e3",
-    "network": "#6fa3db",
-    "detect": "#58b5a6",
-    "download": "#9a86d8",
-    "masks": "#dd827a",
-    "rle": "#f0b9a6",
-    "other": "#9aa3ad",
-}
+_STAGES = ("#a9c9dd", "#e2b95c", "#b9a3e3", "#6fa3db", "#58b5a6", "#9a86d8", "#dd827a", "#f0b9a6")
+STAGE_COLOURS = {**dict(zip(STAGES, _STAGES, strict=True)), "other": "#9aa3ad"}
 INK, SOFT, GRID, INSIDE = "#010101", "#020202", "#030303", "#10151b"
 VARIABLES = {
     **{colour: f"var(--c{index})" for index, colour in enumerate(ENGINES)},
@@ -65,6 +55,11 @@ def colour(report: Report, engine: EngineReport) -> str:
     return ENGINES[[one.name for one in report.engines].index(engine.name) % len(ENGINES)]
 
 
+def stage_colour(stage: str) -> str:
+    """The colour of a stage, the same in every plot."""
+    return STAGE_COLOURS.get(stage, STAGE_COLOURS["other"])
+
+
 def distribution(report: Report, batch: int, kind: str) -> str:
     """Run times on one axis: smoothed histograms, or points if they are few, with median, p95 and p99."""
     rows = [(engine, getattr(one, kind)) for engine, one in report.rows(batch)]
@@ -82,7 +77,7 @@ def distribution(report: Report, batch: int, kind: str) -> str:
         if longest[index] > high:
             words += f", longest {number(longest[index])} (outside)"
         _row_label(axes, index, engine.name, words)
-    return _svg(figure, f"Distribution of run times, {KIND_NAMES[kind]}, batch {batch}")
+    return _svg(figure, f"Distribution of run times, {kind.replace('_', ' ')}, batch {batch}")
 
 
 def _draw_runs(axes: Axes, index: int, measured: Measured, fill: str, low: float, high: float) -> None:
@@ -120,7 +115,7 @@ def stages(report: Report, batch: int) -> str:
         for stage, timing in one.stages.items():
             share = timing.median / sums[index] if sums[index] else 0.0
             width = 100 * share if relative else timing.median
-            fill, text = STAGE_COLOURS.get(stage, STAGE_COLOURS["other"]), number(timing.median)
+            fill, text = stage_colour(stage), number(timing.median)
             bars = axes.barh(index, width, 0.42, left, color=fill, gid=f"tip:{stage} {text} ms, {share:.0%}")
             if width > 0.012 * longest * (1 + len(text)):
                 axes.bar_label(bars, [text], label_type="center", color=INSIDE, fontsize=9)
@@ -140,7 +135,7 @@ def throughput(report: Report) -> str:
             points = [(sizes.index(one.batch), getattr(one, kind).throughput) for one in engine.batches]
             axes.plot(*zip(*points, strict=True), line, color=ink)
             for at, rate in points:
-                text = f"{engine.name}, {KIND_NAMES[kind]}, batch {sizes[at]}: {number(rate)} images/s"
+                text = f"{engine.name}, {kind.replace('_', ' ')}, batch {sizes[at]}: {number(rate)} images/s"
                 axes.plot([at], [rate], "o", color=ink, markersize=5, gid=f"tip:{text}")
     axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
     axes.set(xlabel="batch size", ylabel="images per second", ylim=(0, None))

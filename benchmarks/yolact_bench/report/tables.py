@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +94,11 @@ def report_tables(report: Report) -> dict[str, Table]:
         "cold": _table(
             "Start-up and memory, ms and MiB",
             ("engine", *_COLD.values()),
-            [[engine.name, *(_whole((engine.cold or {}).get(key)) for key in _COLD)] for engine in engines],
+            [
+                [engine.name, *("" if value is None else f"{value:.0f}" for value in map(cold.get, _COLD))]
+                for engine in engines
+                for cold in (engine.cold or {},)
+            ],
             "Each engine once in its own process",
         ),
         "pipeline": _table(
@@ -153,8 +157,7 @@ def machine(report: Report) -> str:
     limit = f"the best {settings['top_k']} detections" if settings["top_k"] else "all detections"
     return (
         f"{host['cpu']}, {host['cores']} cores{gpu}; threads: {settings['threads'] or 'default'};"
-        f" {settings['images']} images; masks of {limit} above score"
-        f" {settings['score_threshold']:g}"
+        f" {settings['images']} images; masks of {limit} above score {settings['score_threshold']:g}"
     )
 
 
@@ -196,8 +199,11 @@ def ratio(measured: Measured) -> str:
     """The ratio with its interval, or a dash."""
     if measured.ratio is None:
         return "-"
-    form = "{:.2f}" if measured.ratio.value >= 0.1 else "{:.2g}"
-    value, low, high = map(form.format, measured.ratio)
+    return _interval(measured.ratio, ("{:.2f}" if measured.ratio.value >= 0.1 else "{:.2g}").format)
+
+
+def _interval(ends: Iterable[float], text: Callable[[float], str]) -> str:
+    value, low, high = map(text, ends)
     return value if low == value == high else f"{value} ({low}..{high})"
 
 
@@ -245,25 +251,15 @@ def _statistics(measured: Measured) -> list[str]:
 
 
 def _pipeline(found: dict[str, Any]) -> list[str]:
-    def interval(key: str, text: Callable[[float], str]) -> str:
-        value, low, high = (text(found[key][end]) for end in ("value", "low", "high"))
-        return f"{value} ({low}..{high})"
-
     counts = (str(found[key]) for key in ("batch", "streams", "workers"))
-    rates = (interval(key, rate) for key in ("serial", "pipeline"))
-    return [*counts, *rates, interval("ratio", "{:.2f}".format)]
+    rates = (_interval(found[key].values(), rate) for key in ("serial", "pipeline"))
+    return [*counts, *rates, _interval(found["ratio"].values(), "{:.2f}".format)]
 
 
 def _roofline(found: dict[str, Any]) -> list[str]:
     return [
-        str(found["batch"]),
-        found["precision"] or "as the graph",
-        f"{found['flops'] / 1e9:.2f}",
-        f"{found['bytes'] / 1e6:.1f}",
+        *(str(found["batch"]), found["precision"] or "as the graph"),
+        *(f"{found['flops'] / 1e9:.2f}", f"{found['bytes'] / 1e6:.1f}"),
         *(f"{found[key]:.2f}" for key in ("floor_ms", "kernels_ms", "measured_ms")),
         *(f"{found[key]:.1%}" for key in ("share", "kernels_share")),
     ]
-
-
-def _whole(value: float | None) -> str:
-    return "" if value is None else f"{value:.0f}"
