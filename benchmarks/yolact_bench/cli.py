@@ -92,26 +92,21 @@ def command(args: argparse.Namespace) -> None:
         require("--roofline", "train", "onnx")
     settings = settings_of(args)
     with contextlib.ExitStack() as stack:
-        if args.images:
-            images = list_images([args.images])
-        else:
-            images = [Path(stack.enter_context(tempfile.TemporaryDirectory())) / "synthetic.jpg"]
-            write_synthetic_image(images[0])
+        folder = args.images or stack.enter_context(tempfile.TemporaryDirectory())
+        if not args.images:
+            write_synthetic_image(Path(folder) / "synthetic.jpg")
+        images = list_images([folder])
         candidates = open_engines(args.engines, settings, stack)
         report = measure(candidates, images, settings)
         extras = {
-            candidate.name: _extras(candidate, figures.batches[0], images, settings, args)
+            candidate.name: _extras(candidate, figures.batches[0], images, args)
             for candidate, figures in zip(candidates, report.engines, strict=True)
         }
     deliver(with_extras(report, extras), args)
 
 
 def _extras(
-    candidate: EngineCandidate,
-    measured: BatchReport,
-    images: Sequence[Path],
-    settings: Settings,
-    args: argparse.Namespace,
+    candidate: EngineCandidate, measured: BatchReport, images: Sequence[Path], args: argparse.Namespace
 ) -> Mapping[str, Any]:
     """The measurements of one engine that the options ask for, except its times."""
     from yolact_bench.measure.accuracy import accuracy
@@ -122,11 +117,11 @@ def _extras(
     found: dict[str, Any] = {}
     if not args.no_cold:
         log.info("starting %s in its own process", candidate.name)
-        found["cold"] = cold_start(candidate.path, images[0], candidate.options, max(settings.batches))
+        found["cold"] = cold_start(candidate.path, images[0], candidate.options, max(args.batch))
     if args.pipeline:
         log.info("measuring the pipeline of %s", candidate.name)
-        with cpu_threads(settings.threads):
-            found["pipeline"] = _pipeline(candidate, images, settings)
+        with cpu_threads(args.threads):
+            found["pipeline"] = _pipeline(candidate, images, settings_of(args))
     if args.annotations:
         log.info("evaluating %s", candidate.name)
         found["accuracy"] = accuracy(candidate, Path(args.images), Path(args.annotations), args.max_images)

@@ -87,7 +87,7 @@ def sample_in_turns(
     """
     if not seconds > 0 or runs < 1:
         raise UsageError(f"{seconds} seconds and {runs} runs: both must be greater than 0")
-    limit = seconds * 1e9
+    limit, least = seconds * 1e9, min(runs, MIN_RUNS)
     with _without_garbage_collection():
         warm_up = _warm_up(list(tasks.values()), limit, clock)
         sampled: dict[str, Sampled[T]] = {name: Sampled(warm_up) for name in tasks}
@@ -101,7 +101,8 @@ def sample_in_turns(
                 mine.nanoseconds.append(clock() - start)
                 mine.starts.append(start)
                 mine.values.append(value)
-            going = [name for name in going if not _done(sampled[name].nanoseconds, limit, runs)]
+            spent = {name: sampled[name].nanoseconds for name in going}
+            going = [one for one in going if len(spent[one]) < (runs if sum(spent[one]) < limit else least)]
     return sampled
 
 
@@ -129,10 +130,6 @@ def _warm_up(tasks: Sequence[Callable[[], object]], limit: float, clock: Callabl
             one.append(clock() - start)
         rounds += 1
     return rounds
-
-
-def _done(times: Sequence[int], limit: float, runs: int) -> bool:
-    return len(times) >= runs or (sum(times) >= limit and len(times) >= MIN_RUNS)
 
 
 @contextlib.contextmanager

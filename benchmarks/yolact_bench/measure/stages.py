@@ -69,9 +69,8 @@ class EngineCandidate(Candidate):
         """Decode and resize the batches, and ask the engine for the stages on its device."""
         meta = self.engine.metadata
         if not meta.min_batch <= batch <= meta.max_batch:
-            raise UsageError(
-                f"{self.name} takes batches of {meta.min_batch} to {meta.max_batch} images, not {batch}"
-            )
+            sizes = f"{meta.min_batch} to {meta.max_batch}"
+            raise UsageError(f"{self.name} takes batches of {sizes} images, not {batch}")
         prepared = [
             resize_batch([read_image(path) for path in paths], meta.input_size, meta.input_dtype)
             for paths in different_batches(images, batch)

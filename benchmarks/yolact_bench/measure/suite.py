@@ -50,9 +50,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not self.batches or min(self.batches) < 1 or len(set(self.batches)) < len(self.batches):
-            raise UsageError(
-                f"batch sizes {', '.join(map(str, self.batches))}: each must be 1 or more and given once"
-            )
+            sizes = ", ".join(map(str, self.batches))
+            raise UsageError(f"batch sizes {sizes}: each must be 1 or more and given once")
 
 
 @dataclass(frozen=True)
@@ -148,10 +147,9 @@ def read_report(path: str | Path) -> dict[str, Any]:
     if schema != SCHEMA:
         raise UsageError(f"report {path} has schema {schema}; this version reads {SCHEMA}: measure again")
     try:
-        for engine in content["engines"]:
-            for batch in engine["batches"]:
-                for kind in KINDS.values():
-                    np.asarray(batch[kind]["samples_us"], np.float64)
+        for batch in (one for engine in content["engines"] for one in engine["batches"]):
+            for kind in KINDS.values():
+                np.asarray(batch[kind]["samples_us"], np.float64)
         content["machine"]["versions"], content["settings"], content["conditions"]["warnings"]
     except (KeyError, TypeError, ValueError):
         raise YolactError(
@@ -248,11 +246,10 @@ def _end_to_end(candidate: Candidate, images: Sequence[Path], batch: int) -> Cal
 def _measured(sampled: Sampled[T], first: Sampled[T] | None, batch: int, began: int) -> Measured:
     """The statistics of one kind of run, and its ratio to the first candidate."""
     seconds = sampled.seconds
-    mean = mean_interval(1000 * seconds)
     return Measured(
         **asdict(Timing.of(seconds, batch)),
         warm_up=sampled.warm_up,
-        mean_interval=mean[1:],
+        mean_interval=mean_interval(1000 * seconds)[1:],
         ratio=None if first is None else paired_ratio(first.seconds, seconds),
         samples_us=[round(value / 1000) for value in sampled.nanoseconds],
         starts_ms=[round((value - began) / 1e6) for value in sampled.starts],

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from yolact_bench.measure.suite import Report
 from yolact_bench.report import plots, tables
@@ -19,12 +19,11 @@ def write_html(report: Report, path: str | Path) -> None:
     import jinja2
     import matplotlib
 
-    template = resources.files("yolact_bench.report").joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    loader = jinja2.PackageLoader("yolact_bench", "report")
+    options: Any = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    template = jinja2.Environment(loader=loader, autoescape=True, **options).get_template("report.html.j2")
     with matplotlib.rc_context(plots.STYLE):
-        page = environment.from_string(template).render(
+        page = template.render(
             report=report,
             tables=tables.report_tables(report),
             text=tables,

@@ -13,8 +13,7 @@ from yolact_runtime.commandline import table_console
 
 TITLES = {"network_only": "Network only", "end_to_end": "End to end, file to RLE masks"}
 _STATISTICS = ("median", "p90", "p95", "p99", "mean", "±", "std")
-_COLD_TITLES = ("import", "load", "first", "peak MiB", "GPU MiB")
-_COLD = dict(zip(("import_ms", "load_ms", "first_ms", "peak_mib", "device_mib"), _COLD_TITLES, strict=True))
+_COLD = ("import_ms", "load_ms", "first_ms", "peak_mib", "device_mib")
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def report_tables(report: Report) -> dict[str, Table]:
         ),
         "cold": _table(
             "Start-up and memory, ms and MiB",
-            ("engine", *_COLD.values()),
+            ("engine", "import", "load", "first", "peak MiB", "GPU MiB"),
             [
                 [engine.name, *("" if value is None else f"{value:.0f}" for value in map(cold.get, _COLD))]
                 for engine in engines
