@@ -18,7 +18,7 @@ from yolact_runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from yolact_bench.measure.stages import EngineCandidate
-    from yolact_bench.measure.suite import BatchReport, EngineReport, Settings
+    from yolact_bench.measure.suite import BatchReport, Settings
 
 log = logging.getLogger(__name__)
 
@@ -43,15 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser(subcommands: Collection[str] = tuple(COMMANDS)) -> Parser:
-    """The options of `yolact-bench`.
-
-    Args:
-        subcommands: Those that get their own options; the modules of the others are not imported.
-    """
-    parser = Parser(
-        prog="yolact-bench",
-        description="Measure latency, throughput, stages and percentiles of engines, interleaved in one run.",
-    )
+    """The options of `yolact-bench`; imports the modules of these subcommands only, for their options."""
+    text = "Measure latency, throughput, stages and percentiles of engines, interleaved in one run."
+    parser = Parser(prog="yolact-bench", description=text)
     add_engines(parser, required=False)
     parser.add_argument("--images", metavar="DIR", help="folder of images (default: one synthetic image)")
     add_protocol(parser)
@@ -98,46 +92,46 @@ def command(args: argparse.Namespace) -> None:
         require("--roofline", "train", "onnx", "sympy")
     settings = settings_of(args)
     with contextlib.ExitStack() as stack:
-        if args.images:
-            images = list_images([args.images])
-        else:
-            images = [Path(stack.enter_context(tempfile.TemporaryDirectory())) / "synthetic.jpg"]
-            write_synthetic_image(images[0])
+        folder = args.images or stack.enter_context(tempfile.TemporaryDirectory())
+        if not args.images:
+            write_synthetic_image(Path(folder) / "synthetic.jpg")
+        images = list_images([folder])
         candidates = open_engines(args.engines, settings, stack)
         report = measure(candidates, images, settings)
         extras = {
-            candidate.name: _extras(candidate, figures, images, settings, args)
+            candidate.name: _extras(candidate, figures.batches[0], images, args)
             for candidate, figures in zip(candidates, report.engines, strict=True)
         }
     deliver(with_extras(report, extras), args)
 
 
 def _extras(
-    candidate: EngineCandidate,
-    figures: EngineReport,
-    images: Sequence[Path],
-    settings: Settings,
-    args: argparse.Namespace,
+    candidate: EngineCandidate, measured: BatchReport, images: Sequence[Path], args: argparse.Namespace
 ) -> Mapping[str, Any]:
     """The measurements of one engine that the options ask for, except its times."""
     from yolact_bench.measure.accuracy import accuracy
     from yolact_bench.measure.cold import cold_start
+    from yolact_bench.measure.engines import on_gpu
     from yolact_bench.measure.protocol import cpu_threads
 
     found: dict[str, Any] = {}
     if not args.no_cold:
         log.info("starting %s in its own process", candidate.name)
-        found["cold"] = cold_start(candidate.path, images[0], candidate.options, max(settings.batches))
+        found["cold"] = cold_start(candidate.path, images[0], candidate.options, max(args.batch))
     if args.pipeline:
         log.info("measuring the pipeline of %s", candidate.name)
-        with cpu_threads(settings.threads):
-            found["pipeline"] = _pipeline(candidate, images, settings)
+        with cpu_threads(args.threads):
+            found["pipeline"] = _pipeline(candidate, images, settings_of(args))
     if args.annotations:
         log.info("evaluating %s", candidate.name)
         found["accuracy"] = accuracy(candidate, Path(args.images), Path(args.annotations), args.max_images)
     if args.roofline:
+        from yolact_bench.roofline.graph import roofline_share
+
         log.info("computing the roofline of %s", candidate.name)
-        found["roofline"] = _roofline(candidate, figures.batches[0])
+        run = candidate.path, measured.batch, measured.network_only.median
+        delivered = candidate.options.get("threads"), candidate.precision
+        found["roofline"] = roofline_share(*run, on_gpu(candidate.backend), *delivered)
     return found
 
 
@@ -157,21 +151,6 @@ def _pipeline(candidate: EngineCandidate, images: Sequence[Path], settings: Sett
         batch = min(max(settings.batches), latency.metadata.max_batch)
         limits = settings.score_threshold, settings.top_k
         return pipeline_throughput(latency, throughput, images, batch, settings.seconds, *limits)
-
-
-def _roofline(candidate: EngineCandidate, measured: BatchReport) -> dict[str, Any] | None:
-    """The roofline of a candidate and the share of it that it reached; None if it cannot be counted."""
-    from yolact_bench.measure.engines import on_gpu
-    from yolact_bench.roofline.graph import roofline_share
-
-    return roofline_share(
-        candidate.path,
-        measured.batch,
-        measured.network_only.median,
-        on_gpu(candidate.backend),
-        candidate.options.get("threads"),
-        candidate.precision,
-    )
 
 
 def write_synthetic_image(path: Path) -> None:

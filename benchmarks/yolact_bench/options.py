@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+from functools import partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from yolact_runtime.errors import UsageError, missing_extra
 
@@ -17,25 +18,16 @@ log = logging.getLogger(__name__)
 
 def add_engines(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Add the option that names engines; `measure.engines.open_engines` reads it."""
-    parser.add_argument(
-        "--engine",
-        action="append",
-        required=required,
-        metavar="E[:KEY=VALUE,...]",
-        dest="engines",
-        help="repeat for several, ratios refer to the first; options of one engine follow a colon, such as"
-        " m.onnx:threads=2,name=ours",
+    text = (
+        "repeat for several, ratios refer to the first; options of one engine follow a colon, such as"
+        " m.onnx:threads=2,name=ours"
     )
+    form: Any = {"metavar": "E[:KEY=VALUE,...]", "dest": "engines"}
+    parser.add_argument("--engine", action="append", required=required, help=text, **form)
 
 
 def add_protocol(parser: argparse.ArgumentParser, seconds: float = 3.0, all_cores: bool = False) -> None:
-    """Add the options of every command that measures; `settings_of` reads them.
-
-    Args:
-        parser: It gets a group of options.
-        seconds: Default of `--seconds`.
-        all_cores: `--threads` is by default all cores rather than the choice of each engine.
-    """
+    """Add the options of every command that measures, with these defaults; `settings_of` reads them."""
     from yolact_runtime.engines.threads import usable_cores
 
     group = parser.add_argument_group("protocol")
@@ -70,9 +62,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
     if args.threads is not None and args.threads < 1:
         raise UsageError(f"--threads is {args.threads}; it must be 1 or more")
-    return Settings(
-        tuple(args.batch), args.seconds, args.runs, args.threads, args.score_threshold, args.top_k
-    )
+    limits = args.score_threshold, args.top_k
+    return Settings(tuple(args.batch), args.seconds, args.runs, args.threads, *limits)
 
 
 def deliver(report: Report, args: argparse.Namespace) -> None:
@@ -81,9 +72,7 @@ def deliver(report: Report, args: argparse.Namespace) -> None:
     from yolact_bench.report.tables import show
 
     show(report)
-    if args.json:
-        report.write_json(args.json)
-        log.info("wrote %s", args.json)
-    if args.report:
-        write_html(report, args.report)
-        log.info("wrote %s", args.report)
+    for path, write in ((args.json, report.write_json), (args.report, partial(write_html, report))):
+        if path:
+            write(path)
+            log.info("wrote %s", path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import re
 from importlib.metadata import PackageNotFoundError, version
@@ -22,9 +23,8 @@ _PACKAGES = (
 
 def describe_machine() -> dict[str, Any]:
     """Processor, usable cores, memory, GPU, operating system, and versions of the installed libraries."""
-    nvml = open_nvml()
     gpu = None
-    if nvml is not None:
+    if nvml := open_nvml():
         gpu = nvml.describe()
         nvml.close()
     return {
@@ -40,16 +40,14 @@ def describe_machine() -> dict[str, Any]:
 
 def cpu_model() -> str:
     """The processor's name, if the system reports one; psutil does not."""
-    try:
+    text = ""
+    with contextlib.suppress(OSError):
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
     match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return match[1].strip() if match else platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str | None:
-    try:
+    with contextlib.suppress(PackageNotFoundError):
         return version(package)
-    except PackageNotFoundError:
-        return None
+    return None

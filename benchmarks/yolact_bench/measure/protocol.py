@@ -28,14 +28,7 @@ SETTLED = 0.95  # warm once two runs in a row both take at least this share of t
 
 @dataclass(frozen=True)
 class Timing:
-    """Statistics of repeated runs; times in milliseconds, percentiles interpolated linearly.
-
-    Attributes:
-        runs: Number of runs.
-        std: Sample standard deviation; 0 for one run.
-        min: The shortest.
-        throughput: Images per second of the median run.
-    """
+    """Statistics of repeated runs; times in milliseconds, percentiles interpolated linearly."""
 
     runs: int
     median: float
@@ -43,9 +36,9 @@ class Timing:
     p95: float
     p99: float
     mean: float
-    std: float
+    std: float  # of the sample; 0 for one run
     min: float
-    throughput: float
+    throughput: float  # images per second of the median run
 
     @staticmethod
     def of(seconds: np.ndarray, images: int = 1) -> Timing:
@@ -62,19 +55,12 @@ class Timing:
 
 @dataclass
 class Sampled(Generic[T]):
-    """The samples of one task. Its n-th sample belongs to the n-th round of all tasks.
+    """The samples of one task. Its n-th sample belongs to the n-th round of all tasks."""
 
-    Attributes:
-        warm_up: Runs before, not counted.
-        starts: When each run began, in nanoseconds of the clock.
-        nanoseconds: Duration of each run.
-        values: Return value of each run.
-    """
-
-    warm_up: int = 0
-    starts: list[int] = field(default_factory=list)
-    nanoseconds: list[int] = field(default_factory=list)
-    values: list[T] = field(default_factory=list)
+    warm_up: int  # runs before, not counted
+    starts: list[int] = field(default_factory=list)  # when each run began, nanoseconds of the clock
+    nanoseconds: list[int] = field(default_factory=list)  # how long it took
+    values: list[T] = field(default_factory=list)  # what it returned
 
     @property
     def seconds(self) -> np.ndarray:
@@ -94,20 +80,14 @@ def sample_in_turns(
     `WARM_UP_LIMIT` runs or as long as the measurement; all tasks equally often, so that tasks that go through
     the same inputs stay in step. Then a round runs each once, starting with another one every time. A task
     leaves after `seconds` or `runs` runs, whichever comes first, but runs at least `MIN_RUNS` times.
-    Python's garbage collector is off during all of this.
-
-    Args:
-        tasks: Functions to time, by name.
-        seconds: Time for each task.
-        runs: Most runs of each task.
-        clock: In nanoseconds.
+    Python's garbage collector is off during all of this. The clock counts nanoseconds.
 
     Raises:
         UsageError: no time or no runs.
     """
     if not seconds > 0 or runs < 1:
         raise UsageError(f"{seconds} seconds and {runs} runs: both must be greater than 0")
-    limit = seconds * 1e9
+    limit, least = seconds * 1e9, min(runs, MIN_RUNS)
     with _without_garbage_collection():
         warm_up = _warm_up(list(tasks.values()), limit, clock)
         sampled: dict[str, Sampled[T]] = {name: Sampled(warm_up) for name in tasks}
@@ -118,11 +98,11 @@ def sample_in_turns(
                 task, mine = tasks[name], sampled[name]
                 start = clock()
                 value = task()
-                end = clock()
+                mine.nanoseconds.append(clock() - start)
                 mine.starts.append(start)
-                mine.nanoseconds.append(end - start)
                 mine.values.append(value)
-            going = [name for name in going if not _done(sampled[name].nanoseconds, limit, runs)]
+            spent = {name: sampled[name].nanoseconds for name in going}
+            going = [one for one in going if len(spent[one]) < (runs if sum(spent[one]) < limit else least)]
     return sampled
 
 
@@ -152,10 +132,6 @@ def _warm_up(tasks: Sequence[Callable[[], object]], limit: float, clock: Callabl
     return rounds
 
 
-def _done(times: Sequence[int], limit: float, runs: int) -> bool:
-    return len(times) >= runs or (sum(times) >= limit and len(times) >= MIN_RUNS)
-
-
 @contextlib.contextmanager
 def _without_garbage_collection() -> Iterator[None]:
     """No garbage collection inside."""
@@ -173,24 +149,14 @@ def _without_garbage_collection() -> Iterator[None]:
 
 @contextlib.contextmanager
 def cpu_threads(count: int | None) -> Iterator[None]:
-    """Give OpenCV, and PyTorch if it is loaded, `count` threads each, and restore what they had.
+    """Give OpenCV and a loaded PyTorch `count` threads each for a while; None leaves them as they are."""
+    with contextlib.ExitStack() as stack:
+        if count is not None:
+            import cv2
 
-    Args:
-        count: None leaves them as they are.
-    """
-    if count is None:
+            stack.callback(cv2.setNumThreads, cv2.getNumThreads())
+            cv2.setNumThreads(count)
+            if torch := sys.modules.get("torch"):
+                stack.callback(torch.set_num_threads, torch.get_num_threads())
+                torch.set_num_threads(count)
         yield
-        return
-    import cv2
-
-    torch = sys.modules.get("torch")
-    before = cv2.getNumThreads(), torch.get_num_threads() if torch else None
-    cv2.setNumThreads(count)
-    if torch:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(before[0])
-        if torch:
-            torch.set_num_threads(before[1])

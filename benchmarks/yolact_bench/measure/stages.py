@@ -42,15 +42,7 @@ DEVICE_RUNS = 10  # stage by stage; the first two warm up
 
 
 class EngineCandidate(Candidate):
-    """One of our engines.
-
-    Args:
-        name: Shown in tables.
-        engine: Closed with this.
-        score_threshold: End to end, detections above it get masks.
-        top_k: At most this many of them; None for all that the engine keeps.
-        path: Its file, for measurements that open it again.
-        options: Those that `load_engine` got.
+    """One of our engines, which is closed with this; `path` and `options` serve to open it again.
 
     Raises:
         UsageError: a limit out of its range.
@@ -77,9 +69,8 @@ class EngineCandidate(Candidate):
         """Decode and resize the batches, and ask the engine for the stages on its device."""
         meta = self.engine.metadata
         if not meta.min_batch <= batch <= meta.max_batch:
-            raise UsageError(
-                f"{self.name} takes batches of {meta.min_batch} to {meta.max_batch} images, not {batch}"
-            )
+            sizes = f"{meta.min_batch} to {meta.max_batch}"
+            raise UsageError(f"{self.name} takes batches of {sizes} images, not {batch}")
         prepared = [
             resize_batch([read_image(path) for path in paths], meta.input_size, meta.input_dtype)
             for paths in different_batches(images, batch)
@@ -92,25 +83,25 @@ class EngineCandidate(Candidate):
 
     def end_to_end(self, paths: Sequence[Path]) -> Run:
         """Run the engine as its users do, and time each stage."""
-        engine = self.engine
+        engine, clock = self.engine, time.perf_counter_ns
         with _timed_stages(engine) as spans:
-            start = time.perf_counter_ns()
+            start = clock()
             images = [read_image(path) for path in paths]
-            decoded = time.perf_counter_ns()
+            decoded = clock()
             prepared = [engine.prepare(image) for image in images]
-            ready = time.perf_counter_ns()
+            ready = clock()
             sizes = [(image.shape[0], image.shape[1]) for image in images]
             results = engine.predict_prepared(prepared, sizes, *self._limits)
-            returned = time.perf_counter_ns()
+            returned = clock()
             for result in results:
                 result.regions  # noqa: B018 - computed when first asked for
-            masked = time.perf_counter_ns()
+            masked = clock()
             count = sum(len(result.rles) for result in results)
-            end = time.perf_counter_ns()
+            end = clock()
         # Stacking the batch comes before the network, dropping what is below the threshold after it.
         began, ended = spans.get("network", (ready, returned))
         detect_began, detect_ended = spans.get("detect", (ended, ended))
-        nanoseconds = {
+        taken = {
             "decode": decoded - start,
             "preprocess": began - decoded,
             "network": detect_began - began + ended - detect_ended,
@@ -118,9 +109,7 @@ class EngineCandidate(Candidate):
             "masks": masked - ended,
             "rle": end - masked,
         }
-        if "detect" not in spans:
-            del nanoseconds["detect"]
-        seconds = {stage: taken / 1e9 for stage, taken in nanoseconds.items()}
+        seconds = {name: ns / 1e9 for name, ns in taken.items() if name != "detect" or name in spans}
         return Run(_divided(seconds, self._by_events) if self._by_events else seconds, count)
 
     def _device_stages(self, paths: Sequence[Path]) -> dict[str, float]:
@@ -169,12 +158,10 @@ def _divided(host: Mapping[str, float], device: Mapping[str, float]) -> dict[str
     device stages shrink by the same factor.
     """
     inner = {stage for stage in host if stage in ("network", "detect") or stage in device}
-    spent = sum(host[stage] for stage in inner)
-    reported = dict(device)
-    total = sum(reported.values())
+    spent, total = sum(host[stage] for stage in inner), sum(device.values())
     if total > spent:
-        reported = {stage: taken * spent / total for stage, taken in reported.items()}
+        reported = {stage: taken * spent / total for stage, taken in device.items()}
     else:
-        reported["network"] = reported.get("network", 0.0) + spent - total
+        reported = {**device, "network": device.get("network", 0.0) + spent - total}
     both = {**{stage: taken for stage, taken in host.items() if stage not in inner}, **reported}
     return {stage: both[stage] for stage in in_order(both)}

@@ -36,13 +36,7 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
 
 
 def paired_ratio(base: np.ndarray, other: np.ndarray, confidence: float = 0.95) -> Interval:
-    """How many times faster `other` is than `base`, by medians, if both ran in the same rounds.
-
-    Args:
-        base: (n,) times by round.
-        other: (m,) times by round; rounds that only one of them has are left out.
-        confidence: Of the interval, 0..1.
-    """
+    """How many times faster `other` (m,) is than `base` (n,), by medians of the rounds that both ran in."""
     n = min(len(base), len(other))
     base, other = _positive(base[:n]), _positive(other[:n])
     length = max(block_length(base), block_length(other))

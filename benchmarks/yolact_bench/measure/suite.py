@@ -34,47 +34,29 @@ log = logging.getLogger(__name__)
 
 SCHEMA = "yolact-bench/2"
 T = TypeVar("T")
+_DESCRIPTION = ("name", "backend", "config", "precision", "input_size", "note", "weights_sha256", "licence")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to measure.
+    """How to measure."""
 
-    Attributes:
-        batches: Images per run, one size after the other.
-        seconds: Time for each candidate, batch size and kind of run, and
-        runs: most runs of it, whichever comes first.
-        threads: CPU threads of the engines, OpenCV and PyTorch; None to leave the choice to them.
-        score_threshold: End to end, detections above it get masks.
-        top_k: At most this many of them; None for all that the engine keeps.
-    """
-
-    batches: tuple[int, ...] = (1,)
-    seconds: float = 3.0
-    runs: int = 200
-    threads: int | None = None
-    score_threshold: float = 0.0
-    top_k: int | None = None
+    batches: tuple[int, ...] = (1,)  # images per run, one size after the other
+    seconds: float = 3.0  # for each candidate, batch size and kind of run
+    runs: int = 200  # at most, within these seconds
+    threads: int | None = None  # CPU threads of the engines, OpenCV and PyTorch; None for their choice
+    score_threshold: float = 0.0  # end to end, detections above it get masks
+    top_k: int | None = None  # at most this many of them; None for all that the engine keeps
 
     def __post_init__(self) -> None:
         if not self.batches or min(self.batches) < 1 or len(set(self.batches)) < len(self.batches):
-            raise UsageError(
-                f"batch sizes {', '.join(map(str, self.batches))}: each must be 1 or more and given once"
-            )
+            sizes = ", ".join(map(str, self.batches))
+            raise UsageError(f"batch sizes {sizes}: each must be 1 or more and given once")
 
 
 @dataclass(frozen=True)
 class Measured(Timing):
-    """Statistics with the samples behind them.
-
-    Attributes:
-        warm_up: Runs before, not counted.
-        mean_interval: 95% interval of the mean, in milliseconds.
-        ratio: How many times faster than the first candidate, by medians of the rounds that both ran in, with
-            its 95% interval; None if the first one did not take this batch size.
-        samples_us: Every run in order, in microseconds.
-        starts_ms: When each began, in milliseconds since the start of the measurement.
-    """
+    """Statistics with the samples behind them: "measured" in `report/schema.json`."""
 
     warm_up: int
     mean_interval: tuple[float, float]
@@ -85,16 +67,7 @@ class Measured(Timing):
 
 @dataclass(frozen=True)
 class BatchReport:
-    """One candidate at one batch size.
-
-    Attributes:
-        batch: Images per run.
-        detections: Mean number of instances found in an image.
-        network_only: The network with detection.
-        end_to_end: From files to RLE masks.
-        stages: Its parts.
-        cpu_ms: CPU time of all threads in the median run end to end, in milliseconds.
-    """
+    """One candidate at one batch size: "batch" in `report/schema.json`."""
 
     batch: int
     detections: float
@@ -106,17 +79,7 @@ class BatchReport:
 
 @dataclass(frozen=True)
 class EngineReport:
-    """The figures of one candidate, whose attributes it repeats.
-
-    Attributes:
-        batches: One for each batch size that it takes.
-        cold: The result of `cold_start`.
-        accuracy: The result of `accuracy`.
-        pipeline: The result of `pipeline_throughput`.
-        roofline: The result of `roofline_share`.
-        agreement: The result of `agree`, and "with", the name of the candidate it is compared with. Each of
-            these is None if it was not measured.
-    """
+    """The figures of one candidate, whose attributes it repeats: "engine" in `report/schema.json`."""
 
     name: str
     backend: str
@@ -133,10 +96,6 @@ class EngineReport:
     licence: str = ""
     agreement: dict[str, Any] | None = None
 
-    def at(self, batch: int) -> BatchReport | None:
-        """The figures at a batch size; None if it does not take it."""
-        return next((one for one in self.batches if one.batch == batch), None)
-
 
 @dataclass(frozen=True)
 class Report:
@@ -148,35 +107,26 @@ class Report:
     conditions: Conditions
     engines: list[EngineReport]
 
-    def rows(self) -> list[tuple[EngineReport, BatchReport]]:
-        """Every engine at every batch size that it takes, by batch size, then in the given order."""
-        return [
-            (engine, one)
-            for batch in self.settings["batches"]
-            for engine in self.engines
-            if (one := engine.at(batch))
-        ]
+    def rows(self, batch: int | None = None) -> list[tuple[EngineReport, BatchReport]]:
+        """Every engine at one or every batch size that it takes, by batch size, then in the given order."""
+        sizes = self.settings["batches"] if batch is None else [batch]
+        every = [(engine, one) for engine in self.engines for one in engine.batches]
+        return [(engine, one) for size in sizes for engine, one in every if one.batch == size]
 
     def to_json(self) -> dict[str, Any]:
         """Plain dicts, lists, numbers and None."""
-        content = {"schema": SCHEMA, **asdict(self)}
-        for engine in content["engines"]:
-            engine["batches"] = [
-                {KINDS.get(key, key): value for key, value in batch.items()} for batch in engine["batches"]
-            ]
-            for measured in (batch[kind] for batch in engine["batches"] for kind in KINDS.values()):
-                measured["ratio"] = measured["ratio"] and Interval(*measured["ratio"])._asdict()
-        return content
+
+        def plain(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+            pairs = ((KINDS.get(key, key), value) for key, value in fields)
+            return {key: value._asdict() if isinstance(value, Interval) else value for key, value in pairs}
+
+        return {"schema": SCHEMA, **asdict(self, dict_factory=plain)}
 
     def write_json(self, path: str | Path) -> None:
         """Write it as JSON, with lists of numbers on one line each."""
         text = json.dumps(self.to_json(), indent=2, allow_nan=False)
         # Strings hold no bare line breaks, so this matches lists only.
-        text = re.sub(
-            r"\[\n[\s\d.,eE+nul-]*\]",
-            lambda match: re.sub(r"\s+", " ", match[0]).replace("[ ", "[").replace(" ]", "]"),
-            text,
-        )
+        text = re.sub(r"\[\n[\s\d.,eE+nul-]*\]", lambda match: f"[{' '.join(match[0][1:-1].split())}]", text)
         with atomic_path(path) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
 
@@ -197,10 +147,9 @@ def read_report(path: str | Path) -> dict[str, Any]:
     if schema != SCHEMA:
         raise UsageError(f"report {path} has schema {schema}; this version reads {SCHEMA}: measure again")
     try:
-        for engine in content["engines"]:
-            for batch in engine["batches"]:
-                for kind in KINDS.values():
-                    np.asarray(batch[kind]["samples_us"], np.float64)
+        for batch in (one for engine in content["engines"] for one in engine["batches"]):
+            for kind in KINDS.values():
+                np.asarray(batch[kind]["samples_us"], np.float64)
         content["machine"]["versions"], content["settings"], content["conditions"]["warnings"]
     except (KeyError, TypeError, ValueError):
         raise YolactError(
@@ -212,12 +161,9 @@ def read_report(path: str | Path) -> dict[str, Any]:
 def measure(
     candidates: Sequence[Candidate], images: Sequence[Path], settings: Settings = Settings()
 ) -> Report:
-    """Measure candidates against each other, interleaved.
+    """Measure candidates, which have unique names, against each other, interleaved.
 
-    Args:
-        candidates: With unique names; ratios refer to the first one.
-        images: Files; all candidates get the same ones in the same order, over and over.
-        settings: How to measure.
+    All get the same images in the same order, over and over; ratios refer to the first candidate.
 
     Raises:
         UsageError: no images, two candidates with one name, or one that takes none of the batch sizes.
@@ -244,12 +190,11 @@ def measure(
                         raise
             if ready:
                 log.info("measuring %s at batch %d", ", ".join(one.name for one in ready), batch)
-                reports = _measure_batch(ready, names[0], images, batch, settings, monitor.began_ns)
-                for name, one in reports.items():
+                measured = _measure_batch(ready, names[0], images, batch, settings, monitor.began_ns)
+                for name, one in measured.items():
                     found[name].append(one)
-    for name, refusal in refusals.items():
-        log.warning("%s; the report has no such figures of %s", refusal, name)
-    for warning in monitor.conditions.warnings:
+    missing = [f"{refusal}; the report has no such figures of {name}" for name, refusal in refusals.items()]
+    for warning in [*missing, *monitor.conditions.warnings]:
         log.warning("%s", warning)
     return Report(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -257,44 +202,33 @@ def measure(
         settings={**asdict(settings), "batches": list(settings.batches), "images": len(images)},
         conditions=monitor.conditions,
         engines=[
-            EngineReport(
-                *(one.name, one.backend, one.config, one.precision, one.input_size, one.note),
-                weights_sha256=one.weights_sha256,
-                batches=found[one.name],
-                licence=one.licence,
-            )
+            EngineReport(batches=found[one.name], **{key: getattr(one, key) for key in _DESCRIPTION})
             for one in candidates
         ],
     )
 
 
 def _measure_batch(
-    candidates: Sequence[Candidate],
-    first: str,
-    images: Sequence[Path],
-    batch: int,
-    settings: Settings,
-    began: int,
+    ready: Sequence[Candidate], first: str, images: Sequence[Path], batch: int, settings: Settings, began: int
 ) -> dict[str, BatchReport]:
     """The figures of one batch size, by name; `first` is the candidate that ratios refer to."""
     limits = settings.seconds, settings.runs
-    network = sample_in_turns({one.name: one.network_only for one in candidates}, *limits)
-    whole = sample_in_turns({one.name: _end_to_end(one, images, batch) for one in candidates}, *limits)
-    reports = {}
-    for name, sampled in whole.items():
-        runs = sampled.values
-        reports[name] = BatchReport(
+    network = sample_in_turns({one.name: one.network_only for one in ready}, *limits)
+    whole = sample_in_turns({one.name: _end_to_end(one, images, batch) for one in ready}, *limits)
+    return {
+        name: BatchReport(
             batch=batch,
-            detections=float(np.mean([run.detections for run in runs])) / batch,
+            detections=float(np.mean([run.detections for run in sampled.values])) / batch,
             network_only=_measured(network[name], network.get(first), batch, began),
             end_to_end=_measured(sampled, whole.get(first), batch, began),
             stages={
-                stage: Timing.of(np.array([run.seconds.get(stage, 0.0) for run in runs]), batch)
-                for stage in in_order(stage for run in runs for stage in run.seconds)
+                stage: Timing.of(np.array([run.seconds.get(stage, 0.0) for run in sampled.values]), batch)
+                for stage in in_order(stage for run in sampled.values for stage in run.seconds)
             },
-            cpu_ms=1000 * float(np.median([run.cpu_seconds for run in runs if run.cpu_seconds is not None])),
+            cpu_ms=Timing.of(np.array([run.cpu_seconds for run in sampled.values], np.float64)).median,
         )
-    return reports
+        for name, sampled in whole.items()
+    }
 
 
 def _end_to_end(candidate: Candidate, images: Sequence[Path], batch: int) -> Callable[[], Run]:
@@ -312,11 +246,10 @@ def _end_to_end(candidate: Candidate, images: Sequence[Path], batch: int) -> Cal
 def _measured(sampled: Sampled[T], first: Sampled[T] | None, batch: int, began: int) -> Measured:
     """The statistics of one kind of run, and its ratio to the first candidate."""
     seconds = sampled.seconds
-    mean = mean_interval(1000 * seconds)
     return Measured(
         **asdict(Timing.of(seconds, batch)),
         warm_up=sampled.warm_up,
-        mean_interval=(mean.low, mean.high),
+        mean_interval=mean_interval(1000 * seconds)[1:],
         ratio=None if first is None else paired_ratio(first.seconds, seconds),
         samples_us=[round(value / 1000) for value in sampled.nanoseconds],
         starts_ms=[round((value - began) / 1e6) for value in sampled.starts],
@@ -325,6 +258,5 @@ def _measured(sampled: Sampled[T], first: Sampled[T] | None, batch: int, began: 
 
 def with_extras(report: Report, extras: Mapping[str, Mapping[str, Any]]) -> Report:
     """The report with `cold`, `accuracy`, `pipeline`, `roofline` or `agreement` of engines, by name."""
-    return replace(
-        report, engines=[replace(engine, **extras.get(engine.name, {})) for engine in report.engines]
-    )
+    engines = [replace(engine, **extras.get(engine.name, {})) for engine in report.engines]
+    return replace(report, engines=engines)

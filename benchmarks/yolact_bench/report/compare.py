@@ -57,41 +57,27 @@ def command(args: argparse.Namespace) -> int:
     reports = read_report(args.before), read_report(args.after)
     found, warnings = compare(*reports, confidence=args.confidence, min_effect=effect, control=args.control)
     _show(found, warnings, args.confidence, effect, args.control)
-    slower = [
-        one
-        for one in found
-        if limit is not None and one.verdict == "slower" and 100 * (one.ratio.value - 1) > limit
-    ]
-    for one in slower:
-        log.error("%s, batch %d, %s: %s", one.engine, one.batch, one.kind.replace("_", " "), one.sentence)
-    return 1 if slower else 0
+    code = 0
+    for one in found if limit is not None else ():
+        if one.verdict == "slower" and 100 * (one.ratio.value - 1) > limit:
+            log.error("%s, batch %d, %s: %s", one.engine, one.batch, one.kind.replace("_", " "), one.sentence)
+            code = 1
+    return code
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One engine at one batch size and kind.
+    """One engine at one batch size and kind."""
 
-    Attributes:
-        engine: Its name in A (and B's if they differ).
-        batch: Images per run.
-        kind: "network_only" or "end_to_end".
-        before: Median in A, milliseconds.
-        after: Median in B, milliseconds.
-        ratio: After over before with its interval: below 1 is faster.
-        p: Of the Mann-Whitney test.
-        reported: "faster", "slower", "same" or "unclear", by the samples alone.
-        trouble: The machines were busy, and it would be "faster" or "slower" otherwise.
-    """
-
-    engine: str
+    engine: str  # its name in A, and B's if they differ
     batch: int
-    kind: str
-    before: float
-    after: float
-    ratio: Interval
-    p: float
-    reported: str
-    trouble: bool = False
+    kind: str  # "network_only" or "end_to_end"
+    before: float  # median in A, milliseconds
+    after: float  # median in B, milliseconds
+    ratio: Interval  # after over before: below 1 is faster
+    p: float  # of the Mann-Whitney test
+    reported: str  # "faster", "slower", "same" or "unclear", by the samples alone
+    trouble: bool  # the machines were busy, and it would be "faster" or "slower" otherwise
 
     @property
     def verdict(self) -> str:
@@ -119,14 +105,7 @@ def compare(
     min_effect: float = 0.03,
     control: str | None = None,
 ) -> tuple[list[Comparison], list[str]]:
-    """Compare two reports.
-
-    Args:
-        before: A, from `read_report`.
-        after: B.
-        confidence: Of intervals and test, 0.5..1.
-        min_effect: Smallest change of the median that counts, 0.03 for 3%.
-        control: An engine that both reports have and that did not change.
+    """Compare two reports of `read_report`; the smallest change that counts, `min_effect`, is 0.03 for 3%.
 
     Returns:
         The comparisons, and sentences on what makes the reports hard to compare.
@@ -140,40 +119,36 @@ def compare(
         raise UsageError(f"minimal effect is {min_effect:g}; it must be at least 0 and below 1")
     warnings = list(_differences(before, after))
     trouble = control is None and bool(before["conditions"]["warnings"] or after["conditions"]["warnings"])
-    controls = tuple(_control(report, control) for report in (before, after))
+    controls = [_control(report, control) for report in (before, after) if control is not None]
     found = []
     for a, b in _pairs(before, after):
         warnings += _changes(f"{a['name']}: ", *({key: one[key] for key in _COMPARED} for one in (a, b)))
         name = a["name"] if a["name"] == b["name"] else f"{a['name']} -> {b['name']}"
-        batches = {one["batch"] for one in a["batches"]}
-        for other in (b, *(one for one in controls if one)):
-            batches &= {one["batch"] for one in other["batches"]}
-        for batch in sorted(batches) if name != control else ():
+        shared = [{one["batch"] for one in engine["batches"]} for engine in (a, b, *controls)]
+        for batch in sorted(set.intersection(*shared)) if name != control else ():
             for kind, key in KINDS.items():
-                samples = [
-                    _samples(engine, one, batch, key) for engine, one in zip((a, b), controls, strict=True)
-                ]
-                first, second = (float(np.median(_milliseconds(one, batch, key))) for one in (a, b))
+                samples = [_milliseconds(engine, batch, key) for engine in (a, b)]
+                first, second = (float(np.median(one)) for one in samples)
+                for index, engine in enumerate(controls):  # relative to its run of the same round
+                    reference = _milliseconds(engine, batch, key)
+                    rounds = min(len(samples[index]), len(reference))
+                    samples[index] = samples[index][:rounds] / reference[:rounds]
                 ratio, p, reported = _judge(samples[0], samples[1], confidence, min_effect)
                 busy = trouble and reported in ("faster", "slower")
                 found.append(Comparison(name, batch, kind, first, second, ratio, p, reported, busy))
                 if min(map(len, samples)) < FEWEST:
                     warnings.append(f"{name}: fewer than {FEWEST} runs at batch {batch} are too few")
     if not found:
-        raise UsageError(
-            "the reports have no engine and batch size in common: A has"
-            f" {_names(before)}; B has {_names(after)}"
-        )
+        text = f"A has {_names(before)}; B has {_names(after)}"
+        raise UsageError(f"the reports have no engine and batch size in common: {text}")
     return found, list(dict.fromkeys(warnings))
 
 
-def _control(report: Mapping[str, Any], name: str | None) -> Mapping[str, Any] | None:
-    if name is None:
-        return None
-    found = [engine for engine in report["engines"] if engine["name"] == name]
-    if not found:
-        raise UsageError(f"the control {name} is not in both reports; one of them has {_names(report)}")
-    return found[0]
+def _control(report: Mapping[str, Any], name: str) -> Any:
+    for engine in report["engines"]:
+        if engine["name"] == name:
+            return engine
+    raise UsageError(f"the control {name} is not in both reports; one of them has {_names(report)}")
 
 
 def _milliseconds(engine: Mapping[str, Any], batch: int, kind: str) -> np.ndarray:
@@ -182,32 +157,16 @@ def _milliseconds(engine: Mapping[str, Any], batch: int, kind: str) -> np.ndarra
     return np.maximum(np.asarray(measured["samples_us"], np.float64), 0.5) / 1000
 
 
-def _samples(
-    engine: Mapping[str, Any], control: Mapping[str, Any] | None, batch: int, kind: str
-) -> np.ndarray:
-    """Run times, or their ratios to those of the control in the same round."""
-    own = _milliseconds(engine, batch, kind)
-    if control is None:
-        return own
-    reference = _milliseconds(control, batch, kind)
-    rounds = min(len(own), len(reference))
-    return own[:rounds] / reference[:rounds]
-
-
 def _judge(
     before: np.ndarray, after: np.ndarray, confidence: float, min_effect: float
 ) -> tuple[Interval, float, str]:
     """Ratio, p-value and verdict."""
     ratio, p = independent_ratio(before, after, confidence), mann_whitney(before, after)
-    beyond = ratio.low > 1 or ratio.high < 1
-    verdict = "unclear"
     if min(len(before), len(after)) < FEWEST:
-        pass
-    elif beyond and p < 1 - confidence and abs(ratio.value - 1) >= min_effect:
-        verdict = "faster" if ratio.value < 1 else "slower"
-    elif 1 - min_effect <= ratio.low and ratio.high <= 1 + min_effect:
-        verdict = "same"
-    return ratio, p, verdict
+        return ratio, p, "unclear"
+    if not ratio.low <= 1 <= ratio.high and p < 1 - confidence and abs(ratio.value - 1) >= min_effect:
+        return ratio, p, "faster" if ratio.value < 1 else "slower"
+    return ratio, p, "same" if 1 - min_effect <= ratio.low and ratio.high <= 1 + min_effect else "unclear"
 
 
 def _pairs(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[Any, Any]]:
@@ -228,10 +187,9 @@ def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterato
     """Sentences on warnings, machines, versions and settings of two reports."""
     for side, report in (("A", before), ("B", after)):
         yield from (f"{side} has a warning: {one}" for one in report["conditions"]["warnings"])
-    machines = [{k: v for k, v in report["machine"].items() if k != "versions"} for report in (before, after)]
-    yield from _changes("different machines: ", *machines)
-    a, b = (report["machine"]["versions"] for report in (before, after))
-    yield from _changes("", a, b, "missing")
+    a, b = before["machine"], after["machine"]
+    yield from _changes("different machines: ", a | {"versions": ""}, b | {"versions": ""})
+    yield from _changes("", a["versions"], b["versions"], "missing")
     yield from _changes("different settings: ", before["settings"], after["settings"])
 
 
@@ -246,10 +204,8 @@ def _changes(
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return " ".join(str(one) for one in value.values())
-    if isinstance(value, list):
-        return " ".join(str(one) for one in value)
+    if isinstance(value, (Mapping, list)):
+        return " ".join(map(str, value.values() if isinstance(value, Mapping) else value))
     text = "none" if value is None else str(value) or "unknown"
     return text[:12] if len(text) == 64 else text
 
@@ -275,10 +231,8 @@ def _show(
         for one in found
     ]
     columns = ("engine", "kind", "verdict", "batch", "A", "B", "p")
-    styles = {"faster": "green", "slower": "red"}
-    Table("B against A, median ms per batch", columns, rows, note, text_columns=3).show(
-        [styles.get(one.verdict) for one in found]
-    )
+    styles = [{"faster": "green", "slower": "red"}.get(one.verdict) for one in found]
+    Table("B against A, median ms per batch", columns, rows, note, text_columns=3).show(styles)
     console = table_console()
     for warning in warnings:
         console.print(f"Warning: {warning}", style="yellow", highlight=False)

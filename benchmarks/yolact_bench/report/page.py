@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from yolact_bench.measure.suite import Report
 from yolact_bench.report import plots, tables
@@ -19,21 +19,18 @@ def write_html(report: Report, path: str | Path) -> None:
     import jinja2
     import matplotlib
 
-    template = resources.files("yolact_bench.report").joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    other = plots.STAGE_COLOURS["other"]
-    stages = {name: plots.STAGE_COLOURS.get(name, other) for name in tables.stage_names(report)}
+    loader = jinja2.PackageLoader("yolact_bench", "report")
+    options: Any = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    template = jinja2.Environment(loader=loader, autoescape=True, **options).get_template("report.html.j2")
     with matplotlib.rc_context(plots.STYLE):
-        page = environment.from_string(template).render(
+        page = template.render(
             report=report,
             tables=tables.report_tables(report),
             text=tables,
             plots=plots,
             keys=plots.keys(report),
             colours=dict(plots.keys(report)),
-            stages=[(name, plots.VARIABLES[colour]) for name, colour in stages.items()],
+            stages=[(name, plots.VARIABLES[plots.stage_colour(name)]) for name in tables.stage_names(report)],
         )
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from yolact_bench.measure.candidate import KINDS
+from yolact_bench.measure.candidate import KINDS, STAGES
 from yolact_bench.measure.suite import EngineReport, Measured, Report
 from yolact_bench.report.tables import machine_series
 
@@ -26,22 +26,11 @@ WIDTH = 10  # inches
 ROW = 0.62  # inches of one engine: its name, and a shape or a bar
 BINS = 90
 FEW_RUNS = 30  # below this, a histogram says less than the runs themselves
-LOGARITHMIC = 6  # an axis is, if values differ by this factor
 SLIVERS = 12  # if one engine takes this much longer, bars of stages are relative
-KIND_NAMES = {"network_only": "network only", "end_to_end": "end to end"}
 # What matplotlib draws with -> the variable of the page's style sheet.
 ENGINES = ("#2f6fb7", "#d9722e", "#1d9a73", "#b8407f", "#7659c4", "#a67c00", "#3f8fa5", "#6b7480")
-STAGE_COLOURS = {
-    "decode": "#a9c9dd",
-    "preprocess": "#e2b95c",
-    "upload": "#b9a3e3",
-    "network": "#6fa3db",
-    "detect": "#58b5a6",
-    "download": "#9a86d8",
-    "masks": "#dd827a",
-    "rle": "#f0b9a6",
-    "other": "#9aa3ad",
-}
+_STAGES = ("#a9c9dd", "#e2b95c", "#b9a3e3", "#6fa3db", "#58b5a6", "#9a86d8", "#dd827a", "#f0b9a6")
+STAGE_COLOURS = {**dict(zip(STAGES, _STAGES, strict=True)), "other": "#9aa3ad"}
 INK, SOFT, GRID, INSIDE = "#010101", "#020202", "#030303", "#10151b"
 VARIABLES = {
     **{colour: f"var(--c{index})" for index, colour in enumerate(ENGINES)},
@@ -52,22 +41,12 @@ STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
     "text.parse_math": False,  # names may hold dollar signs
     "path.simplify": False,
-    "font.size": 10.5,
     "text.color": INK,
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": SOFT,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "grid.color": GRID,
-    "xtick.color": SOFT,
-    "ytick.color": SOFT,
-    "legend.frameon": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 9.5,
-    "axes.titlecolor": SOFT,
+    **dict.fromkeys(("axes.edgecolor", "grid.color"), GRID),
+    **dict.fromkeys(("axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color"), SOFT),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
+    **dict.fromkeys((f"axes.spines.{side}" for side in ("top", "left", "right")), False),
+    **{"font.size": 10.5, "legend.frameon": False, "axes.titlelocation": "left", "axes.titlesize": 9.5},
 }
 
 
@@ -76,24 +55,29 @@ def colour(report: Report, engine: EngineReport) -> str:
     return ENGINES[[one.name for one in report.engines].index(engine.name) % len(ENGINES)]
 
 
+def stage_colour(stage: str) -> str:
+    """The colour of a stage, the same in every plot."""
+    return STAGE_COLOURS.get(stage, STAGE_COLOURS["other"])
+
+
 def distribution(report: Report, batch: int, kind: str) -> str:
     """Run times on one axis: smoothed histograms, or points if they are few, with median, p95 and p99."""
-    rows = [(engine, getattr(one, kind)) for engine in report.engines if (one := engine.at(batch))]
+    rows = [(engine, getattr(one, kind)) for engine, one in report.rows(batch)]
     if not rows:
         return ""
     figure, axes = _rows_figure(len(rows))
     longest = [max(measured.samples_us) / 1000 for _, measured in rows]
     # Outliers must not squeeze all other times into a corner.
     ends = [min(end, 1.25 * measured.p99) for end, (_, measured) in zip(longest, rows, strict=True)]
-    low, high = _spread(axes, [*ends, *(measured.min for _, measured in rows)])
-    axes.set_xlabel("milliseconds per batch" + (", logarithmic" if axes.get_xscale() == "log" else ""))
+    times = [*ends, *(measured.min for _, measured in rows)]
+    low, high = _spread(axes, times, "milliseconds per batch")
     for index, (engine, measured) in enumerate(rows):
         _draw_runs(axes, index, measured, colour(report, engine), low, high)
         words = f"median {number(measured.median)} ms, p95 {number(measured.p95)}, p99 {number(measured.p99)}"
         if longest[index] > high:
             words += f", longest {number(longest[index])} (outside)"
         _row_label(axes, index, engine.name, words)
-    return _svg(figure, f"Distribution of run times, {KIND_NAMES[kind]}, batch {batch}")
+    return _svg(figure, f"Distribution of run times, {kind.replace('_', ' ')}, batch {batch}")
 
 
 def _draw_runs(axes: Axes, index: int, measured: Measured, fill: str, low: float, high: float) -> None:
@@ -107,20 +91,15 @@ def _draw_runs(axes: Axes, index: int, measured: Measured, fill: str, low: float
         edges = space(low, high, BINS + 1)
         heights = np.convolve(np.histogram(samples, edges)[0], [0.25, 0.5, 0.25], "same")
         heights = 0.26 * heights / heights.max()
-        middles = (edges[:-1] + edges[1:]) / 2
-        lower, upper = index - heights, index + heights
-        axes.fill_between(middles, lower, upper, where=heights > 0, color=fill, alpha=0.45)
-    for value, half, width in (
-        (measured.p95, 0.17, 0.9),
-        (measured.p99, 0.17, 0.9),
-        (measured.median, 0.29, 2),
-    ):
-        axes.vlines(value, index - half, index + half, color=INK, linewidth=width)
+        middles, shown = (edges[:-1] + edges[1:]) / 2, heights > 0
+        axes.fill_between(middles, index - heights, index + heights, where=shown, color=fill, alpha=0.45)
+    axes.vlines([measured.p95, measured.p99], index - 0.17, index + 0.17, color=INK, linewidth=0.9)
+    axes.vlines(measured.median, index - 0.29, index + 0.29, color=INK, linewidth=2)
 
 
 def stages(report: Report, batch: int) -> str:
     """The median time of each stage, one bar per engine."""
-    rows = [(engine, one) for engine in report.engines if (one := engine.at(batch))]
+    rows = report.rows(batch)
     if not rows:
         return ""
     sums = [sum(timing.median for timing in one.stages.values()) for _, one in rows]
@@ -128,20 +107,18 @@ def stages(report: Report, batch: int) -> str:
     relative = max(sums) > SLIVERS * min(sums) > 0
     figure, axes = _rows_figure(len(rows))
     longest = 100.0 if relative else max(sums) * 1.01 or 1.0
-    axes.set_xlim(0, longest)
-    axes.set_xlabel("percent of the run; numbers in milliseconds" if relative else "milliseconds per batch")
+    unit = "percent of the run; numbers in milliseconds" if relative else "milliseconds per batch"
+    axes.set(xlim=(0, longest), xlabel=unit)
     for index, (engine, one) in enumerate(rows):
         _row_label(axes, index, engine.name, f"{number(one.end_to_end.median)} ms")
         left = 0.0
         for stage, timing in one.stages.items():
             share = timing.median / sums[index] if sums[index] else 0.0
             width = 100 * share if relative else timing.median
-            fill = STAGE_COLOURS.get(stage, STAGE_COLOURS["other"])
-            (bar,) = axes.barh(index, width, 0.42, left, color=fill)
-            bar.set_gid(f"tip:{stage} {number(timing.median)} ms, {share:.0%}")
-            if width > 0.012 * longest * (1 + len(number(timing.median))):
-                place: Any = {"ha": "center", "va": "center", "color": INSIDE, "fontsize": 9}
-                axes.text(left + width / 2, index, number(timing.median), **place)
+            fill, text = stage_colour(stage), number(timing.median)
+            bars = axes.barh(index, width, 0.42, left, color=fill, gid=f"tip:{stage} {text} ms, {share:.0%}")
+            if width > 0.012 * longest * (1 + len(text)):
+                axes.bar_label(bars, [text], label_type="center", color=INSIDE, fontsize=9)
             left += width
     return _svg(figure, f"Median time of each stage, batch {batch}")
 
@@ -151,17 +128,15 @@ def throughput(report: Report) -> str:
     sizes = list(report.settings["batches"])
     if len(sizes) < 2:
         return ""
-    figure = _figure(3.6)
-    axes = figure.subplots()
+    figure, axes = _figure(3.6)
     for engine in report.engines:
         for kind, line in zip(KINDS, ("-", "--"), strict=True):
-            rates = {one.batch: getattr(one, kind).throughput for one in engine.batches}
             ink = colour(report, engine)
-            axes.plot([sizes.index(size) for size in rates], list(rates.values()), line, color=ink)
-            for size, rate in rates.items():
-                (point,) = axes.plot([sizes.index(size)], [rate], "o", color=ink, markersize=5)
-                text = f"{engine.name}, {KIND_NAMES[kind]}, batch {size}: {number(rate)} images/s"
-                point.set_gid(f"tip:{text}")
+            points = [(sizes.index(one.batch), getattr(one, kind).throughput) for one in engine.batches]
+            axes.plot(*zip(*points, strict=True), line, color=ink)
+            for at, rate in points:
+                text = f"{engine.name}, {kind.replace('_', ' ')}, batch {sizes[at]}: {number(rate)} images/s"
+                axes.plot([at], [rate], "o", color=ink, markersize=5, gid=f"tip:{text}")
     axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
     axes.set(xlabel="batch size", ylabel="images per second", ylim=(0, None))
     return _svg(figure, "Images per second over the batch size")
@@ -184,12 +159,15 @@ def timeline(report: Report) -> str:
     if not shares:
         return ""
     lanes = machine_series(report)
-    figure = _figure(2.8 + 0.85 * len(lanes))
-    heights = [2.6, *[0.8] * len(lanes)]
-    first, *others = figure.subplots(len(heights), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    figure, rows = _figure(2.8 + 0.85 * len(lanes), [2.6, *[0.8] * len(lanes)])
+    first, *others = np.atleast_1d(rows)
     high = min(max(shares), max(1.5, float(np.percentile(shares, 99.5))))
     for engine, points in series:
-        _dots(first, [(at, min(share, high)) for at, share in points], colour(report, engine))
+        # One line of gaps, whose round caps are the dots: markers take ten times the space.
+        ends = np.repeat(np.minimum(points, (np.inf, high)), 3, axis=0)
+        ends[2::3] = np.nan
+        dots: Any = {"linewidth": 2.6, "alpha": 0.55, "solid_capstyle": "round"}
+        first.plot(*ends.T, color=colour(report, engine), **dots)
     first.set(ylim=(min(*shares, 0.9), high * 1.03), xlim=(0, None))
     first.set_title("time of a run / median of its kind")
     for axes, (name, unit, values) in zip(others, lanes, strict=True):
@@ -202,31 +180,22 @@ def timeline(report: Report) -> str:
     return _svg(figure, "Run times and the machine over time")
 
 
-def _dots(axes: Axes, points: Sequence[tuple[float, float]], ink: str) -> None:
-    """Many points as one line of gaps, whose round caps are the dots: markers take ten times the space."""
-    gap = (float("nan"), float("nan"))
-    line = [value for point in points for value in (point, point, gap)]
-    axes.plot(*zip(*line, strict=True), color=ink, linewidth=2.6, alpha=0.55, solid_capstyle="round")
-
-
 def speed_against_ap(report: Report) -> str:
     """Mask AP over the time of an image end to end: up and left is better."""
-    points = []
-    for engine in report.engines:
-        ap = (engine.accuracy or {}).get("mask_ap")
-        if ap is not None and engine.batches:
-            first = engine.batches[0]
-            points.append((engine, first.end_to_end.median / first.batch, 100 * ap))
+    points = [
+        (engine, first.end_to_end.median / first.batch, 100 * ap)
+        for engine in report.engines
+        for first in engine.batches[:1]
+        if (ap := (engine.accuracy or {}).get("mask_ap")) is not None
+    ]
     if not points:
         return ""
-    figure = _figure(3.4 + 0.2 * len(points))
-    axes = figure.subplots()
-    _spread(axes, [time for _, time, _ in points], ratio=3)
+    figure, axes = _figure(3.4 + 0.2 * len(points))
+    _spread(axes, [time for _, time, _ in points], "milliseconds per image, end to end", ratio=3)
     aps = [ap for *_, ap in points]
     # At least two points of AP high, so that small differences look small.
     middle, half = (min(aps) + max(aps)) / 2, max(1.0, 0.58 * (max(aps) - min(aps)))
-    unit = "milliseconds per image, end to end" + (", logarithmic" if axes.get_xscale() == "log" else "")
-    axes.set(xlabel=unit, ylabel="mask AP", ylim=(middle - half, middle + half))
+    axes.set(ylabel="mask AP", ylim=(middle - half, middle + half))
     for engine, time, ap in points:
         label = f"{short(engine.name, 70)}: {ap:.1f} AP, {number(time)} ms"
         axes.plot([time], [ap], "o", color=colour(report, engine), markersize=9, label=label)
@@ -240,7 +209,7 @@ def roofline(report: Report) -> str:
     if not rows:
         return ""
     figure, axes = _rows_figure(len(rows))
-    largest = max(share for _, found in rows for share in (found["share"], found["kernels_share"] or 0.0))
+    largest = max(max(found["share"], found["kernels_share"] or 0.0) for _, found in rows)
     axes.set(xlim=(0, 100 * max(1.0, largest)), xlabel="percent")
     for index, (engine, found) in enumerate(rows):
         words = (
@@ -261,33 +230,26 @@ def keys(report: Report) -> Sequence[tuple[str, str]]:
 
 def number(value: float) -> str:
     """A number for people: about three digits."""
-    if value == 0:
-        return "0"
-    size = abs(value)
-    if size >= 1000:
-        return f"{value:,.0f}".replace(",", "\u202f")
-    return f"{value:.0f}" if size >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}".replace(",", "\u202f") if abs(value) >= 100 else f"{value:.3g}"
 
 
 def short(name: str, most: int) -> str:
     """A name of at most `most` characters, its middle left out."""
-    if len(name) <= most:
-        return name
     tail = most // 3
-    return f"{name[: most - tail - 1]}…{name[-tail:]}"
+    return name if len(name) <= most else f"{name[: most - tail - 1]}…{name[-tail:]}"
 
 
-def _figure(height: float) -> Figure:
-    """A figure without pyplot, so without windows and global state."""
+def _figure(height: float, ratios: Sequence[float] = (1,)) -> tuple[Figure, Any]:
+    """A figure without pyplot, so without windows and global state, and its axes from top to bottom."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots(len(ratios), sharex=True, height_ratios=ratios)
 
 
 def _rows_figure(count: int) -> tuple[Figure, Axes]:
     """A figure with a row for each engine, from top to bottom at y = 0, 1, ..."""
-    figure = _figure(ROW * count + 0.6)
-    axes = figure.subplots()
+    figure, axes = _figure(ROW * count + 0.6)
     axes.set(ylim=(count - 0.6, -0.75), yticks=[])
     return figure, axes
 
@@ -300,13 +262,13 @@ def _row_label(axes: Axes, index: int, name: str, words: str) -> None:
     axes.text(1, index - 0.34, words, ha="right", color=SOFT, fontsize=9.5, **place)
 
 
-def _spread(axes: Axes, values: Sequence[float], ratio: float = LOGARITHMIC) -> tuple[float, float]:
-    """Give the x axis room for all values, logarithmic if they differ by `ratio`; returns its ends."""
+def _spread(axes: Axes, values: Sequence[float], label: str, ratio: float = 6) -> tuple[float, float]:
+    """Label the x axis, logarithmic if values differ by `ratio`, with room for all; returns its ends."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = min(values), max(values)
     if low > 0 and high / low > ratio:
-        low, high = low / 1.08, high * 1.08
+        low, high, label = low / 1.08, high * 1.08, f"{label}, logarithmic"
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -314,7 +276,7 @@ def _spread(axes: Axes, values: Sequence[float], ratio: float = LOGARITHMIC) -> 
         room = 0.06 * (high - low) or abs(high) * 0.05 or 1.0
         low, high = max(0.0, low - room), high + room
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
-    axes.set_xlim(low, high)
+    axes.set(xlabel=label, xlim=(low, high))
     return low, high
 
 

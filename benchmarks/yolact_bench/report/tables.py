@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,26 +13,12 @@ from yolact_runtime.commandline import table_console
 
 TITLES = {"network_only": "Network only", "end_to_end": "End to end, file to RLE masks"}
 _STATISTICS = ("median", "p90", "p95", "p99", "mean", "±", "std")
-_COLD = {
-    "import_ms": "import",
-    "load_ms": "load",
-    "first_ms": "first",
-    "peak_mib": "peak MiB",
-    "device_mib": "GPU MiB",
-}
+_COLD = ("import_ms", "load_ms", "first_ms", "peak_mib", "device_mib")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text.
-
-    Attributes:
-        title: Above it.
-        columns: Their headings.
-        rows: A cell for each column.
-        note: Below it.
-        text_columns: How many columns at the left hold text; the others hold numbers.
-    """
+    """Rows of text under headings; the first `text_columns` columns hold text, the others numbers."""
 
     title: str
     columns: Sequence[str]
@@ -41,11 +27,7 @@ class Table:
     text_columns: int = 1
 
     def show(self, styles: Sequence[str | None] = ()) -> None:
-        """Print it to standard output.
-
-        Args:
-            styles: One of rich for each row; may be empty.
-        """
+        """Print it to standard output; `styles` may hold a style of rich for each row."""
         from rich.box import SIMPLE
         from rich.table import Table as Drawn
 
@@ -61,70 +43,64 @@ class Table:
 
 def report_tables(report: Report) -> dict[str, Table]:
     """The tables of a report, by "engines", the kinds of `TITLES`, "stages" and the extras that it has."""
-    engines, rows = report.engines, report.rows()
-    licences = any(engine.licence for engine in engines)
+    engines, names = report.engines, stage_names(report)
+    times = {
+        kind: _table(
+            f"{title}, ms per batch",
+            ("engine", "batch", *_STATISTICS, "CPU", "images/s", "ratio", "runs"),
+            [
+                [
+                    *(engine.name, str(one.batch), *_statistics(measured)),
+                    f"{one.cpu_ms:.2f}" if kind == "end_to_end" else "",
+                    *(rate(measured.throughput), ratio(measured), str(measured.runs)),
+                ]
+                for engine, one in report.rows()
+                for measured in (getattr(one, kind),)
+            ],
+            protocol(report)
+            + ("; CPU: time of all threads in the median run" if kind == "end_to_end" else ""),
+        )
+        for kind, title in TITLES.items()
+    }
     tables = {
-        "engines": Table(
+        "engines": _table(
             "Engines",
-            ("engine", "backend", "model", "precision", "input", *(["licence"] if licences else [])),
+            ("engine", "backend", "model", "precision", "input", "licence"),
             [
                 [
                     *(engine.name, engine.backend, engine.config, engine.precision),
-                    f"{engine.input_size} px" if engine.input_size else "varies",
-                    *([engine.licence] if licences else []),
+                    *(f"{engine.input_size} px" if engine.input_size else "varies", engine.licence),
                 ]
                 for engine in engines
             ],
             "Precision: as really delivered",
             text_columns=6,
-        )
-    }
-    for kind, title in TITLES.items():
-        cpu = kind == "end_to_end"
-        tables[kind] = Table(
-            f"{title}, ms per batch",
-            ("engine", "batch", *_STATISTICS, *(["CPU"] if cpu else []), "images/s", "ratio", "runs"),
+        ),
+        **times,
+        "stages": _table(
+            "Stages of end to end, median ms per batch",
+            ("engine", "batch", *names, "found"),
             [
                 [
-                    *(engine.name, str(one.batch), *_statistics(measured)),
-                    *([f"{one.cpu_ms:.2f}"] if cpu else []),
-                    *(rate(measured.throughput), ratio(measured), str(measured.runs)),
+                    *(engine.name, str(one.batch)),
+                    *(f"{one.stages[name].median:.2f}" if name in one.stages else "" for name in names),
+                    f"{one.detections:.1f}",
                 ]
-                for engine, one in rows
-                for measured in (getattr(one, kind),)
+                for engine, one in report.rows()
             ],
-            protocol(report) + ("; CPU: time of all threads in the median run" if cpu else ""),
-        )
-    names = stage_names(report)
-    tables["stages"] = Table(
-        "Stages of end to end, median ms per batch",
-        ("engine", "batch", *names, "found"),
-        [
-            [
-                *(engine.name, str(one.batch)),
-                *(f"{one.stages[name].median:.2f}" if name in one.stages else "-" for name in names),
-                f"{one.detections:.1f}",
-            ]
-            for engine, one in rows
-        ],
-        "The same runs as end to end; found: instances in an image",
-    )
-    cold = [key for key in _COLD if any((engine.cold or {}).get(key) is not None for engine in engines)]
-    if cold:
-        tables["cold"] = Table(
+            "The same runs as end to end; found: instances in an image",
+        ),
+        "cold": _table(
             "Start-up and memory, ms and MiB",
-            ("engine", *(_COLD[key] for key in cold)),
-            [[engine.name, *(_whole((engine.cold or {}).get(key)) for key in cold)] for engine in engines],
+            ("engine", "import", "load", "first", "peak MiB", "GPU MiB"),
+            [
+                [engine.name, *("" if value is None else f"{value:.0f}" for value in map(cold.get, _COLD))]
+                for engine in engines
+                for cold in (engine.cold or {},)
+            ],
             "Each engine once in its own process",
-        )
-    return tables | {name: table for name, table in _extra_tables(report).items() if table.rows}
-
-
-def _extra_tables(report: Report) -> dict[str, Table]:
-    """Tables of what only some engines have; without rows if none has it."""
-    engines = report.engines
-    return {
-        "pipeline": Table(
+        ),
+        "pipeline": _table(
             "Pipeline against a plain loop, images/s",
             ("engine", "batch", "streams", "workers", "loop", "pipeline", "ratio"),
             [[engine.name, *_pipeline(engine.pipeline)] for engine in engines if engine.pipeline],
@@ -132,7 +108,7 @@ def _extra_tables(report: Report) -> dict[str, Table]:
             " intervals. Loop: the engine opened for latency, one stream with all threads. Pipeline: the"
             " engine opened for throughput, its streams share the threads; workers decode and as many encode",
         ),
-        "roofline": Table(
+        "roofline": _table(
             "Roofline, network only",
             (
                 *("engine", "batch", "precision", "GFLOP", "MB"),
@@ -143,15 +119,23 @@ def _extra_tables(report: Report) -> dict[str, Table]:
             ": all operations, or weights, inputs and outputs through the memory, whichever takes longer."
             " Kernels: one after the other, each with all that it reads and writes",
         ),
-        "accuracy": Table(
+        "accuracy": _table(
             "COCO AP on these images, percent",
             ("engine", "mask AP", "mask AP50", "box AP", "box AP50", "images"),
-            [[engine.name, *accuracy_cells(engine)] for engine in engines]
-            if any(engine.accuracy for engine in engines)
-            else [],
+            [[engine.name, *accuracy_cells(engine)] for engine in engines],
             "All detections count; by pycocotools",
         ),
     }
+    return {name: table for name, table in tables.items() if len(table.columns) > 1}
+
+
+def _table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str, text_columns: int = 1
+) -> Table:
+    """A table without the columns that are empty in all rows; other empty cells become dashes."""
+    kept = [index for index, cells in enumerate(zip(*rows, strict=True)) if any(cells)]
+    texts = [[row[index] or "-" for index in kept] for row in rows]
+    return Table(title, [columns[index] for index in kept], texts, note, text_columns)
 
 
 def protocol(report: Report) -> str:
@@ -172,8 +156,7 @@ def machine(report: Report) -> str:
     limit = f"the best {settings['top_k']} detections" if settings["top_k"] else "all detections"
     return (
         f"{host['cpu']}, {host['cores']} cores{gpu}; threads: {settings['threads'] or 'default'};"
-        f" {settings['images']} images; masks of {limit} above score"
-        f" {settings['score_threshold']:g}"
+        f" {settings['images']} images; masks of {limit} above score {settings['score_threshold']:g}"
     )
 
 
@@ -215,9 +198,11 @@ def ratio(measured: Measured) -> str:
     """The ratio with its interval, or a dash."""
     if measured.ratio is None:
         return "-"
-    value, low, high = (
-        f"{one:.2f}" if measured.ratio.value >= 0.1 else f"{one:.2g}" for one in measured.ratio
-    )
+    return _interval(measured.ratio, ("{:.2f}" if measured.ratio.value >= 0.1 else "{:.2g}").format)
+
+
+def _interval(ends: Iterable[float], text: Callable[[float], str]) -> str:
+    value, low, high = map(text, ends)
     return value if low == value == high else f"{value} ({low}..{high})"
 
 
@@ -228,9 +213,8 @@ def rate(value: float) -> str:
 
 def agreement_text(engine: EngineReport) -> str:
     """How many instances of another candidate this one matches; empty if that was not measured."""
-    if engine.agreement is None:
+    if (found := engine.agreement) is None:
         return ""
-    found = engine.agreement
     return (
         f"matches {found['matched']} of {found['instances']} instances of {found['with']} in"
         f" {found['images']} images, mask IoU {found['mask_iou']:.4f}"
@@ -238,10 +222,9 @@ def agreement_text(engine: EngineReport) -> str:
 
 
 def accuracy_cells(engine: EngineReport) -> list[str]:
-    """Mask AP, mask AP50, box AP, box AP50, images."""
-    found = engine.accuracy
-    if found is None:
-        return ["-"] * 5
+    """Mask AP, mask AP50, box AP, box AP50, images; all empty if they were not measured."""
+    if (found := engine.accuracy) is None:
+        return [""] * 5
     keys = ("mask_ap", "mask_ap50", "box_ap", "box_ap50")
     return [*("-" if found[key] is None else f"{100 * found[key]:.2f}" for key in keys), str(found["images"])]
 
@@ -255,8 +238,7 @@ def show(report: Report) -> None:
             for engine in report.engines:
                 for text in filter(None, (agreement_text(engine), engine.note)):
                     console.print(f"{engine.name}: {text}", highlight=False)
-    console.print(machine(report), highlight=False)
-    console.print(conditions(report), highlight=False)
+    console.print(machine(report), conditions(report), sep="\n", highlight=False)
     for warning in report.conditions.warnings:
         console.print(f"Warning: {warning}", style="yellow", highlight=False)
 
@@ -268,25 +250,15 @@ def _statistics(measured: Measured) -> list[str]:
 
 
 def _pipeline(found: dict[str, Any]) -> list[str]:
-    def interval(key: str, text: Callable[[float], str]) -> str:
-        value, low, high = (text(found[key][end]) for end in ("value", "low", "high"))
-        return f"{value} ({low}..{high})"
-
     counts = (str(found[key]) for key in ("batch", "streams", "workers"))
-    rates = (interval(key, rate) for key in ("serial", "pipeline"))
-    return [*counts, *rates, interval("ratio", "{:.2f}".format)]
+    rates = (_interval(found[key].values(), rate) for key in ("serial", "pipeline"))
+    return [*counts, *rates, _interval(found["ratio"].values(), "{:.2f}".format)]
 
 
 def _roofline(found: dict[str, Any]) -> list[str]:
     return [
-        str(found["batch"]),
-        found["precision"] or "as the graph",
-        f"{found['flops'] / 1e9:.2f}",
-        f"{found['bytes'] / 1e6:.1f}",
+        *(str(found["batch"]), found["precision"] or "as the graph"),
+        *(f"{found['flops'] / 1e9:.2f}", f"{found['bytes'] / 1e6:.1f}"),
         *(f"{found[key]:.2f}" for key in ("floor_ms", "kernels_ms", "measured_ms")),
         *(f"{found[key]:.1%}" for key in ("share", "kernels_share")),
     ]
-
-
-def _whole(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f}"
