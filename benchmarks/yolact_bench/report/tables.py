@@ -44,24 +44,6 @@ class Table:
 def report_tables(report: Report) -> dict[str, Table]:
     """The tables of a report, by "engines", the kinds of `TITLES`, "stages" and the extras that it has."""
     engines, names = report.engines, stage_names(report)
-    times = {
-        kind: _table(
-            f"{title}, ms per batch",
-            ("engine", "batch", *_STATISTICS, "CPU", "images/s", "ratio", "runs"),
-            [
-                [
-                    *(engine.name, str(one.batch), *_statistics(measured)),
-                    f"{one.cpu_ms:.2f}" if kind == "end_to_end" else "",
-                    *(rate(measured.throughput), ratio(measured), str(measured.runs)),
-                ]
-                for engine, one in report.rows()
-                for measured in (getattr(one, kind),)
-            ],
-            protocol(report)
-            + ("; CPU: time of all threads in the median run" if kind == "end_to_end" else ""),
-        )
-        for kind, title in TITLES.items()
-    }
     tables = {
         "engines": _table(
             "Engines",
@@ -76,7 +58,7 @@ def report_tables(report: Report) -> dict[str, Table]:
             "Precision: as really delivered",
             text_columns=6,
         ),
-        **times,
+        **_time_tables(report),
         "stages": _table(
             "Stages of end to end, median ms per batch",
             ("engine", "batch", *names, "found"),
@@ -127,6 +109,28 @@ def report_tables(report: Report) -> dict[str, Table]:
         ),
     }
     return {name: table for name, table in tables.items() if len(table.columns) > 1}
+
+
+def _time_tables(report: Report) -> dict[str, Table]:
+    """The statistics of both kinds of run."""
+    return {
+        kind: _table(
+            f"{title}, ms per batch",
+            ("engine", "batch", *_STATISTICS, "CPU", "images/s", "ratio", "runs"),
+            [
+                [
+                    *(engine.name, str(one.batch), *_statistics(measured)),
+                    f"{one.cpu_ms:.2f}" if kind == "end_to_end" else "",
+                    *(rate(measured.throughput), ratio(measured), str(measured.runs)),
+                ]
+                for engine, one in report.rows()
+                for measured in (getattr(one, kind),)
+            ],
+            protocol(report)
+            + ("; CPU: time of all threads in the median run" if kind == "end_to_end" else ""),
+        )
+        for kind, title in TITLES.items()
+    }
 
 
 def _table(

@@ -173,6 +173,27 @@ def test_tables_hold_everything(full: Report, capsys: pytest.CaptureFixture[str]
         assert word in out
 
 
+def test_columns_that_no_engine_fills_are_left_out(full: Report) -> None:
+    ours, theirs = full.engines
+    cold = {**(theirs.cold or {}), "device_mib": 7.0}
+    other = dataclasses.replace(full, engines=[ours, dataclasses.replace(theirs, licence="MIT", cold=cold)])
+    for report, licence, memory in (
+        (full, [], []),
+        (other, [["licence", "-", "MIT"]], [["GPU MiB", "-", "7"]]),
+    ):
+        found = tables.report_tables(report)
+        cells = [
+            list(column)
+            for name in ("engines", "cold")
+            for column in zip(found[name].columns, *found[name].rows, strict=True)
+        ]
+        assert [column for column in cells if column[0] == "licence"] == licence
+        assert [column for column in cells if column[0] == "GPU MiB"] == memory
+        assert "CPU" in found["end_to_end"].columns and "CPU" not in found["network_only"].columns
+    nothing = with_extras(full, {engine.name: {"cold": None, "accuracy": None} for engine in full.engines})
+    assert not {"cold", "accuracy"} & set(tables.report_tables(nothing))
+
+
 def test_the_timeline_shows_what_is_known(full: Report) -> None:
     words = " ".join(texts(plots.timeline(full)))
     assert "CPU clock, MHz: 2" in words
