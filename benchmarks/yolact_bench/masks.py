@@ -66,8 +66,7 @@ def _case(n: int) -> tuple[Any, Any, Any]:
     coarse = np.maximum(rng.normal(size=(32, 18, 18)), 0).astype(np.float32)
     prototypes = np.stack([cv2.resize(plane, (138, 138)) for plane in coarse], axis=-1)
     coefficients = np.tanh(rng.normal(size=(n, 32))).astype(np.float32)
-    sides = np.exp(rng.uniform(np.log(0.05), np.log(0.8), (n, 2)))
-    centres = rng.uniform(0, 1, (n, 2))
+    sides, centres = np.exp(rng.uniform(np.log(0.05), np.log(0.8), (n, 2))), rng.uniform(0, 1, (n, 2))
     boxes = np.concatenate([centres - sides / 2, centres + sides / 2], axis=1).astype(np.float32)
     return coefficients, np.ascontiguousarray(prototypes), boxes
 

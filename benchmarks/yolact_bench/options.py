@@ -18,10 +18,7 @@ log = logging.getLogger(__name__)
 
 def add_engines(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Add the option that names engines; `measure.engines.open_engines` reads it."""
-    text = (
-        "repeat for several, ratios refer to the first; options of one engine follow a colon, such as"
-        " m.onnx:threads=2,name=ours"
-    )
+    text = "repeat for several; ratios refer to the first; options follow a colon: m.onnx:threads=2,name=ours"
     form: Any = {"metavar": "E[:KEY=VALUE,...]", "dest": "engines"}
     parser.add_argument("--engine", action="append", required=required, help=text, **form)
 

@@ -111,8 +111,7 @@ def take_turns(
 ) -> tuple[dict[str, np.ndarray], dict[str, list[T]]]:
     """The run times (n,) float64 in seconds and the return values of `sample_in_turns`, by name."""
     sampled = sample_in_turns(tasks, *limits, **options)
-    times = {name: one.seconds for name, one in sampled.items()}
-    return times, {name: one.values for name, one in sampled.items()}
+    return {name: one.seconds for name, one in sampled.items()}, {n: one.values for n, one in sampled.items()}
 
 
 def _warm_up(tasks: Sequence[Callable[[], object]], limit: float, clock: Callable[[], int]) -> int:
