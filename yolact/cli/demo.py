@@ -22,6 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from yolact_runtime.commandline import Parser, run
+from yolact_runtime.engines.choose import cpu_flags
 from yolact_runtime.errors import YolactError
 from yolact_runtime.files import atomic_path, read_json
 
@@ -118,7 +119,7 @@ def command(args: argparse.Namespace) -> None:
     counts = "--train", str(args.train_images), "--val", str(args.val_images)
     demo.run("make synthetic images", "yolact-data", "shapes", data, *counts, *seed)
     options = ["--iterations", str(args.iterations)] if args.iterations else []
-    if _cpu_has_bf16():
+    if cpu_flags() & {"avx512_bf16", "amx_bf16"}:
         # A second thread gains a sixth, and loses far more where other programs run.
         options += ["--amp", "bf16", "--threads", "1"]
     demo.run(
@@ -147,15 +148,6 @@ def command(args: argparse.Namespace) -> None:
         f"mask AP {mask_ap:.3f} on {args.val_images} held-out images, {seconds:.0f} s in all; open {page}",
         soft_wrap=True, highlight=False,
     )  # fmt: skip
-
-
-def _cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 numbers in hardware. False where that is unknown: not on Linux."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text().split()
-    except OSError:
-        return False
-    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
 
 
 def write_report(demo: Demo, journal: Path, model: Path, images: Sequence[Path]) -> Path:

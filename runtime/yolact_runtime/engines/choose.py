@@ -45,7 +45,7 @@ def choose_for_cpu(delivered: str, asked: str | None = None) -> tuple[str, str]:
 
 def _cpu_has_bf16() -> bool:
     """Whether OpenVINO computes in bf16 on this CPU."""
-    flags = _cpu_flags()
+    flags = cpu_flags()
     if flags and not flags & {"avx512f", "avx_ne_convert"}:
         return False  # OpenVINO's own condition; loading it only to ask takes 0.2 s
     try:
@@ -55,7 +55,7 @@ def _cpu_has_bf16() -> bool:
     return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def _cpu_flags() -> set[str]:
+def cpu_flags() -> set[str]:
     """Instruction sets of an x86 CPU as Linux names them; empty elsewhere."""
     try:
         with _CPU_INFO.open(encoding="ascii", errors="replace") as file:
