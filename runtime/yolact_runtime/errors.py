@@ -25,6 +25,11 @@ def missing_extra(what: str, extra: str) -> YolactError:
     return YolactError(f'{what} needs packages that are not installed; run: pip install "yolact[{extra}]"')
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun: `1 image`, `2 images`; `plural` if that is not the noun and an s."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of another library's error, at most 200 characters."""
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -40,7 +45,7 @@ def run_failed(path: object, library: str, error: Exception, images: int) -> Yol
     text = str(error).lower()
     if isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY):
         return YolactError(
-            f"{path}: {library} ran out of memory with {images} image{'s' if images > 1 else ''} in one call;"
+            f"{path}: {library} ran out of memory with {counted(images, 'image')} in one call;"
             f" use a smaller batch, fewer streams, or free memory ({cause_line(error)})"
         )
     return YolactError(f"{path}: {library} failed: {cause_line(error)}")

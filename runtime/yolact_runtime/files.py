@@ -88,14 +88,22 @@ def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
         json.dump(value, file, indent=indent)
 
 
-def read_json(path: str | Path, what: str = "file") -> Any:
-    """Read JSON from `path`; raises a YolactError that names the file, as `what`."""
+def read_text(path: str | Path, what: str = "file") -> str:
+    """Read UTF-8 text from `path`, without a byte order mark; raises a YolactError that names the file."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise YolactError(f"{what} {path} does not exist") from None
     except OSError as error:
         raise YolactError(f"cannot read {what} {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise YolactError(f"{what} {path} is not UTF-8 text: {error}") from error
+
+
+def read_json(path: str | Path, what: str = "file") -> Any:
+    """Read JSON from `path`; raises a YolactError that names the file, as `what`."""
+    try:
+        return json.loads(read_text(path, what))
     except ValueError as error:
         raise YolactError(f"{what} {path} is not valid JSON: {error}") from error
 
