@@ -73,7 +73,6 @@ class Decoder:
     """Decodes one stream, in one thread.
 
     Attributes:
-        packets: Number of packets with data so far.
         lost: Number of frames lost by damage so far.
     """
 
@@ -86,7 +85,6 @@ class Decoder:
             live: Return each frame at once, even if damaged; otherwise frames that depend on a damaged one
                 are dropped, and decoding uses every core.
         """
-        self.packets = 0
         self.lost = 0
         self._stream = stream
         self._tick = stream.time_base or Fraction(1, 1000)
@@ -110,7 +108,6 @@ class Decoder:
         av = load_av()
         for packet in packets:
             if packet.size:
-                self.packets += 1
                 if self._since is not None and not self._is_whole(packet):
                     self._lost_here += 1
                     continue
@@ -132,6 +129,11 @@ class Decoder:
         """The time stamp of a frame of this stream in seconds."""
         # A frame flushed out of the decoder does not know its time base.
         return None if frame.pts is None else float(frame.pts * self._tick)
+
+    def duration(self, frame: VideoFrame) -> float | None:
+        """Seconds that a frame of this stream is shown; None if the file does not say."""
+        seconds = float(frame.duration * self._tick)
+        return seconds if 0 < seconds <= _LEAP else None
 
     def finish(self) -> None:
         """Report the total loss if not every damaged place was reported."""

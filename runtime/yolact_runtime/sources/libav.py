@@ -13,6 +13,7 @@ from yolact_runtime.errors import YolactError, first_line, missing_extra
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.stream import Stream
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
@@ -73,8 +74,8 @@ def moving_pictures(container: InputContainer) -> VideoStream | None:
     return None
 
 
-def start_of(stream: VideoStream) -> float | None:
-    """The start of a video in seconds of its time stamps; None if the header does not say."""
+def start_of(stream: Stream) -> float | None:
+    """The start of a stream in seconds of its time stamps; None if the header does not say."""
     if stream.start_time is None or stream.time_base is None:
         return None
     return float(stream.start_time * stream.time_base)
