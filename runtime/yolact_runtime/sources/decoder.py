@@ -273,7 +273,11 @@ def orientation(frame: VideoFrame, tags: dict[str, str], name: str) -> Orientati
     A rotation that is not a multiple of 90 degrees is ignored with a warning.
     """
     ignored = "video %s: its rotation is not a multiple of 90 degrees; it is ignored"
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:
+        # PyAV fails on all side data if it does not know one kind, such as EXIF; this ignores mirroring.
+        matrix, tags = None, {"rotate": str(-frame.rotation)} if frame.rotation else tags
     if matrix is not None:
         # Nine fixed-point numbers a b u c d v x y w; a point (p, q) goes to (a p + c q + x, b p + d q + y).
         a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
