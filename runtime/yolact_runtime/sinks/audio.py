@@ -89,7 +89,7 @@ class AudioCopy:
             packet, track = self._next, self._tracks.get(self._next.stream.index)
             if track is not None:
                 kept.append(packet)
-            elif self._time(packet) > seen + _END:
+            elif self._time(packet) > seen + _END and not packet.is_discard:
                 kept = [packet for packet in kept if self._time(packet) <= seen]
                 break
             self._advance()

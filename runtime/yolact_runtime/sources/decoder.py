@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from yolact_runtime.errors import YolactError, first_line
+from yolact_runtime.errors import YolactError, counted, first_line
 from yolact_runtime.sources.libav import MAX_PIXELS, load_av, reason, to_bgr
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ _LEAST_STEP = 1e-3
 # Larger steps forward, in seconds, mean that the clock was set: of a camera, and of a file, in which one
 # picture may be shown for long, but not longer than an MP4 can represent.
 _LEAP_LIVE, _LEAP = 10.0, 12 * 3600.0
+# Number of frames by which a codec may reorder them: 16 in H.264 and HEVC.
+_REORDERED = 20
 # Codecs with packets that contain no frame to be shown.
 _HIDDEN = {"vp8", "vp9", "av1", "libvpx", "libvpx-vp9", "libdav1d", "libaom-av1"}
 _DECODING = -math.inf  # a key frame that precedes everything
@@ -92,6 +94,10 @@ class Decoder:
         self._live = live
         self._places = 0
         self._pending: dict[int, None] = {}  # time stamps of frames inside the decoder, in its order
+        self._absent: list[int] = []  # time stamps that were passed over; their frames may still come
+        self._ordered = True  # the frames came in the order of their time stamps so far
+        self._after = 0  # number of frames since the last one was passed over
+        self._first_key: int | None = None
         self._since: str | None = None  # place and cause of the current damage
         self._key: float | None = None  # time stamp of the key frame that may end the damage
         self._lost_here = 0
@@ -108,6 +114,8 @@ class Decoder:
         av = load_av()
         for packet in packets:
             if packet.size:
+                if packet.is_keyframe and self._first_key is None:
+                    self._first_key = packet.pts
                 if self._since is not None and not self._is_whole(packet):
                     self._lost_here += 1
                     continue
@@ -122,7 +130,8 @@ class Decoder:
                 raise YolactError(f"video {self._name}: this PyAV has no decoder for it") from error
             except (av.FFmpegError, ValueError, MemoryError) as error:
                 yield from self._damage(packet, error)
-        self._vanished(list(self._pending))
+        self._absent += self._pending
+        self._vanished()
         self._report()
 
     def seconds(self, frame: VideoFrame) -> float | None:
@@ -143,17 +152,34 @@ class Decoder:
             )
 
     def _came(self, frame: VideoFrame) -> VideoFrame:
+        if frame.pts in self._absent:
+            self._ordered = False  # times of decoding, as ASF has them for frames that refer to later ones
+        self._after += 1
         if frame.pts in self._pending:
             # Frames come in order of their times: those pending before this one were dropped.
             gone = [pts for pts in self._pending if pts < frame.pts]
             for pts in [*gone, frame.pts]:
                 del self._pending[pts]
-            self._vanished(gone)
+            if gone:
+                self._absent += gone
+                self._after = 0
+        if not self._ordered:
+            self._absent.clear()
+        elif self._after > _REORDERED:
+            self._vanished()
         return frame
 
-    def _vanished(self, gone: list[int]) -> None:
+    def _vanished(self) -> None:
         """Count frames that the decoder dropped silently."""
-        if gone and not self._live and self._stream.codec_context.name not in _HIDDEN:
+        gone, self._absent = self._absent, []
+        if not gone or self._live or self._stream.codec_context.name in _HIDDEN:
+            return
+        if early := [pts for pts in gone if self._first_key is None or pts < self._first_key]:
+            log.warning(
+                "video %s begins between key frames: %s before the first cannot be decoded",
+                self._name, counted(len(early), "frame"),
+            )  # fmt: skip
+        if gone := [pts for pts in gone if pts not in early]:
             self._begin(min(gone), "the decoder dropped it")
             self._lost_here += len(gone)
             self._key = self._key or _DECODING
@@ -161,6 +187,7 @@ class Decoder:
 
     def _damage(self, packet: Packet, error: Exception) -> Iterator[VideoFrame]:
         """Yield the good frames still inside the decoder, and wait for a key frame."""
+        self._vanished()
         missing = list(self._pending)
         if not self._live:
             # With threads the error comes late: frames after the damage, decoded from it, may be inside too.
@@ -215,7 +242,7 @@ class Decoder:
         self.lost += self._lost_here
         if self._places <= _REPORTED_PLACES:
             rest = "to its end" if self._key is None and not self._live else "then decoding goes on"
-            frames = "1 frame" if self._lost_here == 1 else f"{self._lost_here} frames"
+            frames = counted(self._lost_here, "frame")
             log.warning("video %s is damaged%s: %s lost, %s", self._name, self._since, frames, rest)
         self._since = self._key = None
 
