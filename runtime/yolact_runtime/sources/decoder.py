@@ -31,6 +31,8 @@ _LEAST_STEP = 1e-3
 _LEAP_LIVE, _LEAP = 10.0, 12 * 3600.0
 # Number of frames by which a codec may reorder them: 16 in H.264 and HEVC.
 _REORDERED = 20
+# Seconds within which the second field of an interlaced frame follows the first, in a packet of its own.
+_FIELD = 0.025
 # Codecs with packets that contain no frame to be shown.
 _HIDDEN = {"vp8", "vp9", "av1", "libvpx", "libvpx-vp9", "libdav1d", "libaom-av1"}
 _DECODING = -math.inf  # a key frame that precedes everything
@@ -97,6 +99,7 @@ class Decoder:
         self._absent: list[int] = []  # time stamps that were passed over; their frames may still come
         self._ordered = True  # the frames came in the order of their time stamps so far
         self._after = 0  # number of frames since the last one was passed over
+        self._fields_from: int | None = None  # time stamp of the previous frame, if it is interlaced
         self._first_key: int | None = None
         self._since: str | None = None  # place and cause of the current damage
         self._key: float | None = None  # time stamp of the key frame that may end the damage
@@ -130,7 +133,7 @@ class Decoder:
                 raise YolactError(f"video {self._name}: this PyAV has no decoder for it") from error
             except (av.FFmpegError, ValueError, MemoryError) as error:
                 yield from self._damage(packet, error)
-        self._absent += self._pending
+        self._pass_over(self._pending)
         self._vanished()
         self._report()
 
@@ -157,17 +160,24 @@ class Decoder:
         self._after += 1
         if frame.pts in self._pending:
             # Frames come in order of their times: those pending before this one were dropped.
-            gone = [pts for pts in self._pending if pts < frame.pts]
-            for pts in [*gone, frame.pts]:
+            passed = [pts for pts in self._pending if pts < frame.pts]
+            for pts in [*passed, frame.pts]:
                 del self._pending[pts]
-            if gone:
-                self._absent += gone
-                self._after = 0
+            self._pass_over(passed)
+            self._fields_from = frame.pts if frame.interlaced_frame else None
         if not self._ordered:
             self._absent.clear()
         elif self._after > _REORDERED:
             self._vanished()
         return frame
+
+    def _pass_over(self, stamps: Iterable[int]) -> None:
+        """Note time stamps without a frame, except that of the second field of the frame before."""
+        start = self._fields_from
+        gone = [pts for pts in stamps if start is None or not 0 < (pts - start) * self._tick < _FIELD]
+        if gone:
+            self._absent += gone
+            self._after = 0
 
     def _vanished(self) -> None:
         """Count frames that the decoder dropped silently."""
