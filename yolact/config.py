@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from yolact.settings import check
@@ -227,13 +227,28 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """Where the images and the COCO annotation files are."""
+    """Where the images and the COCO annotation files are. Without a validation part, `val_images` and
+    `val_annotations` are empty."""
 
-    name: str = "COCO 2017"
-    train_images: str = "data/coco/images"
-    train_annotations: str = "data/coco/annotations/instances_train2017.json"
-    val_images: str = "data/coco/images"
-    val_annotations: str = "data/coco/annotations/instances_val2017.json"
+    name: str = ""
+    train_images: str = ""
+    train_annotations: str = ""
+    val_images: str = ""
+    val_annotations: str = ""
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there is a validation part."""
+        return bool(self.val_annotations)
+
+
+COCO_2017 = DatasetConfig(
+    name="COCO 2017",
+    train_images="data/coco/images",
+    train_annotations="data/coco/annotations/instances_train2017.json",
+    val_images="data/coco/images",
+    val_annotations="data/coco/annotations/instances_val2017.json",
+)
 
 
 @dataclass(frozen=True)
@@ -271,7 +286,7 @@ class Config:
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
     augment: AugmentConfig = AugmentConfig()
-    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    dataset: DatasetConfig = COCO_2017
 
     @property
     def num_classes(self) -> int:

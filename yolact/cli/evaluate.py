@@ -132,6 +132,8 @@ def _data(args: argparse.Namespace, config: str) -> tuple[Path, Path]:
         log.info("evaluating on %s of the configuration %s", dataset.name, config)
     if dataset is None:
         raise UsageError("give both --images and --annotations, or --dataset")
+    if not dataset.has_validation:
+        raise UsageError(f"{dataset.name} has no validation part; give --images and --annotations")
     return Path(args.images or dataset.val_images), Path(args.annotations or dataset.val_annotations)
 
 

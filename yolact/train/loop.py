@@ -111,7 +111,7 @@ class _Training:
         self.config, self.settings, self.folder = config, settings, folder
         self.device, self.processes, self.iteration = device, processes, start
         self.dataset = _dataset(config, settings, processes)
-        self.validation = Validation(config, processes) if settings.validate_every else None
+        self.validation = _validation(config, processes)
 
         self.layout = memory_format(device, settings)
         self.model = _initial_model(config, resume, init_from).to(device).to(memory_format=self.layout)
@@ -301,6 +301,17 @@ def _dataset(config: Config, settings: TrainConfig, processes: Processes) -> Coc
             f" an iteration; there are {len(dataset)} images and train.batch_size is {settings.batch_size}"
         )
     return dataset
+
+
+def _validation(config: Config, processes: Processes) -> Validation | None:
+    """The images to validate on; None if the settings or the dataset have none."""
+    settings, data = config.train, config.dataset
+    if not settings.validate_every:
+        return None
+    if not (data.has_validation or settings.overfit):
+        log.info("%s has no validation part: training without validation", data.name)
+        return None
+    return Validation(config, processes)
 
 
 def memory_format(device: torch.device, settings: TrainConfig) -> torch.memory_format:
