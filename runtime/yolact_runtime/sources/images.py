@@ -56,16 +56,16 @@ class ImageSource(Source):
 
     def __init__(self, paths: Sequence[str | Path]) -> None:
         self.total = len(paths)
-        self._paths = paths
+        self.paths = paths
 
     def __iter__(self) -> Iterator[Frame]:
-        for index, path in enumerate(self._paths):
+        for index, path in enumerate(self.paths):
             yield image_frame(index, str(path))
 
     @property
     def folders(self) -> set[str]:
         """Real paths of the folders that hold the images."""
-        return {os.path.realpath(head) for head in {os.path.split(path)[0] for path in self._paths}}
+        return {os.path.realpath(head) for head in {os.path.split(path)[0] for path in self.paths}}
 
 
 def image_frame(index: int, name: str) -> Frame:

@@ -93,12 +93,12 @@ class RemainingSource(Source):
 
 
 class BrokenSource(Source):
-    """A source named `name` that could not be opened; iterating it raises `error`."""
+    """A source named `path` that could not be opened; iterating it raises `error`."""
 
     total = 1
 
-    def __init__(self, name: str, error: YolactError) -> None:
-        self.name, self._error = name, error
+    def __init__(self, path: str, error: YolactError) -> None:
+        self.path, self._error = path, error
 
     def __iter__(self) -> Iterator[Frame]:
         raise self._error
@@ -161,6 +161,26 @@ def image_folders(source: Source) -> set[str] | None:
         folders = [image_folders(one) for one in source.sources]
         return None if None in folders else set().union(*filter(None, folders))
     return source.folders if isinstance(source, ImageSource) else set()
+
+
+def source_files(source: Source) -> Iterator[str | Path]:
+    """The files that a source reads, as far as they are known in advance."""
+    if isinstance(source, ChainSource):
+        for one in source.sources:
+            yield from source_files(one)
+    elif isinstance(source, ImageSource):
+        yield from source.paths
+    elif isinstance(source, ListSource):
+        yield from source.known_names()
+    elif isinstance(source, VideoSource | BrokenSource):
+        yield source.path
+
+
+def file_folders(source: Source) -> set[str] | None:
+    """Real paths of the folders of all files that a source reads; None if it has a list, which may go on."""
+    if any(isinstance(one, ListSource) for one in getattr(source, "sources", [source])):
+        return None
+    return {os.path.realpath(head) for head in {os.path.split(path)[0] for path in source_files(source)}}
 
 
 def has_video(source: Source) -> bool:
