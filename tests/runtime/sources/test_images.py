@@ -7,7 +7,7 @@ import pytest
 
 from yolact_runtime import YolactError
 from yolact_runtime.errors import UsageError
-from yolact_runtime.sources.images import list_images, read_image
+from yolact_runtime.sources.images import list_images, read_image, silence_opencv
 
 PICTURE = np.zeros((40, 60, 3), np.uint8)  # RGB
 PICTURE[:20, :30] = (10, 200, 30)
@@ -16,7 +16,7 @@ PICTURE[20:, 30:] = (250, 0, 120)
 
 @pytest.fixture(autouse=True, scope="module")
 def quiet():
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    silence_opencv()
 
 
 def save(path, image, **options):
