@@ -146,6 +146,7 @@ class _Writer:
         self._frames = 0
         self._seen = 0.0  # end of the last picture, in seconds of the source
         self._last = -1_000_000  # in units of the encoder's time base
+        self._durations: dict[int | None, int] = {}  # of the pictures in the encoder, by their time
         self._size = (first.width, first.height)
         self._resized = False
         self._muted = False
@@ -198,18 +199,16 @@ class _Writer:
             time = frame.time + (self._audio.lead if self._audio else 0.0)
             self._last = max(round(time / base), self._last + round(_LEAST_STEP / base))
             picture.pts, picture.time_base = self._last, base
-            picture.duration = round((frame.duration or self._period) / base)
+            self._durations[self._last] = round((frame.duration or self._period) / base)
             self._seen = frame.time + self._period
             self._mux_audio(frame.time)
-            for packet in self._stream.encode(picture):
-                self._mux(packet)
+            self._encode(picture)
             self._frames += 1
 
     def finish(self) -> None:
         """Flush the encoder, copy the remaining audio and rename the file."""
         with self._guarded():
-            for packet in self._stream.encode(None):
-                self._mux(packet)
+            self._encode(None)
             for packet in self._audio.rest(self._seen) if self._audio else ():
                 self._mux(packet)
             self._stack.close()
@@ -218,6 +217,12 @@ class _Writer:
             "%s: %d frames of %d x %d, %s%s",
             self.target, self._frames, *self._size, self._codec, sound,
         )  # fmt: skip
+
+    def _encode(self, picture: VideoFrame | None) -> None:
+        for packet in self._stream.encode(picture):
+            # Encoders leave it out; the last one decides how long the file is.
+            packet.duration = self._durations.pop(packet.pts, 0)
+            self._mux(packet)
 
     def _mux_audio(self, until: float) -> None:
         if self._audio is not None:

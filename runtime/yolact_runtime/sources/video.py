@@ -89,7 +89,7 @@ class VideoSource(Source):
             if stream is None:
                 raise YolactError(f"video {self.path} changed while it was read")
             decoder = Decoder(stream, str(self.path))
-            timeline = Timeline(container, stream)
+            timeline = Timeline(container, stream, str(self.path))
             clock = Clock(timeline.start, timeline.period)
             packets = (packet for packet in timeline.packets() if packet.stream.index == stream.index)
             turned: Orientation | None = None
@@ -118,7 +118,7 @@ class VideoSource(Source):
                 self._check_end(stream)
 
     def _check_end(self, stream: VideoStream) -> None:
-        """Raise a YolactError if the index places frames beyond the end of the file; hidden ones do not count."""
+        """Raise a YolactError if the index places frames that are shown beyond the end of the file."""
         size = self.path.stat().st_size
         ends = [entry.pos + entry.size for entry in stream.index_entries if not entry.is_discard]
         if missing := sum(end > size for end in ends):
@@ -129,4 +129,3 @@ class VideoSource(Source):
     def close(self) -> None:
         """End a running iteration before its next frame."""
         self._closed = True
-
