@@ -69,6 +69,7 @@ def build_parser() -> Parser:
     )
     inspect.add_argument("file", type=Path, help=".onnx, .xml, .engine or .plan, or a checkpoint")
     inspect.add_argument("--config", help="configuration, if the checkpoint does not say it")
+    inspect.add_argument("--classes", metavar="FILE|NAMES", help="its classes, if it does not hold them")
     return parser
 
 
@@ -125,12 +126,14 @@ def command(args: argparse.Namespace) -> None:
 
 def _inspect(args: argparse.Namespace) -> None:
     """Run `yolact-export inspect`."""
-    own = ("command", "file", "config", "debug", "quiet", "command_line")
+    own = ("command", "file", "config", "classes", "debug", "quiet", "command_line")
     if given := _given(args, [name for name in vars(args) if name not in own]):
-        raise UsageError(f"{given[0]} is an option of an export; inspect takes --config, --debug and --quiet")
+        raise UsageError(
+            f"{given[0]} is an option of an export; inspect takes --config, --classes, --debug and --quiet"
+        )
     from yolact_export.inspection import print_file
 
-    print_file(args.file, args.config)
+    print_file(args.file, args.config, args.classes)
 
 
 def _given(args: argparse.Namespace, names: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from yolact.model import Yolact
 from yolact.registry import config_name_of, position_of
 from yolact.weights.load import FORMAT
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.files import atomic_path
+from yolact_runtime.files import atomic_path, writing
 
 log = logging.getLogger(__name__)
 
@@ -92,9 +93,19 @@ class Checkpoints:
             if isinstance(name, str)
             and name == checkpoint_name(config, *position_of(name), "interrupt" in name)
         ]
-        # Temporary files of a killed process.
-        for path in folder.glob(f".{config}_*.pth"):
-            path.unlink(missing_ok=True)
+
+    def prepare(self) -> None:
+        """Create the folder, see that files can be written to it, and remove what a killed process left.
+
+        Raises:
+            YolactError: it cannot be written to.
+        """
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+            for path in self.folder.glob(f".{self.config}_*.pth"):
+                path.unlink(missing_ok=True)
 
     @property
     def last(self) -> Path | None:

@@ -140,6 +140,8 @@ class _Training:
         here = resume is not None and resume.path.parent.resolve() == folder.resolve()
         written = state.get("written", ()) if here else ()
         self.checkpoints = Checkpoints(folder, config.name, settings.keep_last, written)
+        if processes.main:
+            self.checkpoints.prepare()
         self.batches = EpochBatches(
             len(self.dataset), settings.effective_batch, settings.seed, start, settings.max_iterations
         )

@@ -81,10 +81,11 @@ def load_model(weights: str | Path, config: str | Config | None = None, classes:
     state = checkpoint.ema or checkpoint.model
     found = count_classes(state)
     if found not in (None, len(checkpoint.config.classes)):
+        names = checkpoint.config.name if classes is None else f"--classes {classes}"
         raise YolactError(
-            f"{weights} has {counted(found or 0, 'class', 'classes')} and {checkpoint.config.name}"
-            f" {len(checkpoint.config.classes)}; give the names with --classes NAME,NAME,... or a file with a"
-            " name in each line"
+            f"{weights} has {counted(found or 0, 'class', 'classes')}, but {names} has"
+            f" {len(checkpoint.config.classes)}; give the names with --classes NAME,NAME,... or a file with"
+            " one in each line"
         )
     load_state(model, state, str(weights))
     return model.eval()
