@@ -34,6 +34,7 @@ class TorchEngine(Engine):
         input_dtype: `float32` resizes on float values, as the original does. `uint8` rounds the resized
             image, like the input of an exported graph: use it to compare with one.
         threads: CPU threads; None for PyTorch's choice.
+        classes: Class names of weights that hold none: separated by commas, or a file with one in each line.
 
     Raises:
         YolactError: the file cannot be opened.
@@ -48,13 +49,14 @@ class TorchEngine(Engine):
         nms: str | None = None,
         input_dtype: str = "float32",
         threads: int | None = None,
+        classes: str | None = None,
     ) -> None:
         if input_dtype not in ("float32", "uint8"):
             raise UsageError(f"input_dtype {input_dtype!r}; allowed: float32, uint8")
         if threads:
             torch.set_num_threads(threads)
         self.path = Path(path)
-        self._setup(load_model(path, config), device, nms, input_dtype)
+        self._setup(load_model(path, config, classes), device, nms, input_dtype)
 
     @classmethod
     def from_model(cls, model: Yolact, device: str = "auto", input_dtype: str = "float32") -> TorchEngine:
@@ -140,4 +142,6 @@ def pick_device(name: str) -> torch.device:
         raise UsageError(f"device {name!r}; allowed: auto, cpu, cuda, cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device {name!r}: PyTorch finds no CUDA device here; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device {name!r}: PyTorch finds {torch.cuda.device_count()} CUDA devices here")
     return device
