@@ -135,9 +135,11 @@ def _read_codes(path: Path, colours: Mapping[int, int] | None) -> np.ndarray:
         except ValueError as error:
             raise YolactError(f"{path} {error}") from None
         with Image.open(io.BytesIO(data)) as image:
-            values = np.array(image)
+            values = np.array(image)  # (H, W), or (H, W, channels)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise YolactError(f"cannot read {path}: {first_line(error)}") from error
+    if values.ndim == 3 and values.shape[2] == 2:  # grey or palette with alpha
+        values = values[:, :, 0]
     if values.ndim == 2:
         codes = values.astype(np.int64)
         if values.dtype.kind == "u":

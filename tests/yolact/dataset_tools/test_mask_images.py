@@ -48,7 +48,7 @@ class TestVoc:
                 image.save(root / folder / name)
         return instances, kinds
 
-    @pytest.mark.parametrize("mode", ["P", "L", "RGB", "RGBA"])
+    @pytest.mark.parametrize("mode", ["P", "L", "LA", "RGB", "RGBA"])
     def test_instances_and_classes(self, tmp_path: Path, mode: str) -> None:
         instances, _ = self.write(tmp_path, mode)
         conversion = convert("voc", tmp_path)
