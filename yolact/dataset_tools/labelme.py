@@ -31,6 +31,8 @@ from yolact_runtime.sources.folders import IMAGES
 
 log = logging.getLogger(__name__)
 
+# Suffixes that an image inside a labelme file keeps: labelme stores JPEG or PNG, whatever the image was.
+_STORED = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _CIRCLE_POINTS = 64
 _NO_AREA = ("point", "points", "line", "linestrip")
 # Shapes that are outlines of three or more points: labelme's, and what X-AnyLabeling and others add.
@@ -131,7 +133,7 @@ def _extract(source: Source, path: Path, name: PurePosixPath, data: Any) -> Path
     place = folder / (name.name.strip("./ ") or path.stem)
     if not isinstance(data, str) or not data:
         raise YolactError(f"{path}: there is no image {place}, and none inside the file")
-    if place.suffix.lower() not in IMAGES:
+    if place.suffix.lower() not in _STORED:
         place = place.with_name(place.name + ".png")
     if not place.is_file():
         try:
