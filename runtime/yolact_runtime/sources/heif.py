@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from yolact_runtime.errors import YolactError, first_line, missing_extra
+from yolact_runtime.sources.isobmff import boxes, is_cut_off
 
 # Brands of pictures and of sequences of pictures, which hold a picture as well.
 _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"mif2", b"msf1"}
 _AVIF = {b"avif", b"avis", b"avio"}
 # How the libraries report damage; Pillow raises a SyntaxError for AVIF.
-_ERRORS = (ValueError, RuntimeError, SyntaxError, OSError, EOFError, struct.error)
+_ERRORS = (ValueError, RuntimeError, SyntaxError, OSError, EOFError, IndexError, struct.error)
 
 
 def heif_kind(data: bytes) -> str:
@@ -73,13 +74,17 @@ class HeifImage:
         self._path, self._kind = path, kind
         self._image: Any
         try:
+            if is_cut_off(data):
+                raise YolactError(f"image {path} is cut off; copy it again")
             if kind == "HEIC":
                 import pillow_heif
 
                 self._image = pillow_heif.open_heif(
                     io.BytesIO(data), convert_hdr_to_8bit=False, bgr_mode=True
                 )
-                self.more = len(self._image) > 1 or b"moov" in _boxes(data)
+                if not self._image.info.get("primary"):
+                    raise ValueError("the main picture cannot be read")
+                self.more = len(self._image) > 1 or b"moov" in {k for k, _, _ in boxes(data, 0, len(data))}
             else:
                 from PIL.AvifImagePlugin import AvifImageFile
 
@@ -114,15 +119,3 @@ class HeifImage:
 
     def _damaged(self, error: BaseException) -> YolactError:
         return YolactError(f"image {self._path} is cut off or damaged {self._kind}: {first_line(error)}")
-
-
-def _boxes(data: bytes) -> set[bytes]:
-    """The types of the boxes at the top of a file."""
-    at, kinds = 0, set()
-    while at + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, at)
-        if length == 1 and at + 16 <= len(data):
-            length = struct.unpack_from(">Q", data, at + 8)[0]
-        kinds.add(kind)
-        at += max(8, length or len(data))
-    return kinds
