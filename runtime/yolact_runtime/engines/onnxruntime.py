@@ -49,6 +49,7 @@ class OnnxRuntimeEngine(Engine):
         UsageError: an unknown provider, or less than one thread or stream.
     """
 
+    path: Path
     reuses_outputs = False
 
     def __init__(
