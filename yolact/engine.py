@@ -55,6 +55,7 @@ class TorchEngine(Engine):
             raise UsageError(f"input_dtype {input_dtype!r}; allowed: float32, uint8")
         if threads:
             torch.set_num_threads(threads)
+        self.path = Path(path)
         self._setup(load_model(path, config, classes), device, nms, input_dtype)
 
     @classmethod

@@ -41,7 +41,9 @@ def print_file(path: Path, config: str | None = None, classes: str | None = None
         ".onnx": _onnx_tables,
         ".xml": _openvino_tables,
         **dict.fromkeys((".engine", ".plan"), _engine_tables),
-        **dict.fromkeys((".pth", ".pt", ".safetensors"), lambda path: _checkpoint_tables(path, config, classes)),
+        **dict.fromkeys(
+            (".pth", ".pt", ".safetensors"), lambda path: _checkpoint_tables(path, config, classes)
+        ),
     }
     suffix, console = path.suffix.lower(), table_console()
     if suffix not in readers:

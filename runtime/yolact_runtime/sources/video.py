@@ -15,13 +15,13 @@ from yolact_runtime.sources.libav import (
     load_av,
     moving_pictures,
     open_video,
-    period_of,
     reason,
-    start_of,
 )
+from yolact_runtime.sources.timeline import Timeline
 
 if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
+    from av.video.stream import VideoStream
 
 SUFFIXES = (
     ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
@@ -93,17 +93,20 @@ class VideoSource(Source):
             if stream is None:
                 raise YolactError(f"video {self.path} changed while it was read")
             decoder = Decoder(stream, str(self.path))
-            clock = Clock(start_of(stream), period_of(stream))
+            timeline = Timeline(container, stream)
+            clock = Clock(timeline.start, timeline.period)
+            packets = (packet for packet in timeline.packets() if packet.stream.index == stream.index)
             turned: Orientation | None = None
             try:
-                for frame in decoder.frames(container.demux(stream)):
+                for frame in decoder.frames(packets):
                     if self._closed:
                         return
                     if turned is None:
                         turned = orientation(frame, stream.metadata, str(self.path))
                     name = f"{self.path}#{count}"
                     picture = Picture(frame, name, turned)
-                    yield Frame(count, name, self.path, picture.read, clock.time(decoder.seconds(frame)))
+                    time = clock.time(decoder.seconds(frame))
+                    yield Frame(count, name, self.path, picture.read, time, decoder.duration(frame))
                     count += 1
             except av.FFmpegError as error:
                 raise YolactError(
@@ -114,12 +117,20 @@ class VideoSource(Source):
                 decoder.finish()
             if not count:
                 raise YolactError(f"video {self.path} contains no frame that can be decoded")
-            # Other containers count repeated frames, or none.
-            if "mp4" in container.format.name and decoder.packets < stream.frames:
-                raise YolactError(
-                    f"video {self.path} is cut off: it has {decoder.packets} of its {stream.frames} frames"
-                )
+            # Other containers index key frames only, or build the index while they are read.
+            if "mp4" in container.format.name:
+                self._check_end(stream)
+
+    def _check_end(self, stream: VideoStream) -> None:
+        """Raise a YolactError if the index places frames beyond the end of the file; hidden ones do not count."""
+        size = self.path.stat().st_size
+        ends = [entry.pos + entry.size for entry in stream.index_entries if not entry.is_discard]
+        if missing := sum(end > size for end in ends):
+            raise YolactError(
+                f"video {self.path} is cut off: it has {len(ends) - missing} of its {len(ends)} frames"
+            )
 
     def close(self) -> None:
         """End a running iteration before its next frame."""
         self._closed = True
+
