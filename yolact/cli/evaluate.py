@@ -126,7 +126,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 def _data(args: argparse.Namespace, config: str) -> tuple[Path, Path]:
     """Images and annotations: the ones given, else those of `--dataset`, else the configuration's."""
-    from yolact.data.layout import resolve_dataset
+    from yolact.data.layout import default_dataset, resolve_dataset
 
     if args.images and args.annotations:
         return Path(args.images), Path(args.annotations)
@@ -134,7 +134,8 @@ def _data(args: argparse.Namespace, config: str) -> tuple[Path, Path]:
     if args.dataset:
         dataset = resolve_dataset(args.dataset)
     elif not (args.images or args.annotations) and config in configs():
-        dataset = configs()[config].dataset
+        part = "val" if args.val_fraction is None else "train"
+        dataset = default_dataset(configs()[config].dataset, part)
         log.info("evaluating on %s of the configuration %s", dataset.name, config)
     if dataset is None:
         raise UsageError("give both --images and --annotations, or --dataset")

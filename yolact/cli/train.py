@@ -8,16 +8,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from yolact.config import Config, TrainConfig
 from yolact.registry import configs, get_config
 from yolact.settings import override
 from yolact_runtime.commandline import Parser, run
-from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from yolact.weights.load import Checkpoint
 
 log = logging.getLogger(__name__)
-
-DEFAULT_DATASET = Path("data")
 
 
 def build_parser() -> Parser:
@@ -64,82 +66,91 @@ def command(args: argparse.Namespace) -> int:
 
     import torch
 
-    from yolact.train.checkpoint import find_checkpoint
     from yolact.train.distributed import join_processes
     from yolact.train.loop import train
-    from yolact.train.resume import awaits_validation, check_changes
-    from yolact.weights.load import load_checkpoint
 
     if args.threads:
         torch.set_num_threads(args.threads)
     with join_processes(args.device) as (processes, device):
-        resume = init_from = None
-        name = given.name if given else None
-        path = find_checkpoint(args.resume, args.save_folder, name) if args.resume else None
-        if path is not None:
-            resume = load_checkpoint(path, default=given)
-            base = resume.config
-            if given and given.name != base.name:
-                raise UsageError(
-                    f"--resume {path} continues a training of {base.name}; --config is {args.config}"
-                )
-        elif args.init_from:
-            init_from = load_checkpoint(args.init_from, default=given)
-            base = replace(
-                configs().get(init_from.config.name, init_from.config), model=init_from.config.model
-            )
-            base = get_config(args.config) if args.config else base
-        elif given is None:
-            raise UsageError(f"--config is missing; one of {', '.join(configs())}")
-        else:
-            base = get_config(args.config)
-        config = override(base, args.set)
-        config = replace(config, train=_settings(args, config.train))
-        config = _with_dataset(config, args.dataset)
+        base, resume, init_from = _starting_point(args, given)
+        config = _configuration(args, base)
         start = max(args.start_iter, 0)
-        if resume is not None and resume.training is None:
+        if resume is not None:
             start = resume.iteration if args.start_iter < 0 else args.start_iter
-            log.warning("%s holds weights only: the optimizer starts anew at iteration %d", path, start)
-        elif resume is not None and path is not None:
-            if changes := check_changes(resume.config, config, path):
-                log.info("changed since %s: %s", path, changes)
-            start = resume.iteration if args.start_iter < 0 else args.start_iter
-            stop = config.train.scaled().max_iterations
-            due = awaits_validation(resume) and config.train.validate_every
-            if (start == stop and not due) or (start > stop and args.resume == "auto"):
-                log.info("the training is complete: %s is at iteration %d of %d", path, start, stop)
+            if _is_complete(config, resume, start, args.resume):
                 return 0
         train(config, args.save_folder, device, resume, start, init_from, processes)
     return 0
 
 
-def _with_dataset(config: Config, dataset: str | None) -> Config:
-    """The configuration with its dataset, and the classes of this.
+def _starting_point(
+    args: argparse.Namespace, given: Config | None
+) -> tuple[Config, Checkpoint | None, Checkpoint | None]:
+    """Open the checkpoint to continue, or the weights to fine-tune.
 
     Args:
-        config: Has a dataset, which is used if `dataset` is None and its annotation file exists.
-        dataset: The value of `--dataset`. Without it and the configuration's, `data/` is looked into.
+        args: Of the command line.
+        given: The configuration that --config and --set name.
+
+    Returns:
+        The configuration that the options apply to, the checkpoint of --resume, and that of --init-from.
 
     Raises:
-        YolactError: there is no dataset; says where it was looked for.
+        UsageError: no configuration is known, or --config is not the checkpoint's.
     """
-    from yolact.data.annotations import read_classes
-    from yolact.data.layout import resolve_dataset
+    from yolact.train.checkpoint import find_checkpoint
+    from yolact.weights.load import load_checkpoint
 
-    found = config.dataset
-    annotations = Path(found.train_annotations)
-    if dataset is not None:
-        found = resolve_dataset(dataset)
-    elif not annotations.is_file():
-        missing = f"{found.name} is not here (no {annotations.absolute()})"
-        if not DEFAULT_DATASET.is_dir():
-            raise YolactError(f"{missing}; give --dataset, a folder or a .yaml file")
-        try:
-            found = resolve_dataset(DEFAULT_DATASET)
-        except YolactError as error:
-            raise YolactError(f"{missing}, and {error}; give --dataset") from error
-        log.info("%s; training on %s", missing, found.train_annotations)
-    return replace(config, dataset=found, classes=read_classes(Path(found.train_annotations)))
+    name = given.name if given else None
+    path = find_checkpoint(args.resume, args.save_folder, name) if args.resume else None
+    if path is not None:
+        resume = load_checkpoint(path, default=given)
+        if given and given.name != resume.config.name:
+            raise UsageError(
+                f"--resume {path} continues a training of {resume.config.name}; --config is {args.config}"
+            )
+        return resume.config, resume, None
+    init_from = load_checkpoint(args.init_from, default=given) if args.init_from else None
+    if args.config:
+        return get_config(args.config), None, init_from
+    if init_from is None:
+        raise UsageError(f"--config is missing; one of {', '.join(configs())}")
+    # The network of the file, and the training of its configuration.
+    known = configs().get(init_from.config.name, init_from.config)
+    return replace(known, model=init_from.config.model), None, init_from
+
+
+def _configuration(args: argparse.Namespace, base: Config) -> Config:
+    """`base` with the options of the command line, its dataset, and the classes of this."""
+    from yolact.data.annotations import read_classes
+    from yolact.data.layout import default_dataset, resolve_dataset
+
+    config = override(base, args.set)
+    config = replace(config, train=_settings(args, config.train))
+    dataset = resolve_dataset(args.dataset) if args.dataset else default_dataset(config.dataset)
+    return replace(config, dataset=dataset, classes=read_classes(Path(dataset.train_annotations)))
+
+
+def _is_complete(config: Config, resume: Checkpoint, start: int, option: str) -> bool:
+    """Log what a resumed training changes; whether it is complete, so that there is nothing left to do.
+
+    Raises:
+        UsageError: a setting cannot change.
+    """
+    from yolact.train.resume import awaits_validation, check_changes
+
+    if resume.training is None:
+        log.warning("%s holds weights only: the optimizer starts anew at iteration %d", resume.path, start)
+        return False
+    if changes := check_changes(resume.config, config, resume.path):
+        log.info("changed since %s: %s", resume.path, changes)
+    end = config.train.scaled().max_iterations
+    due = awaits_validation(resume) and config.train.validate_every
+    # A scheduler repeats --resume auto until it succeeds.
+    if (start == end and not due) or (start > end and option == "auto"):
+        log.info("the training is complete: %s is at iteration %d of %d", resume.path, start, end)
+        return True
+    return False
 
 
 def _settings(args: argparse.Namespace, configured: TrainConfig) -> TrainConfig:

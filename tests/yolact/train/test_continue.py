@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from yolact.cli import evaluate
 from yolact.cli.train import main
 from yolact.config import Config
 from yolact.dataset_tools.synthetic import make_shapes_dataset
@@ -242,54 +243,38 @@ def test_fine_tuning_takes_the_network_of_the_file(
 def test_a_held_out_part_is_validated_on_and_evaluated(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from yolact.cli import evaluate
-
     monkeypatch.chdir(tmp_path)
     make_shapes_dataset(tmp_path / "data", train_images=20, val_images=1, seed=3)
     shutil.rmtree("data/val")
     Path("data/annotations/instances_val.json").unlink()
-    spec = tmp_path / "data.yaml"
-    from yolact.data import layout
-
-    found = layout.resolve_dataset
-    dataset = replace(
-        get_config("yolact_tiny").dataset, val_images="", val_annotations="", train_images="data/train",
-        train_annotations="data/annotations/instances_train.json",
-    )  # fmt: skip
-    monkeypatch.setattr(layout, "resolve_dataset", lambda path: dataset if path == str(spec) else found(path))
-    options = ("--config", "yolact_tiny", "--dataset", str(spec), "--iterations", "4", "--batch-size", "4")
+    options = ("--config", "yolact_tiny", "--dataset", "data", "--iterations", "4", "--batch-size", "4")
     options += ("--val-fraction", "0.25", "--validate-every", "1", "--set", "train.pictures=0", *CPU)
     assert main([*options]) == 0
     assert "training yolact_tiny on 15 images" in capsys.readouterr().err
     records = [json.loads(line) for line in Path("weights/yolact_tiny.jsonl").read_text().splitlines()]
     trained = [record["validation"] for record in records if "validation" in record][-1]
-    arguments = ["--engine", "weights/yolact_tiny_1_4.pth", "--dataset", str(spec), "--json", "m.json"]
+    arguments = ["--engine", "weights/yolact_tiny_1_4.pth", "--json", "m.json"]
     assert evaluate.main([*arguments, "--val-fraction", "0.25"]) == 0
     measured = json.loads(Path("m.json").read_text())
     assert measured["images"] == 5
     assert measured["mask"]["ap"] == trained["mask_ap"]
-    assert evaluate.main(arguments) == 2
+    assert evaluate.main([*arguments, "--dataset", "data"]) == 2
     assert "--val-fraction" in capsys.readouterr().err
 
 
 def test_the_folder_data_is_the_default(
     shapes: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The original's layout of one's own dataset, which trains without validation."""
     monkeypatch.chdir(tmp_path)
     options = ("--config", "yolact_tiny_config", "--iterations", "1", "--batch_size=4", *CPU)
     assert main([*options]) == 1
-    missing = tmp_path / "data/shapes/annotations/instances_train.json"
-    assert capsys.readouterr().err.strip() == (
-        f"ERROR: shapes is not here (no {missing}); give --dataset, a folder or a .yaml file"
-    )
-    Path("data").mkdir()
-    assert main([*options]) == 1
-    output = capsys.readouterr().err.strip()
-    assert str(missing) in output
-    assert "dataset data" in output
-    Path("data").rmdir()
-    shutil.copytree(shapes, "data")
+    assert str(tmp_path / "data") in capsys.readouterr().err
+    shutil.copytree(shapes / "train", "data/train_images")
+    shutil.copy(shapes / "annotations/instances_train.json", "data/pascal_train.json")
     assert main([*options]) == 0
-    assert "training on data/annotations/instances_train.json" in capsys.readouterr().err
+    assert "has no validation part" not in capsys.readouterr().err  # it does not validate anyway
     saved = load_checkpoint(Path("weights/yolact_tiny_0_1.pth")).config
-    assert saved.dataset.train_annotations == "data/annotations/instances_train.json"
+    assert saved.dataset.train_annotations == "data/pascal_train.json"
+    assert main([*options, "--validate-every", "1", "--save-folder", "w"]) == 0
+    assert capsys.readouterr().err.count("has no validation part") == 1
