@@ -50,6 +50,8 @@ class OnnxRuntimeEngine(Engine):
     """
 
     path: Path
+
+    path: Path
     reuses_outputs = False
 
     def __init__(
@@ -124,7 +126,7 @@ class OnnxRuntimeEngine(Engine):
         self, providers: list[tuple[str, dict[str, str]]], threads: int | None
     ) -> tuple[Any, str]:
         """A session and the precision that it computes in, as its optimised graph shows."""
-        stored = (read_properties(str(self.path)) or {}).get(f"{PREFIX}precision", "").strip('"')
+        stored = (read_properties(self.path) or {}).get(f"{PREFIX}precision", "").strip('"')
         if stored not in ("fp16", "int8"):
             return self._open(providers, threads), "fp32"
         try:
