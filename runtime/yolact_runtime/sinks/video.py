@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -16,6 +17,7 @@ import numpy as np
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import atomic_path
 from yolact_runtime.frames import Frame, Sink
+from yolact_runtime.outputs import identity_of
 from yolact_runtime.results import Result
 from yolact_runtime.sinks.audio import AudioCopy
 from yolact_runtime.sources.libav import (
@@ -71,7 +73,9 @@ class VideoSink(Sink):
         self.outputs: list[Path] = []
         self._folder = Path(folder)
         self._quality = crf, preset
-        self._taken = {Path(path).resolve() for path in keep}
+        self._taken: set[Path] = set()
+        self._kept = {identity_of(path) for path in keep}
+        self._folders = {identity_of(Path(path).parent) for path in keep}
         self._writer: _Writer | None = None
 
     def prepare(self, frame: Frame, image: np.ndarray, result: Result) -> Any:
@@ -114,9 +118,16 @@ class VideoSink(Sink):
             # A recording without an end: Matroska plays even if the process is killed.
             stem = re.sub(r"[^\w.-]+", "_", frame.name.rpartition("#")[0]).strip("._") or "camera"
             suffix = ".mkv"
-        self._taken.add(frame.path.resolve())
+        if frame.path.is_file():
+            self._kept.add(identity_of(frame.path))
+        # In a folder of sources, nothing is written over.
+        careful = identity_of(self._folder) in {*self._folders, identity_of(frame.path.parent)}
         target, number = self._folder / (stem + suffix), 2
-        while target.resolve() in self._taken:
+        while (
+            target.resolve() in self._taken
+            or identity_of(target) in self._kept
+            or (careful and os.path.lexists(target))
+        ):
             target = self._folder / f"{stem}_{number}{suffix}"
             number += 1
         self._taken.add(target.resolve())

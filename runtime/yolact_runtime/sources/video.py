@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from yolact_runtime.errors import YolactError
 from yolact_runtime.frames import Frame, Source
 from yolact_runtime.sources.decoder import Clock, Decoder, Orientation, Picture, orientation
-from yolact_runtime.sources.images import SUFFIXES as IMAGE_SUFFIXES
+from yolact_runtime.sources.folders import IMAGES, VIDEOS
 from yolact_runtime.sources.libav import (
     MAX_PIXELS,
     load_av,
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
     from av.video.stream import VideoStream
 
-SUFFIXES = (
-    ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
-    ".mts", ".mxf", ".nut", ".ogv", ".ts", ".vob", ".webm", ".wmv",
-)  # fmt: skip
 _NO_VIDEO = (".csv", ".json", ".md", ".txt", ".xml", ".yaml", ".yml")
 
 
@@ -34,9 +30,9 @@ def is_video(path: str | Path) -> bool:
     """Whether `path` is a video, by its suffix; if that is unknown, by its content (which needs PyAV)."""
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix in SUFFIXES:
+    if suffix in VIDEOS:
         return True
-    if suffix in IMAGE_SUFFIXES or suffix in _NO_VIDEO or not path.is_file():
+    if suffix in IMAGES or suffix in _NO_VIDEO or not path.is_file():
         return False
     try:
         with open_video(path) as container:
