@@ -63,7 +63,11 @@ class AudioCopy:
                 self._tracks[stream.index] = _Track(track, start_of(stream))
                 self.codecs.append(codec)
             else:
-                log.warning("%s has no sound: %s cannot hold %s audio", target, target.suffix, codec)
+                kept = stream.codec_context and takes_audio("matroska", source, stream.index)
+                log.warning(
+                    "%s has no sound: %s cannot hold %s audio%s",
+                    target, target.suffix, codec, "; --video IN:OUT.mkv keeps it" if kept else "",
+                )  # fmt: skip
         if self._tracks and pictures is not None:
             timeline = Timeline(self._container, pictures)
             self._start = timeline.start or 0.0
