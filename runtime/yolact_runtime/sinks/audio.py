@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolact_runtime.errors import YolactError
-from yolact_runtime.sources.libav import load_av, moving_pictures, open_video, reason, start_of
+from yolact_runtime.sources.libav import demux, load_av, moving_pictures, open_video, reason, start_of
 from yolact_runtime.sources.timeline import LEAP_FILE, Timeline
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def takes_audio(container: str, source: Path, index: int) -> bool:
         with open_video(source) as opened, av.open(io.BytesIO(), "w", format=container) as trial:
             stream = opened.streams[index]
             track = trial.add_stream_from_template(stream)
-            packet = next(item for item in opened.demux(stream) if item.size)
+            packet = next(item for item in demux(opened, stream) if item.size)
             packet.stream = track
             trial.mux_one(packet)
     except (av.FFmpegError, YolactError, StopIteration, ValueError):

@@ -181,7 +181,8 @@ def test_edit_lists_are_followed(tmp_path, caplog, edits, tracks):
     for kind in ("vide", "soun") if tracks == "both" else (tracks,):
         videos.edit(source, EDITS[edits], kind)
     expected_pictures, expected_sound, seconds = played(source)
-    assert len(list(VideoSource(source))) == len(expected_pictures)
+    opened = VideoSource(source)
+    assert len(list(opened)) == opened.total == len(expected_pictures)
     pictures, sound, written_seconds = played(copy(source, tmp_path / "out")[0])
     np.testing.assert_allclose(pictures, expected_pictures, atol=2e-3)
     # The sound that the decoder needs before the first that is heard may be heard: a packet of 21 ms.

@@ -186,3 +186,36 @@ def test_a_counter_that_wraps(tmp_path, before):
                 packet.stream = tracks[packet.stream.index]
                 new.mux(packet)
     np.testing.assert_allclose([frame.time for frame in VideoSource(path)], np.arange(20) / 10, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("side", "message"),
+    [
+        (64, "has 2 video streams; the first is read"),
+        # FFmpeg looks for streams in the first 5 MB only.
+        (768, "of its pictures and sound; if other streams begin there, they are not read"),
+    ],
+)
+def test_a_recording_that_goes_on_with_other_streams(tmp_path, caplog, side, message):
+    """They are not read, as PyAV does not know those that begin late; that is no error, and is said."""
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    joined = tmp_path / "joined.ts"
+    for number in range(2):
+        part, memory = io.BytesIO(), io.BytesIO()
+        options = {"qmin": "1", "qmax": "1"}
+        videos.write(
+            memory, [noise] * 20, codec="mpeg2video", options=options, key=1, rate=25, container="mpegts"
+        )
+        memory.seek(0)
+        with av.open(memory) as old, av.open(part, "w", format="mpegts") as new:
+            track = new.add_stream_from_template(old.streams.video[0])
+            track.id = 0x100 + 0x80 * number
+            for packet in old.demux(video=0):
+                if packet.size:
+                    packet.stream = track
+                    new.mux(packet)
+        with joined.open("ab") as file:
+            file.write(part.getvalue())
+    for _ in range(2):  # PyAV's failure depends on the content of memory
+        assert len(list(VideoSource(joined))) == 20
+    assert message in caplog.text
