@@ -59,7 +59,8 @@ class AudioCopy:
             if stream.codec_context and takes_audio(output.format.name, source, stream.index):
                 track = output.add_stream_from_template(stream)
                 track.metadata.update(_described(stream))
-                track.disposition = stream.disposition
+                # PyAV 17.0 takes nothing but a number.
+                track.disposition = stream.disposition.value  # type: ignore[assignment]
                 self._tracks[stream.index] = _Track(track, start_of(stream))
                 self.codecs.append(codec)
             else:

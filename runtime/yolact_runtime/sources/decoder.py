@@ -140,7 +140,8 @@ class Decoder:
     def seconds(self, frame: VideoFrame) -> float | None:
         """The time stamp of a frame of this stream in seconds."""
         # A frame flushed out of the decoder does not know its time base.
-        return None if frame.pts is None else float(frame.pts * self._tick)
+        stamp = frame.pts if self._ordered or frame.dts is None else frame.dts
+        return None if stamp is None else float(stamp * self._tick)
 
     def duration(self, frame: VideoFrame) -> float | None:
         """Seconds that a frame of this stream is shown; None if the file does not say."""

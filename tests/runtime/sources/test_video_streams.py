@@ -118,7 +118,10 @@ def test_times_of_decoding_are_no_lost_frames(tmp_path, caplog):
     videos.write(tmp_path / "x264.asf", videos.shades(30), options=options)
     for clip in (path, tmp_path / "x264.asf"):
         source = VideoSource(clip)
-        assert len(list(source)) == 30
+        times = [frame.time for frame in source]
+        assert len(times) == 30
+        # Irregular only until the order is known, and at the end.
+        assert np.count_nonzero(np.abs(np.diff(times) - 0.1) > 0.01) <= 4
         assert source.lost == 0 and not warnings_in(caplog)
 
 
