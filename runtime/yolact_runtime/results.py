@@ -54,8 +54,9 @@ class Result:
 
     def __repr__(self) -> str:
         """Size and classes; the arrays would fill the screen."""
-        counts = ", ".join(f"{name}: {count}" for name, count in Counter(self.names).items())
-        return f"Result({self.width} x {self.height}, {counted(len(self), 'detection')}{counts and f' ({counts})'})"
+        classes = ", ".join(f"{name}: {count}" for name, count in Counter(self.names).items())
+        found = counted(len(self), "detection") + (f" ({classes})" if classes else "")
+        return f"Result({self.width} x {self.height}, {found})"
 
     def __len__(self) -> int:
         return len(self.scores)

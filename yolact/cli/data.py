@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolact.registry import get_config
-from yolact_runtime.commandline import Parser, run
+from yolact_runtime.commandline import Parser, printing_beside, run
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.files import atomic_path, write_json
+from yolact_runtime.files import atomic_path, read_json, write_json
+from yolact_runtime.outputs import Named, check_outputs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,7 +46,9 @@ def _parser() -> Parser:
     check = add("check", _check, "find problems before training or evaluation; exit code 1 for errors")
     check.add_argument("annotations", type=Path, help="COCO annotation file")
     check.add_argument("--images", type=Path, help="folder of the images; each is opened")
-    check.add_argument("--json", type=Path, metavar="FILE", help="write all findings here")
+    check.add_argument(
+        "--json", type=Path, metavar="FILE", help="write all findings here; - is standard output"
+    )
 
     show = add("show", _show, "draw samples as the network will see them")
     show.add_argument("annotations", type=Path, help="COCO annotation file")
@@ -69,7 +72,7 @@ def _parser() -> Parser:
     formats = ("labelme", "masks", "voc", "yolo")
     other.add_argument("format", choices=formats, help="format of the annotations in SOURCE")
     other.add_argument("source", type=Path, help="folder of the annotations")
-    other.add_argument("output", type=Path, help="COCO annotation file to write")
+    other.add_argument("output", type=Path, help="COCO annotation file to write; - is standard output")
     other.add_argument("--images", type=Path, help="folder of the images, if it is not SOURCE")
     other.add_argument("--names", type=Path, help="class names: a text file, one a line, or YOLO's data.yaml")
     other.add_argument("--only", type=Path, help="text file with the names (no suffix) of the images to take")
@@ -87,10 +90,12 @@ def _check(args: argparse.Namespace) -> int:
         console = Console(stderr=True)
         return track(items, what, total, console=console, disable=args.quiet or not console.is_terminal)
 
+    check_outputs([("annotations", args.annotations), ("--images", args.images)], [("--json", args.json)])
     report = check_annotations(args.annotations, args.images, progress)
     if args.json:
         write_json(args.json, report.to_dict(), indent=1)
-    _print_report(report, Console())
+    with printing_beside(args.json):
+        _print_report(report, Console())
     return 1 if report.count("error") else 0
 
 
@@ -137,6 +142,7 @@ def _show(args: argparse.Namespace) -> int:
     from yolact.data.coco import CocoDataset
     from yolact.dataset_tools.show import draw_sample
 
+    check_outputs([], [], [("--output", args.output)])
     classes = read_classes(args.annotations)
     if min(args.seed, args.epoch) < 0:
         raise UsageError(f"--seed {args.seed}, --epoch {args.epoch}; allowed: 0 or more")
@@ -146,15 +152,20 @@ def _show(args: argparse.Namespace) -> int:
     dataset = CocoDataset(args.images, args.annotations, model, classes, augment, args.seed)
     count = min(args.count, len(dataset))
     failed = 0
-    for index in np.random.default_rng(args.seed).permutation(len(dataset))[:count].tolist():
-        record = dataset.records[index]
+    chosen = np.random.default_rng(args.seed).permutation(len(dataset))[:count].tolist()
+    names = [args.output / f"{record.path.stem}_{record.image_id}.jpg" for record in dataset.records]
+    check_outputs(
+        [("annotations", args.annotations), *(("--images", record.path) for record in dataset.records)],
+        [("--output", names[index]) for index in chosen],
+    )
+    for index in chosen:
         try:
             picture = draw_sample(dataset[args.epoch, index], classes, model)
         except YolactError as error:
             log.error("%s", error)
             failed += 1
             continue
-        with atomic_path(args.output / f"{record.path.stem}_{record.image_id}.jpg") as temporary:
+        with atomic_path(names[index]) as temporary:
             temporary.write_bytes(cv2.imencode(".jpg", picture)[1].tobytes())
     log.info("drew %d of %d samples in %s", count - failed, len(dataset), args.output)
     return 1 if failed else 0
@@ -164,6 +175,7 @@ def _shapes(args: argparse.Namespace) -> None:
     """`shapes`: write the dataset."""
     from yolact.dataset_tools.synthetic import make_shapes_dataset
 
+    check_outputs([], [], [("folder", args.folder)])
     data = make_shapes_dataset(args.folder, args.train, args.val, seed=args.seed)
     log.info("%d + %d images: %s, %s", args.train, args.val, data.train_annotations, data.val_annotations)
 
@@ -172,6 +184,12 @@ def _convert(args: argparse.Namespace) -> None:
     """`convert`: write the COCO file."""
     from yolact.dataset_tools.convert import convert
 
+    reads: list[Named] = [("source", args.source), ("--images", args.images)]
+    reads += [("--names", args.names), ("--only", args.only)]
+    if args.output.is_file() and args.format == "labelme":
+        found = read_json(args.output)
+        reads.append(("source", args.output if isinstance(found, dict) and "shapes" in found else None))
+    check_outputs(reads, [("output", args.output)])
     content = convert(args.format, args.source, args.images, args.names, args.only)
     write_json(args.output, content)
     log.info(

@@ -14,6 +14,7 @@ from yolact.registry import config_name_of, configs, get_config
 from yolact.settings import override
 from yolact_runtime.commandline import Parser, run
 from yolact_runtime.errors import UsageError
+from yolact_runtime.outputs import check_outputs
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ def command(args: argparse.Namespace) -> int:
         return 0 if debug_batch(args.debug_batch, pick_device(args.device)) else 1
     if args.resume and args.init_from:
         raise UsageError("--resume continues a run, --init-from starts one: give one of them")
+    check_outputs([], [], [("--save-folder", args.save_folder)])
     named = next((str(path) for path in (args.resume, args.init_from) if path), None)
     name = args.config or (config_name_of(named) if named else None)
     if name is None:
@@ -70,6 +72,7 @@ def command(args: argparse.Namespace) -> int:
     from yolact.train.checkpoint import find_checkpoint
     from yolact.train.distributed import join_processes
     from yolact.train.loop import train
+    from yolact.train.outputs import check_training_outputs
     from yolact.weights.load import load_checkpoint
 
     if args.threads:
@@ -85,6 +88,7 @@ def command(args: argparse.Namespace) -> int:
             log.warning("%s holds weights only: the optimizer starts anew at iteration %d", path, start)
     init_from = load_checkpoint(args.init_from) if args.init_from else None
     with join_processes(args.device) as (processes, device):
+        check_training_outputs(config, args.save_folder, args.init_from, args.dataset)
         train(config, args.save_folder, device, resume, start, init_from, processes)
     return 0
 

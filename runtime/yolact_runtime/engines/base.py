@@ -155,7 +155,7 @@ def check_limits(score_threshold: float, top_k: int) -> None:
 
 def check_whole(name: str, value: object) -> None:
     """Raise a UsageError unless `value` is a whole number of 1 or more."""
-    if not (isinstance(value, Integral) and value >= 1):
+    if not (isinstance(value, Integral) and int(value) >= 1):
         raise UsageError(f"{name} is {value!r}; it must be 1 or more, a whole number")
 
 
