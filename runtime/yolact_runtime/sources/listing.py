@@ -10,7 +10,8 @@ import threading
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from yolact_runtime.frames import Frame, Source
+from yolact_runtime.errors import YolactError
+from yolact_runtime.frames import Frame, Source, failed_frame
 from yolact_runtime.sources.images import image_frame
 
 _BLOCK = 1 << 16
@@ -37,11 +38,21 @@ class ListSource(Source):
         for line in self._lines():
             name = os.fsdecode(line if self._end == b"\0" else line.removesuffix(b"\r"))
             if name.strip():
-                yield image_frame(index, name)
+                yield self._frame(index, name)
                 index += 1
 
     def close(self) -> None:
         self._closed.set()
+
+    def _frame(self, index: int, name: str) -> Frame:
+        """The frame of one path; what `find -print0` writes has no line ends, and its error says so."""
+        first, zero, _ = name.partition("\0")
+        if not zero:
+            return image_frame(index, name)
+        error = YolactError(
+            f"the path that begins with {first} contains a zero byte; add --null to read such lists"
+        )
+        return failed_frame(index, first, error)
 
     def _lines(self) -> Iterator[bytes]:
         rest = b""
