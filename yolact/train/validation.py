@@ -143,6 +143,20 @@ class Validation:
         return mosaic(tiles)
 
 
+def open_validation(config: Config, held: Collection[int], processes: Processes) -> Validation | None:
+    """The images to validate on; None if the settings or the dataset have none."""
+    settings, data = config.train, config.dataset
+    if not settings.validate_every:
+        return None
+    if not (data.has_validation or settings.overfit or held):
+        log.info(
+            "%s has no validation part: training without validation (--val-fraction 0.1 holds out a tenth)",
+            data.name,
+        )
+        return None
+    return Validation(config, held, processes)
+
+
 def held_out_images(config: Config) -> set[int]:
     """Ids of the training images that `train.val_fraction` holds out for validation; none if that is 0.
 

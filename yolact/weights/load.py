@@ -131,7 +131,7 @@ def _own_checkpoint(path: Path, content: Mapping[str, Any], config: Config | Non
     sound = (
         isinstance(content.get("config"), Mapping)
         and is_state(content.get("model"))
-        and type(content.get("epoch")) is type(content.get("iteration")) is int
+        and all(type(content.get(key)) is int and content[key] >= 0 for key in ("epoch", "iteration"))
         and isinstance(training, dict | None)
         and (ema is None or is_state(ema))
     )

@@ -153,7 +153,15 @@ def test_what_holds_no_state_dict_is_named(content: dict, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     "change",
-    [{"model": None}, {"model": {}}, {"epoch": "3"}, {"training": [1]}, {"ema": {"a": 1}}, {"config": 3}],
+    [
+        {"model": None},
+        {"model": {}},
+        {"epoch": "3"},
+        {"iteration": -1},
+        {"training": [1]},
+        {"ema": {"a": 1}},
+        {"config": 3},
+    ],
 )
 def test_a_damaged_own_checkpoint_is_one_line(change: dict, model: Yolact, tmp_path: Path) -> None:
     path = tmp_path / "mine.pth"
