@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from yolact.config import Config
-from yolact.model import Yolact
+from yolact.model import Yolact, YolactOutput
 from yolact.model.detect import detect
 from yolact.model.preprocess import Normalise
 from yolact.model.priors import pyramid_levels
@@ -79,10 +80,25 @@ class TorchEngine(Engine):
     def name(self) -> str:
         return f"PyTorch ({self.device})"
 
+    def _forward(self, batch: np.ndarray) -> YolactOutput:
+        x = self.normalise(torch.from_numpy(np.ascontiguousarray(batch)).to(self.device))
+        output: YolactOutput = self.model(x)
+        return output
+
+    def heads(self, batch: np.ndarray) -> dict[str, np.ndarray]:
+        """Raw outputs of the network, by name in `YolactOutput`, for a batch as `detect` takes it."""
+        with torch.inference_mode():
+            return {name: value.cpu().numpy() for name, value in self._forward(batch)._asdict().items()}
+
+    def detect_heads(self, heads: Mapping[str, np.ndarray]) -> Detections:
+        """Detections from raw outputs of the network, by name."""
+        with torch.inference_mode():
+            output = YolactOutput(**{name: torch.from_numpy(v).to(self.device) for name, v in heads.items()})
+            return Detections(*(tensor.cpu().numpy() for tensor in detect(self.model, output)))
+
     def detect(self, batch: np.ndarray) -> Detections:
         with torch.inference_mode():
-            x = self.normalise(torch.from_numpy(np.ascontiguousarray(batch)).to(self.device))
-            output = self.model(x)
+            output = self._forward(batch)
             if self.stage_timer is not None and self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)  # the network's time is not detection's
             with self.timed("detect"):

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from yolact.engine import TorchEngine
 from yolact.evaluation.evaluate import evaluate
 from yolact.weights.load import load_model
 from yolact_export import verify
@@ -79,16 +78,9 @@ def export_checkpoint(
         single = path if precision is None else Path(folder) / "float32.onnx"
         graph = write_onnx(model, single, replace(options, weights_sha256=sha256(weights)))
         if verification.enabled:
-            # With the input type of the file, it rounds its input in the same way.
-            reference = TorchEngine(
-                weights, config=config, device="cpu", input_dtype=options.input_type, classes=classes
-            )
+            reference = verify.reference_engine(weights, config, options.input_type, classes)
             with OnnxRuntimeEngine(single, providers=_CPU) as engine:
-                comparison = verify.compare(reference, engine, images)
-            table_console().print(verify.comparison_table(comparison))
-            if problems := comparison.problems:
-                more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-                raise YolactError(f"nothing was written: verification failed: {problems[0]}{more}")
+                verify.check(reference, engine, images, "ONNX Runtime against PyTorch")
         if precision is not None:
             reduced = _write_reduced(graph, precision, images, path)
             if verification.enabled:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import NoReturn
 
@@ -162,10 +163,15 @@ class Engine(ABC):
 
 def check_limits(score_threshold: float, top_k: int) -> None:
     """Raise a UsageError if a limit of `Engine.predict` is outside its range."""
-    if not 0 <= score_threshold <= 1:
-        raise UsageError(f"score_threshold is {score_threshold}; it must be in 0..1")
-    if top_k < 1:
-        raise UsageError(f"top_k is {top_k}; it must be 1 or more")
+    if not (isinstance(score_threshold, Real) and 0 <= score_threshold <= 1):
+        raise UsageError(f"score_threshold is {score_threshold!r}; it must be a number in 0..1")
+    check_whole("top_k", top_k)
+
+
+def check_whole(name: str, value: object) -> None:
+    """Raise a UsageError unless `value` is a whole number of 1 or more."""
+    if not (isinstance(value, Integral) and int(value) >= 1):
+        raise UsageError(f"{name} is {value!r}; it must be 1 or more, a whole number")
 
 
 def check_image(index: int, image: np.ndarray) -> None:

@@ -49,6 +49,9 @@ class OnnxRuntimeEngine(Engine):
         UsageError: an unknown provider, or less than one thread or stream.
     """
 
+    path: Path
+
+    path: Path
     reuses_outputs = False
 
     def __init__(

@@ -26,7 +26,7 @@ def add_engine_options(parser: argparse.ArgumentParser, required: bool = True) -
         help="ONNX Runtime providers, best first: cuda, cuda:1, cpu; end them with --")  # fmt: skip
     add("--config", help="configuration of a checkpoint that does not name its own")
     add("--classes", metavar="FILE|NAMES",
-        help="classes of a checkpoint that does not name its own: NAME,NAME,... or a file with one in each line")  # fmt: skip
+        help="classes of a checkpoint without its own: NAME,NAME,... or a file of one per line")  # fmt: skip
 
 
 def open_engine(args: argparse.Namespace, **options: Any) -> Engine:

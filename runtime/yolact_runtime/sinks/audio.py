@@ -64,6 +64,8 @@ class AudioCopy:
         if self._tracks and pictures is not None:
             timeline = Timeline(self._container, pictures)
             self._start = timeline.start or 0.0
+            for track in self._tracks.values():
+                track.start = None if track.start is None else timeline.unwrapped(track.start)
             starts = [track.start for track in self._tracks.values() if track.start is not None]
             lead = self._start - min(starts, default=self._start)
             self.lead = lead if 0 < lead < LEAP_FILE else 0.0
@@ -108,7 +110,7 @@ class AudioCopy:
         assert packet.time_base is not None
         stamp = packet.pts if packet.pts is not None else packet.dts
         assert stamp is not None
-        # An edit list hides sound: ahead of the first that is heard, the decoder needs it; later, nobody does.
+        # An edit list hides sound. The decoder needs it ahead of the first that is heard, but not later.
         if packet.is_discard and (track.start is None or float(stamp * packet.time_base) >= track.start):
             return False
         shift = round((self.lead - self._start) / packet.time_base)

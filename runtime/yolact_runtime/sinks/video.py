@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -16,6 +17,7 @@ import numpy as np
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import atomic_path
 from yolact_runtime.frames import Frame, Sink
+from yolact_runtime.outputs import identity_of
 from yolact_runtime.results import Result
 from yolact_runtime.sinks.audio import AudioCopy
 from yolact_runtime.sources.libav import (
@@ -71,7 +73,9 @@ class VideoSink(Sink):
         self.outputs: list[Path] = []
         self._folder = Path(folder)
         self._quality = crf, preset
-        self._taken = {Path(path).resolve() for path in keep}
+        self._taken: set[Path] = set()
+        self._kept = {identity_of(path) for path in keep}
+        self._folders = {identity_of(Path(path).parent) for path in keep}
         self._writer: _Writer | None = None
 
     def prepare(self, frame: Frame, image: np.ndarray, result: Result) -> Any:
@@ -114,9 +118,16 @@ class VideoSink(Sink):
             # A recording without an end: Matroska plays even if the process is killed.
             stem = re.sub(r"[^\w.-]+", "_", frame.name.rpartition("#")[0]).strip("._") or "camera"
             suffix = ".mkv"
-        self._taken.add(frame.path.resolve())
+        if frame.path.is_file():
+            self._kept.add(identity_of(frame.path))
+        # In a folder of sources, nothing is written over.
+        careful = identity_of(self._folder) in {*self._folders, identity_of(frame.path.parent)}
         target, number = self._folder / (stem + suffix), 2
-        while target.resolve() in self._taken:
+        while (
+            target.resolve() in self._taken
+            or identity_of(target) in self._kept
+            or (careful and os.path.lexists(target))
+        ):
             target = self._folder / f"{stem}_{number}{suffix}"
             number += 1
         self._taken.add(target.resolve())
@@ -135,6 +146,7 @@ class _Writer:
         self._frames = 0
         self._seen = 0.0  # end of the last picture, in seconds of the source
         self._last = -1_000_000  # in units of the encoder's time base
+        self._durations: dict[int | None, int] = {}  # of the pictures in the encoder, by their time
         self._size = (first.width, first.height)
         self._resized = False
         self._muted = False
@@ -187,18 +199,16 @@ class _Writer:
             time = frame.time + (self._audio.lead if self._audio else 0.0)
             self._last = max(round(time / base), self._last + round(_LEAST_STEP / base))
             picture.pts, picture.time_base = self._last, base
-            picture.duration = round((frame.duration or self._period) / base)
+            self._durations[self._last] = round((frame.duration or self._period) / base)
             self._seen = frame.time + self._period
             self._mux_audio(frame.time)
-            for packet in self._stream.encode(picture):
-                self._mux(packet)
+            self._encode(picture)
             self._frames += 1
 
     def finish(self) -> None:
         """Flush the encoder, copy the remaining audio and rename the file."""
         with self._guarded():
-            for packet in self._stream.encode(None):
-                self._mux(packet)
+            self._encode(None)
             for packet in self._audio.rest(self._seen) if self._audio else ():
                 self._mux(packet)
             self._stack.close()
@@ -207,6 +217,12 @@ class _Writer:
             "%s: %d frames of %d x %d, %s%s",
             self.target, self._frames, *self._size, self._codec, sound,
         )  # fmt: skip
+
+    def _encode(self, picture: VideoFrame | None) -> None:
+        for packet in self._stream.encode(picture):
+            # Encoders leave it out; the last one decides how long the file is.
+            packet.duration = self._durations.pop(packet.pts, 0)
+            self._mux(packet)
 
     def _mux_audio(self, until: float) -> None:
         if self._audio is not None:

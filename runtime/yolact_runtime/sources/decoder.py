@@ -155,6 +155,7 @@ class Decoder:
             )
 
     def _came(self, frame: VideoFrame) -> VideoFrame:
+        """Note which frames are still missing now that `frame` has come; returns it."""
         if frame.pts in self._absent:
             self._ordered = False  # times of decoding, as ASF has them for frames that refer to later ones
         self._after += 1

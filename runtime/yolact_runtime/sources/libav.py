@@ -135,7 +135,7 @@ def _fields_to_bgr(frame: VideoFrame, matrix: int, limited: bool) -> np.ndarray:
 
         graph = Graph()
         source = graph.add_buffer(
-            width=frame.width, height=frame.height, format=frame.format.name, time_base=Fraction(1, 1000)
+            width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
         )
         scale = graph.add(
             "scale",

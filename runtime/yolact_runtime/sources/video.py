@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from yolact_runtime.errors import YolactError
 from yolact_runtime.frames import Frame, Source
 from yolact_runtime.sources.decoder import Clock, Decoder, Orientation, Picture, orientation
-from yolact_runtime.sources.images import SUFFIXES as IMAGE_SUFFIXES
+from yolact_runtime.sources.folders import IMAGES, VIDEOS
 from yolact_runtime.sources.libav import (
     MAX_PIXELS,
     load_av,
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
     from av.video.stream import VideoStream
 
-SUFFIXES = (
-    ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
-    ".mts", ".mxf", ".nut", ".ogv", ".ts", ".vob", ".webm", ".wmv",
-)  # fmt: skip
 _NO_VIDEO = (".csv", ".json", ".md", ".txt", ".xml", ".yaml", ".yml")
 
 
@@ -34,9 +30,9 @@ def is_video(path: str | Path) -> bool:
     """Whether `path` is a video, by its suffix; if that is unknown, by its content (which needs PyAV)."""
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix in SUFFIXES:
+    if suffix in VIDEOS:
         return True
-    if suffix in IMAGE_SUFFIXES or suffix in _NO_VIDEO or not path.is_file():
+    if suffix in IMAGES or suffix in _NO_VIDEO or not path.is_file():
         return False
     try:
         with open_video(path) as container:
@@ -93,7 +89,7 @@ class VideoSource(Source):
             if stream is None:
                 raise YolactError(f"video {self.path} changed while it was read")
             decoder = Decoder(stream, str(self.path))
-            timeline = Timeline(container, stream)
+            timeline = Timeline(container, stream, str(self.path))
             clock = Clock(timeline.start, timeline.period)
             packets = (packet for packet in timeline.packets() if packet.stream.index == stream.index)
             turned: Orientation | None = None
@@ -122,7 +118,7 @@ class VideoSource(Source):
                 self._check_end(stream)
 
     def _check_end(self, stream: VideoStream) -> None:
-        """Raise a YolactError if the index places frames beyond the end of the file; hidden ones do not count."""
+        """Raise a YolactError if the index places frames that are shown beyond the end of the file."""
         size = self.path.stat().st_size
         ends = [entry.pos + entry.size for entry in stream.index_entries if not entry.is_discard]
         if missing := sum(end > size for end in ends):
@@ -133,4 +129,3 @@ class VideoSource(Source):
     def close(self) -> None:
         """End a running iteration before its next frame."""
         self._closed = True
-
