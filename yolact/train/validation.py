@@ -103,7 +103,9 @@ class Validation:
             problem = error
         while left > 0 and not stopped:
             asked_to_stop()
-        reason = problem and (first_line(problem) if isinstance(problem, YolactError) else repr(problem))
+        reason = problem and first_line(problem)
+        if problem and not isinstance(problem, YolactError):
+            reason = f"{type(problem).__name__}: {reason}"
         whole, reasons = Predictions(), []
         for predictions, failed in processes.gather((found, reason)):
             reasons += [failed] if failed else []
