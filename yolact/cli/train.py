@@ -141,15 +141,16 @@ def _is_complete(config: Config, resume: Checkpoint, start: int, option: str) ->
     Raises:
         UsageError: a setting cannot change.
     """
-    from yolact.train.resume import awaits_validation, check_changes
+    from yolact.train.resume import check_changes, training_state
 
-    if resume.training is None:
+    state = training_state(resume)
+    if state is None:
         log.warning("%s holds weights only: the optimizer starts anew at iteration %d", resume.path, start)
         return False
     if changes := check_changes(resume.config, config, resume.path):
         log.info("changed since %s: %s", resume.path, changes)
     end = config.train.scaled().max_iterations
-    due = awaits_validation(resume) and config.train.validate_every
+    due = state.awaits_validation and config.train.validate_every
     # A scheduler repeats --resume auto until it succeeds.
     if (start == end and not due) or (start > end and option == "auto"):
         log.info("the training is complete: %s is at iteration %d of %d", resume.path, start, end)

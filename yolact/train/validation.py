@@ -103,7 +103,9 @@ class Validation:
             problem = error
         while left > 0 and not stopped:
             asked_to_stop()
-        reason = problem and (first_line(problem) if isinstance(problem, YolactError) else repr(problem))
+        reason = problem and first_line(problem)
+        if problem and not isinstance(problem, YolactError):
+            reason = f"{type(problem).__name__}: {reason}"
         whole, reasons = Predictions(), []
         for predictions, failed in processes.gather((found, reason)):
             reasons += [failed] if failed else []
@@ -141,6 +143,20 @@ class Validation:
                 (result,) = engine.predict([pixels], DRAWN_SCORE, top_k=15)
                 tiles.append(result.draw(pixels))
         return mosaic(tiles)
+
+
+def open_validation(config: Config, held: Collection[int], processes: Processes) -> Validation | None:
+    """The images to validate on; None if the settings or the dataset have none."""
+    settings, data = config.train, config.dataset
+    if not settings.validate_every:
+        return None
+    if not (data.has_validation or settings.overfit or held):
+        log.info(
+            "%s has no validation part: training without validation (--val-fraction 0.1 holds out a tenth)",
+            data.name,
+        )
+        return None
+    return Validation(config, held, processes)
 
 
 def held_out_images(config: Config) -> set[int]:

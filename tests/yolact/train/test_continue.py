@@ -167,13 +167,45 @@ def test_a_complete_training_has_nothing_left_to_do(continued: Any, tmp_path: Pa
     assert [path.name for path in tmp_path.glob("*.pth")] == ["yolact_tiny_0_2.pth"]
 
 
-def test_a_foreign_optimizer_state_is_one_line(continued: Any, tmp_path: Path, capsys: Capture) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": {}}, "its optimizer does not fit adamw"),
+        ({"optimizer": {"state": {}, "param_groups": []}}, "its optimizer does not fit adamw"),
+        ({"optimizer": {"param_groups": 3, "state": None}}, "its optimizer does not fit adamw"),
+        ({"optimizer": [1]}, "optimizer is a list"),
+        ({"best": "high"}, "best is a str"),
+        ({"ema_updates": None, "written": {"a": 1}}, "written is a dict"),
+    ],
+)
+def test_a_damaged_state_is_one_line(
+    change: dict[str, Any], message: str, continued: Any, tmp_path: Path, capsys: Capture
+) -> None:
     path = tmp_path / "yolact_tiny_0_2.pth"
     content = torch.load(path, weights_only=True)
-    for state in ({}, {"state": {}, "param_groups": []}, {"param_groups": 3, "state": None}):
-        torch.save({**content, "training": {**content["training"], "optimizer": state}}, path)
-        assert continued() == 1
-        assert "its optimizer does not fit adamw" in capsys.readouterr().err.splitlines()[-1]
+    torch.save({**content, "training": {**content["training"], **change}}, path)
+    assert continued() == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert message in last
+    assert "--init-from" in last
+
+
+def test_moments_of_another_network_are_one_line(continued: Any, tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "yolact_tiny_0_2.pth"
+    content = torch.load(path, weights_only=True)
+    content["training"]["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
+    torch.save(content, path)
+    assert continued() == 1
+    assert "exp_avg of shape (3,)" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_another_training_in_the_folder_is_reported(
+    begun: Path, shapes: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    shutil.copy(begun / "yolact_tiny_0_2.pth", tmp_path / "yolact_tiny_9_99.pth")
+    options = ("--dataset", str(shapes), "--iterations", "1", "--save-folder", str(tmp_path), *CPU)
+    assert main(["--config", "yolact_tiny", *options]) == 0
+    assert capsys.readouterr().err.count("yolact_tiny_9_99.pth is further than this run") == 1
 
 
 def test_only_own_checkpoints_are_deleted(tmp_path: Path) -> None:
