@@ -30,6 +30,7 @@ for _name in (
     "fake_driver",
     "fake_nvml",
     "shared_data",
+    "browser",
     "golden",
     "cuda_on_cpu",
     "kernel_heads",

@@ -11,7 +11,7 @@ from typing import Any
 from yolact.config import DatasetConfig
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import read_text
-from yolact_runtime.sources.images import SUFFIXES
+from yolact_runtime.sources.folders import IMAGES
 
 log = logging.getLogger(__name__)
 
@@ -275,7 +275,7 @@ def _holds_images(folder: Path) -> bool:
     """Whether one of the files in `folder` is an image, by its name."""
     try:
         with os.scandir(folder) as entries:
-            return any(entry.name.lower().endswith(SUFFIXES) for entry in entries)
+            return any(entry.name.lower().endswith(IMAGES) for entry in entries)
     except OSError:
         return False
 

@@ -16,8 +16,9 @@ from pycocotools import mask as coco_mask
 from yolact.data.segmentation import to_rle
 from yolact.dataset_tools.check import Progress
 from yolact_runtime.errors import YolactError
+from yolact_runtime.sources.folders import IMAGES
 from yolact_runtime.sources.headers import image_size, max_pixels
-from yolact_runtime.sources.images import SUFFIXES, read_image
+from yolact_runtime.sources.images import read_image
 from yolact_runtime.typed import first_few, nearest
 
 
@@ -51,7 +52,7 @@ class Selection:
 def _parts(name: str) -> tuple[str, ...]:
     """Folders and name of a path, without the suffix of an image or annotation file."""
     path = PurePosixPath(name.replace("\\", "/"))
-    if path.suffix.lower() in (*SUFFIXES, ".txt", ".json", ".xml"):
+    if path.suffix.lower() in (*IMAGES, ".txt", ".json", ".xml"):
         path = path.with_suffix("")
     return tuple(part for part in path.parts if part not in ("/", ".."))
 
@@ -99,10 +100,10 @@ class Source:
         if not folder.is_dir():
             raise YolactError(f"no image folder {folder}; give it with --images")
         found: dict[str, list[Path]] = {}
-        for path in files_below(folder, SUFFIXES):
+        for path in files_below(folder, IMAGES):
             found.setdefault(key_of(path, folder), []).append(path)
         if not found:
-            raise YolactError(f"image folder {folder} holds no image; known suffixes: {', '.join(SUFFIXES)}")
+            raise YolactError(f"image folder {folder} holds no image; known suffixes: {', '.join(IMAGES)}")
         single = {}
         for key, paths in found.items():
             if not self.wants(key):

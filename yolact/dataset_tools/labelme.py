@@ -27,10 +27,12 @@ from yolact.dataset_tools.builder import (
 )
 from yolact_runtime.errors import YolactError, counted
 from yolact_runtime.files import atomic_path, read_json
-from yolact_runtime.sources.images import SUFFIXES
+from yolact_runtime.sources.folders import IMAGES
 
 log = logging.getLogger(__name__)
 
+# Suffixes that an image inside a labelme file keeps: labelme stores JPEG or PNG, whatever the image was.
+_STORED = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _CIRCLE_POINTS = 64
 _NO_AREA = ("point", "points", "line", "linestrip")
 # Shapes that are outlines of three or more points: labelme's, and what X-AnyLabeling and others add.
@@ -116,9 +118,9 @@ def _find_image(source: Source, path: Path, name: PurePosixPath) -> Path | None:
     else:
         folders = [path.parent]
         places = [path.parent / name, path.parent / name.name]
-    suffixes = [*SUFFIXES, *map(str.upper, SUFFIXES)]
+    suffixes = [*IMAGES, *map(str.upper, IMAGES)]
     places += [folder / (path.stem + suffix) for folder in folders for suffix in suffixes]
-    return next((p for p in places if p.suffix.lower() in SUFFIXES and p.is_file()), None)
+    return next((p for p in places if p.suffix.lower() in IMAGES and p.is_file()), None)
 
 
 def _extract(source: Source, path: Path, name: PurePosixPath, data: Any) -> Path:
@@ -131,7 +133,7 @@ def _extract(source: Source, path: Path, name: PurePosixPath, data: Any) -> Path
     place = folder / (name.name.strip("./ ") or path.stem)
     if not isinstance(data, str) or not data:
         raise YolactError(f"{path}: there is no image {place}, and none inside the file")
-    if place.suffix.lower() not in SUFFIXES:
+    if place.suffix.lower() not in _STORED:
         place = place.with_name(place.name + ".png")
     if not place.is_file():
         try:

@@ -23,7 +23,7 @@ from yolact.dataset_tools.builder import (
 from yolact.registry import published_classes
 from yolact_runtime.errors import UsageError, YolactError, counted, first_line
 from yolact_runtime.files import read_text
-from yolact_runtime.sources.images import SUFFIXES
+from yolact_runtime.sources.folders import IMAGES
 from yolact_runtime.typed import first_few
 
 log = logging.getLogger(__name__)
@@ -198,7 +198,7 @@ def from_masks(source: Source) -> CocoBuilder:
     builder = CocoBuilder(source.names)
     images = source.image_files(source.images)
     masks: dict[str, list[Path]] = {}
-    for path in files_below(source.folder, SUFFIXES):
+    for path in files_below(source.folder, IMAGES):
         if path.parent == source.folder:
             raise YolactError(f"{path} is in no folder; the masks of an image are in a folder of its name")
         masks.setdefault(path.parent.relative_to(source.folder).as_posix(), []).append(path)
@@ -224,7 +224,7 @@ def from_masks(source: Source) -> CocoBuilder:
 
 def _without_suffix(name: str) -> str:
     stem, dot, suffix = name.rpartition(".")
-    return stem if f"{dot}{suffix}".lower() in SUFFIXES else name
+    return stem if f"{dot}{suffix}".lower() in IMAGES else name
 
 
 def _add_mask(builder: CocoBuilder, path: Path, image: Path, size: tuple[int, int]) -> None:
