@@ -67,7 +67,7 @@ def command(args: argparse.Namespace) -> None:
     from yolact.model import Yolact
     from yolact.registry import get_config
     from yolact.settings import override
-    from yolact.train.loop import freezes_batch_norm, memory_format
+    from yolact.train.mode import freezes_batch_norm, memory_format
     from yolact_bench.measure.machine import describe_machine
     from yolact_bench.measure.protocol import Timing, take_turns
     from yolact_bench.peers.original import open_training
@@ -124,7 +124,7 @@ class Trainer:
         import torch
 
         from yolact.losses import MultiBoxLoss
-        from yolact.train.loop import set_training_mode
+        from yolact.train.mode import set_training_mode
         from yolact.train.step import NetworkWithLoss, build_optimizer
 
         self.settings, self.device = config.train, device

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 # Options that only the export of a checkpoint can have.
 _CHECKPOINT_OPTIONS = (
-    *("config", "detect", "batch", "max_batch", "input_type"),
+    *("config", "classes", "detect", "batch", "max_batch", "input_type"),
     *("precision", "keep_float", "calibrate", "calibration_method", "calibration_images"),
 )
 
@@ -50,6 +50,8 @@ def build_parser() -> Parser:
     weights = "checkpoint or name; or an exported .onnx (trt, openvino, triton) or .engine (triton); required"
     parser.add_argument("--weights", "--trained-model", help=weights)
     parser.add_argument("--config", help="configuration, if neither the file nor its name says it")
+    classes = "classes, if the file does not hold them: NAME,NAME,... or a file with one in each line"
+    parser.add_argument("--classes", metavar="FILE|NAMES", help=classes)
     parser.add_argument("--to", choices=list(TARGETS), default="onnx", help="format to write")
     parser.add_argument("--output", type=Path, help="file to write; by default, next to the weights")
     _add_graph_options(parser.add_argument_group("graph"))
@@ -72,6 +74,7 @@ def build_parser() -> Parser:
     )
     inspect.add_argument("file", type=Path, help=".onnx, .xml, .engine or .plan, or a checkpoint")
     inspect.add_argument("--config", help="configuration, if the checkpoint does not say it")
+    inspect.add_argument("--classes", metavar="FILE|NAMES", help="its classes, if it does not hold them")
     return parser
 
 
@@ -129,12 +132,14 @@ def command(args: argparse.Namespace) -> None:
 
 def _inspect(args: argparse.Namespace) -> None:
     """Run `yolact-export inspect`."""
-    own = ("command", "file", "config", "debug", "quiet", "command_line")
+    own = ("command", "file", "config", "classes", "debug", "quiet", "command_line")
     if given := _given(args, [name for name in vars(args) if name not in own]):
-        raise UsageError(f"{given[0]} is an option of an export; inspect takes --config, --debug and --quiet")
+        raise UsageError(
+            f"{given[0]} is an option of an export; inspect takes --config, --classes, --debug and --quiet"
+        )
     from yolact_export.inspection import print_file
 
-    print_file(args.file, args.config)
+    print_file(args.file, args.config, args.classes)
 
 
 def _given(args: argparse.Namespace, names: Sequence[str]) -> list[str]:
@@ -299,7 +304,7 @@ def _export_checkpoint(args: argparse.Namespace, weights: Path, path: Path) -> N
     )
     verification = Verification(not args.no_verify, args.verify, args.annotations)
     log.info("exporting %s as %s", weights, args.precision)
-    export_checkpoint(weights, args.config, path, options, verification, precision)
+    export_checkpoint(weights, args.config, path, options, verification, precision, args.classes)
 
 
 # Formats by name. Each function takes the parsed options and writes `args.output`.

@@ -90,12 +90,9 @@ def verify_openvino(source: Path, images: Sequence[np.ndarray], written: Path) -
         OpenVinoEngine(written) as engine,
     ):
         if engine.metadata.precision == "fp32":
-            comparison = verify.compare(reference, engine, images)
-            table = verify.comparison_table(comparison, "OpenVINO against ONNX Runtime")
-            problem = comparison.problems[0] if comparison.problems else ""
+            verify.check(reference, engine, images, "OpenVINO against ONNX Runtime")
         else:
             found = agreement.compare_detections(reference, engine, images)
-            table, problem = agreement.agreement_table(found, "OpenVINO"), found.problem
-    table_console().print(table)
-    if problem:
-        raise YolactError(f"nothing was written: OpenVINO differs from ONNX Runtime: {problem}")
+            table_console().print(agreement.agreement_table(found, "OpenVINO"))
+            if found.problem:
+                raise YolactError(f"nothing was written: OpenVINO differs from ONNX Runtime: {found.problem}")

@@ -24,6 +24,7 @@ class Frame:
         read: Returns the image, (H, W, 3) uint8 BGR, or raises a YolactError that names it. May be called
             once, from any thread.
         time: Seconds since the start of the video or stream; None for images.
+        duration: Seconds that the frame is shown, where the video says so.
     """
 
     index: int
@@ -31,6 +32,7 @@ class Frame:
     path: Path
     read: Callable[[], np.ndarray]
     time: float | None = None
+    duration: float | None = None
 
 
 class Source(ABC):

@@ -7,8 +7,6 @@ import logging
 import sys
 from pathlib import Path
 
-import cv2
-
 from yolact_runtime.commandline import print_line, terminated_as_interrupted
 from yolact_runtime.engines.options import open_engine
 from yolact_runtime.engines.threads import default_workers
@@ -18,6 +16,7 @@ from yolact_runtime.pipeline import PipelineSettings, RunStats, run_pipeline
 from yolact_runtime.pipeline.progress import show_progress
 from yolact_runtime.sinks.image_ids import ImageIds
 from yolact_runtime.sinks.open import Outputs, OverlayTarget, check_all, open_outputs
+from yolact_runtime.sources.images import silence_opencv
 from yolact_runtime.sources.open import open_source
 
 log = logging.getLogger(__name__)
@@ -32,8 +31,7 @@ def infer(args: argparse.Namespace) -> int:
     Raises:
         YolactError: what ended the run.
     """
-    # The exceptions of the sources say what is wrong with an image.
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    silence_opencv()
     names, target = _sources(args)
     source = open_source(names, null=args.null)
     check_all(args, target, source)

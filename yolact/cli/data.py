@@ -13,19 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 from yolact.registry import get_config
 from yolact_runtime.commandline import Parser, printing_beside, run
-from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.files import atomic_path, read_json, write_json
-from yolact_runtime.outputs import Named, check_outputs
+from yolact_runtime.errors import UsageError, YolactError, counted
+from yolact_runtime.files import atomic_path, read_json, stream_of, write_json
+from yolact_runtime.outputs import check_outputs
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from yolact.dataset_tools.check import Finding, Report
+    from yolact.dataset_tools.check import Finding, Progress, Report
 
 log = logging.getLogger(__name__)
 
 # How many findings of one kind are printed; --json writes all.
 _SHOWN = 3
+# How many faults of a conversion are printed.
+_FAULTS = 20
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,30 +70,43 @@ def _parser() -> Parser:
     shapes.add_argument("--val", type=int, default=60, help="number of validation images")
     shapes.add_argument("--seed", type=int, default=0, help="random seed")
 
-    other = add("convert", _convert, "convert annotations in another format to COCO")
+    other = add("convert", _convert, "convert annotations in another format to COCO; exit code 1 for faults")
     formats = ("labelme", "masks", "voc", "yolo")
     other.add_argument("format", choices=formats, help="format of the annotations in SOURCE")
-    other.add_argument("source", type=Path, help="folder of the annotations")
-    other.add_argument("output", type=Path, help="COCO annotation file to write; - is standard output")
+    other.add_argument(
+        "source", type=Path, help="folder of the annotations; or Ultralytics' data.yaml, for all its parts"
+    )
+    other.add_argument(
+        "output",
+        type=Path,
+        help="COCO annotation file to write, - for standard output; for a data.yaml, the folder of several",
+    )
     other.add_argument("--images", type=Path, help="folder of the images, if it is not SOURCE")
     other.add_argument("--names", type=Path, help="class names: a text file, one a line, or YOLO's data.yaml")
-    other.add_argument("--only", type=Path, help="text file with the names (no suffix) of the images to take")
+    other.add_argument("--only", type=Path, help="text file with the names or paths of the images to take")
     return parser
 
 
-def _check(args: argparse.Namespace) -> int:
-    """`check`: print and write what is wrong."""
+def _progress(args: argparse.Namespace) -> Progress:
+    """A progress bar on standard error, if that is a terminal and --quiet is not given."""
     from rich.console import Console
     from rich.progress import track
-
-    from yolact.dataset_tools.check import check_annotations
 
     def progress(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
         console = Console(stderr=True)
         return track(items, what, total, console=console, disable=args.quiet or not console.is_terminal)
 
+    return progress
+
+
+def _check(args: argparse.Namespace) -> int:
+    """`check`: print and write what is wrong."""
+    from rich.console import Console
+
+    from yolact.dataset_tools.check import check_annotations
+
     check_outputs([("annotations", args.annotations), ("--images", args.images)], [("--json", args.json)])
-    report = check_annotations(args.annotations, args.images, progress)
+    report = check_annotations(args.annotations, args.images, _progress(args))
     if args.json:
         write_json(args.json, report.to_dict(), indent=1)
     with printing_beside(args.json):
@@ -180,23 +195,65 @@ def _shapes(args: argparse.Namespace) -> None:
     log.info("%d + %d images: %s, %s", args.train, args.val, data.train_annotations, data.val_annotations)
 
 
-def _convert(args: argparse.Namespace) -> None:
-    """`convert`: write the COCO file."""
-    from yolact.dataset_tools.convert import convert
+def _convert(args: argparse.Namespace) -> int:
+    """`convert`: write the COCO file, or those of all parts and the dataset file; print what is left out."""
+    from yolact.dataset_tools.convert import convert, convert_yolo_dataset
 
-    reads: list[Named] = [("source", args.source), ("--images", args.images)]
-    reads += [("--names", args.names), ("--only", args.only)]
-    if args.output.is_file() and args.format == "labelme":
-        found = read_json(args.output)
-        reads.append(("source", args.output if isinstance(found, dict) and "shapes" in found else None))
+    several = args.format == "yolo" and args.source.suffix.lower() in (".yaml", ".yml")
+    if several:
+        if args.images or args.names or args.only or args.output.suffix:
+            raise UsageError(
+                f"convert yolo {args.source} takes images and names from this file, and a folder as OUTPUT"
+            )
+        import yaml
+
+        check_outputs(
+            [("source", args.source)], [("output", args.output / "dataset.yaml")], [("output", args.output)]
+        )
+        parts, dataset = convert_yolo_dataset(args.source, args.output, _progress(args))
+        files = {args.output / "annotations" / f"instances_{part}.json": parts[part] for part in parts}
+    else:
+        _check_output(args)
+        result = convert(args.format, args.source, args.images, args.names, args.only, _progress(args))
+        files = {args.output: result}
+    for path, conversion in files.items():
+        write_json(path, conversion.content)
+        images, annotations, classes = (
+            counted(len(conversion.content[key]), noun, plural)
+            for key, noun, plural in (
+                ("images", "image", ""), ("annotations", "annotation", ""), ("categories", "class", "classes")
+            )
+        )  # fmt: skip
+        log.info("%s of %s, %s, %s: %s", images, conversion.images, annotations, classes, path)
+    if several:
+        with atomic_path(args.output / "dataset.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(dataset, sort_keys=False, allow_unicode=True), "utf-8")
+        log.info("train with: yolact-train --dataset %s", args.output / "dataset.yaml")
+    faults = [fault for conversion in files.values() for fault in conversion.faults]
+    for fault in faults[:_FAULTS]:
+        log.error("%s", fault)
+    if faults:
+        more = f", of which {_FAULTS} are listed" if len(faults) > _FAULTS else ""
+        log.error("left out what has %s%s; the rest is converted", counted(len(faults), "fault"), more)
+    return 1 if faults else 0
+
+
+def _check_output(args: argparse.Namespace) -> None:
+    """Raise a UsageError for an output that is a folder, is read, or is another file than a COCO file."""
+    if args.output.is_dir():
+        raise UsageError(f"output {args.output} is a folder; expected a file to write, such as train.json")
+    reads = [
+        ("source", args.source),
+        *((f"--{name}", getattr(args, name)) for name in ("images", "names", "only")),
+    ]
     check_outputs(reads, [("output", args.output)])
-    content = convert(args.format, args.source, args.images, args.names, args.only)
-    write_json(args.output, content)
-    log.info(
-        "%d images, %d annotations, %d classes: %s",
-        *(len(content[key]) for key in ("images", "annotations", "categories")),
-        args.output,
-    )
+    if not args.output.exists() or stream_of(args.output) is not None:
+        return
+    if args.output.suffix.lower() != ".json":
+        raise UsageError(f"output {args.output} exists and is no JSON file; it is kept")
+    content = read_json(args.output)
+    if not isinstance(content, dict) or "categories" not in content:
+        raise UsageError(f"output {args.output} exists and is no COCO annotation file; it is kept")
 
 
 if __name__ == "__main__":

@@ -240,7 +240,7 @@ def loss_chart(records: Sequence[dict[str, Any]]) -> str:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.grid(color="#888888", alpha=0.3, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=len(LOSS_COLOURS))
         output = io.StringIO()
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(output, format="svg", transparent=True, metadata=metadata)

@@ -42,6 +42,9 @@ def _parser() -> Parser:
     data.add_argument("--images", metavar="DIR", help="folder of the images")
     data.add_argument("--annotations", metavar="FILE", help="COCO annotation file")
     data.add_argument("--dataset", metavar="DIR|YAML", help="dataset; its validation images are used")
+    data.add_argument("--val-fraction", type=float, metavar="F",
+        help="evaluate on the training images that yolact-train --val-fraction F held out")  # fmt: skip
+    data.add_argument("--seed", type=int, default=0, help="the seed of that training")
     data.add_argument("--max-images", type=int, default=-1, help="evaluate the first N only; -1 for all")
     add("--batch-size", type=int, help="images in one call (default: 8, or the engine's maximum)")
     add("--faster", action="store_true", help="compute AP with faster-coco-eval; the numbers are the same")
@@ -71,6 +74,7 @@ def _parser() -> Parser:
 
 def _evaluate(args: argparse.Namespace) -> int:
     """Run the engine, compute AP and write what was asked for."""
+    from yolact.data.split import held_out
     from yolact.evaluation.confusion import check_score_threshold
     from yolact.evaluation.evaluate import predict, score
     from yolact.evaluation.ground_truth import read_ground_truth
@@ -87,6 +91,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         images, annotations = _data(args, engine.metadata.config)
         _check_files(args, [("the dataset", images), ("the dataset", annotations)])
         truth = read_ground_truth(annotations, images)
+        if args.val_fraction is not None:
+            truth = truth.subset(held_out(truth.images, args.val_fraction, args.seed))
         limit = None if args.max_images == -1 else args.max_images
         found = predict(engine, images, truth, batch_size=args.batch_size, max_images=limit)
     if args.output_coco_json:
@@ -146,7 +152,7 @@ def _check_files(args: argparse.Namespace, data: Sequence[Named] = ()) -> None:
 
 def _data(args: argparse.Namespace, config: str) -> tuple[Path, Path]:
     """Images and annotations: the ones given, else those of `--dataset`, else the configuration's."""
-    from yolact.data.layout import resolve_dataset
+    from yolact.data.layout import default_dataset, resolve_dataset
 
     if args.images and args.annotations:
         return Path(args.images), Path(args.annotations)
@@ -154,10 +160,20 @@ def _data(args: argparse.Namespace, config: str) -> tuple[Path, Path]:
     if args.dataset:
         dataset = resolve_dataset(args.dataset)
     elif not (args.images or args.annotations) and config in configs():
-        dataset = configs()[config].dataset
+        part = "val" if args.val_fraction is None else "train"
+        dataset = default_dataset(configs()[config].dataset, part)
         log.info("evaluating on %s of the configuration %s", dataset.name, config)
     if dataset is None:
         raise UsageError("give both --images and --annotations, or --dataset")
+    if args.val_fraction is not None:
+        if dataset.has_validation:
+            raise UsageError(f"--val-fraction: {dataset.name} has a validation part; leave the option out")
+        return Path(args.images or dataset.train_images), Path(args.annotations or dataset.train_annotations)
+    if not dataset.has_validation:
+        raise UsageError(
+            f"{dataset.name} has no validation part; give --images and --annotations, or the --val-fraction"
+            " that its training held out"
+        )
     return Path(args.images or dataset.val_images), Path(args.annotations or dataset.val_annotations)
 
 

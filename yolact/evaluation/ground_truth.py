@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,14 @@ class GroundTruth:
             number: name if uses[name] == 1 else f"{name} ({number})"
             for number, name in sorted(names.items())
         }
+
+    def subset(self, ids: Collection[int]) -> GroundTruth:
+        """The same with the images of these ids only, and their annotations."""
+        return replace(
+            self,
+            images=[image for image in self.images if image["id"] in ids],
+            annotations=[entry for entry in self.annotations if entry["image_id"] in ids],
+        )
 
 
 def read_ground_truth(annotations: str | Path, images: str | Path) -> GroundTruth:

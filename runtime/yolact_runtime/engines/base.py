@@ -6,6 +6,8 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
+from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -23,6 +25,8 @@ class Engine(ABC):
 
     Attributes:
         metadata: Describes the model.
+        path: The file that it was opened from; None if there is none.
+        unknown_because: Why `precision` is `UNKNOWN`; empty if it is known.
         streams: Number of concurrent calls, each from its own thread, that increase throughput.
         threads: CPU threads that it computes on; None if unknown or not on the CPU.
         reuses_outputs: Later calls overwrite the arrays of `Detections`, so they must be copied to be kept.
@@ -33,6 +37,8 @@ class Engine(ABC):
     """
 
     metadata: Metadata
+    path: Path | None = None
+    unknown_because: str = ""
     streams: int = 1
     threads: int | None = None
     reuses_outputs: bool = True
@@ -45,7 +51,9 @@ class Engine(ABC):
 
     @property
     def precision(self) -> str:
-        """The precision of the arithmetic: one of `yolact_runtime.engines.backends.PRECISIONS`."""
+        """The precision of the arithmetic: one of `PRECISIONS` in `yolact_runtime.engines.backends`, or
+        `UNKNOWN` if the library does not say it.
+        """
         return self.metadata.precision
 
     @abstractmethod
@@ -144,6 +152,13 @@ class Engine(ABC):
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse `pickle` and `copy`: the library's state belongs to this process."""
+        file = repr(str(self.path)) if self.path else "path"
+        raise UsageError(
+            f"{type(self).__name__} cannot be pickled or copied; open it in each process: load_engine({file})"
+        )
 
 
 def check_limits(score_threshold: float, top_k: int) -> None:

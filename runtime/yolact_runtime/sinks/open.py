@@ -21,7 +21,7 @@ from yolact_runtime.sinks.jsonl import JsonLinesSink, read_lines
 from yolact_runtime.sinks.names import FileNames
 from yolact_runtime.sinks.overlays import OverlaySink, check_writable_suffix
 from yolact_runtime.sinks.video import VideoSink
-from yolact_runtime.sources.images import SUFFIXES as IMAGES
+from yolact_runtime.sources.folders import IMAGES, VIDEOS
 from yolact_runtime.sources.open import (
     ChainSource,
     RemainingSource,
@@ -30,7 +30,6 @@ from yolact_runtime.sources.open import (
     image_folders,
     source_files,
 )
-from yolact_runtime.sources.video import SUFFIXES as VIDEOS
 
 log = logging.getLogger(__name__)
 
