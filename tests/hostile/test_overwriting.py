@@ -69,6 +69,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     two = [image, {**image, "id": 2, "file_name": "1_1.jpg"}]
     Path("two.json").write_text(json.dumps({**whole, "images": two}))
     Path("lm").mkdir()
+    Path("reports").mkdir()
+    cv2.imwrite("reports/confusion.png", np.zeros((20, 30, 3), np.uint8))
     Path("lm/a.json").write_text(
         json.dumps({"shapes": [], "imagePath": "a.png", "imageHeight": 9, "imageWidth": 9})
     )
@@ -94,6 +96,7 @@ DATA = "--images d/val --annotations d/val.json"
         "eval --engine e.onnx --dataset d.yaml --json d/val.json",
         "eval --engine e.onnx --dataset d.yaml --json d/train/1.png",
         f"eval --engine e.onnx {DATA} --report -",
+        "eval --engine e.onnx --images reports --annotations d/val.json --report reports",
         "data check d/val.json --json d/val.json",
         "data check d/val.json --images d/val --json d/val/1.png",
         "data show two.json --images d/val --output d/val --config yolact_tiny",
