@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,6 +19,7 @@ from yolact_runtime.errors import UsageError, YolactError
 
 # Standard output in place of a file.
 STDOUT = "-"
+READER_WAIT = 10.0  # seconds that a named pipe waits for its reader
 
 
 def cache_folder() -> Path:
@@ -133,8 +136,26 @@ def write_stdout(data: bytes) -> None:
 
 
 def open_stream(stream: int | Path) -> BinaryIO:
-    """Open what `stream_of` returned, except standard output, for `write_all`."""
-    handle = os.dup(stream) if isinstance(stream, int) else os.open(stream, os.O_WRONLY)
+    """Open what `stream_of` returned, except standard output, for `write_all`.
+
+    Raises:
+        OSError: it cannot be opened.
+        YolactError: it is a pipe that no process opens for reading within some seconds.
+    """
+    if isinstance(stream, int):
+        return os.fdopen(os.dup(stream), "wb", buffering=0)
+    deadline = time.monotonic() + READER_WAIT
+    while True:
+        try:
+            handle = os.open(stream, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0))
+            break
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+        if time.monotonic() > deadline:
+            raise YolactError(f"cannot write {stream}: no process reads this pipe")
+        time.sleep(0.05)
+    os.set_blocking(handle, True)
     return os.fdopen(handle, "wb", buffering=0)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from yolact_runtime import files
 from yolact_runtime.errors import YolactError, counted
 from yolact_runtime.files import atomic_folder, atomic_path, is_stdout, read_json, read_text
 
@@ -93,6 +94,14 @@ def test_pipes_are_written_to(tmp_path):
     write(path, "x" * 300_000)
     reader.join(10)
     assert len(found[0]) == 300_000 and path.is_fifo() and list(tmp_path.iterdir()) == [path]
+
+
+@posix
+def test_a_pipe_that_nobody_reads(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "READER_WAIT", 0.1)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(YolactError, match="pipe: no process reads this pipe"):
+        write(tmp_path / "pipe")
 
 
 @posix

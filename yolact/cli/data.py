@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from yolact.registry import get_config
 from yolact_runtime.commandline import Parser, printing_beside, run
 from yolact_runtime.errors import UsageError, YolactError, counted
-from yolact_runtime.files import STDOUT, atomic_path, read_json, write_json
-from yolact_runtime.outputs import Named, check_outputs
+from yolact_runtime.files import atomic_path, read_json, stream_of, write_json
+from yolact_runtime.outputs import check_outputs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -207,7 +207,9 @@ def _convert(args: argparse.Namespace) -> int:
             )
         import yaml
 
-        check_outputs([("source", args.source)], [("output", args.output / "dataset.yaml")])
+        check_outputs(
+            [("source", args.source)], [("output", args.output / "dataset.yaml")], [("output", args.output)]
+        )
         parts, dataset = convert_yolo_dataset(args.source, args.output, _progress(args))
         files = {args.output / "annotations" / f"instances_{part}.json": parts[part] for part in parts}
     else:
@@ -237,11 +239,15 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _check_output(args: argparse.Namespace) -> None:
-    """Raise a UsageError for an output that is a folder, a file that is read, or holds something else."""
-    reads: list[Named] = [("source", args.source), ("--images", args.images)]
-    reads += [("--names", args.names), ("--only", args.only)]
+    """Raise a UsageError for an output that is a folder, is read, or is another file than a COCO file."""
+    if args.output.is_dir():
+        raise UsageError(f"output {args.output} is a folder; expected a file to write, such as train.json")
+    reads = [
+        ("source", args.source),
+        *((f"--{name}", getattr(args, name)) for name in ("images", "names", "only")),
+    ]
     check_outputs(reads, [("output", args.output)])
-    if str(args.output) == STDOUT or not args.output.is_file():
+    if not args.output.exists() or stream_of(args.output) is not None:
         return
     if args.output.suffix.lower() != ".json":
         raise UsageError(f"output {args.output} exists and is no JSON file; it is kept")

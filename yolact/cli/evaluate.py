@@ -136,6 +136,7 @@ def _result_files(args: argparse.Namespace) -> list[str]:
 def _check_files(args: argparse.Namespace, data: Sequence[Named] = ()) -> None:
     """Check before the work that all outputs can be written, and that none is an input."""
     from yolact.data.files import dataset_files
+    from yolact.evaluation.report import report_files
 
     reads: list[Named] = [("--engine", path) for path in engine_files(args.engine)]
     reads += [
@@ -144,8 +145,8 @@ def _check_files(args: argparse.Namespace, data: Sequence[Named] = ()) -> None:
         *dataset_files(args.dataset),
         *data,
     ]
-    report = Path(args.report, "report.html") if args.report else None
-    writes: list[Named] = [("--json", args.json), ("--report", report)]
+    writes: list[Named] = [("--json", args.json)]
+    writes += [("--report", path) for path in report_files(args.report)] if args.report else []
     writes += zip(("--bbox-det-file", "--mask-det-file"), _result_files(args), strict=False)
     check_outputs(reads, writes, [("--report", args.report)])
 

@@ -66,7 +66,7 @@ class TrainingLog:
             return self
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.start and self.path.exists():
+            if self.start and self.path.is_file():
                 self._cut()
             self.file = self.path.open("a" if self.start else "w", encoding="utf-8")
         except OSError as error:
