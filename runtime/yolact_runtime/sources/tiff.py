@@ -124,8 +124,12 @@ class Tiff:
         """The values of a tag; none if it is missing."""
         if (field := (self._fields if fields is None else fields).get(tag)) is None:
             return []
+        if field.at > len(self._data):
+            raise IndexError("the values are cut off")
         return list(struct.unpack_from(f"{self._order}{field.length}{field.code}", self._data, field.at))
 
     def _unpack(self, code: str, at: int) -> int:
+        if at > len(self._data):
+            raise IndexError("the number is cut off")
         value: int = struct.unpack_from(self._order + code, self._data, at)[0]
         return value

@@ -1,5 +1,6 @@
 """HEIC and AVIF are images, whole and upright, and what is missing to read them is named."""
 
+import contextlib
 import importlib
 import io
 import logging
@@ -8,12 +9,15 @@ import struct
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from yolact_runtime import YolactError
 from yolact_runtime.errors import UsageError
 from yolact_runtime.sources import heif
 from yolact_runtime.sources.heif import heif_kind, reads_heif
 from yolact_runtime.sources.images import ImageSource, list_images, read_image
+from yolact_runtime.sources.isobmff import is_cut_off
 from yolact_runtime.sources.open import has_video, open_source
 
 # Smooth, so that lossy compression changes it little; no two of its turned copies are equal.
@@ -173,6 +177,13 @@ def test_what_is_cut_off_is_refused(tmp_path, kind):
     for length in range(data.index(b"mdat") + 8, len(data) - 100, len(data) // 30):
         with pytest.raises(YolactError, match=r"x\.heic is cut off; copy it again"):
             read(tmp_path, data[:length] + bytes(len(data) - length))
+
+
+@given(st.binary(max_size=60), st.binary(max_size=60))
+def test_damaged_boxes_are_reported_by_two_exceptions(items, locations):
+    data = box(b"meta", bytes(4), box(b"iinf", items), box(b"iloc", locations))
+    with contextlib.suppress(struct.error, IndexError):
+        is_cut_off(data)
 
 
 def test_data_after_the_end_is_ignored(tmp_path, kind):
