@@ -74,6 +74,11 @@ class HeifImage:
         self._path, self._kind = path, kind
         self._image: Any
         try:
+            top = {name for name, _, _ in boxes(data, 0, len(data))}
+            if kind == "HEIC" and b"moov" in top and b"meta" not in top:
+                raise YolactError(
+                    f"image {path} is a sequence without a still picture; convert it to a video, such as .mp4"
+                )
             if is_cut_off(data):
                 raise YolactError(f"image {path} is cut off; copy it again")
             if kind == "HEIC":
@@ -84,7 +89,7 @@ class HeifImage:
                 )
                 if not self._image.info.get("primary"):
                     raise ValueError("the main picture cannot be read")
-                self.more = len(self._image) > 1 or b"moov" in {k for k, _, _ in boxes(data, 0, len(data))}
+                self.more = len(self._image) > 1 or b"moov" in top
             else:
                 from PIL.AvifImagePlugin import AvifImageFile
 
@@ -118,4 +123,4 @@ class HeifImage:
         return np.ascontiguousarray(pixels[..., :3])
 
     def _damaged(self, error: BaseException) -> YolactError:
-        return YolactError(f"image {self._path} is cut off or damaged {self._kind}: {first_line(error)}")
+        return YolactError(f"image {self._path} cannot be decoded as {self._kind}: {first_line(error)}")

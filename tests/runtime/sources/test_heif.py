@@ -172,7 +172,7 @@ def test_what_is_cut_off_is_refused(tmp_path, kind):
     """libheif would leave out tiles. Nor does it notice the zeros of an interrupted copy."""
     data = grid(kind, PICTURE)
     for length in (*range(20, len(data), len(data) // 60), *range(len(data) - 9, len(data))):
-        with pytest.raises(YolactError, match=r"x\.heic is (cut off|damaged)"):
+        with pytest.raises(YolactError, match=r"x\.heic (is cut off|is damaged|cannot be decoded)"):
             read(tmp_path, data[:length])
     for length in range(data.index(b"mdat") + 8, len(data) - 100, len(data) // 30):
         with pytest.raises(YolactError, match=r"x\.heic is cut off; copy it again"):
@@ -205,6 +205,13 @@ def test_several_pictures(tmp_path, kind, caplog):
         close(read(tmp_path, data), PICTURE)
     (line,) = caplog.messages
     assert line.endswith("x.heic is animated or has several pictures; only the first is read")
+
+
+def test_a_sequence_without_a_still_picture(tmp_path):
+    pytest.importorskip("pillow_heif")
+    data = box(b"ftyp", b"hevc", bytes(4)) + box(b"moov", bytes(50))
+    with pytest.raises(YolactError, match=r"x\.heic is a sequence without a still picture; convert it"):
+        read(tmp_path, data)
 
 
 @pytest.mark.parametrize(
