@@ -100,6 +100,16 @@ def test_the_limit_on_pixels_can_be_moved(place, capsys, monkeypatch):
     assert "YOLACT_MAX_PIXELS is 'many'" in capsys.readouterr().err
 
 
+def test_sixteen_bits_count_twice(place, capsys, monkeypatch):
+    assert cv2.imwrite("photos/deep.png", np.zeros((20, 100, 3), np.uint16))
+    monkeypatch.setenv("YOLACT_MAX_PIXELS", "3999")
+    is_reported_and_skipped(
+        capsys, "100 x 20 pixels of 16 bits, which count 2 times, more than the 3999 allowed"
+    )
+    monkeypatch.setenv("YOLACT_MAX_PIXELS", "4000")
+    assert infer("photos") == 0
+
+
 def test_a_bomb_takes_no_memory(tmp_path):
     bomb = tmp_path / "bomb.png"
     bomb.write_bytes(png(20_000, 20_000))

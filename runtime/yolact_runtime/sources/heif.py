@@ -60,6 +60,7 @@ class HeifImage:
 
     Attributes:
         size: Width and height in pixels.
+        value_bytes: Bytes of a decoded value, 1 or 2.
         more: More pictures follow the main one.
     """
 
@@ -99,6 +100,7 @@ class HeifImage:
         except _ERRORS as error:
             raise self._damaged(error) from error
         self.size: tuple[int, int] = self._image.size
+        self.value_bytes = 2 if self._image.mode.endswith(";16") else 1
 
     def decode(self) -> np.ndarray:
         """The picture, without its alpha channel.
@@ -120,7 +122,7 @@ class HeifImage:
             raise self._damaged(error) from error
         if pixels.ndim == 2 or pixels.shape[2] < 3:  # grey, or grey and alpha
             pixels = np.repeat(pixels.reshape(*pixels.shape[:2], -1)[..., :1], 3, axis=2)
-        return np.ascontiguousarray(pixels[..., :3])
+        return np.array(pixels[..., :3], order="C")  # a copy: the library's own memory cannot be written to
 
     def _damaged(self, error: BaseException) -> YolactError:
         return YolactError(f"image {self._path} cannot be decoded as {self._kind}: {first_line(error)}")

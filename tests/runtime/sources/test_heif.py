@@ -116,7 +116,8 @@ def read(tmp_path, data):
 
 
 def close(image, expected, limit=4):
-    assert image.shape == expected.shape and image.dtype == np.uint8 and image.flags.c_contiguous
+    assert image.shape == expected.shape and image.dtype == np.uint8
+    assert image.flags.c_contiguous and image.flags.writeable
     assert np.abs(image.astype(int) - expected).mean() < limit
 
 
