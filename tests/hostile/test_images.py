@@ -213,6 +213,22 @@ def test_a_folder_that_may_not_be_read(place, capsys, monkeypatch):
     assert capsys.readouterr().err == "ERROR: cannot read folder photos/locked: Permission denied\n"
 
 
+def test_an_image_that_may_not_be_looked_at(place, capsys, monkeypatch):
+    """Its folder may be listed, but not searched."""
+    stat = os.stat
+
+    def refuse(path, *arguments, **options):
+        if "locked" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    is_reported_and_skipped(capsys, "cannot read locked/a.png: Permission denied", ["locked/a.png", "photos"])
+    for option in (["locked/a.png"], ["--image", "locked/a.png:b.png"], ["x" * 300], ["--image", "x" * 300]):
+        assert infer(*option) == 1
+        assert capsys.readouterr().err.startswith(f"ERROR: cannot read {option[-1].partition(':')[0]}: ")
+
+
 def test_names_in_a_list_that_no_file_can_have(place, capsys):
     Path("list").write_bytes(b"photos/a.png\n" + b"x" * 300 + b".png\nphotos/z.png\n")
     listed(capsys, f"cannot read image {'x' * 300}.png: File name too long")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,7 +113,7 @@ def open_outputs(
         resumable.append(outputs.overlays)
     outputs.sinks += resumable
     if not args.no_overlay and has_video(source):
-        keep = [name for name in args.sources if Path(name).is_file()]
+        keep = [name for name in args.sources if os.path.isfile(name)]  # noqa: PTH113 - raises no error
         outputs.videos = VideoSink(args.video_output or target.folder, keep=keep)
         outputs.sinks.append(outputs.videos)
     if lines is not None:
