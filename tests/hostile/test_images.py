@@ -100,6 +100,16 @@ def test_the_limit_on_pixels_can_be_moved(place, capsys, monkeypatch):
     assert "YOLACT_MAX_PIXELS is 'many'" in capsys.readouterr().err
 
 
+def test_sixteen_bits_count_twice(place, capsys, monkeypatch):
+    assert cv2.imwrite("photos/deep.png", np.zeros((20, 100, 3), np.uint16))
+    monkeypatch.setenv("YOLACT_MAX_PIXELS", "3999")
+    is_reported_and_skipped(
+        capsys, "100 x 20 pixels of 16 bits, which count 2 times, more than the 3999 allowed"
+    )
+    monkeypatch.setenv("YOLACT_MAX_PIXELS", "4000")
+    assert infer("photos") == 0
+
+
 def test_a_bomb_takes_no_memory(tmp_path):
     bomb = tmp_path / "bomb.png"
     bomb.write_bytes(png(20_000, 20_000))
@@ -201,6 +211,22 @@ def test_a_folder_that_may_not_be_read(place, capsys, monkeypatch):
     is_reported_and_skipped(capsys, "folder photos/locked: Permission denied", ["photos/locked", "photos"])
     assert infer("photos/locked") == 1
     assert capsys.readouterr().err == "ERROR: cannot read folder photos/locked: Permission denied\n"
+
+
+def test_an_image_that_may_not_be_looked_at(place, capsys, monkeypatch):
+    """Its folder may be listed, but not searched."""
+    stat = os.stat
+
+    def refuse(path, *arguments, **options):
+        if "locked" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    is_reported_and_skipped(capsys, "cannot read locked/a.png: Permission denied", ["locked/a.png", "photos"])
+    for option in (["locked/a.png"], ["--image", "locked/a.png:b.png"], ["x" * 300], ["--image", "x" * 300]):
+        assert infer(*option) == 1
+        assert capsys.readouterr().err.startswith(f"ERROR: cannot read {option[-1].partition(':')[0]}: ")
 
 
 def test_names_in_a_list_that_no_file_can_have(place, capsys):

@@ -13,7 +13,15 @@ from typing import BinaryIO
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.frames import Frame, Source, failed_frame
 from yolact_runtime.sources.camera import CameraSource, is_camera, without_secrets
-from yolact_runtime.sources.folders import OTHER_IMAGES, VIDEOS, images_in, is_pattern, match, suffix_of
+from yolact_runtime.sources.folders import (
+    IMAGES,
+    OTHER_IMAGES,
+    VIDEOS,
+    images_in,
+    is_pattern,
+    match,
+    suffix_of,
+)
 from yolact_runtime.sources.heif import is_heif
 from yolact_runtime.sources.images import ImageSource, each_once, expand
 from yolact_runtime.sources.listing import ListSource
@@ -229,6 +237,6 @@ def _other_source(name: str, stream: BinaryIO | None, null: bool) -> Source | No
         return ListSource(stream or sys.stdin.buffer, null)
     # Unlike those of Path, these functions raise no error; `expand` reports it.
     if os.path.isfile(name):  # noqa: PTH113
-        still = suffix_of(name) in OTHER_IMAGES or is_heif(name)
+        still = suffix_of(name) in (*IMAGES, *OTHER_IMAGES) or is_heif(name)
         return VideoSource(Path(name)) if not still and is_video(name) else None
     return CameraSource(name) if not os.path.isdir(name) and is_camera(name) else None  # noqa: PTH112

@@ -201,7 +201,16 @@ def test_images_and_videos_of_a_pattern_in_order(place, monkeypatch):
 def test_camera_raw_files_are_no_videos(place):
     Path("a.cr3").write_bytes(b"\0\0\0\x18ftypcrx \0\0\0\1crx isom")
     (frame,) = open_source(["a.cr3"])
-    with pytest.raises(YolactError, match=r"image a\.cr3 is damaged or not an image"):
+    with pytest.raises(YolactError, match=r"image a\.cr3 has a format that is not read; convert it to JPEG"):
+        frame.read()
+
+
+def test_a_video_in_a_list(place):
+    Path("a.mp4").write_bytes(b"\0\0\0\x18ftypmp42")
+    (frame,) = open_source(["-"], io.BytesIO(b"a.mp4\n"))
+    with pytest.raises(
+        YolactError, match=r"image a\.mp4 is a video by its suffix; a list may name images only"
+    ):
         frame.read()
 
 
