@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolact_runtime.errors import YolactError
-from yolact_runtime.sources.libav import load_av, moving_pictures, open_video, reason, start_of
+from yolact_runtime.sources.libav import demux, load_av, moving_pictures, open_video, reason, start_of
 from yolact_runtime.sources.timeline import LEAP_FILE, Timeline
 
 if TYPE_CHECKING:
@@ -63,7 +63,11 @@ class AudioCopy:
                 self._tracks[stream.index] = _Track(track, start_of(stream))
                 self.codecs.append(codec)
             else:
-                log.warning("%s has no sound: %s cannot hold %s audio", target, target.suffix, codec)
+                kept = stream.codec_context and takes_audio("matroska", source, stream.index)
+                log.warning(
+                    "%s has no sound: %s cannot hold %s audio%s",
+                    target, target.suffix, codec, "; --video IN:OUT.mkv keeps it" if kept else "",
+                )  # fmt: skip
         if self._tracks and pictures is not None:
             timeline = Timeline(self._container, pictures)
             self._start = timeline.start or 0.0
@@ -174,7 +178,7 @@ def takes_audio(container: str, source: Path, index: int) -> bool:
         with open_video(source) as opened, av.open(io.BytesIO(), "w", format=container) as trial:
             stream = opened.streams[index]
             track = trial.add_stream_from_template(stream)
-            packet = next(item for item in opened.demux(stream) if item.size)
+            packet = next(item for item in demux(opened, stream) if item.size)
             packet.stream = track
             trial.mux_one(packet)
     except (av.FFmpegError, YolactError, StopIteration, ValueError):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from yolact_runtime.sources.libav import load_av, period_of, start_of
+from yolact_runtime.sources.libav import demux, load_av, period_of, start_of
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -26,6 +26,7 @@ BACK, JITTER = 0.1, 2.5
 LEAP_STREAM, LEAP_FILE = 10.0, 12 * 3600.0
 # Transport streams count 90,000 ticks a second in 33 bits.
 _CLOCK, _WRAP = 90_000, 1 << 33
+_UNREAD = 0.1  # part of a transport stream without packets that is reported
 _PEEKED = 8  # pictures read in advance
 _LONGEST_STEP = 1.0  # seconds; longer ones say nothing about the frame rate
 # Number of pictures that sound which jumps waits for the pictures to jump too.
@@ -73,9 +74,7 @@ class Timeline:
         wraps = discontinuous and pictures.time_base == Fraction(1, _CLOCK)
         self._turn = _WRAP / _CLOCK if wraps else math.inf  # seconds after which the counter is 0 again
         self._near = self.start or 0.0  # latest picture, in seconds of the file
-        self._demuxed = container.demux(
-            pictures, *(stream for stream in container.streams.audio if stream.time_base)
-        )
+        self._demuxed = demux(container, pictures, *(one for one in container.streams.audio if one.time_base))
         self._head: list[Packet] = []
         self._failure: Exception | None = None
         self._tracks = {
@@ -86,6 +85,8 @@ class Timeline:
         self._segments = [_Segment(0.0, -1.0)]
         self._end = -math.inf  # of the latest picture, on the timeline
         self._waited = 0
+        self._read = 0  # bytes of the file up to the latest packet
+        self._size = container.size if container.format.name == "mpegts" else 0
         self._peek()
 
     def unwrapped(self, seconds: float) -> float:
@@ -96,6 +97,7 @@ class Timeline:
         """The packets, each stream in its order; the empty packets at the end flush the decoders."""
         for packet in self._raw():
             track = self._tracks.get(packet.stream.index)
+            self._read = max(self._read, (packet.pos or 0) + packet.size)
             if math.isfinite(self._turn) and packet.time_base:
                 self._unwrap(packet)
             if track is None or not packet.size or _stamp(packet) is None:
@@ -112,6 +114,12 @@ class Timeline:
                         yield from self._release()
             else:
                 yield from self._sound(packet, track)
+        if self._name and self._size - self._read > _UNREAD * self._size:
+            log.warning(
+                "video %s: its last %.1f MB have none of its pictures and sound; "
+                "if other streams begin there, they are not read",
+                self._name, (self._size - self._read) / 1e6,
+            )  # fmt: skip
 
     def _peek(self) -> None:
         """Read the first pictures, as the header of short files may say that they start later."""
@@ -140,8 +148,7 @@ class Timeline:
             yield self._head.pop(0)
         if self._failure is not None:
             raise self._failure
-        for packet in self._demuxed:  # noqa: UP028 - `yield from` fails for a Cython generator at its end
-            yield packet
+        yield from self._demuxed
 
     def _picture(self, packet: Packet, track: _Track) -> Packet:
         """A picture on the timeline; one that jumps begins a segment."""
