@@ -161,8 +161,19 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"{given[0]} is for checkpoints; {args.weights} is already exported")
 
 
+def _output(args: argparse.Namespace, *suffixes: str) -> Path:
+    """The file to write, whose name must end in one of `suffixes`; the first is that of the default."""
+    output: Path = args.output or _default_output(args, suffixes[0])
+    if output.suffix.lower() not in suffixes:
+        # Engines are opened by their suffix.
+        raise UsageError(f"--output {output}: with --to {args.to} its name ends in {' or '.join(suffixes)}")
+    if output.is_dir():
+        raise UsageError(f"--output {output} is a folder; name a file")
+    return output
+
+
 def _export_onnx(args: argparse.Namespace) -> None:
-    with _onnx_file(args, keep=args.output or _default_output(args, ".onnx")):
+    with _onnx_file(args, keep=_output(args, ".onnx")):
         pass
 
 
@@ -172,9 +183,7 @@ def _export_engine(args: argparse.Namespace) -> None:
     from yolact_export.trt.target import choose_target
 
     options = trt_options.from_arguments(args)
-    output = args.output or _default_output(args, ".engine")
-    if output.suffix.lower() not in (".engine", ".plan"):
-        raise UsageError(f"--output {output}: the name of an engine ends in .engine or .plan")
+    output = _output(args, ".engine", ".plan")
     if not _is_exported(args.weights):
         choose_target(options, args.precision)  # refuse what cannot be built before exporting it
     requested = None if args.precision == "fp32" else args.precision
@@ -188,9 +197,7 @@ def _export_openvino(args: argparse.Namespace) -> None:
 
     if args.precision == "fp16":
         raise UsageError("--precision fp16: CPUs compute fp16 in float32; --to openvino allows fp32 and int8")
-    output = args.output or _default_output(args, ".xml")
-    if output.suffix != ".xml":
-        raise UsageError(f"--output {output}: the name of an OpenVINO model ends in .xml")
+    output = _output(args, ".xml")
     with _onnx_file(args) as source:
         check = None
         if not args.no_verify:
