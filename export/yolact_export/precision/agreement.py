@@ -102,8 +102,8 @@ def compare_detections(reference: Engine, engine: Engine, images: Sequence[np.nd
     if seen.too_few and (stages := stages_of(reference, engine)):
         seen.heads = {name: Error() for name in HEADS}
         for batch in batches(images[:_HEAD_IMAGES], engine.metadata):
-            heads = (side.network(batch) for side in stages)
-            add_heads(seen.heads, *heads, reference.metadata.score_threshold)
+            expected, found = (side.network(batch) for side in stages)
+            add_heads(seen.heads, expected, found, reference.metadata.score_threshold)
         log.warning(
             "only %d detections score %s or more in the %d images to compare on: the heads were"
             " compared instead; --verify DIR compares what is found in images of yours",

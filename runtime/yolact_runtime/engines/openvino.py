@@ -45,6 +45,7 @@ class OpenVinoEngine(Engine):
         UsageError: a precision that such files cannot run in, or less than one thread or stream.
     """
 
+    path: Path
     reuses_outputs = False
 
     def __init__(
