@@ -29,7 +29,8 @@ _CHECKPOINT_OPTIONS = (
 )
 
 
-_SUFFIXES = {"onnx": ".onnx", "trt": ".engine", "openvino": ".xml"}
+# Of the files that each `--to` writes and `yolact-infer` opens; the first is that of the default.
+_SUFFIXES = {"onnx": (".onnx",), "trt": (".engine", ".plan"), "openvino": (".xml",)}
 
 
 class _ExportParser(Parser):
@@ -172,6 +173,18 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"{given[0]} is for checkpoints; {args.weights} is already exported")
 
 
+def _output(args: argparse.Namespace) -> Path:
+    """The file to write, whose name must end in a suffix that `yolact-infer` opens for `--to`."""
+    suffixes = _SUFFIXES[args.to]
+    output: Path = args.output or _default_output(args, suffixes[0])
+    if output.suffix.lower() not in suffixes:
+        # Engines are opened by their suffix.
+        raise UsageError(f"--output {output}: with --to {args.to} its name ends in {' or '.join(suffixes)}")
+    if output.is_dir():
+        raise UsageError(f"--output {output} is a folder; name a file")
+    return output
+
+
 def _check_files(args: argparse.Namespace) -> None:
     """Check before the work that everything can be written, and that none of it is an input."""
     for option, path in (("--output", args.output), ("--timing-cache", args.timing_cache)):
@@ -181,7 +194,7 @@ def _check_files(args: argparse.Namespace) -> None:
     reads += [(f"--{name}", getattr(args, name)) for name in ("calibrate", "verify", "annotations")]
     if args.to == "triton":
         return check_outputs(reads, [], [("--output", args.output)])
-    output = args.output or _default_output(args, _SUFFIXES[args.to])
+    output = _output(args)
     writes = [output]
     if args.to == "openvino":
         writes.append(output.with_suffix(".bin"))
@@ -193,7 +206,7 @@ def _check_files(args: argparse.Namespace) -> None:
 
 
 def _export_onnx(args: argparse.Namespace) -> None:
-    with _onnx_file(args, keep=args.output or _default_output(args, _SUFFIXES["onnx"])):
+    with _onnx_file(args, keep=_output(args)):
         pass
 
 
@@ -203,9 +216,7 @@ def _export_engine(args: argparse.Namespace) -> None:
     from yolact_export.trt.target import choose_target
 
     options = trt_options.from_arguments(args)
-    output = args.output or _default_output(args, _SUFFIXES["trt"])
-    if output.suffix.lower() not in (".engine", ".plan"):
-        raise UsageError(f"--output {output}: the name of an engine ends in .engine or .plan")
+    output = _output(args)
     if not _is_exported(args.weights):
         choose_target(options, args.precision)  # refuse what cannot be built before exporting it
     requested = None if args.precision == "fp32" else args.precision
@@ -219,9 +230,7 @@ def _export_openvino(args: argparse.Namespace) -> None:
 
     if args.precision == "fp16":
         raise UsageError("--precision fp16: CPUs compute fp16 in float32; --to openvino allows fp32 and int8")
-    output = args.output or _default_output(args, _SUFFIXES["openvino"])
-    if output.suffix != ".xml":
-        raise UsageError(f"--output {output}: the name of an OpenVINO model ends in .xml")
+    output = _output(args)
     with _onnx_file(args) as source:
         check = None
         if not args.no_verify:

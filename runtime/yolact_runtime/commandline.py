@@ -7,7 +7,6 @@ import contextlib
 import functools
 import logging
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import yolact_runtime
-from yolact_runtime.errors import YolactError
+from yolact_runtime.errors import YolactError, escape_controls
 from yolact_runtime.files import is_stdout, writing
 
 if TYPE_CHECKING:
@@ -33,11 +32,7 @@ class OneLine(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """The message without a traceback."""
-        return re.sub(
-            r"[\x00-\x08\x0a-\x1f\x7f]",
-            lambda match: match[0].encode("unicode_escape").decode(),
-            super().formatMessage(record),
-        )
+        return escape_controls(super().formatMessage(record))
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

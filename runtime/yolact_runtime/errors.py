@@ -30,6 +30,15 @@ def counted(number: int, noun: str, plural: str = "") -> str:
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
+def escape_controls(text: str) -> str:
+    """Text on one line: line ends and control characters as escapes, such as \\n."""
+    return re.sub(
+        r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]",
+        lambda match: match[0].encode("unicode_escape").decode(),
+        text,
+    )
+
+
 def first_line(error: BaseException) -> str:
     """The first line of another library's error, at most 200 characters."""
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
