@@ -271,6 +271,16 @@ def test_fine_tuning_takes_the_network_of_the_file(
     assert "which it does not name" in capsys.readouterr().err
 
 
+def test_a_validation_part_and_a_held_out_part_exclude_each_other(
+    shapes: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    options = ("--dataset", str(shapes), "--iterations", "1", "--save-folder", str(tmp_path), *CPU)
+    assert main(["--config", "yolact_tiny", *options, "--val-fraction", "0.1"]) == 2
+    assert "has a validation part" in capsys.readouterr().err
+    assert main(["--config", "yolact_tiny", *options, "--val-fraction", "1.5"]) == 2
+    assert "train.val_fraction = 1.5; allowed: 0 to 0.9" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_held_out_part_is_validated_on_and_evaluated(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
