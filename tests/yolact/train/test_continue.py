@@ -62,9 +62,14 @@ def test_everything_that_is_not_given_is_the_checkpoints(
     assert continued() == 0
     saved, before = (load_checkpoint(find_checkpoint("last", folder)).config for folder in (tmp_path, begun))
     assert replace(saved, train=replace(saved.train, iterations=2, workers=before.train.workers)) == before
-    changed = [line for line in capsys.readouterr().err.splitlines() if "changed since" in line]
+    output = capsys.readouterr().err.splitlines()
+    changed = [line for line in output if "changed since" in line]
     assert len(changed) == 1
     assert changed[0].endswith("yolact_tiny_0_2.pth: train.iterations 2 -> 3")
+    # The first run's options, none of which is given again.
+    (kept,) = [line for line in output if "and not as in yolact_tiny" in line]
+    for name in ("model.input_size 96", "train.lr 0.002", "train.weight_decay 0.01", "augment.flip False"):
+        assert name in kept
 
 
 @pytest.mark.parametrize(
