@@ -17,6 +17,8 @@ from typing import NoReturn
 from yolact_export.trt import options as trt_options
 from yolact_runtime.commandline import Parser, run
 from yolact_runtime.errors import UsageError, missing_extra
+from yolact_runtime.files import is_stdout
+from yolact_runtime.outputs import Named, check_outputs, engine_files
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +27,9 @@ _CHECKPOINT_OPTIONS = (
     *("config", "classes", "detect", "batch", "max_batch", "input_type"),
     *("precision", "keep_float", "calibrate", "calibration_method", "calibration_images"),
 )
+
+
+_SUFFIXES = {"onnx": ".onnx", "trt": ".engine", "openvino": ".xml"}
 
 
 class _ExportParser(Parser):
@@ -119,6 +124,7 @@ def command(args: argparse.Namespace) -> None:
             _inspect(args)
         else:
             _check(args)
+            _check_files(args)
             TARGETS[args.to](args)
     except ModuleNotFoundError as error:
         raise missing_extra(f"{name} (no module {error.name!r})", "train") from error
@@ -166,8 +172,28 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"{given[0]} is for checkpoints; {args.weights} is already exported")
 
 
+def _check_files(args: argparse.Namespace) -> None:
+    """Check before the work that everything can be written, and that none of it is an input."""
+    for option, path in (("--output", args.output), ("--timing-cache", args.timing_cache)):
+        if path is not None and is_stdout(path):
+            raise UsageError(f"{option} {path}: standard output has the tables; name a file")
+    reads: list[Named] = [("--weights", path) for path in engine_files(args.weights)]
+    reads += [(f"--{name}", getattr(args, name)) for name in ("calibrate", "verify", "annotations")]
+    if args.to == "triton":
+        return check_outputs(reads, [], [("--output", args.output)])
+    output = args.output or _default_output(args, _SUFFIXES[args.to])
+    writes = [output]
+    if args.to == "openvino":
+        writes.append(output.with_suffix(".bin"))
+    elif args.to == "trt":
+        writes += [Path(f"{output}.json")]
+        writes += [] if _is_exported(args.weights) else [output.with_suffix(".onnx")]
+    named: list[Named] = [("--output", path) for path in writes]
+    return check_outputs(reads, [*named, ("--timing-cache", args.timing_cache)])
+
+
 def _export_onnx(args: argparse.Namespace) -> None:
-    with _onnx_file(args, keep=args.output or _default_output(args, ".onnx")):
+    with _onnx_file(args, keep=args.output or _default_output(args, _SUFFIXES["onnx"])):
         pass
 
 
@@ -177,7 +203,7 @@ def _export_engine(args: argparse.Namespace) -> None:
     from yolact_export.trt.target import choose_target
 
     options = trt_options.from_arguments(args)
-    output = args.output or _default_output(args, ".engine")
+    output = args.output or _default_output(args, _SUFFIXES["trt"])
     if output.suffix.lower() not in (".engine", ".plan"):
         raise UsageError(f"--output {output}: the name of an engine ends in .engine or .plan")
     if not _is_exported(args.weights):
@@ -193,7 +219,7 @@ def _export_openvino(args: argparse.Namespace) -> None:
 
     if args.precision == "fp16":
         raise UsageError("--precision fp16: CPUs compute fp16 in float32; --to openvino allows fp32 and int8")
-    output = args.output or _default_output(args, ".xml")
+    output = args.output or _default_output(args, _SUFFIXES["openvino"])
     if output.suffix != ".xml":
         raise UsageError(f"--output {output}: the name of an OpenVINO model ends in .xml")
     with _onnx_file(args) as source:

@@ -79,8 +79,6 @@ def stream_of(path: str | Path) -> int | Path | None:
         YolactError: it is a folder, a disk or a socket.
     """
     path = Path(path)
-    if str(path) == STDOUT:
-        return 1
     with writing(path):
         if (descriptor := _descriptor(path)) is not None:
             return descriptor
@@ -93,7 +91,9 @@ def stream_of(path: str | Path) -> int | Path | None:
 
 
 def _descriptor(path: Path) -> int | None:
-    """The file descriptor of this process that a path such as `/dev/stdout` means, also through links."""
+    """The file descriptor that a path such as `-` or `/dev/stdout` means, also through links."""
+    if str(path) == STDOUT:
+        return 1
     own = {"/dev/fd", os.path.realpath("/proc/self/fd")}
     for _ in range(40):  # as many links as Linux follows
         folder = os.path.realpath(path.parent)
@@ -107,7 +107,10 @@ def _descriptor(path: Path) -> int | None:
 
 def is_stdout(path: str | Path | None) -> bool:
     """Whether a path names standard output, which then has nothing else: `-` or `/dev/stdout`."""
-    return path is not None and stream_of(path) == 1
+    try:
+        return path is not None and _descriptor(Path(path)) == 1
+    except OSError:
+        return False
 
 
 def write_stdout(data: bytes) -> None:

@@ -20,7 +20,7 @@ Named = tuple[str, str | Path | None]
 Identity = tuple[int, int] | str
 
 # Images have other suffixes, so folders of images need not be searched for these outputs.
-_NO_IMAGES = (".csv", ".html", ".json", ".jsonl", ".txt")
+_NO_IMAGES = (".html", ".json", ".jsonl")
 
 
 def check_outputs(reads: Iterable[Named], writes: Iterable[Named], folders: Iterable[Named] = ()) -> None:

@@ -54,8 +54,8 @@ class Result:
 
     def __repr__(self) -> str:
         """Size and classes; the arrays would fill the screen."""
-        counts = ", ".join(f"{name}: {count}" for name, count in Counter(self.names).items())
-        found = counted(len(self), "detection") + (f" ({counts})" if counts else "")
+        classes = ", ".join(f"{name}: {count}" for name, count in Counter(self.names).items())
+        found = counted(len(self), "detection") + (f" ({classes})" if classes else "")
         return f"Result({self.width} x {self.height}, {found})"
 
     def __len__(self) -> int:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolact.registry import get_config
-from yolact_runtime.commandline import Parser, run
+from yolact_runtime.commandline import Parser, printing_beside, run
 from yolact_runtime.errors import UsageError, YolactError, counted
-from yolact_runtime.files import atomic_path, read_json, write_json
+from yolact_runtime.files import STDOUT, atomic_path, read_json, write_json
+from yolact_runtime.outputs import Named, check_outputs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,7 +48,9 @@ def _parser() -> Parser:
     check = add("check", _check, "find problems before training or evaluation; exit code 1 for errors")
     check.add_argument("annotations", type=Path, help="COCO annotation file")
     check.add_argument("--images", type=Path, help="folder of the images; each is opened")
-    check.add_argument("--json", type=Path, metavar="FILE", help="write all findings here")
+    check.add_argument(
+        "--json", type=Path, metavar="FILE", help="write all findings here; - is standard output"
+    )
 
     show = add("show", _show, "draw samples as the network will see them")
     show.add_argument("annotations", type=Path, help="COCO annotation file")
@@ -74,7 +77,9 @@ def _parser() -> Parser:
         "source", type=Path, help="folder of the annotations; or Ultralytics' data.yaml, for all its parts"
     )
     other.add_argument(
-        "output", type=Path, help="COCO annotation file to write; for a data.yaml, the folder of several"
+        "output",
+        type=Path,
+        help="COCO file to write, or - for standard output; for a data.yaml, a folder",
     )
     other.add_argument("--images", type=Path, help="folder of the images, if it is not SOURCE")
     other.add_argument("--names", type=Path, help="class names: a text file, one a line, or YOLO's data.yaml")
@@ -100,10 +105,12 @@ def _check(args: argparse.Namespace) -> int:
 
     from yolact.dataset_tools.check import check_annotations
 
+    check_outputs([("annotations", args.annotations), ("--images", args.images)], [("--json", args.json)])
     report = check_annotations(args.annotations, args.images, _progress(args))
     if args.json:
         write_json(args.json, report.to_dict(), indent=1)
-    _print_report(report, Console())
+    with printing_beside(args.json):
+        _print_report(report, Console())
     return 1 if report.count("error") else 0
 
 
@@ -150,6 +157,7 @@ def _show(args: argparse.Namespace) -> int:
     from yolact.data.coco import CocoDataset
     from yolact.dataset_tools.show import draw_sample
 
+    check_outputs([], [], [("--output", args.output)])
     classes = read_classes(args.annotations)
     if min(args.seed, args.epoch) < 0:
         raise UsageError(f"--seed {args.seed}, --epoch {args.epoch}; allowed: 0 or more")
@@ -159,15 +167,20 @@ def _show(args: argparse.Namespace) -> int:
     dataset = CocoDataset(args.images, args.annotations, model, classes, augment, args.seed)
     count = min(args.count, len(dataset))
     failed = 0
-    for index in np.random.default_rng(args.seed).permutation(len(dataset))[:count].tolist():
-        record = dataset.records[index]
+    chosen = np.random.default_rng(args.seed).permutation(len(dataset))[:count].tolist()
+    names = [args.output / f"{record.path.stem}_{record.image_id}.jpg" for record in dataset.records]
+    check_outputs(
+        [("annotations", args.annotations), *(("--images", record.path) for record in dataset.records)],
+        [("--output", names[index]) for index in chosen],
+    )
+    for index in chosen:
         try:
             picture = draw_sample(dataset[args.epoch, index], classes, model)
         except YolactError as error:
             log.error("%s", error)
             failed += 1
             continue
-        with atomic_path(args.output / f"{record.path.stem}_{record.image_id}.jpg") as temporary:
+        with atomic_path(names[index]) as temporary:
             temporary.write_bytes(cv2.imencode(".jpg", picture)[1].tobytes())
     log.info("drew %d of %d samples in %s", count - failed, len(dataset), args.output)
     return 1 if failed else 0
@@ -177,6 +190,7 @@ def _shapes(args: argparse.Namespace) -> None:
     """`shapes`: write the dataset."""
     from yolact.dataset_tools.synthetic import make_shapes_dataset
 
+    check_outputs([], [], [("folder", args.folder)])
     data = make_shapes_dataset(args.folder, args.train, args.val, seed=args.seed)
     log.info("%d + %d images: %s, %s", args.train, args.val, data.train_annotations, data.val_annotations)
 
@@ -193,6 +207,7 @@ def _convert(args: argparse.Namespace) -> int:
             )
         import yaml
 
+        check_outputs([("source", args.source)], [("output", args.output / "dataset.yaml")])
         parts, dataset = convert_yolo_dataset(args.source, args.output, _progress(args))
         files = {args.output / "annotations" / f"instances_{part}.json": parts[part] for part in parts}
     else:
@@ -222,14 +237,12 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _check_output(args: argparse.Namespace) -> None:
-    """Raise a UsageError for an output that is a folder, or a file that is read."""
-    if args.output.is_dir():
-        raise UsageError(f"output {args.output} is a folder; expected a file to write, such as train.json")
-    if not args.output.exists():
+    """Raise a UsageError for an output that is a folder, a file that is read, or holds something else."""
+    reads: list[Named] = [("source", args.source), ("--images", args.images)]
+    reads += [("--names", args.names), ("--only", args.only)]
+    check_outputs(reads, [("output", args.output)])
+    if str(args.output) == STDOUT or not args.output.is_file():
         return
-    for path in (args.names, args.only):
-        if path and path.exists() and path.samefile(args.output):
-            raise UsageError(f"output {args.output} would overwrite what is read from {path}")
     if args.output.suffix.lower() != ".json":
         raise UsageError(f"output {args.output} exists and is no JSON file; it is kept")
     content = read_json(args.output)

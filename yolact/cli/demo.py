@@ -25,6 +25,7 @@ from yolact_runtime.commandline import Parser, run
 from yolact_runtime.engines.choose import cpu_flags
 from yolact_runtime.errors import YolactError
 from yolact_runtime.files import atomic_path, read_json
+from yolact_runtime.outputs import check_outputs
 
 MODULES = {
     "yolact-data": "yolact.cli.data",
@@ -108,6 +109,7 @@ class Demo:
 def command(args: argparse.Namespace) -> None:
     """Run the command."""
     folder = args.output
+    check_outputs([], [], [("--output", folder)])
     with atomic_path(folder / "demo.log"):
         pass  # begins empty
     demo = Demo(folder, Console(quiet=args.quiet))

@@ -15,6 +15,7 @@ from yolact.registry import configs, get_config
 from yolact.settings import differences, override
 from yolact_runtime.commandline import Parser, run
 from yolact_runtime.errors import UsageError
+from yolact_runtime.outputs import check_outputs
 
 if TYPE_CHECKING:
     from yolact.weights.load import Checkpoint
@@ -62,12 +63,14 @@ def command(args: argparse.Namespace) -> int:
         return 0 if debug_batch(args.debug_batch, pick_device(args.device)) else 1
     if args.resume and args.init_from:
         raise UsageError("--resume continues a run, --init-from starts one: give one of them")
+    check_outputs([], [], [("--save-folder", args.save_folder)])
     given = override(get_config(args.config), args.set) if args.config else None
 
     import torch
 
     from yolact.train.distributed import join_processes
     from yolact.train.loop import train
+    from yolact.train.outputs import check_training_outputs
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -79,6 +82,7 @@ def command(args: argparse.Namespace) -> int:
             start = resume.iteration if args.start_iter < 0 else args.start_iter
             if _is_complete(args, config, resume, start):
                 return 0
+        check_training_outputs(config, args.save_folder, args.init_from, args.dataset)
         train(config, args.save_folder, device, resume, start, init_from, processes)
     return 0
 

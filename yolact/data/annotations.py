@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from yolact.config import Classes
+from yolact.data.roboflow import without_root
 from yolact_runtime.errors import YolactError
 from yolact_runtime.files import read_json
 
@@ -29,6 +30,7 @@ def read_annotations(path: str | Path, required: Sequence[str] = _LISTS) -> dict
                 + ("; is it a result file?" if isinstance(content, list) else "")
             )
         lists[key] = value
+    lists["categories"] = without_root(Path(path), lists["categories"], lists["annotations"])
     return lists
 
 

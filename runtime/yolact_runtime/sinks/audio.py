@@ -57,16 +57,19 @@ class AudioCopy:
             # PyAV has no context for a codec without a decoder.
             codec = stream.codec_context.name if stream.codec_context else "unknown"
             if stream.codec_context and takes_audio(output.format.name, source, stream.index):
-                self._tracks[stream.index] = _Track(output.add_stream_from_template(stream), start_of(stream))
+                track = output.add_stream_from_template(stream)
+                track.metadata.update(_described(stream))
+                track.disposition = stream.disposition
+                self._tracks[stream.index] = _Track(track, start_of(stream))
                 self.codecs.append(codec)
             else:
                 log.warning("%s has no sound: %s cannot hold %s audio", target, target.suffix, codec)
         if self._tracks and pictures is not None:
             timeline = Timeline(self._container, pictures)
             self._start = timeline.start or 0.0
-            for track in self._tracks.values():
-                track.start = None if track.start is None else timeline.unwrapped(track.start)
-            starts = [track.start for track in self._tracks.values() if track.start is not None]
+            for one in self._tracks.values():
+                one.start = None if one.start is None else timeline.unwrapped(one.start)
+            starts = [one.start for one in self._tracks.values() if one.start is not None]
             lead = self._start - min(starts, default=self._start)
             self.lead = lead if 0 < lead < LEAP_FILE else 0.0
             self._packets = timeline.packets()
@@ -154,6 +157,11 @@ class _Track:
     start: float | None  # of the sound that is heard, in seconds of the source
     last: int | None = None  # time stamp of the previous packet
     lost: float = 0.0  # seconds of sound that were left out
+
+
+def _described(stream: AudioStream) -> dict[str, str]:
+    """The tags of a track that a listener chooses by."""
+    return {key: value for key, value in stream.metadata.items() if key.lower() in ("language", "title")}
 
 
 def takes_audio(container: str, source: Path, index: int) -> bool:

@@ -50,8 +50,8 @@ def list_images(sources: Iterable[str | Path]) -> list[Path]:
 
 def each_once(groups: Sequence[list[str]]) -> list[str]:
     """The paths of all groups, each once, as text: Path objects take five times the memory."""
-    if len(groups) == 1:
-        return groups[0]
+    if len(groups) == 1 and len({os.path.split(name)[0] for name in groups[0]}) == 1:
+        return groups[0]  # of one folder
     found: dict[str, str] = {}
     # Links to folders are resolved, so that a file under two names counts once; a link to a file counts as
     # an image of its own.
@@ -98,7 +98,7 @@ def check_exists(source: str) -> None:
         YolactError: that cannot be determined: permission denied, name too long.
     """
     try:
-        Path(source).stat()
+        os.stat(source)  # noqa: PTH116 - Path drops a slash at the end, which only folders may have
     except OSError as error:
         if os.path.islink(source):  # noqa: PTH114 - raises no error
             raise UsageError(f"image {source} is a broken symbolic link") from error

@@ -7,14 +7,11 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.frames import Frame, Source
+from yolact_runtime.frames import Frame, Source, failed_frame
 from yolact_runtime.sources.camera import CameraSource, is_camera, without_secrets
 from yolact_runtime.sources.folders import OTHER_IMAGES, VIDEOS, images_in, is_pattern, match, suffix_of
 from yolact_runtime.sources.heif import is_heif
@@ -50,7 +47,7 @@ class ChainSource(Source):
                     index += 1
             except YolactError as error:
                 name = str(getattr(source, "path", None) or getattr(source, "name", "source"))
-                yield Frame(index, name, Path(name), partial(_raise, error))
+                yield failed_frame(index, name, error)
                 index += 1
             source.close()
 
@@ -102,10 +99,6 @@ class BrokenSource(Source):
 
     def __iter__(self) -> Iterator[Frame]:
         raise self.error
-
-
-def _raise(error: YolactError) -> np.ndarray:
-    raise error
 
 
 def open_source(names: Sequence[str], stream: BinaryIO | None = None, null: bool = False) -> Source:
