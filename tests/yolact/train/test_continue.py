@@ -62,9 +62,14 @@ def test_everything_that_is_not_given_is_the_checkpoints(
     assert continued() == 0
     saved, before = (load_checkpoint(find_checkpoint("last", folder)).config for folder in (tmp_path, begun))
     assert replace(saved, train=replace(saved.train, iterations=2, workers=before.train.workers)) == before
-    changed = [line for line in capsys.readouterr().err.splitlines() if "changed since" in line]
+    output = capsys.readouterr().err.splitlines()
+    changed = [line for line in output if "changed since" in line]
     assert len(changed) == 1
     assert changed[0].endswith("yolact_tiny_0_2.pth: train.iterations 2 -> 3")
+    # The first run's options, none of which is given again.
+    (kept,) = [line for line in output if "and not as in yolact_tiny" in line]
+    for name in ("model.input_size 96", "train.lr 0.002", "train.weight_decay 0.01", "augment.flip False"):
+        assert name in kept
 
 
 @pytest.mark.parametrize(
@@ -269,6 +274,16 @@ def test_fine_tuning_takes_the_network_of_the_file(
     assert "give --config" in capsys.readouterr().err
     assert main([*options, "--init-from", str(bare), "--config", "yolact_tiny"]) == 0
     assert "which it does not name" in capsys.readouterr().err
+
+
+def test_a_validation_part_and_a_held_out_part_exclude_each_other(
+    shapes: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    options = ("--dataset", str(shapes), "--iterations", "1", "--save-folder", str(tmp_path), *CPU)
+    assert main(["--config", "yolact_tiny", *options, "--val-fraction", "0.1"]) == 2
+    assert "has a validation part" in capsys.readouterr().err
+    assert main(["--config", "yolact_tiny", *options, "--val-fraction", "1.5"]) == 2
+    assert "train.val_fraction = 1.5; allowed: 0 to 0.9" in capsys.readouterr().err
 
 
 @pytest.mark.slow
