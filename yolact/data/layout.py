@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -208,8 +209,8 @@ def _from_ultralytics(path: Path, content: dict[str, Any]) -> DatasetConfig:
             output = path.with_name(f"{path.stem}_coco")
             raise YolactError(
                 f"dataset {path} describes YOLO's text files, and there is no COCO file of its {part} part in"
-                f" {root}; convert it: yolact-data convert yolo {path} {output}; then use --dataset"
-                f" {output / 'dataset.yaml'}"
+                f" {root}; convert it: yolact-data convert yolo {shlex.quote(str(path))}"
+                f" {shlex.quote(str(output))}; then use --dataset {shlex.quote(str(output / 'dataset.yaml'))}"
             )
         found[f"{part}_annotations"], found[f"{part}_images"] = str(files[0]), str(folders[files[0]])
     if not found["train_annotations"]:
