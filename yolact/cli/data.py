@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -153,6 +154,8 @@ def _show(args: argparse.Namespace) -> int:
     classes = read_classes(args.annotations)
     if min(args.seed, args.epoch) < 0:
         raise UsageError(f"--seed {args.seed}, --epoch {args.epoch}; allowed: 0 or more")
+    if args.count < 1:
+        raise UsageError(f"--count {args.count}; allowed: 1 or more")
     config = get_config(args.config)
     model = config.model
     augment = replace(config.augment, enabled=True) if args.augment else None
@@ -167,7 +170,9 @@ def _show(args: argparse.Namespace) -> int:
             log.error("%s", error)
             failed += 1
             continue
-        with atomic_path(args.output / f"{record.path.stem}_{record.image_id}.jpg") as temporary:
+        # A name may have 255 bytes, and what is added to this one could be too much.
+        stem = os.fsdecode(os.fsencode(record.path.stem)[:200])
+        with atomic_path(args.output / f"{stem}_{record.image_id}.jpg") as temporary:
             temporary.write_bytes(cv2.imencode(".jpg", picture)[1].tobytes())
     log.info("drew %d of %d samples in %s", count - failed, len(dataset), args.output)
     return 1 if failed else 0
