@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -161,6 +162,8 @@ def _show(args: argparse.Namespace) -> int:
     classes = read_classes(args.annotations)
     if min(args.seed, args.epoch) < 0:
         raise UsageError(f"--seed {args.seed}, --epoch {args.epoch}; allowed: 0 or more")
+    if args.count < 1:
+        raise UsageError(f"--count {args.count}; allowed: 1 or more")
     config = get_config(args.config)
     model = config.model
     augment = replace(config.augment, enabled=True) if args.augment else None
@@ -168,7 +171,12 @@ def _show(args: argparse.Namespace) -> int:
     count = min(args.count, len(dataset))
     failed = 0
     chosen = np.random.default_rng(args.seed).permutation(len(dataset))[:count].tolist()
-    names = [args.output / f"{record.path.stem}_{record.image_id}.jpg" for record in dataset.records]
+    # A name may have 255 bytes, and what is added to this one could be too much.
+    stems = (os.fsdecode(os.fsencode(record.path.stem)[:200]) for record in dataset.records)
+    names = [
+        args.output / f"{stem}_{record.image_id}.jpg"
+        for stem, record in zip(stems, dataset.records, strict=True)
+    ]
     check_outputs(
         [("annotations", args.annotations), *(("--images", record.path) for record in dataset.records)],
         [("--output", names[index]) for index in chosen],

@@ -110,6 +110,29 @@ def test_show_goes_on_after_an_unreadable_image(shapes: DatasetConfig, tmp_path:
     assert "000003.png" in capsys.readouterr().err
 
 
+def test_show_takes_long_names_and_refuses_no_pictures(tmp_path: Path, write_coco, make_square) -> None:
+    folder, path = write_coco([(64, 64)], [make_square(5, 5, 30)])
+    name = "ü" * 125 + ".png"
+    (folder / "1.png").rename(folder / name)
+    content = json.loads(path.read_text())
+    content["images"][0] |= {"id": 123456789, "file_name": name}
+    content["annotations"][0]["image_id"] = 123456789
+    path.write_text(json.dumps(content))
+    command = [
+        "show",
+        str(path),
+        "--images",
+        str(folder),
+        "--output",
+        str(tmp_path / "o"),
+        "--config",
+        "yolact_tiny",
+    ]
+    assert main(command) == 0
+    assert len(list((tmp_path / "o").iterdir())) == 1
+    assert main([*command, "--count", "0"]) == 2
+
+
 def test_convert_writes_a_file_that_check_accepts(tmp_path: Path, capsys) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "masks" / "a").mkdir(parents=True)
