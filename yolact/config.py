@@ -227,13 +227,18 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """Where the images and the COCO annotation files are."""
+    """Where the images and the COCO annotation files are.
+
+    With `crowd_as_instances`, crowd regions that have a mask are instances like others: CVAT exports what was
+    drawn with its brush as crowds.
+    """
 
     name: str = "COCO 2017"
     train_images: str = "data/coco/images"
     train_annotations: str = "data/coco/annotations/instances_train2017.json"
     val_images: str = "data/coco/images"
     val_annotations: str = "data/coco/annotations/instances_val2017.json"
+    crowd_as_instances: bool = False
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from yolact_runtime.files import atomic_path, write_json
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from yolact.dataset_tools.check import Finding, Report
+    from yolact.data.findings import Finding, Level
+    from yolact.dataset_tools.check import Report
 
 log = logging.getLogger(__name__)
 
@@ -112,20 +113,22 @@ def _print_report(report: Report, console: Console) -> None:
         f"{report.annotations} annotations",
         highlight=False,
     )
-    groups: dict[tuple[str, str], list[Finding]] = defaultdict(list)
+    groups: dict[tuple[Level, str], list[Finding]] = defaultdict(list)
     for finding in report.findings:
         groups[finding.level, finding.kind].append(finding)
-    for (level, kind), findings in sorted(groups.items()):
-        console.print(f"{level}: {kind}: {len(findings)}", style="red" if level == "error" else "yellow")
+    order = ("error", "warning", "note")
+    for (level, kind), findings in sorted(groups.items(), key=lambda item: order.index(item[0][0])):
+        style = {"error": "red", "warning": "yellow", "note": "dim"}[level]
+        console.print(f"{level}: {kind}: {len(findings)}", style=style)
         for finding in findings[:_SHOWN]:
             ids = [("image", finding.image_id), ("annotation", finding.annotation_id)]
             where = ", ".join(f"{name} {value}" for name, value in ids if value is not None)
-            console.print(
-                f"  {where + ': ' if where else ''}{finding.message}", markup=False, highlight=False
-            )
+            text = f"  {where + ': ' if where else ''}{finding.message}"
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
         if len(findings) > _SHOWN:
             console.print(f"  and {len(findings) - _SHOWN} more; --json FILE writes all")
-    console.print(f"{report.count('error')} errors, {report.count('warning')} warnings")
+    numbers = [str(report.count(level)) + f" {level}s" for level in order]
+    console.print(", ".join(numbers))
 
 
 def _show(args: argparse.Namespace) -> int:

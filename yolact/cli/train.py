@@ -75,6 +75,7 @@ def command(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     dataset = resolve_dataset(args.dataset) if args.dataset else config.dataset
+    dataset = replace(dataset, crowd_as_instances=config.dataset.crowd_as_instances)
     config = replace(config, dataset=dataset, classes=read_classes(Path(dataset.train_annotations)))
     resume, start = None, max(args.start_iter, 0)
     path = find_checkpoint(args.resume, args.save_folder, config.name) if args.resume else None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from yolact.config import DatasetConfig
+from yolact.data.image_files import ImageFolder
 from yolact_runtime.errors import UsageError, YolactError
 
 _ANNOTATIONS = (
@@ -135,12 +137,15 @@ def _images(root: Path, annotations: Path, names: Sequence[str]) -> Path | None:
 
 
 def image_path(images: Path, file_name: str) -> Path:
-    """The path of the image called `file_name` in the folder `images`, whether or not it exists.
-
-    If there is no file of this name, its folders are left out, and then COCO 2014's prefix:
-    `val2014/COCO_val2014_000000000042.jpg`, `COCO_val2014_000000000042.jpg`, `000000000042.jpg`.
-    """
+    """The path of the image called `file_name` in the folder `images`; see `ImageFolder.find`."""
     path = images / file_name
-    name = Path(file_name).name
-    short = name.rpartition("_")[2] if name.startswith("COCO_") else name
-    return next((p for p in (path, images / name, images / short) if p.exists()), path)
+    if path.exists():
+        return path
+    changed = images.stat().st_mtime_ns if images.exists() else 0
+    return _image_folder(images, changed).find(file_name)
+
+
+@lru_cache(maxsize=4)
+def _image_folder(images: Path, changed: int) -> ImageFolder:
+    """The finder of a folder, kept until the folder changes."""
+    return ImageFolder(images)

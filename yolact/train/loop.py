@@ -14,9 +14,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from yolact.config import Config, TrainConfig
+from yolact.data.annotations import forget_annotations
 from yolact.data.batch import Batch
 from yolact.data.cached import CachedDataset
-from yolact.data.coco import CocoDataset, find_missing_images
+from yolact.data.coco import CocoDataset, check_trainable, find_missing_images
 from yolact.losses import MultiBoxLoss
 from yolact.model import Yolact
 from yolact.model.backbone import zero_init_residual
@@ -112,6 +113,7 @@ class _Training:
         self.device, self.processes, self.iteration = device, processes, start
         self.dataset = _dataset(config, settings, processes)
         self.validation = Validation(config, processes) if settings.validate_every else None
+        forget_annotations()
 
         self.layout = memory_format(device, settings)
         self.model = _initial_model(config, resume, init_from).to(device).to(memory_format=self.layout)
@@ -284,8 +286,9 @@ def _dataset(config: Config, settings: TrainConfig, processes: Processes) -> Coc
     # Images to overfit must look the same every time.
     augment = None if settings.overfit else config.augment
     dataset = (CachedDataset if settings.cache_samples else CocoDataset)(
-        data.train_images, data.train_annotations, config.model, config.classes, augment, settings.seed
-    )
+        data.train_images, data.train_annotations, config.model, config.classes, augment, settings.seed,
+        data.crowd_as_instances,
+    )  # fmt: skip
     if settings.overfit:
         dataset.records = dataset.records[: settings.overfit]
     missing = find_missing_images(dataset)
@@ -294,6 +297,7 @@ def _dataset(config: Config, settings: TrainConfig, processes: Processes) -> Coc
             f"{len(missing)} of {len(dataset)} images of {data.train_annotations} are missing,"
             f" for example {missing[0]}"
         )
+    check_trainable(dataset)
     parts = processes.count * settings.accumulate
     if parts > min(len(dataset), settings.effective_batch):
         raise UsageError(

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from yolact.config import Config
-from yolact.engine import TorchEngine
+from yolact.engine import TorchEngine, describe
 from yolact.evaluation.evaluate import Predictions, predict, score
-from yolact.evaluation.ground_truth import read_ground_truth
+from yolact.evaluation.ground_truth import check_images, match_categories, read_ground_truth
 from yolact.model import Yolact
 from yolact.train.distributed import Processes
 
@@ -32,13 +32,16 @@ class Validation:
     def __init__(self, config: Config, processes: Processes) -> None:
         data, limit = config.dataset, config.train.overfit
         self.images = Path(data.train_images if limit else data.val_images)
-        self.truth = read_ground_truth(data.train_annotations if limit else data.val_annotations, self.images)
+        annotations = data.train_annotations if limit else data.val_annotations
+        self.truth = read_ground_truth(annotations, self.images, data.crowd_as_instances)
         if limit:
             first = self.truth.images[:limit]
             ids = {image["id"] for image in first}
             kept = [entry for entry in self.truth.annotations if entry["image_id"] in ids]
             self.truth = replace(self.truth, images=first, annotations=kept)
         self.processes = processes
+        match_categories(describe(config), self.truth)
+        check_images(self.truth, self.images)
 
     def run(self, model: Yolact, device: torch.device) -> dict[str, float | None]:
         """AP of `model`, 0..1, by name; None without annotations. Empty except in the first process.
