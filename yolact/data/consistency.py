@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,13 +50,14 @@ def check_boxes(
     Returns:
         (n,) uint8 indices of `STATUS`; the rows that are wrong and have been reported as errors.
     """
-    known: np.ndarray = (sizes > 0).all(1)
+    known = np.asarray((sizes > 0).all(1))
+    odd = _relative_coordinates(entries, boxes, extents, sizes, report, repair)
     limits = np.where(known[:, None], sizes[:, ::-1], np.inf)  # (n, 2) width, height
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
     with np.errstate(invalid="ignore"):
         covered = np.minimum(extents[:, 2:], limits) - np.maximum(extents[:, :2], 0)
-        hidden: np.ndarray = ~(covered > 0).all(1) & np.isfinite(extents).all(1)
-        flat = (boxes[:, 2:] <= 0).any(1)
+        hidden = np.asarray(~(covered > 0).all(1) & np.isfinite(extents).all(1))
+        flat = np.asarray((boxes[:, 2:] <= 0).any(1))
         inside = np.minimum(corners[:, 2:], limits) - np.maximum(corners[:, :2], 0)
         outside = ~flat & (inside <= 0).any(1)
     for row in np.flatnonzero(hidden).tolist():
@@ -77,7 +79,7 @@ def check_boxes(
         report("warning", kind, np.flatnonzero(chosen).tolist(), message)
 
     ignored = "training and evaluation ignore the region"
-    empty = ~np.isfinite(extents).all(1)
+    empty = np.asarray(~np.isfinite(extents).all(1))
     warn("no segmentation", empty, lambda row: f"there is no mask; {ignored}")
     warn("empty mask", hidden, lambda row: f"the segmentation covers no pixel of {image(row)}; {ignored}")
     warn("degenerate box", flat, lambda row: f"{box(row)} has no area; training skips the annotation")
@@ -98,7 +100,7 @@ def check_boxes(
         lambda row: f"a polygon extends {beyond[row]:.0f} pixels beyond {image(row)}",
     )
     usable = masked & ~flat
-    odd = _foreign_coordinates(usable & known & ~crowd, boxes, extents, sizes, report)
+    odd |= _larger_image(usable & known & ~crowd, extents, sizes, report)
     odd |= _contradictions(usable & ~crowd, corners, extents, sizes, report, repair, box, mask, entries)
     status = np.select(
         [hidden, ~masked, flat, outside, crowd], [OUTSIDE, NO_MASK, NO_AREA, OUTSIDE, CROWD], EXAMPLE
@@ -106,39 +108,64 @@ def check_boxes(
     return status.astype(np.uint8), odd
 
 
-def _foreign_coordinates(
-    compared: np.ndarray, boxes: np.ndarray, extents: np.ndarray, sizes: np.ndarray, report: Report
+def _relative_coordinates(
+    entries: Sequence[dict[str, Any]],
+    boxes: np.ndarray,
+    extents: np.ndarray,
+    sizes: np.ndarray,
+    report: Report,
+    repair: bool,
 ) -> set[int]:
-    """Report coordinates that are not pixels of the images; returns the wrong rows."""
-    rows = np.flatnonzero(compared)
-    if not len(rows):
+    """Report polygons relative to the image, if most are, or repair them in place; returns the wrong rows."""
+    with np.errstate(invalid="ignore"):
+        within = (extents.max(1) <= 1 + 1e-6) & (extents.min(1) >= -1e-6)
+    outlined = np.array([isinstance(entry["segmentation"], list) for entry in entries], bool)
+    relative = within & outlined & (extents % 1 != 0).any(1) & (sizes.min(1, initial=1 << 30) > 4)
+    rows = np.flatnonzero(relative).tolist()
+    if 2 * len(rows) <= outlined.sum():
         return set()
-    farthest = extents[rows, 2:].max(1)
-    fractions = (extents[rows] % 1 != 0).any(1)
-    relative = (farthest <= 1 + 1e-6) & fractions & (sizes[rows].min(1) > 4)
-    if relative.mean() > 0.5:
-        found = rows[relative].tolist()
-        report(
-            *("error", "relative coordinates", found),
-            lambda row: (
-                f"the polygons reach from {extents[row, :2].round(3).tolist()} to"
-                f" {extents[row, 2:].round(3).tolist()}: coordinates relative to the image (0 to 1);"
-                " expected pixels"
-            ),
-        )
-        return set(found)
-    beyond = (extents[rows, 2:] / sizes[rows, ::-1]).max(1) > 1 + _FAR_BEYOND
-    if beyond.mean() > 0.5:
-        found = rows[beyond].tolist()
-        report(
-            *("error", "coordinates of another image size", found),
-            lambda row: (
-                f"the mask reaches {extents[row, 2:].round(1).tolist()} (x, y), but the image is"
-                f" {sizes[row, 1]}x{sizes[row, 0]}, as for most annotations: coordinates of a larger image?"
-            ),
-        )
-        return set(found)
+    what = "coordinates relative to the image (0 to 1)"
+    report(
+        "note" if repair else "error",
+        "relative coordinates",
+        rows,
+        lambda row: (
+            f"the mask spans {extents[row].round(3).tolist()} (x1, y1, x2, y2): {what};"
+            + (" they become pixels" if repair else " expected pixels")
+        ),
+    )
+    if not repair:
+        return set(rows)
+    for row in rows:
+        scale = np.tile(sizes[row, ::-1], 2).astype(np.float64)
+        polygons = [
+            np.asarray(polygon).reshape(-1, 2) * scale[:2] for polygon in entries[row]["segmentation"]
+        ]
+        entries[row]["segmentation"] = [array("d", polygon.ravel().tolist()) for polygon in polygons]
+        entries[row]["area"] = None
+        extents[row] *= scale
+        boxes[row] = [*extents[row, :2], *(extents[row, 2:] - extents[row, :2])]
+        entries[row]["bbox"] = boxes[row].tolist()
     return set()
+
+
+def _larger_image(compared: np.ndarray, extents: np.ndarray, sizes: np.ndarray, report: Report) -> set[int]:
+    """Report masks far beyond their images, if most are; returns the wrong rows."""
+    rows = np.flatnonzero(compared)
+    beyond = (extents[rows, 2:] / sizes[rows, ::-1]).max(1, initial=0) > 1 + _FAR_BEYOND
+    if 2 * beyond.sum() <= len(rows):
+        return set()
+    found = rows[beyond].tolist()
+    report(
+        "error",
+        "coordinates of another image size",
+        found,
+        lambda row: (
+            f"the mask reaches {extents[row, 2:].round(1).tolist()} (x, y), but the image is"
+            f" {sizes[row, 1]}x{sizes[row, 0]}, as for most annotations: coordinates of a larger image?"
+        ),
+    )
+    return set(found)
 
 
 def _contradictions(

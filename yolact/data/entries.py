@@ -63,7 +63,8 @@ class EntryReader:
                     f"two categories are called {name!r} ({owners[name]} and {number});"
                     " rename or merge one of them"
                 )
-                self.findings.add("error", "duplicate category name", message)
+                level: Level = "note" if self.repair else "error"
+                self.findings.add(level, "duplicate category name", message)
             owners.setdefault(name, number)
             known.entries[number] = entry
         return list(known.entries.values())
@@ -144,7 +145,8 @@ class EntryReader:
         boxes, wrong = self._boxes(rows, extents)
         status, odd = check_boxes(rows.entries, boxes, extents, sizes, rows.report_all, self.repair)
         self._areas(rows)
-        dropped = wrong | (set() if self.repair else damaged | odd)
+        # The region of an object whose mask is lost is still ignored, instead of being taken for background.
+        dropped = wrong | odd | (set() if self.repair else damaged)
         status = status[rows.drop(dropped)]
         self._number(rows)
         return rows.entries, status

@@ -59,7 +59,7 @@ def require_examples(
     """
     counts = count_examples(file, images, crowd_as_instances)
     names = {category["id"]: category["name"] for category in file.categories}
-    total = sum(counts.values())
+    total = np.sum(list(counts.values()), axis=0) if counts else np.zeros(len(STATUS), np.int64)
     where = (
         str(file.path)
         if images is None or len(images) == len(file.images)

@@ -19,6 +19,7 @@ from yolact_runtime.sources.images import read_image
 # How many images are looked at before the work; the others are compared when they are read.
 SAMPLE = 2000
 _THREADS = 16
+_ORIENTATION = 0x112  # the EXIF tag
 
 
 class ImageFolder:
@@ -105,13 +106,24 @@ def find_images(
     return paths
 
 
+def exif_orientation(path: Path) -> int:
+    """The EXIF orientation of an image, 1 to 8; 1 if it has none."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # Pillow raises whatever a damaged header causes; the decoder says what is wrong
+        return 1
+
+
 def header_size(path: Path) -> tuple[int, int] | None:
     """(height, width) of an image in its EXIF orientation, from its header; None if that cannot be read."""
     from PIL import Image
 
     try:
         with Image.open(path) as image:
-            turned = image.getexif().get(0x112, 1) in (5, 6, 7, 8)
+            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
             width, height = image.size
     except Exception:  # Pillow raises whatever a damaged header causes; the decoder says what is wrong
         return None

@@ -62,7 +62,7 @@ def _from_yaml(path: Path) -> DatasetConfig:
     form = "expected `train: {images: DIR, annotations: FILE}` and the same for `val`"
     if not isinstance(content, dict) or set(content) - {"name", "train", "val"}:
         raise YolactError(f"dataset {path}: {form}, and `name:`; found {_keys(content)}")
-    found: dict[str, str] = {}
+    found: dict[str, Any] = {}
     for split in _SPLITS:
         section = content.get(split)
         if not isinstance(section, dict) or set(section) != {"images", "annotations"}:
@@ -88,7 +88,7 @@ def _keys(value: Any) -> str:
 
 def _from_folder(root: Path) -> DatasetConfig:
     """The dataset in a folder of a known layout."""
-    found: dict[str, str] = {}
+    found: dict[str, Any] = {}
     for split, names in _SPLITS.items():
         annotations = _annotation_files(root, names)
         if not annotations:
