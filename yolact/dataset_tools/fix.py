@@ -78,9 +78,8 @@ def _with_files(file: AnnotationFile, folder: Path) -> dict[int, Entry]:
     if not folder.is_dir():
         raise YolactError(f"image folder {folder} does not exist")
     paths = find_images(file.images, folder, file.findings)
-    names: Counter[Path] = Counter()
-    for path in {(path, image["file_name"]) for image, path in zip(file.images, paths.values(), strict=True)}:
-        names[path[0]] += 1
+    pairs = {(paths[image["id"]], image["file_name"]) for image in file.images}
+    names = Counter(path for path, _ in pairs)
     inside: dict[int, list[Entry]] = {image["id"]: [] for image in file.images}
     for entry in file.annotations:
         inside[entry["image_id"]].append(entry)
