@@ -30,6 +30,7 @@ for _name in (
     "fake_driver",
     "fake_nvml",
     "shared_data",
+    "browser",
     "golden",
     "cuda_on_cpu",
     "kernel_heads",
@@ -38,6 +39,7 @@ for _name in (
     "fake_tensorrt",
     "fake_gpu",
     "engine_files",
+    "converted",
     "videos",
 ):
     _spec = importlib.util.spec_from_file_location(_name, HERE / f"{_name}.py")

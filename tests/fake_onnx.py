@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -107,3 +108,41 @@ def pack_mask_iou_net(layers) -> str:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+QUANTISE, DEQUANTISE = "QuantizeLinear", "DequantizeLinear"
+
+
+def int8_file(path: Path, relu: bool) -> Path:
+    """An engine with a quantised convolution, with or without a ReLU before the next rounding."""
+    write_onnx(path, native_arrays(), dataclasses.replace(NATIVE, precision="int8"))
+    model = onnx.load(path)
+    graph = model.graph
+    del graph.node[next(i for i, node in enumerate(graph.node) if list(node.output) == ["prototypes"])]
+    kind = np.int8 if relu else np.uint8
+    values = {
+        "scale": np.array(0.5, np.float32),
+        "zero": np.array(0, kind),
+        "weight_zero": np.array(0, np.int8),
+        "weight": np.ones((2, 3, 1, 1), np.int8),
+    }
+    graph.initializer.extend([numpy_helper.from_array(value, name) for name, value in values.items()])
+    convolved = "convolved" if relu else "activated"
+    steps = [
+        ("Transpose", ["float_images"], "planes"),
+        (QUANTISE, ["planes", "scale", "zero"], "rounded"),
+        (DEQUANTISE, ["rounded", "scale", "zero"], "input"),
+        (DEQUANTISE, ["weight", "scale", "weight_zero"], "filter"),
+        ("Conv", ["input", "filter"], convolved),
+        *([("Relu", ["convolved"], "activated")] if relu else []),
+        (QUANTISE, ["activated", "scale", "zero"], "rounded_again"),
+        (DEQUANTISE, ["rounded_again", "scale", "zero"], "output"),
+        ("Transpose", ["output"], "prototypes"),
+    ]
+    perms = {"planes": [0, 3, 1, 2], "prototypes": [0, 2, 3, 1]}
+    for kind_, inputs, output in steps:
+        more = {"perm": perms[output]} if output in perms else {}
+        graph.node.append(helper.make_node(kind_, inputs, [output], **more))
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path

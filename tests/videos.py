@@ -86,7 +86,7 @@ def write(
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
         if track is not None:
-            length = times[-1] if times is not None else len(images) / rate
+            length = len(images) / rate if times is None else times[-1] - times[0] + 1 / rate
             _tone(output, track, sound_from, length)
     return target
 
@@ -143,3 +143,49 @@ def damage(path: Path, packet: int) -> None:
     data = bytearray(path.read_bytes())
     data[place : place + size] = bytes(size)
     path.write_bytes(data)
+
+
+def edit(path: Path, entries: Sequence[tuple[float, float | None]], kind: str = "vide") -> None:
+    """Give the tracks of a kind (`vide`, `soun`) of an MP4 an edit list.
+
+    Args:
+        path: The file, with its index at the end.
+        entries: Seconds to show, from which second of the track; None is an empty edit.
+        kind: Handler of the tracks.
+    """
+    data = path.read_bytes()
+    start = data.rindex(b"moov") - 4
+    assert start + int.from_bytes(data[start : start + 4], "big") == len(data)
+    head = _child(data[start + 8 :], b"mvhd")
+    scale = int.from_bytes(head[20:24], "big")
+    moov = b""
+    for name, box in _boxes(data[start + 8 :]):
+        if name == b"trak" and kind.encode() in _child(_child(box[8:], b"mdia")[8:], b"hdlr"):
+            ticks = int.from_bytes(_child(_child(box[8:], b"mdia")[8:], b"mdhd")[20:24], "big")
+            rows = b"".join(
+                struct.pack(">Iii", round(s * scale), -1 if at is None else round(at * ticks), 1 << 16)
+                for s, at in entries
+            )
+            elst = _box(b"edts", _box(b"elst", struct.pack(">II", 0, len(entries)) + rows))
+            parts = [part for part in _boxes(box[8:]) if part[0] != b"edts"]
+            box = _box(b"trak", parts[0][1] + elst + b"".join(part for _, part in parts[1:]))
+        moov += box
+    path.write_bytes(data[:start] + _box(b"moov", moov))
+
+
+def _box(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content) + 8) + name + content
+
+
+def _boxes(data: bytes) -> list[tuple[bytes, bytes]]:
+    """Names and whole boxes that `data` consists of."""
+    found, place = [], 0
+    while place < len(data):
+        size = int.from_bytes(data[place : place + 4], "big")
+        found.append((data[place + 4 : place + 8], data[place : place + size]))
+        place += size
+    return found
+
+
+def _child(data: bytes, name: bytes) -> bytes:
+    return next(box for kind, box in _boxes(data) if kind == name)

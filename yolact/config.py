@@ -10,7 +10,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from yolact.settings import check
@@ -88,13 +88,14 @@ class LossConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     """The optimisation. `lr`, `steps` and `max_iterations` are for `reference_batch` images in an iteration;
-    with `autoscale` they are scaled to `effective_batch`, as in the original.
+    with `autoscale` they are scaled to `effective_batch`, as in the original, when the training starts.
 
     Attributes:
         batch_size: Images in a batch, over all processes.
         accumulate: Batches whose gradients are accumulated before a step.
         schedule: After the warm-up, multiply by `gamma` at each of `steps`, or follow half a cosine down to
             `cosine_final` times `lr` at `max_iterations`.
+        iterations: Number of iterations, not scaled; 0: `max_iterations`, scaled.
         max_grad_norm: Clip the gradient to this L2 norm; 0: do not clip.
         freeze_bn: Freeze batch norm; `auto`: if a process has few images in a batch.
         sync_bn: Share batch norm's statistics between processes (GPUs only).
@@ -104,6 +105,9 @@ class TrainConfig:
         save_epochs: Save at the end of every so many epochs, too; 0: do not.
         keep_last: Number of the run's checkpoints to keep; 0: all.
         validate_every: Epochs between validations, which also keep the best weights; 0: never validate.
+        val_fraction: Part of the training images to hold out and validate on, chosen by `seed` and file name,
+            if the dataset has no validation part; 0: none.
+        pictures: Number of images to draw, once as trained on, and at each validation as predicted; 0: none.
         overfit: Train and validate on the first so many images; 0: on all.
         cache_samples: Keep decoded images and their targets in memory, in every worker. Augmentation can
             then only mirror and flip them.
@@ -126,6 +130,7 @@ class TrainConfig:
     warmup_iterations: int = 500
     warmup_lr: float = 1e-4
     max_iterations: int = 800_000
+    iterations: int = 0
     max_grad_norm: float = 0.0
     freeze_bn: Literal["auto", "always", "never"] = "auto"
     sync_bn: bool = False
@@ -137,6 +142,8 @@ class TrainConfig:
     save_epochs: int = 1
     keep_last: int = 5
     validate_every: int = 2
+    val_fraction: float = 0.0
+    pictures: int = 4
     overfit: int = 0
     cache_samples: bool = False
     max_bad_steps: int = 10
@@ -151,10 +158,12 @@ class TrainConfig:
         for name in (*counts, "max_bad_steps"):
             check(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "1 or more")
         limits = ("save_epochs", "keep_last", "validate_every", "overfit", "max_unreadable", "workers")
-        for name in ("lr", "warmup_lr", "max_grad_norm", "weight_decay", *limits):
+        rates = ("lr", "warmup_lr", "max_grad_norm", "weight_decay")
+        for name in (*rates, *limits, "iterations", "pictures"):
             value = getattr(self, name)
             check(value >= 0 and math.isfinite(value), f"train.{name}", value, "0 or more")
         check(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "0 to below 1")
+        check(0 <= self.val_fraction <= 0.9, "train.val_fraction", self.val_fraction, "0 to 0.9")
         check(0 <= self.cosine_final <= 1, "train.cosine_final", self.cosine_final, "0 to 1")
 
     @property
@@ -163,16 +172,19 @@ class TrainConfig:
         return self.batch_size * self.accumulate
 
     def scaled(self) -> TrainConfig:
-        """The settings for `effective_batch`: `lr` grows with it, `steps` and `max_iterations` shrink."""
-        factor = self.effective_batch / self.reference_batch
-        if not self.autoscale or factor == 1:
+        """The settings for `effective_batch`: `lr` grows with it, `steps` and `max_iterations` shrink.
+
+        `max_iterations` is that of `iterations`, if this is set.
+        """
+        factor = self.effective_batch / self.reference_batch if self.autoscale else 1
+        if factor == 1 and not self.iterations:
             return self
         return replace(
             self,
             autoscale=False,
             lr=self.lr * factor,
             steps=tuple(int(step // factor) for step in self.steps),
-            max_iterations=max(1, int(self.max_iterations // factor)),
+            max_iterations=self.iterations or max(1, int(self.max_iterations // factor)),
         )
 
 
@@ -227,18 +239,33 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """Where the images and the COCO annotation files are.
+    """Where the images and the COCO annotation files are. Without a validation part, `val_images` and
+    `val_annotations` are empty.
 
     With `crowd_as_instances`, crowd regions that have a mask are instances like others: CVAT exports what was
     drawn with its brush as crowds.
     """
 
-    name: str = "COCO 2017"
-    train_images: str = "data/coco/images"
-    train_annotations: str = "data/coco/annotations/instances_train2017.json"
-    val_images: str = "data/coco/images"
-    val_annotations: str = "data/coco/annotations/instances_val2017.json"
+    name: str = ""
+    train_images: str = ""
+    train_annotations: str = ""
+    val_images: str = ""
+    val_annotations: str = ""
     crowd_as_instances: bool = False
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there is a validation part."""
+        return bool(self.val_annotations)
+
+
+COCO_2017 = DatasetConfig(
+    name="COCO 2017",
+    train_images="data/coco/images",
+    train_annotations="data/coco/annotations/instances_train2017.json",
+    val_images="data/coco/images",
+    val_annotations="data/coco/annotations/instances_val2017.json",
+)
 
 
 @dataclass(frozen=True)
@@ -276,7 +303,7 @@ class Config:
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
     augment: AugmentConfig = AugmentConfig()
-    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    dataset: DatasetConfig = COCO_2017
 
     @property
     def num_classes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from yolact.config import Config
-from yolact.model import Yolact
+from yolact.model import Yolact, YolactOutput
 from yolact.model.detect import detect
 from yolact.model.preprocess import Normalise
 from yolact.model.priors import pyramid_levels
@@ -34,6 +35,7 @@ class TorchEngine(Engine):
         input_dtype: `float32` resizes on float values, as the original does. `uint8` rounds the resized
             image, like the input of an exported graph: use it to compare with one.
         threads: CPU threads; None for PyTorch's choice.
+        classes: Class names of weights that hold none: separated by commas, or a file with one in each line.
 
     Raises:
         YolactError: the file cannot be opened.
@@ -48,12 +50,14 @@ class TorchEngine(Engine):
         nms: str | None = None,
         input_dtype: str = "float32",
         threads: int | None = None,
+        classes: str | None = None,
     ) -> None:
         if input_dtype not in ("float32", "uint8"):
             raise UsageError(f"input_dtype {input_dtype!r}; allowed: float32, uint8")
         if threads:
             torch.set_num_threads(threads)
-        self._setup(load_model(path, config), device, nms, input_dtype)
+        self.path = Path(path)
+        self._setup(load_model(path, config, classes), device, nms, input_dtype)
 
     @classmethod
     def from_model(cls, model: Yolact, device: str = "auto", input_dtype: str = "float32") -> TorchEngine:
@@ -76,10 +80,25 @@ class TorchEngine(Engine):
     def name(self) -> str:
         return f"PyTorch ({self.device})"
 
+    def _forward(self, batch: np.ndarray) -> YolactOutput:
+        x = self.normalise(torch.from_numpy(np.ascontiguousarray(batch)).to(self.device))
+        output: YolactOutput = self.model(x)
+        return output
+
+    def heads(self, batch: np.ndarray) -> dict[str, np.ndarray]:
+        """Raw outputs of the network, by name in `YolactOutput`, for a batch as `detect` takes it."""
+        with torch.inference_mode():
+            return {name: value.cpu().numpy() for name, value in self._forward(batch)._asdict().items()}
+
+    def detect_heads(self, heads: Mapping[str, np.ndarray]) -> Detections:
+        """Detections from raw outputs of the network, by name."""
+        with torch.inference_mode():
+            output = YolactOutput(**{name: torch.from_numpy(v).to(self.device) for name, v in heads.items()})
+            return Detections(*(tensor.cpu().numpy() for tensor in detect(self.model, output)))
+
     def detect(self, batch: np.ndarray) -> Detections:
         with torch.inference_mode():
-            x = self.normalise(torch.from_numpy(np.ascontiguousarray(batch)).to(self.device))
-            output = self.model(x)
+            output = self._forward(batch)
             if self.stage_timer is not None and self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)  # the network's time is not detection's
             with self.timed("detect"):
@@ -139,4 +158,6 @@ def pick_device(name: str) -> torch.device:
         raise UsageError(f"device {name!r}; allowed: auto, cpu, cuda, cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device {name!r}: PyTorch finds no CUDA device here; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device {name!r}: PyTorch finds {torch.cuda.device_count()} CUDA devices here")
     return device

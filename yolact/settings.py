@@ -34,6 +34,19 @@ def override(config: T, assignments: Sequence[str]) -> T:
     return config
 
 
+def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """The settings in which two dataclasses of one type differ: dotted names to old and new values."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for field in dataclasses.fields(old):
+        name = f"{prefix}{field.name}"
+        a, b = getattr(old, field.name), getattr(new, field.name)
+        if dataclasses.is_dataclass(a):
+            found |= differences(a, b, f"{name}.")
+        elif a != b:
+            found[name] = (a, b)
+    return found
+
+
 def _parse(text: str) -> Any:
     """The JSON value of `text`, or else `text` itself."""
     try:

@@ -12,7 +12,15 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolact_bench.options import add_engines, add_output, add_protocol, deliver, require, settings_of
+from yolact_bench.options import (
+    add_engines,
+    add_output,
+    add_protocol,
+    check_files,
+    deliver,
+    require,
+    settings_of,
+)
 from yolact_runtime.commandline import Parser, run
 from yolact_runtime.errors import UsageError
 
@@ -72,6 +80,7 @@ def _run(args: argparse.Namespace) -> int | None:
     require("yolact-bench", "bench", "psutil", "scipy")
     if getattr(args, "report", None):
         require("--report", "bench", "jinja2", "matplotlib")
+    check_files(args)
     code: int | None = args.command(args)
     return code
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolact_bench.options import require
+from yolact_runtime.commandline import printing_beside
 from yolact_runtime.errors import YolactError
 from yolact_runtime.files import write_json
 
@@ -66,7 +67,7 @@ def command(args: argparse.Namespace) -> None:
     from yolact.model import Yolact
     from yolact.registry import get_config
     from yolact.settings import override
-    from yolact.train.loop import freezes_batch_norm, memory_format
+    from yolact.train.mode import freezes_batch_norm, memory_format
     from yolact_bench.measure.machine import describe_machine
     from yolact_bench.measure.protocol import Timing, take_turns
     from yolact_bench.peers.original import open_training
@@ -102,11 +103,12 @@ def command(args: argparse.Namespace) -> None:
         times, losses = take_turns(steps, args.seconds, args.runs)
         stages = configured.stages(rounds=min(args.runs, 5))
     timings = {name: Timing.of(taken, args.batch_size) for name, taken in times.items()}
-    print(
-        f"{config.name}, input {config.model.input_size}, batch {args.batch_size}, {device},"
-        f" {torch.get_num_threads()} threads, interleaved"
-    )
-    _show(timings, losses, stages)
+    with printing_beside(args.json):
+        print(
+            f"{config.name}, input {config.model.input_size}, batch {args.batch_size}, {device},"
+            f" {torch.get_num_threads()} threads, interleaved"
+        )
+        _show(timings, losses, stages)
     if args.json:
         steps_ms = {name: asdict(timing) for name, timing in timings.items()}
         figures = {"machine": describe_machine(), "steps": steps_ms, "stages_s": stages}
@@ -122,7 +124,7 @@ class Trainer:
         import torch
 
         from yolact.losses import MultiBoxLoss
-        from yolact.train.loop import set_training_mode
+        from yolact.train.mode import set_training_mode
         from yolact.train.step import NetworkWithLoss, build_optimizer
 
         self.settings, self.device = config.train, device

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from yolact.engine import TorchEngine
 from yolact.evaluation.evaluate import evaluate
 from yolact.weights.load import load_model
 from yolact_export import verify
@@ -56,6 +55,7 @@ def export_checkpoint(
     options: OnnxOptions,
     verification: Verification,
     precision: PrecisionOptions | None = None,
+    classes: str | None = None,
 ) -> None:
     """Write a checkpoint as ONNX, verify it and print the comparisons.
 
@@ -66,25 +66,21 @@ def export_checkpoint(
         options: What to put into the graph.
         verification: How to verify it.
         precision: Of convolutions and matrix products; None for float32.
+        classes: Its class names, if it holds none; see `yolact.weights.state.parse_classes`.
 
     Raises:
         YolactError: the file differs from the checkpoint, or has less of the precision than requested.
     """
     needed = verification.enabled or (precision is not None and precision.precision == "fp16")
     images = verify.verification_images(verification.images) if needed else []
-    model = load_model(weights, config)
+    model = load_model(weights, config, classes)
     with tempfile.TemporaryDirectory() as folder:
         single = path if precision is None else Path(folder) / "float32.onnx"
         graph = write_onnx(model, single, replace(options, weights_sha256=sha256(weights)))
         if verification.enabled:
-            # With the input type of the file, it rounds its input in the same way.
-            reference = TorchEngine(weights, config=config, device="cpu", input_dtype=options.input_type)
+            reference = verify.reference_engine(weights, config, options.input_type, classes)
             with OnnxRuntimeEngine(single, providers=_CPU) as engine:
-                comparison = verify.compare(reference, engine, images)
-            table_console().print(verify.comparison_table(comparison))
-            if problems := comparison.problems:
-                more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-                raise YolactError(f"nothing was written: verification failed: {problems[0]}{more}")
+                verify.check(reference, engine, images, "ONNX Runtime against PyTorch")
         if precision is not None:
             reduced = _write_reduced(graph, precision, images, path)
             if verification.enabled:

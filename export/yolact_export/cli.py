@@ -17,14 +17,19 @@ from typing import NoReturn
 from yolact_export.trt import options as trt_options
 from yolact_runtime.commandline import Parser, run
 from yolact_runtime.errors import UsageError, missing_extra
+from yolact_runtime.files import is_stdout
+from yolact_runtime.outputs import Named, check_outputs, engine_files
 
 log = logging.getLogger(__name__)
 
 # Options that only the export of a checkpoint can have.
 _CHECKPOINT_OPTIONS = (
-    *("config", "detect", "batch", "max_batch", "input_type"),
+    *("config", "classes", "detect", "batch", "max_batch", "input_type"),
     *("precision", "keep_float", "calibrate", "calibration_method", "calibration_images"),
 )
+
+
+_SUFFIXES = {"onnx": ".onnx", "trt": ".engine", "openvino": ".xml"}
 
 
 class _ExportParser(Parser):
@@ -45,6 +50,8 @@ def build_parser() -> Parser:
     weights = "checkpoint or name; or an exported .onnx (trt, openvino, triton) or .engine (triton); required"
     parser.add_argument("--weights", "--trained-model", help=weights)
     parser.add_argument("--config", help="configuration, if neither the file nor its name says it")
+    classes = "classes, if the file does not hold them: NAME,NAME,... or a file with one in each line"
+    parser.add_argument("--classes", metavar="FILE|NAMES", help=classes)
     parser.add_argument("--to", choices=list(TARGETS), default="onnx", help="format to write")
     parser.add_argument("--output", type=Path, help="file to write; by default, next to the weights")
     _add_graph_options(parser.add_argument_group("graph"))
@@ -67,6 +74,7 @@ def build_parser() -> Parser:
     )
     inspect.add_argument("file", type=Path, help=".onnx, .xml, .engine or .plan, or a checkpoint")
     inspect.add_argument("--config", help="configuration, if the checkpoint does not say it")
+    inspect.add_argument("--classes", metavar="FILE|NAMES", help="its classes, if it does not hold them")
     return parser
 
 
@@ -116,6 +124,7 @@ def command(args: argparse.Namespace) -> None:
             _inspect(args)
         else:
             _check(args)
+            _check_files(args)
             TARGETS[args.to](args)
     except ModuleNotFoundError as error:
         raise missing_extra(f"{name} (no module {error.name!r})", "train") from error
@@ -123,12 +132,14 @@ def command(args: argparse.Namespace) -> None:
 
 def _inspect(args: argparse.Namespace) -> None:
     """Run `yolact-export inspect`."""
-    own = ("command", "file", "config", "debug", "quiet", "command_line")
+    own = ("command", "file", "config", "classes", "debug", "quiet", "command_line")
     if given := _given(args, [name for name in vars(args) if name not in own]):
-        raise UsageError(f"{given[0]} is an option of an export; inspect takes --config, --debug and --quiet")
+        raise UsageError(
+            f"{given[0]} is an option of an export; inspect takes --config, --classes, --debug and --quiet"
+        )
     from yolact_export.inspection import print_file
 
-    print_file(args.file, args.config)
+    print_file(args.file, args.config, args.classes)
 
 
 def _given(args: argparse.Namespace, names: Sequence[str]) -> list[str]:
@@ -161,8 +172,28 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"{given[0]} is for checkpoints; {args.weights} is already exported")
 
 
+def _check_files(args: argparse.Namespace) -> None:
+    """Check before the work that everything can be written, and that none of it is an input."""
+    for option, path in (("--output", args.output), ("--timing-cache", args.timing_cache)):
+        if path is not None and is_stdout(path):
+            raise UsageError(f"{option} {path}: standard output has the tables; name a file")
+    reads: list[Named] = [("--weights", path) for path in engine_files(args.weights)]
+    reads += [(f"--{name}", getattr(args, name)) for name in ("calibrate", "verify", "annotations")]
+    if args.to == "triton":
+        return check_outputs(reads, [], [("--output", args.output)])
+    output = args.output or _default_output(args, _SUFFIXES[args.to])
+    writes = [output]
+    if args.to == "openvino":
+        writes.append(output.with_suffix(".bin"))
+    elif args.to == "trt":
+        writes += [Path(f"{output}.json")]
+        writes += [] if _is_exported(args.weights) else [output.with_suffix(".onnx")]
+    named: list[Named] = [("--output", path) for path in writes]
+    return check_outputs(reads, [*named, ("--timing-cache", args.timing_cache)])
+
+
 def _export_onnx(args: argparse.Namespace) -> None:
-    with _onnx_file(args, keep=args.output or _default_output(args, ".onnx")):
+    with _onnx_file(args, keep=args.output or _default_output(args, _SUFFIXES["onnx"])):
         pass
 
 
@@ -172,7 +203,7 @@ def _export_engine(args: argparse.Namespace) -> None:
     from yolact_export.trt.target import choose_target
 
     options = trt_options.from_arguments(args)
-    output = args.output or _default_output(args, ".engine")
+    output = args.output or _default_output(args, _SUFFIXES["trt"])
     if output.suffix.lower() not in (".engine", ".plan"):
         raise UsageError(f"--output {output}: the name of an engine ends in .engine or .plan")
     if not _is_exported(args.weights):
@@ -188,7 +219,7 @@ def _export_openvino(args: argparse.Namespace) -> None:
 
     if args.precision == "fp16":
         raise UsageError("--precision fp16: CPUs compute fp16 in float32; --to openvino allows fp32 and int8")
-    output = args.output or _default_output(args, ".xml")
+    output = args.output or _default_output(args, _SUFFIXES["openvino"])
     if output.suffix != ".xml":
         raise UsageError(f"--output {output}: the name of an OpenVINO model ends in .xml")
     with _onnx_file(args) as source:
@@ -273,7 +304,7 @@ def _export_checkpoint(args: argparse.Namespace, weights: Path, path: Path) -> N
     )
     verification = Verification(not args.no_verify, args.verify, args.annotations)
     log.info("exporting %s as %s", weights, args.precision)
-    export_checkpoint(weights, args.config, path, options, verification, precision)
+    export_checkpoint(weights, args.config, path, options, verification, precision, args.classes)
 
 
 # Formats by name. Each function takes the parsed options and writes `args.output`.

@@ -23,12 +23,13 @@ _LONGEST = 90
 _PORTS = ("", "name", "type", "shape")
 
 
-def print_file(path: Path, config: str | None = None) -> None:
+def print_file(path: Path, config: str | None = None, classes: str | None = None) -> None:
     """Print the metadata, inputs, outputs and compute of a file.
 
     Args:
         path: An ONNX file, an OpenVINO model, a TensorRT engine (with its JSON next to it) or a checkpoint.
         config: Configuration of a checkpoint that does not name its own.
+        classes: The same for its classes; see `yolact.weights.state.parse_classes`.
 
     Raises:
         UsageError: there is no such file, or its suffix is unknown.
@@ -40,7 +41,9 @@ def print_file(path: Path, config: str | None = None) -> None:
         ".onnx": _onnx_tables,
         ".xml": _openvino_tables,
         **dict.fromkeys((".engine", ".plan"), _engine_tables),
-        **dict.fromkeys((".pth", ".pt", ".safetensors"), lambda path: _checkpoint_tables(path, config)),
+        **dict.fromkeys(
+            (".pth", ".pt", ".safetensors"), lambda path: _checkpoint_tables(path, config, classes)
+        ),
     }
     suffix, console = path.suffix.lower(), table_console()
     if suffix not in readers:
@@ -87,12 +90,12 @@ def _engine_tables(path: Path) -> list[Table]:
     return [_fields_table(metadata), _fields_table(record, "Engine")]
 
 
-def _checkpoint_tables(path: Path, config: str | None) -> list[Table]:
+def _checkpoint_tables(path: Path, config: str | None, classes: str | None) -> list[Table]:
     """Metadata and number of parameters of a checkpoint."""
     from yolact.engine import describe
     from yolact.weights.load import load_model
 
-    model = load_model(path, config)
+    model = load_model(path, config, classes)
     counts = Table("module", Column("parameters", justify="right"), title="Parameters")
     sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in model.named_children()}
     for name, count in (*sizes.items(), ("all", sum(sizes.values()))):

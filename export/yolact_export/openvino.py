@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +14,7 @@ from yolact_runtime.commandline import table_console
 from yolact_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from yolact_runtime.engines.openvino import SECTION, OpenVinoEngine, shared_core
 from yolact_runtime.errors import UsageError, YolactError, first_line, missing_extra
+from yolact_runtime.files import atomic_path, follow_links, stream_of
 from yolact_runtime.metadata import PREFIX
 
 
@@ -47,19 +48,20 @@ def write_openvino(source: Path, output: Path, check: Callable[[Path], None] | N
     for name, value in metadata.to_props().items():
         model.set_rt_info(value, [SECTION, name.removeprefix(PREFIX)])
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.stem}.") as folder:
+        target = follow_links(output)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{output.stem[:40]}.") as folder:
             temporary = Path(folder) / output.name
             # By default OpenVINO converts the weights to half.
             openvino.save_model(model, temporary, compress_to_fp16=False)
             if check is not None:
                 check(temporary)
             # Never leave an .xml next to the .bin of another model.
-            output.unlink(missing_ok=True)
+            if stream_of(output) is None:
+                target.unlink(missing_ok=True)
             for path in (temporary.with_suffix(".bin"), temporary):
-                with path.open("rb+") as file:
-                    os.fsync(file.fileno())
-                path.replace(output.with_name(path.name))
+                with atomic_path(output.with_name(path.name)) as written:
+                    shutil.move(path, written)
     except OSError as error:
         raise YolactError(f"cannot write {output}: {error.strerror or error}") from error
     except RuntimeError as error:  # from saving
@@ -88,12 +90,9 @@ def verify_openvino(source: Path, images: Sequence[np.ndarray], written: Path) -
         OpenVinoEngine(written) as engine,
     ):
         if engine.metadata.precision == "fp32":
-            comparison = verify.compare(reference, engine, images)
-            table = verify.comparison_table(comparison, "OpenVINO against ONNX Runtime")
-            problem = comparison.problems[0] if comparison.problems else ""
+            verify.check(reference, engine, images, "OpenVINO against ONNX Runtime")
         else:
             found = agreement.compare_detections(reference, engine, images)
-            table, problem = agreement.agreement_table(found, "OpenVINO"), found.problem
-    table_console().print(table)
-    if problem:
-        raise YolactError(f"nothing was written: OpenVINO differs from ONNX Runtime: {problem}")
+            table_console().print(agreement.agreement_table(found, "OpenVINO"))
+            if found.problem:
+                raise YolactError(f"nothing was written: OpenVINO differs from ONNX Runtime: {found.problem}")

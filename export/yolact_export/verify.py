@@ -13,10 +13,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
 
+from yolact.engine import TorchEngine
 from yolact.evaluation.matching import match_instances
+from yolact_export.stages import Stages, raise_scores, stages_of
+from yolact_runtime.commandline import table_console
 from yolact_runtime.detections import Detections
 from yolact_runtime.engines.base import Engine
-from yolact_runtime.errors import YolactError
+from yolact_runtime.errors import YolactError, counted
 from yolact_runtime.masks import box_masks, full_masks
 from yolact_runtime.preprocess import resize_batch
 from yolact_runtime.sources.images import list_images, read_image
@@ -24,6 +27,8 @@ from yolact_runtime.sources.images import list_images, read_image
 log = logging.getLogger(__name__)
 
 SYNTHETIC_IMAGES = 4
+# The heads of this many images are compared; the detections of all are.
+HEAD_IMAGES = 2
 MASK_SIZE = 480, 640
 
 
@@ -34,7 +39,7 @@ class Tolerances:
     score: float = 1e-4
     box: float = 1e-4  # of coordinates, 0..1
     mask_iou: float = 0.999  # the least
-    tensor: float = 1e-3  # of other outputs, relative to the largest value if that exceeds 1
+    tensor: float = 1e-3  # of heads and other outputs, relative to the largest value if that exceeds 1
 
 
 @dataclass
@@ -45,7 +50,8 @@ class Comparison:
         images: Number of images compared.
         expected, found: Number of detections of the reference and of the engine.
         matched: Number of pairs with the same class and box.
-        differences: Largest absolute difference of each output.
+        prepared: Number of pairs in detections from prepared heads, if none were matched in the images.
+        differences: Largest absolute difference of each output and head; NaN if a value is not finite.
         scales: Largest absolute value of each output in the reference.
         mask_iou: Smallest IoU of the masks of a pair.
         flips: Unmatched detections within the tolerance of the cut at the best K: either choice is right.
@@ -56,6 +62,7 @@ class Comparison:
     expected: int = 0
     found: int = 0
     matched: int = 0
+    prepared: int = 0
     differences: dict[str, float] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
     mask_iou: float = 1.0
@@ -64,15 +71,35 @@ class Comparison:
 
     def add(self, name: str, expected: np.ndarray, found: np.ndarray) -> None:
         """Include two arrays of one shape in the largest difference of the output `name`."""
-        difference = float(np.abs(expected - found).max(initial=0))
-        self.differences[name] = max(self.differences.get(name, 0.0), difference)
+        with np.errstate(invalid="ignore"):
+            difference = np.abs(expected - found).max(initial=0)
+        # np.maximum keeps NaN; max() would lose it.
+        self.differences[name] = float(np.maximum(self.differences.get(name, 0.0), difference))
         self.scales[name] = max(self.scales.get(name, 0.0), float(np.abs(expected).max(initial=0)))
+
+
+def reference_engine(
+    weights: Path, config: str | None, input_type: str, classes: str | None = None
+) -> TorchEngine:
+    """The checkpoint that an export is compared with.
+
+    Args:
+        weights: The checkpoint.
+        config: Its configuration, if neither the file nor its name says it.
+        input_type: Of the exported file, so that both round their input in the same way.
+        classes: Its classes, if the file does not name them.
+    """
+    return TorchEngine(weights, config=config, device="cpu", input_dtype=input_type, classes=classes)
 
 
 def compare(
     reference: Engine, engine: Engine, images: Sequence[np.ndarray], tolerances: Tolerances | None = None
 ) -> Comparison:
     """Run both engines on the same input and compare their outputs one by one.
+
+    The raw heads are compared as well if both engines are checkpoints, ONNX files or OpenVINO models. If no
+    detection of the images can be compared, detection is, on heads that are prepared to score above the
+    threshold. Having compared nothing is a problem.
 
     Args:
         reference: The engine that is right by definition.
@@ -83,6 +110,7 @@ def compare(
     limits = tolerances or Tolerances()
     seen = Comparison()
     meta = engine.metadata
+    stages = stages_of(reference, engine)
     starts = range(0, len(images), meta.max_batch)
     for start in track(starts, "verifying", console=Console(stderr=True), transient=True):
         chunk = images[start : start + meta.max_batch]
@@ -93,15 +121,47 @@ def compare(
         for index in range(len(chunk)):
             seen.images += 1
             _compare_image(expected, found, index, seen, limits)
+        if stages and start < HEAD_IMAGES:
+            _compare_heads(stages, batch, seen)
+    threshold = reference.metadata.score_threshold
+    if not seen.matched and stages and threshold < 1:
+        _compare_prepared(stages, batch, threshold, seen, limits)
     for name, difference in seen.differences.items():
         allowed = {"scores": limits.score, "mask_scores": limits.score, "boxes": limits.box}.get(
             name, limits.tensor * max(seen.scales[name], 1.0)
         )
-        if not difference <= allowed:
+        if np.isnan(difference):
+            seen.problems.append(f"{name} are not finite")
+        elif difference > allowed:
             seen.problems.append(f"{name} differ by {difference:.2e}; allowed {allowed:.2e}")
     if seen.mask_iou < limits.mask_iou:
         seen.problems.append(f"masks overlap by only {seen.mask_iou:.5f}; allowed {limits.mask_iou}")
+    if not seen.matched and not seen.prepared and not seen.problems:
+        seen.problems.append(
+            f"no detection was compared: none scores above {threshold} in {counted(seen.images, 'image')}"
+        )
     return seen
+
+
+def _compare_heads(stages: tuple[Stages, Stages], batch: np.ndarray, seen: Comparison) -> None:
+    """Add the differences of the raw heads of a batch to `seen`."""
+    expected, found = (side.network(batch) for side in stages)
+    for name, value in expected.items():
+        # In the graph of a file, coefficients are a head and an output.
+        seen.add(f"head {name}", value, found[name])
+
+
+def _compare_prepared(
+    stages: tuple[Stages, Stages], batch: np.ndarray, threshold: float, seen: Comparison, limits: Tolerances
+) -> None:
+    """Add the differences in what both detect from the same heads, raised above `threshold`, to `seen`."""
+    heads = raise_scores(stages[0].network(batch), threshold)
+    expected, found = (side.detection(heads) for side in stages)
+    prepared = Comparison(differences=seen.differences, scales=seen.scales)
+    for index in range(len(batch)):
+        _compare_image(expected, found, index, prepared, limits)
+    seen.prepared, seen.mask_iou = prepared.matched, min(seen.mask_iou, prepared.mask_iou)
+    seen.problems += [f"prepared {problem}" for problem in prepared.problems]
 
 
 def _compare_image(
@@ -160,6 +220,34 @@ def _pair(expected: Detections, found: Detections, index: int, limits: Tolerance
     return match_instances(np.where(same, -distance, -np.inf), best_first=True)
 
 
+def check(reference: Engine, engine: Engine, images: Sequence[np.ndarray], title: str) -> None:
+    """Compare two engines, print the differences, and warn if nothing was detected in the images.
+
+    Args:
+        reference: The engine that is right by definition.
+        engine: The engine to verify.
+        images: (H, W, 3) uint8 BGR.
+        title: Of the table: which two are compared.
+
+    Raises:
+        YolactError: they differ, or nothing can be compared.
+    """
+    seen = compare(reference, engine, images)
+    table_console().print(comparison_table(seen, title))
+    if problems := seen.problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise YolactError(
+            f"nothing was written: verification failed: {problems[0]}{more}; verify on images in which the"
+            " model finds something (--verify DIR), or export without it (--no-verify)"
+        )
+    if not seen.matched:
+        log.warning(
+            "nothing scores above %s in the %d images to verify on: raw heads were compared, and detection on"
+            " prepared heads; --verify DIR compares what is found in images of yours",
+            reference.metadata.score_threshold, seen.images,
+        )  # fmt: skip
+
+
 def comparison_table(seen: Comparison, title: str = "ONNX Runtime against PyTorch") -> Table:
     """The largest differences, one row for each output."""
     numbers = (Column(name, justify="right") for name in ("largest value", "largest difference"))
@@ -169,6 +257,8 @@ def comparison_table(seen: Comparison, title: str = "ONNX Runtime against PyTorc
     table.add_row("masks", "", f"smallest IoU {seen.mask_iou:.5f}")
     flips = f", {seen.flips} tied at the cut" if seen.flips else ""
     table.add_row("detections", f"{seen.expected}", f"{seen.matched} matched of {seen.found}{flips}")
+    if not seen.matched:
+        table.add_row("detections of prepared heads", "", f"{seen.prepared} matched")
     return table
 
 

@@ -8,9 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from yolact_runtime.commandline import STDOUT, Parser, run
+from yolact_runtime.commandline import Parser, run
 from yolact_runtime.engines.options import add_engine_options
 from yolact_runtime.errors import UsageError
+from yolact_runtime.files import stream_of
 from yolact_runtime.sources.headers import max_pixels
 
 _DRIVE = r"[A-Za-z]:(?=[\\/])"
@@ -43,8 +44,11 @@ def _add_output_options(parser: Parser) -> None:
     add("--video-output", type=Path, metavar="DIR", help="folder for annotated videos, if not --output")
     add("--no-overlay", action="store_true", help="write no overlays and no annotated videos")
     add("--json", default="results/mask_detections.json", type=Path, metavar="FILE",
-        help="COCO results with masks; box results and the image list go into the same folder")  # fmt: skip
+        help="COCO results with masks; box results and the image list go into the same folder; - is standard"
+        " output, for masks only")  # fmt: skip
     add("--no-json", action="store_true", help="write no COCO results")
+    add("--coco-dataset", type=Path, metavar="FILE",
+        help="COCO annotation file of what was found: to correct, or to train on")  # fmt: skip
     add("--jsonl", metavar="FILE|-",
         help="JSON Lines: one line per image, as soon as it is done; - is standard output")  # fmt: skip
     add("--resume", action="store_true", help="continue --jsonl FILE: skip the images that it contains")
@@ -108,12 +112,12 @@ def check_options(args: argparse.Namespace) -> None:
             raise UsageError(f"--{option.replace('_', '-')} is {value}; it must be 1 or more")
     if sum([bool(args.sources), bool(args.image), bool(args.images)]) != 1:
         raise UsageError("name the images once: SOURCE..., --image IN[:OUT] or --images DIR[:OUTDIR]")
-    if args.resume and args.jsonl in (None, STDOUT):
+    if args.resume and (args.jsonl is None or stream_of(args.jsonl) is not None):
         raise UsageError("--resume needs the file to continue: --jsonl FILE")
-    if args.no_json and args.no_overlay and not args.jsonl and not args.arrays:
-        raise UsageError("nothing would be written: --no-json and --no-overlay need --jsonl or --arrays")
-    if args.jsonl == STDOUT and sys.stdout is None:
-        raise UsageError("--jsonl - needs standard output, which is closed")
+    if args.no_json and args.no_overlay and not (args.jsonl or args.coco_dataset or args.arrays):
+        raise UsageError(
+            "nothing would be written: --no-json and --no-overlay need --jsonl, --coco-dataset or --arrays"
+        )
     max_pixels()  # a wrong value would fail for every image
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import yolact_runtime
 from yolact_runtime.errors import YolactError
-from yolact_runtime.files import writing
+from yolact_runtime.files import is_stdout, writing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OWN_LOGGERS = ("yolact", "yolact_export", "yolact_runtime", "yolact_bench", "__main__")
-# Stands for standard output in place of a file.
-STDOUT = "-"
 # Options that take a path without saying so by `type=Path`.
 _PATHS = {"FILE", "FILE|-", "SOURCE", "IN[:OUT]", "E", "engine", "weights", "images", "annotations"}
 
@@ -208,6 +206,12 @@ def print_line(text: str, file: TextIO | None) -> None:
     encoding = file.encoding or "utf-8"
     with writing("standard output" if file is sys.stdout else "standard error"):
         print(text.encode(encoding, "backslashreplace").decode(encoding), file=file, flush=True)
+
+
+def printing_beside(*files: str | Path | None) -> contextlib.AbstractContextManager[object]:
+    """A context that prints to standard error if one of `files` is standard output, which has no more."""
+    beside = sys.stderr is not None and any(map(is_stdout, files))
+    return contextlib.redirect_stdout(sys.stderr) if beside else contextlib.nullcontext()
 
 
 def table_console() -> Console:

@@ -6,12 +6,17 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from yolact_runtime.errors import YolactError
+from yolact_runtime.errors import UsageError, YolactError
+
+# Standard output in place of a file.
+STDOUT = "-"
 
 
 def cache_folder() -> Path:
@@ -24,18 +29,133 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def writing(target: object) -> Iterator[None]:
-    """Turn an OSError of the block into a YolactError: `target` cannot be written. A broken pipe passes."""
+    """Turn an OSError of the block into a YolactError; a broken pipe passes.
+
+    It says that `target` cannot be written, unless the error names another file, such as one that is read.
+    """
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise YolactError(f"cannot write {target}: {error.strerror or error}") from error
+        reason = error.strerror or error
+        if isinstance(error.filename, str | bytes) and not _belongs(os.fsdecode(error.filename), str(target)):
+            name = os.fsdecode(error.filename)
+            raise YolactError(f"cannot open {name}: {reason}; {target} is not written") from error
+        raise YolactError(f"cannot write {target}: {reason}") from error
+
+
+def _belongs(name: str, target: str) -> bool:
+    """Whether `name` is `target`, a folder that it is in, or one of the temporary files next to it."""
+    real, named = Path(os.path.realpath(target)), Path(name).absolute()
+    if name == target or real.is_relative_to(named):
+        return True
+    return named.is_relative_to(real.parent) and named.relative_to(real.parent).parts[0].startswith(".")
+
+
+def follow_links(path: str | Path) -> Path:
+    """The file behind a symbolic link, which need not exist; any other path as it is.
+
+    Raises:
+        YolactError: the links form a circle.
+    """
+    path = Path(path)
+    if not path.is_symlink():
+        return path
+    real = Path(os.path.realpath(path))
+    if real.is_symlink():
+        raise YolactError(f"cannot write {path}: its symbolic links form a circle")
+    return real
+
+
+def stream_of(path: str | Path) -> int | Path | None:
+    """Where to write for a path that is not a file of its own and must not be replaced by one.
+
+    Returns:
+        The number of a file descriptor for `-`, `/dev/stdout` and `/dev/fd/N`; the path of a pipe or device;
+        None for a regular file and for a path where nothing is.
+
+    Raises:
+        YolactError: it is a folder, a disk or a socket.
+    """
+    path = Path(path)
+    with writing(path):
+        if (descriptor := _descriptor(path)) is not None:
+            return descriptor
+        mode = path.stat().st_mode if path.exists() else 0
+    if stat.S_ISDIR(mode):
+        raise UsageError(f"cannot write {path}: it is a folder; name a file")
+    if stat.S_ISBLK(mode) or stat.S_ISSOCK(mode):
+        raise YolactError(f"cannot write {path}: it is a {'disk' if stat.S_ISBLK(mode) else 'socket'}")
+    return path if stat.S_ISCHR(mode) or stat.S_ISFIFO(mode) else None
+
+
+def _descriptor(path: Path) -> int | None:
+    """The file descriptor that a path such as `-` or `/dev/stdout` means, also through links."""
+    if str(path) == STDOUT:
+        return 1
+    own = {"/dev/fd", os.path.realpath("/proc/self/fd")}
+    for _ in range(40):  # as many links as Linux follows
+        folder = os.path.realpath(path.parent)
+        if path.name.isdecimal() and folder in own:
+            return int(path.name)
+        if not path.is_symlink():
+            break
+        path = Path(folder) / path.readlink()
+    return None
+
+
+def is_stdout(path: str | Path | None) -> bool:
+    """Whether a path names standard output, which then has nothing else: `-` or `/dev/stdout`."""
+    try:
+        return path is not None and _descriptor(Path(path)) == 1
+    except OSError:
+        return False
+
+
+def write_stdout(data: bytes) -> None:
+    """Write bytes to standard output, after the text printed before.
+
+    Raises:
+        YolactError: it cannot be written, or its reader has closed it.
+    """
+    if sys.stdout is None:
+        raise YolactError("cannot write standard output: it is closed")
+    with writing("standard output"):
+        try:
+            sys.stdout.flush()
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        except BrokenPipeError as error:
+            # At exit, Python would flush again and print a traceback.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise YolactError("standard output was closed by its reader; stopped") from error
+
+
+def open_stream(stream: int | Path) -> BinaryIO:
+    """Open what `stream_of` returned, except standard output, for `write_all`."""
+    handle = os.dup(stream) if isinstance(stream, int) else os.open(stream, os.O_WRONLY)
+    return os.fdopen(handle, "wb", buffering=0)
+
+
+def write_all(file: BinaryIO, data: bytes, name: object) -> None:
+    """Write all bytes to a file without a buffer; one that is not a regular file may take them in parts.
+
+    Raises:
+        OSError: it cannot be written.
+        YolactError: it is a pipe whose reader has closed it.
+    """
+    view = memoryview(data)
+    try:
+        while view:
+            view = view[file.write(view) :]
+    except BrokenPipeError as error:
+        raise YolactError(f"cannot write {name}: its reader has closed it") from error
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `path`; on success fsync it and rename it to `path`.
+    """Yield a temporary path; on success put the file at `path`, see `place`.
 
     If the block raises, the temporary file is removed and `path` keeps its previous content.
 
@@ -44,19 +164,55 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+        folder = None if stream_of(path) is not None else _made_folder(path)
+        # Names may have 255 bytes, which leaves little for what makes the temporary one unique.
+        suffix = path.suffix if len(path.suffix) < 20 else ""
+        handle, name = tempfile.mkstemp(dir=folder, prefix=f".{path.stem[:40]}.", suffix=suffix)
         os.close(handle)
         temporary = Path(name)
         try:
             yield temporary
-            mode = path.stat().st_mode if path.exists() else 0o666 & ~_umask()
-            temporary.chmod(mode & 0o777)
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            place(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def place(temporary: Path, path: str | Path) -> None:
+    """Put a finished file at `path`: fsync and rename it, or copy it where there is a pipe or a device.
+
+    A symbolic link stays, and the file behind it is replaced.
+
+    Args:
+        temporary: The file, in the folder of `follow_links(path)` unless `path` is a pipe or a device.
+        path: The final name; `-` for standard output.
+
+    Raises:
+        OSError: it cannot be written.
+        YolactError: its reader has closed it, or it is a folder.
+    """
+    stream = stream_of(path)
+    if stream is None:
+        target = follow_links(path)
+        mode = target.stat().st_mode if target.exists() else 0o666 & ~_umask()
+        temporary.chmod(mode & 0o777)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+        return
+    with temporary.open("rb") as file, contextlib.ExitStack() as stack:
+        opened = None if stream == 1 else stack.enter_context(open_stream(stream))
+        while block := file.read(1 << 20):
+            if opened is None:
+                write_stdout(block)
+            else:
+                write_all(opened, block, path)
+
+
+def _made_folder(path: Path) -> Path:
+    """The folder of the file behind `path`, created if it is missing."""
+    folder = follow_links(path).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 @contextlib.contextmanager
@@ -68,18 +224,18 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     Raises:
         YolactError: the folder cannot be written to.
     """
-    path = Path(path)
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as outer:
-            folder = Path(outer) / path.name
+        target = follow_links(path)
+        outer = tempfile.TemporaryDirectory(dir=_made_folder(target), prefix=f".{target.name[:40]}.")
+        with outer as name:
+            folder = Path(name) / target.name
             folder.mkdir()
             yield folder
             for file in folder.rglob("*"):
                 if file.is_file():
                     with file.open("rb+") as opened:
                         os.fsync(opened.fileno())
-            folder.rename(path)
+            folder.rename(target)
 
 
 def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
@@ -91,6 +247,8 @@ def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
 def read_text(path: str | Path, what: str = "file") -> str:
     """Read UTF-8 text from `path`, without a byte order mark; raises a YolactError that names the file."""
     try:
+        if stat.S_ISCHR(Path(path).stat().st_mode):
+            raise YolactError(f"{what} {path} is a device, not a file")
         return Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise YolactError(f"{what} {path} does not exist") from None
@@ -106,6 +264,8 @@ def read_json(path: str | Path, what: str = "file") -> Any:
         return json.loads(read_text(path, what))
     except ValueError as error:
         raise YolactError(f"{what} {path} is not valid JSON: {error}") from error
+    except RecursionError:
+        raise YolactError(f"{what} {path} is not valid JSON: it is nested too deeply") from None
 
 
 def sha256(path: str | Path) -> str:

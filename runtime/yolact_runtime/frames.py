@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from yolact_runtime.errors import YolactError
 from yolact_runtime.results import Result
 
 
@@ -24,6 +25,7 @@ class Frame:
         read: Returns the image, (H, W, 3) uint8 BGR, or raises a YolactError that names it. May be called
             once, from any thread.
         time: Seconds since the start of the video or stream; None for images.
+        duration: Seconds that the frame is shown, where the video says so.
     """
 
     index: int
@@ -31,6 +33,16 @@ class Frame:
     path: Path
     read: Callable[[], np.ndarray]
     time: float | None = None
+    duration: float | None = None
+
+
+def failed_frame(index: int, name: str, error: YolactError) -> Frame:
+    """A frame that cannot be read: its `read` raises `error`, so that the failure is counted."""
+
+    def read() -> np.ndarray:
+        raise error
+
+    return Frame(index, name, Path(name), read)
 
 
 class Source(ABC):

@@ -7,16 +7,16 @@ import logging
 import sys
 from pathlib import Path
 
-import cv2
-
-from yolact_runtime.commandline import STDOUT, print_line, terminated_as_interrupted
+from yolact_runtime.commandline import print_line, terminated_as_interrupted
 from yolact_runtime.engines.options import open_engine
 from yolact_runtime.engines.threads import default_workers
 from yolact_runtime.errors import YolactError
+from yolact_runtime.files import is_stdout
 from yolact_runtime.pipeline import PipelineSettings, RunStats, run_pipeline
 from yolact_runtime.pipeline.progress import show_progress
 from yolact_runtime.sinks.image_ids import ImageIds
-from yolact_runtime.sinks.open import Outputs, OverlayTarget, check_outputs, open_outputs
+from yolact_runtime.sinks.open import Outputs, OverlayTarget, check_all, open_outputs
+from yolact_runtime.sources.images import silence_opencv
 from yolact_runtime.sources.open import open_source
 
 log = logging.getLogger(__name__)
@@ -31,12 +31,11 @@ def infer(args: argparse.Namespace) -> int:
     Raises:
         YolactError: what ended the run.
     """
-    # The exceptions of the sources say what is wrong with an image.
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    silence_opencv()
     names, target = _sources(args)
     source = open_source(names, null=args.null)
+    check_all(args, target, source)
     ids = ImageIds(args.annotations) if args.annotations else None
-    check_outputs(args, target, source)
     stats = RunStats()
     with open_engine(args, streams=args.streams) as engine:
         meta = engine.metadata
@@ -95,5 +94,7 @@ def _summarise(stats: RunStats, outputs: Outputs, args: argparse.Namespace) -> N
         summary.append(f"{outputs.numbers.unlisted} not in {args.annotations}")
     if stats.done and stats.seconds > 0:
         summary.append(f"{1000 / stats.fps:.1f} ms per image ({stats.fps:.1f} images/s)")
-    # With --jsonl -, standard output holds the JSON Lines only.
-    print_line("; ".join(summary + outputs.written()), sys.stderr if args.jsonl == STDOUT else sys.stdout)
+    # Standard output holds the JSON only.
+    files = args.jsonl, args.coco_dataset, None if args.no_json else args.json
+    out = sys.stderr if any(map(is_stdout, files)) else sys.stdout
+    print_line("; ".join(summary + outputs.written()), out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ import numpy as np
 from yolact_runtime import masks as mask_ops
 from yolact_runtime.detections import Detections
 from yolact_runtime.draw import draw_instances
-from yolact_runtime.errors import YolactError
+from yolact_runtime.errors import YolactError, counted
 from yolact_runtime.metadata import Metadata
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,12 @@ class Result:
     class_names: tuple[str, ...]
     class_ids: tuple[int, ...]
     contours: Sequence[mask_ops.Region] | None = None
+
+    def __repr__(self) -> str:
+        """Size and classes; the arrays would fill the screen."""
+        classes = ", ".join(f"{name}: {count}" for name, count in Counter(self.names).items())
+        found = counted(len(self), "detection") + (f" ({classes})" if classes else "")
+        return f"Result({self.width} x {self.height}, {found})"
 
     def __len__(self) -> int:
         return len(self.scores)

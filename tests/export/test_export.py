@@ -23,7 +23,6 @@ from yolact.registry import get_config
 from yolact.settings import override
 from yolact.train.checkpoint import save_checkpoint
 from yolact.weights.load import load_model
-from yolact_export import checkpoint as export_module
 from yolact_export import verify
 from yolact_export.cli import main
 from yolact_export.graph import GridSampleDeformConv
@@ -205,7 +204,7 @@ def test_a_file_that_differs_is_not_left_behind(
         model.proto_net[0].weight[0] += 0.1
     save_checkpoint(other, model, 0, 2, None)
     reference = TorchEngine(other, device="cpu", input_dtype="uint8")
-    monkeypatch.setattr(export_module, "TorchEngine", lambda *_, **__: reference)
+    monkeypatch.setattr(verify, "reference_engine", lambda *_, **__: reference)
     output = tmp_path / "out" / "model.onnx"
     assert main(["--weights", str(checkpoint), "--output", str(output)]) == 1
     assert "verification failed" in capsys.readouterr().err

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import os
+import pickle
 import shutil
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from fake_onnx import BOXES, NATIVE, SCORES, native_arrays, write_onnx
+from fake_onnx import BOXES, NATIVE, SCORES, int8_file, native_arrays, write_onnx
 
 from yolact_runtime import YolactError, load_engine
 from yolact_runtime.engines import load as module
@@ -312,9 +314,9 @@ def test_a_precision_that_is_not_delivered(model: Path, options: dict, message: 
 
 
 def test_bf16_of_a_file_in_integers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_onnx(tmp_path / "m.onnx", native_arrays(), dataclasses.replace(NATIVE, precision="int8"))
+    path = int8_file(tmp_path / "m.onnx", relu=True)
     with load_engine(path, precision="int8") as engine:
-        assert engine.precision == "int8"
+        assert (engine.name, engine.precision) == ("OpenVINO CPU", "int8")
     if "BF16" in shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         fails("needs a file in fp32, but this one is in int8", path, UsageError, precision="bf16")
         with load_engine(path, precision="int8+bf16") as engine:
@@ -322,6 +324,22 @@ def test_bf16_of_a_file_in_integers(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     else:
         fails("this CPU has no bf16 arithmetic", path, precision="bf16")
         fails("this CPU has no bf16 arithmetic; use precision int8", path, precision="int8+bf16")
+
+
+def test_openvino_does_not_confirm_a_precision_that_it_has_not_computed_in(tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "m.onnx", native_arrays(), dataclasses.replace(NATIVE, precision="int8"))
+    message = "precision int8 was asked for, and what OpenVINO CPU computes in is not known: its graph has no"
+    fails(message, path, UsageError, precision="int8", backend="openvino")
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_an_engine_is_not_sent_to_another_process(model: Path, backend: str) -> None:
+    advice = rf"^\w+Engine cannot be pickled or copied; open it in each process: load_engine\('{model}'\)$"
+    with load_engine(model, backend=backend) as engine:
+        for attempt in (pickle.dumps, copy.copy, copy.deepcopy):
+            with pytest.raises(UsageError, match=advice):
+                attempt(engine)
+        assert len(engine.predict([WHITE])[0]) == 2
 
 
 def test_the_rest_in_bf16_of_a_file_that_is_not_in_integers(model: Path) -> None:

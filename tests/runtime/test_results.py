@@ -85,3 +85,11 @@ def test_scores_survive_json():
 def test_results_cannot_be_changed():
     with pytest.raises(AttributeError):
         make([]).height = 3
+
+
+def test_the_representation_is_short():
+    assert (
+        repr(make([(0, 0, 1, 1)] * 3, classes=[1, 0, 1]))
+        == "Result(200 x 100, 3 detections (dog: 2, cat: 1))"
+    )
+    assert repr(make([])) == "Result(200 x 100, 0 detections)"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +71,12 @@ def test_kinds_of_nms(checkpoint: Path) -> None:
             counts[nms] = len(engine.predict([image()], score_threshold=0, top_k=100)[0])
     assert all(counts.values())
     assert counts["cross_class"] <= counts["fast"]
+
+
+def test_an_engine_is_not_copied(checkpoint: Path) -> None:
+    for attempt in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(UsageError, match=r"TorchEngine cannot be pickled .*load_engine\('.*\.pth'\)$"):
+            attempt(TorchEngine(checkpoint, device="cpu"))
 
 
 def test_engine_around_a_network_in_memory() -> None:

@@ -12,20 +12,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolact.registry import get_config
-from yolact_runtime.commandline import Parser, run
-from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.files import atomic_path, write_json
+from yolact_runtime.commandline import Parser, printing_beside, run
+from yolact_runtime.errors import UsageError, YolactError, counted
+from yolact_runtime.files import STDOUT, atomic_path, read_json, write_json
+from yolact_runtime.outputs import Named, check_outputs
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from yolact.data.findings import Finding, Level
-    from yolact.dataset_tools.check import Report
+    from yolact.dataset_tools.check import Progress, Report
 
 log = logging.getLogger(__name__)
 
 # How many findings of one kind are printed; --json writes all.
 _SHOWN = 3
+# How many faults of a conversion are printed.
+_FAULTS = 20
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +49,9 @@ def _parser() -> Parser:
     check = add("check", _check, "find problems before training or evaluation; exit code 1 for errors")
     check.add_argument("annotations", type=Path, help="COCO annotation file")
     check.add_argument("--images", type=Path, help="folder of the images; each is opened")
-    check.add_argument("--json", type=Path, metavar="FILE", help="write all findings here")
+    check.add_argument(
+        "--json", type=Path, metavar="FILE", help="write all findings here; - is standard output"
+    )
 
     fix = add("fix", _fix, "write a repaired annotation file; exit code 1 if something could not be repaired")
     fix.add_argument("annotations", type=Path, help="COCO annotation file")
@@ -76,32 +81,47 @@ def _parser() -> Parser:
     shapes.add_argument("--val", type=int, default=60, help="number of validation images")
     shapes.add_argument("--seed", type=int, default=0, help="random seed")
 
-    other = add("convert", _convert, "convert annotations in another format to COCO")
+    other = add("convert", _convert, "convert annotations in another format to COCO; exit code 1 for faults")
     formats = ("labelme", "masks", "voc", "yolo")
     other.add_argument("format", choices=formats, help="format of the annotations in SOURCE")
-    other.add_argument("source", type=Path, help="folder of the annotations")
-    other.add_argument("output", type=Path, help="COCO annotation file to write")
+    other.add_argument(
+        "source", type=Path, help="folder of the annotations; or Ultralytics' data.yaml, for all its parts"
+    )
+    other.add_argument(
+        "output",
+        type=Path,
+        help="COCO file to write, or - for standard output; for a data.yaml, a folder",
+    )
     other.add_argument("--images", type=Path, help="folder of the images, if it is not SOURCE")
     other.add_argument("--names", type=Path, help="class names: a text file, one a line, or YOLO's data.yaml")
-    other.add_argument("--only", type=Path, help="text file with the names (no suffix) of the images to take")
+    other.add_argument("--only", type=Path, help="text file with the names or paths of the images to take")
     return parser
 
 
-def _check(args: argparse.Namespace) -> int:
-    """`check`: print and write what is wrong."""
+def _progress(args: argparse.Namespace) -> Progress:
+    """A progress bar on standard error, if that is a terminal and --quiet is not given."""
     from rich.console import Console
     from rich.progress import track
-
-    from yolact.dataset_tools.check import check_annotations
 
     def progress(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
         console = Console(stderr=True)
         return track(items, what, total, console=console, disable=args.quiet or not console.is_terminal)
 
-    report = check_annotations(args.annotations, args.images, progress)
+    return progress
+
+
+def _check(args: argparse.Namespace) -> int:
+    """`check`: print and write what is wrong."""
+    from rich.console import Console
+
+    from yolact.dataset_tools.check import check_annotations
+
+    check_outputs([("annotations", args.annotations), ("--images", args.images)], [("--json", args.json)])
+    report = check_annotations(args.annotations, args.images, _progress(args))
     if args.json:
         write_json(args.json, report.to_dict(), indent=1)
-    _print_report(report, Console())
+    with printing_beside(args.json):
+        _print_report(report, Console())
     return 1 if report.count("error") else 0
 
 
@@ -147,6 +167,8 @@ def _fix(args: argparse.Namespace) -> int:
 
     from yolact.dataset_tools.fix import fix_annotations
 
+    inputs = [("annotations", args.annotations), ("--images", args.images)]
+    check_outputs(inputs, [("--output", args.output)])
     found = fix_annotations(args.annotations, args.output, args.images, args.crowd_as_instances)
     console = Console()
     titles: dict[Level, str] = {"note": "changed", "error": "not repaired", "warning": "left as it is"}
@@ -171,6 +193,7 @@ def _show(args: argparse.Namespace) -> int:
     from yolact.data.coco import CocoDataset
     from yolact.dataset_tools.show import draw_sample
 
+    check_outputs([], [], [("--output", args.output)])
     classes = read_classes(args.annotations)
     if min(args.seed, args.epoch) < 0:
         raise UsageError(f"--seed {args.seed}, --epoch {args.epoch}; allowed: 0 or more")
@@ -180,15 +203,20 @@ def _show(args: argparse.Namespace) -> int:
     dataset = CocoDataset(args.images, args.annotations, model, classes, augment, args.seed)
     count = min(args.count, len(dataset))
     failed = 0
-    for index in np.random.default_rng(args.seed).permutation(len(dataset))[:count].tolist():
-        record = dataset.records[index]
+    chosen = np.random.default_rng(args.seed).permutation(len(dataset))[:count].tolist()
+    names = [args.output / f"{record.path.stem}_{record.image_id}.jpg" for record in dataset.records]
+    check_outputs(
+        [("annotations", args.annotations), *(("--images", record.path) for record in dataset.records)],
+        [("--output", names[index]) for index in chosen],
+    )
+    for index in chosen:
         try:
             picture = draw_sample(dataset[args.epoch, index], classes, model)
         except YolactError as error:
             log.error("%s", error)
             failed += 1
             continue
-        with atomic_path(args.output / f"{record.path.stem}_{record.image_id}.jpg") as temporary:
+        with atomic_path(names[index]) as temporary:
             temporary.write_bytes(cv2.imencode(".jpg", picture)[1].tobytes())
     log.info("drew %d of %d samples in %s", count - failed, len(dataset), args.output)
     return 1 if failed else 0
@@ -198,21 +226,64 @@ def _shapes(args: argparse.Namespace) -> None:
     """`shapes`: write the dataset."""
     from yolact.dataset_tools.synthetic import make_shapes_dataset
 
+    check_outputs([], [], [("folder", args.folder)])
     data = make_shapes_dataset(args.folder, args.train, args.val, seed=args.seed)
     log.info("%d + %d images: %s, %s", args.train, args.val, data.train_annotations, data.val_annotations)
 
 
-def _convert(args: argparse.Namespace) -> None:
-    """`convert`: write the COCO file."""
-    from yolact.dataset_tools.convert import convert
+def _convert(args: argparse.Namespace) -> int:
+    """`convert`: write the COCO file, or those of all parts and the dataset file; print what is left out."""
+    from yolact.dataset_tools.convert import convert, convert_yolo_dataset
 
-    content = convert(args.format, args.source, args.images, args.names, args.only)
-    write_json(args.output, content)
-    log.info(
-        "%d images, %d annotations, %d classes: %s",
-        *(len(content[key]) for key in ("images", "annotations", "categories")),
-        args.output,
-    )
+    several = args.format == "yolo" and args.source.suffix.lower() in (".yaml", ".yml")
+    if several:
+        if args.images or args.names or args.only or args.output.suffix:
+            raise UsageError(
+                f"convert yolo {args.source} takes images and names from this file, and a folder as OUTPUT"
+            )
+        import yaml
+
+        check_outputs([("source", args.source)], [("output", args.output / "dataset.yaml")])
+        parts, dataset = convert_yolo_dataset(args.source, args.output, _progress(args))
+        files = {args.output / "annotations" / f"instances_{part}.json": parts[part] for part in parts}
+    else:
+        _check_output(args)
+        result = convert(args.format, args.source, args.images, args.names, args.only, _progress(args))
+        files = {args.output: result}
+    for path, conversion in files.items():
+        write_json(path, conversion.content)
+        images, annotations, classes = (
+            counted(len(conversion.content[key]), noun, plural)
+            for key, noun, plural in (
+                ("images", "image", ""), ("annotations", "annotation", ""), ("categories", "class", "classes")
+            )
+        )  # fmt: skip
+        log.info("%s of %s, %s, %s: %s", images, conversion.images, annotations, classes, path)
+    if several:
+        with atomic_path(args.output / "dataset.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(dataset, sort_keys=False, allow_unicode=True), "utf-8")
+        log.info("train with: yolact-train --dataset %s", args.output / "dataset.yaml")
+    faults = [fault for conversion in files.values() for fault in conversion.faults]
+    for fault in faults[:_FAULTS]:
+        log.error("%s", fault)
+    if faults:
+        more = f", of which {_FAULTS} are listed" if len(faults) > _FAULTS else ""
+        log.error("left out what has %s%s; the rest is converted", counted(len(faults), "fault"), more)
+    return 1 if faults else 0
+
+
+def _check_output(args: argparse.Namespace) -> None:
+    """Raise a UsageError for an output that is a folder, a file that is read, or holds something else."""
+    reads: list[Named] = [("source", args.source), ("--images", args.images)]
+    reads += [("--names", args.names), ("--only", args.only)]
+    check_outputs(reads, [("output", args.output)])
+    if str(args.output) == STDOUT or not args.output.is_file():
+        return
+    if args.output.suffix.lower() != ".json":
+        raise UsageError(f"output {args.output} exists and is no JSON file; it is kept")
+    content = read_json(args.output)
+    if not isinstance(content, dict) or "categories" not in content:
+        raise UsageError(f"output {args.output} exists and is no COCO annotation file; it is kept")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from yolact_runtime.commandline import Parser, run
 from yolact_runtime.engines.choose import cpu_flags
 from yolact_runtime.errors import YolactError
 from yolact_runtime.files import atomic_path, read_json
+from yolact_runtime.outputs import check_outputs
 
 MODULES = {
     "yolact-data": "yolact.cli.data",
@@ -108,6 +109,7 @@ class Demo:
 def command(args: argparse.Namespace) -> None:
     """Run the command."""
     folder = args.output
+    check_outputs([], [], [("--output", folder)])
     with atomic_path(folder / "demo.log"):
         pass  # begins empty
     demo = Demo(folder, Console(quiet=args.quiet))
@@ -238,7 +240,7 @@ def loss_chart(records: Sequence[dict[str, Any]]) -> str:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.grid(color="#888888", alpha=0.3, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=len(LOSS_COLOURS))
         output = io.StringIO()
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(output, format="svg", transparent=True, metadata=metadata)

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from yolact.config import DatasetConfig
 from yolact.registry import configs
-from yolact_runtime.commandline import Parser, run, table_console
+from yolact_runtime.commandline import Parser, printing_beside, run, table_console
 from yolact_runtime.engines.options import add_engine_options, open_engine
 from yolact_runtime.errors import UsageError
 from yolact_runtime.files import write_json
+from yolact_runtime.outputs import Named, check_outputs, engine_files
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,11 +42,14 @@ def _parser() -> Parser:
     data.add_argument("--images", metavar="DIR", help="folder of the images")
     data.add_argument("--annotations", metavar="FILE", help="COCO annotation file")
     data.add_argument("--dataset", metavar="DIR|YAML", help="dataset; its validation images are used")
+    data.add_argument("--val-fraction", type=float, metavar="F",
+        help="evaluate on the training images that yolact-train --val-fraction F held out")  # fmt: skip
+    data.add_argument("--seed", type=int, default=0, help="the seed of that training")
     data.add_argument("--max-images", type=int, default=-1, help="evaluate the first N only; -1 for all")
     add("--batch-size", type=int, help="images in one call (default: 8, or the engine's maximum)")
     add("--faster", action="store_true", help="compute AP with faster-coco-eval; the numbers are the same")
     results = parser.add_argument_group("results")
-    results.add_argument("--json", metavar="FILE", help="write the metrics as JSON")
+    results.add_argument("--json", metavar="FILE", help="write the metrics as JSON; - is standard output")
     results.add_argument(
         "--report",
         metavar="DIR",
@@ -70,6 +74,7 @@ def _parser() -> Parser:
 
 def _evaluate(args: argparse.Namespace) -> int:
     """Run the engine, compute AP and write what was asked for."""
+    from yolact.data.split import held_out
     from yolact.evaluation.confusion import check_score_threshold
     from yolact.evaluation.evaluate import predict, score
     from yolact.evaluation.ground_truth import read_ground_truth
@@ -81,13 +86,17 @@ def _evaluate(args: argparse.Namespace) -> int:
     check_score_threshold(args.confusion_score)
     if args.report:
         check_report_packages()
+    _check_files(args)
     with open_engine(args) as engine:
         images, annotations = _data(args, engine.metadata.config)
+        _check_files(args, [("the dataset", images), ("the dataset", annotations)])
         truth = read_ground_truth(annotations, images)
+        if args.val_fraction is not None:
+            truth = truth.subset(held_out(truth.images, args.val_fraction, args.seed))
         limit = None if args.max_images == -1 else args.max_images
         found = predict(engine, images, truth, batch_size=args.batch_size, max_images=limit)
     if args.output_coco_json:
-        for entries, path in ((found.boxes, args.bbox_det_file), (found.masks, args.mask_det_file)):
+        for entries, path in zip((found.boxes, found.masks), _result_files(args), strict=True):
             write_json(path, entries)
             log.info("wrote %d detections to %s", len(entries), path)
     options = {"details": bool(args.report), "confusion_score": args.confusion_score, "faster": args.faster}
@@ -108,7 +117,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         log.info("wrote the report to %s", page)
     if not truth.annotations:
         log.warning("%s has no annotations: every metric is undefined", truth.path)
-    show(evaluation, args.per_class)
+    with printing_beside(args.json, *_result_files(args)):
+        show(evaluation, args.per_class)
     if evaluation.failures:
         log.error(
             "%d of %d images failed; they count as images without detections",
@@ -118,9 +128,31 @@ def _evaluate(args: argparse.Namespace) -> int:
     return 1 if evaluation.failures else 0
 
 
+def _result_files(args: argparse.Namespace) -> list[str]:
+    """The files for box and mask results, if they were asked for."""
+    return [args.bbox_det_file, args.mask_det_file] if args.output_coco_json else []
+
+
+def _check_files(args: argparse.Namespace, data: Sequence[Named] = ()) -> None:
+    """Check before the work that all outputs can be written, and that none is an input."""
+    from yolact.data.files import dataset_files
+
+    reads: list[Named] = [("--engine", path) for path in engine_files(args.engine)]
+    reads += [
+        ("--images", args.images),
+        ("--annotations", args.annotations),
+        *dataset_files(args.dataset),
+        *data,
+    ]
+    report = Path(args.report, "report.html") if args.report else None
+    writes: list[Named] = [("--json", args.json), ("--report", report)]
+    writes += zip(("--bbox-det-file", "--mask-det-file"), _result_files(args), strict=False)
+    check_outputs(reads, writes, [("--report", args.report)])
+
+
 def _data(args: argparse.Namespace, config: str) -> tuple[Path, Path]:
     """Images and annotations: the ones given, else those of `--dataset`, else the configuration's."""
-    from yolact.data.layout import resolve_dataset
+    from yolact.data.layout import default_dataset, resolve_dataset
 
     if args.images and args.annotations:
         return Path(args.images), Path(args.annotations)
@@ -128,10 +160,20 @@ def _data(args: argparse.Namespace, config: str) -> tuple[Path, Path]:
     if args.dataset:
         dataset = resolve_dataset(args.dataset)
     elif not (args.images or args.annotations) and config in configs():
-        dataset = configs()[config].dataset
+        part = "val" if args.val_fraction is None else "train"
+        dataset = default_dataset(configs()[config].dataset, part)
         log.info("evaluating on %s of the configuration %s", dataset.name, config)
     if dataset is None:
         raise UsageError("give both --images and --annotations, or --dataset")
+    if args.val_fraction is not None:
+        if dataset.has_validation:
+            raise UsageError(f"--val-fraction: {dataset.name} has a validation part; leave the option out")
+        return Path(args.images or dataset.train_images), Path(args.annotations or dataset.train_annotations)
+    if not dataset.has_validation:
+        raise UsageError(
+            f"{dataset.name} has no validation part; give --images and --annotations, or the --val-fraction"
+            " that its training held out"
+        )
     return Path(args.images or dataset.val_images), Path(args.annotations or dataset.val_annotations)
 
 

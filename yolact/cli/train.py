@@ -8,12 +8,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from yolact.config import TrainConfig
-from yolact.registry import config_name_of, configs, get_config
+from yolact.config import Config, TrainConfig
+from yolact.registry import configs, get_config
 from yolact.settings import override
 from yolact_runtime.commandline import Parser, run
 from yolact_runtime.errors import UsageError
+from yolact_runtime.outputs import check_outputs
+
+if TYPE_CHECKING:
+    from yolact.weights.load import Checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -22,14 +27,16 @@ def build_parser() -> Parser:
     """The command's options."""
     parser = Parser(prog="yolact-train", description="Train YOLACT on a COCO dataset.")
     add = parser.add_argument
-    add("--config", help=f"one of {', '.join(configs())}; with --resume, the checkpoint's")
-    add("--dataset", help="a folder in COCO layout or a .yaml (default: the configuration's)")
+    add("--config", help=f"one of {', '.join(configs())}; with --resume or --init-from, the checkpoint's")
+    add("--dataset", help="a folder in COCO layout or a .yaml (default: the configuration's, else data/)")
+    add("--val-fraction", type=float, metavar="F", help="hold out this part of the images for validation")
     add("--batch-size", type=int, help="images over all processes; learning rate and schedule scale with it")
     add("--accumulate", type=int, help="batches accumulated before a step; multiplies the batch size")
     add("--amp", choices=("none", "bf16", "fp16"), help="arithmetic precision of the network")
     add("--iterations", type=int, help="number of iterations (not scaled with the batch size)")
     add("--lr", "--learning-rate", type=float, help="learning rate at the reference batch size")
-    add("--resume", help="a checkpoint, `last`, `interrupt`, or `auto`: the last one if there is one")
+    add("--resume", help="continue from a checkpoint, `last`, `interrupt`, or `auto`: the last one, if any;"
+        " settings that are not given are the checkpoint's")  # fmt: skip
     add("--init-from", metavar="W", help="fine-tune these weights; the classes may differ")
     add("--start-iter", type=int, default=-1, help="first iteration; -1: the checkpoint's")
     add("--save-folder", type=Path, default=Path("weights"), help="folder for checkpoints and the log")
@@ -56,42 +63,106 @@ def command(args: argparse.Namespace) -> int:
         return 0 if debug_batch(args.debug_batch, pick_device(args.device)) else 1
     if args.resume and args.init_from:
         raise UsageError("--resume continues a run, --init-from starts one: give one of them")
-    named = next((str(path) for path in (args.resume, args.init_from) if path), None)
-    name = args.config or (config_name_of(named) if named else None)
-    if name is None:
-        raise UsageError(f"--config is missing; one of {', '.join(configs())}")
-    config = override(get_config(name), args.set)
-    config = replace(config, train=_settings(args, config.train))
+    check_outputs([], [], [("--save-folder", args.save_folder)])
+    given = override(get_config(args.config), args.set) if args.config else None
 
     import torch
 
-    from yolact.data.annotations import read_classes
-    from yolact.data.layout import resolve_dataset
-    from yolact.train.checkpoint import find_checkpoint
     from yolact.train.distributed import join_processes
     from yolact.train.loop import train
-    from yolact.weights.load import load_checkpoint
+    from yolact.train.outputs import check_training_outputs
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    dataset = resolve_dataset(args.dataset) if args.dataset else config.dataset
-    dataset = replace(dataset, crowd_as_instances=config.dataset.crowd_as_instances)
-    config = replace(config, dataset=dataset, classes=read_classes(Path(dataset.train_annotations)))
-    resume, start = None, max(args.start_iter, 0)
-    path = find_checkpoint(args.resume, args.save_folder, config.name) if args.resume else None
-    if path is not None:
-        resume = load_checkpoint(path, config)
-        start = resume.iteration if args.start_iter < 0 else args.start_iter
-        if resume.training is None:
-            log.warning("%s holds weights only: the optimizer starts anew at iteration %d", path, start)
-    init_from = load_checkpoint(args.init_from) if args.init_from else None
     with join_processes(args.device) as (processes, device):
+        base, resume, init_from = _starting_point(args, given)
+        config = _configuration(args, base)
+        start = max(args.start_iter, 0)
+        if resume is not None:
+            start = resume.iteration if args.start_iter < 0 else args.start_iter
+            if _is_complete(config, resume, start, args.resume):
+                return 0
+        check_training_outputs(config, args.save_folder, args.init_from, args.dataset)
         train(config, args.save_folder, device, resume, start, init_from, processes)
     return 0
 
 
+def _starting_point(
+    args: argparse.Namespace, given: Config | None
+) -> tuple[Config, Checkpoint | None, Checkpoint | None]:
+    """Open the checkpoint to continue, or the weights to fine-tune.
+
+    Args:
+        args: Of the command line.
+        given: The configuration that --config and --set name.
+
+    Returns:
+        The configuration that the options apply to, the checkpoint of --resume, and that of --init-from.
+
+    Raises:
+        UsageError: no configuration is known, or --config is not the checkpoint's.
+    """
+    from yolact.train.checkpoint import find_checkpoint
+    from yolact.weights.load import load_checkpoint
+
+    name = given.name if given else None
+    path = find_checkpoint(args.resume, args.save_folder, name) if args.resume else None
+    if path is not None:
+        resume = load_checkpoint(path, default=given)
+        if given and given.name != resume.config.name:
+            raise UsageError(
+                f"--resume {path} continues a training of {resume.config.name}; --config is {args.config}"
+            )
+        return resume.config, resume, None
+    init_from = load_checkpoint(args.init_from, default=given) if args.init_from else None
+    if args.config:
+        return get_config(args.config), None, init_from
+    if init_from is None:
+        raise UsageError(f"--config is missing; one of {', '.join(configs())}")
+    # The network of the file, and the training of its configuration.
+    known = configs().get(init_from.config.name, init_from.config)
+    return replace(known, model=init_from.config.model), None, init_from
+
+
+def _configuration(args: argparse.Namespace, base: Config) -> Config:
+    """`base` with the options of the command line, its dataset, and the classes of this."""
+    from yolact.data.annotations import read_classes
+    from yolact.data.layout import default_dataset, resolve_dataset
+
+    config = override(base, args.set)
+    config = replace(config, train=_settings(args, config.train))
+    dataset = resolve_dataset(args.dataset) if args.dataset else default_dataset(config.dataset)
+    dataset = replace(dataset, crowd_as_instances=config.dataset.crowd_as_instances)
+    return replace(config, dataset=dataset, classes=read_classes(Path(dataset.train_annotations)))
+
+
+def _is_complete(config: Config, resume: Checkpoint, start: int, option: str) -> bool:
+    """Log what a resumed training changes; whether it is complete, so that there is nothing left to do.
+
+    Raises:
+        UsageError: a setting cannot change.
+    """
+    from yolact.train.resume import check_changes, training_state
+
+    state = training_state(resume)
+    if state is None:
+        log.warning("%s holds weights only: the optimizer starts anew at iteration %d", resume.path, start)
+        return False
+    if changes := check_changes(resume.config, config, resume.path):
+        log.info("changed since %s: %s", resume.path, changes)
+    end = config.train.scaled().max_iterations
+    due = state.awaits_validation and config.train.validate_every
+    # A scheduler repeats --resume auto until it succeeds.
+    if (start == end and not due) or (start > end and option == "auto"):
+        log.info("the training is complete: %s is at iteration %d of %d", resume.path, start, end)
+        return True
+    return False
+
+
 def _settings(args: argparse.Namespace, configured: TrainConfig) -> TrainConfig:
-    """The configured settings with the command line's, scaled to their batch size."""
+    """The configured settings with those of the command line."""
+    if args.iterations is not None and args.iterations < 1:
+        raise UsageError(f"--iterations {args.iterations}; allowed: 1 or more")
     given = {
         "batch_size": args.batch_size,
         "accumulate": args.accumulate,
@@ -100,17 +171,14 @@ def _settings(args: argparse.Namespace, configured: TrainConfig) -> TrainConfig:
         "save_every": args.save_every,
         "keep_last": args.keep_last,
         "validate_every": args.validate_every,
+        "val_fraction": args.val_fraction,
+        "iterations": args.iterations,
         "workers": args.workers,
         "overfit": args.overfit,
         "seed": args.seed,
         "autoscale": False if args.no_autoscale else None,
     }
     settings = replace(configured, **{key: value for key, value in given.items() if value is not None})
-    settings = settings.scaled()
-    if args.iterations is not None:
-        if args.iterations < 1:
-            raise UsageError(f"--iterations {args.iterations}; allowed: 1 or more")
-        settings = replace(settings, max_iterations=args.iterations, autoscale=False)
     if settings.overfit:
         # An epoch is one step or a few: do not save and validate after each.
         length = max(1, settings.overfit // settings.effective_batch)

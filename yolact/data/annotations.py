@@ -17,13 +17,14 @@ from yolact.config import Classes
 from yolact.data.entries import EntryReader
 from yolact.data.findings import Findings
 from yolact.data.read_masks import pack_polygons
+from yolact.data.roboflow import without_root
 from yolact_runtime.errors import YolactError
 
 log = logging.getLogger(__name__)
 
 _LISTS = ("images", "annotations", "categories")
 # The keys of an annotation that are used; a copy of these takes less memory than the rest.
-_USED = ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation")
+_USED = {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "segmentation"}
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ def parse_annotations(path: str | Path, keep: int | None = 3, repair: bool = Fal
         content = _load(path, repair)
         findings = Findings(keep)
         lists = {key: _list(path, content, key, findings) for key in _LISTS}
+        lists["categories"] = without_root(path, lists["categories"], lists["annotations"])
         reader = EntryReader(findings, repair)
         categories = reader.categories(lists["categories"])
         images = reader.images(lists["images"])
@@ -188,6 +190,6 @@ def _list(path: Path, content: dict[str, Any], key: str, findings: Findings) -> 
 
 def _used_keys(entry: dict[str, Any]) -> dict[str, Any]:
     """`pack_polygons`, without the keys of an annotation that are not used."""
-    if "category_id" in entry and len(entry) > len(_USED):
+    if "category_id" in entry and not entry.keys() <= _USED:
         entry = {key: entry[key] for key in _USED if key in entry}
     return pack_polygons(entry)

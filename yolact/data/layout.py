@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -10,20 +12,45 @@ from typing import Any
 from yolact.config import DatasetConfig
 from yolact.data.image_files import ImageFolder
 from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.files import read_text
+from yolact_runtime.sources.folders import IMAGES
 
+log = logging.getLogger(__name__)
+
+# Annotation files, the best pattern first.
 _ANNOTATIONS = (
     "annotations/instances_{split}*.json",
     "annotations/{split}*.json",
+    "annotations/*_{split}*.json",
     "instances_{split}*.json",
     "*_{split}.json",
     "{split}*.json",
     "{split}*/_annotations.coco.json",
+    "{split}*/annotations*.json",
+    "{split}*/labels.json",
+    "{split}*/coco.json",
 )
-_SPLITS = {"train": ("train",), "val": ("val", "valid")}
+# Files of tools that export one part without a name: CVAT, Roboflow, FiftyOne, Label Studio.
+_ONE_PART = (
+    "annotations/instances_default.json",
+    "_annotations.coco.json",
+    "labels.json",
+    "result.json",
+    "annotations.json",
+    "annotations/annotations.json",
+    "coco.json",
+    "annotations/instances.json",
+)
+# Where the images of a part are, and where those of all parts are; the best first.
+_IMAGES = ("{part}", "images/{part}", "{part}/images", "{part}_images", "images_{part}", "img/{part}")
+_ALL_IMAGES = ("images", "img", "imgs", "JPEGImages", "data", "images/default", "")
+_SPLITS = {"train": ("train",), "val": ("val", "valid", "validation")}
+# Keys that only Ultralytics' files have.
+_ULTRALYTICS = {"path", "names", "nc"}
 
 
 def resolve_dataset(spec: str | Path) -> DatasetConfig:
-    """The paths behind a `--dataset` value.
+    """The paths behind a `--dataset` value. The validation part may be missing: its paths are empty then.
 
     Args:
         spec: A YAML file, whose paths are relative to its folder:
@@ -33,8 +60,9 @@ def resolve_dataset(spec: str | Path) -> DatasetConfig:
                 val: {images: val2017, annotations: annotations/val.json}
 
             or a folder like COCO's: `annotations/instances_train2017.json`, `.._val2017.json`, and images in
-            `train2017/` and `val2017/`, in `images/train2017/`.., or all in `images/`. The year is optional.
-            Roboflow's `train/_annotations.coco.json` works, too.
+            `train2017/` and `val2017/`, in `images/train2017/`.., `train_images/`.. or all in `images/`. The
+            year is optional. Exports of Roboflow, CVAT, FiftyOne and Label Studio in COCO's format work, too,
+            and so does Ultralytics' `data.yaml` if COCO files are in its folder.
 
     Raises:
         YolactError: missing or incomplete; says what was looked for.
@@ -51,50 +79,159 @@ def resolve_dataset(spec: str | Path) -> DatasetConfig:
     return _from_yaml(path)
 
 
-def _from_yaml(path: Path) -> DatasetConfig:
-    """The dataset that a YAML file describes."""
+def default_dataset(
+    configured: DatasetConfig, part: str = "train", folder: str | Path = "data"
+) -> DatasetConfig:
+    """The dataset to use without `--dataset`: the configured one if it exists, else the one in `folder`.
+
+    Args:
+        configured: The dataset of the configuration.
+        part: The part that is needed, `train` or `val`.
+        folder: Its layout, or that of one of its subfolders, is one of those that `resolve_dataset` knows.
+
+    Raises:
+        YolactError: there is none, or there are several.
+    """
+    paths = [Path(getattr(configured, f"{part}_{kind}")) for kind in ("annotations", "images")]
+    if paths[0].is_file() and paths[1].is_dir():
+        return configured
+    root, found = Path(folder), {}
+    folders = sorted(entry for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
+    for place in (root, *folders):
+        try:
+            dataset = _from_folder(place)
+        except YolactError as error:
+            log.debug("%s", error)
+            continue
+        if getattr(dataset, f"{part}_annotations"):
+            found[place] = dataset
+    if len(found) > 1:
+        raise UsageError(f"several datasets in {root}: {', '.join(map(str, found))}; choose with --dataset")
+    if not found:
+        missing = next((path for path in paths if not path.exists()), paths[0])
+        raise YolactError(
+            f"no dataset: {missing} does not exist, and neither {root.resolve()} nor a folder in it holds"
+            f" COCO annotations of a {part} part with their images; give the dataset with --dataset"
+        )
+    place, dataset = found.popitem()
+    log.info("using the dataset in %s: %s", place, getattr(dataset, f"{part}_annotations"))
+    return dataset
+
+
+def read_yaml(path: str | Path, what: str = "file") -> Any:
+    """Read a YAML file as dicts, lists and strings: `no`, `007` and dates stay the text that they are.
+
+    Raises:
+        YolactError: missing, not UTF-8 or not YAML; names the file, as `what`.
+    """
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise YolactError(f"cannot read dataset {path}: {' '.join(str(error).split())}") from error
-    form = "expected `train: {images: DIR, annotations: FILE}` and the same for `val`"
-    if not isinstance(content, dict) or set(content) - {"name", "train", "val"}:
-        raise YolactError(f"dataset {path}: {form}, and `name:`; found {_keys(content)}")
-    found: dict[str, Any] = {}
-    for split in _SPLITS:
-        section = content.get(split)
+        return yaml.load(read_text(path, what), yaml.BaseLoader)
+    except yaml.YAMLError as error:
+        raise YolactError(f"cannot read {what} {path}: {' '.join(str(error).split())}") from error
+    except RecursionError:
+        raise YolactError(f"cannot read {what} {path}: too many levels") from None
+
+
+def _from_yaml(path: Path) -> DatasetConfig:
+    """The dataset that a YAML file describes."""
+    content = read_yaml(path, "dataset")
+    form = "expected `train: {images: DIR, annotations: FILE}` and the same for `val`, which may be left out"
+    if not isinstance(content, dict):
+        raise YolactError(f"dataset {path}: {form}; found {_describe(content)}")
+    train = content.get("train")
+    if content.keys() & _ULTRALYTICS and not isinstance(train, dict):
+        return _from_ultralytics(path, content)
+    if set(content) - {"name", "train", "val"} or not isinstance(content.get("name", ""), str):
+        raise YolactError(f"dataset {path}: {form}, and a text `name`; found {_describe(content)}")
+    found: dict[str, Any] = {f"{part}_{kind}": "" for part in _SPLITS for kind in ("images", "annotations")}
+    for part in _SPLITS:
+        section = content.get(part)
+        if part == "val" and not section:
+            continue
         if not isinstance(section, dict) or set(section) != {"images", "annotations"}:
-            raise YolactError(f"dataset {path}: {form}; `{split}` holds {_keys(section)}")
+            raise YolactError(f"dataset {path}: {form}; `{part}` holds {_describe(section)}")
         for key, value in section.items():
-            found[f"{split}_{key}"] = str(_existing(path, f"{split}.{key}", value))
-    return DatasetConfig(name=str(content.get("name", path.stem)), **found)
+            found[f"{part}_{key}"] = str(_existing(path, f"{part}.{key}", value))
+    return DatasetConfig(name=content.get("name") or path.stem, **found)
 
 
 def _existing(source: Path, key: str, value: Any) -> Path:
-    if not isinstance(value, str):
-        raise YolactError(f"dataset {source}: {key} = {value!r}; expected a path")
+    """The file or folder that the YAML file `source` names at `key`."""
+    if not isinstance(value, str) or not value:
+        raise YolactError(f"dataset {source}: {key} is {_describe(value)}; expected a path")
     path = source.parent / Path(value).expanduser()
     folder = key.endswith("images")
     if not (path.is_dir() if folder else path.is_file()):
-        raise YolactError(f"dataset {source}: {key} = {path} is not a {'folder' if folder else 'file'}")
+        raise YolactError(
+            f"dataset {source}: {key} is {value}, but {os.path.abspath(path)} is no"  # noqa: PTH100
+            f" {'folder' if folder else 'file'}; paths are relative to the folder of the YAML file"
+        )
     return path
 
 
-def _keys(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, dict) else f"{type(value).__name__} {value!r:.60}"
+def _describe(value: Any) -> str:
+    """A YAML value in a few words; never as a whole, as aliases can make it endless."""
+    if isinstance(value, dict):
+        return ", ".join(str(key)[:30] for key in list(value)[:10]) or "nothing"
+    return "a list" if isinstance(value, list) else repr(value[:60]) if isinstance(value, str) else "nothing"
+
+
+def ultralytics_root(path: Path, content: dict[str, Any]) -> Path:
+    """The folder that the paths in Ultralytics' YAML file `path` are relative to."""
+    value = content.get("path")
+    root = path.parent / Path(value).expanduser() if isinstance(value, str) else path.parent
+    return root if root.is_dir() else path.parent
+
+
+def ultralytics_part(root: Path, value: Any) -> Path | None:
+    """What a part (`train: images/train`) of Ultralytics' YAML file names: folder, list or JSON file."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if not isinstance(value, str) or not value:
+        return None
+    # Roboflow writes ../train/images where it means train/images.
+    places = [root / value, root / value.removeprefix("../")]
+    return next((place for place in places if place.exists()), places[0])
+
+
+def _from_ultralytics(path: Path, content: dict[str, Any]) -> DatasetConfig:
+    """The COCO files in the folder that Ultralytics' YAML file describes."""
+    root = ultralytics_root(path, content)
+    found: dict[str, Any] = {f"{part}_{kind}": "" for part in _SPLITS for kind in ("images", "annotations")}
+    for part, names in _SPLITS.items():
+        place = ultralytics_part(root, next((content[name] for name in names if content.get(name)), None))
+        if place is None:
+            continue
+        files = [place] if place.suffix == ".json" and place.is_file() else _annotation_files(root, names)
+        folders = {file: place if place.is_dir() else _images(root, file, names) for file in files}
+        if len(files) != 1 or not folders[files[0]]:
+            output = path.with_name(f"{path.stem}_coco")
+            raise YolactError(
+                f"dataset {path} describes YOLO's text files, and there is no COCO file of its {part} part in"
+                f" {root}; convert it: yolact-data convert yolo {path} {output}; then use --dataset"
+                f" {output / 'dataset.yaml'}"
+            )
+        found[f"{part}_annotations"], found[f"{part}_images"] = str(files[0]), str(folders[files[0]])
+    if not found["train_annotations"]:
+        raise YolactError(f"dataset {path}: `train` is {_describe(content.get('train'))}; expected a path")
+    return DatasetConfig(name=path.stem, **found)
 
 
 def _from_folder(root: Path) -> DatasetConfig:
     """The dataset in a folder of a known layout."""
-    found: dict[str, Any] = {}
-    for split, names in _SPLITS.items():
+    found: dict[str, Any] = {f"{part}_{kind}": "" for part in _SPLITS for kind in ("images", "annotations")}
+    for part, names in _SPLITS.items():
         annotations = _annotation_files(root, names)
+        if part == "train" and not annotations:
+            annotations = [root / name for name in _ONE_PART if (root / name).is_file()][:1]
+        if not annotations and part == "val":
+            continue
         if not annotations:
             looked = ", ".join(pattern.format(split=names[0]) for pattern in _ANNOTATIONS)
             raise YolactError(
-                f"dataset {root}: no {split} annotations; looked for {looked}. "
+                f"dataset {root}: no {part} annotations; looked for {looked}. "
                 "Describe other layouts in a .yaml file"
             )
         pairs = [(file, folder) for file in annotations if (folder := _images(root, file, names))]
@@ -102,11 +239,9 @@ def _from_folder(root: Path) -> DatasetConfig:
             looked = ", ".join(str(folder) for folder in _image_folders(Path(), annotations[0], names))
             raise YolactError(f"dataset {root}: no images for {annotations[0].name}; looked for {looked}")
         if len(pairs) > 1:
-            files = ", ".join(str(file.relative_to(root)) for file, _ in pairs)
-            raise YolactError(
-                f"dataset {root}: several {split} annotations ({files}); choose in a .yaml file"
-            )
-        found[f"{split}_annotations"], found[f"{split}_images"] = map(str, pairs[0])
+            files = ", ".join(str(file.relative_to(root)) for file, _ in pairs[:5])
+            raise YolactError(f"dataset {root}: several {part} annotations ({files}); choose in a .yaml file")
+        found[f"{part}_annotations"], found[f"{part}_images"] = map(str, pairs[0])
     return DatasetConfig(name=root.resolve().name, **found)
 
 
@@ -123,17 +258,28 @@ def _image_folders(root: Path, annotations: Path, names: Sequence[str]) -> list[
     """Folders that may hold the images of an annotation file, best first."""
     if annotations.name == "_annotations.coco.json":
         return [annotations.parent]
-    split = annotations.stem.removeprefix("instances_")
-    folders = dict.fromkeys([split, *names])
-    return [
-        *(root / parent / name for parent in ("", "images") for name in folders),
-        root / "images",
-        root / "img",
-    ]
+    parts = dict.fromkeys([annotations.stem.removeprefix("instances_"), *names])
+    own = [root / pattern.format(part=part) for part in parts for pattern in _IMAGES]
+    beside = [annotations.parent / name for name in _ALL_IMAGES]
+    return list(dict.fromkeys([*own, *beside, *(root / name for name in _ALL_IMAGES)]))
 
 
 def _images(root: Path, annotations: Path, names: Sequence[str]) -> Path | None:
-    return next((folder for folder in _image_folders(root, annotations, names) if folder.is_dir()), None)
+    """The first folder that holds images; else the first one, as file names may begin with folders."""
+    folders = [folder for folder in _image_folders(root, annotations, names) if folder.is_dir()]
+    below = [folder for folder in folders if folder not in (root, annotations.parent)]
+    if annotations.name == "_annotations.coco.json":
+        below = folders
+    return next((folder for folder in folders if _holds_images(folder)), below[0] if below else None)
+
+
+def _holds_images(folder: Path) -> bool:
+    """Whether one of the files in `folder` is an image, by its name."""
+    try:
+        with os.scandir(folder) as entries:
+            return any(entry.name.lower().endswith(IMAGES) for entry in entries)
+    except OSError:
+        return False
 
 
 def image_path(images: Path, file_name: str) -> Path:

@@ -2,62 +2,231 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from yolact.data.segmentation import to_rle
+from yolact.dataset_tools.check import Progress
 from yolact_runtime.errors import YolactError
-from yolact_runtime.sources.images import list_images
-from yolact_runtime.typed import nearest
+from yolact_runtime.sources.folders import IMAGES
+from yolact_runtime.sources.headers import image_size, max_pixels
+from yolact_runtime.sources.images import read_image
+from yolact_runtime.typed import first_few, nearest
 
 
-@dataclass(frozen=True)
+class Selection:
+    """The images of a list, such as Pascal VOC's `train.txt` or YOLO's: names or paths, with suffix or not.
+
+    A name of the list and an image match if they are equal as far as both have folders.
+
+    Args:
+        names: The lines of the list.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = {_parts(name): name for name in names}
+        self._tails = {tail: parts for parts in self._names for tail in _tails(parts)}
+        self._found: set[tuple[str, ...]] = set()
+
+    def __contains__(self, name: str) -> bool:
+        parts = _parts(name)
+        found = [tail for tail in _tails(parts) if tail in self._names]
+        if parts in self._tails:
+            found.append(self._tails[parts])
+        self._found.update(found)
+        return bool(found)
+
+    def missing(self) -> list[str]:
+        """The names for which no image was asked yet."""
+        return [name for parts, name in self._names.items() if parts not in self._found]
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """Folders and name of a path, without the suffix of an image or annotation file."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.suffix.lower() in (*IMAGES, ".txt", ".json", ".xml"):
+        path = path.with_suffix("")
+    return tuple(part for part in path.parts if part not in ("/", ".."))
+
+
+def _tails(parts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    return (parts[first:] for first in range(len(parts)))
+
+
+@dataclass
 class Source:
-    """What to convert.
+    """What to convert, and what could not be converted.
 
     Attributes:
         folder: Folder of the annotations.
         images: Folder of the images, if it is not the format's usual one.
         names: Class names by category id; None to take them from the annotations.
-        only: Names without suffix of the images to convert; None for all.
+        only: The images to convert; None for all.
+        progress: Wraps an iterable of a given length, with a text, to show how far it is.
+        faults: One line for each file, line or shape that could not be converted.
     """
 
     folder: Path
     images: Path | None = None
     names: Mapping[int, str] | None = None
-    only: frozenset[str] | None = None
+    only: Selection | None = None
+    progress: Progress = lambda items, total, text: items
+    faults: list[str] = field(default_factory=list)
 
-    def wants(self, stem: str) -> bool:
-        """Whether to convert the image of this name (without suffix)."""
-        return self.only is None or stem in self.only
+    def wants(self, name: str) -> bool:
+        """Whether to convert the image of this name (folders, and name without suffix)."""
+        return self.only is None or name in self.only
 
     def image_files(self, usual: Path) -> dict[str, Path]:
-        """The images to convert by name without suffix, sorted; `usual` is the format's folder.
+        """The images to convert by name (folders, and name without suffix), sorted, also those in subfolders.
+
+        Images of the same name are faults.
+
+        Args:
+            usual: The format's folder of images.
 
         Raises:
-            YolactError: no folder, no images in it, or two of the same name.
+            YolactError: no folder, or no images in it.
         """
-        folder = self.images or usual
+        self.images = folder = self.images or usual
         if not folder.is_dir():
             raise YolactError(f"no image folder {folder}; give it with --images")
-        found: dict[str, Path] = {}
-        for path in list_images([folder]):
-            if path.stem in found:
-                raise YolactError(f"{found[path.stem]} and {path} have the same name; rename one of them")
-            if self.wants(path.stem):
-                found[path.stem] = path
-        return found
+        found: dict[str, list[Path]] = {}
+        for path in files_below(folder, IMAGES):
+            found.setdefault(key_of(path, folder), []).append(path)
+        if not found:
+            raise YolactError(f"image folder {folder} holds no image; known suffixes: {', '.join(IMAGES)}")
+        single = {}
+        for key, paths in found.items():
+            if not self.wants(key):
+                continue
+            if len(paths) > 1:
+                names = " and ".join(path.name for path in paths)
+                self.faults.append(f"{paths[0].parent}: {names} have the same name; rename one of them")
+            else:
+                single[key] = paths[0]
+        if not single and self.only and (missing := self.only.missing()):
+            raise YolactError(f"none of the images in the list is in {folder}: {first_few(missing)}")
+        return single
+
+    def measured(self, paths: Iterable[Path]) -> Iterator[tuple[Path, tuple[int, int]]]:
+        """Each image with its height and width, in order; those that cannot be read are faults."""
+        paths = list(paths)
+        pool = ThreadPoolExecutor()
+        try:
+            sizes = self.progress(pool.map(_height_and_width, paths), len(paths), "reading images")
+            for path, size in zip(paths, sizes, strict=True):
+                if isinstance(size, YolactError):
+                    self.faults.append(str(size))
+                else:
+                    yield path, size
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _height_and_width(path: Path) -> tuple[int, int] | YolactError:
+    try:
+        return read_image(path).shape[:2]
+    except YolactError as error:
+        return error
+
+
+def files_below(folder: Path, suffixes: Iterable[str], deep: bool = True) -> list[Path]:
+    """The files with one of the suffixes, in capitals or not, sorted; without hidden files and folders."""
+    wanted = tuple(suffixes)
+    return sorted(
+        path
+        for path in (folder.rglob("*") if deep else folder.iterdir())
+        if path.suffix.lower() in wanted
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and not path.is_dir()
+    )
+
+
+def key_of(path: Path, folder: Path) -> str:
+    """The name of a file below `folder`, without suffix and with `/` between folders."""
+    return path.relative_to(folder).with_suffix("").as_posix()
+
+
+def read_plane(path: Path) -> np.ndarray:
+    """Read an image file with all that it holds: depth, colours and alpha.
+
+    Returns:
+        (H, W) or (H, W, 3 or 4) BGRA of any type.
+
+    Raises:
+        YolactError: it cannot be read, is too large, or is no image.
+    """
+    try:
+        return decode(path.read_bytes())
+    except OSError as error:
+        raise YolactError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise YolactError(f"{path} {error}") from error
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Same as `read_plane`, from the bytes of a file; raises a ValueError that goes on after its name."""
+    check_pixels(data)
+    try:
+        values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    except cv2.error:
+        values = None
+    if values is None:
+        raise ValueError("is not an image")
+    return values
+
+
+def check_pixels(data: bytes) -> None:
+    """Raise a ValueError if an image file says that it has more pixels than allowed."""
+    size = image_size(data)
+    if size is not None and size[0] * size[1] > (limit := max_pixels()):
+        raise ValueError(f"says that it is {size[0]} x {size[1]} pixels, more than the {limit} allowed")
+
+
+def binary_mask(values: np.ndarray) -> np.ndarray:
+    """The mask (H, W) bool that an image of one instance shows: what is above half of the brightest.
+
+    An alpha channel with opaque and transparent pixels is the mask, whatever the colours below it.
+    """
+    if values.ndim == 3 and values.shape[2] == 4:
+        alpha = values[:, :, 3]
+        values = alpha if alpha.min() < alpha.max() / 2 else values[:, :, :3]
+    if values.ndim == 3:
+        values = values.max(axis=2)
+    return values > values.max() / 2
+
+
+def clean_label(label: Any) -> str:
+    """A class name on one line, without blanks around it.
+
+    Raises:
+        ValueError: it is not text, or empty.
+    """
+    if not isinstance(label, str):
+        raise ValueError(f"the label is {str(label)[:40]}, not text" if label is not None else "no label")
+    text = " ".join(label.split())
+    if not text or any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
+        raise ValueError(f"the label {label[:40]!a} is empty or has control characters")
+    return text
 
 
 class CocoBuilder:
-    """Collects images and instances, with ids from 1."""
+    """Collects images and instances, with ids from 1.
+
+    `tiny` counts the polygons that were left out because they lie between the centres of pixels.
+    """
 
     def __init__(self, names: Mapping[int, str] | None = None) -> None:
+        self.tiny = 0
         self._names = names
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []
@@ -72,39 +241,47 @@ class CocoBuilder:
         """Add an instance, from flat x, y lists in pixels.
 
         Raises:
-            ValueError: not polygons.
+            ValueError: not polygons, no pixel of the image in them, or an unknown class.
         """
-        image = self._images[-1]
-        rle = to_rle(polygons, image["height"], image["width"])
+        height, width = self._size()
+        area = int(coco_mask.area(to_rle(polygons, height, width)))
         points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in polygons])
-        (x1, y1), (x2, y2) = points.min(0).tolist(), points.max(0).tolist()
-        self._add(label, polygons, int(coco_mask.area(rle)), [x1, y1, x2 - x1, y2 - y1])
+        low, high = points.min(0), points.max(0)
+        if not area:
+            if (low > -1).all() and (high < (width + 1, height + 1)).all() and (high - low).min() < 1:
+                self._check(label)
+                self.tiny += 1
+                return
+            (x1, y1), (x2, y2) = low, high
+            raise ValueError(
+                f"covers no pixel of the image: x {x1:g} to {x2:g}, y {y1:g} to {y2:g}, in {width} x {height}"
+            )
+        low, high = low.clip(0, (width, height)), high.clip(0, (width, height))
+        self._add(label, polygons, area, [*low.tolist(), *(high - low).tolist()])
 
     def add_mask(self, label: str, mask: np.ndarray, crowd: bool = False) -> None:
-        """Add an instance or crowd region from its mask (height, width) bool, unless it is empty."""
+        """Add an instance or crowd region from its mask (height, width) bool.
+
+        Raises:
+            ValueError: the mask is empty or the class unknown.
+        """
         if not mask.any():
-            return
+            raise ValueError("covers no pixel of the image")
         rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
         segmentation = {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")}
         self._add(label, segmentation, int(coco_mask.area(rle)), coco_mask.toBbox(rle).tolist(), crowd)
 
-    def _add(self, label: str, segmentation: Any, area: int, bbox: list[float], crowd: bool = False) -> None:
-        """Append an annotation of the last image."""
-        if self._names is not None and label not in self._names.values():
-            raise YolactError(
-                f"{self._images[-1]['file_name']}: no class {label!r}; {nearest(label, self._names.values())}"
-            )
-        self._labels.append(label)
-        self._annotations.append(
-            {
-                "id": len(self._annotations) + 1,
-                "image_id": len(self._images),
-                "segmentation": segmentation,
-                "area": area,
-                "bbox": bbox,
-                "iscrowd": int(crowd),
-            }
-        )
+    def add_box(self, label: str, box: np.ndarray) -> None:
+        """Add an object without a mask, from x1 y1 x2 y2 in pixels.
+
+        Raises:
+            ValueError: the box is empty or the class unknown.
+        """
+        height, width = self._size()
+        x1, y1, x2, y2 = np.clip(box, 0, (width, height, width, height)).tolist()
+        if x1 >= x2 or y1 >= y2:
+            raise ValueError("covers no pixel of the image")
+        self._add(label, [], (x2 - x1) * (y2 - y1), [x1, y1, x2 - x1, y2 - y1])
 
     def content(self) -> dict[str, Any]:
         """The content of the annotation file. Classes not given at the start are numbered from 1, by name."""
@@ -118,3 +295,28 @@ class CocoBuilder:
             ],
             "categories": [{"id": number, "name": name} for number, name in sorted(names.items())],
         }
+
+    def _size(self) -> tuple[int, int]:
+        """Height and width of the last image."""
+        return self._images[-1]["height"], self._images[-1]["width"]
+
+    def _check(self, label: str) -> None:
+        if self._names is not None and label not in self._names.values():
+            raise ValueError(f"no class {label!r}; {nearest(label, self._names.values())}")
+
+    def _add(
+        self, label: str, segmentation: Any, area: float, bbox: list[float], crowd: bool = False
+    ) -> None:
+        """Append an annotation of the last image."""
+        self._check(label)
+        self._labels.append(label)
+        self._annotations.append(
+            {
+                "id": len(self._annotations) + 1,
+                "image_id": len(self._images),
+                "segmentation": segmentation,
+                "area": area,
+                "bbox": bbox,
+                "iscrowd": int(crowd),
+            }
+        )

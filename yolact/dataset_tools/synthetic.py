@@ -20,7 +20,7 @@ from pycocotools import mask as coco_mask
 
 from yolact.config import DatasetConfig
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.files import read_json, write_json
+from yolact_runtime.files import atomic_path, read_json, write_json
 
 SHAPES = ("circle", "square", "triangle")
 
@@ -129,7 +129,9 @@ def _clear(images: Path, annotations: Path) -> None:
             raise YolactError(f"{annotations} is not of a shapes dataset and is kept; choose another folder")
     images.mkdir(parents=True, exist_ok=True)
     old = list(images.iterdir())
-    foreign = next((path for path in old if not re.fullmatch(r"\d{6}\.png", path.name)), None)
+    # An interrupted run may have left a temporary file, whose name begins with a dot.
+    own = re.compile(r"\d{6}\.png|\.\d{6}\.\w+\.png")
+    foreign = next((path for path in old if not own.fullmatch(path.name)), None)
     if foreign:
         raise YolactError(f"{foreign} is not of a shapes dataset and is kept; choose another folder")
     annotations.unlink(missing_ok=True)
@@ -144,9 +146,9 @@ def _write_images(folder: Path, scenes: Iterable[_Scene], category_ids: Sequence
     for image_id, scene in enumerate(scenes, start=1):
         height, width = scene.image.shape[:2]
         name = f"{image_id:06d}.png"
-        (folder / name).write_bytes(
-            cv2.imencode(".png", scene.image, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
-        )
+        content = cv2.imencode(".png", scene.image, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
+        with atomic_path(folder / name) as temporary:
+            temporary.write_bytes(content.tobytes())
         images.append({"id": image_id, "file_name": name, "height": height, "width": width})
         for item in scene.items:
             numbers = {"id": len(annotations) + 1, "image_id": image_id}

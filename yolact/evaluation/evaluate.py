@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,8 +125,12 @@ def predict(
     max_images: int | None = None,
     progress: bool = True,
     score_threshold: float = 0.0,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Predictions:
-    """Run an engine over the images of an annotation file; see `evaluate` for arguments and errors."""
+    """Run an engine over the images of an annotation file; see `evaluate` for arguments and errors.
+
+    `stop` is called before each batch; once it is true, the predictions of the others are returned.
+    """
     for name, value in (("batch_size", batch_size), ("max_images", max_images)):
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}; it must be 1 or more")
@@ -144,6 +148,8 @@ def predict(
     console = Console(stderr=True)
     shown = progress and console.is_terminal and log.isEnabledFor(logging.INFO)
     for batch in track(batches, "evaluating", console=console, disable=not shown):
+        if stop():
+            break
         pairs = ((record, _open(record, folder, found)) for record in batch)
         opened = [(record, image) for record, image in pairs if image is not None]
         for record, result in _results(engine, opened, score_threshold, found):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from yolact.data.findings import Findings
 from yolact.data.image_files import check_sizes, find_images
 from yolact.data.segmentation import to_rle
 from yolact_runtime import Metadata, YolactError
-from yolact_runtime.errors import counted
 from yolact_runtime.sources.images import read_image
 from yolact_runtime.typed import first_few
 
@@ -52,6 +52,14 @@ class GroundTruth:
             number: name if uses[name] == 1 else f"{name} ({number})"
             for number, name in sorted(names.items())
         }
+
+    def subset(self, ids: Collection[int]) -> GroundTruth:
+        """The same with the images of these ids only, and their annotations."""
+        return replace(
+            self,
+            images=[image for image in self.images if image["id"] in ids],
+            annotations=[entry for entry in self.annotations if entry["image_id"] in ids],
+        )
 
     def with_masks(self) -> tuple[list[dict[str, Any]], int]:
         """The annotations for the evaluation of masks, and how many of them have no mask.
@@ -149,21 +157,14 @@ def _completed(
     }
 
 
-def check_images(truth: GroundTruth, folder: str | Path) -> None:
-    """Check before the work that the images are there, and a sample of their sizes.
+def check_image_sizes(truth: GroundTruth, folder: str | Path) -> None:
+    """Compare the sizes in the file with those of a sample of the images, before the work.
 
     Raises:
-        YolactError: images are missing, or have another size than the annotation file says.
+        YolactError: an image has another size than the annotation file says.
     """
     findings = Findings()
-    paths = find_images(truth.images, folder, findings)
-    missing = [path for path in paths.values() if not path.is_file()]
-    if missing:
-        raise YolactError(
-            f"{len(missing)} of {counted(len(paths), 'image')} of {truth.path} are missing, for example"
-            f" {missing[0]}"
-        )
-    check_sizes(truth.images, paths, findings)
+    check_sizes(truth.images, find_images(truth.images, folder, findings), findings)
     findings.raise_errors(truth.path)
 
 

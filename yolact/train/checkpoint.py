@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import torch
 from yolact.model import Yolact
 from yolact.registry import config_name_of, position_of
 from yolact.weights.load import FORMAT
-from yolact_runtime.errors import YolactError
-from yolact_runtime.files import atomic_path
+from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.files import atomic_path, writing
 
 log = logging.getLogger(__name__)
 
@@ -80,15 +81,45 @@ class Checkpoints:
         folder: Where they are.
         config: Name of the configuration.
         keep_last: Number to keep; 0: all. Only files that this run wrote are deleted.
-        written: Names of those written before the run was resumed, oldest first.
+        written: Names of those in `folder` that were written before the run was resumed, oldest first.
+            Other names are ignored: they come from a file that somebody else may have written.
     """
 
-    def __init__(self, folder: Path, config: str, keep_last: int, written: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, config: str, keep_last: int, written: Sequence[object] = ()) -> None:
         self.folder, self.config, self.keep_last = folder, config, keep_last
-        self.written = list(written)
-        # Temporary files of a killed process.
-        for path in folder.glob(f".{config}_*.pth"):
-            path.unlink(missing_ok=True)
+        self.written = [
+            name
+            for name in written
+            if isinstance(name, str)
+            and name == checkpoint_name(config, *position_of(name), "interrupt" in name)
+        ]
+
+    def prepare(self, start: int) -> None:
+        """Create the folder, see that files can be written to it, and remove what a killed process left.
+
+        A checkpoint that is further than iteration `start` is reported: `--resume last` would select it.
+
+        Raises:
+            YolactError: it cannot be written to.
+        """
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+            for path in self.folder.glob(f".{self.config}_*.pth"):
+                path.unlink(missing_ok=True)
+        other = find_checkpoint("auto", self.folder, self.config)
+        if other is not None and position_of(other)[1] > start:
+            log.warning(
+                "%s is further than this run, which starts at iteration %d: --resume last will continue from"
+                " that file as long as it is there",
+                *(other, start),
+            )
+
+    @property
+    def last(self) -> Path | None:
+        """The file written last; None if there is none."""
+        return self.folder / self.written[-1] if self.written else None
 
     @property
     def best(self) -> Path:
@@ -111,32 +142,40 @@ class Checkpoints:
         save_checkpoint(path, model, epoch, iteration, {**training, "written": kept}, ema)
         for name in written[: len(written) - len(kept)]:
             (self.folder / name).unlink(missing_ok=True)
+        if path.name not in self.written:  # the same again, with the result of its validation
+            log.info("saved %s", path)
         self.written = kept
-        log.info("saved %s", path)
         return path
 
 
-def find_checkpoint(resume: str, folder: Path, config: str) -> Path | None:
+def find_checkpoint(resume: str, folder: Path, config: str | None = None) -> Path | None:
     """The file that `--resume` selects; None only for `auto` if there is none.
 
     Args:
         resume: A path; `last` (or the original's `latest`) for the checkpoint of `config` with the highest
             iteration; `interrupt` for the same among those of interruptions; `auto` for `last` or none.
         folder: Where checkpoints are saved.
-        config: Name of the configuration.
+        config: Name of the configuration; None if the folder has those of a single one.
 
     Raises:
         YolactError: there is none.
+        UsageError: there are several configurations, and `config` is None.
     """
     if resume not in ("last", "latest", "interrupt", "auto"):
         if not Path(resume).is_file():
             raise YolactError(f"--resume {resume}: no such file; give a path, last, interrupt or auto")
         return Path(resume)
     ending = "_interrupt.pth" if resume == "interrupt" else ".pth"
-    found = [p for p in folder.glob(f"{config}_*{ending}") if config_name_of(p) == config]
+    named = [(config_name_of(path), path) for path in folder.glob(f"*{ending}")]
+    found = [path for name, path in named if name is not None and config in (None, name)]
+    names = sorted({name for name, path in named if name is not None and path in found})
     if not found and resume == "auto":
         return None
     if not found:
-        raise YolactError(f"--resume {resume}: no {config}_<epoch>_<iteration>{ending} in {folder}")
-    # Checkpoints of interruptions are complete: of two at the same iteration either will do.
-    return max(found, key=lambda p: position_of(p)[1])
+        raise YolactError(
+            f"--resume {resume}: no {config or '<config>'}_<epoch>_<iteration>{ending} in {folder.absolute()}"
+        )
+    if len(names) > 1:
+        raise UsageError(f"--resume {resume}: {folder} has checkpoints of {', '.join(names)}; give --config")
+    # Of two at the same iteration, the newer one has been validated.
+    return max(found, key=lambda p: (position_of(p)[1], p.stat().st_mtime_ns))

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+import cv2
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -33,10 +35,14 @@ class TrainingLog:
         start: First iteration.
         settings: Settings of the training.
         enabled: False for a process that does not write.
+        validated: False if the validation at `start` will be repeated.
     """
 
-    def __init__(self, path: Path, start: int, settings: TrainConfig, enabled: bool = True) -> None:
+    def __init__(
+        self, path: Path, start: int, settings: TrainConfig, enabled: bool = True, validated: bool = True
+    ) -> None:
         self.path, self.start, self.total, self.enabled = path, start, settings.max_iterations, enabled
+        self.validated = validated
         self.tensorboard = settings.tensorboard
         self.file: TextIO | None = None
         self.writer: Any = None
@@ -88,7 +94,9 @@ class TrainingLog:
         kept = []
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
-                if json.loads(line)["iteration"] < self.start:
+                record = json.loads(line)
+                repeated = record["iteration"] == self.start - 1 and "validation" in record
+                if record["iteration"] < self.start and (self.validated or not repeated):
                     kept.append(line + "\n")
             except (ValueError, KeyError, TypeError):
                 continue  # incomplete
@@ -130,6 +138,17 @@ class TrainingLog:
         self._write({"iteration": iteration, "epoch": epoch, "validation": metrics}, iteration)
         text = ", ".join(f"{k.replace('_', ' ')} {100 * v:.2f}" for k, v in metrics.items() if v is not None)
         log.info("[%d] %d/%d validation: %s", epoch, iteration, self.total, text or "no annotations")
+        self.last = time.perf_counter()
+
+    def add_picture(self, name: str, iteration: int, picture: np.ndarray) -> None:
+        """Write a picture (H, W, 3), uint8 BGR, to the folder `pictures` of the log's, and to TensorBoard."""
+        if not self.enabled:
+            return
+        path = self.path.parent / "pictures" / f"{self.path.stem}_{name}_{iteration}.jpg"
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(cv2.imencode(".jpg", picture)[1].tobytes())
+        if self.writer:
+            self.writer.add_image(name, picture[..., ::-1].copy(), iteration, dataformats="HWC")
         self.last = time.perf_counter()
 
     def _write(self, record: dict[str, Any], iteration: int) -> None:

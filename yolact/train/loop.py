@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
+import cv2
+import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from yolact.config import Config, TrainConfig
 from yolact.data.annotations import forget_annotations
@@ -23,25 +22,20 @@ from yolact.model import Yolact
 from yolact.model.backbone import zero_init_residual
 from yolact.train.checkpoint import Checkpoints, save_checkpoint
 from yolact.train.distributed import Processes
-from yolact.train.failures import (
-    ReplacingDataset,
-    Unreadable,
-    collate_replaced,
-    dump_batch,
-    explain,
-)
+from yolact.train.failures import Unreadable, dump_batch, explain, unreadable_text
+from yolact.train.loader import iterations
 from yolact.train.logging import TrainingLog
+from yolact.train.mode import memory_format, set_training_mode
+from yolact.train.pictures import draw_batch
+from yolact.train.resume import TrainingState, restore_optimizer, restore_scaler, training_state
 from yolact.train.sampler import EpochBatches, SharedBatches
+from yolact.train.signals import StopSignal
 from yolact.train.step import Ema, NetworkWithLoss, Step, build_optimizer, learning_rate, training_step
-from yolact.train.validation import Validation, quality
+from yolact.train.validation import Validation, held_out_images, open_validation, quality
 from yolact.weights.load import Checkpoint, load_for_fine_tuning, load_pretrained_backbone, load_state
-from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.errors import UsageError, YolactError, counted, first_line
 
 log = logging.getLogger(__name__)
-
-# With fewer images, batch statistics are too noisy to train batch norm (the original's limit).
-MIN_BATCH_FOR_BATCH_NORM = 6
-GRACE_SECONDS = 60  # that a worker lives on after SIGTERM
 
 
 class TrainingInterruptedError(YolactError):
@@ -66,7 +60,7 @@ def train(
 
     Args:
         config: Everything about the model, the data and the schedule.
-        folder: For checkpoints, and `<config>.jsonl` with every loss term of every iteration.
+        folder: For checkpoints, pictures, and `<config>.jsonl` with every loss term of every iteration.
         device: Where to train.
         resume: Initial weights and, if the file has it, the state of the training.
         start: First iteration (0-based).
@@ -75,14 +69,15 @@ def train(
 
     Raises:
         YolactError: the data cannot be used, the loss is not finite, memory is short, or (once everything is
-            saved) an image could not be read.
+            saved) the validation failed or an image could not be read.
         TrainingInterruptedError: on Ctrl-C or SIGTERM; `<config>_<epoch>_<iteration>_interrupt.pth` is saved.
     """
     settings = config.train.scaled()
-    if start >= settings.max_iterations:
+    state = training_state(resume)
+    if start >= settings.max_iterations + bool(state and state.awaits_validation):
         raise YolactError(
-            f"nothing to train: --start-iter is {start} and train.max_iterations is {settings.max_iterations}"
-            f" (scaled to batch size {settings.effective_batch})"
+            f"nothing to train: the first iteration is {start} and train.max_iterations is"
+            f" {settings.max_iterations} (scaled to batch size {settings.effective_batch})"
         )
     torch.manual_seed(settings.seed)
     training = _Training(config, folder, device, resume, start, init_from, processes)
@@ -111,8 +106,9 @@ class _Training:
         settings = config.train.scaled()
         self.config, self.settings, self.folder = config, settings, folder
         self.device, self.processes, self.iteration = device, processes, start
-        self.dataset = _dataset(config, settings, processes)
-        self.validation = Validation(config, processes) if settings.validate_every else None
+        held = held_out_images(config)
+        self.dataset = _dataset(config, settings, held, processes)
+        self.validation = open_validation(config, held, processes)
         forget_annotations()
 
         self.layout = memory_format(device, settings)
@@ -126,59 +122,94 @@ class _Training:
         self.optimizer = build_optimizer(self.model, settings)
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.amp == "fp16")
         self.ema = Ema(self.model, settings.ema_decay) if settings.ema_decay else None
-        state = (resume.training or {}) if resume else {}
-        if state:
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.scaler.is_enabled() and state.get("scaler"):
-                self.scaler.load_state_dict(state["scaler"])
-            if self.ema and resume and resume.ema is not None:
+        state = training_state(resume) or TrainingState()
+        # Names of files in another folder say nothing about those in this one.
+        here = resume is not None and resume.path.parent.resolve() == folder.resolve()
+        self.checkpoints = Checkpoints(folder, config.name, settings.keep_last, state.written if here else ())
+        if processes.main:
+            self.checkpoints.prepare(start)
+        if resume and resume.training is not None:
+            restore_optimizer(self.optimizer, state.optimizer, settings, resume.path)
+            restore_scaler(self.scaler, state.scaler, resume.path)
+            if self.ema and resume.ema is not None:
                 load_state(self.ema.model, resume.ema, "the average of the checkpoint to resume")
-                self.ema.updates = state["ema_updates"]
-        self.best = state.get("best", -1.0)
-        self.checkpoints = Checkpoints(folder, config.name, settings.keep_last, state.get("written", ()))
+                self.ema.updates = state.ema_updates
+        self.best = state.best
         self.batches = EpochBatches(
             len(self.dataset), settings.effective_batch, settings.seed, start, settings.max_iterations
         )
         self.unreadable = Unreadable(settings.max_unreadable)
         self.bad_steps = 0
+        self.stop = StopSignal()
+        # Whether the validation at the first iteration was not finished before.
+        self.unvalidated = bool(
+            resume and self.validation and start == resume.iteration and state.awaits_validation
+        )
+        self.journal = TrainingLog(
+            folder / f"{config.name}.jsonl", start, settings, processes.main, not self.unvalidated
+        )
 
     @property
     def averaged(self) -> Yolact | None:
         """The network with averaged weights, if there is one."""
         return self.ema.model if self.ema else None
 
+    @property
+    def last(self) -> bool:
+        """Whether all iterations are done."""
+        return self.iteration == self.settings.max_iterations
+
     def run(self) -> Path:
         """Run every iteration; returns the last checkpoint."""
         settings, processes = self.settings, self.processes
         log.info(
-            "training %s on %d images, batch %s, iterations %d to %d, %s",
-            *(self.config.name, len(self.dataset), _batch_size_text(settings, processes)),
+            "training %s on %s, batch %s, iterations %d to %d, %s",
+            *(self.config.name, counted(len(self.dataset), "image"), _batch_size_text(settings, processes)),
             *(self.iteration, settings.max_iterations, self.device),
         )
-        path = Path()
-        journal = TrainingLog(
-            self.folder / f"{self.config.name}.jsonl", self.iteration, settings, processes.main
-        )
+        with self.stop, self.journal:
+            try:
+                self._iterate()
+            except KeyboardInterrupt:
+                saved = self.checkpoints.last
+                advice = f"continue with --resume {saved}" if saved else "nothing had been saved yet"
+                raise TrainingInterruptedError(
+                    f"stopped at once in iteration {self.iteration}; {advice}"
+                ) from None
+        self._check_unreadable()
+        return self.checkpoints.last or Path()
+
+    def _iterate(self) -> None:
+        """Run every iteration, with its validation and checkpoint.
+
+        A checkpoint is saved before the validation, so that nothing is lost if this is stopped or fails, and
+        again with its result.
+        """
+        settings, processes = self.settings, self.processes
+        if self.unvalidated and self.validation:
+            self._validate(self.validation, saved=self.last)
         shared = SharedBatches(self.batches, settings.accumulate, processes.rank, processes.count)
-        with _stop_signal() as stop, journal:
-            for batches in _iterations(self.dataset, shared, settings, self.device):
-                epoch = self.iteration // self.batches.epoch_length
-                step, rate = self._step(batches)
-                journal.add(self.iteration, epoch, step, rate, settings.effective_batch, self.device)
-                self.iteration += 1
-                last = self.iteration == settings.max_iterations
-                if processes.any(bool(stop)) and not last:
-                    self._interrupt()
-                if self.validation and (last or self._ends_epoch(settings.validate_every)):
-                    self._validate(self.validation, journal, epoch)
-                if processes.main and (
-                    last
-                    or self.iteration % settings.save_every == 0
-                    or self._ends_epoch(settings.save_epochs)
-                ):
-                    path = self._save()
-        self._check_unreadable(path)
-        return path
+        for batches in iterations(self.dataset, shared, settings, self.device):
+            if self.iteration == self.batches.start:
+                self._draw("batch", lambda: draw_batch(batches[0][0], self.config, settings.pictures))  # noqa: B023
+            step, rate = self._step(batches)
+            epoch = self.iteration // self.batches.epoch_length
+            self.journal.add(self.iteration, epoch, step, rate, settings.effective_batch, self.device)
+            self.iteration += 1
+            self.unvalidated = bool(self.validation) and (
+                self.last or self._ends_epoch(settings.validate_every)
+            )
+            save = (
+                self.last
+                or self.iteration % settings.save_every == 0
+                or self._ends_epoch(settings.save_epochs)
+            )
+            if save:
+                self._save()
+            if processes.any(bool(self.stop)) and not (self.last and not self.unvalidated):
+                self._interrupt()
+            if self.unvalidated and self.validation:
+                self._validate(self.validation, saved=save)
 
     def _step(self, batches: list[tuple[Batch, dict[int, str]]]) -> tuple[Step, float]:
         """One optimisation step; returns its losses and the learning rate.
@@ -220,50 +251,100 @@ class _Training:
 
     def _interrupt(self) -> NoReturn:
         """Save, and raise a TrainingInterruptedError."""
-        path = self._save(interrupt=True) if self.processes.main else "interrupt"
-        self.processes.any(False)  # no process ends before the checkpoint is saved
+        path = self._save_interrupt()
+        if self.last:
+            raise TrainingInterruptedError(
+                f"stopped before the last validation was finished; the training is complete and saved, and"
+                f" --resume {path} repeats the validation"
+            )
         raise TrainingInterruptedError(
             f"stopped at iteration {self.iteration}; continue with --resume {path}"
         )
 
-    def _validate(self, validation: Validation, journal: TrainingLog, epoch: int) -> None:
-        """Measure AP, and keep the best weights."""
-        metrics = validation.run(self.averaged or self.model, self.device)
+    def _validate(self, validation: Validation, saved: bool) -> None:
+        """Measure AP, keep the best weights, and save a checkpoint again if one is `saved`.
+
+        Raises:
+            TrainingInterruptedError: stopped by a signal; the checkpoint is saved.
+            YolactError: the validation failed; the checkpoint is saved.
+        """
+        iteration, model = self.iteration, self.averaged or self.model
+        self.stop.current = f"a batch of the validation after iteration {iteration}"
+        try:
+            metrics = validation.run(model, self.device, self.stop)
+        except YolactError as error:
+            path = str(self.checkpoints.last) if saved else self._save_interrupt()
+            what = "the last validation" if self.last else f"the validation after iteration {iteration}"
+            raise YolactError(
+                f"{what} failed ({error}); the training is saved: repeat the validation"
+                f"{'' if self.last else ' and continue'} with --resume {path}, or without validation with"
+                " --validate-every 0, too"
+            ) from error
+        if metrics is None:
+            self._interrupt()
+        epoch = (iteration - 1) // self.batches.epoch_length
+        self.journal.add_validation(iteration - 1, epoch, metrics)
+        if validation.failures:
+            log.error(
+                "%d of %s could not be read and count as missed",
+                *(len(validation.failures), counted(len(validation.truth.images), "validation image")),
+            )
+        self._draw("validation", lambda: validation.draw(model, self.device, self.settings.pictures))
         set_training_mode(self.model, self.settings, self.processes.count)
-        journal.add_validation(self.iteration - 1, epoch, metrics)
+        self.unvalidated = False
+        self.stop.current = "this iteration"
         if self.processes.main and quality(metrics) > self.best:
             self.best = quality(metrics)
-            path = self.checkpoints.best
-            save_checkpoint(path, self.model, epoch, self.iteration, None, self.averaged)
-            log.info("saved %s", path)
+            best = self.checkpoints.best
+            with self.stop.shielded():
+                save_checkpoint(best, self.model, epoch, iteration, None, self.averaged)
+            log.info("saved %s", best)
+        if saved:
+            self._save()
 
-    def _save(self, interrupt: bool = False) -> Path:
-        """Write a checkpoint to resume from; returns its path."""
-        state = {
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "ema_updates": self.ema.updates if self.ema else 0,
-            "best": self.best,
-        }
+    def _draw(self, name: str, draw: Callable[[], np.ndarray]) -> None:
+        """Write a picture; one that cannot be drawn is reported, and the training goes on."""
+        if not (self.settings.pictures and self.processes.main):
+            return
+        try:
+            self.journal.add_picture(name, self.iteration, draw())
+        except (YolactError, cv2.error) as error:
+            log.warning("no picture %r of iteration %d: %s", name, self.iteration, first_line(error))
+
+    def _save(self, interrupt: bool = False) -> None:
+        """Write a checkpoint to resume from, in the first process."""
+        if not self.processes.main:
+            return
+        state = TrainingState(
+            optimizer=self.optimizer.state_dict(),
+            scaler=self.scaler.state_dict(),
+            ema_updates=self.ema.updates if self.ema else 0,
+            best=self.best,
+            awaits_validation=self.unvalidated,
+        )
         epoch = self.iteration // self.batches.epoch_length
-        return self.checkpoints.save(self.model, epoch, self.iteration, state, self.averaged, interrupt)
+        with self.stop.shielded():
+            self.checkpoints.save(self.model, epoch, self.iteration, vars(state), self.averaged, interrupt)
+
+    def _save_interrupt(self) -> str:
+        """Write the checkpoint of an interruption; returns its path, in other processes how to select it."""
+        self._save(interrupt=True)
+        self.processes.any(False)  # no process ends before the checkpoint is saved
+        return str(self.checkpoints.last or "interrupt")
 
     def _ends_epoch(self, every: int) -> bool:
         """Whether a multiple of `every` epochs is complete."""
         return every > 0 and self.iteration % (self.batches.epoch_length * every) == 0
 
-    def _check_unreadable(self, path: Path) -> None:
-        """Raise a YolactError if any process replaced an image that it could not read."""
-        reasons = {
-            index: reason
-            for failures in self.processes.gather(self.unreadable.reasons)
-            for index, reason in failures.items()
-        }
-        if reasons and self.processes.main:
-            raise YolactError(
-                f"training is complete ({path}), but {len(reasons)} of {len(self.dataset)} images could not"
-                f" be read and were replaced, for example: {next(iter(reasons.values()))}"
-            )
+    def _check_unreadable(self) -> None:
+        """Raise a YolactError if an image of any process, or of the last validation, could not be read."""
+        gathered = self.processes.gather(self.unreadable.reasons)
+        missed = self.validation.failures if self.validation else {}
+        problem = unreadable_text(
+            [reason for own in gathered for reason in own.items()], len(self.dataset), missed
+        )
+        if problem and self.processes.main:
+            raise YolactError(f"training is complete ({self.checkpoints.last}), but {problem}")
 
 
 def _initial_model(config: Config, resume: Checkpoint | None, init_from: Checkpoint | None) -> Yolact:
@@ -280,8 +361,10 @@ def _initial_model(config: Config, resume: Checkpoint | None, init_from: Checkpo
     return model
 
 
-def _dataset(config: Config, settings: TrainConfig, processes: Processes) -> CocoDataset:
-    """The images to train on: all exist, and there are enough for every process."""
+def _dataset(
+    config: Config, settings: TrainConfig, held: Collection[int], processes: Processes
+) -> CocoDataset:
+    """The images to train on, without those `held` out: all exist, and there are enough for every process."""
     data = config.dataset
     # Images to overfit must look the same every time.
     augment = None if settings.overfit else config.augment
@@ -289,13 +372,15 @@ def _dataset(config: Config, settings: TrainConfig, processes: Processes) -> Coc
         data.train_images, data.train_annotations, config.model, config.classes, augment, settings.seed,
         data.crowd_as_instances,
     )  # fmt: skip
+    if held:
+        dataset.records = [record for record in dataset.records if record.image_id not in held]
     if settings.overfit:
         dataset.records = dataset.records[: settings.overfit]
     missing = find_missing_images(dataset)
     if missing:
         raise YolactError(
             f"{len(missing)} of {len(dataset)} images of {data.train_annotations} are missing,"
-            f" for example {missing[0]}"
+            f" for example {missing[0].absolute()}"
         )
     check_trainable(dataset)
     parts = processes.count * settings.accumulate
@@ -307,91 +392,8 @@ def _dataset(config: Config, settings: TrainConfig, processes: Processes) -> Coc
     return dataset
 
 
-def memory_format(device: torch.device, settings: TrainConfig) -> torch.memory_format:
-    """The memory layout in which convolutions are fastest.
-
-    Channels last suits tensor cores and the bf16 units of CPUs; in float32 on CPUs it takes a fifth longer.
-    """
-    channels_last = device.type == "cuda" or settings.amp == "bf16"
-    return torch.channels_last if channels_last else torch.contiguous_format
-
-
-def set_training_mode(model: Yolact, settings: TrainConfig, processes: int = 1) -> str:
-    """Set training mode; batch norm is frozen if settings or a small batch demand it. Returns a log line."""
-    model.train()
-    images = _batch_norm_batch(settings, processes)
-    if freezes_batch_norm(settings, processes):
-        model.freeze_batch_norm()
-        return f"batch norm is frozen (a batch has {images} images; train.freeze_bn is {settings.freeze_bn})"
-    return f"batch norm is trained on batches of {images} images"
-
-
-def freezes_batch_norm(settings: TrainConfig, processes: int = 1) -> bool:
-    """Whether batch norm is frozen. `auto` does not freeze it with random weights: they have no useful
-    statistics, and explode without normalisation."""
-    if settings.freeze_bn == "auto":
-        return _batch_norm_batch(settings, processes) < MIN_BATCH_FOR_BATCH_NORM and settings.init != "random"
-    return settings.freeze_bn == "always"
-
-
-def _batch_norm_batch(settings: TrainConfig, processes: int) -> int:
-    """Over how many images batch norm computes its statistics."""
-    return settings.batch_size if settings.sync_bn else settings.batch_size // processes
-
-
 def _batch_size_text(settings: TrainConfig, processes: Processes) -> str:
     text = str(settings.batch_size)
     if settings.accumulate > 1:
         text += f" x {settings.accumulate} accumulated"
     return text + (f" over {processes.count} processes" if processes.count > 1 else "")
-
-
-def _iterations(
-    dataset: CocoDataset, batches: SharedBatches, settings: TrainConfig, device: torch.device
-) -> Iterator[list[tuple[Batch, dict[int, str]]]]:
-    """This process's batches of each iteration, with reasons for images that could not be read."""
-    loader: DataLoader[Any] = DataLoader(
-        ReplacingDataset(dataset),
-        batch_sampler=batches,
-        collate_fn=collate_replaced,
-        num_workers=settings.workers,
-        worker_init_fn=_delay_signals,
-        pin_memory=device.type == "cuda",
-        multiprocessing_context="fork" if settings.workers else None,
-    )
-    loaded = iter(loader)
-    for first in loaded:
-        yield [first, *(next(loaded) for _ in range(settings.accumulate - 1))]
-
-
-def _delay_signals(worker: int) -> None:
-    """Keep a worker alive while the loop finishes its iteration and saves.
-
-    Ctrl-C and SIGTERM often go to a whole group of processes.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE_SECONDS))
-
-
-@contextmanager
-def _stop_signal() -> Iterator[list[int]]:
-    """Yield a list to which Ctrl-C or SIGTERM append their number; a second signal kills as usual."""
-    received: list[int] = []
-    old: dict[int, Any] = {}
-
-    def handler(number: int, frame: object) -> None:
-        received.append(number)
-        for each, previous in old.items():
-            signal.signal(each, previous)
-        log.warning("stopping after this iteration (again: stop at once)")
-
-    try:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            old[each] = signal.signal(each, handler)
-    except ValueError:
-        old.clear()  # not the main thread: the caller handles signals
-    try:
-        yield received
-    finally:
-        for number, previous in old.items():
-            signal.signal(number, previous)

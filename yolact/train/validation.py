@@ -3,68 +3,181 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+import math
+from collections.abc import Collection
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from yolact.config import Config
+from yolact.data.annotations import read_annotations
+from yolact.data.layout import image_path
+from yolact.data.split import held_out
 from yolact.engine import TorchEngine, describe
-from yolact.evaluation.evaluate import Predictions, predict, score
-from yolact.evaluation.ground_truth import check_images, match_categories, read_ground_truth
+from yolact.evaluation.evaluate import DEFAULT_BATCH, Predictions, predict, score
+from yolact.evaluation.ground_truth import check_image_sizes, match_categories, read_ground_truth
 from yolact.model import Yolact
 from yolact.train.distributed import Processes
+from yolact.train.pictures import mosaic
+from yolact_runtime.errors import UsageError, YolactError, counted, first_line
+from yolact_runtime.sources.images import read_image
 
 log = logging.getLogger(__name__)
+
+DRAWN_SCORE = 0.15  # the lowest score of drawn instances, as in the original's demo
 
 
 class Validation:
     """The validation images of a configuration, shared between the processes.
 
     Args:
-        config: Has the dataset. With `train.overfit`, its training images are used.
+        config: Has the dataset. With `train.overfit` or `train.val_fraction`, training images are used.
+        held: Ids of the images held out by `train.val_fraction`.
         processes: Each evaluates a share; the first one computes AP.
 
+    Attributes:
+        failures: Reasons by file name for images that the last run could not evaluate.
+
     Raises:
-        YolactError: the annotation file cannot be used.
+        YolactError: the annotation file cannot be used, has none of the classes, or images are missing.
     """
 
-    def __init__(self, config: Config, processes: Processes) -> None:
+    def __init__(self, config: Config, held: Collection[int], processes: Processes) -> None:
         data, limit = config.dataset, config.train.overfit
-        self.images = Path(data.train_images if limit else data.val_images)
-        annotations = data.train_annotations if limit else data.val_annotations
-        self.truth = read_ground_truth(annotations, self.images, data.crowd_as_instances)
+        from_training = bool(limit or held)
+        self.images = Path(data.train_images if from_training else data.val_images)
+        self.truth = read_ground_truth(
+            data.train_annotations if from_training else data.val_annotations,
+            self.images,
+            data.crowd_as_instances,
+        )
         if limit:
-            first = self.truth.images[:limit]
-            ids = {image["id"] for image in first}
-            kept = [entry for entry in self.truth.annotations if entry["image_id"] in ids]
-            self.truth = replace(self.truth, images=first, annotations=kept)
+            held = [image["id"] for image in self.truth.images[:limit]]
+        if held:
+            self.truth = self.truth.subset(held)
         self.processes = processes
+        self.failures: dict[str, str] = {}
         match_categories(describe(config), self.truth)
-        check_images(self.truth, self.images)
+        missing = [path for path in self._paths() if not path.is_file()]
+        if missing:
+            raise YolactError(
+                f"{len(missing)} of {counted(len(self.truth.images), 'validation image')} of"
+                f" {self.truth.path} are missing, for example {missing[0].absolute()};"
+                " --validate-every 0 trains without validation"
+            )
+        check_image_sizes(self.truth, self.images)
 
-    def run(self, model: Yolact, device: torch.device) -> dict[str, float | None]:
-        """AP of `model`, 0..1, by name; None without annotations. Empty except in the first process.
+    def _paths(self) -> list[Path]:
+        return [image_path(self.images, image["file_name"]) for image in self.truth.images]
 
-        Puts the model in evaluation mode.
+    def run(self, model: Yolact, device: torch.device, stop: object = None) -> dict[str, float | None] | None:
+        """Measure AP of `model`, and put it in evaluation mode.
+
+        Args:
+            model: The network.
+            device: Where it is.
+            stop: Becomes true when the validation should stop; looked at before each batch.
+
+        Returns:
+            AP, 0..1, by name; None without annotations. Empty except in the first process. None if stopped.
+
+        Raises:
+            YolactError: it failed in any process, or no image could be read.
         """
         engine = TorchEngine.from_model(model, str(device))
-        share = replace(self.truth, images=self.truth.images[self.processes.rank :: self.processes.count])
-        found = predict(engine, self.images, share, progress=False) if share.images else Predictions()
-        gathered = self.processes.gather(found)
-        if not self.processes.main:
-            return {}
-        whole = Predictions()
-        for each in gathered:
-            whole.image_ids += each.image_ids
-            whole.boxes += each.boxes
-            whole.masks += each.masks
-            whole.failures.update(each.failures)
-        evaluation = score(self.truth, whole)
+        processes, images = self.processes, self.truth.images
+        share = self.truth.subset({image["id"] for image in images[processes.rank :: processes.count]})
+        # Every process asks as often as the one with most batches, as the answer is exchanged.
+        left = math.ceil(math.ceil(len(images) / processes.count) / DEFAULT_BATCH)
+        stopped = False
+        problem: Exception | None = None
+        found = Predictions()
+
+        def asked_to_stop() -> bool:
+            nonlocal left, stopped
+            left -= 1
+            stopped = stopped or processes.any(bool(stop) or problem is not None)
+            return stopped
+
+        try:
+            if share.images:
+                found = predict(engine, self.images, share, DEFAULT_BATCH, progress=False, stop=asked_to_stop)
+        except Exception as error:
+            problem = error
+        while left > 0 and not stopped:
+            asked_to_stop()
+        reason = problem and first_line(problem)
+        if problem and not isinstance(problem, YolactError):
+            reason = f"{type(problem).__name__}: {reason}"
+        whole, reasons = Predictions(), []
+        for predictions, failed in processes.gather((found, reason)):
+            reasons += [failed] if failed else []
+            whole.image_ids += predictions.image_ids
+            whole.boxes += predictions.boxes
+            whole.masks += predictions.masks
+            whole.failures.update(predictions.failures)
+        if reasons:
+            raise YolactError(reasons[0]) from problem
+        if stopped:
+            return None
+        self.failures = whole.failures
+        if len(whole.failures) == len(images):
+            raise YolactError(f"no image can be evaluated: {next(iter(whole.failures.values()))}")
+        return self._metrics(whole) if processes.main else {}
+
+    def _metrics(self, found: Predictions) -> dict[str, float | None]:
+        evaluation = score(self.truth, found)
         metrics = {"box_ap": evaluation.box.ap, "box_ap50": evaluation.box.ap50}
         if evaluation.mask is not None:
             metrics |= {"mask_ap": evaluation.mask.ap, "mask_ap50": evaluation.mask.ap50}
         return metrics
+
+    def draw(self, model: Yolact, device: torch.device, count: int) -> np.ndarray:
+        """The first `count` images that can be read, with what `model` finds in them, as one picture.
+
+        Returns:
+            (H, W, 3) uint8 BGR.
+        """
+        engine = TorchEngine.from_model(model, str(device))
+        tiles: list[np.ndarray] = []
+        for path, image in zip(self._paths(), self.truth.images, strict=True):
+            if len(tiles) < count and image["file_name"] not in self.failures:
+                pixels = read_image(path)
+                (result,) = engine.predict([pixels], DRAWN_SCORE, top_k=15)
+                tiles.append(result.draw(pixels))
+        return mosaic(tiles)
+
+
+def open_validation(config: Config, held: Collection[int], processes: Processes) -> Validation | None:
+    """The images to validate on; None if the settings or the dataset have none."""
+    settings, data = config.train, config.dataset
+    if not settings.validate_every:
+        return None
+    if not (data.has_validation or settings.overfit or held):
+        log.info(
+            "%s has no validation part: training without validation (--val-fraction 0.1 holds out a tenth)",
+            data.name,
+        )
+        return None
+    return Validation(config, held, processes)
+
+
+def held_out_images(config: Config) -> set[int]:
+    """Ids of the training images that `train.val_fraction` holds out for validation; none if that is 0.
+
+    Raises:
+        UsageError: the dataset has a validation part.
+    """
+    data, settings = config.dataset, config.train
+    if not settings.val_fraction or settings.overfit:
+        return set()
+    if data.has_validation:
+        raise UsageError(
+            f"train.val_fraction = {settings.val_fraction}, but {data.name} has a validation part,"
+            f" {data.val_annotations}; leave one of them out"
+        )
+    return held_out(read_annotations(data.train_annotations).images, settings.val_fraction, settings.seed)
 
 
 def quality(metrics: dict[str, float | None]) -> float:

@@ -7,7 +7,7 @@ import logging
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from torch import Tensor
 from yolact.config import Config
 from yolact.model import Yolact
 from yolact.registry import config_name_of, configs, get_config, position_of
+from yolact.settings import differences
 from yolact.weights.download import download, published_weights
-from yolact_runtime.errors import UsageError, YolactError, first_line
+from yolact.weights.state import count_classes, is_state, parse_classes, plain_state
+from yolact_runtime.errors import UsageError, YolactError, counted, first_line
 from yolact_runtime.files import cache_folder
 from yolact_runtime.typed import first_few
 
@@ -40,62 +42,114 @@ class Checkpoint:
     """The content of a weights file.
 
     Attributes:
+        path: The file.
         config: The configuration, from the file, its name, or the caller.
         model: State dict.
         training: State to resume from; None if the file has weights only.
         epoch, iteration: Position of the training.
         ema: State dict of the moving average of the weights; None if there is none.
+        classes_known: Whether the file holds its class names; otherwise they are those of `config`.
     """
 
+    path: Path
     config: Config
     model: dict[str, Tensor]
     training: dict[str, Any] | None = None
     epoch: int = 0
     iteration: int = 0
     ema: dict[str, Tensor] | None = None
+    classes_known: bool = True
 
 
-def load_model(weights: str | Path, config: str | Config | None = None) -> Yolact:
+def load_model(weights: str | Path, config: str | Config | None = None, classes: str | None = None) -> Yolact:
     """Open a checkpoint as a network in evaluation mode, with averaged weights if it has some.
 
     Args:
         weights: A published or own `.pth`, a `.safetensors`, or the name of published weights such as
             `yolact_resnet50`, which are downloaded once.
         config: Needed only if neither the file nor its name (`<config>_<epoch>_<iteration>.pth`) says it.
+        classes: Class names of weights that hold none and were trained on other classes than those of the
+            configuration; see `parse_classes`.
 
     Raises:
         YolactError: the file cannot be opened, or its keys or shapes do not fit the configuration.
     """
-    checkpoint = load_checkpoint(weights, config)
+    checkpoint = load_checkpoint(weights, config, classes)
     model = Yolact(checkpoint.config)
     if checkpoint.ema is not None:
         log.info("%s: opening the moving average (EMA) of the weights", weights)
-    load_state(model, checkpoint.ema or checkpoint.model, str(weights))
+    state = checkpoint.ema or checkpoint.model
+    found = count_classes(state)
+    if found not in (None, len(checkpoint.config.classes)):
+        names = checkpoint.config.name if classes is None else f"--classes {classes}"
+        raise YolactError(
+            f"{weights} has {counted(found or 0, 'class', 'classes')}, but {names} has"
+            f" {len(checkpoint.config.classes)}; give the names with --classes NAME,NAME,... or a file with"
+            " one in each line"
+        )
+    load_state(model, state, str(weights))
     return model.eval()
 
 
-def load_checkpoint(weights: str | Path, config: str | Config | None = None) -> Checkpoint:
-    """Read a weights file without building the network; see `load_model`."""
+def load_checkpoint(
+    weights: str | Path,
+    config: str | Config | None = None,
+    classes: str | None = None,
+    default: Config | None = None,
+) -> Checkpoint:
+    """Read a weights file without building the network.
+
+    Args:
+        weights, config, classes: As for `load_model`.
+        default: The configuration if `config` is None and neither the file nor its name says it.
+
+    Raises:
+        YolactError: the file cannot be opened, or says nothing about its configuration.
+        UsageError: `classes` are given, and the file holds its own.
+    """
     path = locate(weights)
     given = get_config(config) if isinstance(config, str) else config
     content, metadata = _read(path)
+    own = content.get("format") == FORMAT or "config" in metadata
+    if own and classes is not None:
+        raise UsageError(f"--classes {classes}: {path} holds its class names; leave the option out")
     if content.get("format") == FORMAT:
-        own = given or Config.from_dict(content["config"], source=str(path))
-        return Checkpoint(
-            config=own,
-            model=content["model"],
-            training=content.get("training"),
-            epoch=content["epoch"],
-            iteration=content["iteration"],
-            ema=content.get("ema"),
-        )
+        return _own_checkpoint(path, content, given)
     if "config" in metadata:
-        given = given or Config.from_dict(json.loads(metadata["config"]), source=str(path))
-    state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
-    if not state or len(state) != len(content):
-        raise YolactError(f"{path} is not a YOLACT checkpoint: expected a state dict of tensors")
+        given = given or Config.from_dict(_metadata_config(path, metadata), source=str(path))
+    state = plain_state(content, str(path))
+    found = given or _config_from_name(path, default)
+    if classes is not None:
+        found = replace(found, classes=parse_classes(classes))
     epoch, iteration = position_of(path)
-    return Checkpoint(given or _config_from_name(path), _modernised(state), None, epoch, iteration)
+    return Checkpoint(path, found, state, None, epoch, iteration, classes_known=own)
+
+
+def _own_checkpoint(path: Path, content: Mapping[str, Any], config: Config | None) -> Checkpoint:
+    """The checkpoint of a file that `yolact-train` wrote."""
+    training, ema = content.get("training"), content.get("ema")
+    sound = (
+        isinstance(content.get("config"), Mapping)
+        and is_state(content.get("model"))
+        and all(type(content.get(key)) is int and content[key] >= 0 for key in ("epoch", "iteration"))
+        and isinstance(training, dict | None)
+        and (ema is None or is_state(ema))
+    )
+    if not sound:
+        raise YolactError(f"{path} is a damaged checkpoint: its format is {FORMAT}, but its contents are not")
+    own = config or Config.from_dict(content["config"], source=str(path))
+    return Checkpoint(path, own, content["model"], training, content["epoch"], content["iteration"], ema)
+
+
+def _metadata_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The configuration in the metadata of a .safetensors file."""
+    try:
+        value = json.loads(metadata["config"])
+    except ValueError as error:
+        raise YolactError(f"{path}: its metadata 'config' is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise YolactError(f"{path}: its metadata 'config' is not a JSON object")
+    return value
 
 
 def locate(weights: str | Path) -> Path:
@@ -131,28 +185,17 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     return dict(content), {}
 
 
-def _config_from_name(path: Path) -> Config:
-    """The configuration that the file name names."""
+def _config_from_name(path: Path, default: Config | None) -> Config:
+    """The configuration that the file name names, else `default`."""
     name = config_name_of(path)
-    if name is None or name not in configs():
-        raise UsageError(
-            f"the file name {path.name} does not name a configuration; expected"
-            f" <config>_<epoch>_<iteration>{path.suffix}, or give --config (one of {', '.join(configs())})"
-        )
-    return get_config(name)
-
-
-def _modernised(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Drop a DataParallel prefix, and the duplicate and unused keys of early published checkpoints."""
-    kept = {}
-    for key, value in state.items():
-        key = key.removeprefix("module.")
-        if key.startswith("backbone.layer") and not key.startswith("backbone.layers"):
-            continue
-        if key.startswith("fpn.downsample_layers.") and int(key.split(".")[2]) >= 2:
-            continue
-        kept[key] = value
-    return kept
+    if name in configs():
+        return get_config(str(name))
+    if default is not None:
+        return default
+    raise UsageError(
+        f"the file name {path.name} does not name a configuration; expected"
+        f" <config>_<epoch>_<iteration>{path.suffix}, or give --config (one of {', '.join(configs())})"
+    )
 
 
 def load_state(model: torch.nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -185,27 +228,35 @@ CLASS_LAYERS = ("prediction_layers.0.conf_layer.", "semantic_seg_conv.", "maskio
 def load_for_fine_tuning(model: Yolact, checkpoint: Checkpoint, source: str) -> None:
     """Give `model` the weights of a checkpoint that may have been trained for other classes.
 
-    If the number of classes differs, the layers that depend on it keep their initial values. Everything else
-    must fit. Averaged weights are used if there are some.
+    If the number or the order of the classes differs, the layers that depend on it keep their initial values.
+    Everything else must fit. Averaged weights are used if there are some.
 
     Raises:
         YolactError: another network; names the keys that do not fit.
     """
     state = checkpoint.ema or checkpoint.model
     initial = model.state_dict()
+    old, new = checkpoint.config.classes, model.config.classes
+    before = count_classes(state)
+    reordered = checkpoint.classes_known and old.names != new.names and sorted(old.names) == sorted(new.names)
     fresh = [
         key
         for key, value in initial.items()
-        if key.startswith(CLASS_LAYERS) and key in state and state[key].shape != value.shape
+        if key.startswith(CLASS_LAYERS) and key in state and (reordered or state[key].shape != value.shape)
     ]
     load_state(model, {**state, **{key: initial[key] for key in fresh}}, source)
-    old, new = checkpoint.config.classes, model.config.classes
+    changed = differences(checkpoint.config.model, model.config.model, "model.")
+    if changed:
+        lines = (f"{name} {there} -> {here}" for name, (there, here) in changed.items())
+        log.warning(
+            "fine-tuning from %s with other settings than it was trained with: %s", source, ", ".join(lines)
+        )
     if fresh:
         layers = sorted({key.rpartition(".")[0] for key in fresh})
-        log.info(
-            "fine-tuning from %s: %d classes instead of %d, so these layers start anew: %s",
-            source, len(new), len(old), ", ".join(layers),
-        )  # fmt: skip
+        why = "the classes in another order" if reordered else f"{len(new)} classes instead of {before}"
+        log.info("fine-tuning from %s: %s, so these layers start anew: %s", source, why, ", ".join(layers))
+    elif not checkpoint.classes_known:
+        log.info("fine-tuning from %s: as many classes, which it does not name; all layers are kept", source)
     elif old.names != new.names:
         log.info("fine-tuning from %s: as many classes with other names; all layers are kept", source)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,14 +13,25 @@ from rich.table import Column, Table
 
 from yolact.evaluation.evaluate import Evaluation
 from yolact.evaluation.matching import match_instances, pairwise_iou
+from yolact_export.onnx_graph import HEADS
+from yolact_export.precision.calibration import batches
+from yolact_export.precision.measure import Error, add_heads, worst
+from yolact_export.stages import stages_of
 from yolact_runtime import Engine, Result
+from yolact_runtime.errors import counted
+
+log = logging.getLogger(__name__)
 
 # Least score of the detections to compare, and how much lower their matches may score.
 SCORE, SCORE_SLACK = 0.3, 0.15
 MASK_IOU = 0.5
 # Shares of the detections and of the AP below which a reduced model counts as broken.
 MIN_MATCHED, MIN_AP = 0.5, 0.5
+# With fewer detections the heads decide: relative error above which a reduced model counts as broken.
 MIN_DETECTIONS = 10
+MAX_HEAD_ERROR = 0.5
+# The heads of this many images are compared.
+_HEAD_IMAGES = 4
 
 
 @dataclass
@@ -34,6 +46,7 @@ class Agreement:
         extra: Those of `found` without a match.
         box_iou, mask_iou: IoU of each pair, 0..1.
         scores: Absolute difference of the scores of each pair.
+        heads: Error of each head; None if there are enough detections, or the engines do not return heads.
     """
 
     images: int = 0
@@ -44,17 +57,27 @@ class Agreement:
     box_iou: list[float] = field(default_factory=list)
     mask_iou: list[float] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
+    heads: dict[str, Error] | None = None
+
+    @property
+    def too_few(self) -> bool:
+        """Whether there are too few detections to decide by."""
+        return self.expected < MIN_DETECTIONS
 
     @property
     def problem(self) -> str:
-        """One line if too few detections match, else ""."""
-        share = self.matched / max(self.expected, 1)
-        if self.expected < MIN_DETECTIONS or share >= MIN_MATCHED:
-            return ""
-        return (
-            f"only {self.matched} of {self.expected} detections of float32 are matched"
-            f" ({MIN_MATCHED:.0%} are required)"
-        )
+        """One line if the detections, or the heads where these are few, do not match, else ""."""
+        required = f"({MIN_MATCHED:.0%} are required)"
+        if self.found >= MIN_DETECTIONS and self.found - self.extra < MIN_MATCHED * self.found:
+            return f"{self.extra} of its {self.found} detections are not in float32's {required}"
+        if not self.too_few:
+            enough = self.matched >= MIN_MATCHED * self.expected
+            texts = f"only {self.matched} of {self.expected} detections of float32 are matched {required}"
+            return "" if enough else texts
+        if self.heads is None:
+            return f"nothing can be compared: float32 has {counted(self.expected, 'detection')}"
+        error = worst(self.heads)
+        return "" if error <= MAX_HEAD_ERROR else f"the heads of the network differ by {error:.0%}"
 
 
 def compare_detections(reference: Engine, engine: Engine, images: Sequence[np.ndarray]) -> Agreement:
@@ -76,6 +99,16 @@ def compare_detections(reference: Engine, engine: Engine, images: Sequence[np.nd
                 seen.scores.append(abs(float(a.scores[row] - b.scores[column])))
         taken = {column for _, column in pairs}
         seen.extra += sum(b.scores[column] >= SCORE and column not in taken for column in range(len(b)))
+    if seen.too_few and (stages := stages_of(reference, engine)):
+        seen.heads = {name: Error() for name in HEADS}
+        for batch in batches(images[:_HEAD_IMAGES], engine.metadata):
+            expected, found = (side.network(batch) for side in stages)
+            add_heads(seen.heads, expected, found, reference.metadata.score_threshold)
+        log.warning(
+            "only %d detections score %s or more in the %d images to compare on: the heads were"
+            " compared instead; --verify DIR compares what is found in images of yours",
+            seen.expected, SCORE, seen.images,
+        )  # fmt: skip
     return seen
 
 
@@ -97,6 +130,8 @@ def agreement_table(seen: Agreement, precision: str) -> Table:
         table.add_row("mean box IoU of pairs", f"{np.mean(seen.box_iou):.4f}")
         table.add_row("mean mask IoU of pairs", f"{np.mean(seen.mask_iou):.4f}")
         table.add_row("mean score difference", f"{np.mean(seen.scores):.4f}")
+    if seen.heads is not None:
+        table.add_row("relative error of the heads", f"{worst(seen.heads):.2%}")
     return table
 
 
@@ -109,7 +144,9 @@ class PrecisionLoss:
 
     @property
     def problem(self) -> str:
-        """One line if the reduced model has lost most of its AP, else ""."""
+        """One line if the reduced model has lost most of its AP, or there is none to lose, else ""."""
+        if not any(expected for _, expected, _ in self.rows()):
+            return "float32 has no AP to compare with: it finds none of the annotated objects"
         for kind, expected, found in self.rows():
             if found < MIN_AP * expected:
                 return f"{kind} AP falls from {100 * expected:.2f} to {100 * found:.2f}"

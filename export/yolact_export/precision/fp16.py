@@ -15,7 +15,14 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnxscript.optimizer import remove_unused_nodes
 
-from yolact_export.precision.layers import DETECTION, PREPROCESSING, float_tensors, layer_group, scope
+from yolact_export.precision.layers import (
+    DETECTION,
+    PREPROCESSING,
+    SINGLE,
+    float_tensors,
+    layer_group,
+    scope,
+)
 
 _ARITHMETIC = {
     "Conv", "ConvTranspose", "Gemm", "MatMul", "Relu", "LeakyRelu", "Clip", "Add", "Mul", "Sigmoid", "Tanh",
@@ -104,7 +111,7 @@ class _Conversion:
 
     def _single(self, name: str) -> str:
         if name not in self.singles:
-            self.singles[name] = f"{name}_float32"
+            self.singles[name] = name + SINGLE
             self._cast(self.halves[name], self.singles[name], TensorProto.FLOAT)
         return self.singles[name]
 

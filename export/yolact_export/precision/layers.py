@@ -12,6 +12,8 @@ from yolact_runtime.errors import UsageError, YolactError
 # Operators with nearly all of the arithmetic.
 COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
+# What `fp16` appends to the name of a half tensor that is cast back.
+SINGLE = "_float32"
 PREPROCESSING = "preprocessing"
 DETECTION = "detection"
 HEAD_OUTPUTS = "head.outputs"
@@ -77,7 +79,7 @@ def check_groups(model: onnx.ModelProto, names: Sequence[str]) -> frozenset[str]
 
 
 def network_outputs(model: onnx.ModelProto) -> dict[str, str]:
-    """The tensors that the network passes to detection, by head name.
+    """The tensors that the network passes to detection, by head name; also of a graph in reduced precision.
 
     Raises:
         YolactError: yolact-export did not write this graph.
@@ -88,6 +90,9 @@ def network_outputs(model: onnx.ModelProto) -> dict[str, str]:
         raise YolactError(
             f"the network in this graph has {len(tensors)} outputs, not {len(HEADS)}; export it again"
         )
+    # A cast to float32 comes where the head is first read, so the order is that of what is cast.
+    order = {name: index for index, node in enumerate(model.graph.node) for name in node.output}
+    tensors.sort(key=lambda name: order.get(name.removesuffix(SINGLE), order[name]))
     return dict(zip(HEADS, tensors, strict=True))
 
 

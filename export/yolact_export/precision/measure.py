@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 
 from yolact_export.precision.layers import group_outputs, network_outputs
-from yolact_runtime.errors import YolactError
+from yolact_runtime.engines.outputs import INPUT
+from yolact_runtime.errors import YolactError, first_line
 from yolact_runtime.metadata import Metadata
 
 # Compare at least this many of the best priors, also in images without a detection.
@@ -70,11 +71,22 @@ class HeadReference:
         errors = {name: Error() for name in self._heads}
         found = run_graph(reduced, list(self._heads.values()), self._batches)
         for expected, other in zip(self._expected, found, strict=True):
-            rows = _relevant_priors(expected[self._heads["logits"]], self._threshold)
-            for name, tensor in self._heads.items():
-                a, b = expected[tensor], other[tensor]
-                errors[name].add(*((a, b) if name == "prototypes" else (a[rows], b[rows])))
+            a, b = ({name: side[self._heads[name]] for name in errors} for side in (expected, other))
+            add_heads(errors, a, b, self._threshold)
         return errors
+
+
+def add_heads(
+    errors: Mapping[str, Error],
+    expected: Mapping[str, np.ndarray],
+    found: Mapping[str, np.ndarray],
+    threshold: float,
+) -> None:
+    """Include the heads of a batch in `errors`: all prototypes, and the priors that `expected` detects at."""
+    rows = _relevant_priors(expected["logits"], threshold)
+    for name, error in errors.items():
+        a, b = expected[name], found[name]
+        error.add(*((a, b) if name == "prototypes" else (a[rows], b[rows])))
 
 
 def worst(errors: Mapping[str, Error]) -> float:
@@ -121,10 +133,19 @@ def tensor_errors(
 def run_graph(
     model: onnx.ModelProto, tensors: Sequence[str], batches: Sequence[np.ndarray]
 ) -> Iterator[Mapping[str, np.ndarray]]:
-    """Values of any tensors of a graph, by name, for each batch.
+    """Values of any tensors of a graph, by name, for each batch; raises as `open_graph`."""
+    run = open_graph(model, tensors)
+    for batch in batches:
+        yield run({INPUT: batch})
+
+
+def open_graph(
+    model: onnx.ModelProto, tensors: Sequence[str]
+) -> Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]:
+    """A graph in ONNX Runtime on the CPU: from its inputs, by name, to the values of any of its tensors.
 
     Raises:
-        YolactError: ONNX Runtime cannot run the graph.
+        YolactError: ONNX Runtime cannot open the graph, and by the function that is returned, cannot run it.
     """
     import onnxruntime
 
@@ -138,7 +159,13 @@ def run_graph(
         session = onnxruntime.InferenceSession(
             watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        for batch in batches:
-            yield dict(zip(tensors, session.run(list(tensors), {"images": batch}), strict=True))
     except Exception as error:  # ONNX Runtime's own exceptions share no other base class
-        raise YolactError(f"ONNX Runtime cannot run the graph: {str(error).splitlines()[0]}") from error
+        raise YolactError(f"ONNX Runtime cannot run the graph: {first_line(error)}") from error
+
+    def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        try:
+            return dict(zip(tensors, session.run(list(tensors), dict(inputs)), strict=True))
+        except Exception as error:  # as above
+            raise YolactError(f"ONNX Runtime cannot run the graph: {first_line(error)}") from error
+
+    return run

@@ -13,6 +13,8 @@ from yolact_runtime.errors import UsageError
 
 # "int8+bf16": the floating-point part of an int8 file is computed in bf16.
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8+bf16")
+# The precision of an engine whose library does not say what it computes in.
+UNKNOWN = "unknown"
 # Precisions that OpenVINO computes a file of another precision in, on CPUs with bf16 units.
 IN_BF16 = {"bf16": "fp32", "int8+bf16": "int8"}
 

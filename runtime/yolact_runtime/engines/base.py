@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from numbers import Integral, Real
+from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -22,6 +25,8 @@ class Engine(ABC):
 
     Attributes:
         metadata: Describes the model.
+        path: The file that it was opened from; None if there is none.
+        unknown_because: Why `precision` is `UNKNOWN`; empty if it is known.
         streams: Number of concurrent calls, each from its own thread, that increase throughput.
         threads: CPU threads that it computes on; None if unknown or not on the CPU.
         reuses_outputs: Later calls overwrite the arrays of `Detections`, so they must be copied to be kept.
@@ -32,6 +37,8 @@ class Engine(ABC):
     """
 
     metadata: Metadata
+    path: Path | None = None
+    unknown_because: str = ""
     streams: int = 1
     threads: int | None = None
     reuses_outputs: bool = True
@@ -44,7 +51,9 @@ class Engine(ABC):
 
     @property
     def precision(self) -> str:
-        """The precision of the arithmetic: one of `yolact_runtime.engines.backends.PRECISIONS`."""
+        """The precision of the arithmetic: one of `PRECISIONS` in `yolact_runtime.engines.backends`, or
+        `UNKNOWN` if the library does not say it.
+        """
         return self.metadata.precision
 
     @abstractmethod
@@ -144,13 +153,25 @@ class Engine(ABC):
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        """Refuse `pickle` and `copy`: the library's state belongs to this process."""
+        file = repr(str(self.path)) if self.path else "path"
+        raise UsageError(
+            f"{type(self).__name__} cannot be pickled or copied; open it in each process: load_engine({file})"
+        )
+
 
 def check_limits(score_threshold: float, top_k: int) -> None:
     """Raise a UsageError if a limit of `Engine.predict` is outside its range."""
-    if not 0 <= score_threshold <= 1:
-        raise UsageError(f"score_threshold is {score_threshold}; it must be in 0..1")
-    if top_k < 1:
-        raise UsageError(f"top_k is {top_k}; it must be 1 or more")
+    if not (isinstance(score_threshold, Real) and 0 <= score_threshold <= 1):
+        raise UsageError(f"score_threshold is {score_threshold!r}; it must be a number in 0..1")
+    check_whole("top_k", top_k)
+
+
+def check_whole(name: str, value: object) -> None:
+    """Raise a UsageError unless `value` is a whole number of 1 or more."""
+    if not (isinstance(value, Integral) and int(value) >= 1):
+        raise UsageError(f"{name} is {value!r}; it must be 1 or more, a whole number")
 
 
 def check_image(index: int, image: np.ndarray) -> None:

@@ -15,6 +15,7 @@ from yolact_runtime.engines.backends import (
     IN_BF16,
     PRECISIONS,
     SUFFIXES,
+    UNKNOWN,
     backends_of,
     check_backend,
 )
@@ -181,6 +182,11 @@ def check_precision(engine: Engine, asked: str | None, file: Path) -> None:
     Computing a file of lower precision in this one does not count: its weights are already rounded.
     """
     stored, computed = engine.metadata.precision, engine.precision
+    if asked is not None and computed == UNKNOWN:
+        raise UsageError(
+            f"engine {file}: precision {asked} was asked for, and what {engine.name} computes in is not"
+            f" known: {engine.unknown_because} (without --precision it runs anyway)"
+        )
     if asked is None or (computed == asked and asked in (stored, *IN_BF16)):
         return
     if asked in IN_BF16:
@@ -199,7 +205,12 @@ def check_precision(engine: Engine, asked: str | None, file: Path) -> None:
 def _warn_of_precision(engine: Engine, file: Path) -> None:
     """Warn if the engine computes in another precision than that of the file."""
     stored = engine.metadata.precision
-    if engine.precision not in (stored, *IN_BF16):
+    if engine.precision == UNKNOWN:
+        log.warning(
+            "%s is in %s, and what %s computes in is not known: %s",
+            file, stored, engine.name, engine.unknown_because,
+        )  # fmt: skip
+    elif engine.precision not in (stored, *IN_BF16):
         log.warning(
             "%s is in %s, but %s computes in %s: no faster than an fp32 file; %s",
             file, stored, engine.name, engine.precision, _better_backend(stored),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,6 +11,8 @@ from typing import BinaryIO
 _GRAPH, _METADATA_PROPS = 7, 14
 _KEY, _VALUE = 1, 2
 _NODE, _NAME, _OP_TYPE = 1, 3, 4
+# Of GraphProto and TensorProto: weights, and the entries that say which other file holds them.
+_INITIALIZER, _EXTERNAL_DATA = 5, 13
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -48,6 +50,30 @@ def read_nodes(path: str | Path) -> list[tuple[str, str]]:
             if inner == _NODE
             for texts in [_texts(file.read(inner_length), (_NAME, _OP_TYPE))]
         ]
+
+
+def read_external_files(path: str | Path) -> set[str]:
+    """Names, relative to its folder, of the files with weights of an ONNX file; empty if it is not one."""
+    try:
+        with Path(path).open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            entries = [
+                _texts(file.read(length), (_KEY, _VALUE))
+                for length in _nested(file, size, (_GRAPH, _INITIALIZER, _EXTERNAL_DATA))
+            ]
+    except (OSError, ValueError):
+        return set()
+    return {entry.get(_VALUE, "") for entry in entries if entry.get(_KEY) == "location"}
+
+
+def _nested(file: BinaryIO, size: int, numbers: Sequence[int]) -> Iterator[int]:
+    """Length of each field that the field numbers lead to from a message which ends at `size`."""
+    for number, length in _fields(file, size):
+        if number == numbers[0] and len(numbers) == 1:
+            yield length
+        elif number == numbers[0]:
+            yield from _nested(file, file.tell() + length, numbers[1:])
 
 
 def _fields(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:

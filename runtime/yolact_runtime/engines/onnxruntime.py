@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from yolact_runtime.detections import Detections
+from yolact_runtime.engines.backends import UNKNOWN
 from yolact_runtime.engines.base import Engine
 from yolact_runtime.engines.io_binding import BoundSession
 from yolact_runtime.engines.onnx_file import read_nodes, read_properties
@@ -49,6 +49,8 @@ class OnnxRuntimeEngine(Engine):
         UsageError: an unknown provider, or less than one thread or stream.
     """
 
+    path: Path
+
     reuses_outputs = False
 
     def __init__(
@@ -61,7 +63,7 @@ class OnnxRuntimeEngine(Engine):
         """Open the file and check it."""
         import onnxruntime
 
-        self._path = Path(path)
+        self.path = Path(path)
         check_threads(threads, streams)
         available = onnxruntime.get_available_providers()
         wanted = [_provider(name, available) for name in providers or ["cpu"]]
@@ -77,11 +79,11 @@ class OnnxRuntimeEngine(Engine):
         delivered = self._session.get_providers()[0]
         if delivered != first:
             raise YolactError(
-                f"{self._path}: provider {asked} does not load on this machine (ONNX Runtime fell back to"
+                f"{self.path}: provider {asked} does not load on this machine (ONNX Runtime fell back to"
                 f" {delivered}); install its libraries, or use --backend onnxruntime --providers cpu"
             )
-        self.metadata = Metadata.from_props(self._session.get_modelmeta().custom_metadata_map, self._path)
-        self._outputs = GraphOutputs(self.metadata, self._path)
+        self.metadata = Metadata.from_props(self._session.get_modelmeta().custom_metadata_map, self.path)
+        self._outputs = GraphOutputs(self.metadata, self.path)
         self._outputs.check(
             [value.name for value in self._session.get_inputs()],
             [value.name for value in self._session.get_outputs()],
@@ -101,16 +103,16 @@ class OnnxRuntimeEngine(Engine):
 
     @property
     def precision(self) -> str:
-        return self._delivered or self.metadata.precision
+        return self._delivered
 
     def detect(self, batch: np.ndarray) -> Detections:
         session, bound = self._session, self._bound
         if session is None:
-            raise YolactError(f"engine {self._path} is closed; open it again")
+            raise YolactError(f"engine {self.path} is closed; open it again")
         try:
             values = bound.run(batch) if bound else session.run(self._outputs.names, {INPUT: batch})
         except Exception as error:  # the exceptions of ONNX Runtime have no other common base
-            raise run_failed(self._path, "ONNX Runtime", error, len(batch)) from error
+            raise run_failed(self.path, "ONNX Runtime", error, len(batch)) from error
         if self.metadata.detect != "runtime":
             return self._outputs.detections(values)
         with self.timed("detect"):
@@ -121,17 +123,26 @@ class OnnxRuntimeEngine(Engine):
 
     def _open_inspected(
         self, providers: list[tuple[str, dict[str, str]]], threads: int | None
-    ) -> tuple[Any, str | None]:
-        """A session and the precision it computes in; None if only the precision of the file is known."""
-        precision = (read_properties(self._path) or {}).get(f"{PREFIX}precision")
-        if precision in ('"fp16"', '"int8"'):
-            ignored = contextlib.suppress(YolactError, OSError, ValueError)
-            with ignored, tempfile.TemporaryDirectory() as folder:
+    ) -> tuple[Any, str]:
+        """A session and the precision that it computes in, as its optimised graph shows."""
+        stored = (read_properties(self.path) or {}).get(f"{PREFIX}precision", "").strip('"')
+        if stored not in ("fp16", "int8"):
+            return self._open(providers, threads), "fp32"
+        try:
+            with tempfile.TemporaryDirectory() as folder:
                 written = Path(folder) / "optimised.onnx"
                 session = self._open(providers, threads, written)
-                return session, delivered_precision(read_nodes(written))
-        # fp32, or the optimised graph could not be written, as with providers that compile it.
-        return self._open(providers, threads), None
+                computed = delivered_precision(read_nodes(written), stored)
+            self.unknown_because = "its graph has no convolutions" if computed == UNKNOWN else ""
+        except (YolactError, OSError, ValueError) as error:
+            # A full disk, or a provider that compiles the graph; a broken file fails again.
+            session, computed = self._open(providers, threads), UNKNOWN
+            reason = (isinstance(error, OSError) and error.strerror) or first_line(error.__cause__ or error)
+            self.unknown_because = (
+                f"its optimised graph cannot be written to {_temporary()} ({reason}); if that folder is full,"
+                " set TMPDIR to another"
+            )
+        return session, computed
 
     def _open(
         self, providers: list[tuple[str, dict[str, str]]], threads: int | None, written: Path | None = None
@@ -156,11 +167,11 @@ class OnnxRuntimeEngine(Engine):
         onnxruntime.set_default_logger_severity(4)
         try:
             session = onnxruntime.InferenceSession(
-                str(self._path), options, providers=providers, enable_fallback=0
+                str(self.path), options, providers=providers, enable_fallback=0
             )
         except Exception as error:  # as above
             raise YolactError(
-                f"{self._path}: ONNX Runtime cannot open it with {', '.join(names)}; if the file is"
+                f"{self.path}: ONNX Runtime cannot open it with {', '.join(names)}; if the file is"
                 f" damaged, copy or export it again ({first_line(error)})"
             ) from error
         finally:
@@ -188,20 +199,35 @@ def open_on_cuda(
     return OnnxRuntimeEngine(path, providers, threads, streams)
 
 
-def delivered_precision(nodes: Iterable[tuple[str, str]]) -> str | None:
-    """The precision that ONNX Runtime's optimised graph of an fp16 or int8 file computes in.
+def delivered_precision(nodes: Iterable[tuple[str, str]], stored: str) -> str:
+    """The precision that ONNX Runtime's optimised graph computes in.
 
     Without a kernel for a type, ONNX Runtime inserts casts or dequantisation before a float32 kernel.
-    Returns "fp32", "int8", or None if the `nodes` (name, operator) do not contradict the file's precision.
+
+    Args:
+        nodes: Name and operator of each node.
+        stored: The precision of the file, "fp16" or "int8".
+
+    Returns:
+        "fp32", "fp16" or "int8"; `UNKNOWN` if there are no convolutions or matrix products.
     """
     nodes = list(nodes)
     floats = sum(kind in _FLOAT_PRODUCTS for _, kind in nodes)
     integers = sum(kind.startswith("QLinear") or kind in _INTEGER_PRODUCTS for _, kind in nodes)
     if integers:
         return "int8" if integers >= floats else "fp32"
-    dequantised = any(kind == "DequantizeLinear" for _, kind in nodes)
+    if not floats:
+        return UNKNOWN
     widened = any(name.startswith("InsertedPrecisionFreeCast") for name, _ in nodes)
-    return "fp32" if floats and (dequantised or widened) else None
+    return "fp32" if widened or stored == "int8" else stored
+
+
+def _temporary() -> str:
+    """The folder for temporary files; its variable if there is none that can be written to."""
+    try:
+        return tempfile.gettempdir()
+    except OSError:
+        return "$TMPDIR"
 
 
 def _provider(text: str, available: list[str]) -> tuple[str, dict[str, str]]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from yolact_runtime.detections import Detections
-from yolact_runtime.engines.backends import IN_BF16
+from yolact_runtime.engines.backends import IN_BF16, UNKNOWN
 from yolact_runtime.engines.base import Engine
 from yolact_runtime.engines.onnx_file import read_properties
 from yolact_runtime.engines.outputs import INPUT, GraphOutputs
@@ -42,6 +42,8 @@ class OpenVinoEngine(Engine):
         UsageError: a precision that such files cannot run in, or less than one thread or stream.
     """
 
+    path: Path
+
     reuses_outputs = False
 
     def __init__(
@@ -52,20 +54,20 @@ class OpenVinoEngine(Engine):
         streams: int | str = 1,
     ) -> None:
         """Read, check and compile the file."""
-        self._path = Path(path)
+        self.path = Path(path)
         check_threads(threads, streams)
         core = shared_core()
         needed = IN_BF16.get(precision or "")
         if needed and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise YolactError(f"{path}: this CPU has no bf16 arithmetic; use precision {needed}")
-        model, self.metadata = read_model(self._path)
+        model, self.metadata = read_model(self.path)
         stored = self.metadata.precision
         if needed and stored != needed:
             raise UsageError(
                 f"{path}: precision {precision} needs a file in {needed}, but this one is in {stored};"
                 f" leave --precision out, or export it in {needed}"
             )
-        self._outputs = GraphOutputs(self.metadata, self._path)
+        self._outputs = GraphOutputs(self.metadata, self.path)
         self._outputs.check(
             [port.any_name for port in model.inputs], [port.any_name for port in model.outputs]
         )
@@ -85,7 +87,11 @@ class OpenVinoEngine(Engine):
             self.streams = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
             if streams != AUTO:
                 self.streams = int(streams)
-            self._precision = delivered_precision(compiled) or str(precision if needed else stored)
+            self._precision = delivered_precision(compiled)
+            if self._precision == UNKNOWN and stored == "fp32" and not needed:
+                self._precision = stored  # nothing reduces it
+            elif self._precision == UNKNOWN:
+                self.unknown_because = "its graph has no convolutions"
             if precision == "int8+bf16" and self._precision == "int8":
                 self._precision = precision
             self._requests: queue.SimpleQueue[Any] | None = queue.SimpleQueue()
@@ -106,14 +112,14 @@ class OpenVinoEngine(Engine):
         """Run the model on a free request, waiting for one."""
         requests = self._requests
         if requests is None:
-            raise YolactError(f"engine {self._path} is closed; open it again")
+            raise YolactError(f"engine {self.path} is closed; open it again")
         request = requests.get()
         try:
             found = request.infer({INPUT: np.ascontiguousarray(batch)}, share_inputs=True, share_outputs=True)
             # Its arrays are views of buffers that the next call of this request overwrites.
             values = [np.array(found[name]) for name in self._outputs.names]
         except Exception as error:  # as above
-            raise run_failed(self._path, "OpenVINO", error, len(batch)) from error
+            raise run_failed(self.path, "OpenVINO", error, len(batch)) from error
         finally:
             requests.put(request)
         if self.metadata.detect != "runtime":
@@ -125,15 +131,15 @@ class OpenVinoEngine(Engine):
         self._requests = None
 
 
-def delivered_precision(compiled: Any) -> str | None:
-    """Precision of most convolutions and matrix products of a compiled model; None if there are none."""
+def delivered_precision(compiled: Any) -> str:
+    """Precision of most convolutions and matrix products of a compiled model; `UNKNOWN` if it has none."""
     counts: Counter[str] = Counter()
     for node in compiled.get_runtime_model().get_ops():
         info = node.get_rt_info()
         if info["layerType"].astype(str) in _PRODUCTS:
             counts[info["runtimePrecision"].astype(str)] += 1
     if not counts:
-        return None
+        return UNKNOWN
     kind = counts.most_common(1)[0][0]
     return _TYPES.get(kind, kind)
 

@@ -25,6 +25,8 @@ def add_engine_options(parser: argparse.ArgumentParser, required: bool = True) -
     add("--providers", nargs="+", metavar="NAME",
         help="ONNX Runtime providers, best first: cuda, cuda:1, cpu; end them with --")  # fmt: skip
     add("--config", help="configuration of a checkpoint that does not name its own")
+    add("--classes", metavar="FILE|NAMES",
+        help="classes of a checkpoint without its own: NAME,NAME,... or a file of one per line")  # fmt: skip
 
 
 def open_engine(args: argparse.Namespace, **options: Any) -> Engine:
@@ -35,6 +37,9 @@ def open_engine(args: argparse.Namespace, **options: Any) -> Engine:
     """
     from yolact_runtime.engines.load import load_engine  # imports OpenCV, which `--help` does not need
 
-    named = {name: getattr(args, name) for name in ("backend", "precision", "threads", "providers", "config")}
+    named = {
+        name: getattr(args, name)
+        for name in ("backend", "precision", "threads", "providers", "config", "classes")
+    }
     given = {name: value for name, value in named.items() if value is not None}
     return load_engine(args.engine, **given, **options)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
-from yolact_runtime.engines.base import check_limits
+from yolact_runtime.engines.base import check_limits, check_whole
 from yolact_runtime.errors import UsageError
 
 
@@ -44,9 +45,9 @@ class PipelineSettings:
         check_limits(self.score_threshold, self.top_k)
         for name in ("batch_size", "decode_workers", "post_workers", "in_flight", "engine_failures"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} is {value}; it must be 1 or more")
-        if not (math.isfinite(self.deadline) and self.deadline >= 0):
+            if value is not None:
+                check_whole(name, value)
+        if not (isinstance(self.deadline, Real) and math.isfinite(self.deadline) and self.deadline >= 0):
             raise UsageError(f"deadline is {self.deadline}; it must be a number of seconds, 0 or more")
 
 

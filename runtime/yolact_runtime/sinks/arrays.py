@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from yolact_runtime.files import atomic_path
 from yolact_runtime.frames import Frame, Sink
 from yolact_runtime.results import Result
-from yolact_runtime.sinks.names import FreeNames
+from yolact_runtime.sinks.names import FreeNames, no_source
 
 
 class ArraySink(Sink):
@@ -25,11 +25,16 @@ class ArraySink(Sink):
 
     Args:
         folder: Folder of the archives; `a.jpg` becomes `a.npz`.
-        sources: As for `FreeNames`.
+        sources, is_source: As for `FreeNames`.
     """
 
-    def __init__(self, folder: Path, sources: Collection[str] | None = ()) -> None:
-        self._names = FreeNames(folder, sources)
+    def __init__(
+        self,
+        folder: Path,
+        sources: Collection[str] | None = (),
+        is_source: Callable[[Path], bool] = no_source,
+    ) -> None:
+        self._names = FreeNames(folder, sources, is_source)
 
     def prepare(self, frame: Frame, image: np.ndarray, result: Result) -> bytes:
         """The file's content."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolact_runtime.errors import YolactError
 from yolact_runtime.sources.libav import load_av, moving_pictures, open_video, reason, start_of
+from yolact_runtime.sources.timeline import LEAP_FILE, Timeline
 
 if TYPE_CHECKING:
     from av.audio.stream import AudioStream
@@ -18,12 +20,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Sound after the last picture is kept if the source has no picture later than this many seconds after it.
+_END = 1.0
+_UNHEARD = 0.1  # seconds of sound whose loss needs no warning
+
 
 class AudioCopy:
     """Copies the audio of `source` into `output`, up to the current picture.
 
     Attributes:
         codecs: Codec names of the copied tracks.
+        lead: Seconds by which the sound begins before the picture. The output begins with the sound, as not
+            every container holds negative times: packets are later by `lead`, and pictures must be too.
     """
 
     def __init__(self, source: Path, output: OutputContainer, target: Path) -> None:
@@ -32,46 +40,66 @@ class AudioCopy:
         A warning names the tracks that it does not support.
         """
         self.codecs: list[str] = []
-        self._source = source
-        self._tracks: dict[int, AudioStream] = {}
+        self.lead = 0.0
+        self._source, self._target = source, target
+        self._tracks: dict[int, _Track] = {}
         self._start = 0.0
         self._container: InputContainer | None = None
         self._packets: Iterator[Packet] = iter(())
         self._next: Packet | None = None
-        self._last: dict[int, int] = {}  # time stamp of the previous packet, by output track
         try:
             self._container = open_video(source)
         except YolactError as error:
             log.warning("%s has no sound: %s", target, error)
             return
         pictures = moving_pictures(self._container)
-        self._start = (start_of(pictures) if pictures else None) or 0.0
         for stream in self._container.streams.audio:
             # PyAV has no context for a codec without a decoder.
             codec = stream.codec_context.name if stream.codec_context else "unknown"
             if stream.codec_context and takes_audio(output.format.name, source, stream.index):
-                self._tracks[stream.index] = output.add_stream_from_template(stream)
+                track = output.add_stream_from_template(stream)
+                track.metadata.update(_described(stream))
+                track.disposition = stream.disposition
+                self._tracks[stream.index] = _Track(track, start_of(stream))
                 self.codecs.append(codec)
             else:
                 log.warning("%s has no sound: %s cannot hold %s audio", target, target.suffix, codec)
-        if self._tracks:
-            chosen = [stream for stream in self._container.streams.audio if stream.index in self._tracks]
-            self._packets = self._container.demux(*chosen)
+        if self._tracks and pictures is not None:
+            timeline = Timeline(self._container, pictures)
+            self._start = timeline.start or 0.0
+            for one in self._tracks.values():
+                one.start = None if one.start is None else timeline.unwrapped(one.start)
+            starts = [one.start for one in self._tracks.values() if one.start is not None]
+            lead = self._start - min(starts, default=self._start)
+            self.lead = lead if 0 < lead < LEAP_FILE else 0.0
+            self._packets = timeline.packets()
             self._advance()
 
     def packets(self, until: float) -> Iterator[Packet]:
         """The packets up to `until`, in seconds of the video, that were not returned before."""
         while self._next is not None and self._time(self._next) <= until:
-            packet = self._next
-            assert packet.time_base is not None
-            shift = round(self._start / packet.time_base)
-            packet.pts = None if packet.pts is None else packet.pts - shift
-            packet.dts = packet.pts if packet.dts is None else packet.dts - shift
-            packet.stream = self._tracks[packet.stream.index]
-            if packet.dts is not None and packet.dts > self._last.get(packet.stream.index, -(1 << 62)):
-                self._last[packet.stream.index] = packet.dts
+            packet, track = self._next, self._tracks.get(self._next.stream.index)
+            if track is not None and self._fits(packet, track):
                 yield packet
             self._advance()
+
+    def rest(self, seen: float) -> Iterator[Packet]:
+        """The packets after the last picture, which ended at `seen` seconds of the video.
+
+        All of them if the source has no picture later than a second after it; otherwise the run ended early,
+        and the sound ends with the picture.
+        """
+        kept = []
+        while self._next is not None:
+            packet, track = self._next, self._tracks.get(self._next.stream.index)
+            if track is not None:
+                kept.append(packet)
+            elif self._time(packet) > seen + _END and not packet.is_discard:
+                kept = [packet for packet in kept if self._time(packet) <= seen]
+                break
+            self._advance()
+        yield from (packet for packet in kept if self._fits(packet, self._tracks[packet.stream.index]))
+        self._report()
 
     def close(self) -> None:
         """Close the source."""
@@ -79,6 +107,32 @@ class AudioCopy:
         if self._container is not None:
             self._container.close()
             self._container = None
+
+    def _fits(self, packet: Packet, track: _Track) -> bool:
+        """Prepare a packet for the output; False for what is not heard, or overlaps the packet before."""
+        assert packet.time_base is not None
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        assert stamp is not None
+        # An edit list hides sound. The decoder needs it ahead of the first that is heard, but not later.
+        if packet.is_discard and (track.start is None or float(stamp * packet.time_base) >= track.start):
+            return False
+        shift = round((self.lead - self._start) / packet.time_base)
+        packet.pts = stamp + shift
+        packet.dts = packet.pts if packet.dts is None else packet.dts + shift
+        if track.last is not None and packet.dts <= track.last:
+            track.lost += float((packet.duration or 0) * packet.time_base)
+            return False
+        track.last = packet.dts
+        packet.stream = track.output
+        return True
+
+    def _report(self) -> None:
+        lost = max((track.lost for track in self._tracks.values()), default=0.0)
+        if lost > _UNHEARD:
+            log.warning(
+                "%s lacks %.2f s of the sound of %s, which overlaps other sound where its clock restarts",
+                self._target, lost, self._source,
+            )  # fmt: skip
 
     def _time(self, packet: Packet) -> float:
         stamp = packet.pts if packet.pts is not None else packet.dts
@@ -93,6 +147,21 @@ class AudioCopy:
         except (load_av().FFmpegError, ValueError) as error:
             log.warning("the sound of %s ends early: %s", self._source, reason(error))
             self._next = None
+
+
+@dataclass
+class _Track:
+    """A track of the output, and where it is."""
+
+    output: AudioStream
+    start: float | None  # of the sound that is heard, in seconds of the source
+    last: int | None = None  # time stamp of the previous packet
+    lost: float = 0.0  # seconds of sound that were left out
+
+
+def _described(stream: AudioStream) -> dict[str, str]:
+    """The tags of a track that a listener chooses by."""
+    return {key: value for key, value in stream.metadata.items() if key.lower() in ("language", "title")}
 
 
 def takes_audio(container: str, source: Path, index: int) -> bool:

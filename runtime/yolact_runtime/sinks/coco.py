@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from yolact_runtime.errors import YolactError
+from yolact_runtime.files import stream_of
 from yolact_runtime.frames import Frame, Sink
 from yolact_runtime.results import Result
 from yolact_runtime.sinks.growing import GrowingJson
@@ -18,15 +19,19 @@ from yolact_runtime.sinks.image_ids import ImageNumbers
 
 log = logging.getLogger(__name__)
 
+# Height and width of an image, and its entries with masks and with boxes, as JSON.
+Prepared = tuple[int, int, list[str], list[str]]
+
 
 class CocoSink(Sink):
-    """Three COCO files, which grow under temporary names until `close`.
+    """Three COCO files, which grow under temporary names until `close`; only one on standard output.
 
     In the folder of the mask file, `mask_detections.json`, are `bbox_detections.json` with boxes and their
     scores, and `images.json` with the "images" and "categories" that the ids refer to, so that
     `COCO("images.json").loadRes("mask_detections.json")` opens. For another name such as `run1.json` they are
     `run1_bbox.json` and `run1_images.json`. Without any detection the results are an empty list: valid JSON,
     although pycocotools' `loadRes` rejects it. Files of an earlier run are kept if no image was done.
+    Standard output, a pipe or a device gets the masks only.
 
     Args:
         path: The mask file.
@@ -58,21 +63,21 @@ class CocoSink(Sink):
         self._polygons = polygons
         categories = [{"id": key, "name": name} for key, name in zip(class_ids, class_names, strict=True)]
         head = f'{{"info": {{}}, "categories": {json.dumps(categories)}, "annotations": [], "images": '
-        masks, boxes, images = self.paths
-        self._files = [GrowingJson(masks), GrowingJson(boxes), GrowingJson(images, head, "}")]
+        around = [("", ""), ("", ""), (head, "}")]
+        self._files = [GrowingJson(path, *ends) for path, ends in zip(self.paths, around, strict=False)]
 
-    def prepare(self, frame: Frame, image: np.ndarray, result: Result) -> list[list[str]] | None:
-        """The entries of one image for each file, as JSON; None for an image without an id."""
+    def prepare(self, frame: Frame, image: np.ndarray, result: Result) -> Prepared | None:
+        """The size of an image and its entries in the files of results; None for an image without an id."""
         number = self._numbers.find(frame)
         if number is None:
             return None
         masks = result.to_coco(number, polygons=self._polygons)
-        boxes = result.to_coco(number, masks=False)
-        return _entries(number, frame.name, result.height, result.width, masks, boxes)
+        return result.height, result.width, _dump(masks), _dump(result.to_coco(number, masks=False))
 
-    def write(self, frame: Frame, prepared: list[list[str]] | None) -> None:
-        if self._numbers.claim(frame) is not None and prepared is not None:
-            self._append(prepared)
+    def write(self, frame: Frame, prepared: Prepared | None) -> None:
+        number = self._numbers.claim(frame)
+        if number is not None and prepared is not None:
+            self._append(number, frame.name, prepared)
         self._done = True
 
     def carry(self, line: dict[str, Any]) -> None:
@@ -86,12 +91,12 @@ class CocoSink(Sink):
             box = {key: value for key, value in mask.items() if key != "segmentation"}
             masks.append(mask)
             boxes.append({**box, "score": entry.get("box_score", entry["score"])})
-        self._append(_entries(number, line["image"], line["height"], line["width"], masks, boxes))
+        self._append(number, line["image"], (line["height"], line["width"], _dump(masks), _dump(boxes)))
 
     def close(self) -> None:
         """Rename the files; if no image was done, keep those of an earlier run instead."""
         files, self._files = self._files, []
-        if files and not self._done and any(path.exists() for path in self.paths):
+        if files and not self._done and any(path.is_file() for path in self.paths):
             self.kept = True
             log.warning("no image was done: %s and the files that belong to it are kept", self.paths[0])
             for file in files:
@@ -101,11 +106,14 @@ class CocoSink(Sink):
             for file in files:
                 stack.callback(file.close)
 
-    def _append(self, entries: list[list[str]]) -> None:
-        """Append an image's entries to all three files or to none."""
+    def _append(self, number: int, name: str, prepared: Prepared) -> None:
+        """Append an image's entries to all files or to none."""
+        height, width, *entries = prepared
+        record = {"id": number, "file_name": self._numbers.file_name(number, name)}
+        entries.append(_dump([{**record, "height": height, "width": width}]))
         sizes = [file.size for file in self._files]
         try:
-            for file, some in zip(self._files, entries, strict=True):
+            for file, some in zip(self._files, entries, strict=False):
                 file.append(some)
         except YolactError:
             for file, size in zip(self._files, sizes, strict=True):
@@ -113,16 +121,14 @@ class CocoSink(Sink):
             raise
 
 
-def coco_paths(path: Path) -> tuple[Path, Path, Path]:
-    """The files of masks (`path` itself), boxes and images."""
+def coco_paths(path: Path) -> list[Path]:
+    """The files of masks (`path` itself), boxes and images; the first only if it is not a regular file."""
+    if stream_of(path) is not None:
+        return [path]
     if path.name == "mask_detections.json":
-        return path, path.with_name("bbox_detections.json"), path.with_name("images.json")
-    return path, path.with_name(f"{path.stem}_bbox.json"), path.with_name(f"{path.stem}_images.json")
+        return [path, path.with_name("bbox_detections.json"), path.with_name("images.json")]
+    return [path, path.with_name(f"{path.stem}_bbox.json"), path.with_name(f"{path.stem}_images.json")]
 
 
-def _entries(
-    number: int, name: str, height: int, width: int, masks: list[dict], boxes: list[dict]
-) -> list[list[str]]:
-    """JSON of one image for each of the files."""
-    record = {"id": number, "file_name": PurePath(name).name, "height": height, "width": width}
-    return [[json.dumps(entry) for entry in entries] for entries in (masks, boxes, [record])]
+def _dump(entries: list[dict[str, Any]]) -> list[str]:
+    return [json.dumps(entry) for entry in entries]

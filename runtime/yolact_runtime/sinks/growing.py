@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from yolact_runtime.errors import YolactError
-from yolact_runtime.files import atomic_path
+from yolact_runtime.files import atomic_path, write_all
 
 
 class GrowingFile:
@@ -45,20 +46,30 @@ class GrowingFile:
             self._file.seek(size)
         self.size = size
 
+    def drop_tail(self) -> None:
+        """Make the tail an entry, so that other data may follow it."""
+        self.size += len(self._tail)
+        self._tail = b""
+        self._file.seek(self.size)
+
+    def blocks(self) -> Iterator[bytes]:
+        """The entries, in blocks of at most a megabyte."""
+        for start in range(0, self.size, 1 << 20):
+            self._file.seek(start)
+            yield self._file.read(min(1 << 20, self.size - start))
+
     def close(self) -> None:
         self._file.close()
 
     def _write(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[self._file.write(view) :]
+        write_all(self._file, data, self._name)
 
 
 class GrowingJson:
     """A JSON file with one list that grows under a temporary name until `close`.
 
     Args:
-        path: The file; its previous content stays until `close`.
+        path: The file; its previous content stays until `close`. Standard output and pipes get all then.
         head: JSON before the opening bracket of the list.
         tail: JSON after its closing bracket.
 
@@ -90,9 +101,12 @@ class GrowingJson:
         """Drop the entries after the first `size` bytes."""
         self._file.truncate(size)
 
-    def close(self) -> None:
-        """Rename the file to `path`; raises a YolactError, and keeps the previous file, if that fails."""
-        self._stack.close()
+    def close(self, rest: Iterable[bytes] = ()) -> None:
+        """Append `rest` and rename the file to `path`; on a YolactError the previous file is kept."""
+        with self._stack:
+            self._file.drop_tail()
+            for block in rest:
+                self._file.append(block)
 
     def discard(self) -> None:
         """Remove the temporary file; the previous file stays."""

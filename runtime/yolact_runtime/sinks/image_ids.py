@@ -1,4 +1,4 @@
-"""Image ids: from a COCO annotation file, or counted."""
+"""Ids and file names of images: from a COCO annotation file, or counted and from their paths."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from yolact_runtime.errors import YolactError
 from yolact_runtime.files import read_json
 from yolact_runtime.frames import Frame
+from yolact_runtime.sinks.names import FileNames
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +21,9 @@ class ImageIds:
     Args:
         path: The file.
 
+    Attributes:
+        file_names: `file_name` of each id.
+
     Raises:
         YolactError: it cannot be read or has no usable "images".
     """
@@ -29,6 +33,7 @@ class ImageIds:
         content = read_json(path, "annotation file")
         try:
             images = [(str(image["file_name"]), image["id"]) for image in content["images"]]
+            others = [image_id for _, image_id in images if type(image_id) is not int]
             self._categories = {
                 category["id"]: str(category["name"]) for category in content.get("categories", [])
             }
@@ -36,7 +41,12 @@ class ImageIds:
             raise YolactError(
                 f'annotation file {path} needs "images", each with "id" and "file_name", as in COCO'
             ) from None
+        if others:
+            raise YolactError(
+                f"annotation file {path}: image id {others[0]!r:.60}; whole numbers are allowed"
+            )
         self.path = path
+        self.file_names = {image_id: name for name, image_id in images}
         self._entries: dict[str, list[tuple[tuple[str, ...], int]]] = defaultdict(list)
         for name, image_id in images:
             parts = _parts(name)
@@ -80,19 +90,23 @@ def _common_tail(a: tuple[str, ...], b: tuple[str, ...]) -> int:
 
 
 class ImageNumbers:
-    """The image id of every frame: from an annotation file, or counted from 1.
+    """The image id and file name of every frame: from an annotation file, or counted from 1 and by its path.
 
     Args:
         ids: Ids of the annotation file; None to count.
         total: Number of frames; None if unknown.
+        names: The file names, unless there is an annotation file.
 
     Attributes:
         unlisted: Number of frames claimed so far without an id of their own.
     """
 
-    def __init__(self, ids: ImageIds | None = None, total: int | None = None) -> None:
+    def __init__(
+        self, ids: ImageIds | None = None, total: int | None = None, names: FileNames | None = None
+    ) -> None:
         self.unlisted = 0
         self._ids = ids
+        self._names = names or FileNames()
         self._total = total
         self._owners: dict[int, str] = {}
         self._carried: set[int] = set()
@@ -111,6 +125,11 @@ class ImageNumbers:
             return self._ids.find(Path(frame.name))
         except YolactError:
             return None
+
+    def file_name(self, number: int, name: str) -> str:
+        """The `file_name` of the image with this id, by the name of its frame; called in frame order."""
+        listed = self._ids.file_names.get(number) if self._ids else None
+        return self._names.of(name) if listed is None else listed
 
     def claim(self, frame: Frame) -> int | None:
         """Same as `find`, in frame order; reports frames without an id and with a repeated one.

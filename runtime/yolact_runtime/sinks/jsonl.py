@@ -13,9 +13,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from yolact_runtime.commandline import STDOUT
-from yolact_runtime.errors import YolactError
-from yolact_runtime.files import atomic_path, writing
+from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.files import atomic_path, open_stream, stream_of, write_all, write_stdout, writing
 from yolact_runtime.frames import Frame, Sink
 from yolact_runtime.results import Result
 from yolact_runtime.sinks.growing import GrowingFile
@@ -34,7 +33,7 @@ class JsonLinesSink(Sink):
     "box_score" if the engine re-scores masks.
 
     Args:
-        path: The file, overwritten unless `resume`; `-` for standard output.
+        path: The file, overwritten unless `resume`; a pipe or device; `-` for standard output.
         numbers: The image ids.
         polygons: Polygons instead of RLE.
         resume: Continue the file, if it exists: an incomplete last line and lines with "error" are dropped,
@@ -54,9 +53,16 @@ class JsonLinesSink(Sink):
         self.done: dict[str, int] = {}
         self._numbers = numbers
         self._polygons = polygons
-        self._file: GrowingFile | None = None
-        if str(path) != STDOUT:
+        self._file: GrowingFile | BinaryIO | None = None
+        stream = stream_of(path)
+        if stream is None:
             self._file = self._open(Path(path), resume)
+        elif resume:
+            raise UsageError(f"--resume cannot read {path} again; --jsonl needs a file")
+        elif stream != 1:
+            with writing(path):
+                self._file = open_stream(stream)
+        self._name = path
 
     def prepare(self, frame: Frame, image: np.ndarray, result: Result) -> bytes:
         """The line."""
@@ -83,18 +89,14 @@ class JsonLinesSink(Sink):
             self._file.close()
 
     def _append(self, line: bytes) -> None:
-        """Write a line to the file or to standard output."""
-        if self._file is not None:
+        """Write a line to the file, pipe or device, or to standard output."""
+        if self._file is None:
+            write_stdout(line)
+        elif isinstance(self._file, GrowingFile):
             self._file.append(line)
-            return
-        with writing("standard output"):
-            try:
-                sys.stdout.buffer.write(line)
-                sys.stdout.buffer.flush()
-            except BrokenPipeError as error:
-                # At exit, Python would flush again and print a traceback.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                raise YolactError("standard output was closed by its reader; stopped") from error
+        else:
+            with writing(self._name):
+                write_all(self._file, line, self._name)
 
     def _open(self, path: Path, resume: bool) -> GrowingFile:
         """The file, locked and at its end; empty unless it is resumed."""

@@ -1,14 +1,57 @@
-"""Names of the files written per image."""
+"""Names of the files written per image, and of the images in COCO files."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path, PurePath
 from typing import Any
 
 from yolact_runtime.frames import Frame
+from yolact_runtime.outputs import identity_of
+
+
+class FileNames:
+    """The `file_name` of images and frames of videos: relative to the folder that all of them are in.
+
+    So images of one folder have plain names, and those of several begin with what tells them apart.
+
+    Args:
+        folders: Real paths of the folders that are read from. None if they are not known: then names are
+            relative to the folder of the first image.
+        several: There are several sources, so that addresses of streams are needed as a whole.
+    """
+
+    def __init__(self, folders: Collection[str] | None = (), several: bool = False) -> None:
+        self._several = several
+        self._root = ""
+        self._plain = folders is not None and len(folders) <= 1
+        self._real = functools.lru_cache(maxsize=1024)(os.path.realpath)
+        if folders and not self._plain:
+            with contextlib.suppress(ValueError):  # they are on several drives of Windows
+                self._root = os.path.commonpath(folders)
+
+    def of(self, name: str) -> str:
+        """The file name for the name of a frame; called in the order of the frames."""
+        head, tail = os.path.split(name)
+        if "://" in name:
+            return name if self._several else tail
+        if self._plain:
+            return tail
+        folder = self._real(head)
+        self._root = self._root or folder
+        try:
+            return Path(os.path.relpath(folder, self._root), tail).as_posix()
+        except ValueError:
+            return Path(name).as_posix()
+
+
+def no_source(path: Path) -> bool:
+    """For sinks whose folder holds no source under another name."""
+    return False
 
 
 class FreeNames:
@@ -18,11 +61,19 @@ class FreeNames:
         folder: The folder.
         sources: Real paths of the folders that images are read from: if `folder` is one of them, no name of
             an existing file is given. None if they are not known; then no such name is given either.
+        is_source: Whether an existing file is a source, perhaps under another name.
     """
 
-    def __init__(self, folder: Path, sources: Collection[str] | None = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        sources: Collection[str] | None = (),
+        is_source: Callable[[Path], bool] = no_source,
+    ) -> None:
         self._folder = folder
-        self._careful = sources is None or os.path.realpath(folder) in sources
+        # Not by their paths: a file system may ignore the case of letters.
+        self._careful = sources is None or identity_of(folder) in {identity_of(path) for path in sources}
+        self._is_source = is_source
         # The last number given for each requested name; 1 for names that were given for another.
         self._numbers: dict[str, int] = {}
 
@@ -43,7 +94,8 @@ class FreeNames:
             free = f"{stem}{suffix}" if number == 1 else f"{stem}_{number}{suffix}"
             key = free.casefold()
             target = self._folder / free
-            if (key == base or key not in self._numbers) and not (self._careful and os.path.lexists(target)):
+            kept = (self._careful and os.path.lexists(target)) or self._is_source(target)
+            if (key == base or key not in self._numbers) and not kept:
                 break
             number += 1
         self._numbers[base] = number

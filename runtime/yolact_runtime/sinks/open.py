@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from yolact_runtime.commandline import STDOUT
-from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.errors import UsageError
+from yolact_runtime.files import STDOUT, is_stdout
 from yolact_runtime.frames import Sink, Source
 from yolact_runtime.metadata import Metadata
+from yolact_runtime.outputs import Named, among, check_outputs, engine_files
 from yolact_runtime.sinks.arrays import ArraySink
 from yolact_runtime.sinks.coco import CocoSink, coco_paths
+from yolact_runtime.sinks.coco_dataset import CocoDatasetSink
 from yolact_runtime.sinks.image_ids import ImageIds, ImageNumbers
 from yolact_runtime.sinks.jsonl import JsonLinesSink, read_lines
+from yolact_runtime.sinks.names import FileNames
 from yolact_runtime.sinks.overlays import OverlaySink, check_writable_suffix
 from yolact_runtime.sinks.video import VideoSink
-from yolact_runtime.sources.open import RemainingSource, has_video, image_folders
+from yolact_runtime.sources.folders import IMAGES, VIDEOS
+from yolact_runtime.sources.open import (
+    ChainSource,
+    RemainingSource,
+    file_folders,
+    has_video,
+    image_folders,
+    source_files,
+)
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +56,7 @@ class Outputs:
     sinks: list[Sink] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     coco: CocoSink | None = None
+    dataset: CocoDatasetSink | None = None
     overlays: OverlaySink | None = None
     videos: VideoSink | None = None
 
@@ -54,38 +66,45 @@ class Outputs:
         return self.source.skipped if isinstance(self.source, RemainingSource) else 0
 
     def written(self) -> list[str]:
-        """The files and folders written, for the summary."""
+        """The files and folders written, for the summary; standard output is none."""
         written = list(self.paths)
-        if self.coco and not self.coco.kept:
+        if self.coco and not self.coco.kept and not is_stdout(self.coco.paths[0]):
             written.append(", ".join(map(str, self.coco.paths)))
+        if self.dataset and not self.dataset.kept and not is_stdout(self.dataset.path):
+            written.append(str(self.dataset.path))
         if self.overlays and self.overlays.drawn:
             written.append(f"overlays in {self.overlays.target}")
         return written + [str(path) for path in self.videos.outputs] if self.videos else written
 
 
-def check_outputs(args: argparse.Namespace, target: OverlayTarget, source: Source) -> None:
-    """Check before any work that everything can be written.
+def check_all(args: argparse.Namespace, target: OverlayTarget, source: Source) -> None:
+    """Check before any work that everything can be written, and that no input is written over.
 
     Raises:
-        UsageError: the outputs do not fit the source, or a file is a folder.
+        UsageError: the outputs do not fit the source, or one is an input, another output or a folder.
         YolactError: a folder cannot be written to.
     """
     if args.resume and not args.no_overlay and has_video(source):
         raise UsageError("--resume cannot continue an annotated video; add --no-overlay")
-    if target.single:
-        check_writable_suffix(target.path)
-    files = [] if args.no_json else list(coco_paths(args.json))
-    files += [Path(args.jsonl)] if args.jsonl not in (None, STDOUT) else []
-    folders = [file.parent for file in files] + ([args.arrays] if args.arrays else [])
+    json: list[Named] = [] if args.no_json else [("--json", path) for path in coco_paths(args.json)]
+    json += [("--coco-dataset", args.coco_dataset), ("--jsonl", args.jsonl)]
+    for option, path in json:
+        if path is not None and Path(path).suffix.lower() in (*IMAGES, *VIDEOS, ".npz"):
+            raise UsageError(f"{option} {path}: this is the name of another kind of file; JSON is written")
+    folders: list[Named] = [("--arrays", args.arrays)]
+    pictures: list[Named] = []
     if not args.no_overlay:
-        files += [target.path] if target.single else []
-        folders.append(target.folder)
-        folders += [args.video_output] if args.video_output and has_video(source) else []
-    for folder in dict.fromkeys(folders):
-        _check_writable(folder)
-    for file in files:
-        if file.is_dir():
-            raise UsageError(f"cannot write {file}: it is a folder; name a file")
+        if target.single:
+            check_writable_suffix(target.path)
+            pictures.append(("--image", target.path))
+        else:
+            folders.append(("--images" if args.images else "--output", target.path))
+        folders += [("--video-output", args.video_output)] if has_video(source) else []
+    reads: list[Named] = [("--engine", path) for path in engine_files(args.engine)]
+    reads += [("--annotations", args.annotations)]
+    reads += [("standard input", STDOUT)] if STDOUT in args.sources else []
+    sources = (("SOURCE", path) for path in source_files(source))
+    check_outputs(itertools.chain(reads, sources), json + pictures, folders)
 
 
 def open_outputs(
@@ -96,29 +115,34 @@ def open_outputs(
     Raises:
         YolactError: a file cannot be written or resumed, or another run writes it.
     """
-    numbers = ImageNumbers(ids, source.total)
+    names = FileNames(file_folders(source), isinstance(source, ChainSource))
+    numbers = ImageNumbers(ids, source.total, names)
     outputs = Outputs(source, numbers)
     lines = JsonLinesSink(args.jsonl, numbers, args.polygons, args.resume) if args.jsonl else None
-    resumable: list[CocoSink | ArraySink | OverlaySink] = []
+    resumable: list[CocoSink | CocoDatasetSink | ArraySink | OverlaySink] = []
+    classes = meta.category_ids, meta.class_names, numbers, args.polygons
     if not args.no_json:
-        outputs.coco = CocoSink(args.json, meta.category_ids, meta.class_names, numbers, args.polygons)
+        outputs.coco = CocoSink(args.json, *classes)
         resumable.append(outputs.coco)
-    sources = image_folders(source)
+    if args.coco_dataset:
+        outputs.dataset = CocoDatasetSink(args.coco_dataset, *classes)
+        resumable.append(outputs.dataset)
+    sources = image_folders(source), among(lambda: source_files(source))
     if args.arrays:
-        resumable.append(ArraySink(args.arrays, sources))
+        resumable.append(ArraySink(args.arrays, *sources))
         outputs.paths.append(f"arrays in {args.arrays}")
     if not args.no_overlay:
-        outputs.overlays = OverlaySink(target.path, target.single, sources)
+        outputs.overlays = OverlaySink(target.path, target.single, *sources)
         resumable.append(outputs.overlays)
     outputs.sinks += resumable
     if not args.no_overlay and has_video(source):
-        keep = [name for name in args.sources if Path(name).is_file()]
+        keep = [path for path in source_files(source) if Path(path).suffix.lower() not in IMAGES]
         outputs.videos = VideoSink(args.video_output or target.folder, keep=keep)
         outputs.sinks.append(outputs.videos)
     if lines is not None:
         # Last, because a line marks its image as done for a resumed run.
         outputs.sinks.append(lines)
-        outputs.paths += [str(args.jsonl)] if args.jsonl != STDOUT else []
+        outputs.paths += [] if is_stdout(args.jsonl) else [str(args.jsonl)]
     if lines is not None and args.resume:
         for line, _ in read_lines(Path(args.jsonl)):
             line["image_id"] = numbers.carry(line["image_id"], line["image"])
@@ -127,15 +151,3 @@ def open_outputs(
         outputs.source = RemainingSource(source, lines.done)
         log.info("%s: %d images are already done", args.jsonl, sum(lines.done.values()))
     return outputs
-
-
-def _check_writable(folder: Path) -> None:
-    """Create the folder, and a temporary file in it."""
-    if folder.exists() and not folder.is_dir():
-        raise YolactError(f"cannot write to folder {folder}: it is a file")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise YolactError(f"cannot write to folder {folder}: {error.strerror or error}") from error

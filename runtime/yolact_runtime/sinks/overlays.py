@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import atomic_path
 from yolact_runtime.frames import Frame, Sink
 from yolact_runtime.results import Result
-from yolact_runtime.sinks.names import FreeNames
+from yolact_runtime.sinks.names import FreeNames, no_source
 
 # Suffixes that every OpenCV writes; overlays of other files become PNGs.
 WRITABLE = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -25,7 +25,7 @@ class OverlaySink(Sink):
     Args:
         target: The folder; with `single` the file for the only image.
         single: There is one image only.
-        sources: As for `FreeNames`.
+        sources, is_source: As for `FreeNames`.
 
     Attributes:
         drawn: Number of overlays written.
@@ -34,11 +34,17 @@ class OverlaySink(Sink):
         UsageError: images cannot be written with the suffix of the single file.
     """
 
-    def __init__(self, target: Path, single: bool = False, sources: Collection[str] | None = ()) -> None:
+    def __init__(
+        self,
+        target: Path,
+        single: bool = False,
+        sources: Collection[str] | None = (),
+        is_source: Callable[[Path], bool] = no_source,
+    ) -> None:
         self.drawn = 0
         self.target = target
         self._single = target if single else None
-        self._names = FreeNames(target, sources)
+        self._names = FreeNames(target, sources, is_source)
         if single:
             check_writable_suffix(target)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -16,6 +17,7 @@ import numpy as np
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import atomic_path
 from yolact_runtime.frames import Frame, Sink
+from yolact_runtime.outputs import identity_of
 from yolact_runtime.results import Result
 from yolact_runtime.sinks.audio import AudioCopy
 from yolact_runtime.sources.libav import (
@@ -38,8 +40,6 @@ log = logging.getLogger(__name__)
 _KEPT_SUFFIXES = (".m4v", ".mkv", ".mov", ".mp4")
 _TIME_BASE = Fraction(1, 60_000)  # the finest of MPEG-4 Part 2; exact for 24, 25, 30, 50 and 60 fps
 _LEAST_STEP = Fraction(1, 1000)  # seconds; the resolution of Matroska
-# Audio after the last picture is kept if the run came within this many seconds of the end of the video.
-_END = 1.0
 
 
 class VideoSink(Sink):
@@ -73,7 +73,9 @@ class VideoSink(Sink):
         self.outputs: list[Path] = []
         self._folder = Path(folder)
         self._quality = crf, preset
-        self._taken = {Path(path).resolve() for path in keep}
+        self._taken: set[Path] = set()
+        self._kept = {identity_of(path) for path in keep}
+        self._folders = {identity_of(Path(path).parent) for path in keep}
         self._writer: _Writer | None = None
 
     def prepare(self, frame: Frame, image: np.ndarray, result: Result) -> Any:
@@ -116,9 +118,16 @@ class VideoSink(Sink):
             # A recording without an end: Matroska plays even if the process is killed.
             stem = re.sub(r"[^\w.-]+", "_", frame.name.rpartition("#")[0]).strip("._") or "camera"
             suffix = ".mkv"
-        self._taken.add(frame.path.resolve())
+        if frame.path.is_file():
+            self._kept.add(identity_of(frame.path))
+        # In a folder of sources, nothing is written over.
+        careful = identity_of(self._folder) in {*self._folders, identity_of(frame.path.parent)}
         target, number = self._folder / (stem + suffix), 2
-        while target.resolve() in self._taken:
+        while (
+            target.resolve() in self._taken
+            or identity_of(target) in self._kept
+            or (careful and os.path.lexists(target))
+        ):
             target = self._folder / f"{stem}_{number}{suffix}"
             number += 1
         self._taken.add(target.resolve())
@@ -135,11 +144,12 @@ class _Writer:
         self._begin = -float("inf") if frame.time is None else frame.time
         self.target = target
         self._frames = 0
+        self._seen = 0.0  # end of the last picture, in seconds of the source
         self._last = -1_000_000  # in units of the encoder's time base
+        self._durations: dict[int | None, int] = {}  # of the pictures in the encoder, by their time
         self._size = (first.width, first.height)
         self._resized = False
         self._muted = False
-        self._length = float("inf")  # of the source video, in seconds
         self._period = 1 / 25
         self._audio: AudioCopy | None = None
         self._stack = contextlib.ExitStack()
@@ -186,26 +196,33 @@ class _Writer:
             if (picture.width, picture.height) != self._size:
                 picture = self._fit(picture)
             base = self._stream.codec_context.time_base
-            self._last = max(round(frame.time / base), self._last + round(_LEAST_STEP / base))
+            time = frame.time + (self._audio.lead if self._audio else 0.0)
+            self._last = max(round(time / base), self._last + round(_LEAST_STEP / base))
             picture.pts, picture.time_base = self._last, base
+            self._durations[self._last] = round((frame.duration or self._period) / base)
+            self._seen = frame.time + self._period
             self._mux_audio(frame.time)
-            for packet in self._stream.encode(picture):
-                self._mux(packet)
+            self._encode(picture)
             self._frames += 1
 
     def finish(self) -> None:
         """Flush the encoder, copy the remaining audio and rename the file."""
         with self._guarded():
-            for packet in self._stream.encode(None):
+            self._encode(None)
+            for packet in self._audio.rest(self._seen) if self._audio else ():
                 self._mux(packet)
-            seen = self._last * float(self._stream.codec_context.time_base) + self._period
-            self._mux_audio(float("inf") if seen + _END >= self._length else seen)
             self._stack.close()
         sound = f" and {', '.join(self._audio.codecs)} audio" if self._audio and self._audio.codecs else ""
         log.info(
             "%s: %d frames of %d x %d, %s%s",
             self.target, self._frames, *self._size, self._codec, sound,
         )  # fmt: skip
+
+    def _encode(self, picture: VideoFrame | None) -> None:
+        for packet in self._stream.encode(picture):
+            # Encoders leave it out; the last one decides how long the file is.
+            packet.duration = self._durations.pop(packet.pts, 0)
+            self._mux(packet)
 
     def _mux_audio(self, until: float) -> None:
         if self._audio is not None:
@@ -224,7 +241,7 @@ class _Writer:
             self._muted = True
 
     def _look_at_source(self) -> Fraction | None:
-        """Read frame rate and length of the source; return its pixel aspect ratio unless it is 1."""
+        """Read the frame rate of the source; return its pixel aspect ratio unless it is 1."""
         if not self.source.is_file():
             return None
         try:
@@ -233,10 +250,6 @@ class _Writer:
                 if stream is None:
                     return None
                 self._period = period_of(stream)
-                if stream.duration is not None and stream.time_base is not None:
-                    self._length = float(stream.duration * stream.time_base)
-                elif container.duration is not None:
-                    self._length = container.duration / 1e6
                 aspect, context = stream.sample_aspect_ratio, stream.codec_context
                 if not aspect or aspect == 1:
                     return None

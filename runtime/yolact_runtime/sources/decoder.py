@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from yolact_runtime.errors import YolactError, first_line
+from yolact_runtime.errors import YolactError, counted, first_line
 from yolact_runtime.sources.libav import MAX_PIXELS, load_av, reason, to_bgr
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ _LEAST_STEP = 1e-3
 # Larger steps forward, in seconds, mean that the clock was set: of a camera, and of a file, in which one
 # picture may be shown for long, but not longer than an MP4 can represent.
 _LEAP_LIVE, _LEAP = 10.0, 12 * 3600.0
+# Number of frames by which a codec may reorder them: 16 in H.264 and HEVC.
+_REORDERED = 20
+# Seconds within which the second field of an interlaced frame follows the first, in a packet of its own.
+_FIELD = 0.025
 # Codecs with packets that contain no frame to be shown.
 _HIDDEN = {"vp8", "vp9", "av1", "libvpx", "libvpx-vp9", "libdav1d", "libaom-av1"}
 _DECODING = -math.inf  # a key frame that precedes everything
@@ -73,7 +77,6 @@ class Decoder:
     """Decodes one stream, in one thread.
 
     Attributes:
-        packets: Number of packets with data so far.
         lost: Number of frames lost by damage so far.
     """
 
@@ -86,7 +89,6 @@ class Decoder:
             live: Return each frame at once, even if damaged; otherwise frames that depend on a damaged one
                 are dropped, and decoding uses every core.
         """
-        self.packets = 0
         self.lost = 0
         self._stream = stream
         self._tick = stream.time_base or Fraction(1, 1000)
@@ -94,6 +96,11 @@ class Decoder:
         self._live = live
         self._places = 0
         self._pending: dict[int, None] = {}  # time stamps of frames inside the decoder, in its order
+        self._absent: list[int] = []  # time stamps that were passed over; their frames may still come
+        self._ordered = True  # the frames came in the order of their time stamps so far
+        self._after = 0  # number of frames since the last one was passed over
+        self._fields_from: int | None = None  # time stamp of the previous frame, if it is interlaced
+        self._first_key: int | None = None
         self._since: str | None = None  # place and cause of the current damage
         self._key: float | None = None  # time stamp of the key frame that may end the damage
         self._lost_here = 0
@@ -110,7 +117,8 @@ class Decoder:
         av = load_av()
         for packet in packets:
             if packet.size:
-                self.packets += 1
+                if packet.is_keyframe and self._first_key is None:
+                    self._first_key = packet.pts
                 if self._since is not None and not self._is_whole(packet):
                     self._lost_here += 1
                     continue
@@ -125,13 +133,19 @@ class Decoder:
                 raise YolactError(f"video {self._name}: this PyAV has no decoder for it") from error
             except (av.FFmpegError, ValueError, MemoryError) as error:
                 yield from self._damage(packet, error)
-        self._vanished(list(self._pending))
+        self._pass_over(self._pending)
+        self._vanished()
         self._report()
 
     def seconds(self, frame: VideoFrame) -> float | None:
         """The time stamp of a frame of this stream in seconds."""
         # A frame flushed out of the decoder does not know its time base.
         return None if frame.pts is None else float(frame.pts * self._tick)
+
+    def duration(self, frame: VideoFrame) -> float | None:
+        """Seconds that a frame of this stream is shown; None if the file does not say."""
+        seconds = float(frame.duration * self._tick)
+        return seconds if 0 < seconds <= _LEAP else None
 
     def finish(self) -> None:
         """Report the total loss if not every damaged place was reported."""
@@ -141,17 +155,42 @@ class Decoder:
             )
 
     def _came(self, frame: VideoFrame) -> VideoFrame:
+        """Note which frames are still missing now that `frame` has come; returns it."""
+        if frame.pts in self._absent:
+            self._ordered = False  # times of decoding, as ASF has them for frames that refer to later ones
+        self._after += 1
         if frame.pts in self._pending:
             # Frames come in order of their times: those pending before this one were dropped.
-            gone = [pts for pts in self._pending if pts < frame.pts]
-            for pts in [*gone, frame.pts]:
+            passed = [pts for pts in self._pending if pts < frame.pts]
+            for pts in [*passed, frame.pts]:
                 del self._pending[pts]
-            self._vanished(gone)
+            self._pass_over(passed)
+            self._fields_from = frame.pts if frame.interlaced_frame else None
+        if not self._ordered:
+            self._absent.clear()
+        elif self._after > _REORDERED:
+            self._vanished()
         return frame
 
-    def _vanished(self, gone: list[int]) -> None:
+    def _pass_over(self, stamps: Iterable[int]) -> None:
+        """Note time stamps without a frame, except that of the second field of the frame before."""
+        start = self._fields_from
+        gone = [pts for pts in stamps if start is None or not 0 < (pts - start) * self._tick < _FIELD]
+        if gone:
+            self._absent += gone
+            self._after = 0
+
+    def _vanished(self) -> None:
         """Count frames that the decoder dropped silently."""
-        if gone and not self._live and self._stream.codec_context.name not in _HIDDEN:
+        gone, self._absent = self._absent, []
+        if not gone or self._live or self._stream.codec_context.name in _HIDDEN:
+            return
+        if early := [pts for pts in gone if self._first_key is None or pts < self._first_key]:
+            log.warning(
+                "video %s begins between key frames: %s before the first cannot be decoded",
+                self._name, counted(len(early), "frame"),
+            )  # fmt: skip
+        if gone := [pts for pts in gone if pts not in early]:
             self._begin(min(gone), "the decoder dropped it")
             self._lost_here += len(gone)
             self._key = self._key or _DECODING
@@ -159,6 +198,7 @@ class Decoder:
 
     def _damage(self, packet: Packet, error: Exception) -> Iterator[VideoFrame]:
         """Yield the good frames still inside the decoder, and wait for a key frame."""
+        self._vanished()
         missing = list(self._pending)
         if not self._live:
             # With threads the error comes late: frames after the damage, decoded from it, may be inside too.
@@ -213,7 +253,7 @@ class Decoder:
         self.lost += self._lost_here
         if self._places <= _REPORTED_PLACES:
             rest = "to its end" if self._key is None and not self._live else "then decoding goes on"
-            frames = "1 frame" if self._lost_here == 1 else f"{self._lost_here} frames"
+            frames = counted(self._lost_here, "frame")
             log.warning("video %s is damaged%s: %s lost, %s", self._name, self._since, frames, rest)
         self._since = self._key = None
 
@@ -271,7 +311,11 @@ def orientation(frame: VideoFrame, tags: dict[str, str], name: str) -> Orientati
     A rotation that is not a multiple of 90 degrees is ignored with a warning.
     """
     ignored = "video %s: its rotation is not a multiple of 90 degrees; it is ignored"
-    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:
+        # PyAV fails on all side data if it does not know one kind, such as EXIF; this ignores mirroring.
+        matrix, tags = None, {"rotate": str(-frame.rotation)} if frame.rotation else tags
     if matrix is not None:
         # Nine fixed-point numbers a b u c d v x y w; a point (p, q) goes to (a p + c q + x, b p + d q + y).
         a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))

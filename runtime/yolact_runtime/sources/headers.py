@@ -5,13 +5,20 @@ from __future__ import annotations
 import os
 import re
 import struct
+from collections.abc import Iterator
 
 from yolact_runtime.errors import UsageError
+from yolact_runtime.sources.tiff import Tiff
 
 _LIMIT_VARIABLE = "YOLACT_MAX_PIXELS"
 _LIMIT = 250_000_000  # the largest phone cameras have 200 megapixels
 # Start of frame in a JPEG: C0 to CF without C4 (tables), C8 (reserved) and CC (tables).
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
+# Compressed data contains FF only as FF 00 or before a restart marker, D0 to D7.
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+# Start of a JPEG 2000 codestream, alone or in a box of a JP2 file, and of its size segment.
+_JPEG_2000 = b"\xff\x4f\xff\x51"
 
 
 def max_pixels() -> int:
@@ -40,35 +47,48 @@ def image_size(data: bytes) -> tuple[int, int] | None:
             return struct.unpack_from(">II", data, 16)
         if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             return _webp(data)
-        if data[:4] in (b"II*\0", b"MM\0*"):
-            return _tiff(data)
+        if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            return Tiff(data).size
         if data[:6] in (b"GIF87a", b"GIF89a"):
             return struct.unpack_from("<HH", data, 6)
         if data[:2] == b"BM":
             os2 = data[14:18] == b"\x0c\0\0\0"  # the length of the older header, with sides of 16 bits
             width, height = struct.unpack_from("<HH" if os2 else "<ii", data, 18)
             return abs(width), abs(height)
+        if data[4:12] == b"jP  \r\n\x87\n" or data.startswith(_JPEG_2000):
+            right, bottom, left, top = struct.unpack_from(">4I", data, data.index(_JPEG_2000) + 8)
+            return right - left, bottom - top
         if match := re.match(rb"P[1-6](?:\s+|#[^\n]*\n)+(\d+)(?:\s+|#[^\n]*\n)+(\d+)", data[:1000]):
             return int(match[1]), int(match[2])
-    except (struct.error, IndexError):
+    except (struct.error, IndexError, ValueError):
         pass
     return None
 
 
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """The markers of a JPEG up to its end marker, each with the position after it.
+
+    Segments are skipped by their length: a thumbnail in one of them has markers of its own. What follows the
+    end, such as the video of a motion photo, is not looked at.
+    """
+    at = 2
+    while match := _MARKER.search(data, at):
+        at, marker = match.end(), data[match.end() - 1]
+        yield marker, at
+        if marker == END_OF_IMAGE:
+            return
+        if marker not in (0x01, 0xD8):  # these have no content
+            at += max(2, int.from_bytes(data[at : at + 2], "big"))
+
+
 def _jpeg(data: bytes) -> tuple[int, int] | None:
     """Width and height from the first start-of-frame segment."""
-    at = 2
-    while data[at] == 0xFF:
-        marker = data[at + 1]
+    for marker, at in jpeg_segments(data):
         if marker in _FRAMES:
-            height, width = struct.unpack_from(">HH", data, at + 5)
+            height, width = struct.unpack_from(">HH", data, at + 3)
             return width, height
-        if marker == 0xFF:  # padding
-            at += 1
-        elif marker in (0x01, *range(0xD0, 0xD8)):  # no content
-            at += 2
-        else:
-            at += 2 + struct.unpack_from(">H", data, at + 2)[0]
+        if marker == START_OF_SCAN:
+            break
     return None
 
 
@@ -84,15 +104,3 @@ def _webp(data: bytes) -> tuple[int, int] | None:
     if kind == b"VP8X":
         return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
     return None
-
-
-def _tiff(data: bytes) -> tuple[int, int] | None:
-    order = "<" if data[:2] == b"II" else ">"
-    directory = struct.unpack_from(order + "I", data, 4)[0]
-    sizes = {}
-    for index in range(struct.unpack_from(order + "H", data, directory)[0]):
-        entry = directory + 2 + 12 * index
-        tag, kind = struct.unpack_from(order + "HH", data, entry)
-        if tag in (256, 257):  # width, height; as 16 or 32 bits
-            sizes[tag] = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, entry + 8)[0]
-    return (sizes[256], sizes[257]) if len(sizes) == 2 else None

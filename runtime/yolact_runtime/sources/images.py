@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-import glob
+import logging
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,9 +14,24 @@ import numpy as np
 
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.frames import Frame, Source
+from yolact_runtime.sources.folders import (
+    IMAGES,
+    OnError,
+    images_in,
+    is_pattern,
+    match,
+    raise_error,
+    scan,
+    suffix_of,
+)
 from yolact_runtime.sources.headers import image_size, max_pixels
+from yolact_runtime.sources.heif import HeifImage, heif_kind
+from yolact_runtime.sources.structure import examine
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+log = logging.getLogger(__name__)
+
+# A GIF of one pixel.
+_GIF = b"GIF89a\1\0\1\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
 
 
 def list_images(sources: Iterable[str | Path]) -> list[Path]:
@@ -27,24 +43,72 @@ def list_images(sources: Iterable[str | Path]) -> list[Path]:
 
     Raises:
         UsageError: a source names no image.
+        YolactError: a folder cannot be read.
     """
-    return [Path(name) for name in list_names(sources)]
+    return [Path(name) for name in each_once([expand(str(source)) for source in sources])]
 
 
-def list_names(sources: Iterable[str | Path]) -> list[str]:
-    """Same as `list_images`, as text: a fifth of the memory, which matters for 100,000 images."""
-    sources = list(sources)
-    if len(sources) == 1 and Path(sources[0]).is_dir():
-        return _expand(sources[0])
+def each_once(groups: Sequence[list[str]]) -> list[str]:
+    """The paths of all groups, each once, as text: Path objects take five times the memory."""
+    if len(groups) == 1 and len({os.path.split(name)[0] for name in groups[0]}) == 1:
+        return groups[0]  # of one folder
     found: dict[str, str] = {}
     # Links to folders are resolved, so that a file under two names counts once; a link to a file counts as
     # an image of its own.
     folder = functools.lru_cache(maxsize=1024)(os.path.realpath)
-    for source in sources:
-        for name in _expand(source):
+    for group in groups:
+        for name in group:
             head, tail = os.path.split(name)
             found.setdefault(f"{folder(head)}/{tail}", name)
     return list(found.values())
+
+
+def expand(source: str, onerror: OnError = raise_error) -> list[str]:
+    """The images of one file, folder or pattern, sorted by name.
+
+    Args:
+        source: File (with any suffix), folder (without subfolders) or pattern.
+        onerror: Called for each folder that cannot be read; the others are read.
+
+    Raises:
+        UsageError: it names no image.
+        YolactError: whether it exists cannot be determined.
+    """
+    failed: list[str] = []
+
+    def note(folder: str, error: YolactError) -> None:
+        failed.append(folder)
+        onerror(folder, error)
+
+    if os.path.isdir(source):  # noqa: PTH112 - raises no error
+        names = scan(source, note)
+    elif is_pattern(source):
+        names = match(source, note)
+    else:
+        check_exists(source)
+        return [str(Path(source))]
+    return images_in(source, names, whole=not failed)
+
+
+def check_exists(source: str) -> None:
+    """Check that a path exists.
+
+    Raises:
+        UsageError: it does not, or is a link to nothing.
+        YolactError: that cannot be determined: permission denied, name too long.
+    """
+    try:
+        os.stat(source)  # noqa: PTH116 - Path drops a slash at the end, which only folders may have
+    except OSError as error:
+        if os.path.islink(source):  # noqa: PTH114 - raises no error
+            raise UsageError(f"image {source} is a broken symbolic link") from error
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise YolactError(f"cannot read {source}: {error.strerror or error}") from error
+        where = "" if Path(source).is_absolute() else f" (looked in {Path.cwd()})"
+        if source.endswith(("/", os.sep)):
+            raise UsageError(f"folder {source} does not exist{where}") from error
+        what = "image" if suffix_of(source) in IMAGES else "file or folder"
+        raise UsageError(f"{what} {source} does not exist{where}") from error
 
 
 class ImageSource(Source):
@@ -56,16 +120,16 @@ class ImageSource(Source):
 
     def __init__(self, paths: Sequence[str | Path]) -> None:
         self.total = len(paths)
-        self._paths = paths
+        self.paths = paths
 
     def __iter__(self) -> Iterator[Frame]:
-        for index, path in enumerate(self._paths):
+        for index, path in enumerate(self.paths):
             yield image_frame(index, str(path))
 
     @property
     def folders(self) -> set[str]:
         """Real paths of the folders that hold the images."""
-        return {os.path.realpath(head) for head in {os.path.split(path)[0] for path in self._paths}}
+        return {os.path.realpath(head) for head in {os.path.split(path)[0] for path in self.paths}}
 
 
 def image_frame(index: int, name: str) -> Frame:
@@ -73,43 +137,18 @@ def image_frame(index: int, name: str) -> Frame:
     return Frame(index, name, Path(name), functools.partial(read_image, name))
 
 
-def _expand(source: str | Path) -> list[str]:
-    """The images of one file, folder or pattern, sorted by name."""
-    path = Path(source)
-    if path.is_dir():
-        names = sorted(str(item) for item in path.iterdir() if _is_image(item))
-        if not names:
-            raise UsageError(f"folder {source} holds no image; known suffixes are {', '.join(SUFFIXES)}")
-        return names
-    if path.exists():
-        return [str(path)]
-    if glob.has_magic(str(source)):
-        # Path.glob takes no absolute patterns.
-        matches = map(Path, sorted(glob.glob(str(source), recursive=True)))  # noqa: PTH207
-        names = [str(match) for match in matches if _is_image(match)]
-        if not names:
-            raise UsageError(f"pattern {source} matches no image; known suffixes are {', '.join(SUFFIXES)}")
-        return names
-    if path.is_symlink():
-        raise UsageError(f"image {source} is a broken symbolic link")
-    raise UsageError(f"image {source} does not exist")
-
-
-def _is_image(item: Path) -> bool:
-    # macOS writes "._name.jpg" files, which are not images, to shared drives.
-    if item.suffix.lower() not in SUFFIXES or item.name.startswith("._"):
-        return False
-    if item.is_file():
-        return True
-    # A broken link was meant to be an image, so reading it reports the error; pipes and devices were not.
-    return item.is_symlink() and not item.exists()
+def silence_opencv() -> None:
+    """Keep OpenCV's messages off standard error: the exceptions of `read_image` say what is wrong."""
+    # OpenCV has `utils.logging` from 4.13 on, and had `setLogLevel` before.
+    (getattr(cv2.utils, "logging", None) or cv2).setLogLevel(0)
 
 
 def read_image(path: str | Path) -> np.ndarray:
     """Read an image as viewers show it.
 
     EXIF orientation is applied; grey, palette and CMYK images become colour; 16-bit values are scaled to
-    8 bits; an alpha channel is dropped.
+    8 bits; an alpha channel is dropped, and colours are those stored. Of an animated image or one with pages,
+    the first is read, and a warning says so.
 
     Returns:
         (H, W, 3) uint8 BGR.
@@ -117,39 +156,91 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises:
         YolactError: missing, empty, cut off, not an image, or larger than `$YOLACT_MAX_PIXELS`.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise YolactError(f"cannot read image {path}: {error.strerror or error}") from error
-    if not data:
-        raise YolactError(f"image {path} is empty (0 bytes)")
-    if _is_cut_off(data):
-        raise YolactError(f"image {path} is cut off; copy it again")
-    size = image_size(data)
-    if size is not None and size[0] * size[1] > (limit := max_pixels()):
-        raise YolactError(
-            f"image {path} says that it is {size[0]} x {size[1]} pixels, more than the {limit} allowed;"
-            " shrink it, or set YOLACT_MAX_PIXELS higher"
-        )
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
-    except cv2.error as error:
-        raise YolactError(f"image {path} cannot be decoded: {error.err}") from error
-    if image is None:
-        raise YolactError(f"image {path} is damaged or not an image")
+    data = _read_file(path)
+    if kind := heif_kind(data):
+        heif = HeifImage(path, data, kind)
+        _check_size(path, heif.size)
+        image, more = heif.decode(), heif.more
+    else:
+        structure = examine(data)
+        if structure.cut_off:
+            raise YolactError(f"image {path} is cut off; copy it again")
+        if structure.misread:
+            raise YolactError(f"image {path} {structure.misread}")
+        _check_size(path, image_size(data))
+        image, more = _decode(path, structure.data), structure.more
+        image = _turned(image, structure.orientation)
+    if more:
+        _warn_of_more(str(path))
     if image.dtype == np.uint16:
-        return ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        return _to_bytes(image)
     if image.dtype != np.uint8:
         raise YolactError(f"image {path} has {image.dtype} values; convert it to 8 or 16 bits per channel")
     return image
 
 
-def _is_cut_off(data: bytes) -> bool:
-    """Whether the end of a JPEG or PNG is missing: some decoders fill it with grey instead of failing."""
-    if data.startswith(b"\xff\xd8"):
-        # Nearly every complete file ends here; the search below takes half a millisecond.
-        if data.endswith(b"\xff\xd9"):
-            return False
-        # Compressed data never contains these markers. The last scan is the image, not a thumbnail.
-        return data.find(b"\xff\xd9", data.rfind(b"\xff\xda")) < 0
-    return data.startswith(b"\x89PNG") and b"IEND" not in data
+def _read_file(path: str | Path) -> bytes:
+    """The content of a regular file that is not empty."""
+    try:
+        mode = Path(path).stat().st_mode
+        # Reading a pipe or device may never end.
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise YolactError(f"cannot read image {path}: it is a pipe or device, not a file")
+        data = Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise YolactError(f"cannot read image {path}: {getattr(error, 'strerror', None) or error}") from error
+    if not data:
+        raise YolactError(f"image {path} is empty (0 bytes)")
+    return data
+
+
+def _check_size(path: str | Path, size: tuple[int, int] | None) -> None:
+    """Raise a YolactError if an image is larger than allowed; `size` is width and height, if known."""
+    if size is not None and size[0] * size[1] > (limit := max_pixels()):
+        raise YolactError(
+            f"image {path} says that it is {size[0]} x {size[1]} pixels, more than the {limit} allowed;"
+            " shrink it, or set YOLACT_MAX_PIXELS higher"
+        )
+
+
+def _decode(path: str | Path, data: bytes) -> np.ndarray:
+    """Pixels of any depth, (H, W, 3) BGR."""
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
+    if data[8:12] == b"WEBP":
+        flags |= cv2.IMREAD_IGNORE_ORIENTATION  # OpenCV applies it from 4.13 on only
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise YolactError(f"image {path} cannot be decoded: {error.err}") from error
+    if image is None:
+        if data.startswith(b"GIF8") and cv2.imdecode(np.frombuffer(_GIF, np.uint8), flags) is None:
+            raise YolactError(
+                f"image {path} is a GIF, which OpenCV {cv2.__version__} does not read;"
+                ' run: pip install "opencv-python-headless>=4.12"'
+            )
+        raise YolactError(f"image {path} is damaged or not an image")
+    return image
+
+
+def _turned(image: np.ndarray, orientation: int) -> np.ndarray:
+    """The image as EXIF's `orientation` (1 to 8) says that it is to be shown."""
+    if orientation >= 5:
+        image = cv2.transpose(image)
+    horizontal, vertical = orientation in (2, 3, 6, 7), orientation in (3, 4, 7, 8)
+    if horizontal or vertical:
+        image = cv2.flip(image, -1 if horizontal and vertical else int(horizontal))
+    return image
+
+
+def _to_bytes(image: np.ndarray) -> np.ndarray:
+    """16-bit values scaled to 8 bits, rounded; in blocks of rows, which need little memory."""
+    scaled = np.empty(image.shape, np.uint8)
+    for row in range(0, len(image), 64):
+        scaled[row : row + 64] = (image[row : row + 64].astype(np.uint32) + 128) // 257
+    return scaled
+
+
+@functools.lru_cache(maxsize=10_000)
+def _warn_of_more(path: str) -> None:
+    """Warn once for each file."""
+    log.warning("image %s is animated or has several pictures; only the first is read", path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from yolact_runtime.errors import YolactError, first_line, missing_extra
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.stream import Stream
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
@@ -23,6 +25,7 @@ FULL, LIMITED = 2, 1  # AVCOL_RANGE_JPEG, AVCOL_RANGE_MPEG
 BT709, BT601, SMPTE240M, BT2020 = 1, 5, 7, 9  # SWS_CS_*
 # AVCOL_SPC_* as a frame names them, and what swscale calls the same coefficients.
 _MATRICES = {1: BT709, 4: 4, 5: BT601, 6: BT601, 7: SMPTE240M, 9: BT2020, 10: BT2020}
+_MATRIX_NAMES = {BT709: "bt709", 4: "fcc", BT601: "bt601", SMPTE240M: "smpte240m", BT2020: "bt2020"}
 # Bilinear chroma and exact rounding: 1 ms more for 1280 x 720 than the default, which is 1 level too dark.
 _SCALING = 0x2 | 0x40000
 _local = threading.local()
@@ -73,8 +76,8 @@ def moving_pictures(container: InputContainer) -> VideoStream | None:
     return None
 
 
-def start_of(stream: VideoStream) -> float | None:
-    """The start of a video in seconds of its time stamps; None if the header does not say."""
+def start_of(stream: Stream) -> float | None:
+    """The start of a stream in seconds of its time stamps; None if the header does not say."""
     if stream.start_time is None or stream.time_base is None:
         return None
     return float(stream.start_time * stream.time_base)
@@ -99,6 +102,8 @@ def to_bgr(frame: VideoFrame) -> np.ndarray:
         and not frame.format.is_rgb
         and not frame.format.name.startswith(("yuvj", "gray"))
     )
+    if _has_field_chroma(frame):
+        return _fields_to_bgr(frame, matrix, limited)
     picture = _reformatter().reformat(
         frame,
         format=BGR,
@@ -108,6 +113,40 @@ def to_bgr(frame: VideoFrame) -> np.ndarray:
         interpolation=_SCALING,
     )
     return picture.to_ndarray()
+
+
+def _has_field_chroma(frame: VideoFrame) -> bool:
+    """Whether each field has its own rows of chroma: interlaced 4:2:0."""
+    parts = frame.format.components
+    return (
+        frame.interlaced_frame
+        and len(parts) > 2
+        and parts[1].height < parts[0].height
+        and frame.height % 4 == 0
+    )
+
+
+def _fields_to_bgr(frame: VideoFrame, matrix: int, limited: bool) -> np.ndarray:
+    """As `to_bgr`, with the chroma of each field: PyAV's reformatter would mix the colours of both."""
+    key = (frame.width, frame.height, frame.format.name, matrix, limited)
+    known, graph = getattr(_local, "fields", (None, None))
+    if graph is None or known != key:
+        from av.filter import Graph
+
+        graph = Graph()
+        source = graph.add_buffer(
+            width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 1000)
+        )
+        scale = graph.add(
+            "scale",
+            f"interl=1:flags=bilinear+accurate_rnd:in_color_matrix={_MATRIX_NAMES[matrix]}"
+            f":in_range={'limited' if limited else 'full'}:out_range=full",
+        )
+        graph.link_nodes(source, scale, graph.add("format", f"pix_fmts={BGR}"), graph.add("buffersink"))
+        graph.configure()
+        _local.fields = key, graph
+    graph.push(frame)
+    return graph.pull().to_ndarray()
 
 
 def from_bgr(image: np.ndarray) -> VideoFrame:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import select
+import stat
 import sys
 import threading
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from yolact_runtime.frames import Frame, Source
+from yolact_runtime.errors import YolactError
+from yolact_runtime.frames import Frame, Source, failed_frame
 from yolact_runtime.sources.images import image_frame
 
 _BLOCK = 1 << 16
@@ -33,15 +36,49 @@ class ListSource(Source):
         self._closed = threading.Event()
 
     def __iter__(self) -> Iterator[Frame]:
-        index = 0
-        for line in self._lines():
-            name = os.fsdecode(line if self._end == b"\0" else line.removesuffix(b"\r"))
-            if name.strip():
-                yield image_frame(index, name)
-                index += 1
+        names = self._names(self._lines())
+        yield from (self._frame(index, name) for index, name in enumerate(names))
 
     def close(self) -> None:
         self._closed.set()
+
+    def known_names(self) -> list[str]:
+        """All names, if the stream is a file; none if they arrive through a pipe."""
+        try:
+            handle = self._stream.fileno()
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                return []
+            position = os.lseek(handle, 0, os.SEEK_CUR)
+            data = b"".join(iter(lambda: os.read(handle, _BLOCK), b""))
+            os.lseek(handle, position, os.SEEK_SET)
+        except (AttributeError, OSError):  # io.UnsupportedOperation is an OSError
+            return []
+        return list(self._names(iter(data.split(self._end))))
+
+    def _names(self, lines: Iterator[bytes]) -> Iterator[str]:
+        """The name in each line, without blank lines and what Windows adds: a byte order mark, CR before LF.
+
+        Raises:
+            YolactError: the list is in UTF-16.
+        """
+        for number, line in enumerate(lines):
+            if number == 0:
+                if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                    raise YolactError("the list on standard input is in UTF-16; write it in UTF-8")
+                line = line.removeprefix(codecs.BOM_UTF8)
+            name = os.fsdecode(line if self._end == b"\0" else line.removesuffix(b"\r"))
+            if name.strip():
+                yield name
+
+    def _frame(self, index: int, name: str) -> Frame:
+        """The frame of one path; what `find -print0` writes has no line ends, and its error says so."""
+        first, zero, _ = name.partition("\0")
+        if not zero:
+            return image_frame(index, name)
+        error = YolactError(
+            f"the path that begins with {first} contains a zero byte; add --null to read such lists"
+        )
+        return failed_frame(index, first, error)
 
     def _lines(self) -> Iterator[bytes]:
         rest = b""

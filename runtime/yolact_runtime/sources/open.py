@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.frames import Frame, Source
+from yolact_runtime.frames import Frame, Source, failed_frame
 from yolact_runtime.sources.camera import CameraSource, is_camera, without_secrets
-from yolact_runtime.sources.images import SUFFIXES, ImageSource, list_names
+from yolact_runtime.sources.folders import OTHER_IMAGES, VIDEOS, images_in, is_pattern, match, suffix_of
+from yolact_runtime.sources.heif import is_heif
+from yolact_runtime.sources.images import ImageSource, each_once, expand
 from yolact_runtime.sources.listing import ListSource
-from yolact_runtime.sources.video import SUFFIXES as VIDEO_SUFFIXES
 from yolact_runtime.sources.video import VideoSource, is_video
 
 
@@ -50,7 +47,7 @@ class ChainSource(Source):
                     index += 1
             except YolactError as error:
                 name = str(getattr(source, "path", None) or getattr(source, "name", "source"))
-                yield Frame(index, name, Path(name), partial(_raise, error))
+                yield failed_frame(index, name, error)
                 index += 1
             source.close()
 
@@ -93,19 +90,15 @@ class RemainingSource(Source):
 
 
 class BrokenSource(Source):
-    """A source named `name` that could not be opened; iterating it raises `error`."""
+    """A source named `path` that could not be opened; iterating it raises `error`."""
 
     total = 1
 
-    def __init__(self, name: str, error: YolactError) -> None:
-        self.name, self._error = name, error
+    def __init__(self, path: str, error: YolactError) -> None:
+        self.path, self.error = path, error
 
     def __iter__(self) -> Iterator[Frame]:
-        raise self._error
-
-
-def _raise(error: YolactError) -> np.ndarray:
-    raise error
+        raise self.error
 
 
 def open_source(names: Sequence[str], stream: BinaryIO | None = None, null: bool = False) -> Source:
@@ -124,33 +117,71 @@ def open_source(names: Sequence[str], stream: BinaryIO | None = None, null: bool
     """
     if list(names).count("-") > 1:
         raise UsageError("- (standard input) is named twice; it can be read once")
-    names = [name for pattern in names for name in _matches(pattern)]
-    sources: list[Source] = []
-    images: list[str] = []
-
-    def flush() -> None:
-        if images:
-            sources.append(ImageSource(list_names(images)))
-            images.clear()
-
+    opened = _Opened(stream, null)
     for name in names:
+        opened.add(name)
+    opened.end_images()
+    sources = opened.sources
+    if not sources:
+        raise UsageError("no source is named; name images, folders, patterns, videos, a camera or -")
+    if len(sources) > 1:
+        return ChainSource(sources)
+    if isinstance(sources[0], BrokenSource):
+        raise sources[0].error
+    return sources[0]
+
+
+class _Opened:
+    """The sources of the names so far; images that follow each other are one source."""
+
+    def __init__(self, stream: BinaryIO | None, null: bool) -> None:
+        self.sources: list[Source] = []
+        self._stream, self._null = stream, null
+        self._images: list[list[str]] = []
+        self._unread: list[BrokenSource] = []
+
+    def add(self, name: str) -> None:
+        """Open what a name names. Where that fails it is a `BrokenSource`, so that the rest is read.
+
+        Raises:
+            UsageError: it names nothing.
+        """
+        if is_pattern(name):
+            self._add_pattern(name)
+            return
         try:
-            other = _other_source(name, stream, null)
+            other = _other_source(name, self._stream, self._null)
+            if other is None:
+                self._images.append(expand(name, self._unreadable))
+                return
         except UsageError:
             raise
         except YolactError as error:
-            if len(names) == 1:
-                raise
             other = BrokenSource(without_secrets(name), error)
-        if other is None:
-            images.append(name)
-        else:
-            flush()
-            sources.append(other)
-    flush()
-    if not sources:
-        raise UsageError("no source is named; name images, folders, patterns, videos, a camera or -")
-    return sources[0] if len(sources) == 1 else ChainSource(sources)
+        self.end_images()
+        self.sources.append(other)
+
+    def end_images(self) -> None:
+        """Make a source of the images since the last video or camera, and of the folders that failed."""
+        if any(self._images):
+            self.sources.append(ImageSource(each_once(self._images)))
+        self.sources += self._unread
+        self._images, self._unread = [], []
+
+    def _add_pattern(self, pattern: str) -> None:
+        """Add the images and videos that a pattern matches, in the order of their names."""
+        failures = len(self._unread)
+        names = match(pattern, self._unreadable)
+        videos = [name for name in names if suffix_of(name) in VIDEOS]
+        others = (name for name in names if suffix_of(name) not in VIDEOS)
+        images = images_in(pattern, others, whole=not videos and failures == len(self._unread))
+        if not videos:
+            self._images.append(images)
+        for name in sorted(videos + images) if videos else ():
+            self.add(name)
+
+    def _unreadable(self, folder: str, error: YolactError) -> None:
+        self._unread.append(BrokenSource(folder, error))
 
 
 def image_folders(source: Source) -> set[str] | None:
@@ -163,22 +194,31 @@ def image_folders(source: Source) -> set[str] | None:
     return source.folders if isinstance(source, ImageSource) else set()
 
 
+def source_files(source: Source) -> Iterator[str | Path]:
+    """The files that a source reads, as far as they are known in advance."""
+    if isinstance(source, ChainSource):
+        for one in source.sources:
+            yield from source_files(one)
+    elif isinstance(source, ImageSource):
+        yield from source.paths
+    elif isinstance(source, ListSource):
+        yield from source.known_names()
+    elif isinstance(source, VideoSource | BrokenSource):
+        yield source.path
+
+
+def file_folders(source: Source) -> set[str] | None:
+    """Real paths of the folders of all files that a source reads; None if it has a list, which may go on."""
+    if any(isinstance(one, ListSource) for one in getattr(source, "sources", [source])):
+        return None
+    return {os.path.realpath(head) for head in {os.path.split(path)[0] for path in source_files(source)}}
+
+
 def has_video(source: Source) -> bool:
     """Whether a source may have frames of a video or stream."""
     if isinstance(source, ChainSource):
         return any(has_video(one) for one in source.sources)
-    return not isinstance(source, ImageSource | ListSource)
-
-
-def _matches(pattern: str) -> list[str]:
-    """The files that a pattern matches if there are videos among them; else the pattern itself."""
-    if not glob.has_magic(pattern) or os.path.lexists(pattern) or "://" in pattern:
-        return [pattern]
-    names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - as for images
-    suffixes = {name: Path(name).suffix.lower() for name in names}
-    if not any(suffix in VIDEO_SUFFIXES for suffix in suffixes.values()):
-        return [pattern]
-    return [name for name, suffix in suffixes.items() if suffix in (*VIDEO_SUFFIXES, *SUFFIXES)]
+    return not isinstance(source, ImageSource | ListSource | BrokenSource)
 
 
 def _other_source(name: str, stream: BinaryIO | None, null: bool) -> Source | None:
@@ -187,6 +227,8 @@ def _other_source(name: str, stream: BinaryIO | None, null: bool) -> Source | No
         if stream is None and sys.stdin is None:
             raise UsageError("- needs standard input, which is closed")
         return ListSource(stream or sys.stdin.buffer, null)
-    if Path(name).is_file():
-        return VideoSource(Path(name)) if is_video(name) else None
-    return CameraSource(name) if not Path(name).is_dir() and is_camera(name) else None
+    # Unlike those of Path, these functions raise no error; `expand` reports it.
+    if os.path.isfile(name):  # noqa: PTH113
+        still = suffix_of(name) in OTHER_IMAGES or is_heif(name)
+        return VideoSource(Path(name)) if not still and is_video(name) else None
+    return CameraSource(name) if not os.path.isdir(name) and is_camera(name) else None  # noqa: PTH112

@@ -9,24 +9,20 @@ from typing import TYPE_CHECKING
 from yolact_runtime.errors import YolactError
 from yolact_runtime.frames import Frame, Source
 from yolact_runtime.sources.decoder import Clock, Decoder, Orientation, Picture, orientation
-from yolact_runtime.sources.images import SUFFIXES as IMAGE_SUFFIXES
+from yolact_runtime.sources.folders import IMAGES, VIDEOS
 from yolact_runtime.sources.libav import (
     MAX_PIXELS,
     load_av,
     moving_pictures,
     open_video,
-    period_of,
     reason,
-    start_of,
 )
+from yolact_runtime.sources.timeline import Timeline
 
 if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
+    from av.video.stream import VideoStream
 
-SUFFIXES = (
-    ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
-    ".mts", ".mxf", ".nut", ".ogv", ".ts", ".vob", ".webm", ".wmv",
-)  # fmt: skip
 _NO_VIDEO = (".csv", ".json", ".md", ".txt", ".xml", ".yaml", ".yml")
 
 
@@ -34,9 +30,9 @@ def is_video(path: str | Path) -> bool:
     """Whether `path` is a video, by its suffix; if that is unknown, by its content (which needs PyAV)."""
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix in SUFFIXES:
+    if suffix in VIDEOS:
         return True
-    if suffix in IMAGE_SUFFIXES or suffix in _NO_VIDEO or not path.is_file():
+    if suffix in IMAGES or suffix in _NO_VIDEO or not path.is_file():
         return False
     try:
         with open_video(path) as container:
@@ -93,17 +89,20 @@ class VideoSource(Source):
             if stream is None:
                 raise YolactError(f"video {self.path} changed while it was read")
             decoder = Decoder(stream, str(self.path))
-            clock = Clock(start_of(stream), period_of(stream))
+            timeline = Timeline(container, stream, str(self.path))
+            clock = Clock(timeline.start, timeline.period)
+            packets = (packet for packet in timeline.packets() if packet.stream.index == stream.index)
             turned: Orientation | None = None
             try:
-                for frame in decoder.frames(container.demux(stream)):
+                for frame in decoder.frames(packets):
                     if self._closed:
                         return
                     if turned is None:
                         turned = orientation(frame, stream.metadata, str(self.path))
                     name = f"{self.path}#{count}"
                     picture = Picture(frame, name, turned)
-                    yield Frame(count, name, self.path, picture.read, clock.time(decoder.seconds(frame)))
+                    time = clock.time(decoder.seconds(frame))
+                    yield Frame(count, name, self.path, picture.read, time, decoder.duration(frame))
                     count += 1
             except av.FFmpegError as error:
                 raise YolactError(
@@ -114,11 +113,18 @@ class VideoSource(Source):
                 decoder.finish()
             if not count:
                 raise YolactError(f"video {self.path} contains no frame that can be decoded")
-            # Other containers count repeated frames, or none.
-            if "mp4" in container.format.name and decoder.packets < stream.frames:
-                raise YolactError(
-                    f"video {self.path} is cut off: it has {decoder.packets} of its {stream.frames} frames"
-                )
+            # Other containers index key frames only, or build the index while they are read.
+            if "mp4" in container.format.name:
+                self._check_end(stream)
+
+    def _check_end(self, stream: VideoStream) -> None:
+        """Raise a YolactError if the index places frames that are shown beyond the end of the file."""
+        size = self.path.stat().st_size
+        ends = [entry.pos + entry.size for entry in stream.index_entries if not entry.is_discard]
+        if missing := sum(end > size for end in ends):
+            raise YolactError(
+                f"video {self.path} is cut off: it has {len(ends) - missing} of its {len(ends)} frames"
+            )
 
     def close(self) -> None:
         """End a running iteration before its next frame."""

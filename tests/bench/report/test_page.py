@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,13 +11,13 @@ import html5lib
 import matplotlib
 import numpy as np
 import pytest
+from browser import chromium, needs_chromium, on_a_phone
 
 from yolact_bench.measure.statistics import Interval
 from yolact_bench.measure.suite import Report, with_extras
 from yolact_bench.report import plots, tables
 from yolact_bench.report.page import write_html
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SPAN = {"value": 2.0, "low": 1.5, "high": 2.5}
 ROOFLINE = {
     "batch": 1, "flops": 118 * 10**9, "bytes": 10**8, "share": 0.4, "kernels_share": 0.7, "measured_ms": 9.0,
@@ -223,45 +221,26 @@ def test_names_are_not_formulas(full: Report) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium; Debian: apt-get install chromium")
+@needs_chromium
 def test_no_complaint_in_a_browser(full: Report, tmp_path: Path) -> None:
     """The page opens in headless Chromium with an empty console and draws something."""
     page_of(full, tmp_path)
-    assert CHROMIUM is not None
-    done = subprocess.run(
-        [
-            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-            f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--window-size=1100,4000",
-            f"--screenshot={tmp_path / 'page.png'}", (tmp_path / "bench.html").as_uri(),
-        ],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
+    picture = tmp_path / "page.png"
+    options = "--enable-logging=stderr", "--window-size=1100,4000", f"--screenshot={picture}"
+    done = chromium(tmp_path, *options, (tmp_path / "bench.html").as_uri())
     assert "CONSOLE" not in done.stderr
     import cv2
 
-    picture = cv2.imread(str(tmp_path / "page.png"))
-    assert picture is not None
-    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
+    drawn = cv2.imread(str(picture))
+    assert drawn is not None
+    assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 50
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium; Debian: apt-get install chromium")
+@needs_chromium
 def test_it_fits_a_phone(full: Report, tmp_path: Path) -> None:
     """Wide tables and plots scroll inside their containers: the page itself is no wider than the screen."""
     page_of(full, tmp_path)
-    assert CHROMIUM is not None
-    (tmp_path / "phone.html").write_text(
-        """<iframe src="bench.html" style="width: 400px; height: 800px; border: 0"></iframe><script>
-        onload = () => { const page = frames[0].document.documentElement;
-            document.title = `${page.scrollWidth} of ${page.clientWidth}` }</script>"""
-    )
-    done = subprocess.run(
-        [
-            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-            f"--user-data-dir={tmp_path / 'profile'}", "--allow-file-access-from-files",
-            "--virtual-time-budget=5000", "--dump-dom", (tmp_path / "phone.html").as_uri(),
-        ],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    found = re.search(r"<title>(\d+) of (\d+)</title>", done.stdout)
-    assert found is not None and found[1] == found[2]
+    seen = on_a_phone(tmp_path / "bench.html")
+    assert seen["scroll"] == seen["client"]
+    assert seen["heading"] < 60

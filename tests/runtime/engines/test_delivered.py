@@ -9,49 +9,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from fake_onnx import NATIVE, native_arrays, write_onnx
+from fake_onnx import NATIVE, int8_file, native_arrays, write_onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from yolact_runtime import load_engine
+from yolact_runtime.engines.backends import UNKNOWN
 from yolact_runtime.engines.onnxruntime import OnnxRuntimeEngine, delivered_precision
 from yolact_runtime.errors import UsageError
-
-QUANTISE, DEQUANTISE = "QuantizeLinear", "DequantizeLinear"
-
-
-def int8_file(path: Path, relu: bool) -> Path:
-    """An engine with a quantised convolution, with or without a ReLU before the next rounding."""
-    write_onnx(path, native_arrays(), dataclasses.replace(NATIVE, precision="int8"))
-    model = onnx.load(path)
-    graph = model.graph
-    del graph.node[next(i for i, node in enumerate(graph.node) if list(node.output) == ["prototypes"])]
-    kind = np.int8 if relu else np.uint8
-    values = {
-        "scale": np.array(0.5, np.float32),
-        "zero": np.array(0, kind),
-        "weight_zero": np.array(0, np.int8),
-        "weight": np.ones((2, 3, 1, 1), np.int8),
-    }
-    graph.initializer.extend([numpy_helper.from_array(value, name) for name, value in values.items()])
-    convolved = "convolved" if relu else "activated"
-    steps = [
-        ("Transpose", ["float_images"], "planes"),
-        (QUANTISE, ["planes", "scale", "zero"], "rounded"),
-        (DEQUANTISE, ["rounded", "scale", "zero"], "input"),
-        (DEQUANTISE, ["weight", "scale", "weight_zero"], "filter"),
-        ("Conv", ["input", "filter"], convolved),
-        *([("Relu", ["convolved"], "activated")] if relu else []),
-        (QUANTISE, ["activated", "scale", "zero"], "rounded_again"),
-        (DEQUANTISE, ["rounded_again", "scale", "zero"], "output"),
-        ("Transpose", ["output"], "prototypes"),
-    ]
-    perms = {"planes": [0, 3, 1, 2], "prototypes": [0, 2, 3, 1]}
-    for kind_, inputs, output in steps:
-        more = {"perm": perms[output]} if output in perms else {}
-        graph.node.append(helper.make_node(kind_, inputs, [output], **more))
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
-    return path
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -107,29 +71,47 @@ def test_half_precision_on_a_cpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kinds", "precision"),
+    ("kinds", "stored", "precision"),
     [
-        (["QLinearConv", "QLinearConv", "FusedConv"], "int8"),
-        (["QLinearConv", "Conv", "FusedConv"], "fp32"),
-        (["DequantizeLinear", "FusedConv"], "fp32"),
-        (["Conv", "Relu"], None),
-        (["Shape"], None),
-        ([], None),
+        (["QLinearConv", "QLinearConv", "FusedConv"], "int8", "int8"),
+        (["QLinearConv", "Conv", "FusedConv"], "int8", "fp32"),
+        (["DequantizeLinear", "FusedConv"], "int8", "fp32"),
+        (["Conv", "Relu"], "int8", "fp32"),
+        (["Conv", "Relu"], "fp16", "fp16"),
+        (["Shape"], "fp16", UNKNOWN),
+        ([], "int8", UNKNOWN),
     ],
 )
-def test_counting(kinds: list[str], precision: str | None) -> None:
-    assert delivered_precision([("", kind) for kind in kinds]) == precision
+def test_counting(kinds: list[str], stored: str, precision: str) -> None:
+    assert delivered_precision([("", kind) for kind in kinds], stored) == precision
 
 
 def test_casts_that_were_put_in_mean_float32() -> None:
-    assert delivered_precision([("InsertedPrecisionFreeCast_x", "Cast"), ("", "Conv")]) == "fp32"
+    assert delivered_precision([("InsertedPrecisionFreeCast_x", "Cast"), ("", "Conv")], "fp16") == "fp32"
 
 
-def test_a_full_disk_keeps_the_complete_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
+def _raise(error: Exception) -> None:
+    raise error
 
+
+@pytest.mark.parametrize("failure", ["no folder", "cut off", "empty"])
+def test_what_cannot_be_inspected_is_not_confirmed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failure: str
+) -> None:
+    """A full disk, an optimised graph of which only a part was written, and one with nothing in it."""
     path = int8_file(tmp_path / "m.onnx", relu=True)
-    monkeypatch.setattr("tempfile.TemporaryDirectory", full)
-    with OnnxRuntimeEngine(path) as engine:
-        assert engine.precision == "int8"
+    if failure == "no folder":
+        full = OSError(28, "No space left on device")
+        monkeypatch.setattr("tempfile.TemporaryDirectory", lambda: _raise(full))
+    else:
+        read = {"cut off": lambda _: _raise(ValueError("cut off")), "empty": lambda _: []}[failure]
+        monkeypatch.setattr("yolact_runtime.engines.onnxruntime.read_nodes", read)
+    reason = {"no folder": "No space left", "cut off": "cut off", "empty": "no convolutions"}[failure]
+    with load_engine(path, backend="onnxruntime") as engine:
+        assert engine.precision == UNKNOWN
+        assert reason in engine.unknown_because
+        assert len(engine.predict([np.full((20, 30, 3), 255, np.uint8)])[0]) == 2
+    assert "is in int8, and what ONNX Runtime CPU computes in is not known" in caplog.text
+    for asked in ("int8", "fp32", "fp16"):
+        with pytest.raises(UsageError, match=rf"precision {asked} was asked for, and what .*{reason}"):
+            load_engine(path, backend="onnxruntime", precision=asked)

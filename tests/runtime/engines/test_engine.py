@@ -42,7 +42,14 @@ def test_threshold_and_limit():
     assert len(fake.predict([WHITE], score_threshold=0.0)[0]) == 2
     assert len(fake.predict([WHITE], score_threshold=1.0)[0]) == 0
     assert fake.predict([WHITE], top_k=1)[0].names == ["dog"]
-    for wrong in ({"score_threshold": 1.1}, {"score_threshold": float("nan")}, {"top_k": 0}):
+    for wrong in (
+        {"score_threshold": 1.1},
+        {"score_threshold": float("nan")},
+        {"top_k": 0},
+        {"top_k": 3.0},
+        {"top_k": "3"},
+        {"score_threshold": None},
+    ):
         with pytest.raises(UsageError):
             fake.predict([WHITE], **wrong)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from functools import partial
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from pycocotools.coco import COCO
 
 from yolact_runtime import YolactError
 from yolact_runtime.frames import Frame, Source
+from yolact_runtime.outputs import among
 from yolact_runtime.pipeline import run_pipeline
 from yolact_runtime.sinks.arrays import ArraySink
 from yolact_runtime.sinks.coco import CocoSink
 from yolact_runtime.sinks.image_ids import ImageIds, ImageNumbers
 from yolact_runtime.sinks.jsonl import JsonLinesSink, read_lines
-from yolact_runtime.sinks.names import FreeNames
+from yolact_runtime.sinks.names import FileNames, FreeNames
 from yolact_runtime.sinks.overlays import OverlaySink
 
 # Shade 0 has nothing; shade 2's mask scores are its own.
@@ -245,3 +247,58 @@ def test_no_source_is_written_over(tmp_path):
 def test_frames_of_a_video_have_names_of_their_own(tmp_path):
     names = ["clips/c.mp4#0", "clips/c.mp4#1", "rtsp://host:1/cam?x=1#7"]
     assert taken(tmp_path, names, clock=True) == ["c.mp4_0.png", "c.mp4_1.png", "cam_x_1_7.png"]
+
+
+@pytest.mark.parametrize(
+    ("folders", "names", "expected"),
+    [
+        (["in"], ["in/a.png", "in/../in/b.png", "in/c.mp4#3"], ["a.png", "b.png", "c.mp4#3"]),
+        (["in/x", "in/y"], ["in/x/a.png", "in/y/a.png"], ["x/a.png", "y/a.png"]),
+        (["in", "in/y"], ["in/a.png", "in/y/a.mp4#0"], ["a.png", "y/a.mp4#0"]),
+        (None, ["in/a.png", "in/b.png"], ["a.png", "b.png"]),
+        (None, ["in/x/a.png", "in/y/a.png", "a.png"], ["a.png", "../y/a.png", "../../a.png"]),
+        (None, ["a.png", "x/a.png"], ["a.png", "x/a.png"]),
+    ],
+)
+def test_file_names_tell_images_apart(tmp_path, monkeypatch, folders, names, expected):
+    monkeypatch.chdir(tmp_path)
+    given = FileNames(None if folders is None else {str(tmp_path / folder) for folder in folders})
+    assert [given.of(name) for name in names] == expected
+    assert [given.of(str(tmp_path / name)) for name in names] == expected
+
+
+def test_streams_have_their_address_if_there_are_several():
+    assert FileNames().of("rtsp://host/live#7") == "live#7"
+    assert FileNames({"/in"}, several=True).of("rtsp://host/live#7") == "rtsp://host/live#7"
+
+
+def test_file_names_of_an_annotation_file_are_its_own(tmp_path, engine):
+    images = [{"id": 5, "file_name": "x\\a.jpg"}, {"id": 6, "file_name": "y/a.jpg"}]
+    (tmp_path / "ids.json").write_text(json.dumps({"images": images}))
+    numbers = ImageNumbers(ImageIds(tmp_path / "ids.json"))
+    run_pipeline(
+        Shades([1, 1], ["/in/y/a.jpg", "/in/x/a.jpg"]), engine, [coco(engine, tmp_path / "r.json", numbers)]
+    )
+    found = load(tmp_path / "r_images.json")["images"]
+    assert [(image["id"], image["file_name"]) for image in found] == [(6, "y/a.jpg"), (5, "x\\a.jpg")]
+
+
+def test_ids_are_whole_numbers(tmp_path):
+    for value in ("x1", 1.5, True, [1], None):
+        (tmp_path / "ids.json").write_text(json.dumps({"images": [{"id": value, "file_name": "a.jpg"}]}))
+        with pytest.raises(YolactError, match=r"image id .*; whole numbers are allowed"):
+            ImageIds(tmp_path / "ids.json")
+
+
+def test_a_source_behind_a_link_is_not_written_over(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "out").mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / "photos" / name).touch()
+    (tmp_path / "out/a.png").symlink_to("../photos/b.png")
+    (tmp_path / "out/c.png").touch()
+    os.link(tmp_path / "photos/b.png", tmp_path / "out/b.png")
+    is_source = among(lambda: [tmp_path / "photos" / name for name in ("a.png", "b.png", "c.png")])
+    free = FreeNames(tmp_path / "out", {str(tmp_path / "photos")}, is_source)
+    given = [free.take(frame, ".png").name for frame in Shades([1] * 3, ["a.png", "b.png", "c.png"])]
+    assert given == ["a_2.png", "b_2.png", "c.png"]

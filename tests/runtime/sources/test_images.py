@@ -1,5 +1,7 @@
 import io
+import logging
 import os
+import struct
 
 import cv2
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from yolact_runtime import YolactError
 from yolact_runtime.errors import UsageError
-from yolact_runtime.sources.images import list_images, read_image
+from yolact_runtime.sources.images import list_images, read_image, silence_opencv
 
 PICTURE = np.zeros((40, 60, 3), np.uint8)  # RGB
 PICTURE[:20, :30] = (10, 200, 30)
@@ -16,7 +18,7 @@ PICTURE[20:, 30:] = (250, 0, 120)
 
 @pytest.fixture(autouse=True, scope="module")
 def quiet():
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    silence_opencv()
 
 
 def save(path, image, **options):
@@ -109,6 +111,168 @@ def test_what_cannot_be_read(tmp_path):
     if not os.access(locked, os.R_OK):
         with pytest.raises(YolactError, match="Permission denied"):
             read_image(locked)
+
+
+ALPHA = np.tile(np.linspace(0, 255, 60).astype(np.uint8), (40, 1))
+
+
+def tiff(channels, order="<", planes=1, extra=2, big=False, kind=0):
+    """An uncompressed TIFF of channels (C, H, W), the last of them of the kind `extra`, or None."""
+    count, height, width = channels.shape
+    pixels = channels if planes == 2 else np.moveaxis(channels, 0, 2)
+    data = pixels.astype(channels.dtype.newbyteorder(order)).tobytes()
+    bits = 8 * channels.itemsize
+    start, strip = (16, len(data) // count) if big else (8, len(data) // count)
+    strips = [start + i * strip for i in range(count)] if planes == 2 else [start]
+    tags = {
+        254: ("I", [kind]), 256: ("H", [width]), 257: ("H", [height]), 258: ("H", [bits] * count),
+        259: ("H", [1]), 262: ("H", [2 if count >= 3 else 1]), 273: ("I", strips), 277: ("H", [count]),
+        278: ("H", [height]), 279: ("I", [len(data) // len(strips)] * len(strips)), 284: ("H", [planes]),
+    } | ({338: ("H", [extra])} if extra is not None else {})  # fmt: skip
+    word, inline = ("Q", 8) if big else ("I", 4)
+    place = start + len(data)  # of the values that are not inline
+    entries, values = b"", b""
+    for tag, (code, numbers) in tags.items():
+        content = struct.pack(f"{order}{len(numbers)}{code}", *numbers)
+        if len(content) > inline:
+            content, values = struct.pack(order + word, place + len(values)), values + content
+        entries += struct.pack(order + "HH" + word, tag, 3 if code == "H" else 4, len(numbers))
+        entries += content.ljust(inline, b"\0")
+    directory = struct.pack(order + ("Q" if big else "H"), len(tags)) + entries + bytes(inline)
+    head = (b"II" if order == "<" else b"MM") + struct.pack(order + "H", 43 if big else 42)
+    head += (
+        struct.pack(order + "HHQ", 8, 0, place + len(values))
+        if big
+        else struct.pack(order + "I", place + len(values))
+    )
+    return head + data + values + directory
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize("extra", [0, 1, 2], ids=["unspecified", "associated", "unassociated"])
+@pytest.mark.parametrize("big", [False, True], ids=["", "bigtiff"])
+@pytest.mark.parametrize("grey", [False, True], ids=["colour", "grey"])
+def test_alpha_in_tiff_is_dropped(tmp_path, order, planes, extra, big, grey):
+    """The colours are those stored, also where they are said to be multiplied by alpha."""
+    colours = [PICTURE[..., 0]] if grey else [PICTURE[..., n] for n in range(3)]
+    path = tmp_path / "x.tif"
+    path.write_bytes(tiff(np.array([*colours, ALPHA]), order, planes, extra, big))
+    np.testing.assert_array_equal(read_image(path), np.dstack((colours * 3)[:3])[..., ::-1])
+
+
+def test_alpha_in_tiff_of_sixteen_bits(tmp_path):
+    channels = np.array([*np.moveaxis(PICTURE, 2, 0), ALPHA]).astype(np.uint16) * 257
+    path = tmp_path / "x.tif"
+    path.write_bytes(tiff(channels))
+    np.testing.assert_array_equal(read_image(path), PICTURE[..., ::-1])
+    path.write_bytes(tiff(channels, planes=2))
+    with pytest.raises(YolactError, match=r"x\.tif has separate planes of 16 bits, which OpenCV misreads"):
+        read_image(path)
+
+
+def test_planes_that_are_cut_off(tmp_path):
+    """OpenCV would return zeros."""
+    path = tmp_path / "x.tif"
+    data = bytearray(tiff(np.moveaxis(PICTURE, 2, 0), planes=2, extra=None))
+    path.write_bytes(data)
+    np.testing.assert_array_equal(read_image(path), PICTURE[..., ::-1])
+    at = data.index(struct.pack("<HHI", 279, 4, 3)) + 8  # byte counts of the strips
+    struct.pack_into("<I", data, struct.unpack_from("<I", data, at)[0] + 8, 1 << 20)
+    path.write_bytes(data)
+    with pytest.raises(YolactError, match="is cut off"):
+        read_image(path)
+
+
+def test_the_thumbnail_of_a_camera_raw_file_is_not_the_picture(tmp_path):
+    path = tmp_path / "x.dng"
+    path.write_bytes(tiff(np.moveaxis(PICTURE, 2, 0), extra=None, kind=1))
+    with pytest.raises(YolactError, match="begins with a thumbnail, as camera raw files do"):
+        read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        ("png", {"transparency": (10, 200, 30)}),
+        ("png", {"mode": "P", "transparency": 0}),
+        ("png", {"mode": "P", "transparency": b"\0\x80"}),
+        ("gif", {"mode": "P", "transparency": 0}),
+        ("gif", {"mode": "P", "transparency": 1}),
+        ("webp", {"mode": "RGBA", "lossless": True, "exact": True}),
+        ("avif", {"mode": "RGBA", "quality": 100, "subsampling": "4:4:4"}),
+        ("jp2", {"mode": "RGBA"}),
+    ],
+)
+def test_transparency_is_dropped(tmp_path, suffix, options):
+    pillow = pytest.importorskip("PIL.Image")
+    image = pillow.fromarray(PICTURE)
+    mode = options.pop("mode", "RGB")
+    if suffix == "avif":
+        pytest.importorskip("PIL._avif")
+    if mode == "P":
+        image = image.quantize(8)
+    if mode == "RGBA":
+        image.putalpha(pillow.fromarray(ALPHA))
+    expected = np.asarray(image.convert("RGB")).astype(int)[..., ::-1]
+    path = save(tmp_path / f"x.{suffix}", image, **options)
+    if suffix == "gif" and cv2.imread(str(path)) is None:
+        pytest.skip("this OpenCV reads no GIF")
+    assert np.abs(read_image(path) - expected).max() <= (4 if suffix == "avif" else 0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["webp", "png", "tiff"])
+def test_orientation_in_every_format(tmp_path, suffix, orientation):
+    pillow = pytest.importorskip("PIL.Image")
+    operations = pytest.importorskip("PIL.ImageOps")
+    exif = pillow.Exif()
+    exif[0x112] = orientation
+    path = save(
+        tmp_path / f"x.{suffix}", PICTURE, exif=exif, **({"lossless": True} if suffix == "webp" else {})
+    )
+    shown = pillow.fromarray(PICTURE)
+    shown.getexif()[0x112] = orientation
+    np.testing.assert_array_equal(read_image(path), np.asarray(operations.exif_transpose(shown))[..., ::-1])
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tiff"])
+def test_of_several_pictures_the_first_is_read_with_one_warning(tmp_path, suffix, caplog):
+    pillow = pytest.importorskip("PIL.Image")
+    first, second = (pillow.fromarray(image).quantize(8) for image in (PICTURE, 255 - PICTURE))
+    if suffix != "gif":
+        first, second = first.convert("RGB"), second.convert("RGB")
+    options = {"lossless": True} if suffix == "webp" else {}
+    path = save(tmp_path / f"x.{suffix}", first, save_all=True, append_images=[second], **options)
+    if suffix == "gif" and cv2.imread(str(path)) is None:
+        pytest.skip("this OpenCV reads no GIF")
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            np.testing.assert_array_equal(read_image(path), np.asarray(first.convert("RGB"))[..., ::-1])
+    assert caplog.messages == [f"image {path} is animated or has several pictures; only the first is read"]
+
+
+def test_an_opencv_that_reads_no_gif_is_named(tmp_path, monkeypatch):
+    path = save(tmp_path / "x.gif", PICTURE)
+    monkeypatch.setattr("cv2.imdecode", lambda *_: None)
+    with pytest.raises(
+        YolactError, match=rf"is a GIF, which OpenCV {cv2.__version__} does not read; run: pip"
+    ):
+        read_image(path)
+
+
+@pytest.mark.parametrize("name", ["a\0b.png", "x" * 300 + ".png", "x/" * 3000 + "a.png"])
+def test_names_that_no_file_can_have(name):
+    with pytest.raises(YolactError, match="cannot read image"):
+        read_image(name)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_pipes_and_devices_are_not_read(tmp_path):
+    os.mkfifo(tmp_path / "x.png")
+    for path in (tmp_path / "x.png", "/dev/zero"):
+        with pytest.raises(YolactError, match="it is a pipe or device, not a file"):
+            read_image(path)
 
 
 def test_the_error_for_float_images_says_what_to_do(tmp_path):

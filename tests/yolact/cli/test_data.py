@@ -75,9 +75,9 @@ def test_show_draws_what_the_network_sees(shapes: DatasetConfig, tmp_path: Path)
     assert len(pictures) == 5
     for path in pictures:
         picture = cv2.imread(str(path))
-        assert picture.shape == (640, 640, 3)
+        assert picture.shape == (896, 896, 3)
         number = path.stem.split("_")[0]
-        plain = cv2.resize(cv2.imread(f"{shapes.train_images}/{number}.png"), (640, 640))
+        plain = cv2.resize(cv2.imread(f"{shapes.train_images}/{number}.png"), (896, 896))
         # Most of the picture is the image itself; boxes, masks and labels change the rest.
         assert np.median(np.abs(picture.astype(int) - plain)) < 6
     options[3] = "99"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from yolact.config import DatasetConfig
-from yolact.data.layout import resolve_dataset
+from yolact.data.layout import default_dataset, read_yaml, resolve_dataset
 from yolact_runtime.errors import YolactError
 
 
@@ -83,7 +83,8 @@ def test_yaml_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest
     ("paths", "message"),
     [
         ((), "no train annotations; looked for annotations/instances_train"),
-        ((COCO[0], "images"), "no val annotations"),
+        ((COCO[1], "images"), "no train annotations"),
+        ((*COCO, "train2017"), "no images for instances_val2017.json"),
         (COCO, "no images for instances_train2017.json; looked for train2017"),
         ((*COCO, "annotations/instances_train2014.json", "images"), "several train annotations"),
     ],
@@ -101,14 +102,19 @@ def test_incomplete_folders_say_what_was_looked_for(
     [
         ("train: [", "cannot read dataset"),
         ("- 1", "expected `train:"),
-        ("train: {images: i, annotations: a.json}", "`val` holds"),
+        ("train: {images: i, annotations: a.json}\nval: [1]", "`val` holds a list"),
+        ("val: {images: i, annotations: a.json}", "`train` holds nothing"),
         ("test: 1\ntrain: 2", "found test, train"),
         (
             "train: {images: gone, annotations: a.json}\nval: {images: i, annotations: a.json}",
-            "is not a folder",
+            "/gone is no folder",
         ),
-        ("train: {images: i, annotations: i}\nval: {images: i, annotations: a.json}", "is not a file"),
-        ("train: {images: 3, annotations: a.json}\nval: {images: i, annotations: a.json}", "expected a path"),
+        ("train: {images: i, annotations: i}\nval: {images: i, annotations: a.json}", "/i is no file"),
+        ("train: {images: [i], annotations: a.json}", r"images is a list; expected a path"),
+        ("train: {images: i, annotations: ''}", "annotations is ''; expected a path"),
+        ("name: [a]\ntrain: {images: i, annotations: a.json}", "a text `name`"),
+        ("x" * 999, "found 'x"),
+        ("{a: " * 3000, "too many levels"),
     ],
 )
 def test_bad_yaml_is_reported(tmp_path: Path, text: str, message: str) -> None:
@@ -124,3 +130,134 @@ def test_neither_folder_nor_yaml(tmp_path: Path) -> None:
         resolve_dataset(tmp_path / "a.json")
     with pytest.raises(YolactError, match="does not exist"):
         resolve_dataset(tmp_path / "b")
+
+
+def parts(dataset: DatasetConfig, root: Path) -> list[str]:
+    """Images and annotations of both parts, relative to `root`; empty for a part that is missing."""
+    paths = (
+        dataset.train_images, dataset.train_annotations, dataset.val_images, dataset.val_annotations
+    )  # fmt: skip
+    return [str(Path(path).relative_to(root)) if path else "" for path in paths]
+
+
+@pytest.mark.parametrize(
+    ("paths", "images", "annotations"),
+    [
+        # The original's layout for PASCAL, where the test part is not used for validation.
+        (
+            ("pascal_train.json", "train_images/1.jpg", "test.json", "test_images/2.jpg"),
+            "train_images", "pascal_train.json",
+        ),
+        (("train.json", "images_train/1.JPG"), "images_train", "train.json"),
+        (("annotations/nut_train.json", "JPEGImages/1.jpg"), "JPEGImages", "annotations/nut_train.json"),
+        (("train/annotations.json", "train/images/1.jpg"), "train/images", "train/annotations.json"),
+        # Not the folder train, which holds no images itself.
+        (("train.json", "train/labels", "images/train/1.jpg"), "images/train", "train.json"),
+        (("train.json", "1.jpg"), ".", "train.json"),
+        # Names in the file may have folders.
+        (("train.json", "images/a/1.jpg", "images/b/2.jpg"), "images", "train.json"),
+        # One part without a name: CVAT, Roboflow, FiftyOne, Label Studio.
+        (
+            ("annotations/instances_default.json", "images/default/1.png"),
+            "images/default", "annotations/instances_default.json",
+        ),
+        (("_annotations.coco.json", "1.jpg"), ".", "_annotations.coco.json"),
+        (("labels.json", "data/1.jpg"), "data", "labels.json"),
+        (("result.json", "images/1.jpg"), "images", "result.json"),
+    ],
+)  # fmt: skip
+def test_folders_without_a_validation_part(
+    tmp_path: Path, paths: tuple[str, ...], images: str, annotations: str
+) -> None:
+    make(tmp_path, *paths)
+    assert parts(resolve_dataset(tmp_path), tmp_path) == [images, annotations, "", ""]
+
+
+def test_yaml_without_a_validation_part(tmp_path: Path) -> None:
+    make(tmp_path, "i", "a.json")
+    spec = tmp_path / "d.yaml"
+    for text in ("", "val:\n", "val: {}\n"):
+        spec.write_bytes(
+            b"\xef\xbb\xbf" + f"train: {{images: i, annotations: a.json}}\nname: 007\n{text}".encode()
+        )
+        dataset = resolve_dataset(spec)
+        assert parts(dataset, tmp_path) == ["i", "a.json", "", ""]
+        assert dataset.name == "007"
+
+
+class TestDefault:
+    def configured(self, root: Path) -> DatasetConfig:
+        return DatasetConfig(
+            "configured", str(root / "c/images"), str(root / "c/train.json"), str(root / "c/images"), ""
+        )
+
+    def test_the_configured_one_if_it_exists(self, tmp_path: Path) -> None:
+        make(tmp_path, "c/images", "c/train.json", "data/train.json", "data/train/1.jpg")
+        configured = self.configured(tmp_path)
+        assert default_dataset(configured, folder=tmp_path / "data") is configured
+
+    @pytest.mark.parametrize("place", ["", "/coco"])
+    def test_else_the_one_in_the_data_folder(self, tmp_path: Path, place: str) -> None:
+        make(tmp_path, *(f"data{place}/{path}" for path in (*COCO, "images/1.jpg")), "data/other")
+        configured = self.configured(tmp_path)
+        for part in ("train", "val"):
+            found = default_dataset(configured, part, tmp_path / "data")
+            assert parts(found, tmp_path / f"data{place}") == ["images", COCO[0], "images", COCO[1]]
+
+    def test_none_and_several(self, tmp_path: Path) -> None:
+        configured, data = self.configured(tmp_path), tmp_path / "data"
+        with pytest.raises(YolactError, match=r"train\.json does not exist, .*/data .*--dataset"):
+            default_dataset(configured, folder=data)
+        make(data, "a/train.json", "a/train/1.jpg")
+        assert default_dataset(configured, folder=data).name == "a"
+        with pytest.raises(YolactError, match="of a val part"):
+            default_dataset(configured, "val", folder=data)
+        make(data, "b/train.json", "b/train/1.jpg")
+        with pytest.raises(YolactError, match=r"several datasets in .*data/a, .*data/b; choose"):
+            default_dataset(configured, folder=data)
+
+
+class TestUltralytics:
+    def test_coco_files_in_its_folder_are_read(self, tmp_path: Path) -> None:
+        make(tmp_path, "d/annotations/instances_train.json", "d/annotations/instances_val.json")
+        make(tmp_path, "d/images/train/1.jpg", "d/images/val/2.jpg")
+        spec = tmp_path / "d.yaml"
+        spec.write_text("path: d\ntrain: images/train\nval: images/val\nnc: 1\nnames: {0: yes}\n")
+        assert parts(resolve_dataset(spec), tmp_path / "d") == [
+            "images/train", "annotations/instances_train.json", "images/val", "annotations/instances_val.json"
+        ]  # fmt: skip
+
+    def test_json_files_and_roboflow_paths(self, tmp_path: Path) -> None:
+        make(tmp_path, "train/_annotations.coco.json", "train/1.jpg", "b.json", "valid/2.jpg")
+        spec = tmp_path / "data.yaml"
+        spec.write_text("train: ../train\nval: b.json\nnames: [a]\n")
+        assert parts(resolve_dataset(spec), tmp_path) == [
+            "train", "train/_annotations.coco.json", "valid", "b.json"
+        ]  # fmt: skip
+
+    def test_else_the_command_that_converts_is_named(self, tmp_path: Path) -> None:
+        make(tmp_path, "images/train/1.jpg", "labels/train/1.txt")
+        spec = tmp_path / "data.yaml"
+        spec.write_text("train: images/train\nval: images/train\nnames: [a]\n")
+        with pytest.raises(YolactError, match=f"yolact-data convert yolo {spec} {tmp_path}/data_coco; then"):
+            resolve_dataset(spec)
+        spec.write_text("names: [a]\n")
+        with pytest.raises(YolactError, match="`train` is nothing"):
+            resolve_dataset(spec)
+
+
+def test_yaml_aliases_that_multiply_end_at_once(tmp_path: Path) -> None:
+    lists = "&l0 [" + ", ".join("x" * 9) + "]"
+    for level in range(1, 20):
+        lists += f", &l{level} [" + ", ".join([f"*l{level - 1}"] * 9) + "]"
+    for text in (f"name: [{lists}]", f"train: [{lists}]", f"train: {{images: [{lists}], annotations: a}}"):
+        (tmp_path / "d.yaml").write_text(text)
+        with pytest.raises(YolactError) as caught:
+            resolve_dataset(tmp_path / "d.yaml")
+        assert len(str(caught.value)) < 600
+
+
+def test_yaml_scalars_keep_their_text(tmp_path: Path) -> None:
+    texts = ["yes", "no", "007", "1e3", "null", "~", "2024-01-01", "1_000", "0x10", "1:30", ".inf", "=", "on"]
+    (tmp_path / "n.yaml").write_text(f"names: [{', '.join(texts)}]\n")
+    assert read_yaml(tmp_path / "n.yaml") == {"names": texts}

@@ -123,3 +123,21 @@ def test_wrong_arguments_and_folders(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(YolactError, match="cannot write"):
         make_shapes_dataset(tmp_path / "file", 1, 1)
+
+
+def test_a_full_disk_leaves_no_torn_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Path.write_bytes
+
+    def fill(path: Path, data: bytes) -> int:
+        if "000002" in path.name:
+            write(path, data[:20])
+            raise OSError(28, "No space left on device")
+        return write(path, data)
+
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_bytes", fill)
+        with pytest.raises(YolactError, match=r"cannot write .*: No space left on device"):
+            make_shapes_dataset(tmp_path, 3, 1, (48, 64))
+    assert [path.name for path in (tmp_path / "train").iterdir()] == ["000001.png"]
+    (tmp_path / "train" / ".000002.x1_y.png").write_bytes(b"left by a killed process")
+    make_shapes_dataset(tmp_path, 3, 1, (48, 64))

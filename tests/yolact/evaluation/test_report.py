@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 import pytest
+from browser import needs_chromium, on_a_phone
 from fake_engine import SIZE, FakeEngine, Found, annotation, coco_file
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -168,6 +169,16 @@ def test_report(noisy: tuple[GroundTruth, Predictions], tmp_path: Path) -> None:
     assert [row[0] for row in sizes] == ["size", "small", "medium", "large"]
     assert sizes[1][3] == f"{100 * evaluation.mask.ap_small:.1f}"
     assert sizes[3][1:] == ["–"] * 4
+
+
+@pytest.mark.slow
+@needs_chromium
+def test_the_report_fits_a_phone(noisy: tuple[GroundTruth, Predictions], tmp_path: Path) -> None:
+    """Tables and plots scroll; no word is broken into letters."""
+    report(score(*noisy, details=True), tmp_path)
+    seen = on_a_phone(tmp_path / "report.html")
+    assert seen["scroll"] == seen["client"]
+    assert seen["heading"] < 60
 
 
 CASES = {

@@ -66,14 +66,17 @@ class SimulatedProcess(Processes):
         self.gathered.append(value)
         return list(reversed(self.gathered))
 
+    def any(self, flag: bool) -> bool:
+        return flag
+
 
 def test_shares_of_a_validation_give_its_ap(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = get_config("yolact_tiny")
     config = replace(config, dataset=resolve_dataset(shapes), train=replace(config.train, overfit=9))
-    truth = Validation(config, Processes()).truth
+    truth = Validation(config, (), Processes()).truth
     assert len(truth.images) == 9
 
-    def half_right(engine: Any, images: Path, part: GroundTruth, progress: bool) -> Predictions:
+    def half_right(engine: Any, images: Path, part: GroundTruth, *_: Any, **__: Any) -> Predictions:
         """Each annotation of every other image, found exactly."""
         ids = [image["id"] for image in part.images]
         entries = [
@@ -86,10 +89,10 @@ def test_shares_of_a_validation_give_its_ap(shapes: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("yolact.train.validation.predict", half_right)
     model = Yolact(config)
     device = torch.device("cpu")
-    whole = Validation(config, Processes()).run(model, device)
+    whole = Validation(config, (), Processes()).run(model, device)
     assert 0.3 < whole["mask_ap"] < 0.7
     for rank in (2, 1, 0):
-        shared = Validation(config, SimulatedProcess(rank, 3)).run(model, device)
+        shared = Validation(config, (), SimulatedProcess(rank, 3)).run(model, device)
     assert shared == whole
 
 

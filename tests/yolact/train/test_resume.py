@@ -61,7 +61,11 @@ def test_resumed_after_any_step_equals_never_stopped(run: Any, records: Any, tmp
         again = load_checkpoint(find_checkpoint("last", part, "yolact_tiny"))
         assert_same(vars(again)["model"], end.model)
         assert_same(again.ema, end.ema)
+        # The files in the other folder are not this run's to delete.
+        written = end.training.pop("written")
+        assert again.training.pop("written") == written[stopped:]
         assert_same(again.training, end.training)
+        end.training["written"] = written
 
 
 @pytest.mark.slow
@@ -71,6 +75,7 @@ def test_killed_at_random_moments(
     kills = int(os.environ.get("YOLACT_TEST_KILLS", "2"))
     iterations = str(10 + 3 * kills)  # a few between two kills
     options = ("--iterations", iterations, "--save-every=1", "--keep-last=2", "--set", "loss.max_masks=2")
+    options += ("--validate-every", "1")  # an epoch has 6 iterations, and a validation takes as long as four
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     chance = random.Random(5)
     for _ in range(kills):
@@ -86,10 +91,57 @@ def test_killed_at_random_moments(
             process.wait()
         for path in killed.glob("yolact_tiny_*.pth"):
             load_checkpoint(path)
-    assert run(killed, *options, "--resume", "auto") in (0, 1)  # 1: it had already been complete
+    assert run(killed, *options, "--resume", "auto") == 0
     assert run(whole, *options) == 0
-    assert lasting(records(killed)) == lasting(records(whole))
+    for kind in ("total", "validation"):
+        assert lasting(records(killed, kind)) == lasting(records(whole, kind))
     assert sorted(path.name for path in killed.iterdir()) == sorted(path.name for path in whole.iterdir())
+
+
+# The process ends without notice when the validation opens its `at`-th image.
+DEADLY_VALIDATION = """
+import os, signal, sys
+from yolact.cli.train import main
+from yolact.evaluation import evaluate
+
+at, opened, open_image = int(sys.argv[1]), [], evaluate._open
+
+def deadly(*arguments):
+    opened.append(1)
+    if len(opened) == at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return open_image(*arguments)
+
+evaluate._open = deadly
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("at", "iteration"), [(3, 6), (6, 8)])
+def test_a_validation_that_is_killed_is_repeated(
+    at: int, iteration: int, run: Any, command: Callable[..., list[str]], records: Any, tmp_path: Path
+) -> None:
+    """Each validation opens 4 images: the one of the epoch's end is killed, or the last one."""
+    options = ("--iterations", "8", "--validate-every", "1", "--set", "train.ema_decay=0.9")
+    options += ("--set", "train.save_epochs=1")
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    arguments = [sys.executable, "-c", DEADLY_VALIDATION, str(at), *command(killed, *options)]
+    assert subprocess.run(arguments, stderr=subprocess.DEVNULL, check=False).returncode == -9
+    saved = find_checkpoint("last", killed, "yolact_tiny")
+    assert load_checkpoint(saved).iteration == iteration
+    assert run(killed, *options, "--resume", "auto") == 0
+    assert run(whole, *options) == 0
+    for kind in ("total", "validation"):
+        assert lasting(records(killed, kind)) == lasting(records(whole, kind))
+    assert sorted(path.name for path in killed.iterdir()) == sorted(path.name for path in whole.iterdir())
+    for name in ("yolact_tiny_1_8.pth", "yolact_tiny_best.pth"):
+        assert_same(
+            *(
+                {**vars(load_checkpoint(folder / name)), "path": None, "config": None}
+                for folder in (killed, whole)
+            )
+        )
 
 
 @pytest.mark.slow
@@ -121,7 +173,7 @@ def test_leftovers_of_a_killed_save_are_removed(tmp_path: Path) -> None:
     leftover, other = tmp_path / ".yolact_tiny_0_5.abcd.pth", tmp_path / ".yolact_base_0_5.abcd.pth"
     leftover.touch()
     other.touch()
-    Checkpoints(tmp_path, "yolact_tiny", 2)
+    Checkpoints(tmp_path, "yolact_tiny", 2).prepare(0)
     assert not leftover.exists()
     assert other.exists()
 

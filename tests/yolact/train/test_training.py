@@ -19,7 +19,7 @@ from yolact.config import Classes
 from yolact.model import Yolact
 from yolact.registry import get_config
 from yolact.train.checkpoint import find_checkpoint, save_checkpoint
-from yolact.train.loop import set_training_mode
+from yolact.train.mode import set_training_mode
 from yolact.weights.load import load_checkpoint, load_model
 from yolact_runtime.errors import YolactError
 

@@ -20,7 +20,13 @@ from yolact.config import Classes
 from yolact.model import Yolact
 from yolact.registry import get_config
 from yolact.train.checkpoint import save_checkpoint
-from yolact.weights.load import load_checkpoint, load_model, load_pretrained_backbone
+from yolact.weights.load import (
+    load_checkpoint,
+    load_for_fine_tuning,
+    load_model,
+    load_pretrained_backbone,
+)
+from yolact.weights.state import parse_classes
 from yolact_runtime.errors import UsageError, YolactError
 
 
@@ -92,6 +98,123 @@ def test_keys_that_do_not_fit_are_named(tmp_path: Path) -> None:
     assert "\n" not in message
 
 
+def wrapped(state: dict, form: str) -> dict:
+    """A state dict as training scripts save it: `form` names wrappers, then prefixes."""
+    wrappers, _, prefixes = form.partition(" ")
+    content: dict = {f"{prefixes}{key}": value for key, value in state.items()}
+    for key in reversed(wrappers.split(",") if wrappers != "-" else []):
+        content = {"epoch": 3, key: content, "optimizer": {"state": {}, "param_groups": []}}
+    return content
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "- module.",
+        "- _orig_mod.",
+        "- model.",
+        "- module._orig_mod.module.",
+        "state_dict model.",
+        "model ",
+        "model module.model._orig_mod.",
+        "model_state_dict ",
+        "model,state_dict module.",
+    ],
+)
+def test_wrappers_and_prefixes_of_training_scripts(form: str, model: Yolact, tmp_path: Path) -> None:
+    path = tmp_path / "mine.pth"
+    torch.save(wrapped(model.state_dict(), form), path)
+    assert same_weights(load_model(path, model.config), model)
+
+
+def test_a_compiled_part_inside_the_network(model: Yolact, tmp_path: Path) -> None:
+    path = tmp_path / "mine.pth"
+    state = {
+        key.replace("backbone.", "backbone._orig_mod."): value for key, value in model.state_dict().items()
+    }
+    torch.save({"state_dict": state}, path)
+    assert same_weights(load_model(path, model.config), model)
+    torch.save(state | model.state_dict(), path)
+    with pytest.raises(YolactError, match=r"mine\.pth holds backbone\.\S+ twice"):
+        load_model(path, model.config)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"model": {"a": 1}},
+        {"state_dict": {}},
+        {"weights": {"a": torch.zeros(1)}},
+        {"model": [1]},
+        {1: torch.zeros(1)},
+    ],
+)
+def test_what_holds_no_state_dict_is_named(content: dict, tmp_path: Path) -> None:
+    path = tmp_path / "mine.pth"
+    torch.save(content, path)
+    with pytest.raises(YolactError, match=r"mine\.pth is not a YOLACT checkpoint.*'state_dict'.*found"):
+        load_model(path, "yolact_tiny")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": None},
+        {"model": {}},
+        {"epoch": "3"},
+        {"iteration": -1},
+        {"training": [1]},
+        {"ema": {"a": 1}},
+        {"config": 3},
+    ],
+)
+def test_a_damaged_own_checkpoint_is_one_line(change: dict, model: Yolact, tmp_path: Path) -> None:
+    path = tmp_path / "mine.pth"
+    save_checkpoint(path, model, 3, 70, None)
+    torch.save({**torch.load(path, weights_only=True), **change}, path)
+    with pytest.raises(YolactError, match=r"mine\.pth is a damaged checkpoint"):
+        load_model(path)
+
+
+def test_metadata_that_is_no_configuration(model: Yolact, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    for text in ("{", "[]", '{"name": 3}'):
+        save_file(dict(model.state_dict()), path, metadata={"config": text})
+        with pytest.raises(YolactError, match=r"model\.safetensors"):
+            load_model(path)
+
+
+def test_classes_of_weights_that_do_not_name_them(model: Yolact, tmp_path: Path) -> None:
+    path = tmp_path / "yolact_tiny_1_2.pth"
+    torch.save(model.state_dict(), path)
+    with pytest.raises(
+        YolactError, match=r"has 2 classes, but yolact_tiny has 3; give the names with --classes"
+    ):
+        load_model(path)
+    names = tmp_path / "names.txt"
+    names.write_bytes("\ufeffcat\r\n\r\nhot dog, large\r\n".encode())
+    for text, expected in (("cat, dog", ("cat", "dog")), (str(names), ("cat", "hot dog, large"))):
+        opened = load_model(path, classes=text)
+        assert same_weights(opened, model)
+        assert opened.config.classes == Classes(expected, (1, 2))
+    with pytest.raises(YolactError, match="has 2 classes, but --classes cat has 1"):
+        load_model(path, classes="cat")
+    own = tmp_path / "own.pth"
+    save_checkpoint(own, model, 3, 70, None)
+    with pytest.raises(UsageError, match=r"--classes cat,dog: .*own\.pth holds its class names"):
+        load_model(own, classes="cat,dog")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("cat,", "empty"), ("a,b,a", "'a' occurs twice"), ("no.txt", "does not exist")]
+)
+def test_wrong_classes(text: str, message: str) -> None:
+    with pytest.raises(
+        YolactError, match=f"--classes {text}.*{message}" if "exist" not in message else message
+    ):
+        parse_classes(text)
+
+
 class Harmful:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return exec, ("raise SystemExit('code was run')",)
@@ -124,6 +247,22 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
         load_model(tmp_path / "nothing.pth")
     with pytest.raises(YolactError, match="is a folder"):
         load_model(tmp_path)
+
+
+def test_fine_tuning_does_not_take_a_class_for_another(
+    model: Yolact, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "mine.pth"
+    save_checkpoint(path, model, 3, 70, None)
+    for names, kept in ((("dog", "cat"), False), (("cat", "dog"), True), (("hen", "cow"), True)):
+        other = Yolact(replace(model.config, classes=Classes(names, (0, 17))))
+        with caplog.at_level("INFO", "yolact"):
+            load_for_fine_tuning(other, load_checkpoint(path), "--init-from")
+        for name in ("semantic_seg_conv.weight", "prediction_layers.0.conf_layer.weight"):
+            assert torch.equal(other.state_dict()[name], model.state_dict()[name]) == kept
+        assert torch.equal(other.proto_net[0].weight, model.proto_net[0].weight)
+    for said in ("the classes in another order", "the same classes; all", "with other names; all"):
+        assert caplog.text.count(said) == 1
 
 
 @pytest.mark.slow

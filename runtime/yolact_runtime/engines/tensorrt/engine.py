@@ -66,7 +66,7 @@ class TensorRtEngine(Engine):
         if not isinstance(slots, int) or not 1 <= slots <= MOST_STREAMS:
             raise UsageError(f"streams is {streams!r}; it must be in 1..{MOST_STREAMS}, or 'auto'")
         self.metadata, self.streams = metadata, slots
-        self._path, self._title = path, record.title
+        self.path, self._title = path, record.title
         self._idle: SimpleQueue[Slot | None] = SimpleQueue()
         self._closed = False
         with ExitStack() as held:
@@ -106,7 +106,7 @@ class TensorRtEngine(Engine):
         meta = self.metadata
         if not 1 <= len(prepared) <= meta.max_batch:
             raise YolactError(
-                f"{self._path}: it takes 1 to {meta.max_batch} images at once, not {len(prepared)}"
+                f"{self.path}: it takes 1 to {meta.max_batch} images at once, not {len(prepared)}"
             )
         if self._gpu_masks:
             with self._slot() as slot:
@@ -127,7 +127,7 @@ class TensorRtEngine(Engine):
         fits = batch.ndim == 4 and batch.shape[1:] == self._input.shape and batch.dtype == self._input.dtype
         if not fits or not meta.min_batch <= len(batch) <= meta.max_batch:
             raise YolactError(
-                f"{self._path}: a batch is {batch.shape} {batch.dtype}; {meta.min_batch} to {meta.max_batch}"
+                f"{self.path}: a batch is {batch.shape} {batch.dtype}; {meta.min_batch} to {meta.max_batch}"
                 f" images {self._input.shape} {self._input.dtype} are needed"
             )
         with self._slot() as slot:
@@ -159,7 +159,7 @@ class TensorRtEngine(Engine):
             with self._slot() as slot:
                 times = slot.stage_times(prepared, sizes, score_threshold, top_k)
         if times is None:
-            raise YolactError(f"{self._path}: its stages cannot be timed: masks are computed on the host")
+            raise YolactError(f"{self.path}: its stages cannot be timed: masks are computed on the host")
         return times
 
     def close(self) -> None:
@@ -178,7 +178,7 @@ class TensorRtEngine(Engine):
         slot = self._idle.get()
         try:
             if slot is None:
-                raise YolactError(f"{self._path}: the engine is closed")
+                raise YolactError(f"{self.path}: the engine is closed")
             with self._device.current:
                 yield slot
         finally:

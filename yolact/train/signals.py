@@ -1,0 +1,71 @@
+"""Ctrl-C and SIGTERM during a training: the first asks to stop, the second stops at once."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+class StopSignal:
+    """True once Ctrl-C or SIGTERM has been received; in use as a context, which the second one ends at once.
+
+    Attributes:
+        current: What the first signal waits for, for the log.
+    """
+
+    def __init__(self) -> None:
+        self.current = "this iteration"
+        self._received: list[int] = []
+        self._old: dict[int, Any] = {}
+        self._shielded = False
+        self._late: int | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._received)
+
+    def __enter__(self) -> StopSignal:
+        """Install the handlers."""
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._handle)
+        except ValueError:
+            self._old.clear()  # not the main thread: the caller handles signals
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._restore()
+
+    @contextmanager
+    def shielded(self) -> Iterator[None]:
+        """A block, such as saving, that a second signal does not cut short; it takes effect afterwards."""
+        self._shielded = True
+        try:
+            yield
+        finally:
+            self._shielded = False
+            if self._late is not None:
+                self._stop_at_once(self._late)
+
+    def _handle(self, number: int, frame: object) -> None:
+        """Note the first signal; pass the second one on."""
+        if not self._received:
+            self._received.append(number)
+            log.warning("stopping after %s (again: stop at once)", self.current)
+        elif self._shielded:
+            self._late = number
+        else:
+            self._stop_at_once(number)
+
+    def _stop_at_once(self, number: int) -> None:
+        self._late = None
+        self._restore()
+        signal.raise_signal(number)
+
+    def _restore(self) -> None:
+        while self._old:
+            signal.signal(*self._old.popitem())
