@@ -240,13 +240,18 @@ class AugmentConfig:
 @dataclass(frozen=True)
 class DatasetConfig:
     """Where the images and the COCO annotation files are. Without a validation part, `val_images` and
-    `val_annotations` are empty."""
+    `val_annotations` are empty.
+
+    With `crowd_as_instances`, crowd regions that have a mask are instances like others: CVAT exports what was
+    drawn with its brush as crowds.
+    """
 
     name: str = ""
     train_images: str = ""
     train_annotations: str = ""
     val_images: str = ""
     val_annotations: str = ""
+    crowd_as_instances: bool = False
 
     @property
     def has_validation(self) -> bool:

@@ -131,6 +131,7 @@ def _configuration(args: argparse.Namespace, base: Config) -> Config:
 
     config = _with_options(args, base)
     dataset = resolve_dataset(args.dataset) if args.dataset else default_dataset(config.dataset)
+    dataset = replace(dataset, crowd_as_instances=config.dataset.crowd_as_instances)
     return replace(config, dataset=dataset, classes=read_classes(Path(dataset.train_annotations)))
 
 

@@ -112,14 +112,20 @@ def metrics_of(
         library: Result of `coco_library`.
     """
     coco_class, evaluation_class = library
+    # The libraries compute with ids as 64-bit integers or floats, which do not hold every id of a file.
+    numbers = {image["id"]: number for number, image in enumerate(truth.images, start=1)}
+    images = [{**image, "id": numbers[image["id"]]} for image in truth.images]
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        expected = _coco(coco_class, truth, [dict(entry) for entry in annotations])
+        copies, found = (
+            [{**entry, "image_id": numbers[entry["image_id"]]} for entry in entries]
+            for entries in (annotations, predictions)
+        )
+        expected = _coco(coco_class, truth, images, copies)
         # loadRes cannot take an empty list.
-        copies = [dict(entry) for entry in predictions]
-        actual = expected.loadRes(copies) if copies else _coco(coco_class, truth, [])
+        actual = expected.loadRes(found) if found else _coco(coco_class, truth, images, [])
         run = evaluation_class(expected, actual, kind)
-        run.params.imgIds = image_ids
+        run.params.imgIds = [numbers[number] for number in image_ids]
         run.evaluate()
         run.accumulate()
     log.debug("pycocotools (%s): %s", kind, " ".join(printed.getvalue().split()))
@@ -170,9 +176,11 @@ def curves_of(precision: np.ndarray, recall: np.ndarray, names: Sequence[str]) -
     )
 
 
-def _coco(coco_class: type, truth: GroundTruth, annotations: list[dict[str, Any]]) -> Any:
-    """A `COCO` object of the given annotations."""
-    lists = {"images": truth.images, "categories": truth.categories, "annotations": annotations}
+def _coco(
+    coco_class: type, truth: GroundTruth, images: list[dict[str, Any]], annotations: list[dict[str, Any]]
+) -> Any:
+    """A `COCO` object of the given images and annotations."""
+    lists = {"images": images, "categories": truth.categories, "annotations": annotations}
     coco = coco_class()
     coco.dataset = {"info": {}, **lists}
     coco.createIndex()

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from yolact.config import Config, TrainConfig
+from yolact.data.annotations import forget_annotations
 from yolact.data.batch import Batch
 from yolact.data.cached import CachedDataset
-from yolact.data.coco import CocoDataset, find_missing_images
+from yolact.data.coco import CocoDataset, check_trainable, find_missing_images
 from yolact.losses import MultiBoxLoss
 from yolact.model import Yolact
 from yolact.model.backbone import zero_init_residual
@@ -108,6 +109,7 @@ class _Training:
         held = held_out_images(config)
         self.dataset = _dataset(config, settings, held, processes)
         self.validation = open_validation(config, held, processes)
+        forget_annotations()
 
         self.layout = memory_format(device, settings)
         self.model = _initial_model(config, resume, init_from).to(device).to(memory_format=self.layout)
@@ -367,8 +369,9 @@ def _dataset(
     # Images to overfit must look the same every time.
     augment = None if settings.overfit else config.augment
     dataset = (CachedDataset if settings.cache_samples else CocoDataset)(
-        data.train_images, data.train_annotations, config.model, config.classes, augment, settings.seed
-    )
+        data.train_images, data.train_annotations, config.model, config.classes, augment, settings.seed,
+        data.crowd_as_instances,
+    )  # fmt: skip
     if held:
         dataset.records = [record for record in dataset.records if record.image_id not in held]
     if settings.overfit:
@@ -379,6 +382,7 @@ def _dataset(
             f"{len(missing)} of {len(dataset)} images of {data.train_annotations} are missing,"
             f" for example {missing[0].absolute()}"
         )
+    check_trainable(dataset)
     parts = processes.count * settings.accumulate
     if parts > min(len(dataset), settings.effective_batch):
         raise UsageError(

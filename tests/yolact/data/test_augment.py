@@ -206,7 +206,6 @@ def test_targets_are_complete_for_any_augmentation(write_coco, make_square) -> N
         make_square(5, 5, 0),
         make_square(200, 5, 10),
         make_square(5, 5, 10) | {"bbox": [5, 5, -3, 8]},
-        make_square(5, 5, 10) | {"bbox": [float("nan"), 5, 3, 8]},
         make_square(5, 5, 9, segmentation=[]),
     ]
     crowds = [make_square(2, 2, 40, image_id=i, iscrowd=1) for i in (1, 2)]
