@@ -12,7 +12,7 @@ from yolact.config import DatasetConfig
 from yolact.registry import configs
 from yolact_runtime.commandline import Parser, run, table_console
 from yolact_runtime.engines.options import add_engine_options, open_engine
-from yolact_runtime.errors import UsageError
+from yolact_runtime.errors import UsageError, counted
 from yolact_runtime.files import write_json
 
 if TYPE_CHECKING:
@@ -22,6 +22,15 @@ if TYPE_CHECKING:
     from yolact.evaluation.metrics import Metrics
 
 log = logging.getLogger(__name__)
+
+# Options of the original's eval.py that yolact-infer has.
+_DRAWS = "use yolact-infer, which draws the instances of images and videos"
+_ELSEWHERE = {
+    **dict.fromkeys(("--image", "--video", "--webcam", "--display"), _DRAWS),
+    **dict.fromkeys(("--score-threshold", "--top-k"), f"AP counts all detections; {_DRAWS}"),
+    "--video-multiframe": "use yolact-infer with --batch-size and --streams",
+    "--benchmark": "use yolact-bench, which measures speed",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,6 +43,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="yolact-eval",
         description="COCO box and mask AP of an engine. Every image of the annotation file counts.",
+        elsewhere=_ELSEWHERE,
     )
     add_engine_options(parser)
     add = parser.add_argument
@@ -89,7 +99,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     if args.output_coco_json:
         for entries, path in ((found.boxes, args.bbox_det_file), (found.masks, args.mask_det_file)):
             write_json(path, entries)
-            log.info("wrote %d detections to %s", len(entries), path)
+            log.info("wrote %s to %s", counted(len(entries), "detection"), path)
     options = {"details": bool(args.report), "confusion_score": args.confusion_score, "faster": args.faster}
     evaluation = score(truth, found, **options)
     about = {
@@ -111,9 +121,9 @@ def _evaluate(args: argparse.Namespace) -> int:
     show(evaluation, args.per_class)
     if evaluation.failures:
         log.error(
-            "%d of %d images failed; they count as images without detections",
+            "%d of %s failed; they count as images without detections",
             len(evaluation.failures),
-            evaluation.images,
+            counted(evaluation.images, "image"),
         )
     return 1 if evaluation.failures else 0
 
@@ -122,6 +132,8 @@ def _data(args: argparse.Namespace, config: str) -> tuple[Path, Path]:
     """Images and annotations: the ones given, else those of `--dataset`, else the configuration's."""
     from yolact.data.layout import resolve_dataset
 
+    if args.images and ":" in args.images and not (args.annotations or Path(args.images).exists()):
+        raise UsageError(f"--images {args.images}: {_DRAWS}; here, --images DIR goes with --annotations FILE")
     if args.images and args.annotations:
         return Path(args.images), Path(args.annotations)
     dataset: DatasetConfig | None = None
@@ -131,13 +143,15 @@ def _data(args: argparse.Namespace, config: str) -> tuple[Path, Path]:
         dataset = configs()[config].dataset
         log.info("evaluating on %s of the configuration %s", dataset.name, config)
     if dataset is None:
-        raise UsageError("give both --images and --annotations, or --dataset")
+        raise UsageError(f"give both --images and --annotations, or --dataset; without annotations, {_DRAWS}")
     return Path(args.images or dataset.val_images), Path(args.annotations or dataset.val_annotations)
 
 
 def show(evaluation: Evaluation, per_class: bool = False) -> None:
-    """Print the tables of an evaluation to standard output, in percent."""
+    """Print an evaluation in percent: its tables, with the main figures before and after them."""
     console = table_console()
+    headline = _headline(evaluation)
+    console.print(headline, highlight=False)
     kinds: list[tuple[str, Metrics]] = [("box", evaluation.box)]
     if evaluation.mask:
         kinds.append(("mask", evaluation.mask))
@@ -158,10 +172,18 @@ def show(evaluation: Evaluation, per_class: bool = False) -> None:
             classes.add_row(name, *(_percent(metrics.by_class[name]) for _, metrics in kinds))
         console.print(classes)
     console.print(
-        f"{evaluation.images} images, {evaluation.detections} detections,"
+        f"{counted(evaluation.images, 'image')}, {counted(evaluation.detections, 'detection')},"
         f" {evaluation.ms_per_image:.1f} ms per image from array to boxes and RLE masks",
         highlight=False,
     )
+    console.print(headline, highlight=False)
+
+
+def _headline(evaluation: Evaluation) -> str:
+    """The main figures on one line."""
+    box, mask = evaluation.box, evaluation.mask
+    parts = [f"mask AP {_percent(mask.ap)}, AP50 {_percent(mask.ap50)}"] if mask else []
+    return "; ".join([*parts, f"box AP {_percent(box.ap)}, AP50 {_percent(box.ap50)}"])
 
 
 def _table(first: str, *columns: str) -> Table:
