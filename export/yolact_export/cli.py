@@ -6,19 +6,18 @@ import argparse
 import contextlib
 import functools
 import logging
-import re
 import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from yolact_export.trt import options as trt_options
 from yolact_runtime.commandline import Parser, run
-from yolact_runtime.errors import UsageError, missing_extra
+from yolact_runtime.errors import UsageError
 from yolact_runtime.files import is_stdout
 from yolact_runtime.outputs import Named, check_outputs, engine_files
+from yolact_runtime.packages import import_failure, installed
 
 log = logging.getLogger(__name__)
 
@@ -33,17 +32,9 @@ _CHECKPOINT_OPTIONS = (
 _SUFFIXES = {"onnx": (".onnx",), "trt": (".engine", ".plan"), "openvino": (".xml",)}
 
 
-class _ExportParser(Parser):
-    def error(self, message: str) -> NoReturn:
-        """Exit with 2. The value of an unknown option is not reported as an unknown command."""
-        pattern = r"argument COMMAND: invalid choice: (.*) \(choose from .*"
-        advice = r"unrecognized argument \1; is the option before it misspelled?"
-        super().error(re.sub(pattern, advice, message))
-
-
 def build_parser() -> Parser:
     """The options of an export, and the subcommand `inspect`."""
-    parser = _ExportParser(
+    parser = Parser(
         prog="yolact-export",
         usage="yolact-export --weights WEIGHTS [--to FORMAT] [options]\n       yolact-export inspect FILE",
         description="Export a checkpoint and verify that the export computes the same.",
@@ -64,9 +55,7 @@ def build_parser() -> Parser:
     add("--triton-instances", type=int, default=1, help="instances of the model per device")
     delay = "longest wait for more requests to fill a batch"
     add("--triton-queue-delay", type=int, default=2000, metavar="MICROSECONDS", help=delay)
-    commands = parser.add_subparsers(
-        title="commands", dest="command", metavar="COMMAND", prog=parser.prog, parser_class=Parser
-    )
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", prog=parser.prog)
     inspect = commands.add_parser(
         "inspect",
         help="show what an exported file or a checkpoint is",
@@ -119,21 +108,33 @@ def _add_verification_options(group: argparse._ArgumentGroup) -> None:
 
 def command(args: argparse.Namespace) -> None:
     """Run an export or `inspect`."""
-    name = "yolact-export inspect" if args.command else "yolact-export"
+    if args.command:
+        _inspect(args)
+        return
+    _check(args)
+    _check_files(args)
     try:
-        if args.command:
-            _inspect(args)
-        else:
-            _check(args)
-            _check_files(args)
-            TARGETS[args.to](args)
-    except ModuleNotFoundError as error:
-        raise missing_extra(f"{name} (no module {error.name!r})", "train") from error
+        TARGETS[args.to](args)
+    except ImportError as error:
+        failure = import_failure(error, f"yolact-export --to {args.to}", _extra(args))
+        if failure is None:
+            raise
+        raise failure from error
+
+
+def _extra(args: argparse.Namespace) -> str:
+    """The extras with all packages of an export: those of PyTorch and ONNX, and those of the format."""
+    if args.to == "onnx":
+        return "train"
+    if args.to != "trt":
+        return f"train,{args.to}"
+    library = args.backend if args.backend != "auto" else "trt" if installed("tensorrt") else "rtx"
+    return library if _is_exported(args.weights) else f"train,{library}"
 
 
 def _inspect(args: argparse.Namespace) -> None:
     """Run `yolact-export inspect`."""
-    own = ("command", "file", "config", "classes", "debug", "quiet", "command_line")
+    own = ("command", "file", "config", "classes", "debug", "quiet", "command_line", "prog")
     if given := _given(args, [name for name in vars(args) if name not in own]):
         raise UsageError(
             f"{given[0]} is an option of an export; inspect takes --config, --classes, --debug and --quiet"

@@ -13,9 +13,10 @@ from yolact_export.onnx_graph import graph_metadata, read_graph
 from yolact_runtime.commandline import table_console
 from yolact_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from yolact_runtime.engines.openvino import SECTION, WEIGHTS_HASH, OpenVinoEngine, shared_core
-from yolact_runtime.errors import UsageError, YolactError, first_line, missing_extra
+from yolact_runtime.errors import UsageError, YolactError, first_line
 from yolact_runtime.files import atomic_path, follow_links, sha256, stream_of
 from yolact_runtime.metadata import PREFIX
+from yolact_runtime.packages import imports_failed
 
 # Replaced by the hash once the weights are written.
 _NO_HASH = "0" * 64
@@ -39,7 +40,7 @@ def write_openvino(source: Path, output: Path, check: Callable[[Path], None] | N
     try:
         import openvino
     except ImportError as error:
-        raise missing_extra("--to openvino", "openvino") from error
+        raise imports_failed(error, "--to openvino") from error
     metadata = graph_metadata(read_graph(source), source)
     if metadata.precision == "fp16":
         raise UsageError(f"{source} is in fp16, which CPUs compute in float32; export it in fp32 or int8")

@@ -20,9 +20,10 @@ import onnx
 
 from yolact_export.onnx_graph import graph_metadata, read_graph
 from yolact_runtime.engines.tensorrt.record import read_engine
-from yolact_runtime.errors import UsageError, YolactError, escape_controls, missing_extra
+from yolact_runtime.errors import UsageError, YolactError, escape_controls
 from yolact_runtime.files import atomic_folder
 from yolact_runtime.metadata import Metadata
+from yolact_runtime.packages import imports_failed
 
 # Triton's backend and the name of its model file, by the suffix of our file.
 _BACKENDS = {
@@ -154,7 +155,7 @@ def _config_text(model: Path, metadata: Metadata, tensors: Tensors, name: str, o
         from google.protobuf import text_format
         from tritonclient.grpc import model_config_pb2 as schema
     except ImportError as error:
-        raise missing_extra("--to triton", "triton") from error
+        raise imports_failed(error, "--to triton", "triton") from error
     backend, file_name = _BACKENDS[model.suffix]
     # With 0, the server forms no batches, and shapes include the batch.
     batching = metadata.max_batch if metadata.max_batch > metadata.min_batch else 0

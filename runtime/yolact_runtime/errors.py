@@ -21,8 +21,9 @@ class UsageError(YolactError):
 
 
 def missing_extra(what: str, extra: str) -> YolactError:
-    """The error for a missing library that an optional extra installs."""
-    return YolactError(f'{what} needs packages that are not installed; run: pip install "yolact[{extra}]"')
+    """The error for a missing library that an optional extra installs, or the base install (no extra)."""
+    project = f'"yolact[{extra}]"' if extra else "yolact"
+    return YolactError(f"{what} needs packages that are not installed; run: pip install {project}")
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:

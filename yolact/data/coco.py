@@ -179,7 +179,7 @@ class CocoDataset(Dataset[Sample]):
         kept = (sides > 0).all(1)
         if self.augmenter is not None:
             kept &= geometry.keeps(boxes)
-            kept &= (sides * self.model.input_size > self.augmenter.config.min_box_side).all(1)
+            kept &= (sides > self.augmenter.config.min_box_side).all(1)
         annotations = [record.annotations[i] for i in np.flatnonzero(kept & ~crowd)]
         size = self.model.input_size
         sampler = MaskSampler(geometry, size, (prototype_size(size), pyramid_levels(size)[0]))

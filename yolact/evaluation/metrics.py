@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from yolact.evaluation.ground_truth import GroundTruth
-from yolact_runtime import YolactError
+from yolact_runtime.errors import YolactError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -85,9 +85,11 @@ def coco_library(faster: bool) -> tuple[type, type]:
         return COCO, COCOeval
     try:
         import faster_coco_eval
-    except ImportError:
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "faster_coco_eval"
+        problem = "is not installed" if missing else f"does not load ({first_line(error)})"
         raise YolactError(
-            "the faster evaluation needs faster-coco-eval, which is not installed; run: pip install"
+            f"the faster evaluation needs faster-coco-eval, which {problem}; run: pip install"
             " faster-coco-eval"
         ) from None
     return faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster

@@ -16,9 +16,10 @@ from yolact_runtime.engines.base import Engine
 from yolact_runtime.engines.onnx_file import read_properties
 from yolact_runtime.engines.outputs import INPUT, GraphOutputs
 from yolact_runtime.engines.threads import AUTO, check_threads, usable_cores
-from yolact_runtime.errors import UsageError, YolactError, cause_line, missing_extra, run_failed
+from yolact_runtime.errors import UsageError, YolactError, cause_line, run_failed
 from yolact_runtime.files import sha256
 from yolact_runtime.metadata import PREFIX, Metadata
+from yolact_runtime.packages import imports_failed
 
 # Sections of the runtime information with our properties, as strings: of an OpenVINO and an ONNX file.
 SECTION = PREFIX.rstrip(".")
@@ -202,7 +203,7 @@ def shared_core() -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise missing_extra("backend openvino", "openvino") from error
+        raise imports_failed(error, "backend openvino") from error
     return _make_core(openvino)
 
 
