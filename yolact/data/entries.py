@@ -139,8 +139,10 @@ class EntryReader:
         images, categories = self._images, self._categories
         wrong = self._references(rows, "image_id", images) | self._references(rows, "category_id", categories)
         rows.drop(wrong | self._flags(rows))
-        sides = {number: (e["height"] or 0, e["width"] or 0) for number, e in images.entries.items()}
-        sizes = np.array([sides[entry["image_id"]] for entry in rows.entries], np.int64).reshape(-1, 2)
+        sides = np.array([(e["height"] or 0, e["width"] or 0) for e in images.entries.values()], np.int64)
+        places = dict(zip(images.entries, range(len(sides)), strict=True))
+        order = np.fromiter((places[entry["image_id"]] for entry in rows.entries), np.int64)
+        sizes = sides.reshape(-1, 2)[order]
         extents, damaged = read_masks(rows.entries, sizes, rows.report, self.repair)
         boxes, wrong = self._boxes(rows, extents)
         status, odd = check_boxes(rows.entries, boxes, extents, sizes, rows.report_all, self.repair)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import unicodedata
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +16,7 @@ from yolact_runtime.errors import YolactError
 from yolact_runtime.sources.images import read_image
 
 # How many images are looked at before the work; the others are compared when they are read.
-SAMPLE = 2000
+SAMPLE = 5000
 _THREADS = 16
 _ORIENTATION = 0x112  # the EXIF tag
 
@@ -31,7 +30,8 @@ class ImageFolder:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
-        self._names: dict[Path, dict[str, list[str]]] = {}
+        self._names: dict[Path, set[str]] = {}
+        self._spellings: dict[Path, dict[str, list[str]]] = {}
 
     def find(self, file_name: str) -> Path:
         """The path of an image; where it was looked for first, if it does not exist.
@@ -40,6 +40,8 @@ class ImageFolder:
         file only is meant. If there is no such file, its folders are left out, and then COCO 2014's prefix:
         `val2014/COCO_val2014_000000000042.jpg`, `COCO_val2014_000000000042.jpg`, `000000000042.jpg`.
         """
+        if file_name in self._list(self.root):
+            return self.root / file_name
         spellings = list(dict.fromkeys([file_name, file_name.replace("\\", "/"), unquote(file_name)]))
         spellings.append(unquote(spellings[-1].replace("\\", "/")))
         for shorten in (str, _base_name, _without_prefix):
@@ -52,21 +54,23 @@ class ImageFolder:
     def _existing(self, path: Path) -> Path | None:
         """The file at `path`, up to case and Unicode form; None if there is none, or if it is ambiguous."""
         try:
-            found = self._list(path.parent).get(_key(path.name), [])
+            names = self._list(path.parent)
         except (OSError, ValueError):  # a NUL in the name
             return None
-        if path.name in found:
+        if path.name in names:
             return path
-        return path.with_name(found[0]) if len(found) == 1 and path.name else None
+        if path.parent not in self._spellings:
+            spellings = self._spellings[path.parent] = {}
+            for name in sorted(names):
+                spellings.setdefault(_key(name), []).append(name)
+        found = self._spellings[path.parent].get(_key(path.name), [])
+        return path.with_name(found[0]) if len(found) == 1 else None
 
-    def _list(self, folder: Path) -> dict[str, list[str]]:
-        """The names in a folder by their `_key`; empty if there is no such folder."""
+    def _list(self, folder: Path) -> set[str]:
+        """The names in a folder; empty if there is no such folder."""
         if folder not in self._names:
-            names: dict[str, list[str]] = defaultdict(list)
-            if folder.is_dir():
-                for name in os.listdir(folder):  # noqa: PTH208 - names alone are a fifth of the time
-                    names[_key(name)].append(name)
-            self._names[folder] = dict(names)
+            # Names alone take a fifth of the time of Path.iterdir.
+            self._names[folder] = set(os.listdir(folder)) if folder.is_dir() else set()  # noqa: PTH208
         return self._names[folder]
 
 
