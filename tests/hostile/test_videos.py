@@ -250,7 +250,7 @@ def test_without_pyav(tmp_path, monkeypatch):
     path = videos.write(tmp_path / "x.mp4", videos.shades(3))
     (tmp_path / "x").write_bytes(path.read_bytes())
     monkeypatch.setitem(sys.modules, "av", None)
-    line = 'video needs packages that are not installed; run: pip install "yolact[video]"'
+    line = "video (no module 'av') needs packages that are not installed; run: pip install \"yolact[video]\""
     assert failure(VideoSource, path) == line
     assert failure(VideoSink, tmp_path) == line
     assert failure(CameraSource, "rtsp://host/1") == line

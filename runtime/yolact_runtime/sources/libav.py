@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from yolact_runtime.errors import YolactError, first_line, missing_extra
+from yolact_runtime.errors import YolactError, first_line
+from yolact_runtime.packages import imports_failed
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -38,7 +39,7 @@ def load_av() -> ModuleType:
     try:
         import av
     except ImportError as error:
-        raise missing_extra("video", "video") from error
+        raise imports_failed(error, "video") from error
     return av
 
 
