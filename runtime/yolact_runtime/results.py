@@ -177,6 +177,9 @@ def result_of(
         score_threshold, top_k: As for `Engine.predict`.
         contours: The masks of the image's rows, if the engine computed them.
         copy: Copy the prototypes; otherwise the result may share those of the batch.
+
+    Raises:
+        YolactError: nothing was found, and the prototypes are not finite: the network failed.
     """
     count = int(found.count[index])
     prototypes = found.prototypes[index]
@@ -184,7 +187,12 @@ def result_of(
     scores, mask_scores = found.scores[index, :count], found.mask_scores[index, :count]
     sound = np.isfinite(scores) & np.isfinite(mask_scores)
     sound &= np.isfinite(boxes).all(1) & np.isfinite(coefficients).all(1)
-    if count and not _all_finite(prototypes):
+    if (count or contours is None) and not _all_finite(prototypes):
+        if not count:
+            raise YolactError(
+                "nothing was found, but the network's output is not finite: its weights are damaged, or too"
+                " large for its precision"
+            )
         sound[:] = False  # every mask depends on all prototypes
     dropped = count - np.count_nonzero(sound)
     if dropped:

@@ -55,6 +55,13 @@ def test_prototypes_that_are_no_numbers_leave_no_masks(
     assert "dropped 2 detections that are not finite" in caplog.text
 
 
+def test_a_network_that_fails_has_not_found_nothing() -> None:
+    """As with weights that are not finite: no score exceeds the threshold."""
+    prototypes = np.full_like(native_arrays()["prototypes"], np.nan)
+    with pytest.raises(YolactError, match="output is not finite"):
+        Fake(prototypes=prototypes, count=np.zeros(1, np.int32)).predict([WHITE])
+
+
 def test_only_numbers_that_no_row_uses_are_harmless(caplog: pytest.LogCaptureFixture) -> None:
     arrays = native_arrays()
     arrays["boxes"][0, 2:] = np.nan

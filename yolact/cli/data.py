@@ -1,4 +1,4 @@
-"""`yolact-data`: check annotation files, draw samples, convert to COCO, generate a dataset of shapes."""
+"""`yolact-data`: check and repair annotation files, draw samples, convert to COCO, generate a dataset."""
 
 from __future__ import annotations
 

@@ -72,7 +72,8 @@ def load_model(weights: str | Path, config: str | Config | None = None, classes:
             configuration; see `parse_classes`.
 
     Raises:
-        YolactError: the file cannot be opened, or its keys or shapes do not fit the configuration.
+        YolactError: the file cannot be opened, its keys or shapes do not fit the configuration, or a weight
+            is not finite.
     """
     checkpoint = load_checkpoint(weights, config, classes)
     model = Yolact(checkpoint.config)
@@ -88,6 +89,12 @@ def load_model(weights: str | Path, config: str | Config | None = None, classes:
             " one in each line"
         )
     load_state(model, state, str(weights))
+    broken = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
+    if broken:
+        raise YolactError(
+            f"{weights}: {counted(len(broken), 'weight tensor')} of {len(model.state_dict())} hold values"
+            f" that are not finite, such as {broken[0]}; use an earlier checkpoint"
+        )
     return model.eval()
 
 

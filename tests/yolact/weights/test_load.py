@@ -52,6 +52,16 @@ def test_own_checkpoint(model: Yolact, tmp_path: Path) -> None:
     assert load_checkpoint(path).iteration == 70
 
 
+def test_weights_that_are_not_finite_are_refused(model: Yolact, tmp_path: Path) -> None:
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    state["prediction_layers.0.bbox_layer.bias"][3] = float("nan")
+    torch.save(state, tmp_path / "yolact_tiny_1_2.pth")
+    with pytest.raises(
+        YolactError, match=r"1 weight tensor of \d+ hold values that are not finite, such as pred"
+    ):
+        load_model(tmp_path / "yolact_tiny_1_2.pth", model.config)
+
+
 def test_safetensors(model: Yolact, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     state = {key: value.contiguous() for key, value in model.state_dict().items()}
