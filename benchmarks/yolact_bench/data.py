@@ -17,9 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolact_bench.options import require
+from yolact_runtime.commandline import printing_beside
 from yolact_runtime.errors import UsageError
 from yolact_runtime.files import write_json
+from yolact_runtime.packages import require
 
 if TYPE_CHECKING:
     from yolact.data.coco import CocoDataset, Record
@@ -105,7 +106,8 @@ def command(args: argparse.Namespace) -> None:
         whole, cpu = figures[name].values()
         label = "whole sample" if name == "samples" else name
         rows.append([label, f"{whole:.1f}", f"{1000 / whole:.2f}", f"{1000 / cpu:.2f}"])
-    Table(title, ("", "images/s", "ms/image", "CPU ms"), rows).show()
+    with printing_beside(args.json):
+        Table(title, ("", "images/s", "ms/image", "CPU ms"), rows).show()
     if args.json:
         write_json(args.json, figures, indent=2)
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from yolact_runtime.commandline import table_console
+from yolact_runtime.commandline import printing_beside, table_console
 from yolact_runtime.errors import UsageError
 from yolact_runtime.files import write_json
 
@@ -62,7 +62,8 @@ def command(args: argparse.Namespace) -> int:
             "machine": describe_machine(),
             "runs": runs,
         }
-    _print(report)
+    with printing_beside(args.json):
+        _print(report)
     if args.json:
         write_json(args.json, report)
     return 0

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 from functools import partial
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from yolact_runtime.errors import UsageError, missing_extra
+from yolact_runtime.commandline import printing_beside
+from yolact_runtime.errors import UsageError
+from yolact_runtime.outputs import Named, check_outputs, engine_files
 
 if TYPE_CHECKING:
     from yolact_bench.measure.suite import Report, Settings
 
 log = logging.getLogger(__name__)
+
+# Options of any subcommand that name files or folders to read.
+_READ = ("images", "annotations", "weights", "torchvision_weights", "original")
 
 
 def add_engines(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -39,14 +44,29 @@ def add_protocol(parser: argparse.ArgumentParser, seconds: float = 3.0, all_core
 
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Add the options for where a report goes; `deliver` reads them."""
-    parser.add_argument("--json", metavar="FILE", help="write the report as JSON")
+    parser.add_argument("--json", metavar="FILE", help="write the report as JSON; - is standard output")
     parser.add_argument("--report", metavar="FILE.html", help="write the report as a page")
 
 
-def require(what: str, extra: str, *packages: str) -> None:
-    """Raise a YolactError that says which extra brings missing packages."""
-    if missing := [name for name in packages if find_spec(name) is None]:
-        raise missing_extra(f"{what} (no module {', '.join(missing)})", extra)
+def check_files(args: argparse.Namespace) -> None:
+    """Check before the work that the reports of any subcommand can be written, and that none is an input."""
+    given = vars(args)
+    writes: list[Named] = [(f"--{name}", given.get(name)) for name in ("json", "report")]
+    if not any(path for _, path in writes):
+        return
+    reads: list[Named] = [(f"--{name}", given.get(name)) for name in _READ]
+    if given.get("engines"):
+        from yolact_bench.measure.engines import parse_engine
+
+        files = (engine_files(parse_engine(text).path) for text in args.engines)
+        reads += [("--engine", path) for path in itertools.chain(*files)]
+    reads += [("--onnx", path) for path in engine_files(args.onnx)] if given.get("onnx") else []
+    reads += [("--ultralytics", path) for path in given.get("ultralytics") or ()]
+    if given.get("dataset"):
+        from yolact.data.files import dataset_files
+
+        reads += dataset_files(args.dataset)
+    check_outputs(reads, writes)
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
@@ -68,7 +88,8 @@ def deliver(report: Report, args: argparse.Namespace) -> None:
     from yolact_bench.report.page import write_html
     from yolact_bench.report.tables import show
 
-    show(report)
+    with printing_beside(args.json, args.report):
+        show(report)
     for path, write in ((args.json, report.write_json), (args.report, partial(write_html, report))):
         if path:
             write(path)

@@ -23,9 +23,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolact_bench.options import require
+from yolact_runtime.commandline import printing_beside
 from yolact_runtime.errors import YolactError
 from yolact_runtime.files import write_json
+from yolact_runtime.packages import require
 
 if TYPE_CHECKING:
     import torch
@@ -102,11 +103,12 @@ def command(args: argparse.Namespace) -> None:
         times, losses = take_turns(steps, args.seconds, args.runs)
         stages = configured.stages(rounds=min(args.runs, 5))
     timings = {name: Timing.of(taken, args.batch_size) for name, taken in times.items()}
-    print(
-        f"{config.name}, input {config.model.input_size}, batch {args.batch_size}, {device},"
-        f" {torch.get_num_threads()} threads, interleaved"
-    )
-    _show(timings, losses, stages)
+    with printing_beside(args.json):
+        print(
+            f"{config.name}, input {config.model.input_size}, batch {args.batch_size}, {device},"
+            f" {torch.get_num_threads()} threads, interleaved"
+        )
+        _show(timings, losses, stages)
     if args.json:
         steps_ms = {name: asdict(timing) for name, timing in timings.items()}
         figures = {"machine": describe_machine(), "steps": steps_ms, "stages_s": stages}

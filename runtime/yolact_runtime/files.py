@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,6 +19,7 @@ from yolact_runtime.errors import UsageError, YolactError
 
 # Standard output in place of a file.
 STDOUT = "-"
+READER_WAIT = 10.0  # seconds that a named pipe waits for its reader
 
 
 def cache_folder() -> Path:
@@ -79,8 +82,6 @@ def stream_of(path: str | Path) -> int | Path | None:
         YolactError: it is a folder, a disk or a socket.
     """
     path = Path(path)
-    if str(path) == STDOUT:
-        return 1
     with writing(path):
         if (descriptor := _descriptor(path)) is not None:
             return descriptor
@@ -93,7 +94,9 @@ def stream_of(path: str | Path) -> int | Path | None:
 
 
 def _descriptor(path: Path) -> int | None:
-    """The file descriptor of this process that a path such as `/dev/stdout` means, also through links."""
+    """The file descriptor that a path such as `-` or `/dev/stdout` means, also through links."""
+    if str(path) == STDOUT:
+        return 1
     own = {"/dev/fd", os.path.realpath("/proc/self/fd")}
     for _ in range(40):  # as many links as Linux follows
         folder = os.path.realpath(path.parent)
@@ -107,7 +110,10 @@ def _descriptor(path: Path) -> int | None:
 
 def is_stdout(path: str | Path | None) -> bool:
     """Whether a path names standard output, which then has nothing else: `-` or `/dev/stdout`."""
-    return path is not None and stream_of(path) == 1
+    try:
+        return path is not None and _descriptor(Path(path)) == 1
+    except OSError:
+        return False
 
 
 def write_stdout(data: bytes) -> None:
@@ -130,8 +136,26 @@ def write_stdout(data: bytes) -> None:
 
 
 def open_stream(stream: int | Path) -> BinaryIO:
-    """Open what `stream_of` returned, except standard output, for `write_all`."""
-    handle = os.dup(stream) if isinstance(stream, int) else os.open(stream, os.O_WRONLY)
+    """Open what `stream_of` returned, except standard output, for `write_all`.
+
+    Raises:
+        OSError: it cannot be opened.
+        YolactError: it is a pipe that no process opens for reading within some seconds.
+    """
+    if isinstance(stream, int):
+        return os.fdopen(os.dup(stream), "wb", buffering=0)
+    deadline = time.monotonic() + READER_WAIT
+    while True:
+        try:
+            handle = os.open(stream, os.O_WRONLY | getattr(os, "O_NONBLOCK", 0))
+            break
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+        if time.monotonic() > deadline:
+            raise YolactError(f"cannot write {stream}: no process reads this pipe")
+        time.sleep(0.05)
+    os.set_blocking(handle, True)
     return os.fdopen(handle, "wb", buffering=0)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from yolact_runtime.engines.onnx_file import read_external_files
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.files import STDOUT, follow_links, stream_of
+from yolact_runtime.files import STDOUT, follow_links, stream_of, writing
 
 # An option and a path that it names, or whose name follows from it. Without a path it is left out.
 Named = tuple[str, str | Path | None]
@@ -20,7 +20,7 @@ Named = tuple[str, str | Path | None]
 Identity = tuple[int, int] | str
 
 # Images have other suffixes, so folders of images need not be searched for these outputs.
-_NO_IMAGES = (".csv", ".html", ".json", ".jsonl", ".txt")
+_NO_IMAGES = (".html", ".json", ".jsonl")
 
 
 def check_outputs(reads: Iterable[Named], writes: Iterable[Named], folders: Iterable[Named] = ()) -> None:
@@ -67,7 +67,8 @@ def identity_of(path: str | Path) -> Identity:
     try:
         info = os.fstat(0) if str(path) == STDOUT else Path(path).stat()
     except (OSError, ValueError):
-        return os.path.normcase(os.path.realpath(path))
+        real = os.path.normcase(os.path.realpath(path))
+        return real.casefold() if sys.platform == "darwin" else real
     return info.st_dev, info.st_ino
 
 
@@ -95,6 +96,9 @@ def _check_file(option: str, path: str | Path) -> None:
     stream = stream_of(path)
     if stream == 1 and sys.stdout is None:
         raise UsageError(f"{option} {path} needs standard output, which is closed")
+    if isinstance(stream, int):
+        with writing(path):
+            os.fstat(stream)
     if isinstance(stream, Path) and not os.access(stream, os.W_OK):
         raise YolactError(f"cannot write {path}: Permission denied")
     if stream is None:
@@ -124,10 +128,7 @@ def _identity_of_output(path: str | Path) -> Identity | None:
     """The identity of a file to write; None for a device such as /dev/null, which takes several outputs."""
     stream = stream_of(path)
     if isinstance(stream, int):
-        try:
-            info = os.fstat(stream)
-        except OSError:
-            return str(path)
+        info = os.fstat(stream)
         return info.st_dev, info.st_ino
     if stream is not None and stat.S_ISCHR(stream.stat().st_mode):
         return None

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from yolact_runtime import files
 from yolact_runtime.errors import YolactError, counted
-from yolact_runtime.files import atomic_folder, atomic_path, read_json, read_text
+from yolact_runtime.files import atomic_folder, atomic_path, is_stdout, read_json, read_text
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="links and pipes of POSIX")
 
@@ -96,6 +97,14 @@ def test_pipes_are_written_to(tmp_path):
 
 
 @posix
+def test_a_pipe_that_nobody_reads(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "READER_WAIT", 0.1)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(YolactError, match="pipe: no process reads this pipe"):
+        write(tmp_path / "pipe")
+
+
+@posix
 def test_devices_are_written_to(tmp_path):
     link = tmp_path / "null"
     link.symlink_to("/dev/null")
@@ -126,6 +135,11 @@ def test_descriptors_are_written_to(tmp_path):
     assert (tmp_path / "out.txt").read_text() == "".join(f"text\n{path}\n" for path in paths)
     done = subprocess.run([sys.executable, "-c", script, *paths], check=True, capture_output=True, text=True)
     assert done.stdout == (tmp_path / "out.txt").read_text()
+
+
+def test_only_standard_output_is_it(tmp_path):
+    assert is_stdout("-") and is_stdout(Path("-"))
+    assert not any(map(is_stdout, (None, tmp_path, tmp_path / "-", "n" * 300, tmp_path / "1", "/dev/null")))
 
 
 def test_errors_name_the_file_that_is_meant(tmp_path):

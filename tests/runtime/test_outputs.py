@@ -81,6 +81,7 @@ def test_a_list_that_standard_input_comes_from(place, monkeypatch):
         ("circle", "cannot write circle: its symbolic links form a circle"),
         (f"{'n' * 300}.json", f"cannot write {'n' * 300}.json: File name too long"),
         ("socket", "cannot write socket: it is a socket"),
+        ("/dev/fd/987", "cannot write /dev/fd/987: Bad file descriptor"),
     ],
 )
 def test_what_cannot_be_written_is_found_first(place, path, message):

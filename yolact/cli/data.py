@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolact.registry import get_config
-from yolact_runtime.commandline import Parser, run
+from yolact_runtime.commandline import Parser, printing_beside, run
 from yolact_runtime.errors import UsageError, YolactError, counted
-from yolact_runtime.files import atomic_path, read_json, write_json
+from yolact_runtime.files import atomic_path, read_json, stream_of, write_json
+from yolact_runtime.outputs import check_outputs
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from yolact.dataset_tools.check import Finding, Progress, Report
+    from yolact.data.findings import Finding, Level
+    from yolact.dataset_tools.check import Progress, Report
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +50,19 @@ def _parser() -> Parser:
     check = add("check", _check, "find problems before training or evaluation; exit code 1 for errors")
     check.add_argument("annotations", type=Path, help="COCO annotation file")
     check.add_argument("--images", type=Path, help="folder of the images; each is opened")
-    check.add_argument("--json", type=Path, metavar="FILE", help="write all findings here")
+    check.add_argument(
+        "--json", type=Path, metavar="FILE", help="write all findings here; - is standard output"
+    )
+
+    fix = add("fix", _fix, "write a repaired annotation file; exit code 1 if something could not be repaired")
+    fix.add_argument("annotations", type=Path, help="COCO annotation file")
+    fix.add_argument("--images", type=Path, help="folder of the images, to correct names and sizes")
+    fix.add_argument("--output", type=Path, required=True, metavar="FILE", help="annotation file to write")
+    fix.add_argument(
+        "--crowd-as-instances",
+        action="store_true",
+        help="make crowd regions with a mask instances: CVAT exports what its brush drew as crowds",
+    )
 
     show = add("show", _show, "draw samples as the network will see them")
     show.add_argument("annotations", type=Path, help="COCO annotation file")
@@ -75,7 +89,9 @@ def _parser() -> Parser:
         "source", type=Path, help="folder of the annotations; or Ultralytics' data.yaml, for all its parts"
     )
     other.add_argument(
-        "output", type=Path, help="COCO annotation file to write; for a data.yaml, the folder of several"
+        "output",
+        type=Path,
+        help="COCO file to write, or - for standard output; for a data.yaml, a folder",
     )
     other.add_argument("--images", type=Path, help="folder of the images, if it is not SOURCE")
     other.add_argument("--names", type=Path, help="class names: a text file, one a line, or YOLO's data.yaml")
@@ -101,10 +117,12 @@ def _check(args: argparse.Namespace) -> int:
 
     from yolact.dataset_tools.check import check_annotations
 
+    check_outputs([("annotations", args.annotations), ("--images", args.images)], [("--json", args.json)])
     report = check_annotations(args.annotations, args.images, _progress(args))
     if args.json:
         write_json(args.json, report.to_dict(), indent=1)
-    _print_report(report, Console())
+    with printing_beside(args.json):
+        _print_report(report, Console())
     return 1 if report.count("error") else 0
 
 
@@ -126,20 +144,45 @@ def _print_report(report: Report, console: Console) -> None:
         f"{report.annotations} annotations",
         highlight=False,
     )
-    groups: dict[tuple[str, str], list[Finding]] = defaultdict(list)
+    groups: dict[tuple[Level, str], list[Finding]] = defaultdict(list)
     for finding in report.findings:
         groups[finding.level, finding.kind].append(finding)
-    for (level, kind), findings in sorted(groups.items()):
-        console.print(f"{level}: {kind}: {len(findings)}", style="red" if level == "error" else "yellow")
+    order: tuple[Level, ...] = ("error", "warning", "note")
+    for (level, kind), findings in sorted(groups.items(), key=lambda item: order.index(item[0][0])):
+        style = {"error": "red", "warning": "yellow", "note": "dim"}[level]
+        console.print(f"{level}: {kind}: {len(findings)}", style=style)
         for finding in findings[:_SHOWN]:
             ids = [("image", finding.image_id), ("annotation", finding.annotation_id)]
             where = ", ".join(f"{name} {value}" for name, value in ids if value is not None)
-            console.print(
-                f"  {where + ': ' if where else ''}{finding.message}", markup=False, highlight=False
-            )
+            text = f"  {where + ': ' if where else ''}{finding.message}"
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
         if len(findings) > _SHOWN:
             console.print(f"  and {len(findings) - _SHOWN} more; --json FILE writes all")
-    console.print(f"{report.count('error')} errors, {report.count('warning')} warnings")
+    numbers = [str(report.count(level)) + f" {level}s" for level in order]
+    console.print(", ".join(numbers))
+
+
+def _fix(args: argparse.Namespace) -> int:
+    """`fix`: write the repaired file, and print what was changed and what could not be repaired."""
+    from rich.console import Console
+
+    from yolact.dataset_tools.fix import fix_annotations
+
+    inputs = [("annotations", args.annotations), ("--images", args.images)]
+    check_outputs(inputs, [("--output", args.output)])
+    found = fix_annotations(args.annotations, args.output, args.images, args.crowd_as_instances)
+    console = Console()
+    titles: dict[Level, str] = {"note": "changed", "error": "not repaired", "warning": "left as it is"}
+    for wanted, title in titles.items():
+        for (level, kind), number in found.counts.items():
+            if level == wanted:
+                first = found.first(level, kind)
+                text = f"{title}: {kind}: {number}, the first: {first.where}{first.message}"
+                console.print(text, markup=False, highlight=False, soft_wrap=True)
+    if not found.counts:
+        console.print("nothing had to be changed")
+    log.info("wrote %s; check it with: yolact-data check %s", args.output, args.output)
+    return 1 if found.count("error") else 0
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -151,6 +194,7 @@ def _show(args: argparse.Namespace) -> int:
     from yolact.data.coco import CocoDataset
     from yolact.dataset_tools.show import draw_sample
 
+    check_outputs([], [], [("--output", args.output)])
     classes = read_classes(args.annotations)
     if min(args.seed, args.epoch) < 0:
         raise UsageError(f"--seed {args.seed}, --epoch {args.epoch}; allowed: 0 or more")
@@ -162,17 +206,25 @@ def _show(args: argparse.Namespace) -> int:
     dataset = CocoDataset(args.images, args.annotations, model, classes, augment, args.seed)
     count = min(args.count, len(dataset))
     failed = 0
-    for index in np.random.default_rng(args.seed).permutation(len(dataset))[:count].tolist():
-        record = dataset.records[index]
+    chosen = np.random.default_rng(args.seed).permutation(len(dataset))[:count].tolist()
+    # A name may have 255 bytes, and what is added to this one could be too much.
+    stems = (os.fsdecode(os.fsencode(record.path.stem)[:200]) for record in dataset.records)
+    names = [
+        args.output / f"{stem}_{record.image_id}.jpg"
+        for stem, record in zip(stems, dataset.records, strict=True)
+    ]
+    check_outputs(
+        [("annotations", args.annotations), *(("--images", record.path) for record in dataset.records)],
+        [("--output", names[index]) for index in chosen],
+    )
+    for index in chosen:
         try:
             picture = draw_sample(dataset[args.epoch, index], classes, model)
         except YolactError as error:
             log.error("%s", error)
             failed += 1
             continue
-        # A name may have 255 bytes, and what is added to this one could be too much.
-        stem = os.fsdecode(os.fsencode(record.path.stem)[:200])
-        with atomic_path(args.output / f"{stem}_{record.image_id}.jpg") as temporary:
+        with atomic_path(names[index]) as temporary:
             temporary.write_bytes(cv2.imencode(".jpg", picture)[1].tobytes())
     log.info("drew %d of %d samples in %s", count - failed, len(dataset), args.output)
     return 1 if failed else 0
@@ -182,6 +234,7 @@ def _shapes(args: argparse.Namespace) -> None:
     """`shapes`: write the dataset."""
     from yolact.dataset_tools.synthetic import make_shapes_dataset
 
+    check_outputs([], [], [("folder", args.folder)])
     data = make_shapes_dataset(args.folder, args.train, args.val, seed=args.seed)
     log.info("%d + %d images: %s, %s", args.train, args.val, data.train_annotations, data.val_annotations)
 
@@ -198,6 +251,9 @@ def _convert(args: argparse.Namespace) -> int:
             )
         import yaml
 
+        check_outputs(
+            [("source", args.source)], [("output", args.output / "dataset.yaml")], [("output", args.output)]
+        )
         parts, dataset = convert_yolo_dataset(args.source, args.output, _progress(args))
         files = {args.output / "annotations" / f"instances_{part}.json": parts[part] for part in parts}
     else:
@@ -227,14 +283,16 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _check_output(args: argparse.Namespace) -> None:
-    """Raise a UsageError for an output that is a folder, or a file that is read."""
+    """Raise a UsageError for an output that is a folder, is read, or is another file than a COCO file."""
     if args.output.is_dir():
         raise UsageError(f"output {args.output} is a folder; expected a file to write, such as train.json")
-    if not args.output.exists():
+    reads = [
+        ("source", args.source),
+        *((f"--{name}", getattr(args, name)) for name in ("images", "names", "only")),
+    ]
+    check_outputs(reads, [("output", args.output)])
+    if not args.output.exists() or stream_of(args.output) is not None:
         return
-    for path in (args.names, args.only):
-        if path and path.exists() and path.samefile(args.output):
-            raise UsageError(f"output {args.output} would overwrite what is read from {path}")
     if args.output.suffix.lower() != ".json":
         raise UsageError(f"output {args.output} exists and is no JSON file; it is kept")
     content = read_json(args.output)

@@ -6,10 +6,12 @@ import logging
 import os
 import shlex
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from yolact.config import DatasetConfig
+from yolact.data.image_files import ImageFolder
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import read_text
 from yolact_runtime.sources.folders import IMAGES
@@ -144,7 +146,7 @@ def _from_yaml(path: Path) -> DatasetConfig:
         return _from_ultralytics(path, content)
     if set(content) - {"name", "train", "val"} or not isinstance(content.get("name", ""), str):
         raise YolactError(f"dataset {path}: {form}, and a text `name`; found {_describe(content)}")
-    found = {f"{part}_{kind}": "" for part in _SPLITS for kind in ("images", "annotations")}
+    found: dict[str, Any] = {f"{part}_{kind}": "" for part in _SPLITS for kind in ("images", "annotations")}
     for part in _SPLITS:
         section = content.get(part)
         if part == "val" and not section:
@@ -204,7 +206,7 @@ def ultralytics_part(root: Path, value: Any) -> Path | None:
 def _from_ultralytics(path: Path, content: dict[str, Any]) -> DatasetConfig:
     """The COCO files in the folder that Ultralytics' YAML file describes."""
     root = ultralytics_root(path, content)
-    found = {f"{part}_{kind}": "" for part in _SPLITS for kind in ("images", "annotations")}
+    found: dict[str, Any] = {f"{part}_{kind}": "" for part in _SPLITS for kind in ("images", "annotations")}
     for part, names in _SPLITS.items():
         place = ultralytics_part(root, next((content[name] for name in names if content.get(name)), None))
         if place is None:
@@ -227,7 +229,7 @@ def _from_ultralytics(path: Path, content: dict[str, Any]) -> DatasetConfig:
 
 def _from_folder(root: Path) -> DatasetConfig:
     """The dataset in a folder of a known layout."""
-    found = {f"{part}_{kind}": "" for part in _SPLITS for kind in ("images", "annotations")}
+    found: dict[str, Any] = {f"{part}_{kind}": "" for part in _SPLITS for kind in ("images", "annotations")}
     for part, names in _SPLITS.items():
         annotations = _annotation_files(root, names)
         if part == "train" and not annotations:
@@ -289,12 +291,15 @@ def _holds_images(folder: Path) -> bool:
 
 
 def image_path(images: Path, file_name: str) -> Path:
-    """The path of the image called `file_name` in the folder `images`, whether or not it exists.
-
-    If there is no file of this name, its folders are left out, and then COCO 2014's prefix:
-    `val2014/COCO_val2014_000000000042.jpg`, `COCO_val2014_000000000042.jpg`, `000000000042.jpg`.
-    """
+    """The path of the image called `file_name` in the folder `images`; see `ImageFolder.find`."""
     path = images / file_name
-    name = Path(file_name).name
-    short = name.rpartition("_")[2] if name.startswith("COCO_") else name
-    return next((p for p in (path, images / name, images / short) if p.exists()), path)
+    if path.exists():
+        return path
+    changed = images.stat().st_mtime_ns if images.exists() else 0
+    return _image_folder(images, changed).find(file_name)
+
+
+@lru_cache(maxsize=4)
+def _image_folder(images: Path, changed: int) -> ImageFolder:
+    """The finder of a folder, kept until the folder changes."""
+    return ImageFolder(images)

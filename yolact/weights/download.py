@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from yolact_runtime.errors import UsageError, YolactError, first_line, missing_extra
-from yolact_runtime.files import cache_folder, read_json, write_json
+from yolact_runtime.errors import UsageError, YolactError, first_line
+from yolact_runtime.files import cache_folder, follow_links, read_json, write_json
 from yolact_runtime.files import sha256 as sha256_of
+from yolact_runtime.packages import imports_failed
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +100,8 @@ def download(url: str, path: str | Path, sha256: str | None = None) -> Path:
         return path
     try:
         from huggingface_hub.utils import WeakFileLock
-    except ImportError:
-        raise missing_extra(f"downloading {url}", "train") from None
+    except ImportError as error:
+        raise imports_failed(error, f"downloading {url}") from error
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(path.with_name(f".{path.name}.lock")):
@@ -159,9 +160,10 @@ def _fetch_once(url: str, path: Path, sha256: str) -> None:
     remote = _ask(url)
     # A part file belongs to one version of the file; without a tag it cannot be recognised later.
     version = hashlib.sha256(f"{url} {remote.etag}".encode()).hexdigest()[:16]
-    part = path.with_name(f"{path.name}.{version}.part")
-    for other in path.parent.glob("*.part"):
-        if other.name.startswith(f"{path.name}.") and (other != part or not remote.etag):
+    target = follow_links(path)  # a link stays, and the part must be on the disk of its file
+    part = target.with_name(f"{target.name}.{version}.part")
+    for other in target.parent.glob("*.part"):
+        if other.name.startswith(f"{target.name}.") and (other != part or not remote.etag):
             other.unlink()
     named = re.fullmatch(r"[0-9a-f]{64}", (remote.etag or "").lower())
     hashes = [value for value in (sha256, named[0] if named else "") if value]
@@ -252,7 +254,7 @@ def _place(url: str, part: Path, path: Path, hashes: list[str], size: int | None
         log.warning("%s: the server gave neither size nor hash; the file could not be verified", url)
     # In this order a crash leaves a file without its note, never a note about another file.
     _note_path(path).unlink(missing_ok=True)
-    part.replace(path)
+    part.replace(follow_links(path))
     size = path.stat().st_size
     write_json(_note_path(path), {"url": url, "size": size, "sha256": actual})
     log.info("downloaded %s (%.1f MB, SHA-256 %s)", path, size / 1e6, actual)

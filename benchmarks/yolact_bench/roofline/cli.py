@@ -9,10 +9,10 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from yolact_bench.options import require
 from yolact_bench.roofline.ceilings import PRECISIONS, Ceilings, ceilings, ceilings_table, gpu_ceilings
 from yolact_runtime.errors import UsageError
 from yolact_runtime.files import write_json
+from yolact_runtime.packages import require
 
 if TYPE_CHECKING:
     from yolact_bench.report.tables import Table
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def command(args: argparse.Namespace) -> None:
     """Print ceilings, and the roofline of `--onnx` under them."""
     require("yolact-bench roofline", "train", "onnx", "sympy")
-    from yolact_runtime.commandline import table_console
+    from yolact_runtime.commandline import printing_beside, table_console
     from yolact_runtime.engines.threads import usable_cores
 
     counts = args.threads or ([usable_cores()] if args.onnx else sorted({1, usable_cores()}))
@@ -43,7 +43,8 @@ def command(args: argparse.Namespace) -> None:
         raise UsageError(f"--threads {' '.join(map(str, counts))}: with --onnx, give one number")
     if not args.onnx:
         limits = [gpu_ceilings()] if args.gpu else [ceilings(count, args.fresh) for count in counts]
-        ceilings_table(limits).show()
+        with printing_beside(args.json):
+            ceilings_table(limits).show()
         if args.json:
             write_json(args.json, [asdict(one) for one in limits], indent=2)
         return
@@ -54,8 +55,6 @@ def command(args: argparse.Namespace) -> None:
     if args.precision:
         limit = found.computing(limit, args.precision)
     reached = found.reached(limit, args.measured_ms)
-    roofline_table(found, limit).show()
-    ceilings_table([limit]).show()
     lines = [
         f"floor {reached.floor_ms:.2f} ms (operations {reached.compute_ms:.2f}, weights, inputs and outputs"
         f" {reached.memory_ms:.2f}); kernel by kernel {reached.kernels_ms:.2f} ms"
@@ -67,7 +66,10 @@ def command(args: argparse.Namespace) -> None:
         )
     if found.work.unknown:
         lines.append(f"{len(found.work.unknown)} nodes with unknown shapes are not counted")
-    table_console().print("\n".join(lines), highlight=False)
+    with printing_beside(args.json):
+        roofline_table(found, limit).show()
+        ceilings_table([limit]).show()
+        table_console().print("\n".join(lines), highlight=False)
     if args.json:
         figures = {**found.to_json(), "ceilings": asdict(limit), "reached": asdict(reached)}
         write_json(args.json, figures, indent=2)

@@ -18,7 +18,7 @@ from yolact_export.trt.process import BuildRequest, BuildResult, run_build
 from yolact_export.trt.target import Target, choose_target
 from yolact_runtime.engines.tensorrt.record import EngineRecord, record_path, to_json
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.files import atomic_path, cache_folder, sha256, write_json
+from yolact_runtime.files import atomic_path, cache_folder, follow_links, sha256, write_json
 from yolact_runtime.metadata import Metadata
 
 log = logging.getLogger(__name__)
@@ -115,19 +115,20 @@ def build_engine(
 @contextlib.contextmanager
 def _engine_and_json(output: Path) -> Iterator[tuple[Path, Path]]:
     """Temporary paths of an engine and its JSON; on success they replace both files, else neither."""
-    previous = output.with_name(f".{output.name}.{os.getpid()}")
+    target = follow_links(output)
+    previous = target.with_name(f".{target.name[:40]}.{os.getpid()}")
     placed = False
     try:
         with atomic_path(record_path(output)) as json_path:
             with atomic_path(output) as engine:
                 yield engine, json_path
                 with contextlib.suppress(OSError):  # there is none, or the file system has no hard links
-                    os.link(output, previous)
+                    os.link(target, previous)
             placed = True
     except BaseException:
         if placed:
             # An engine is useless without its own JSON: restore the previous one.
-            previous.replace(output) if previous.exists() else output.unlink(missing_ok=True)
+            previous.replace(target) if previous.exists() else target.unlink(missing_ok=True)
         raise
     finally:
         previous.unlink(missing_ok=True)

@@ -51,7 +51,6 @@ class OnnxRuntimeEngine(Engine):
 
     path: Path
 
-    path: Path
     reuses_outputs = False
 
     def __init__(

@@ -55,7 +55,7 @@ def test_a_command_that_fails_shows_its_output(tmp_path: Path, capsys: pytest.Ca
 def test_the_output_folder_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     assert demo.main([*QUICK, "--output", str(tmp_path / "file")]) == 1
-    assert f"cannot write {tmp_path / 'file'}" in capsys.readouterr().err
+    assert f"cannot write to folder {tmp_path / 'file'}: it is a file" in capsys.readouterr().err
 
 
 def test_the_loss_chart_has_axes_and_follows_the_colours_of_the_page() -> None:

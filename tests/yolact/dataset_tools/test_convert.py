@@ -122,9 +122,9 @@ class TestCommand:
         (tmp_path / "names.txt").write_text("cell\n")
         for output, message in (
             (tmp_path, "is a folder"),
-            (tmp_path / "images" / "a.png", "is no JSON file"),
+            (tmp_path / "images" / "a.png", "would write over"),
             (tmp_path / "labelme.json", "is no COCO annotation file"),
-            (tmp_path / "names.txt", "would overwrite what is read"),
+            (tmp_path / "names.txt", "would write over"),
         ):
             before = output.read_bytes() if output.is_file() else None
             given = [*command[:3], str(output), *command[4:], "--names", str(tmp_path / "names.txt")]

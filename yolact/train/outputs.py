@@ -1,0 +1,37 @@
+"""Checks before a training that it writes over nothing that it reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from yolact.config import Config
+from yolact.data.files import dataset_files
+from yolact.registry import config_name_of, position_of
+from yolact_runtime.outputs import Named, check_outputs
+
+
+def check_training_outputs(
+    config: Config, folder: Path, init_from: str | None, dataset: str | None = None
+) -> None:
+    """Check that a training in `folder` writes over none of its inputs, its initial weights above all.
+
+    Args:
+        config: Its dataset is read; its name and schedule decide the names of checkpoints.
+        folder: Where they are written.
+        init_from: `--init-from`: a file, or the name of published weights.
+        dataset: `--dataset`, which may be a YAML file.
+
+    Raises:
+        UsageError: one would be written over. Of a checkpoint's name the epoch is not compared.
+        YolactError: the folder cannot be written to.
+    """
+    settings, name = config.train.scaled(), config.name
+    written = [folder / f"{name}.jsonl", folder / f"{name}_best.pth"]
+    for path in folder.glob(f"{name}_*_*.pth"):
+        iteration = position_of(path)[1]
+        last, saved = settings.max_iterations, iteration % settings.save_every == 0
+        if config_name_of(path) == name and iteration <= last:
+            written += [path] if iteration == last or saved or settings.save_epochs else []
+    reads: list[Named] = [("--init-from", init_from), *dataset_files(config.dataset)]
+    reads += dataset_files(dataset) if dataset and Path(dataset).is_file() else []
+    check_outputs(reads, [("--save-folder", path) for path in written], [("--save-folder", folder)])
