@@ -143,7 +143,7 @@ class _Image:
     def _after(self, index: int, key: int) -> list[int]:
         """The strongest keys of an instance below `key`, ascending."""
         keys = _keys(iou(self.boxes[index : index + 1], self.priors))[0]  # (P,)
-        return _strongest(keys[keys < key], 32 * _LISTED).tolist()[::-1]  # type: ignore[no-any-return]
+        return _strongest(keys[keys < key], 32 * _LISTED).tolist()[::-1]
 
 
 def _keys(overlap: Tensor) -> Tensor:

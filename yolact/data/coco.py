@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from yolact.data.batch import Sample, Target
 from yolact.data.geometry import Geometry
 from yolact.data.layout import image_path
 from yolact.data.mask_targets import MaskSampler
+from yolact.data.packed import PackedList, pickled
 from yolact.data.segmentation import is_empty, to_region
 from yolact.model.preprocess import Normalise
 from yolact.model.priors import prototype_size, pyramid_levels
@@ -83,6 +85,18 @@ class CocoDataset(Dataset[Sample]):
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @property
+    def records(self) -> PackedList[Record]:
+        """The images with their annotations, in memory that the processes of a DataLoader share."""
+        return self._records
+
+    @records.setter
+    def records(self, records: Sequence[Record]) -> None:
+        if not isinstance(records, PackedList):
+            # Whoever needs a path only does not unpickle the annotations.
+            records = PackedList(replace(one, annotations=pickled(one.annotations)) for one in records)
+        self._records = records
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         """The sample of (epoch, index), on which the augmentation depends; an index alone is of epoch 0.

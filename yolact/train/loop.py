@@ -17,6 +17,7 @@ from yolact.config import Config, TrainConfig
 from yolact.data.batch import Batch
 from yolact.data.cached import CachedDataset
 from yolact.data.coco import CocoDataset, find_missing_images
+from yolact.data.workers import start_method
 from yolact.losses import MultiBoxLoss
 from yolact.model import Yolact
 from yolact.model.backbone import zero_init_residual
@@ -353,7 +354,7 @@ def _iterations(
         num_workers=settings.workers,
         worker_init_fn=_delay_signals,
         pin_memory=device.type == "cuda",
-        multiprocessing_context="fork" if settings.workers else None,
+        multiprocessing_context=start_method() if settings.workers else None,
     )
     loaded = iter(loader)
     for first in loaded:
