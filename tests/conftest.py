@@ -24,6 +24,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # `import oracle` and the others work from every test. With this folder on the path, tests/yolact
 # would hide the package.
 for _name in (
+    "commands",
     "oracle",
     "fake_engine",
     "fake_onnx",

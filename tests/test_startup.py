@@ -9,25 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import COMMAND_LINES, COMMANDS
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = {
-    "yolact-demo": "yolact.cli.demo:main",
-    "yolact-train": "yolact.cli.train:main",
-    "yolact-eval": "yolact.cli.evaluate:main",
-    "yolact-data": "yolact.cli.data:main",
-    "yolact-export": "yolact_export.cli:main",
-    "yolact-infer": "yolact_runtime.cli:main",
-    "yolact-bench": "yolact_bench.cli:main",
-}
-SUBCOMMANDS = {
-    "yolact-data": ["check", "show", "shapes", "convert"],
-    "yolact-export": ["inspect"],
-    "yolact-bench": ["compare", "peers", "roofline", "kernels", "training", "data", "masks"],
-}
-LINES = [
-    (name, *words) for name in COMMANDS for words in ((), *((one,) for one in SUBCOMMANDS.get(name, ())))
-]
 SLOW = ["av", "cv2", "matplotlib", "onnx", "onnxruntime", "openvino", "torch", "torchvision"]
 CODE = """
 import contextlib, importlib, io, sys
@@ -57,7 +41,7 @@ def test_every_command_is_looked_at() -> None:
     assert dict(re.findall(r'^(\S+) = "(\S+)"', section, re.MULTILINE)) == COMMANDS
 
 
-@pytest.mark.parametrize("line", LINES, ids=" ".join)
+@pytest.mark.parametrize("line", COMMAND_LINES, ids=" ".join)
 def test_help_and_wrong_options_import_no_large_library(line: tuple[str, ...]) -> None:
     codes, modules = start(*line)
     assert codes == "[0, 2]"

@@ -86,7 +86,7 @@ def write(
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
         if track is not None:
-            length = times[-1] if times is not None else len(images) / rate
+            length = len(images) / rate if times is None else times[-1] - times[0] + 1 / rate
             _tone(output, track, sound_from, length)
     return target
 

@@ -201,7 +201,8 @@ class AugmentConfig:
     A crop contains the centre of at least one instance, and keeps the instances whose centres it contains. It
     draws one of `crop_min_ious` as the IoU to reach with an instance, or none. The original never enforces
     that number (its author reports that enforcing it halved the AP); `crop_enforce_iou` does. Instances with
-    a side of at most `min_box_side` input pixels are dropped (the original's 4 / 550, compared with pixels).
+    a side of at most `min_box_side` of the input's are dropped. (The original has the same 4 / 550, but
+    compares it with pixels, so that it drops none.)
     """
 
     enabled: bool = True
@@ -234,19 +235,24 @@ class AugmentConfig:
         check(0 < self.crop_min_side <= 1, "augment.crop_min_side", self.crop_min_side, "above 0, at most 1")
         for minimum in self.crop_min_ious:
             check(0 <= minimum < 1, "augment.crop_min_ious", self.crop_min_ious, "each 0 to 1")
-        check(self.min_box_side >= 0, "augment.min_box_side", self.min_box_side, "0 or more")
+        check(0 <= self.min_box_side < 1, "augment.min_box_side", self.min_box_side, "0 to below 1")
 
 
 @dataclass(frozen=True)
 class DatasetConfig:
     """Where the images and the COCO annotation files are. Without a validation part, `val_images` and
-    `val_annotations` are empty."""
+    `val_annotations` are empty.
+
+    With `crowd_as_instances`, crowd regions that have a mask are instances like others: CVAT exports what was
+    drawn with its brush as crowds.
+    """
 
     name: str = ""
     train_images: str = ""
     train_annotations: str = ""
     val_images: str = ""
     val_annotations: str = ""
+    crowd_as_instances: bool = False
 
     @property
     def has_validation(self) -> bool:

@@ -1,7 +1,7 @@
 """The multi-task training loss (YOLACT, Sec. 3.3 and 5; YOLACT++, Sec. 6.1), vectorised over the batch.
 
-Its values are those of the original, but finite where the original's are not: degenerate boxes, no
-positives, very large logits.
+Its values are those of the original, but finite and of the usual size where the original's are not: tiny
+boxes, boxes that do not contain their masks, no positives, very large logits.
 """
 
 from __future__ import annotations
@@ -16,22 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from yolact.config import LossConfig
 from yolact.data.batch import Target
+from yolact.matching import BACKGROUND, Matches, match, training_boxes
 from yolact.model import Yolact, YolactOutput
-from yolact.model.boxes import areas, corners, crop_window, encode, intersection, iou
-
-NEUTRAL, BACKGROUND = -1, 0
-
-
-class Matches(NamedTuple):
-    """What every prior of every image is trained towards.
-
-    Attributes:
-        classes: (B, P) int64: -1 neutral, 0 background, else class + 1.
-        instances: (B, P) int64: index of the ground-truth instance with the highest overlap.
-    """
-
-    classes: Tensor
-    instances: Tensor
+from yolact.model.boxes import crop_window, encode
 
 
 class Totals(NamedTuple):
@@ -59,66 +46,6 @@ class Losses(NamedTuple):
     def total(self) -> Tensor:
         """What is minimised."""
         return torch.stack(list(self)).sum()
-
-
-def match(priors: Tensor, targets: Sequence[Target], config: LossConfig) -> Matches:
-    """Assign ground truth to priors (SSD, Sec. 2.2, with a neutral band and crowds).
-
-    Every instance gets the prior that overlaps it most, best pairs first. Other priors are positive from
-    `positive_iou`, background below `negative_iou` and neutral in between. A prior that is not positive is
-    neutral if more than `crowd_iou` of it lies in a crowd region.
-
-    Args:
-        priors: (P, 4): centre x, centre y, width, height.
-        targets: One for each image.
-        config: The thresholds.
-    """
-    point_priors = corners(priors)
-    boxes = _pad([t.boxes for t in targets])  # (B, G, 4)
-    labels = _pad([t.labels for t in targets])  # (B, G)
-    batch, most = labels.shape
-    counts = torch.tensor([len(t.labels) for t in targets], device=priors.device)
-    real = torch.arange(most, device=priors.device) < counts[:, None]  # (B, G)
-    if most == 0:
-        classes = torch.zeros(batch, len(priors), dtype=torch.int64, device=priors.device)
-        instances = torch.zeros_like(classes)
-    else:
-        overlap = torch.where(real[..., None], iou(boxes, point_priors[None]), -2.0)  # (B, G, P)
-        best, instances = overlap.max(dim=1)  # (B, P)
-        _force_best_priors(overlap, real, best, instances)
-        classes = labels.gather(1, instances) + 1
-        classes[best < config.positive_iou] = NEUTRAL
-        classes[best < config.negative_iou] = BACKGROUND
-    crowds = _pad([t.crowd_boxes for t in targets])  # (B, Q, 4)
-    if crowds.shape[1]:
-        # Padding has no area, so no prior lies in it.
-        inside = intersection(point_priors[None], crowds) / areas(point_priors)[None, :, None]  # (B, P, Q)
-        crowded = inside.amax(dim=-1) > config.crowd_iou  # (B, P)
-        classes[(classes <= BACKGROUND) & crowded] = NEUTRAL
-    return Matches(classes, instances)
-
-
-def _force_best_priors(overlap: Tensor, real: Tensor, best: Tensor, instances: Tensor) -> None:
-    """Give each instance its best free prior, the best pair of each image first, in place.
-
-    Args:
-        overlap: (B, G, P) IoU; -2 for padding. Overwritten.
-        real: (B, G) False for padding.
-        best: (B, P) highest IoU of each prior; set to 2 for a prior that is given away.
-        instances: (B, P) int64, the instance of each prior.
-    """
-    batch = torch.arange(len(overlap), device=overlap.device)
-    for _ in range(overlap.shape[1]):
-        value, prior = overlap.max(dim=2)  # (B, G)
-        instance = value.argmax(dim=1)  # (B,)
-        chosen = prior[batch, instance]  # (B,)
-        # An image whose instances all have their priors yields padding, which changes nothing.
-        left = real[batch, instance] & (value[batch, instance] > -2)
-        rows, taken, owner = batch[left], chosen[left], instance[left]
-        best[rows, taken] = 2.0
-        instances[rows, taken] = owner
-        overlap[rows, :, taken] = torch.minimum(overlap[rows, :, taken], overlap.new_tensor(-1.0))
-        overlap[rows, owner] = -2.0
 
 
 class MultiBoxLoss(nn.Module):
@@ -158,7 +85,7 @@ class MultiBoxLoss(nn.Module):
         matches = match(model.priors, targets, self.config) if matches is None else matches
         totals = count_totals([matches]) if totals is None else totals
         positive = matches.classes > 0  # (B, P)
-        boxes = _pad([t.boxes for t in targets])  # (B, G, 4)
+        boxes = training_boxes(_pad([t.boxes for t in targets]))  # (B, G, 4)
         total_positive = totals.positives.clamp(min=1)
         image, prior = positive.nonzero(as_tuple=True)  # both (n,)
         instance = matches.instances[image, prior]  # (n,)
@@ -223,10 +150,14 @@ class MultiBoxLoss(nn.Module):
                 output.coefficients[index, prior[used]] @ output.prototypes[index].flatten(0, 1).T
             )  # (m, Hp*Wp)
             masks = logits.sigmoid().unflatten(1, (height, width))  # (m, Hp, Wp)
-            masks = (masks * crop_window(box, (height, width))).nan_to_num(0.0)
-            error = F.binary_cross_entropy(masks, truth.float(), reduction="none").sum(dim=(1, 2))  # (m,)
+            window = crop_window(box, (height, width))  # (m, Hp, Wp)
+            masks = (masks * window).nan_to_num(0.0)
+            # What lies outside a box that is too small for its mask cannot be learned.
+            inside = (truth & window).float()
+            error = F.binary_cross_entropy(masks, inside, reduction="none").sum(dim=(1, 2))  # (m,)
             # Divided by the area of the box, so that small instances count as much (YOLACT, Sec. 3.3).
-            sides = (box[:, 2:] - box[:, :2]).clamp(min=1e-6)
+            # At least a pixel of the prototypes: smaller ones would count almost without limit.
+            sides = torch.maximum(box[:, 2:] - box[:, :2], box.new_tensor([1 / width, 1 / height]))
             mask_term.append((error / sides.prod(dim=1)).sum() * (len(rows) / len(used)) / (height * width))
             if model.config.model.mask_iou:
                 rescored.append((masks, truth, target.labels[instance[used]]))

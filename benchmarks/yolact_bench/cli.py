@@ -12,17 +12,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolact_bench.options import (
-    add_engines,
-    add_output,
-    add_protocol,
-    check_files,
-    deliver,
-    require,
-    settings_of,
-)
+from yolact_bench.options import add_engines, add_output, add_protocol, check_files, deliver, settings_of
 from yolact_runtime.commandline import Parser, run
 from yolact_runtime.errors import UsageError
+from yolact_runtime.packages import require
 
 if TYPE_CHECKING:
     from yolact_bench.measure.stages import EngineCandidate
@@ -40,6 +33,10 @@ COMMANDS = {
     "data": ("yolact_bench.data", "time the making of training samples, stage by stage"),
     "masks": ("yolact_bench.masks", "time masks inside boxes against masks of whole images"),
 }
+
+
+# Extras with the packages of subcommands that need more than `bench`; `train` has those of `bench`, too.
+EXTRAS = {"roofline": "train", "kernels": "train,trt", "training": "train", "data": "train"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,22 +61,23 @@ def build_parser(subcommands: Collection[str] = tuple(COMMANDS)) -> Parser:
     more.add_argument("--annotations", metavar="FILE", help="COCO annotations of --images: AP of each engine")
     more.add_argument("--max-images", type=int, metavar="N", help="AP on the first N images of the file only")
     add_output(parser)
-    parser.set_defaults(command=command)
+    parser.set_defaults(command=command, extra="bench")
     group = parser.add_subparsers(title="subcommands", metavar="COMMAND", description="each has --help")
     for name, (module, text) in COMMANDS.items():
         subparser = group.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         if name in subcommands:
             implementation = importlib.import_module(module)
             implementation.add_arguments(subparser)
-            subparser.set_defaults(command=implementation.command)
+            subparser.set_defaults(command=implementation.command, extra=EXTRAS.get(name, "bench"))
     return parser
 
 
 def _run(args: argparse.Namespace) -> int | None:
     """Run the chosen command; missing packages are reported before the work, not after it."""
-    require("yolact-bench", "bench", "psutil", "scipy")
+    extra = "train" if getattr(args, "roofline", False) or getattr(args, "torchvision", False) else args.extra
+    require("yolact-bench", extra, "psutil", "scipy")
     if getattr(args, "report", None):
-        require("--report", "bench", "jinja2", "matplotlib")
+        require("--report", extra, "jinja2", "matplotlib")
     check_files(args)
     code: int | None = args.command(args)
     return code
@@ -95,8 +93,6 @@ def command(args: argparse.Namespace) -> None:
     from yolact_bench.measure.suite import measure, with_extras
     from yolact_runtime.sources.images import list_images
 
-    if args.annotations:
-        require("--annotations", "train", "torch")
     if args.roofline:
         require("--roofline", "train", "onnx", "sympy")
     settings = settings_of(args)

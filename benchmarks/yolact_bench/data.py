@@ -17,10 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolact_bench.options import require
 from yolact_runtime.commandline import printing_beside
 from yolact_runtime.errors import UsageError
 from yolact_runtime.files import write_json
+from yolact_runtime.packages import require
 
 if TYPE_CHECKING:
     from yolact.data.coco import CocoDataset, Record

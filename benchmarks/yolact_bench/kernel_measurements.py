@@ -12,7 +12,6 @@ import numpy as np
 
 from yolact import Config
 from yolact_bench.measure.protocol import Timing, take_turns
-from yolact_bench.options import require
 from yolact_runtime.cuda.device import Device
 from yolact_runtime.cuda.launch import LoadedPlan
 from yolact_runtime.cuda.plans.detection import detection_plan
@@ -21,6 +20,7 @@ from yolact_runtime.cuda.plans.plan import Plan
 from yolact_runtime.cuda.timing import time_launches
 from yolact_runtime.errors import UsageError
 from yolact_runtime.masks import crop_bounds
+from yolact_runtime.packages import require
 
 OBJECTS = 20
 COEFFICIENTS = 32

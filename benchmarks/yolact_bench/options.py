@@ -6,11 +6,10 @@ import argparse
 import itertools
 import logging
 from functools import partial
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from yolact_runtime.commandline import printing_beside
-from yolact_runtime.errors import UsageError, missing_extra
+from yolact_runtime.errors import UsageError
 from yolact_runtime.outputs import Named, check_outputs, engine_files
 
 if TYPE_CHECKING:
@@ -47,12 +46,6 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     """Add the options for where a report goes; `deliver` reads them."""
     parser.add_argument("--json", metavar="FILE", help="write the report as JSON; - is standard output")
     parser.add_argument("--report", metavar="FILE.html", help="write the report as a page")
-
-
-def require(what: str, extra: str, *packages: str) -> None:
-    """Raise a YolactError that says which extra brings missing packages."""
-    if missing := [name for name in packages if find_spec(name) is None]:
-        raise missing_extra(f"{what} (no module {', '.join(missing)})", extra)
 
 
 def check_files(args: argparse.Namespace) -> None:

@@ -23,10 +23,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolact_bench.options import require
 from yolact_runtime.commandline import printing_beside
 from yolact_runtime.errors import YolactError
 from yolact_runtime.files import write_json
+from yolact_runtime.packages import require
 
 if TYPE_CHECKING:
     import torch

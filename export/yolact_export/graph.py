@@ -40,6 +40,7 @@ class ExportedYolact(nn.Module):
             if isinstance(module, DeformConv):
                 parent, _, child = name.rpartition(".")
                 setattr(self.model.get_submodule(parent), child, GridSampleDeformConv(module))
+        self.eval()  # this module too: `torch.onnx.export` sets everything back to the mode of this one
 
     @property
     def output_names(self) -> tuple[str, ...]:

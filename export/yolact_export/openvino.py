@@ -12,10 +12,14 @@ import numpy as np
 from yolact_export.onnx_graph import graph_metadata, read_graph
 from yolact_runtime.commandline import table_console
 from yolact_runtime.engines.onnxruntime import OnnxRuntimeEngine
-from yolact_runtime.engines.openvino import SECTION, OpenVinoEngine, shared_core
-from yolact_runtime.errors import UsageError, YolactError, first_line, missing_extra
-from yolact_runtime.files import atomic_path, follow_links, stream_of
+from yolact_runtime.engines.openvino import SECTION, WEIGHTS_HASH, OpenVinoEngine, shared_core
+from yolact_runtime.errors import UsageError, YolactError, first_line
+from yolact_runtime.files import atomic_path, follow_links, sha256, stream_of
 from yolact_runtime.metadata import PREFIX
+from yolact_runtime.packages import imports_failed
+
+# Replaced by the hash once the weights are written.
+_NO_HASH = "0" * 64
 
 
 def write_openvino(source: Path, output: Path, check: Callable[[Path], None] | None = None) -> None:
@@ -36,7 +40,7 @@ def write_openvino(source: Path, output: Path, check: Callable[[Path], None] | N
     try:
         import openvino
     except ImportError as error:
-        raise missing_extra("--to openvino", "openvino") from error
+        raise imports_failed(error, "--to openvino") from error
     metadata = graph_metadata(read_graph(source), source)
     if metadata.precision == "fp16":
         raise UsageError(f"{source} is in fp16, which CPUs compute in float32; export it in fp32 or int8")
@@ -45,7 +49,7 @@ def write_openvino(source: Path, output: Path, check: Callable[[Path], None] | N
         model = shared_core().read_model(source)
     except Exception as error:  # OpenVINO raises plain RuntimeErrors with many lines
         raise YolactError(f"OpenVINO cannot read {source}: {first_line(error)}") from error
-    for name, value in metadata.to_props().items():
+    for name, value in {**metadata.to_props(), WEIGHTS_HASH: _NO_HASH}.items():
         model.set_rt_info(value, [SECTION, name.removeprefix(PREFIX)])
     try:
         target = follow_links(output)
@@ -54,6 +58,8 @@ def write_openvino(source: Path, output: Path, check: Callable[[Path], None] | N
             temporary = Path(folder) / output.name
             # By default OpenVINO converts the weights to half.
             openvino.save_model(model, temporary, compress_to_fp16=False)
+            digest = sha256(temporary.with_suffix(".bin"))
+            temporary.write_bytes(temporary.read_bytes().replace(_NO_HASH.encode(), digest.encode()))
             if check is not None:
                 check(temporary)
             # Never leave an .xml next to the .bin of another model.

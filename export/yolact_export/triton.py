@@ -20,9 +20,10 @@ import onnx
 
 from yolact_export.onnx_graph import graph_metadata, read_graph
 from yolact_runtime.engines.tensorrt.record import read_engine
-from yolact_runtime.errors import UsageError, YolactError, missing_extra
+from yolact_runtime.errors import UsageError, YolactError, escape_controls
 from yolact_runtime.files import atomic_folder
 from yolact_runtime.metadata import Metadata
+from yolact_runtime.packages import imports_failed
 
 # Triton's backend and the name of its model file, by the suffix of our file.
 _BACKENDS = {
@@ -93,9 +94,15 @@ def write_repository(model: Path, repository: Path, name: str, options: TritonOp
     with atomic_folder(target) as folder:
         (folder / "1").mkdir()
         (folder / "config.pbtxt").write_text(text, encoding="utf-8")
-        (folder / "labels.txt").write_text("\n".join(metadata.class_names) + "\n", encoding="utf-8")
+        (folder / "labels.txt").write_text(_label_lines(metadata), "utf-8", errors="backslashreplace")
         shutil.copyfile(model, folder / "1" / _BACKENDS[model.suffix][1])
     return target
+
+
+def _label_lines(metadata: Metadata) -> str:
+    """The class names, one on each line; line ends and other control characters within a name are escaped."""
+    names = (escape_controls(name) for name in metadata.class_names)
+    return "".join(f"{name}\n" for name in names)
 
 
 def _read_model(path: Path) -> tuple[Metadata, Tensors]:
@@ -148,7 +155,7 @@ def _config_text(model: Path, metadata: Metadata, tensors: Tensors, name: str, o
         from google.protobuf import text_format
         from tritonclient.grpc import model_config_pb2 as schema
     except ImportError as error:
-        raise missing_extra("--to triton", "triton") from error
+        raise imports_failed(error, "--to triton", "triton") from error
     backend, file_name = _BACKENDS[model.suffix]
     # With 0, the server forms no batches, and shapes include the batch.
     batching = metadata.max_batch if metadata.max_batch > metadata.min_batch else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from yolact_runtime.commandline import Parser, run
 from yolact_runtime.engines.options import add_engine_options
 from yolact_runtime.errors import UsageError
 from yolact_runtime.files import stream_of
+from yolact_runtime.original import add_original_options, check_original, split_video
 from yolact_runtime.sources.headers import max_pixels
 
 _DRIVE = r"[A-Za-z]:(?=[\\/])"
@@ -27,6 +29,8 @@ def build_parser() -> Parser:
     add("--null", action="store_true", help="paths on standard input end in NUL instead of a line end")
     add("--image", type=split_pair, metavar="IN[:OUT]", help="one image, and the file for its overlay")
     add("--images", type=split_pair, metavar="DIR[:OUTDIR]", help="a folder, and the folder for its overlays")
+    add("--video", type=split_video, metavar="IN[:OUT]",
+        help="one video or camera, and the file for its annotated version")  # fmt: skip
     add("--score-threshold", default=0.15, type=float, help="minimum score of a detection, 0..1")
     add("--top-k", default=15, type=int, help="maximum number of detections per image")
     add("--annotations", type=Path, metavar="FILE",
@@ -34,6 +38,7 @@ def build_parser() -> Parser:
     add_engine_options(parser)
     _add_output_options(parser)
     _add_pipeline_options(parser)
+    add_original_options(parser)
     return parser
 
 
@@ -43,7 +48,7 @@ def _add_output_options(parser: Parser) -> None:
     add("--output", default="results/overlays", type=Path, metavar="DIR", help="folder for overlays")
     add("--video-output", type=Path, metavar="DIR", help="folder for annotated videos, if not --output")
     add("--no-overlay", action="store_true", help="write no overlays and no annotated videos")
-    add("--json", default="results/mask_detections.json", type=Path, metavar="FILE",
+    add("--json", "--mask-det-file", default="results/mask_detections.json", type=Path, metavar="FILE",
         help="COCO results with masks; box results and the image list go into the same folder; - is standard"
         " output, for masks only")  # fmt: skip
     add("--no-json", action="store_true", help="write no COCO results")
@@ -59,7 +64,7 @@ def _add_output_options(parser: Parser) -> None:
 def _add_pipeline_options(parser: Parser) -> None:
     """Add the options for batching and threads."""
     add = parser.add_argument_group("pipeline").add_argument
-    add("--batch-size", default=1, type=int, metavar="N", help="images per engine call")
+    add("--batch-size", "--video-multiframe", default=1, type=int, metavar="N", help="images per engine call")
     add("--deadline-ms", default=50.0, type=float, metavar="MS",
         help="longest time an image waits for its batch to fill")  # fmt: skip
     add("--workers", type=int, metavar="N",
@@ -79,7 +84,7 @@ def _streams(text: str) -> int | str:
 
 def split_pair(text: str) -> tuple[str, str]:
     r"""Split `IN:OUT`; OUT may be missing, and both may begin with a drive such as `C:\`."""
-    if Path(text).exists():
+    if os.path.exists(text):  # noqa: PTH110 - raises no error
         return text, ""
     match = re.fullmatch(rf"((?:{_DRIVE})?[^:]*)(?::(.*))?", text)
     if not match or not match[1]:
@@ -110,8 +115,11 @@ def check_options(args: argparse.Namespace) -> None:
         value = getattr(args, option)
         if value is not None and value < 1:
             raise UsageError(f"--{option.replace('_', '-')} is {value}; it must be 1 or more")
-    if sum([bool(args.sources), bool(args.image), bool(args.images)]) != 1:
-        raise UsageError("name the images once: SOURCE..., --image IN[:OUT] or --images DIR[:OUTDIR]")
+    check_original(args)
+    if sum(map(bool, (args.sources, args.image, args.images, args.video))) != 1:
+        raise UsageError(
+            "name the images once: SOURCE..., --image IN[:OUT], --images DIR[:OUTDIR] or --video IN[:OUT]"
+        )
     if args.resume and (args.jsonl is None or stream_of(args.jsonl) is not None):
         raise UsageError("--resume needs the file to continue: --jsonl FILE")
     if args.no_json and args.no_overlay and not (args.jsonl or args.coco_dataset or args.arrays):

@@ -14,14 +14,22 @@ from yolact_runtime.masks import Region
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _OPACITY = 0.45
+# Sides of small boxes, as a multiple of the thickness of their lines.
+_SMALL = 6
 # Font scales: of the smallest canvases, and below which nobody can read a label.
 _SMALLEST, _UNREADABLE = 0.33, 0.25
+# The share of boxes that a label at a corner of its box may hide; else it may move away, so many heights.
+_LITTLE, _RINGS = 0.05, 6
+# The share of the canvas that all labels may take: those of many small objects would hide a small image.
+_MOST = 0.25
 
 
 def draw_instances(
     image: np.ndarray, regions: Sequence[Region], boxes: np.ndarray, texts: Sequence[str]
 ) -> np.ndarray:
     """A copy of an image with n instances drawn on it, the first one on top.
+
+    Small instances have thin outlines and boxes with a margin, so that lines do not hide them.
 
     Args:
         image: (H, W, 3) uint8 BGR; it is not modified.
@@ -35,12 +43,16 @@ def draw_instances(
     canvas = np.array(image)
     last_first = range(len(regions) - 1, -1, -1)
     thickness = max(1, round(min(image.shape[:2]) / 400))
+    sides = boxes[:, 2:] - boxes[:, :2]  # (n, 2)
+    thin = np.clip(sides.min(axis=1, initial=thickness * _SMALL) // _SMALL, 1, thickness)
     for index in last_first:
-        _draw_mask(canvas, regions[index], colour(index), thickness)
+        _draw_mask(canvas, regions[index], colour(index), int(thin[index]))
+    margins = np.maximum(0, (thickness * _SMALL - sides + 1) // 2)
+    frames = np.concatenate([boxes[:, :2] - margins, boxes[:, 2:] + margins], axis=1)
     for index in last_first:
-        x1, y1, x2, y2 = boxes[index].tolist()
+        x1, y1, x2, y2 = frames[index].tolist()
         cv2.rectangle(canvas, (x1, y1), (x2, y2), colour(index), thickness)
-    draw_labels(canvas, texts, boxes)
+    draw_labels(canvas, texts, frames)
     return canvas
 
 
@@ -71,29 +83,42 @@ def _blend(bgr: tuple[int, int, int]) -> np.ndarray:
     return values.astype(np.uint8)[None]
 
 
-def draw_labels(canvas: np.ndarray, texts: Sequence[str], boxes: np.ndarray) -> None:
+def draw_labels(canvas: np.ndarray, texts: Sequence[str], boxes: np.ndarray, size: float = 1.0) -> None:
     """Label boxes; no label covers another one, and none covers a box where there is space elsewhere.
 
-    A label is above its box, below it or next to it, whichever hides least of all boxes. Its height grows
-    with the canvas. The first label chooses first; a label without any free place is left out.
+    A label is above its box, below it or next to it, whichever hides the smallest shares of all boxes; if
+    that is much, it may be farther away. Its height grows with the canvas. The first label chooses first. A
+    label is left out if there is no free place, if labels would hide over half of a box, or if all labels
+    would take over a quarter of the canvas.
 
     Args:
         canvas: (H, W, 3) uint8 BGR, drawn on.
         texts: One for each box; the label has the `colour` of the box's index.
         boxes: (n, 4) int, x1 y1 x2 y2 in pixels.
+        size: Of the text, where 1 is legible if the whole canvas is on a screen.
     """
     height, width = canvas.shape[:2]
     taken = np.empty((0, 4), np.int64)
+    space = _MOST * height * width
+    covered = np.zeros(len(boxes))  # the share of each box that labels hide
+    areas = (boxes[:, 2:] - boxes[:, :2]).clip(1).prod(axis=1)
     for index, (text, box) in enumerate(zip(texts, boxes, strict=True)):
-        label = _fit(text, height, width)
-        if label is None:
+        label = _fit(text, height, width, size)
+        if label is None or (len(taken) and space < label.width * label.height):
             continue
-        places = _places(box, label, height, width)
-        places = places[_shared_area(places, taken) == 0]
-        if len(places):
-            place = places[_shared_area(places, boxes).argmin()]  # the first of equals
-            taken = np.concatenate([taken, place[None]])
-            _draw_label(canvas, label, place, colour(index))
+        for rings in (0, _RINGS):
+            places = _places(box, label, height, width, rings)
+            places = places[_shared_area(places, taken).sum(axis=1) == 0]
+            hidden = _shared_area(places, boxes) / areas  # of each box by each place
+            costs = np.where((covered + hidden).max(axis=1) > 0.5, np.inf, hidden.sum(axis=1))
+            if len(costs) and costs.min() < (_LITTLE if not rings else np.inf):
+                best = int(costs.argmin())  # the first of equals
+                place = places[best]
+                covered += hidden[best]
+                taken = np.concatenate([taken, place[None]])
+                space -= label.width * label.height
+                _draw_label(canvas, label, place, colour(index))
+                break
 
 
 class _Label(NamedTuple):
@@ -107,9 +132,9 @@ class _Label(NamedTuple):
     height: int
 
 
-def _fit(text: str, height: int, width: int) -> _Label | None:
+def _fit(text: str, height: int, width: int, size: float) -> _Label | None:
     """The label of a canvas of this size: shrunk where it is too wide, None where nobody could read it."""
-    scale = min(max(min(height, width) / 1000, _SMALLEST), 2.5)
+    scale = min(max(size * min(height, width) / 1000, _SMALLEST), 2.5)
     while scale >= _UNREADABLE:
         weight = max(1, round(scale * 1.5))
         (wide, high), below = cv2.getTextSize(text, _FONT, scale, weight)
@@ -121,24 +146,30 @@ def _fit(text: str, height: int, width: int) -> _Label | None:
     return None
 
 
-def _places(box: np.ndarray, label: _Label, height: int, width: int) -> np.ndarray:
-    """Where a label can be (n, 4), x1 y1 x2 y2 within the canvas, the favourite first."""
+def _places(box: np.ndarray, label: _Label, height: int, width: int, rings: int) -> np.ndarray:
+    """Where a label can be (n, 4), x1 y1 x2 y2 within the canvas, the favourite first.
+
+    These are the corners of the box, and places on a number of rings around it.
+    """
     x1, y1, x2, y2 = box.tolist()
     above, below, right, left = y1 - label.height, y2 + 1, x2 + 1, x1 - label.width
     corners = [(x1, above), (x1, below), (x2 - label.width, above), (x2 - label.width, below)]
     corners += [(right, y1), (left, y1), (right, y2 - label.height), (left, y2 - label.height)]
-    # Where all these are taken: lines of labels above and below.
-    corners += [(x1, y) for n in range(1, 7) for y in (above - n * label.height, below + n * label.height)]
+    xs = range(left, right + 1, max(1, (right - left) // 6))
+    ys = range(above, below + 1, max(1, (below - above) // 6))
+    for gap in range(0, rings * label.height, label.height):
+        corners += [(x, y) for x in xs for y in (above - gap, below + gap)]
+        corners += [(x, y) for y in ys for x in (right + gap, left - gap)]
     limit = width - label.width, height - label.height
     first = np.clip(np.array(corners), 0, limit)
     return np.concatenate([first, first + np.array([label.width, label.height])], axis=1)
 
 
 def _shared_area(places: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Pixels (n,) of each of the places (n, 4) that the others (m, 4) cover, counted for each of them."""
+    """Pixels (n, m) that each of the places (n, 4) shares with each of the others (m, 4)."""
     low = np.maximum(places[:, None, :2], others[None, :, :2])
     high = np.minimum(places[:, None, 2:], others[None, :, 2:])
-    return (high - low).clip(0).prod(axis=2).sum(axis=1)
+    return (high - low).clip(0).prod(axis=2)
 
 
 def _draw_label(canvas: np.ndarray, label: _Label, place: np.ndarray, bgr: tuple[int, int, int]) -> None:

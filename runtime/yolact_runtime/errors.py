@@ -21,13 +21,23 @@ class UsageError(YolactError):
 
 
 def missing_extra(what: str, extra: str) -> YolactError:
-    """The error for a missing library that an optional extra installs."""
-    return YolactError(f'{what} needs packages that are not installed; run: pip install "yolact[{extra}]"')
+    """The error for a missing library that an optional extra installs, or the base install (no extra)."""
+    project = f'"yolact[{extra}]"' if extra else "yolact"
+    return YolactError(f"{what} needs packages that are not installed; run: pip install {project}")
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
     """A number with its noun: `1 image`, `2 images`; `plural` if that is not the noun and an s."""
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def escape_controls(text: str) -> str:
+    """Text on one line: line ends and control characters as escapes, such as \\n."""
+    return re.sub(
+        r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]",
+        lambda match: match[0].encode("unicode_escape").decode(),
+        text,
+    )
 
 
 def first_line(error: BaseException) -> str:

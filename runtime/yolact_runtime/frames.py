@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from yolact_runtime.errors import YolactError
 from yolact_runtime.results import Result
 
 
@@ -33,6 +34,15 @@ class Frame:
     read: Callable[[], np.ndarray]
     time: float | None = None
     duration: float | None = None
+
+
+def failed_frame(index: int, name: str, error: YolactError) -> Frame:
+    """A frame that cannot be read: its `read` raises `error`, so that the failure is counted."""
+
+    def read() -> np.ndarray:
+        raise error
+
+    return Frame(index, name, Path(name), read)
 
 
 class Source(ABC):

@@ -12,6 +12,7 @@ from yolact_runtime.engines.options import open_engine
 from yolact_runtime.engines.threads import default_workers
 from yolact_runtime.errors import YolactError
 from yolact_runtime.files import is_stdout
+from yolact_runtime.original import engine_options
 from yolact_runtime.pipeline import PipelineSettings, RunStats, run_pipeline
 from yolact_runtime.pipeline.progress import show_progress
 from yolact_runtime.sinks.image_ids import ImageIds
@@ -37,7 +38,7 @@ def infer(args: argparse.Namespace) -> int:
     check_all(args, target, source)
     ids = ImageIds(args.annotations) if args.annotations else None
     stats = RunStats()
-    with open_engine(args, streams=args.streams) as engine:
+    with open_engine(args, streams=args.streams, **engine_options(args)) as engine:
         meta = engine.metadata
         if ids:
             for sentence in ids.contradictions(meta.category_ids, meta.class_names):
@@ -75,6 +76,8 @@ def pipeline_settings(args: argparse.Namespace) -> PipelineSettings:
 
 def _sources(args: argparse.Namespace) -> tuple[list[str], OverlayTarget]:
     """The names of the sources, and the target of overlays."""
+    if args.video:
+        return [args.video[0]], OverlayTarget(args.output)
     if not (pair := args.image or args.images):
         return args.sources, OverlayTarget(args.output)
     source, target = pair

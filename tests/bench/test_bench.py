@@ -216,7 +216,6 @@ def test_torch_engines_share_their_threads(fakes, monkeypatch: pytest.MonkeyPatc
         ("matplotlib", ["--report", "bench.html"]),
         ("scipy", []),
         ("psutil", []),
-        ("torch", ["--images", "images", "--annotations", "truth.json"]),
         ("onnx", ["--roofline"]),
         ("sympy", ["--roofline"]),
     ],
@@ -226,6 +225,6 @@ def test_what_is_missing_is_said_before_the_work(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     assert cli.main(["--engine", "a.onnx", *options]) == 1
-    extra = "train" if package in ("torch", "onnx", "sympy") else "bench"
+    extra = "train" if "--roofline" in options else "bench"
     assert f'run: pip install "yolact[{extra}]"' in capsys.readouterr().err
     assert fakes == []

@@ -105,7 +105,7 @@ def test_settings_exist(page: Path) -> None:
         for part in shell
         for name in re.findall(rf"(?:--set \"?|^)((?:{groups})\.[a-z_]+(?:\.[a-z_]+)?)(?:=|$)", part)
     }
-    assert {name for name in named if not name.endswith((".py", ".md", ".cu"))} - known == set()
+    assert {name for name in named if not name.endswith((".py", ".md", ".cu", ".yaml"))} - known == set()
 
 
 def test_generated_tables_hold_every_option() -> None:

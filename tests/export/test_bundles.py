@@ -118,7 +118,7 @@ def test_onnx_needs_a_checkpoint(graph: onnx.ModelProto, tmp_path: Path, capsys:
         (("--to", "triton", "--max-batch", "8"), "--max-batch is for checkpoints"),
         (("--to", "openvino", "--precision", "int8"), "--precision is for checkpoints"),
         (("--to", "trt", "--detect", "runtime"), "--detect is for checkpoints"),
-        (("--to", "trt", "--output", "m.onnx"), "an engine ends in .engine or .plan"),
+        (("--to", "trt", "--output", "m.onnx"), "its name ends in .engine or .plan"),
         (("--to", "openvino", "--annotations", "a.json"), "--annotations compares AP with float32"),
     ],
 )

@@ -26,13 +26,17 @@ def test_help_shows_the_subcommand(capsys: Capture) -> None:
     [
         ([], "--weights is required"),
         (["--to", "trt"], "--weights is required"),
-        (["--weights", "a.pth", "--to", "caffe"], "argument --to: invalid choice: 'caffe'"),
-        (["--weight", "a.pth"], "unrecognized argument 'a.pth'; is the option before it misspelled?"),
-        (["--weights", "a.pth", "--nonsense"], "unrecognized arguments: --nonsense"),
-        (["inspect"], "arguments are required: file"),
-        (["inspect", "a.onnx", "--to", "trt"], "unrecognized arguments: --to trt"),
+        (["--weights", "a.pth", "--to", "caffe"], "--to: 'caffe'; allowed: onnx, trt, openvino, triton"),
+        (["--weight", "a.pth"], "unknown option --weight; did you mean --weights?"),
+        (["--weights", "a.pth", "--nonsense"], "unknown option --nonsense; see yolact-export --help"),
+        (["--weights", "a.pth", "--output", "m.pb"], "--output m.pb: with --to onnx its name ends in .onnx"),
+        (["--weights", "a.pth", "--output", "m"], "--output m: with --to onnx its name ends in .onnx"),
+        (["--weights", "a.pth", "--to", "openvino", "--output", "m.bin"], "its name ends in .xml"),
+        (["--weights", "a.pth", "--to", "trt", "--output", "m.onnx"], "its name ends in .engine or .plan"),
+        (["inspect"], "file is missing"),
+        (["inspect", "a.onnx", "--to", "trt"], "yolact-export inspect: error: unknown option --to"),
         (["--to", "trt", "inspect", "a.onnx"], "--to is an option of an export"),
-        (["--debug", "inspect"], "arguments are required: file"),
+        (["--debug", "inspect"], "file is missing"),
     ],
 )
 def test_wrong_arguments(arguments: list[str], words: str, capsys: Capture) -> None:

@@ -248,7 +248,7 @@ def test_verification_sees_small_differences(change: dict[str, float], word: str
         (["--batch", "0"], 2, "batch 0"),
         (["--batch", "4", "--max-batch", "2"], 2, "larger than max_batch 2"),
         (["--verify", "nowhere"], 2, "nowhere"),
-        (["--to", "caffe"], 2, "invalid choice"),
+        (["--to", "caffe"], 2, "'caffe'; allowed"),
     ],
 )
 def test_wrong_use(

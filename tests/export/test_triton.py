@@ -25,6 +25,17 @@ def model(tmp_path: Path) -> Path:
     return write_onnx(tmp_path / "m.onnx", native_arrays(), NATIVE)
 
 
+def test_each_class_name_has_one_line(tmp_path: Path) -> None:
+    """Labels are numbered by their lines; a name may be anything that an annotation file has."""
+    names = ("circle\nfake", "a\r\n\u2028b\x85", "lone \ud800", "")
+    metadata = dataclasses.replace(NATIVE, class_names=names, category_ids=(1, 2, 3, 4))
+    path = write_onnx(tmp_path / "m.onnx", native_arrays(), metadata)
+    folder = write_repository(path, tmp_path / "repository", "names")
+    expected = ["circle\\nfake", "a\\r\\n\\u2028b\\x85", "lone \\ud800", ""]
+    assert (folder / "labels.txt").read_text("utf-8").splitlines() == expected
+    assert read(folder).name == "names"
+
+
 def read(folder: Path) -> schema.ModelConfig:
     """The configuration; parsing fails on a field or a value that the schema does not have."""
     return text_format.Parse((folder / "config.pbtxt").read_text(), schema.ModelConfig())

@@ -18,6 +18,7 @@ import onnxruntime
 import pytest
 from fake_onnx import BOXES, NATIVE, SCORES, int8_file, native_arrays, write_onnx
 
+from yolact_export.cli import main as export_main
 from yolact_runtime import YolactError, load_engine
 from yolact_runtime.engines import load as module
 from yolact_runtime.engines.openvino import shared_core
@@ -130,6 +131,31 @@ def test_the_file_changes_under_a_running_engine(
     assert before.prototypes.std() > 0
     np.testing.assert_array_equal(after.prototypes, before.prototypes)
     np.testing.assert_allclose(three.prototypes[:1], before.prototypes, rtol=1e-5)
+
+
+def test_damaged_weights_of_the_right_size(network: Path, tmp_path: Path) -> None:
+    for file in network.parent.iterdir():
+        shutil.copy(file, tmp_path)
+    path, weights = tmp_path / "m.xml", tmp_path / "m.bin"
+    load_engine(path).close()
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    message = rf"^{weights} is damaged or of another model: its SHA-256 is \w+\.\.\., .*export them again$"
+    fails(message, path)
+    assert export_main(["inspect", str(path)]) == 1
+
+
+def test_weights_without_a_hash_open(network: Path, tmp_path: Path) -> None:
+    """Files of earlier versions."""
+    for file in network.parent.iterdir():
+        shutil.copy(file, tmp_path)
+    path = tmp_path / "m.xml"
+    lines = path.read_text("utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if "bin_sha256" not in line]
+    assert len(kept) == len(lines) - 1
+    path.write_text("".join(kept), "utf-8")
+    load_engine(path).close()
 
 
 @pytest.fixture(scope="module")

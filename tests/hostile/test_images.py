@@ -100,6 +100,16 @@ def test_the_limit_on_pixels_can_be_moved(place, capsys, monkeypatch):
     assert "YOLACT_MAX_PIXELS is 'many'" in capsys.readouterr().err
 
 
+def test_sixteen_bits_count_twice(place, capsys, monkeypatch):
+    assert cv2.imwrite("photos/deep.png", np.zeros((20, 100, 3), np.uint16))
+    monkeypatch.setenv("YOLACT_MAX_PIXELS", "3999")
+    is_reported_and_skipped(
+        capsys, "100 x 20 pixels of 16 bits, which count 2 times, more than the 3999 allowed"
+    )
+    monkeypatch.setenv("YOLACT_MAX_PIXELS", "4000")
+    assert infer("photos") == 0
+
+
 def test_a_bomb_takes_no_memory(tmp_path):
     bomb = tmp_path / "bomb.png"
     bomb.write_bytes(png(20_000, 20_000))
@@ -183,6 +193,70 @@ def test_links_that_lead_in_a_circle(place, capsys):
     is_reported_and_skipped(capsys, "cannot read image photos/loop.jpg: Too many levels of symbolic links")
     assert infer("photos/loop.jpg") == 2
     assert "image photos/loop.jpg is a broken symbolic link" in capsys.readouterr().err
+
+
+def test_a_folder_that_may_not_be_read(place, capsys, monkeypatch):
+    Path("photos/locked").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    is_reported_and_skipped(
+        capsys, "cannot read folder photos/locked: Permission denied", ["photos/**/*.png"]
+    )
+    is_reported_and_skipped(capsys, "folder photos/locked: Permission denied", ["photos/locked", "photos"])
+    assert infer("photos/locked") == 1
+    assert capsys.readouterr().err == "ERROR: cannot read folder photos/locked: Permission denied\n"
+
+
+def test_an_image_that_may_not_be_looked_at(place, capsys, monkeypatch):
+    """Its folder may be listed, but not searched."""
+    stat = os.stat
+
+    def refuse(path, *arguments, **options):
+        if "locked" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    is_reported_and_skipped(capsys, "cannot read locked/a.png: Permission denied", ["locked/a.png", "photos"])
+    for option in (["locked/a.png"], ["--image", "locked/a.png:b.png"], ["x" * 300], ["--image", "x" * 300]):
+        assert infer(*option) == 1
+        assert capsys.readouterr().err.startswith(f"ERROR: cannot read {option[-1].partition(':')[0]}: ")
+
+
+def test_names_in_a_list_that_no_file_can_have(place, capsys):
+    Path("list").write_bytes(b"photos/a.png\n" + b"x" * 300 + b".png\nphotos/z.png\n")
+    listed(capsys, f"cannot read image {'x' * 300}.png: File name too long")
+    Path("list").write_bytes(b"photos/a.png\nno\0name.png\nphotos/z.png\n")
+    error = "the path that begins with no contains a zero byte; add --null to read such lists"
+    listed(capsys, error)
+
+
+def test_a_pipe_in_a_list(place, capsys):
+    os.mkfifo("photos/pipe.png")
+    Path("list").write_text("photos/a.png\nphotos/pipe.png\nphotos/z.png\n")
+    listed(capsys, "cannot read image photos/pipe.png: it is a pipe or device, not a file")
+    assert infer("photos") == 0
+
+
+@pytest.mark.parametrize("links", [1, 2, 3])
+def test_folders_that_lead_up(place, capsys, links):
+    for number in range(links):
+        Path(f"photos/up{number}").symlink_to("..")
+    assert infer("photos/**/*.png") == 0
+    assert capsys.readouterr().out.startswith("2 images")
+
+
+def test_a_photo_with_a_video_after_its_end(place, capsys):
+    video = b"\0\0\0\x18ftypmp42" + np.random.default_rng(4).bytes(9000) + b"\xff\xda" + bytes(99)
+    Path("photos/b.jpg").write_bytes(photo() + video)
+    assert infer("photos") == 0
+    assert capsys.readouterr().out.startswith("3 images")
 
 
 def test_folders_that_lead_in_a_circle(place, capsys):

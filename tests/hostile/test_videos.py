@@ -2,6 +2,7 @@
 
 import contextlib
 import resource
+import shutil
 import socket
 import sys
 import threading
@@ -249,7 +250,7 @@ def test_without_pyav(tmp_path, monkeypatch):
     path = videos.write(tmp_path / "x.mp4", videos.shades(3))
     (tmp_path / "x").write_bytes(path.read_bytes())
     monkeypatch.setitem(sys.modules, "av", None)
-    line = 'video needs packages that are not installed; run: pip install "yolact[video]"'
+    line = "video (no module 'av') needs packages that are not installed; run: pip install \"yolact[video]\""
     assert failure(VideoSource, path) == line
     assert failure(VideoSink, tmp_path) == line
     assert failure(CameraSource, "rtsp://host/1") == line
@@ -468,3 +469,22 @@ def test_a_driver_that_raises(monkeypatch):
 
     monkeypatch.setattr(cv2, "VideoCapture", refuse)
     assert failure(list, CameraSource("0", QUICK)) == "camera camera:0 failed: OpenCV: backend is broken"
+
+
+def test_the_error_names_the_video_that_failed(tmp_path):
+    """A video is finished when the next one begins; its folder has gone by then."""
+    sources = [videos.write(tmp_path / name, videos.shades(3)) for name in ("a.mp4", "b.mp4")]
+    sink = VideoSink(tmp_path / "out")
+    frames = [frame for source in sources for frame in VideoSource(source)]
+    images = [frame.read() for frame in frames]
+    prepared = [
+        sink.prepare(frame, i, ENGINE.predict([i])[0]) for frame, i in zip(frames, images, strict=True)
+    ]
+    for frame, picture in zip(frames[:3], prepared[:3], strict=True):
+        sink.write(frame, picture)
+    shutil.rmtree(tmp_path / "out")
+    message = failure(sink.write, frames[3], prepared[3])
+    assert message == f"cannot write {tmp_path}/out/a.mp4: No such file or directory"
+    sink.write(frames[3], prepared[3])
+    sink.close()
+    assert [path.name for path in sink.outputs] == ["b.mp4"]

@@ -121,3 +121,54 @@ def test_images_too_small_for_a_label(size):
 def test_the_wrong_image():
     with pytest.raises(YolactError, match="the image is 5 x 4, the result 6 x 4"):
         make([], 4, 6).draw(np.zeros((4, 5, 3), np.uint8))
+
+
+def shares(boxes, labels):
+    """The share of each box that labels cover, as labels never overlap."""
+    covered = []
+    for x1, y1, x2, y2 in boxes:
+        hidden = sum(
+            max(0, min(x2, b) - max(x1, a)) * max(0, min(y2, d) - max(y1, c))
+            for a, c, b, d in filter(None, labels)
+        )
+        covered.append(hidden / ((x2 - x1) * (y2 - y1)))
+    return covered
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("size", [(128, 128), (240, 320), (480, 640)])
+def test_labels_hide_no_small_object(size, seed):
+    height, width = size
+    rng = np.random.default_rng(seed)
+    low = rng.uniform(0, 0.9, (25, 2))
+    high = np.minimum(low + rng.choice([0.04, 0.1, 0.6], (25, 1), p=[0.6, 0.3, 0.1]), 1)
+    boxes = (np.hstack([low, high]) * (width, height, width, height)).astype(int)
+    labels = plates(boxes, height, width)
+    assert not any(overlap(a, b) for a, b in itertools.combinations(filter(None, labels), 2))
+    assert max(shares(boxes, labels)) <= 0.55
+    assert np.mean(shares(boxes, labels)) < 0.1
+    area = sum((c - a) * (d - b) for a, b, c, d in filter(None, labels))
+    assert area < 0.26 * height * width
+    assert sum(label is not None for label in labels) >= (4 if height == 128 else 20)
+
+
+def test_a_small_object_next_to_a_large_one_is_not_hidden():
+    # Every place around the large box is on others; those of the large ones lose only a small share.
+    boxes = [(60, 60, 260, 180), (60, 48, 84, 58), (0, 0, 320, 47), (0, 182, 320, 240)]
+    labels = plates(boxes, 240, 320)
+    assert shares(boxes, labels)[1] == 0
+
+
+@pytest.mark.parametrize("size", [(128, 128), (3000, 4000)])
+def test_lines_leave_small_objects_visible(size):
+    height, width = size
+    image = np.full((*size, 3), 90, np.uint8)
+    result = make([(0.5, 0.5, 0.5 + 5 / width, 0.5 + 5 / height)], *size)
+    drawn = result.draw(image)
+    x1, y1, x2, y2 = result.boxes[0]
+    inside = drawn[y1:y2, x1:x2]
+    unmixed = (inside == colour(0)).all(axis=2)
+    assert not unmixed[1:-1, 1:-1].any()
+    line = (drawn == colour(0)).all(axis=2)
+    rows = np.flatnonzero(line[:, (x1 + x2) // 2])
+    assert rows.min() < y1 or rows.max() > y2

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 from golden import strided
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from oracle import downsample_masks
 from shared_data import COCO_MINI, REFERENCE, load_fill, reference_file, reference_files
 
 from yolact.config import LossConfig
 from yolact.data.batch import Target
+from yolact.data.geometry import Geometry
 from yolact.losses import Losses, MultiBoxLoss, match
 from yolact.model import Yolact, YolactOutput
 from yolact.model.boxes import encode
@@ -206,6 +209,37 @@ def test_finite_where_the_original_is_not(boxes: list[list[float]], scale: float
     losses.total.backward()
     assert torch.isfinite(torch.stack(list(losses))).all()
     assert all(torch.isfinite(tensor.grad).all() for tensor in (*output, semantic) if tensor.grad is not None)
+
+
+NUMBERS = st.floats(-1e3, 1e3) | st.floats(0, 40) | st.sampled_from([0.0, -1.0, 1e-9, 0.02, 0.5, 1e30, -1e30])
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(NUMBERS, NUMBERS, NUMBERS, NUMBERS), min_size=1, max_size=3))
+def test_the_loss_of_any_annotation_has_the_usual_size(boxes: list[tuple[float, ...]]) -> None:
+    """x, y, w, h in pixels of an image of 32 x 32, with a mask that does not care."""
+    x, y, w, h = np.array(boxes).T
+    relative = Geometry.whole(32, 32).boxes(np.stack([x, y, x + w, y + h], axis=1))
+    model = Yolact(get_config("yolact_tiny"))
+    output, semantic = random_output(model, 1, 0.0)
+    target = square_target([[0.1, 0.1, 0.9, 0.9]] * len(boxes))
+    target.boxes = torch.from_numpy(relative)
+    losses = MultiBoxLoss(model.config.loss)(model, output, semantic, [target])
+    assert torch.isfinite(losses.total) and losses.total < 150  # 15 for a large box
+    losses.total.backward()
+    assert all(torch.isfinite(tensor.grad).all() for tensor in output if tensor.grad is not None)
+
+
+def test_sides_below_four_pixels_of_550_count_as_four() -> None:
+    model = Yolact(get_config("yolact_tiny"))
+    output, semantic = random_output(model, 1, 0.0)
+    pixel = 1 / 550
+    totals = []
+    for side in (4 * pixel, 1 * pixel, 0.02 * pixel, 0.0):
+        target = square_target([[0.2, 0.2, 0.4, 0.4]])
+        target.boxes = torch.tensor([[0.3 - side / 2, 0.3 - side / 2, 0.3 + side / 2, 0.3 + side / 2]])
+        totals.append(MultiBoxLoss(model.config.loss)(model, output, semantic, [target]).total.item())
+    assert totals == pytest.approx(totals[:1] * 4, rel=1e-4)
 
 
 def test_every_instance_gets_a_prior() -> None:

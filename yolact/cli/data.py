@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -20,7 +21,8 @@ from yolact_runtime.outputs import check_outputs
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from yolact.dataset_tools.check import Finding, Progress, Report
+    from yolact.data.findings import Finding, Level
+    from yolact.dataset_tools.check import Progress, Report
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,16 @@ def _parser() -> Parser:
         "--json", type=Path, metavar="FILE", help="write all findings here; - is standard output"
     )
 
+    fix = add("fix", _fix, "write a repaired annotation file; exit code 1 if something could not be repaired")
+    fix.add_argument("annotations", type=Path, help="COCO annotation file")
+    fix.add_argument("--images", type=Path, help="folder of the images, to correct names and sizes")
+    fix.add_argument("--output", type=Path, required=True, metavar="FILE", help="annotation file to write")
+    fix.add_argument(
+        "--crowd-as-instances",
+        action="store_true",
+        help="make crowd regions with a mask instances: CVAT exports what its brush drew as crowds",
+    )
+
     show = add("show", _show, "draw samples as the network will see them")
     show.add_argument("annotations", type=Path, help="COCO annotation file")
     show.add_argument("--images", type=Path, required=True, help="folder of the images")
@@ -79,7 +91,7 @@ def _parser() -> Parser:
     other.add_argument(
         "output",
         type=Path,
-        help="COCO annotation file to write, - for standard output; for a data.yaml, the folder of several",
+        help="COCO file to write, or - for standard output; for a data.yaml, a folder",
     )
     other.add_argument("--images", type=Path, help="folder of the images, if it is not SOURCE")
     other.add_argument("--names", type=Path, help="class names: a text file, one a line, or YOLO's data.yaml")
@@ -132,20 +144,45 @@ def _print_report(report: Report, console: Console) -> None:
         f"{report.annotations} annotations",
         highlight=False,
     )
-    groups: dict[tuple[str, str], list[Finding]] = defaultdict(list)
+    groups: dict[tuple[Level, str], list[Finding]] = defaultdict(list)
     for finding in report.findings:
         groups[finding.level, finding.kind].append(finding)
-    for (level, kind), findings in sorted(groups.items()):
-        console.print(f"{level}: {kind}: {len(findings)}", style="red" if level == "error" else "yellow")
+    order: tuple[Level, ...] = ("error", "warning", "note")
+    for (level, kind), findings in sorted(groups.items(), key=lambda item: order.index(item[0][0])):
+        style = {"error": "red", "warning": "yellow", "note": "dim"}[level]
+        console.print(f"{level}: {kind}: {len(findings)}", style=style)
         for finding in findings[:_SHOWN]:
             ids = [("image", finding.image_id), ("annotation", finding.annotation_id)]
             where = ", ".join(f"{name} {value}" for name, value in ids if value is not None)
-            console.print(
-                f"  {where + ': ' if where else ''}{finding.message}", markup=False, highlight=False
-            )
+            text = f"  {where + ': ' if where else ''}{finding.message}"
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
         if len(findings) > _SHOWN:
             console.print(f"  and {len(findings) - _SHOWN} more; --json FILE writes all")
-    console.print(f"{report.count('error')} errors, {report.count('warning')} warnings")
+    numbers = [str(report.count(level)) + f" {level}s" for level in order]
+    console.print(", ".join(numbers))
+
+
+def _fix(args: argparse.Namespace) -> int:
+    """`fix`: write the repaired file, and print what was changed and what could not be repaired."""
+    from rich.console import Console
+
+    from yolact.dataset_tools.fix import fix_annotations
+
+    inputs = [("annotations", args.annotations), ("--images", args.images)]
+    check_outputs(inputs, [("--output", args.output)])
+    found = fix_annotations(args.annotations, args.output, args.images, args.crowd_as_instances)
+    console = Console()
+    titles: dict[Level, str] = {"note": "changed", "error": "not repaired", "warning": "left as it is"}
+    for wanted, title in titles.items():
+        for (level, kind), number in found.counts.items():
+            if level == wanted:
+                first = found.first(level, kind)
+                text = f"{title}: {kind}: {number}, the first: {first.where}{first.message}"
+                console.print(text, markup=False, highlight=False, soft_wrap=True)
+    if not found.counts:
+        console.print("nothing had to be changed")
+    log.info("wrote %s; check it with: yolact-data check %s", args.output, args.output)
+    return 1 if found.count("error") else 0
 
 
 def _show(args: argparse.Namespace) -> int:
@@ -161,6 +198,8 @@ def _show(args: argparse.Namespace) -> int:
     classes = read_classes(args.annotations)
     if min(args.seed, args.epoch) < 0:
         raise UsageError(f"--seed {args.seed}, --epoch {args.epoch}; allowed: 0 or more")
+    if args.count < 1:
+        raise UsageError(f"--count {args.count}; allowed: 1 or more")
     config = get_config(args.config)
     model = config.model
     augment = replace(config.augment, enabled=True) if args.augment else None
@@ -168,7 +207,12 @@ def _show(args: argparse.Namespace) -> int:
     count = min(args.count, len(dataset))
     failed = 0
     chosen = np.random.default_rng(args.seed).permutation(len(dataset))[:count].tolist()
-    names = [args.output / f"{record.path.stem}_{record.image_id}.jpg" for record in dataset.records]
+    # A name may have 255 bytes, and what is added to this one could be too much.
+    stems = (os.fsdecode(os.fsencode(record.path.stem)[:200]) for record in dataset.records)
+    names = [
+        args.output / f"{stem}_{record.image_id}.jpg"
+        for stem, record in zip(stems, dataset.records, strict=True)
+    ]
     check_outputs(
         [("annotations", args.annotations), *(("--images", record.path) for record in dataset.records)],
         [("--output", names[index]) for index in chosen],

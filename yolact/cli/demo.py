@@ -17,15 +17,17 @@ from dataclasses import dataclass, field, replace
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
-from yolact_runtime.commandline import Parser, run
+from yolact_runtime.commandline import Parser, print_line, run
 from yolact_runtime.engines.choose import cpu_flags
 from yolact_runtime.errors import YolactError
 from yolact_runtime.files import atomic_path, read_json
 from yolact_runtime.outputs import check_outputs
+from yolact_runtime.packages import require
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 MODULES = {
     "yolact-data": "yolact.cli.data",
@@ -97,7 +99,8 @@ class Demo:
             )
         if done.returncode:
             output = journal.read_bytes()[position:].decode(errors="replace").splitlines()[-OUTPUT_SHOWN:]
-            Console(stderr=True).print("\n".join(output), markup=False, highlight=False, soft_wrap=True)
+            for line in output:
+                print_line(line, sys.stderr)
             raise YolactError(
                 f"{name} failed with exit code {done.returncode}; see its output above, or {journal}"
             )
@@ -108,6 +111,11 @@ class Demo:
 
 def command(args: argparse.Namespace) -> None:
     """Run the command."""
+    from rich.console import Console
+
+    # All that its commands need, before the first of them works.
+    needed = "torch", "torchvision", "onnx", "onnxscript", "psutil", "scipy", "matplotlib", "jinja2"
+    require("yolact-demo", "train", *needed)
     folder = args.output
     check_outputs([], [], [("--output", folder)])
     with atomic_path(folder / "demo.log"):

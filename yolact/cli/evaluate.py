@@ -12,7 +12,7 @@ from yolact.config import DatasetConfig
 from yolact.registry import configs
 from yolact_runtime.commandline import Parser, printing_beside, run, table_console
 from yolact_runtime.engines.options import add_engine_options, open_engine
-from yolact_runtime.errors import UsageError
+from yolact_runtime.errors import UsageError, counted
 from yolact_runtime.files import write_json
 from yolact_runtime.outputs import Named, check_outputs, engine_files
 
@@ -23,6 +23,15 @@ if TYPE_CHECKING:
     from yolact.evaluation.metrics import Metrics
 
 log = logging.getLogger(__name__)
+
+# Options of the original's eval.py that yolact-infer has.
+_DRAWS = "use yolact-infer, which draws the instances of images and videos"
+_ELSEWHERE = {
+    **dict.fromkeys(("--image", "--video", "--webcam", "--display"), _DRAWS),
+    **dict.fromkeys(("--score-threshold", "--top-k"), f"AP counts all detections; {_DRAWS}"),
+    "--video-multiframe": "use yolact-infer with --batch-size and --streams",
+    "--benchmark": "use yolact-bench, which measures speed",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,6 +44,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="yolact-eval",
         description="COCO box and mask AP of an engine. Every image of the annotation file counts.",
+        elsewhere=_ELSEWHERE,
     )
     add_engine_options(parser)
     add = parser.add_argument
@@ -98,7 +108,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     if args.output_coco_json:
         for entries, path in zip((found.boxes, found.masks), _result_files(args), strict=True):
             write_json(path, entries)
-            log.info("wrote %d detections to %s", len(entries), path)
+            log.info("wrote %s to %s", counted(len(entries), "detection"), path)
     options = {"details": bool(args.report), "confusion_score": args.confusion_score, "faster": args.faster}
     evaluation = score(truth, found, **options)
     about = {
@@ -121,9 +131,9 @@ def _evaluate(args: argparse.Namespace) -> int:
         show(evaluation, args.per_class)
     if evaluation.failures:
         log.error(
-            "%d of %d images failed; they count as images without detections",
+            "%d of %s failed; they count as images without detections",
             len(evaluation.failures),
-            evaluation.images,
+            counted(evaluation.images, "image"),
         )
     return 1 if evaluation.failures else 0
 
@@ -155,6 +165,8 @@ def _data(args: argparse.Namespace, config: str) -> tuple[Path, Path]:
     """Images and annotations: the ones given, else those of `--dataset`, else the configuration's."""
     from yolact.data.layout import default_dataset, resolve_dataset
 
+    if args.images and ":" in args.images and not (args.annotations or Path(args.images).exists()):
+        raise UsageError(f"--images {args.images}: {_DRAWS}; here, --images DIR goes with --annotations FILE")
     if args.images and args.annotations:
         return Path(args.images), Path(args.annotations)
     dataset: DatasetConfig | None = None
@@ -165,7 +177,7 @@ def _data(args: argparse.Namespace, config: str) -> tuple[Path, Path]:
         dataset = default_dataset(configs()[config].dataset, part)
         log.info("evaluating on %s of the configuration %s", dataset.name, config)
     if dataset is None:
-        raise UsageError("give both --images and --annotations, or --dataset")
+        raise UsageError(f"give both --images and --annotations, or --dataset; without annotations, {_DRAWS}")
     if args.val_fraction is not None:
         if dataset.has_validation:
             raise UsageError(f"--val-fraction: {dataset.name} has a validation part; leave the option out")
@@ -179,8 +191,10 @@ def _data(args: argparse.Namespace, config: str) -> tuple[Path, Path]:
 
 
 def show(evaluation: Evaluation, per_class: bool = False) -> None:
-    """Print the tables of an evaluation to standard output, in percent."""
+    """Print an evaluation in percent: its tables, with the main figures before and after them."""
     console = table_console()
+    headline = _headline(evaluation)
+    console.print(headline, highlight=False)
     kinds: list[tuple[str, Metrics]] = [("box", evaluation.box)]
     if evaluation.mask:
         kinds.append(("mask", evaluation.mask))
@@ -201,10 +215,18 @@ def show(evaluation: Evaluation, per_class: bool = False) -> None:
             classes.add_row(name, *(_percent(metrics.by_class[name]) for _, metrics in kinds))
         console.print(classes)
     console.print(
-        f"{evaluation.images} images, {evaluation.detections} detections,"
+        f"{counted(evaluation.images, 'image')}, {counted(evaluation.detections, 'detection')},"
         f" {evaluation.ms_per_image:.1f} ms per image from array to boxes and RLE masks",
         highlight=False,
     )
+    console.print(headline, highlight=False)
+
+
+def _headline(evaluation: Evaluation) -> str:
+    """The main figures on one line."""
+    box, mask = evaluation.box, evaluation.mask
+    parts = [f"mask AP {_percent(mask.ap)}, AP50 {_percent(mask.ap50)}"] if mask else []
+    return "; ".join([*parts, f"box AP {_percent(box.ap)}, AP50 {_percent(box.ap50)}"])
 
 
 def _table(first: str, *columns: str) -> Table:

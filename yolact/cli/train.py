@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from yolact.config import Config, TrainConfig
 from yolact.registry import configs, get_config
-from yolact.settings import override
+from yolact.settings import differences, override
 from yolact_runtime.commandline import Parser, run
 from yolact_runtime.errors import UsageError
 from yolact_runtime.outputs import check_outputs
@@ -80,7 +80,7 @@ def command(args: argparse.Namespace) -> int:
         start = max(args.start_iter, 0)
         if resume is not None:
             start = resume.iteration if args.start_iter < 0 else args.start_iter
-            if _is_complete(config, resume, start, args.resume):
+            if _is_complete(args, config, resume, start):
                 return 0
         check_training_outputs(config, args.save_folder, args.init_from, args.dataset)
         train(config, args.save_folder, device, resume, start, init_from, processes)
@@ -129,29 +129,40 @@ def _configuration(args: argparse.Namespace, base: Config) -> Config:
     from yolact.data.annotations import read_classes
     from yolact.data.layout import default_dataset, resolve_dataset
 
-    config = override(base, args.set)
-    config = replace(config, train=_settings(args, config.train))
+    config = _with_options(args, base)
     dataset = resolve_dataset(args.dataset) if args.dataset else default_dataset(config.dataset)
+    dataset = replace(dataset, crowd_as_instances=config.dataset.crowd_as_instances)
     return replace(config, dataset=dataset, classes=read_classes(Path(dataset.train_annotations)))
 
 
-def _is_complete(config: Config, resume: Checkpoint, start: int, option: str) -> bool:
-    """Log what a resumed training changes; whether it is complete, so that there is nothing left to do.
+def _with_options(args: argparse.Namespace, base: Config) -> Config:
+    """`base` with the settings of the command line."""
+    config = override(base, args.set)
+    return replace(config, train=_settings(args, config.train))
+
+
+def _is_complete(args: argparse.Namespace, config: Config, resume: Checkpoint, start: int) -> bool:
+    """Log the settings of a resumed training; whether it is complete, so that there is nothing left to do.
 
     Raises:
         UsageError: a setting cannot change.
     """
-    from yolact.train.resume import awaits_validation, check_changes
+    from yolact.train.resume import check_changes, training_state
 
-    if resume.training is None:
+    state = training_state(resume)
+    if state is None:
         log.warning("%s holds weights only: the optimizer starts anew at iteration %d", resume.path, start)
         return False
     if changes := check_changes(resume.config, config, resume.path):
         log.info("changed since %s: %s", resume.path, changes)
+    usual = _with_options(args, configs().get(config.name, config))
+    usual = replace(usual, dataset=config.dataset, classes=config.classes)
+    if kept := [f"{name} {value}" for name, (_, value) in differences(usual, config).items()]:
+        log.info("as in %s, and not as in %s: %s", resume.path, config.name, ", ".join(kept))
     end = config.train.scaled().max_iterations
-    due = awaits_validation(resume) and config.train.validate_every
+    due = state.awaits_validation and config.train.validate_every
     # A scheduler repeats --resume auto until it succeeds.
-    if (start == end and not due) or (start > end and option == "auto"):
+    if (start == end and not due) or (start > end and args.resume == "auto"):
         log.info("the training is complete: %s is at iteration %d of %d", resume.path, start, end)
         return True
     return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,26 +12,28 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from yolact.config import AugmentConfig, Classes, ModelConfig
-from yolact.data.annotations import read_annotations
+from yolact.data.annotations import AnnotationFile, read_annotations
 from yolact.data.augment import Augmenter
 from yolact.data.batch import Sample, Target
+from yolact.data.examples import require_examples
+from yolact.data.findings import Findings
 from yolact.data.geometry import Geometry
-from yolact.data.layout import image_path
+from yolact.data.image_files import check_sizes, find_images, size_problem
 from yolact.data.mask_targets import MaskSampler
-from yolact.data.segmentation import is_empty, to_region
+from yolact.data.segmentation import to_region
 from yolact.model.preprocess import Normalise
 from yolact.model.priors import prototype_size, pyramid_levels
 from yolact_runtime.errors import YolactError
 from yolact_runtime.preprocess import resize_batch
 from yolact_runtime.sources.images import read_image
-from yolact_runtime.typed import nearest
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Record:
-    """One image of an annotation file, with its size according to the file and its annotations in order."""
+    """One image of an annotation file, with its size according to the file and its annotations in order.
+
+    The annotations are those of an `AnnotationFile`: checked, and in one form.
+    """
 
     image_id: int
     path: Path
@@ -45,7 +46,7 @@ class CocoDataset(Dataset[Sample]):
     """The images of a COCO annotation file, resized to the network's input, with their targets.
 
     Every image of the file is an item, with or without annotations. Crowd regions become crowd boxes. So do
-    instances without a usable segmentation: they are neither examples nor background.
+    instances without a segmentation: they are neither examples nor background.
 
     Augmentation drops instances and crowds whose centre is outside the crop, and clips the boxes of the
     others; a sample may have no instances.
@@ -57,9 +58,10 @@ class CocoDataset(Dataset[Sample]):
         classes: The classes to learn, in the order of the class indices.
         augment: Random changes; None for none.
         seed: Seed of these changes.
+        crowd_as_instances: Take crowd regions with a mask for instances.
 
     Raises:
-        YolactError: the annotation file cannot be used; names the file and the annotation id.
+        YolactError: the annotation file cannot be used; names the file and the entry.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class CocoDataset(Dataset[Sample]):
         classes: Classes,
         augment: AugmentConfig | None = None,
         seed: int = 0,
+        crowd_as_instances: bool = False,
     ) -> None:
         self.images = Path(images)
         self.annotations = Path(annotations)
@@ -78,7 +81,7 @@ class CocoDataset(Dataset[Sample]):
         self._normalise = Normalise(model)
         self.augmenter = Augmenter(augment, model, seed) if augment and augment.enabled else None
         self._labels = {number: index for index, number in enumerate(classes.category_ids)}
-        self._warned = False
+        self.crowd_as_instances = crowd_as_instances
         self.records = self._index(read_annotations(annotations))
 
     def __len__(self) -> int:
@@ -112,76 +115,42 @@ class CocoDataset(Dataset[Sample]):
         """The image of a record, BGR uint8 (H, W, 3), in its EXIF orientation.
 
         Raises:
-            YolactError: missing or unreadable.
+            YolactError: missing, unreadable, or of another size than the annotation file says.
         """
         image = read_image(record.path)
-        declared = (record.height, record.width)
-        if None not in declared and declared != image.shape[:2] and not self._warned:
-            self._warned = True
-            log.warning(
-                "%s is %dx%d, but %s says %sx%s; the real size is used. Find all such images with:"
-                " yolact-data check %s --images %s",
-                *(record.path, image.shape[1], image.shape[0], self.annotations, record.width, record.height),
-                *(self.annotations, self.images),
-            )
+        declared = {"file_name": record.path, "height": record.height, "width": record.width}
+        if problem := size_problem(declared, *image.shape[:2]):
+            raise YolactError(problem)
         return image
 
-    def _index(self, content: dict[str, Any]) -> list[Record]:
-        """The images of the file with their annotations, all checked."""
-        records: dict[int, Record] = {}
-        for image in content["images"]:
-            number, name = image.get("id"), image.get("file_name")
-            if type(number) is not int or not isinstance(name, str):
-                raise YolactError(f"{self.annotations}: image {image} needs an 'id' and a 'file_name'")
-            if number in records:
-                raise YolactError(f"{self.annotations}: image id {number} is given twice ({name})")
-            path = image_path(self.images, name)
-            records[number] = Record(number, path, image.get("height"), image.get("width"))
-        if not records:
-            raise YolactError(f"{self.annotations} lists no images")
-        strays: list[Any] = []
-        masks = 0
-        for annotation in content["annotations"]:
-            self._check(annotation)
-            masks += not is_empty(annotation.get("segmentation"))
-            number = annotation.get("image_id")
-            record = records.get(number) if isinstance(number, int) else None
-            if record is None:
-                strays.append(annotation.get("id"))
-            else:
-                record.annotations.append(annotation)
-        if strays:
-            log.warning(
-                "%s: %d annotations of images that it does not list are skipped (the first: annotation %s)",
-                *(self.annotations, len(strays), strays[0]),
-            )
-        if content["annotations"] and not masks:
-            raise YolactError(
-                f"{self.annotations}: no annotation has a segmentation; boxes alone are not enough"
-            )
+    def _index(self, file: AnnotationFile) -> list[Record]:
+        """The images of the file with their annotations."""
+        findings = Findings()
+        paths = find_images(file.images, self.images, findings)
+        findings.raise_errors(file.path)
+        records = {
+            image["id"]: Record(image["id"], paths[image["id"]], image["height"], image["width"])
+            for image in file.images
+        }
+        for annotation in file.annotations:
+            if annotation["category_id"] not in self._labels:
+                raise YolactError(
+                    f"{file.path}: annotation {annotation['id']} has category_id {annotation['category_id']},"
+                    " which is not among the classes to learn"
+                )
+            records[annotation["image_id"]].annotations.append(annotation)
         return list(records.values())
-
-    def _check(self, annotation: dict[str, Any]) -> None:
-        """Raise a YolactError if class or box of an annotation cannot be used."""
-        category = annotation.get("category_id")
-        if not isinstance(category, int) or category not in self._labels:
-            raise YolactError(
-                f"{self.annotations}: annotation {annotation.get('id')} has category_id {category!r}; "
-                + nearest(str(category), map(str, self._labels))
-            )
-        box = annotation.get("bbox")
-        if not (isinstance(box, list) and len(box) == 4 and all(isinstance(v, (int, float)) for v in box)):
-            raise YolactError(
-                f"{self.annotations}: annotation {annotation.get('id')} has bbox {box!r}; "
-                "expected [x, y, w, h]"
-            )
 
     def boxes(self, record: Record, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """Boxes (n, 4) float64 x1 y1 x2 y2 in pixels, clipped to the image, and which are crowds (n,)."""
         corners = np.array([a["bbox"] for a in record.annotations], np.float64).reshape(-1, 4)
         corners[:, 2:] += corners[:, :2]
         crowd = np.array(
-            [bool(a.get("iscrowd")) or is_empty(a.get("segmentation")) for a in record.annotations], bool
+            [
+                a["segmentation"] is None or (a["iscrowd"] == 1 and not self.crowd_as_instances)
+                for a in record.annotations
+            ],
+            bool,
         )
         return corners.clip(0, np.array([width, height, width, height], np.float64)), crowd
 
@@ -210,7 +179,7 @@ class CocoDataset(Dataset[Sample]):
         kept = (sides > 0).all(1)
         if self.augmenter is not None:
             kept &= geometry.keeps(boxes)
-            kept &= (sides * self.model.input_size > self.augmenter.config.min_box_side).all(1)
+            kept &= (sides > self.augmenter.config.min_box_side).all(1)
         annotations = [record.annotations[i] for i in np.flatnonzero(kept & ~crowd)]
         size = self.model.input_size
         sampler = MaskSampler(geometry, size, (prototype_size(size), pyramid_levels(size)[0]))
@@ -238,3 +207,19 @@ class CocoDataset(Dataset[Sample]):
 def find_missing_images(dataset: CocoDataset) -> list[Path]:
     """The dataset's image files that do not exist."""
     return [record.path for record in dataset.records if not record.path.is_file()]
+
+
+def check_trainable(dataset: CocoDataset) -> None:
+    """Check what can be known before the first step: that there is something to learn, and the images' sizes.
+
+    Of many images, a sample is looked at; the others are compared when they are read.
+
+    Raises:
+        YolactError: nothing to learn, or an image has another size than the annotation file says.
+    """
+    file = read_annotations(dataset.annotations)
+    paths = {record.image_id: record.path for record in dataset.records}
+    require_examples(file, paths.keys(), dataset.crowd_as_instances)
+    findings = Findings()
+    check_sizes([image for image in file.images if image["id"] in paths], paths, findings)
+    findings.raise_errors(file.path)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from yolact.config import DatasetConfig
+from yolact.data.image_files import ImageFolder
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import read_text
 from yolact_runtime.sources.folders import IMAGES
@@ -66,9 +69,9 @@ def resolve_dataset(spec: str | Path) -> DatasetConfig:
         YolactError: missing or incomplete; says what was looked for.
     """
     path = Path(spec)
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112
         return _from_folder(path)
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110
         raise YolactError(f"dataset {path} does not exist; expected a folder or a YAML file")
     if path.suffix.lower() not in (".yaml", ".yml"):
         raise UsageError(
@@ -143,7 +146,7 @@ def _from_yaml(path: Path) -> DatasetConfig:
         return _from_ultralytics(path, content)
     if set(content) - {"name", "train", "val"} or not isinstance(content.get("name", ""), str):
         raise YolactError(f"dataset {path}: {form}, and a text `name`; found {_describe(content)}")
-    found = {f"{part}_{kind}": "" for part in _SPLITS for kind in ("images", "annotations")}
+    found: dict[str, Any] = {f"{part}_{kind}": "" for part in _SPLITS for kind in ("images", "annotations")}
     for part in _SPLITS:
         section = content.get(part)
         if part == "val" and not section:
@@ -159,14 +162,20 @@ def _existing(source: Path, key: str, value: Any) -> Path:
     """The file or folder that the YAML file `source` names at `key`."""
     if not isinstance(value, str) or not value:
         raise YolactError(f"dataset {source}: {key} is {_describe(value)}; expected a path")
-    path = source.parent / Path(value).expanduser()
+    path = source.parent / _expanded(value)
     folder = key.endswith("images")
-    if not (path.is_dir() if folder else path.is_file()):
+    # Unlike Path.is_dir and is_file, these take names that are too long.
+    if not (os.path.isdir(path) if folder else os.path.isfile(path)):  # noqa: PTH112, PTH113
         raise YolactError(
             f"dataset {source}: {key} is {value}, but {os.path.abspath(path)} is no"  # noqa: PTH100
             f" {'folder' if folder else 'file'}; paths are relative to the folder of the YAML file"
         )
     return path
+
+
+def _expanded(path: str) -> Path:
+    """The path with `~` for the home folder, if there is one."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111
 
 
 def _describe(value: Any) -> str:
@@ -179,8 +188,8 @@ def _describe(value: Any) -> str:
 def ultralytics_root(path: Path, content: dict[str, Any]) -> Path:
     """The folder that the paths in Ultralytics' YAML file `path` are relative to."""
     value = content.get("path")
-    root = path.parent / Path(value).expanduser() if isinstance(value, str) else path.parent
-    return root if root.is_dir() else path.parent
+    root = path.parent / _expanded(value) if isinstance(value, str) else path.parent
+    return root if os.path.isdir(root) else path.parent  # noqa: PTH112
 
 
 def ultralytics_part(root: Path, value: Any) -> Path | None:
@@ -191,25 +200,26 @@ def ultralytics_part(root: Path, value: Any) -> Path | None:
         return None
     # Roboflow writes ../train/images where it means train/images.
     places = [root / value, root / value.removeprefix("../")]
-    return next((place for place in places if place.exists()), places[0])
+    return next((place for place in places if os.path.exists(place)), places[0])  # noqa: PTH110
 
 
 def _from_ultralytics(path: Path, content: dict[str, Any]) -> DatasetConfig:
     """The COCO files in the folder that Ultralytics' YAML file describes."""
     root = ultralytics_root(path, content)
-    found = {f"{part}_{kind}": "" for part in _SPLITS for kind in ("images", "annotations")}
+    found: dict[str, Any] = {f"{part}_{kind}": "" for part in _SPLITS for kind in ("images", "annotations")}
     for part, names in _SPLITS.items():
         place = ultralytics_part(root, next((content[name] for name in names if content.get(name)), None))
         if place is None:
             continue
-        files = [place] if place.suffix == ".json" and place.is_file() else _annotation_files(root, names)
-        folders = {file: place if place.is_dir() else _images(root, file, names) for file in files}
+        is_file, is_folder = os.path.isfile(place), os.path.isdir(place)  # noqa: PTH112, PTH113
+        files = [place] if place.suffix == ".json" and is_file else _annotation_files(root, names)
+        folders = {file: place if is_folder else _images(root, file, names) for file in files}
         if len(files) != 1 or not folders[files[0]]:
             output = path.with_name(f"{path.stem}_coco")
             raise YolactError(
                 f"dataset {path} describes YOLO's text files, and there is no COCO file of its {part} part in"
-                f" {root}; convert it: yolact-data convert yolo {path} {output}; then use --dataset"
-                f" {output / 'dataset.yaml'}"
+                f" {root}; convert it: yolact-data convert yolo {shlex.quote(str(path))}"
+                f" {shlex.quote(str(output))}; then use --dataset {shlex.quote(str(output / 'dataset.yaml'))}"
             )
         found[f"{part}_annotations"], found[f"{part}_images"] = str(files[0]), str(folders[files[0]])
     if not found["train_annotations"]:
@@ -219,7 +229,7 @@ def _from_ultralytics(path: Path, content: dict[str, Any]) -> DatasetConfig:
 
 def _from_folder(root: Path) -> DatasetConfig:
     """The dataset in a folder of a known layout."""
-    found = {f"{part}_{kind}": "" for part in _SPLITS for kind in ("images", "annotations")}
+    found: dict[str, Any] = {f"{part}_{kind}": "" for part in _SPLITS for kind in ("images", "annotations")}
     for part, names in _SPLITS.items():
         annotations = _annotation_files(root, names)
         if part == "train" and not annotations:
@@ -281,12 +291,15 @@ def _holds_images(folder: Path) -> bool:
 
 
 def image_path(images: Path, file_name: str) -> Path:
-    """The path of the image called `file_name` in the folder `images`, whether or not it exists.
-
-    If there is no file of this name, its folders are left out, and then COCO 2014's prefix:
-    `val2014/COCO_val2014_000000000042.jpg`, `COCO_val2014_000000000042.jpg`, `000000000042.jpg`.
-    """
+    """The path of the image called `file_name` in the folder `images`; see `ImageFolder.find`."""
     path = images / file_name
-    name = Path(file_name).name
-    short = name.rpartition("_")[2] if name.startswith("COCO_") else name
-    return next((p for p in (path, images / name, images / short) if p.exists()), path)
+    if path.exists():
+        return path
+    changed = images.stat().st_mtime_ns if images.exists() else 0
+    return _image_folder(images, changed).find(file_name)
+
+
+@lru_cache(maxsize=4)
+def _image_folder(images: Path, changed: int) -> ImageFolder:
+    """The finder of a folder, kept until the folder changes."""
+    return ImageFolder(images)

@@ -7,34 +7,35 @@ polygons of two points for boxes. So everything that comes from a file passes `t
 from __future__ import annotations
 
 import math
-from itertools import accumulate, chain
+from array import array
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
 # Polygons are rasterised in steps of a fifth of a pixel: far coordinates would take all memory.
-_FARTHEST = 1e6
+FARTHEST = 1e6
+POLYGONS = "polygons [[x, y, x, y, ...], ...]"
 
 
 def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     """Convert any COCO segmentation to compressed RLE of an image of `height` x `width` pixels.
 
-    Polygons are rasterised by pycocotools' rule; those of fewer than three points cover nothing. An RLE of
-    another image size is cut or padded with background; its pixels stay where they are.
+    Polygons are rasterised by pycocotools' rule; those of fewer than three points cover nothing.
 
     Args:
-        segmentation: a list of polygons `[[x, y, x, y, ...], ...]` in pixels, or
-            `{"size": [h, w], "counts": list | str | bytes}`.
+        segmentation: a list of polygons `[[x, y, x, y, ...], ...]` in pixels (lists, or arrays of doubles),
+            or `{"size": [h, w], "counts": list | str | bytes}`.
 
     Returns:
         `{"size": [height, width], "counts": bytes}`.
 
     Raises:
-        ValueError: not a segmentation; says what is wrong.
+        ValueError: not a segmentation, or an RLE of another image size; says what is wrong.
     """
     if isinstance(segmentation, dict):
-        return _checked_rle(segmentation, height, width)
+        return _rle_of_image(segmentation, height, width)
     polygons = [polygon for polygon in checked_polygons(segmentation) if len(polygon) >= 6]
     if not polygons:
         return coco_mask.encode(np.zeros((height, width), np.uint8, order="F"))
@@ -65,7 +66,7 @@ def to_region(
         max(window[0], 0), max(window[1], 0), min(window[2], width), min(window[3], height)
     )  # fmt: skip
     if isinstance(segmentation, dict):
-        rle = _checked_rle(segmentation, height, width)
+        rle = _rle_of_image(segmentation, height, width)
         left, top, wide, high = (int(side) for side in coco_mask.toBbox(rle))
         x1, y1, x2, y2 = max(x1, left), max(y1, top), min(x2, left + wide), min(y2, top + high)
         if x1 >= x2 or y1 >= y2:
@@ -74,7 +75,7 @@ def to_region(
     polygons = [polygon for polygon in checked_polygons(segmentation) if len(polygon) >= 6]
     if not polygons:
         return np.zeros((0, 0), np.uint8), 0, 0
-    flat = np.fromiter(chain.from_iterable(polygons), np.float64)
+    flat = np.concatenate([np.asarray(polygon, np.float64) for polygon in polygons])
     (left, top), (right, bottom) = flat.reshape(-1, 2).min(0).tolist(), flat.reshape(-1, 2).max(0).tolist()
     x1, y1 = max(x1, math.floor(left) - 1), max(y1, math.floor(top) - 1)
     x2, y2 = min(x2, math.ceil(right) + 1), min(y2, math.ceil(bottom) + 1)
@@ -90,33 +91,61 @@ def to_region(
     return coco_mask.decode(rles[0] if len(rles) == 1 else coco_mask.merge(rles)), x1, y1
 
 
-def checked_polygons(segmentation: Any) -> list[list[float]]:
-    """The polygons of a segmentation, each a flat list of finite numbers.
+def checked_polygons(segmentation: Any) -> list[Any]:
+    """The polygons of a segmentation, each a flat list or array of finite numbers.
 
     Raises:
         ValueError: it is not a list of polygons.
     """
     if not isinstance(segmentation, list):
         raise ValueError(f"segmentation is a {type(segmentation).__name__}, not polygons or RLE")
+    if segmentation and not any(isinstance(polygon, (list, array)) for polygon in segmentation):
+        raise ValueError("polygons must be lists of numbers inside a list: [[x, y, x, y, ...], ...]")
+    if is_pairs(segmentation):
+        raise ValueError(f"the segmentation is a list of pairs [x, y]; expected {POLYGONS}")
     for polygon in segmentation:
+        if isinstance(polygon, array):
+            check_polygon(polygon)
+            continue
         if not isinstance(polygon, list):
             raise ValueError("polygons must be lists of numbers inside a list: [[x, y, x, y, ...], ...]")
         # Types first: there are few, whatever the number of points.
-        numbers = all(issubclass(kind, (int, float)) for kind in set(map(type, polygon)))
-        if not (numbers and all(map(math.isfinite, polygon))):
+        kinds = set(map(type, polygon))
+        if list in kinds:
+            raise ValueError(f"a polygon is a list of pairs [x, y]; expected {POLYGONS}")
+        if not all(issubclass(kind, (int, float)) for kind in kinds):
             raise ValueError("a polygon holds something that is not a finite number")
-        if len(polygon) % 2:
-            raise ValueError(f"a polygon has an odd number of coordinates ({len(polygon)})")
-        if polygon and max(map(abs, polygon)) > _FARTHEST:
-            raise ValueError(f"a polygon reaches {max(polygon, key=abs):g}, far out of any image")
+        check_polygon(polygon)
     return segmentation
+
+
+def check_polygon(polygon: Any) -> None:
+    """Raise a ValueError if a flat list or array of numbers is no polygon."""
+    try:
+        farthest = np.abs(np.asarray(polygon, np.float64)).max(initial=0)
+    except OverflowError:
+        farthest = math.inf
+    if not math.isfinite(farthest):
+        raise ValueError("a polygon holds something that is not a finite number")
+    if len(polygon) % 2:
+        raise ValueError(f"a polygon has an odd number of coordinates ({len(polygon)})")
+    if farthest > FARTHEST:
+        raise ValueError(f"a polygon reaches {max(polygon, key=abs):g}, far out of any image")
 
 
 def is_empty(segmentation: Any) -> bool:
     """Whether a segmentation is absent or has no polygon of three points."""
     if isinstance(segmentation, list):
-        return not any(not isinstance(polygon, list) or len(polygon) >= 6 for polygon in segmentation)
+        return not any(
+            not isinstance(polygon, (list, array)) or len(polygon) >= 6 or list in map(type, polygon)
+            for polygon in segmentation
+        ) and not is_pairs(segmentation)
     return not segmentation
+
+
+def is_pairs(segmentation: list[Any]) -> bool:
+    """Whether a segmentation is one polygon as a list of three or more pairs [x, y]."""
+    return len(segmentation) > 2 and all(isinstance(p, (list, array)) and len(p) == 2 for p in segmentation)
 
 
 def rle_counts(counts: Any) -> np.ndarray:
@@ -156,8 +185,12 @@ def rle_counts(counts: Any) -> np.ndarray:
     return values
 
 
-def _checked_rle(segmentation: dict[str, Any], height: int, width: int) -> dict[str, Any]:
-    """`to_rle` of an RLE."""
+def checked_rle(segmentation: dict[str, Any]) -> dict[str, Any]:
+    """An RLE, checked, as compressed RLE with `counts` in bytes.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if not (
         isinstance(size, list) and len(size) == 2 and all(type(n) is int and 0 < n < 2**16 for n in size)
@@ -167,12 +200,14 @@ def _checked_rle(segmentation: dict[str, Any], height: int, width: int) -> dict[
     if total != size[0] * size[1]:
         raise ValueError(f"RLE covers {total} pixels, but its size {size} has {size[0] * size[1]}")
     if isinstance(counts, list):
-        rle = coco_mask.frPyObjects(segmentation, *size)
-    else:
-        rle = {"size": size, "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
-    if size == [height, width]:
+        rle: dict[str, Any] = coco_mask.frPyObjects(segmentation, *size)
         return rle
-    canvas = np.zeros((height, width), np.uint8, order="F")
-    common = coco_mask.decode(rle)[:height, :width]
-    canvas[: common.shape[0], : common.shape[1]] = common
-    return coco_mask.encode(canvas)
+    return {"size": size, "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
+
+
+def _rle_of_image(segmentation: dict[str, Any], height: int, width: int) -> dict[str, Any]:
+    """`checked_rle` of an image of `height` x `width` pixels."""
+    rle = checked_rle(segmentation)
+    if rle["size"] != [height, width]:
+        raise ValueError(f"the RLE has size {rle['size']}, the image {[height, width]} (height, width)")
+    return rle

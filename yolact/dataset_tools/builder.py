@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 
 import cv2
 import numpy as np
@@ -139,16 +140,26 @@ def _height_and_width(path: Path) -> tuple[int, int] | YolactError:
         return error
 
 
-def files_below(folder: Path, suffixes: Iterable[str], deep: bool = True) -> list[Path]:
-    """The files with one of the suffixes, in capitals or not, sorted; without hidden files and folders."""
-    wanted = tuple(suffixes)
-    return sorted(
-        path
-        for path in (folder.rglob("*") if deep else folder.iterdir())
-        if path.suffix.lower() in wanted
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and not path.is_dir()
-    )
+def files_below(folder: Path, suffixes: Iterable[str]) -> list[Path]:
+    """The files with one of the suffixes, in capitals or not, sorted; without hidden files and folders.
+
+    Raises:
+        YolactError: a folder cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # removed by now
+            raise YolactError(f"cannot read folder {error.filename}: {error.strerror or error}") from error
+
+    wanted, seen, found = tuple(suffixes), set(), []
+    for root, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        # Links may lead back to a folder above.
+        real = os.path.realpath(root)
+        folders[:] = sorted(name for name in folders if name[0] != "." and real not in seen)
+        if real not in seen:
+            found += [Path(root, name) for name in names if name.lower().endswith(wanted) and name[0] != "."]
+        seen.add(real)
+    return sorted(found)
 
 
 def key_of(path: Path, folder: Path) -> str:
@@ -205,6 +216,11 @@ def binary_mask(values: np.ndarray) -> np.ndarray:
     return values > values.max() / 2
 
 
+def is_plain(text: Any) -> TypeGuard[str]:
+    """Whether a value is text with something in it, and without control characters and lone surrogates."""
+    return isinstance(text, str) and text != "" and not {"Cc", "Cs"} & set(map(unicodedata.category, text))
+
+
 def clean_label(label: Any) -> str:
     """A class name on one line, without blanks around it.
 
@@ -214,7 +230,7 @@ def clean_label(label: Any) -> str:
     if not isinstance(label, str):
         raise ValueError(f"the label is {str(label)[:40]}, not text" if label is not None else "no label")
     text = " ".join(label.split())
-    if not text or any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
+    if not is_plain(text):
         raise ValueError(f"the label {label[:40]!a} is empty or has control characters")
     return text
 

@@ -125,9 +125,10 @@ def convert_yolo_dataset(
             if value or part == "train":
                 raise YolactError(f"dataset {path}: `{part}` is no path of one folder or one list of images")
             continue
-        if not place.exists():
+        is_folder = os.path.isdir(place)  # noqa: PTH112
+        if not is_folder and not os.path.isfile(place):  # noqa: PTH113
             raise YolactError(f"dataset {path}: `{part}`: {place.absolute()} does not exist")
-        images, only = (place, None) if place.is_dir() else (_images_of_list(place), place)
+        images, only = (place, None) if is_folder else (_images_of_list(place), place)
         parts[part] = convert("yolo", labels_of(images), images, path, only, progress)
         if part != "test":
             dataset[part] = {
@@ -144,9 +145,10 @@ def _images_of_list(path: Path) -> Path:
         YolactError: none of them exists.
     """
     lines = [line.strip() for line in read_text(path, "list of images").splitlines()]
-    folders = {(path.parent / line).parent for line in lines if line and (path.parent / line).is_file()}
+    images = [path.parent / line for line in lines if line]
+    folders = {image.parent for image in images if os.path.isfile(image)}  # noqa: PTH113
     if not folders:
-        raise YolactError(f"{path}: none of the {counted(len(lines), 'image')} in it exists")
+        raise YolactError(f"{path}: none of the {counted(len(images), 'image')} in it exists")
     return Path(os.path.commonpath(folders))
 
 

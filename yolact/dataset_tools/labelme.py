@@ -23,6 +23,7 @@ from yolact.dataset_tools.builder import (
     clean_label,
     decode,
     files_below,
+    is_plain,
     key_of,
 )
 from yolact_runtime.errors import YolactError, counted
@@ -69,7 +70,8 @@ def from_labelme(source: Source) -> CocoBuilder:
                 log.warning("%s is not a labelme file and is skipped", path)
                 continue
             found = True
-            name = PurePosixPath(str(content.get("imagePath") or path.stem).replace("\\", "/"))
+            text = content.get("imagePath")
+            name = PurePosixPath(text.replace("\\", "/") if is_plain(text) else path.stem)
             if not source.wants(key_of(path, source.folder)) and not source.wants(str(name)):
                 continue
             image = _find_image(source, path, name)
@@ -94,7 +96,7 @@ def from_labelme(source: Source) -> CocoBuilder:
             names = ", ".join(str(other.path) for other in claims[image])
             source.faults.append(f"{names} are all of the image {image}; none of them is converted")
         elif None not in (file.height, file.width) and (file.height, file.width) != size:
-            given = f"{file.width!s:.20} x {file.height!s:.20}"
+            given = f"{file.width!r:.20} x {file.height!r:.20}"
             source.faults.append(
                 f"{file.path} is of an image of {given}, but {image} is {size[1]} x {size[0]} pixels"
             )
@@ -120,7 +122,8 @@ def _find_image(source: Source, path: Path, name: PurePosixPath) -> Path | None:
         places = [path.parent / name, path.parent / name.name]
     suffixes = [*IMAGES, *map(str.upper, IMAGES)]
     places += [folder / (path.stem + suffix) for folder in folders for suffix in suffixes]
-    return next((p for p in places if p.suffix.lower() in IMAGES and p.is_file()), None)
+    # Unlike Path.is_file, this takes names that are too long.
+    return next((p for p in places if p.suffix.lower() in IMAGES and os.path.isfile(p)), None)  # noqa: PTH113
 
 
 def _extract(source: Source, path: Path, name: PurePosixPath, data: Any) -> Path:
@@ -135,7 +138,7 @@ def _extract(source: Source, path: Path, name: PurePosixPath, data: Any) -> Path
         raise YolactError(f"{path}: there is no image {place}, and none inside the file")
     if place.suffix.lower() not in _STORED:
         place = place.with_name(place.name + ".png")
-    if not place.is_file():
+    if not os.path.isfile(place):  # noqa: PTH113
         try:
             _decode_base64(data, "the one inside the file")
         except ValueError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 
@@ -9,17 +11,22 @@ from yolact.config import Classes, ModelConfig
 from yolact.data.batch import Sample
 from yolact_runtime.draw import colour, draw_labels
 
-# Small inputs are enlarged to about this many pixels a side, so that labels are legible.
-_SIDE = 640
+# Inputs are enlarged to at least so many pixels a side, so that labels are legible and hide little.
+_SIDE = 800
+# Boxes below this share of a side get a ring around them, of a radius of this share.
+_TINY, _RING = 1 / 50, 1 / 40
+_TEXT = 0.6
 
 
 def draw_sample(sample: Sample, classes: Classes, model: ModelConfig) -> np.ndarray:
-    """Draw a sample with masks (at the resolution of training), boxes and class names; crowds are hatched.
+    """Draw a sample with masks (at the resolution of training), boxes and class names.
+
+    Crowds are hatched; objects of a few pixels get a ring around them.
 
     Returns:
         (H, H, 3) uint8 BGR, H a multiple of the input size.
     """
-    size = model.input_size * max(1, round(_SIDE / model.input_size))
+    size = model.input_size * math.ceil(_SIDE / model.input_size)
     pixels = sample.image.numpy()[::-1].transpose(1, 2, 0)  # (S, S, 3) BGR
     pixels = pixels * np.array(model.std, np.float32) + np.array(model.mean, np.float32)
     canvas = cv2.resize(pixels.round().clip(0, 255).astype(np.uint8), (size, size))
@@ -32,11 +39,15 @@ def draw_sample(sample: Sample, classes: Classes, model: ModelConfig) -> np.ndar
         canvas[large > 0] = (0.55 * canvas[large > 0] + 0.45 * np.array(colour(index))).astype(np.uint8)
         cv2.drawContours(canvas, contours, -1, colour(index), 1, cv2.LINE_AA)
     boxes = _pixels(target.boxes.numpy(), size)
+    radius = round(_RING * size)
     for index, (x1, y1, x2, y2) in enumerate(boxes):
         cv2.rectangle(canvas, (x1, y1), (x2, y2), colour(index), 1)
-    draw_labels(
-        canvas, [classes.names[label] for label in target.labels.tolist()], np.reshape(boxes, (-1, 4))
-    )
+        if max(x2 - x1, y2 - y1) < _TINY * size:
+            x, y = (x1 + x2) // 2, (y1 + y2) // 2
+            cv2.circle(canvas, (x, y), radius, colour(index), 2, cv2.LINE_AA)
+            boxes[index] = [x - radius, y - radius, x + radius, y + radius]
+    texts = [classes.names[label] for label in target.labels.tolist()]
+    draw_labels(canvas, texts, np.reshape(boxes, (-1, 4)), _TEXT)
     return canvas
 
 

@@ -116,7 +116,8 @@ def make_shapes_dataset(
             raise YolactError(f"cannot write {images}: {error.strerror or error}") from error
         content["info"] = {"description": _DESCRIPTION, "seed": seed}
         write_json(annotations, content)
-    return DatasetConfig(name="shapes", **{key: str(path) for key, path in paths.items()})
+    files: dict[str, Any] = {key: str(path) for key, path in paths.items()}
+    return DatasetConfig(name="shapes", **files)
 
 
 def _clear(images: Path, annotations: Path) -> None:

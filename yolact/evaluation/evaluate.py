@@ -22,7 +22,7 @@ from yolact.evaluation.confusion import SCORE_THRESHOLD, Confusion, confusion_ma
 from yolact.evaluation.ground_truth import GroundTruth, match_categories, read_ground_truth
 from yolact.evaluation.metrics import Curves, Metrics, coco_library, metrics_of
 from yolact_runtime import Engine, Result, YolactError
-from yolact_runtime.errors import UsageError
+from yolact_runtime.errors import UsageError, counted
 from yolact_runtime.sources.images import read_image
 
 log = logging.getLogger(__name__)
@@ -230,12 +230,14 @@ def score(
         YolactError: faster-coco-eval is not installed.
     """
     library = coco_library(faster)
-    with_mask = [entry for entry in truth.annotations if entry["segmentation"] is not None]
-    without = len(truth.annotations) - len(with_mask)
+    with_mask, without = truth.with_masks()
     mask, mask_curves = None, None
-    if with_mask or not without:
+    if without < len(truth.annotations) or not without:
         if without:
-            log.warning("%d annotations of %s have no mask; they count for boxes only", without, truth.path)
+            log.warning(
+                "%s of %s without a mask: counted for boxes; masks found in their boxes are ignored",
+                *(counted(without, "annotation"), truth.path),
+            )
         # Without boxes: pycocotools would use their areas as those of the masks.
         bare = [{key: value for key, value in entry.items() if key != "bbox"} for entry in found.masks]
         mask, mask_curves = metrics_of(truth, with_mask, bare, found.image_ids, "segm", library)

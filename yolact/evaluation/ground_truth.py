@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pycocotools import mask as coco_mask
 
 from yolact.data.annotations import read_annotations
-from yolact.data.layout import image_path
-from yolact.data.segmentation import is_empty, to_rle
+from yolact.data.findings import Findings
+from yolact.data.image_files import check_sizes, find_images
+from yolact.data.segmentation import to_rle
 from yolact_runtime import Metadata, YolactError
 from yolact_runtime.sources.images import read_image
 from yolact_runtime.typed import first_few
 
 log = logging.getLogger(__name__)
+
+# Masks may reach a little beyond the box of an object that has no mask, and still be of that object.
+_MARGIN = 0.1
 
 
 @dataclass(frozen=True)
@@ -57,116 +61,144 @@ class GroundTruth:
             annotations=[entry for entry in self.annotations if entry["image_id"] in ids],
         )
 
+    def with_masks(self) -> tuple[list[dict[str, Any]], int]:
+        """The annotations for the evaluation of masks, and how many of them have no mask.
 
-def read_ground_truth(annotations: str | Path, images: str | Path) -> GroundTruth:
+        An object without a mask is a crowd region of its box: what is found there is neither right nor wrong,
+        as in training. The region is a tenth larger, because masks are not found to the pixel.
+        """
+        sizes = {image["id"]: (image["height"], image["width"]) for image in self.images}
+        entries = [
+            entry if entry["segmentation"] is not None else _region_of_box(entry, *sizes[entry["image_id"]])
+            for entry in self.annotations
+        ]
+        return entries, sum(entry["segmentation"] is None for entry in self.annotations)
+
+
+def _region_of_box(entry: dict[str, Any], height: int, width: int) -> dict[str, Any]:
+    """The annotation as a crowd region of its box, enlarged by `_MARGIN` of its sides and a pixel."""
+    x, y, w, h = entry["bbox"]
+    across, down = _MARGIN * w + 1, _MARGIN * h + 1
+    x1, y1 = max(x - across, 0), max(y - down, 0)
+    x2, y2 = min(x + w + across, width), min(y + h + down, height)
+    # Eight numbers: pycocotools takes four for a box of its own kind.
+    polygon = [x1, y1, x2, y1, x2, y2, x1, y2]
+    inside = x1 < x2 and y1 < y2
+    return {**entry, "iscrowd": 1, "segmentation": to_rle([polygon] if inside else [], height, width)}
+
+
+def read_ground_truth(
+    annotations: str | Path, images: str | Path, crowd_as_instances: bool = False
+) -> GroundTruth:
     """Read a COCO annotation file. One without annotations (a test set) is allowed.
 
     Args:
         annotations: The file.
         images: Folder of the images; one is opened only if the file lacks its size.
+        crowd_as_instances: Take crowd regions with a mask for instances.
 
     Raises:
-        YolactError: not an annotation file, or a wrong entry; names the entry.
+        YolactError: not an annotation file, or an entry is wrong or ambiguous; names the entry.
     """
-    path = Path(annotations)
-    lists = read_annotations(path, required=("images", "categories"))
-    records = {
-        number: _with_size(entry, Path(images))
-        for number, entry in _by_id(lists["images"], "images", "file_name", path).items()
-    }
-    categories = _by_id(lists["categories"], "categories", "name", path)
+    # Class names that occur twice are told apart by their ids.
+    file = read_annotations(annotations, ignored=["duplicate category name"])
+    findings = Findings()
+    paths = find_images(file.images, images, findings)
+    findings.raise_errors(file.path)
+    records = {image["id"]: image for image in file.images}
+    unknown = {number for number, image in records.items() if not image["height"]}
+    inside: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+    for entry in file.annotations if unknown else ():
+        inside[entry["image_id"]].append(entry)
+    for number in unknown:
+        height, width = _real_size(paths[number], inside[number])
+        records[number] = {**records[number], "height": height, "width": width}
     # With new ids: for pycocotools, 0 means "not matched".
     completed = [
-        _completed(entry, number, records, categories, path)
-        for number, entry in enumerate(lists["annotations"], start=1)
+        _completed(entry, number, records[entry["image_id"]], crowd_as_instances, file.path)
+        for number, entry in enumerate(file.annotations, start=1)
     ]
-    return GroundTruth(path, list(records.values()), completed, list(categories.values()))
+    return GroundTruth(file.path, list(records.values()), completed, file.categories)
 
 
-def _by_id(entries: list[dict[str, Any]], key: str, text: str, path: Path) -> dict[int, dict[str, Any]]:
-    """The entries of the list `key` by id; each must have a string at `text`."""
-    found: dict[int, dict[str, Any]] = {}
-    for entry in entries:
-        number = entry.get("id")
-        if type(number) is not int or not isinstance(entry.get(text), str):
-            raise YolactError(f"{path}: {entry} in {key!r} needs a whole number 'id' and a text {text!r}")
-        if number in found:
-            raise YolactError(f"{path}: id {number} is given twice in {key!r}")
-        found[number] = entry
-    if not found:
-        raise YolactError(f"{path}: {key!r} is empty; there is nothing to evaluate")
-    return found
-
-
-def _with_size(record: dict[str, Any], images: Path) -> dict[str, Any]:
-    """The image record with height and width."""
-    if all(type(record.get(side)) is int and record[side] > 0 for side in ("height", "width")):
-        return record
+def _real_size(path: Path, annotations: list[dict[str, Any]]) -> tuple[int, int]:
+    """(height, width) of an image; if it cannot be read, a size in which its annotations count as missed."""
     try:
-        height, width = read_image(image_path(images, record["file_name"])).shape[:2]
+        height, width = read_image(path).shape[:2]
     except YolactError:
-        height = width = 1  # evaluation will report it as failed, and its annotations as missed
-    return {**record, "height": height, "width": width}
+        masks = [entry["segmentation"] for entry in annotations if isinstance(entry["segmentation"], dict)]
+        corners = [(y + h, x + w) for x, y, w, h in (entry["bbox"] for entry in annotations)]
+        height, width = masks[0]["size"] if masks else np.ceil(np.max([(1, 1), *corners], axis=0)).astype(int)
+    return int(height), int(width)
 
 
 def _completed(
-    annotation: dict[str, Any],
-    number: int,
-    records: dict[int, dict[str, Any]],
-    categories: dict[int, dict[str, Any]],
-    path: Path,
+    annotation: dict[str, Any], number: int, record: dict[str, Any], crowd_as_instances: bool, path: Path
 ) -> dict[str, Any]:
-    """An annotation, checked and completed as `GroundTruth` says, with the id `number`."""
-    what = f"{path}: annotation {annotation.get('id', number)}"
-    for key, known in (("image_id", records), ("category_id", categories)):
-        if type(annotation.get(key)) is not int or annotation[key] not in known:
-            raise YolactError(f"{what} has {key} {annotation.get(key)!r}, which the file does not list")
-    record = records[annotation["image_id"]]
-    segmentation = annotation.get("segmentation")
-    try:
-        rle = None if is_empty(segmentation) else to_rle(segmentation, record["height"], record["width"])
-    except ValueError as error:
-        raise YolactError(f"{what}: {error}") from error
-    bbox = annotation.get("bbox")
-    if bbox is None and rle is not None:
-        bbox = coco_mask.toBbox(rle).tolist()
-    if not (isinstance(bbox, list) and len(bbox) == 4 and all(_is_number(value) for value in bbox)):
-        raise YolactError(f"{what}: bbox is {bbox!r} instead of [x, y, width, height]")
-    area = annotation.get("area")
-    if not _is_number(area):
-        area = bbox[2] * bbox[3] if rle is None else float(coco_mask.area(rle))
+    """An annotation, completed as `GroundTruth` says, with the id `number`."""
+    rle, bbox, area = annotation["segmentation"], annotation["bbox"], annotation["area"]
+    size = record["height"], record["width"]
+    if rle is not None:
+        try:
+            rle = to_rle(rle, *size)
+        except ValueError as error:
+            raise YolactError(f"{path}: annotation {annotation['id']}: {error}") from error
+    covered = 0.0 if rle is None else float(coco_mask.area(rle))
+    if area is None:
+        area = covered or bbox[2] * bbox[3]
     return {
         "id": number,
         "image_id": record["id"],
         "category_id": annotation["category_id"],
         "bbox": bbox,
         "area": area,
-        "iscrowd": int(bool(annotation.get("iscrowd", 0))),
-        "segmentation": rle,
+        "iscrowd": int(annotation["iscrowd"] and not (crowd_as_instances and covered)),
+        "segmentation": rle if covered else None,
     }
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+def check_image_sizes(truth: GroundTruth, folder: str | Path) -> None:
+    """Compare the sizes in the file with those of a sample of the images, before the work.
+
+    Raises:
+        YolactError: an image has another size than the annotation file says.
+    """
+    findings = Findings()
+    check_sizes(truth.images, find_images(truth.images, folder, findings), findings)
+    findings.raise_errors(truth.path)
 
 
 def match_categories(metadata: Metadata, truth: GroundTruth) -> dict[int, int]:
     """Map category ids of the engine to those of the file, for the classes that both have.
 
-    Classes are matched by id and name, else by name. If no name matches but all ids do, the ids are used
-    (names in another language).
+    Classes are matched by id and name, else by name, else by name regardless of case, spaces and underscores
+    if only one class of each side has it. If no name matches but all ids do, the ids are used (names in
+    another language).
 
     Raises:
         YolactError: the engine and the file have no class in common.
     """
-    theirs = {category["id"]: _plain(category["name"]) for category in truth.categories}
-    by_name = {name: number for number, name in reversed(theirs.items())}
-    ours = dict(zip(metadata.category_ids, map(_plain, metadata.class_names), strict=True))
-    matches = {
-        number: number if theirs.get(number) == name else by_name[name]
-        for number, name in ours.items()
-        if name in by_name
-    }
+    theirs = {category["id"]: category["name"] for category in truth.categories}
+    ours = dict(zip(metadata.category_ids, metadata.class_names, strict=True))
+    matches: dict[int, int] = {}
+    for spelling in (str, _plain):
+        # Those that are left are matched by another spelling, if it is that of one class only on each side.
+        mine = {number: spelling(name) for number, name in ours.items() if number not in matches}
+        free = {n: spelling(name) for n, name in theirs.items() if n not in matches.values()}
+        by_name: defaultdict[str, list[int]] = defaultdict(list)
+        for number, name in free.items():
+            by_name[name].append(number)
+        uses = Counter(mine.values())
+        for number, name in mine.items():
+            if free.get(number) == name and (spelling is str or uses[name] == len(by_name[name]) == 1):
+                matches[number] = number
+            elif len(by_name[name]) == uses[name] == 1:
+                matches[number] = by_name[name][0]
+            elif by_name[name] and spelling is _plain:
+                log.warning(
+                    "%s: class %r of the engine could be any of %s; it is not matched",
+                    *(truth.path, ours[number], first_few(repr(theirs[n]) for n in by_name[name])),
+                )
     if not matches and set(ours) == set(theirs):
         log.warning("%s has other names for the engine's classes; matching them by category id", truth.path)
         return {number: number for number in ours}

@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from yolact.evaluation.ground_truth import GroundTruth
-from yolact_runtime import YolactError
+from yolact_runtime.errors import YolactError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -85,9 +85,11 @@ def coco_library(faster: bool) -> tuple[type, type]:
         return COCO, COCOeval
     try:
         import faster_coco_eval
-    except ImportError:
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "faster_coco_eval"
+        problem = "is not installed" if missing else f"does not load ({first_line(error)})"
         raise YolactError(
-            "the faster evaluation needs faster-coco-eval, which is not installed; run: pip install"
+            f"the faster evaluation needs faster-coco-eval, which {problem}; run: pip install"
             " faster-coco-eval"
         ) from None
     return faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster
@@ -112,14 +114,20 @@ def metrics_of(
         library: Result of `coco_library`.
     """
     coco_class, evaluation_class = library
+    # The libraries compute with ids as 64-bit integers or floats, which do not hold every id of a file.
+    numbers = {image["id"]: number for number, image in enumerate(truth.images, start=1)}
+    images = [{**image, "id": numbers[image["id"]]} for image in truth.images]
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        expected = _coco(coco_class, truth, [dict(entry) for entry in annotations])
+        copies, found = (
+            [{**entry, "image_id": numbers[entry["image_id"]]} for entry in entries]
+            for entries in (annotations, predictions)
+        )
+        expected = _coco(coco_class, truth, images, copies)
         # loadRes cannot take an empty list.
-        copies = [dict(entry) for entry in predictions]
-        actual = expected.loadRes(copies) if copies else _coco(coco_class, truth, [])
+        actual = expected.loadRes(found) if found else _coco(coco_class, truth, images, [])
         run = evaluation_class(expected, actual, kind)
-        run.params.imgIds = image_ids
+        run.params.imgIds = [numbers[number] for number in image_ids]
         run.evaluate()
         run.accumulate()
     log.debug("pycocotools (%s): %s", kind, " ".join(printed.getvalue().split()))
@@ -170,9 +178,11 @@ def curves_of(precision: np.ndarray, recall: np.ndarray, names: Sequence[str]) -
     )
 
 
-def _coco(coco_class: type, truth: GroundTruth, annotations: list[dict[str, Any]]) -> Any:
-    """A `COCO` object of the given annotations."""
-    lists = {"images": truth.images, "categories": truth.categories, "annotations": annotations}
+def _coco(
+    coco_class: type, truth: GroundTruth, images: list[dict[str, Any]], annotations: list[dict[str, Any]]
+) -> Any:
+    """A `COCO` object of the given images and annotations."""
+    lists = {"images": images, "categories": truth.categories, "annotations": annotations}
     coco = coco_class()
     coco.dataset = {"info": {}, **lists}
     coco.createIndex()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from base64 import b64encode
 from collections.abc import Mapping
 from importlib import resources
@@ -14,8 +13,8 @@ import numpy as np
 from yolact.evaluation.confusion import Confusion
 from yolact.evaluation.evaluate import Details, Evaluation
 from yolact.evaluation.metrics import Metrics
-from yolact_runtime.errors import missing_extra
 from yolact_runtime.files import atomic_path
+from yolact_runtime.packages import require
 
 PAIRS_LISTED = 20
 # The plots, also those that only an evaluation of masks has.
@@ -24,8 +23,7 @@ _PLOTS = ("pr_mask", "pr_mask_classes", "pr_box", "pr_box_classes", "confusion",
 
 def check_report_packages() -> None:
     """Raise a `YolactError` if matplotlib or jinja2, which reports need, is not installed."""
-    if not all(importlib.util.find_spec(name) for name in ("matplotlib", "jinja2")):
-        raise missing_extra("the evaluation report", "train")
+    require("the evaluation report", "bench", "matplotlib", "jinja2")
 
 
 def report_files(folder: str | Path) -> list[Path]:

@@ -39,6 +39,15 @@ def encode(boxes: Tensor, priors: Tensor) -> Tensor:
     )
 
 
+def with_sides_of_at_least(boxes: Tensor, side: float) -> Tensor:
+    """Boxes (..., 4) corners, enlarged around their centres where a side is shorter; others to the bit."""
+    near, far = boxes[..., :2], boxes[..., 2:]
+    short = far - near < side
+    centres = (near + far) / 2
+    near, far = torch.where(short, centres - side / 2, near), torch.where(short, centres + side / 2, far)
+    return torch.cat([near, far], dim=-1)
+
+
 def areas(boxes: Tensor) -> Tensor:
     """Areas (...) of boxes (..., 4)."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])

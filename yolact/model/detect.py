@@ -72,7 +72,7 @@ def detect(
     else:
         kept = _fast_nms(boxes, scores, config, compact)
 
-    missing = config.max_detections - kept.scores.shape[1]
+    missing = config.max_detections - _fixed(kept.scores.shape[1])
     if missing > 0:
         kept = _Kept(*(F.pad(t, (0, missing), value=v) for t, v in zip(kept, (-1.0, 0, 0), strict=True)))
     valid = kept.scores >= 0  # (N, K)
@@ -93,9 +93,14 @@ def _pick(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
 
 
+def _fixed(size: int) -> int:
+    """A size that does not depend on the batch, as a constant of a traced graph, where sizes are tensors."""
+    return int(size)
+
+
 def _best(scores: Tensor, k: int, compact: bool) -> tuple[Tensor, Tensor]:
     """The k highest along the last dimension and their indices; equal ones keep their order."""
-    k = min(k, scores.shape[-1])
+    k = min(k, _fixed(scores.shape[-1]))
     if not compact:
         return scores.topk(k, dim=-1)
     values, index = scores.sort(dim=-1, descending=True, stable=True)
@@ -121,7 +126,7 @@ def _fast_nms(boxes: Tensor, scores: Tensor, config: DetectConfig, compact: bool
         boxes, scores = _pick(boxes, prior_index), _pick(scores, prior_index)
 
     top, index = _best(scores.transpose(1, 2), config.nms_top_k, compact)  # both (N, C, k)
-    k = top.shape[-1]
+    k = _fixed(top.shape[-1])
     index = index.reshape(images, -1)  # (N, C*k)
     candidates = _pick(boxes, index).reshape(images, num_classes, k, 4)  # (N, C, k, 4)
     better = torch.ones(k, k, device=boxes.device, dtype=boxes.dtype).triu(diagonal=1)

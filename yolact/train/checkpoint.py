@@ -94,8 +94,10 @@ class Checkpoints:
             and name == checkpoint_name(config, *position_of(name), "interrupt" in name)
         ]
 
-    def prepare(self) -> None:
+    def prepare(self, start: int) -> None:
         """Create the folder, see that files can be written to it, and remove what a killed process left.
+
+        A checkpoint that is further than iteration `start` is reported: `--resume last` would select it.
 
         Raises:
             YolactError: it cannot be written to.
@@ -106,6 +108,13 @@ class Checkpoints:
                 pass
             for path in self.folder.glob(f".{self.config}_*.pth"):
                 path.unlink(missing_ok=True)
+        other = find_checkpoint("auto", self.folder, self.config)
+        if other is not None and position_of(other)[1] > start:
+            log.warning(
+                "%s is further than this run, which starts at iteration %d: --resume last will continue from"
+                " that file as long as it is there",
+                *(other, start),
+            )
 
     @property
     def last(self) -> Path | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from yolact.losses import MultiBoxLoss
 from yolact.model import Yolact
 from yolact.train.checkpoint import write_torch
 from yolact.weights.load import load_state
-from yolact_runtime.errors import YolactError, first_line
+from yolact_runtime.errors import YolactError, counted, first_line
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +86,29 @@ class Unreadable:
                 f"{len(self.reasons)} images could not be read (train.max_unreadable is {self.limit});"
                 f" find them all with yolact-data check"
             )
+
+
+def unreadable_text(replaced: Iterable[tuple[int, str]], images: int, missed: Mapping[str, str]) -> str:
+    """The end of an error about images that could not be read; empty if there are none.
+
+    Args:
+        replaced: Indices and reasons of training images, of all processes.
+        images: Number of training images.
+        missed: Reasons by file name of validation images.
+    """
+    reasons = dict(replaced)
+    texts = []
+    if reasons:
+        texts.append(
+            f"{len(reasons)} of {counted(images, 'image')} could not be read and were replaced, for example:"
+            f" {next(iter(reasons.values()))}"
+        )
+    if missed:
+        texts.append(
+            f"{counted(len(missed), 'validation image')} could not be read, for example:"
+            f" {next(iter(missed.values()))}"
+        )
+    return "; ".join(texts)
 
 
 def explain(error: RuntimeError, settings: TrainConfig) -> YolactError | None:

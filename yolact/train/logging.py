@@ -18,8 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from yolact.config import TrainConfig
 from yolact.train.step import Step
-from yolact_runtime.errors import YolactError, missing_extra
+from yolact_runtime.errors import YolactError
 from yolact_runtime.files import atomic_path
+from yolact_runtime.packages import imports_failed
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +75,8 @@ class TrainingLog:
         if self.tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise missing_extra("train.tensorboard", "train") from None
+            except ImportError as error:
+                raise imports_failed(error, "train.tensorboard") from error
             self.writer = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=self.start)
         self.bar.start()
         self.task = self.bar.add_task("", total=self.total, completed=self.start, status="")

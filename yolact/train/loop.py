@@ -3,40 +3,35 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import cv2
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from yolact.config import Config, TrainConfig
+from yolact.data.annotations import forget_annotations
 from yolact.data.batch import Batch
 from yolact.data.cached import CachedDataset
-from yolact.data.coco import CocoDataset, find_missing_images
+from yolact.data.coco import CocoDataset, check_trainable, find_missing_images
 from yolact.losses import MultiBoxLoss
 from yolact.model import Yolact
 from yolact.model.backbone import zero_init_residual
 from yolact.train.checkpoint import Checkpoints, save_checkpoint
 from yolact.train.distributed import Processes
-from yolact.train.failures import (
-    ReplacingDataset,
-    Unreadable,
-    collate_replaced,
-    dump_batch,
-    explain,
-)
+from yolact.train.failures import Unreadable, dump_batch, explain, unreadable_text
+from yolact.train.loader import iterations
 from yolact.train.logging import TrainingLog
 from yolact.train.mode import memory_format, set_training_mode
 from yolact.train.pictures import draw_batch
-from yolact.train.resume import AWAITS_VALIDATION, awaits_validation, restore_optimizer
+from yolact.train.resume import TrainingState, restore_optimizer, restore_scaler, training_state
 from yolact.train.sampler import EpochBatches, SharedBatches
-from yolact.train.signals import StopSignal, delay_signals
+from yolact.train.signals import StopSignal
 from yolact.train.step import Ema, NetworkWithLoss, Step, build_optimizer, learning_rate, training_step
-from yolact.train.validation import Validation, held_out_images, quality
+from yolact.train.validation import Validation, held_out_images, open_validation, quality
 from yolact.weights.load import Checkpoint, load_for_fine_tuning, load_pretrained_backbone, load_state
 from yolact_runtime.errors import UsageError, YolactError, counted, first_line
 
@@ -78,9 +73,8 @@ def train(
         TrainingInterruptedError: on Ctrl-C or SIGTERM; `<config>_<epoch>_<iteration>_interrupt.pth` is saved.
     """
     settings = config.train.scaled()
-    if start > settings.max_iterations or (
-        start == settings.max_iterations and not awaits_validation(resume)
-    ):
+    state = training_state(resume)
+    if start >= settings.max_iterations + bool(state and state.awaits_validation):
         raise YolactError(
             f"nothing to train: the first iteration is {start} and train.max_iterations is"
             f" {settings.max_iterations} (scaled to batch size {settings.effective_batch})"
@@ -114,7 +108,8 @@ class _Training:
         self.device, self.processes, self.iteration = device, processes, start
         held = held_out_images(config)
         self.dataset = _dataset(config, settings, held, processes)
-        self.validation = _validation(config, held, processes)
+        self.validation = open_validation(config, held, processes)
+        forget_annotations()
 
         self.layout = memory_format(device, settings)
         self.model = _initial_model(config, resume, init_from).to(device).to(memory_format=self.layout)
@@ -127,21 +122,19 @@ class _Training:
         self.optimizer = build_optimizer(self.model, settings)
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.amp == "fp16")
         self.ema = Ema(self.model, settings.ema_decay) if settings.ema_decay else None
-        state = (resume.training or {}) if resume else {}
-        if resume and state:
-            restore_optimizer(self.optimizer, state["optimizer"], settings, str(resume.path))
-            if self.scaler.is_enabled() and state.get("scaler"):
-                self.scaler.load_state_dict(state["scaler"])
-            if self.ema and resume.ema is not None:
-                load_state(self.ema.model, resume.ema, "the average of the checkpoint to resume")
-                self.ema.updates = state["ema_updates"]
-        self.best = state.get("best", -1.0)
+        state = training_state(resume) or TrainingState()
         # Names of files in another folder say nothing about those in this one.
         here = resume is not None and resume.path.parent.resolve() == folder.resolve()
-        written = state.get("written", ()) if here else ()
-        self.checkpoints = Checkpoints(folder, config.name, settings.keep_last, written)
+        self.checkpoints = Checkpoints(folder, config.name, settings.keep_last, state.written if here else ())
         if processes.main:
-            self.checkpoints.prepare()
+            self.checkpoints.prepare(start)
+        if resume and resume.training is not None:
+            restore_optimizer(self.optimizer, state.optimizer, settings, resume.path)
+            restore_scaler(self.scaler, state.scaler, resume.path)
+            if self.ema and resume.ema is not None:
+                load_state(self.ema.model, resume.ema, "the average of the checkpoint to resume")
+                self.ema.updates = state.ema_updates
+        self.best = state.best
         self.batches = EpochBatches(
             len(self.dataset), settings.effective_batch, settings.seed, start, settings.max_iterations
         )
@@ -150,7 +143,7 @@ class _Training:
         self.stop = StopSignal()
         # Whether the validation at the first iteration was not finished before.
         self.unvalidated = bool(
-            resume and self.validation and start == resume.iteration and awaits_validation(resume)
+            resume and self.validation and start == resume.iteration and state.awaits_validation
         )
         self.journal = TrainingLog(
             folder / f"{config.name}.jsonl", start, settings, processes.main, not self.unvalidated
@@ -196,7 +189,7 @@ class _Training:
         if self.unvalidated and self.validation:
             self._validate(self.validation, saved=self.last)
         shared = SharedBatches(self.batches, settings.accumulate, processes.rank, processes.count)
-        for batches in _iterations(self.dataset, shared, settings, self.device):
+        for batches in iterations(self.dataset, shared, settings, self.device):
             if self.iteration == self.batches.start:
                 self._draw("batch", lambda: draw_batch(batches[0][0], self.config, settings.pictures))  # noqa: B023
             step, rate = self._step(batches)
@@ -322,16 +315,16 @@ class _Training:
         """Write a checkpoint to resume from, in the first process."""
         if not self.processes.main:
             return
-        state = {
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "ema_updates": self.ema.updates if self.ema else 0,
-            "best": self.best,
-            AWAITS_VALIDATION: self.unvalidated,
-        }
+        state = TrainingState(
+            optimizer=self.optimizer.state_dict(),
+            scaler=self.scaler.state_dict(),
+            ema_updates=self.ema.updates if self.ema else 0,
+            best=self.best,
+            awaits_validation=self.unvalidated,
+        )
         epoch = self.iteration // self.batches.epoch_length
         with self.stop.shielded():
-            self.checkpoints.save(self.model, epoch, self.iteration, state, self.averaged, interrupt)
+            self.checkpoints.save(self.model, epoch, self.iteration, vars(state), self.averaged, interrupt)
 
     def _save_interrupt(self) -> str:
         """Write the checkpoint of an interruption; returns its path, in other processes how to select it."""
@@ -345,26 +338,13 @@ class _Training:
 
     def _check_unreadable(self) -> None:
         """Raise a YolactError if an image of any process, or of the last validation, could not be read."""
-        reasons = {
-            index: reason
-            for failures in self.processes.gather(self.unreadable.reasons)
-            for index, reason in failures.items()
-        }
+        gathered = self.processes.gather(self.unreadable.reasons)
         missed = self.validation.failures if self.validation else {}
-        if not (reasons or missed) or not self.processes.main:
-            return
-        parts = []
-        if reasons:
-            parts.append(
-                f"{len(reasons)} of {counted(len(self.dataset), 'image')} could not be read and were"
-                f" replaced, for example: {next(iter(reasons.values()))}"
-            )
-        if missed:
-            parts.append(
-                f"{counted(len(missed), 'validation image')} could not be read, for example:"
-                f" {next(iter(missed.values()))}"
-            )
-        raise YolactError(f"training is complete ({self.checkpoints.last}), but {'; '.join(parts)}")
+        problem = unreadable_text(
+            [reason for own in gathered for reason in own.items()], len(self.dataset), missed
+        )
+        if problem and self.processes.main:
+            raise YolactError(f"training is complete ({self.checkpoints.last}), but {problem}")
 
 
 def _initial_model(config: Config, resume: Checkpoint | None, init_from: Checkpoint | None) -> Yolact:
@@ -389,8 +369,9 @@ def _dataset(
     # Images to overfit must look the same every time.
     augment = None if settings.overfit else config.augment
     dataset = (CachedDataset if settings.cache_samples else CocoDataset)(
-        data.train_images, data.train_annotations, config.model, config.classes, augment, settings.seed
-    )
+        data.train_images, data.train_annotations, config.model, config.classes, augment, settings.seed,
+        data.crowd_as_instances,
+    )  # fmt: skip
     if held:
         dataset.records = [record for record in dataset.records if record.image_id not in held]
     if settings.overfit:
@@ -401,6 +382,7 @@ def _dataset(
             f"{len(missing)} of {len(dataset)} images of {data.train_annotations} are missing,"
             f" for example {missing[0].absolute()}"
         )
+    check_trainable(dataset)
     parts = processes.count * settings.accumulate
     if parts > min(len(dataset), settings.effective_batch):
         raise UsageError(
@@ -410,40 +392,8 @@ def _dataset(
     return dataset
 
 
-def _validation(config: Config, held: Collection[int], processes: Processes) -> Validation | None:
-    """The images to validate on; None if the settings or the dataset have none."""
-    settings, data = config.train, config.dataset
-    if not settings.validate_every:
-        return None
-    if not (data.has_validation or settings.overfit or held):
-        log.info(
-            "%s has no validation part: training without validation (--val-fraction 0.1 holds out a tenth)",
-            data.name,
-        )
-        return None
-    return Validation(config, held, processes)
-
-
 def _batch_size_text(settings: TrainConfig, processes: Processes) -> str:
     text = str(settings.batch_size)
     if settings.accumulate > 1:
         text += f" x {settings.accumulate} accumulated"
     return text + (f" over {processes.count} processes" if processes.count > 1 else "")
-
-
-def _iterations(
-    dataset: CocoDataset, batches: SharedBatches, settings: TrainConfig, device: torch.device
-) -> Iterator[list[tuple[Batch, dict[int, str]]]]:
-    """This process's batches of each iteration, with reasons for images that could not be read."""
-    loader: DataLoader[Any] = DataLoader(
-        ReplacingDataset(dataset),
-        batch_sampler=batches,
-        collate_fn=collate_replaced,
-        num_workers=settings.workers,
-        worker_init_fn=delay_signals,
-        pin_memory=device.type == "cuda",
-        multiprocessing_context="fork" if settings.workers else None,
-    )
-    loaded = iter(loader)
-    for first in loaded:
-        yield [first, *(next(loaded) for _ in range(settings.accumulate - 1))]

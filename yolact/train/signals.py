@@ -10,8 +10,6 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-GRACE_SECONDS = 60  # that a worker lives on after SIGTERM
-
 
 class StopSignal:
     """True once Ctrl-C or SIGTERM has been received; in use as a context, which the second one ends at once.
@@ -71,12 +69,3 @@ class StopSignal:
     def _restore(self) -> None:
         while self._old:
             signal.signal(*self._old.popitem())
-
-
-def delay_signals(worker: int) -> None:
-    """Keep a process that loads images alive while the training finishes its iteration and saves.
-
-    Ctrl-C and SIGTERM often go to a whole group of processes.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE_SECONDS))

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from yolact.config import Config
+from yolact.data.annotations import read_annotations
 from yolact.data.layout import image_path
 from yolact.data.split import held_out
 from yolact.engine import TorchEngine, describe
 from yolact.evaluation.evaluate import DEFAULT_BATCH, Predictions, predict, score
-from yolact.evaluation.ground_truth import GroundTruth, match_categories, read_ground_truth
+from yolact.evaluation.ground_truth import check_image_sizes, match_categories, read_ground_truth
 from yolact.model import Yolact
 from yolact.train.distributed import Processes
 from yolact.train.pictures import mosaic
@@ -47,7 +48,9 @@ class Validation:
         from_training = bool(limit or held)
         self.images = Path(data.train_images if from_training else data.val_images)
         self.truth = read_ground_truth(
-            data.train_annotations if from_training else data.val_annotations, self.images
+            data.train_annotations if from_training else data.val_annotations,
+            self.images,
+            data.crowd_as_instances,
         )
         if limit:
             held = [image["id"] for image in self.truth.images[:limit]]
@@ -63,6 +66,7 @@ class Validation:
                 f" {self.truth.path} are missing, for example {missing[0].absolute()};"
                 " --validate-every 0 trains without validation"
             )
+        check_image_sizes(self.truth, self.images)
 
     def _paths(self) -> list[Path]:
         return [image_path(self.images, image["file_name"]) for image in self.truth.images]
@@ -103,7 +107,9 @@ class Validation:
             problem = error
         while left > 0 and not stopped:
             asked_to_stop()
-        reason = problem and (first_line(problem) if isinstance(problem, YolactError) else repr(problem))
+        reason = problem and first_line(problem)
+        if problem and not isinstance(problem, YolactError):
+            reason = f"{type(problem).__name__}: {reason}"
         whole, reasons = Predictions(), []
         for predictions, failed in processes.gather((found, reason)):
             reasons += [failed] if failed else []
@@ -143,6 +149,20 @@ class Validation:
         return mosaic(tiles)
 
 
+def open_validation(config: Config, held: Collection[int], processes: Processes) -> Validation | None:
+    """The images to validate on; None if the settings or the dataset have none."""
+    settings, data = config.train, config.dataset
+    if not settings.validate_every:
+        return None
+    if not (data.has_validation or settings.overfit or held):
+        log.info(
+            "%s has no validation part: training without validation (--val-fraction 0.1 holds out a tenth)",
+            data.name,
+        )
+        return None
+    return Validation(config, held, processes)
+
+
 def held_out_images(config: Config) -> set[int]:
     """Ids of the training images that `train.val_fraction` holds out for validation; none if that is 0.
 
@@ -157,8 +177,7 @@ def held_out_images(config: Config) -> set[int]:
             f"train.val_fraction = {settings.val_fraction}, but {data.name} has a validation part,"
             f" {data.val_annotations}; leave one of them out"
         )
-    truth: GroundTruth = read_ground_truth(data.train_annotations, data.train_images)
-    return held_out(truth.images, settings.val_fraction, settings.seed)
+    return held_out(read_annotations(data.train_annotations).images, settings.val_fraction, settings.seed)
 
 
 def quality(metrics: dict[str, float | None]) -> float:

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from yolact_runtime.errors import UsageError, YolactError, first_line, missing_extra
+from yolact_runtime.errors import UsageError, YolactError, first_line
 from yolact_runtime.files import cache_folder, follow_links, read_json, write_json
 from yolact_runtime.files import sha256 as sha256_of
+from yolact_runtime.packages import imports_failed
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +100,8 @@ def download(url: str, path: str | Path, sha256: str | None = None) -> Path:
         return path
     try:
         from huggingface_hub.utils import WeakFileLock
-    except ImportError:
-        raise missing_extra(f"downloading {url}", "train") from None
+    except ImportError as error:
+        raise imports_failed(error, f"downloading {url}") from error
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(path.with_name(f".{path.name}.lock")):

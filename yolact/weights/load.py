@@ -131,7 +131,7 @@ def _own_checkpoint(path: Path, content: Mapping[str, Any], config: Config | Non
     sound = (
         isinstance(content.get("config"), Mapping)
         and is_state(content.get("model"))
-        and type(content.get("epoch")) is type(content.get("iteration")) is int
+        and all(type(content.get(key)) is int and content[key] >= 0 for key in ("epoch", "iteration"))
         and isinstance(training, dict | None)
         and (ema is None or is_state(ema))
     )
@@ -228,22 +228,23 @@ CLASS_LAYERS = ("prediction_layers.0.conf_layer.", "semantic_seg_conv.", "maskio
 def load_for_fine_tuning(model: Yolact, checkpoint: Checkpoint, source: str) -> None:
     """Give `model` the weights of a checkpoint that may have been trained for other classes.
 
-    If the number of classes differs, the layers that depend on it keep their initial values. Everything else
-    must fit. Averaged weights are used if there are some.
+    If the number or the order of the classes differs, the layers that depend on it keep their initial values.
+    Everything else must fit. Averaged weights are used if there are some.
 
     Raises:
         YolactError: another network; names the keys that do not fit.
     """
     state = checkpoint.ema or checkpoint.model
     initial = model.state_dict()
+    old, new = checkpoint.config.classes, model.config.classes
+    before = count_classes(state)
+    reordered = checkpoint.classes_known and old.names != new.names and sorted(old.names) == sorted(new.names)
     fresh = [
         key
         for key, value in initial.items()
-        if key.startswith(CLASS_LAYERS) and key in state and state[key].shape != value.shape
+        if key.startswith(CLASS_LAYERS) and key in state and (reordered or state[key].shape != value.shape)
     ]
     load_state(model, {**state, **{key: initial[key] for key in fresh}}, source)
-    old, new = checkpoint.config.classes, model.config.classes
-    before = count_classes(state)
     changed = differences(checkpoint.config.model, model.config.model, "model.")
     if changed:
         lines = (f"{name} {there} -> {here}" for name, (there, here) in changed.items())
@@ -252,10 +253,8 @@ def load_for_fine_tuning(model: Yolact, checkpoint: Checkpoint, source: str) -> 
         )
     if fresh:
         layers = sorted({key.rpartition(".")[0] for key in fresh})
-        log.info(
-            "fine-tuning from %s: %d classes instead of %d, so these layers start anew: %s",
-            source, len(new), before, ", ".join(layers),
-        )  # fmt: skip
+        why = "the classes in another order" if reordered else f"{len(new)} classes instead of {before}"
+        log.info("fine-tuning from %s: %s, so these layers start anew: %s", source, why, ", ".join(layers))
     elif not checkpoint.classes_known:
         log.info("fine-tuning from %s: as many classes, which it does not name; all layers are kept", source)
     elif old.names != new.names:

@@ -9,10 +9,10 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from yolact_bench.options import require
 from yolact_bench.roofline.ceilings import PRECISIONS, Ceilings, ceilings, ceilings_table, gpu_ceilings
 from yolact_runtime.errors import UsageError
 from yolact_runtime.files import write_json
+from yolact_runtime.packages import require
 
 if TYPE_CHECKING:
     from yolact_bench.report.tables import Table

@@ -21,7 +21,8 @@ import numpy as np
 
 from yolact_runtime.cuda.gpu import Gpu, current_gpu, driver_call
 from yolact_runtime.cuda.resource import Resource, warn_on_failure
-from yolact_runtime.errors import DeviceError, YolactError, device_failure, first_line, missing_extra
+from yolact_runtime.errors import DeviceError, YolactError, device_failure, first_line
+from yolact_runtime.packages import imports_failed
 
 log = logging.getLogger(__name__)
 
@@ -261,7 +262,7 @@ def _find_gpu() -> Gpu:
         from cuda.bindings import driver  # noqa: F401
     except ImportError as error:
         # The extra `rtx` installs it as well.
-        raise missing_extra("running kernels on a GPU (no module 'cuda.bindings')", "trt") from error
+        raise imports_failed(error, "running kernels on a GPU", "trt") from error
     gpu = current_gpu()
     if gpu is None:
         raise YolactError("running kernels needs an NVIDIA GPU and its driver; nvidia-smi shows none here")

@@ -23,9 +23,10 @@ from yolact_runtime.engines.base import Engine
 from yolact_runtime.engines.choose import choose_for_cpu, cuda_may_load
 from yolact_runtime.engines.onnx_file import read_properties
 from yolact_runtime.engines.tensorrt.record import read_engine, rebuild_command
-from yolact_runtime.errors import UsageError, YolactError, missing_extra
+from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import sha256
 from yolact_runtime.metadata import PREFIX
+from yolact_runtime.packages import imports_failed
 
 log = logging.getLogger(__name__)
 
@@ -116,8 +117,8 @@ def _file_of_name(name: str) -> Path:
     for point in entry_points("names").values():
         try:
             return Path(point.load()(name))
-        except ModuleNotFoundError as error:
-            raise _missing(error, f"downloading {name}") from error
+        except ImportError as error:
+            raise imports_failed(error, f"downloading {name}") from error
         except YolactError as error:
             failure = error
     raise failure
@@ -130,12 +131,8 @@ def _open_by_entry_point(file: Path, backend: str | None, options: dict[str, Any
     point = entry_points("engines")[_suffix(file)]
     try:
         return call(point.load(), file, options, f"a .{point.name} engine")
-    except ModuleNotFoundError as error:
-        raise _missing(error, f"opening .{point.name} files") from error
-
-
-def _missing(error: ModuleNotFoundError, purpose: str) -> YolactError:
-    return missing_extra(f"{purpose} (no module {error.name!r})", "train")
+    except ImportError as error:
+        raise imports_failed(error, f"opening .{point.name} files") from error
 
 
 def open_exported(
@@ -257,12 +254,8 @@ def _open(name: str, file: Path, precision: str | None, options: Mapping[str, An
         if precision is not None and "precision" in options_of(opener):
             options = {**options, "precision": precision}
         return call(opener, file, options, f"backend {name}")
-    except ModuleNotFoundError as error:
-        if extra := BACKENDS[name].extra:
-            raise missing_extra(f"backend {name} (no module {error.name!r})", extra) from error
-        raise YolactError(
-            f"backend {name} needs the package {error.name}, which is not installed; run: pip install yolact"
-        ) from error
+    except ImportError as error:
+        raise imports_failed(error, f"backend {name}", BACKENDS[name].extra) from error
 
 
 def _opener(name: str) -> Callable[..., Engine]:

@@ -16,11 +16,15 @@ from yolact_runtime.engines.base import Engine
 from yolact_runtime.engines.onnx_file import read_properties
 from yolact_runtime.engines.outputs import INPUT, GraphOutputs
 from yolact_runtime.engines.threads import AUTO, check_threads, usable_cores
-from yolact_runtime.errors import UsageError, YolactError, cause_line, missing_extra, run_failed
+from yolact_runtime.errors import UsageError, YolactError, cause_line, run_failed
+from yolact_runtime.files import sha256
 from yolact_runtime.metadata import PREFIX, Metadata
+from yolact_runtime.packages import imports_failed
 
 # Sections of the runtime information with our properties, as strings: of an OpenVINO and an ONNX file.
 SECTION = PREFIX.rstrip(".")
+# Property of an OpenVINO file: the SHA-256 of its weights. Files of earlier versions have none.
+WEIGHTS_HASH = f"{PREFIX}bin_sha256"
 _ONNX_SECTION = "framework"
 _PRODUCTS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
 _TYPES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
@@ -168,7 +172,22 @@ def read_model(path: Path) -> tuple[Any, Metadata]:
     # This map supports `in`, but not `get`.
     names = model.get_rt_info()[section] if section in model.get_rt_info() else ()  # noqa: SIM401
     props = {f"{prefix}{name}": model.get_rt_info([section, name]).astype(str) for name in names}
+    if not is_onnx and WEIGHTS_HASH in props:
+        _check_weights(path.with_suffix(".bin"), props[WEIGHTS_HASH])
     return model, Metadata.from_props(props, path)
+
+
+def _check_weights(path: Path, expected: str) -> None:
+    """Raise a YolactError if a `.bin` is not the one that was written with its `.xml`."""
+    try:
+        found = sha256(path)
+    except OSError as error:
+        raise YolactError(f"cannot read {path}: {error.strerror or error}") from error
+    if found != expected:
+        raise YolactError(
+            f"{path} is damaged or of another model: its SHA-256 is {found[:12]}..., its .xml says"
+            f" {expected[:12]}...; copy both files again, or export them again"
+        )
 
 
 def shared_core() -> Any:
@@ -184,7 +203,7 @@ def shared_core() -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise missing_extra("backend openvino", "openvino") from error
+        raise imports_failed(error, "backend openvino") from error
     return _make_core(openvino)
 
 

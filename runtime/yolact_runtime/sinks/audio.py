@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolact_runtime.errors import YolactError
-from yolact_runtime.sources.libav import load_av, moving_pictures, open_video, reason, start_of
+from yolact_runtime.sources.libav import demux, load_av, moving_pictures, open_video, reason, start_of
 from yolact_runtime.sources.timeline import LEAP_FILE, Timeline
 
 if TYPE_CHECKING:
@@ -57,16 +57,23 @@ class AudioCopy:
             # PyAV has no context for a codec without a decoder.
             codec = stream.codec_context.name if stream.codec_context else "unknown"
             if stream.codec_context and takes_audio(output.format.name, source, stream.index):
-                self._tracks[stream.index] = _Track(output.add_stream_from_template(stream), start_of(stream))
+                track = output.add_stream_from_template(stream)
+                track.metadata.update(_described(stream))
+                track.disposition = stream.disposition
+                self._tracks[stream.index] = _Track(track, start_of(stream))
                 self.codecs.append(codec)
             else:
-                log.warning("%s has no sound: %s cannot hold %s audio", target, target.suffix, codec)
+                kept = stream.codec_context and takes_audio("matroska", source, stream.index)
+                log.warning(
+                    "%s has no sound: %s cannot hold %s audio%s",
+                    target, target.suffix, codec, "; --video IN:OUT.mkv keeps it" if kept else "",
+                )  # fmt: skip
         if self._tracks and pictures is not None:
             timeline = Timeline(self._container, pictures)
             self._start = timeline.start or 0.0
-            for track in self._tracks.values():
-                track.start = None if track.start is None else timeline.unwrapped(track.start)
-            starts = [track.start for track in self._tracks.values() if track.start is not None]
+            for one in self._tracks.values():
+                one.start = None if one.start is None else timeline.unwrapped(one.start)
+            starts = [one.start for one in self._tracks.values() if one.start is not None]
             lead = self._start - min(starts, default=self._start)
             self.lead = lead if 0 < lead < LEAP_FILE else 0.0
             self._packets = timeline.packets()
@@ -156,6 +163,11 @@ class _Track:
     lost: float = 0.0  # seconds of sound that were left out
 
 
+def _described(stream: AudioStream) -> dict[str, str]:
+    """The tags of a track that a listener chooses by."""
+    return {key: value for key, value in stream.metadata.items() if key.lower() in ("language", "title")}
+
+
 def takes_audio(container: str, source: Path, index: int) -> bool:
     """Whether a container format supports the audio of stream `index` of `source`.
 
@@ -166,7 +178,7 @@ def takes_audio(container: str, source: Path, index: int) -> bool:
         with open_video(source) as opened, av.open(io.BytesIO(), "w", format=container) as trial:
             stream = opened.streams[index]
             track = trial.add_stream_from_template(stream)
-            packet = next(item for item in opened.demux(stream) if item.size)
+            packet = next(item for item in demux(opened, stream) if item.size)
             packet.stream = track
             trial.mux_one(packet)
     except (av.FFmpegError, YolactError, StopIteration, ValueError):

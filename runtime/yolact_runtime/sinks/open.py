@@ -20,7 +20,7 @@ from yolact_runtime.sinks.image_ids import ImageIds, ImageNumbers
 from yolact_runtime.sinks.jsonl import JsonLinesSink, read_lines
 from yolact_runtime.sinks.names import FileNames
 from yolact_runtime.sinks.overlays import OverlaySink, check_writable_suffix
-from yolact_runtime.sinks.video import VideoSink
+from yolact_runtime.sinks.video import VideoSink, check_video_suffix
 from yolact_runtime.sources.folders import IMAGES, VIDEOS
 from yolact_runtime.sources.open import (
     ChainSource,
@@ -93,8 +93,15 @@ def check_all(args: argparse.Namespace, target: OverlayTarget, source: Source) -
             raise UsageError(f"{option} {path}: this is the name of another kind of file; JSON is written")
     folders: list[Named] = [("--arrays", args.arrays)]
     pictures: list[Named] = []
+    if args.video and not has_video(source):
+        raise UsageError(f"--video {args.video[0]}: this is neither a video nor a camera; name it as SOURCE")
     if not args.no_overlay:
-        if target.single:
+        if video := _video_file(args):
+            check_video_suffix(video)
+            if isinstance(source, ChainSource):
+                raise UsageError(f"--video {args.video[0]}:{video}: several videos cannot become one file")
+            pictures.append(("--video", video))
+        elif target.single:
             check_writable_suffix(target.path)
             pictures.append(("--image", target.path))
         else:
@@ -105,6 +112,11 @@ def check_all(args: argparse.Namespace, target: OverlayTarget, source: Source) -
     reads += [("standard input", STDOUT)] if STDOUT in args.sources else []
     sources = (("SOURCE", path) for path in source_files(source))
     check_outputs(itertools.chain(reads, sources), json + pictures, folders)
+
+
+def _video_file(args: argparse.Namespace) -> Path | None:
+    """The OUT of `--video IN:OUT`."""
+    return Path(args.video[1]) if args.video and args.video[1] else None
 
 
 def open_outputs(
@@ -137,7 +149,8 @@ def open_outputs(
     outputs.sinks += resumable
     if not args.no_overlay and has_video(source):
         keep = [path for path in source_files(source) if Path(path).suffix.lower() not in IMAGES]
-        outputs.videos = VideoSink(args.video_output or target.folder, keep=keep)
+        folder = args.video_output or target.folder
+        outputs.videos = VideoSink(folder, keep=keep, target=_video_file(args))
         outputs.sinks.append(outputs.videos)
     if lines is not None:
         # Last, because a line marks its image as done for a resumed run.

@@ -53,7 +53,12 @@ class VideoSink(Sink):
     """
 
     def __init__(
-        self, folder: str | Path, crf: int = 20, preset: str = "veryfast", keep: Iterable[str | Path] = ()
+        self,
+        folder: str | Path,
+        crf: int = 20,
+        preset: str = "veryfast",
+        keep: Iterable[str | Path] = (),
+        target: str | Path | None = None,
     ) -> None:
         """Prepare; the first frame opens a file.
 
@@ -62,14 +67,18 @@ class VideoSink(Sink):
             crf: Constant rate factor of x264, 0..51: 0 is lossless, 18 visually lossless, 28 small.
             preset: x264's trade of speed for size, `ultrafast` to `veryslow`.
             keep: Files that are never overwritten, such as the sources.
+            target: File for the first video, in place of one in `folder`; it is overwritten.
 
         Raises:
             YolactError: PyAV is missing.
-            UsageError: `crf` is out of range.
+            UsageError: `crf` is out of range, or the suffix of `target` is not that of a supported container.
         """
         if not 0 <= crf <= 51:
             raise UsageError(f"the quality (crf) of a video is {crf}; it must be in 0..51")
+        if target is not None:
+            check_video_suffix(Path(target))
         load_av()
+        self._single = None if target is None else Path(target)
         self.outputs: list[Path] = []
         self._folder = Path(folder)
         self._quality = crf, preset
@@ -110,7 +119,10 @@ class VideoSink(Sink):
             self.outputs.append(writer.target)
 
     def _target(self, frame: Frame) -> Path:
-        """A free path for the video that begins with `frame`."""
+        """The path for the video that begins with `frame`: the single target, or one that is free."""
+        single, self._single = self._single, None
+        if single is not None:
+            return single
         if frame.path.is_file():
             suffix = frame.path.suffix.lower()
             stem, suffix = frame.path.stem, suffix if suffix in _KEPT_SUFFIXES else ".mp4"
@@ -132,6 +144,12 @@ class VideoSink(Sink):
             number += 1
         self._taken.add(target.resolve())
         return target
+
+
+def check_video_suffix(path: Path) -> None:
+    """Raise a UsageError if videos cannot be written with the suffix of `path`."""
+    if path.suffix.lower() not in _KEPT_SUFFIXES:
+        raise UsageError(f"cannot write a video as {path}; known suffixes are {', '.join(_KEPT_SUFFIXES)}")
 
 
 class _Writer:
@@ -161,7 +179,9 @@ class _Writer:
         with self._guarded():
             temporary = self._stack.enter_context(atomic_path(target))
             # A recording is flushed packet by packet; an MP4 gets its index in front, for browsers.
-            options = {"flush_packets": "1"} if target.suffix == ".mkv" else {"movflags": "+faststart"}
+            options = (
+                {"flush_packets": "1"} if target.suffix.lower() == ".mkv" else {"movflags": "+faststart"}
+            )
             self._container = self._stack.enter_context(av.open(str(temporary), "w", options=options))
             aspect = self._look_at_source()
             self._stream = self._container.add_stream(

@@ -22,7 +22,7 @@ import numpy as np
 from yolact_runtime.errors import UsageError, YolactError, first_line
 from yolact_runtime.frames import Frame, Source
 from yolact_runtime.sources.decoder import Clock, Decoder, Orientation, Picture, orientation
-from yolact_runtime.sources.libav import load_av, moving_pictures, period_of, reason
+from yolact_runtime.sources.libav import demux, load_av, moving_pictures, period_of, reason
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -268,7 +268,7 @@ class CameraSource(Source):
         turned: Orientation | None = None
 
         def packets() -> Iterator:
-            for packet in container.demux(stream):
+            for packet in demux(container, stream):
                 yield packet
                 self._within(self.settings.read_timeout)
 

@@ -313,6 +313,7 @@ def orientation(frame: VideoFrame, tags: dict[str, str], name: str) -> Orientati
     ignored = "video %s: its rotation is not a multiple of 90 degrees; it is ignored"
     try:
         matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+        matrix = matrix if matrix is None or len(bytes(matrix)) == 36 else None
     except ValueError:
         # PyAV fails on all side data if it does not know one kind, such as EXIF; this ignores mirroring.
         matrix, tags = None, {"rotate": str(-frame.rotation)} if frame.rotation else tags

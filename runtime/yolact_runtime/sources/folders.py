@@ -115,6 +115,13 @@ def match(pattern: str, onerror: OnError = raise_error) -> list[str]:
             or contains the folder where the search began.
         onerror: Called for each folder that cannot be read; the others are searched.
     """
+    reported: set[str] = set()
+
+    def report(folder: str, error: YolactError) -> None:
+        if folder not in reported:  # `**` reads folders twice
+            reported.add(folder)
+            onerror(folder, error)
+
     drive, rest = os.path.splitdrive(pattern)
     separators = (os.sep, os.altsep or os.sep)
     root = drive + (os.sep if rest.startswith(separators) else "")
@@ -125,12 +132,13 @@ def match(pattern: str, onerror: OnError = raise_error) -> list[str]:
     if last == "**":
         parts, last = [*parts, "**"], "*"
     folders: Iterable[str] = [root]
-    for part in parts:
-        folders = _below(folders, part, onerror)
+    for part, before in zip(parts, ["", *parts], strict=False):
+        if not part == before == "**":
+            folders = dict.fromkeys(_below(folders, part, report))
     if not glob.has_magic(last):
         return sorted({path for path in (os.path.join(f, last) for f in folders) if _may_be_file(path)})
     return sorted(
-        {path for f in folders for path, entry in _entries(f, onerror, last) if _may_be_file(path, entry)}
+        {path for f in folders for path, entry in _entries(f, report, last) if _may_be_file(path, entry)}
     )
 
 

@@ -17,6 +17,9 @@ _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
 # Compressed data contains FF only as FF 00 or before a restart marker, D0 to D7.
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+# Width, height and the highest value, which bitmaps lack.
+_GAP = rb"(?:\s+|#[^\n]*\n)+"
+_PNM = re.compile(rb"P[1-6]%b(\d+)%b(\d+)(?:%b(\d+))?" % (_GAP, _GAP, _GAP))
 # Start of a JPEG 2000 codestream, alone or in a box of a JP2 file, and of its size segment.
 _JPEG_2000 = b"\xff\x4f\xff\x51"
 
@@ -58,11 +61,28 @@ def image_size(data: bytes) -> tuple[int, int] | None:
         if data[4:12] == b"jP  \r\n\x87\n" or data.startswith(_JPEG_2000):
             right, bottom, left, top = struct.unpack_from(">4I", data, data.index(_JPEG_2000) + 8)
             return right - left, bottom - top
-        if match := re.match(rb"P[1-6](?:\s+|#[^\n]*\n)+(\d+)(?:\s+|#[^\n]*\n)+(\d+)", data[:1000]):
+        if match := _PNM.match(data[:1000]):
             return int(match[1]), int(match[2])
     except (struct.error, IndexError, ValueError):
         pass
     return None
+
+
+def value_bytes(data: bytes) -> int:
+    """Bytes that one value takes when it is decoded, according to the header; 1 if that is unknown."""
+    bits = 8
+    try:
+        if data.startswith(b"\x89PNG\r\n\x1a\n"):
+            bits = data[24]
+        elif data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            bits = Tiff(data).bits
+        elif data[4:12] == b"jP  \r\n\x87\n" or data.startswith(_JPEG_2000):
+            bits = (data[data.index(_JPEG_2000) + 42] & 127) + 1
+        elif match := _PNM.match(data[:1000]):
+            bits = 1 if data[1:2] in b"14" else int(match[3] or 1).bit_length()
+    except (struct.error, IndexError, ValueError):
+        pass
+    return max(1, (bits + 7) // 8)
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:

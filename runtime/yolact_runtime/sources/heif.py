@@ -60,6 +60,7 @@ class HeifImage:
 
     Attributes:
         size: Width and height in pixels.
+        value_bytes: Bytes of a decoded value, 1 or 2.
         more: More pictures follow the main one.
     """
 
@@ -74,6 +75,11 @@ class HeifImage:
         self._path, self._kind = path, kind
         self._image: Any
         try:
+            top = {name for name, _, _ in boxes(data, 0, len(data))}
+            if kind == "HEIC" and b"moov" in top and b"meta" not in top:
+                raise YolactError(
+                    f"image {path} is a sequence without a still picture; convert it to a video, such as .mp4"
+                )
             if is_cut_off(data):
                 raise YolactError(f"image {path} is cut off; copy it again")
             if kind == "HEIC":
@@ -84,7 +90,7 @@ class HeifImage:
                 )
                 if not self._image.info.get("primary"):
                     raise ValueError("the main picture cannot be read")
-                self.more = len(self._image) > 1 or b"moov" in {k for k, _, _ in boxes(data, 0, len(data))}
+                self.more = len(self._image) > 1 or b"moov" in top
             else:
                 from PIL.AvifImagePlugin import AvifImageFile
 
@@ -94,6 +100,7 @@ class HeifImage:
         except _ERRORS as error:
             raise self._damaged(error) from error
         self.size: tuple[int, int] = self._image.size
+        self.value_bytes = 2 if self._image.mode.endswith(";16") else 1
 
     def decode(self) -> np.ndarray:
         """The picture, without its alpha channel.
@@ -115,7 +122,7 @@ class HeifImage:
             raise self._damaged(error) from error
         if pixels.ndim == 2 or pixels.shape[2] < 3:  # grey, or grey and alpha
             pixels = np.repeat(pixels.reshape(*pixels.shape[:2], -1)[..., :1], 3, axis=2)
-        return np.ascontiguousarray(pixels[..., :3])
+        return np.array(pixels[..., :3], order="C")  # a copy: the library's own memory cannot be written to
 
     def _damaged(self, error: BaseException) -> YolactError:
-        return YolactError(f"image {self._path} is cut off or damaged {self._kind}: {first_line(error)}")
+        return YolactError(f"image {self._path} cannot be decoded as {self._kind}: {first_line(error)}")

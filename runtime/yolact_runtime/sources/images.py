@@ -16,6 +16,8 @@ from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.frames import Frame, Source
 from yolact_runtime.sources.folders import (
     IMAGES,
+    OTHER_IMAGES,
+    VIDEOS,
     OnError,
     images_in,
     is_pattern,
@@ -24,7 +26,7 @@ from yolact_runtime.sources.folders import (
     scan,
     suffix_of,
 )
-from yolact_runtime.sources.headers import image_size, max_pixels
+from yolact_runtime.sources.headers import image_size, max_pixels, value_bytes
 from yolact_runtime.sources.heif import HeifImage, heif_kind
 from yolact_runtime.sources.structure import examine
 
@@ -50,8 +52,8 @@ def list_images(sources: Iterable[str | Path]) -> list[Path]:
 
 def each_once(groups: Sequence[list[str]]) -> list[str]:
     """The paths of all groups, each once, as text: Path objects take five times the memory."""
-    if len(groups) == 1:
-        return groups[0]
+    if len(groups) == 1 and len({os.path.split(name)[0] for name in groups[0]}) == 1:
+        return groups[0]  # of one folder
     found: dict[str, str] = {}
     # Links to folders are resolved, so that a file under two names counts once; a link to a file counts as
     # an image of its own.
@@ -98,7 +100,7 @@ def check_exists(source: str) -> None:
         YolactError: that cannot be determined: permission denied, name too long.
     """
     try:
-        Path(source).stat()
+        os.stat(source)  # noqa: PTH116 - Path drops a slash at the end, which only folders may have
     except OSError as error:
         if os.path.islink(source):  # noqa: PTH114 - raises no error
             raise UsageError(f"image {source} is a broken symbolic link") from error
@@ -159,7 +161,7 @@ def read_image(path: str | Path) -> np.ndarray:
     data = _read_file(path)
     if kind := heif_kind(data):
         heif = HeifImage(path, data, kind)
-        _check_size(path, heif.size)
+        _check_size(path, heif.size, heif.value_bytes)
         image, more = heif.decode(), heif.more
     else:
         structure = examine(data)
@@ -167,7 +169,7 @@ def read_image(path: str | Path) -> np.ndarray:
             raise YolactError(f"image {path} is cut off; copy it again")
         if structure.misread:
             raise YolactError(f"image {path} {structure.misread}")
-        _check_size(path, image_size(data))
+        _check_size(path, image_size(data), value_bytes(data))
         image, more = _decode(path, structure.data), structure.more
         image = _turned(image, structure.orientation)
     if more:
@@ -194,11 +196,18 @@ def _read_file(path: str | Path) -> bytes:
     return data
 
 
-def _check_size(path: str | Path, size: tuple[int, int] | None) -> None:
-    """Raise a YolactError if an image is larger than allowed; `size` is width and height, if known."""
-    if size is not None and size[0] * size[1] > (limit := max_pixels()):
+def _check_size(path: str | Path, size: tuple[int, int] | None, value_bytes: int) -> None:
+    """Raise a YolactError if an image is larger than allowed.
+
+    Args:
+        path: For the message.
+        size: Width and height, if known.
+        value_bytes: Bytes of a decoded value. The limit is one of memory, so 16 bits count twice.
+    """
+    if size is not None and size[0] * size[1] * value_bytes > (limit := max_pixels()):
+        deep = f" of {8 * value_bytes} bits, which count {value_bytes} times" if value_bytes > 1 else ""
         raise YolactError(
-            f"image {path} says that it is {size[0]} x {size[1]} pixels, more than the {limit} allowed;"
+            f"image {path} says that it is {size[0]} x {size[1]} pixels{deep}, more than the {limit} allowed;"
             " shrink it, or set YOLACT_MAX_PIXELS higher"
         )
 
@@ -218,6 +227,11 @@ def _decode(path: str | Path, data: bytes) -> np.ndarray:
                 f"image {path} is a GIF, which OpenCV {cv2.__version__} does not read;"
                 ' run: pip install "opencv-python-headless>=4.12"'
             )
+        suffix = suffix_of(str(path))
+        if suffix in VIDEOS:
+            raise YolactError(f"image {path} is a video by its suffix; a list may name images only")
+        if suffix in OTHER_IMAGES:
+            raise YolactError(f"image {path} has a format that is not read; convert it to JPEG or PNG")
         raise YolactError(f"image {path} is damaged or not an image")
     return image
 
@@ -233,11 +247,13 @@ def _turned(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _to_bytes(image: np.ndarray) -> np.ndarray:
-    """16-bit values scaled to 8 bits, rounded; in blocks of rows, which need little memory."""
-    scaled = np.empty(image.shape, np.uint8)
-    for row in range(0, len(image), 64):
-        scaled[row : row + 64] = (image[row : row + 64].astype(np.uint32) + 128) // 257
-    return scaled
+    """16-bit values scaled to 8 bits, rounded, in the memory of `image`: at the largest size it is 1.5 GB."""
+    values = image.reshape(-1)
+    scaled = values.view(np.uint8)[: values.size]
+    for at in range(0, values.size, 1 << 16):
+        block = values[at : at + (1 << 16)].astype(np.uint32)
+        scaled[at : at + len(block)] = (block + 128) // 257
+    return scaled.reshape(image.shape)
 
 
 @functools.lru_cache(maxsize=10_000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from yolact_runtime.errors import YolactError, first_line, missing_extra
+from yolact_runtime.errors import YolactError, first_line
+from yolact_runtime.packages import imports_failed
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.packet import Packet
     from av.stream import Stream
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
@@ -36,7 +39,7 @@ def load_av() -> ModuleType:
     try:
         import av
     except ImportError as error:
-        raise missing_extra("video", "video") from error
+        raise imports_failed(error, "video") from error
     return av
 
 
@@ -67,13 +70,29 @@ def open_video(path: Path) -> InputContainer:
         raise YolactError(f"cannot read video {path}: {reason(error)}") from error
 
 
+def all_moving_pictures(container: InputContainer) -> list[VideoStream]:
+    """The video streams that are not cover art."""
+    attached = load_av().stream.Disposition.attached_pic
+    return [stream for stream in container.streams.video if not stream.disposition & attached]
+
+
 def moving_pictures(container: InputContainer) -> VideoStream | None:
     """The first video stream that is not cover art; None if there is none."""
-    attached = load_av().stream.Disposition.attached_pic
-    for stream in container.streams.video:
-        if not stream.disposition & attached:
-            return stream
-    return None
+    return next(iter(all_moving_pictures(container)), None)
+
+
+def demux(container: InputContainer, *streams: Stream) -> Iterator[Packet]:
+    """The packets of streams, with an empty one of each at the end, which flushes its decoder."""
+    packets = container.demux(*streams)
+    while True:
+        try:
+            packet = next(packets, None)
+        except IndexError:
+            # At the end, PyAV also flushes streams that began within the file, which it does not know.
+            return
+        if packet is None:
+            return
+        yield packet
 
 
 def start_of(stream: Stream) -> float | None:

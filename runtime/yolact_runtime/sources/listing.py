@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from yolact_runtime.errors import YolactError
-from yolact_runtime.frames import Frame, Source
+from yolact_runtime.frames import Frame, Source, failed_frame
 from yolact_runtime.sources.images import image_frame
 
 _BLOCK = 1 << 16
@@ -37,7 +37,7 @@ class ListSource(Source):
 
     def __iter__(self) -> Iterator[Frame]:
         names = self._names(self._lines())
-        yield from (image_frame(index, name) for index, name in enumerate(names))
+        yield from (self._frame(index, name) for index, name in enumerate(names))
 
     def close(self) -> None:
         self._closed.set()
@@ -69,6 +69,16 @@ class ListSource(Source):
             name = os.fsdecode(line if self._end == b"\0" else line.removesuffix(b"\r"))
             if name.strip():
                 yield name
+
+    def _frame(self, index: int, name: str) -> Frame:
+        """The frame of one path; what `find -print0` writes has no line ends, and its error says so."""
+        first, zero, _ = name.partition("\0")
+        if not zero:
+            return image_frame(index, name)
+        error = YolactError(
+            f"the path that begins with {first} contains a zero byte; add --null to read such lists"
+        )
+        return failed_frame(index, first, error)
 
     def _lines(self) -> Iterator[bytes]:
         rest = b""

@@ -7,16 +7,21 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.frames import Frame, Source
+from yolact_runtime.frames import Frame, Source, failed_frame
 from yolact_runtime.sources.camera import CameraSource, is_camera, without_secrets
-from yolact_runtime.sources.folders import OTHER_IMAGES, VIDEOS, images_in, is_pattern, match, suffix_of
+from yolact_runtime.sources.folders import (
+    IMAGES,
+    OTHER_IMAGES,
+    VIDEOS,
+    images_in,
+    is_pattern,
+    match,
+    suffix_of,
+)
 from yolact_runtime.sources.heif import is_heif
 from yolact_runtime.sources.images import ImageSource, each_once, expand
 from yolact_runtime.sources.listing import ListSource
@@ -50,7 +55,7 @@ class ChainSource(Source):
                     index += 1
             except YolactError as error:
                 name = str(getattr(source, "path", None) or getattr(source, "name", "source"))
-                yield Frame(index, name, Path(name), partial(_raise, error))
+                yield failed_frame(index, name, error)
                 index += 1
             source.close()
 
@@ -102,10 +107,6 @@ class BrokenSource(Source):
 
     def __iter__(self) -> Iterator[Frame]:
         raise self.error
-
-
-def _raise(error: YolactError) -> np.ndarray:
-    raise error
 
 
 def open_source(names: Sequence[str], stream: BinaryIO | None = None, null: bool = False) -> Source:
@@ -236,6 +237,6 @@ def _other_source(name: str, stream: BinaryIO | None, null: bool) -> Source | No
         return ListSource(stream or sys.stdin.buffer, null)
     # Unlike those of Path, these functions raise no error; `expand` reports it.
     if os.path.isfile(name):  # noqa: PTH113
-        still = suffix_of(name) in OTHER_IMAGES or is_heif(name)
+        still = suffix_of(name) in (*IMAGES, *OTHER_IMAGES) or is_heif(name)
         return VideoSource(Path(name)) if not still and is_video(name) else None
     return CameraSource(name) if not os.path.isdir(name) and is_camera(name) else None  # noqa: PTH112

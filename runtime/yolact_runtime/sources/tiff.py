@@ -46,6 +46,11 @@ class Tiff:
         return (width[0], height[0]) if width and height else None
 
     @property
+    def bits(self) -> int:
+        """Bits of a value."""
+        return max(self._values(_BITS) or [1])
+
+    @property
     def orientation(self) -> int:
         """EXIF's orientation, 1 to 8."""
         value = (self._values(_ORIENTATION) or [1])[0]
@@ -81,8 +86,8 @@ class Tiff:
         """Why OpenCV would show something else than the picture, for a message; else empty."""
         if (self._values(_KIND) or [0])[0] & _THUMBNAIL:
             return "begins with a thumbnail, as camera raw files do; convert it to JPEG or PNG"
-        samples, bits = (self._values(_SAMPLES) or [1])[0], (self._values(_BITS) or [1])[0]
-        if (self._values(_PLANES) or [1])[0] == 2 and samples >= 3 and bits == 16:
+        samples = (self._values(_SAMPLES) or [1])[0]
+        if (self._values(_PLANES) or [1])[0] == 2 and samples >= 3 and self.bits == 16:
             return "has separate planes of 16 bits, which OpenCV misreads; save it with interleaved channels"
         return ""
 
@@ -124,8 +129,12 @@ class Tiff:
         """The values of a tag; none if it is missing."""
         if (field := (self._fields if fields is None else fields).get(tag)) is None:
             return []
+        if field.at > len(self._data):
+            raise IndexError("the values are cut off")
         return list(struct.unpack_from(f"{self._order}{field.length}{field.code}", self._data, field.at))
 
     def _unpack(self, code: str, at: int) -> int:
+        if at > len(self._data):
+            raise IndexError("the number is cut off")
         value: int = struct.unpack_from(self._order + code, self._data, at)[0]
         return value

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from yolact_runtime.sources.libav import load_av, period_of, start_of
+from yolact_runtime.sources.libav import demux, load_av, period_of, start_of
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.packet import Packet
-    from av.stream import Stream
     from av.video.stream import VideoStream
 
 log = logging.getLogger(__name__)
@@ -27,6 +26,9 @@ BACK, JITTER = 0.1, 2.5
 LEAP_STREAM, LEAP_FILE = 10.0, 12 * 3600.0
 # Transport streams count 90,000 ticks a second in 33 bits.
 _CLOCK, _WRAP = 90_000, 1 << 33
+_UNREAD = 0.1  # part of a transport stream without packets that is reported
+_PEEKED = 8  # pictures read in advance
+_LONGEST_STEP = 1.0  # seconds; longer ones say nothing about the frame rate
 # Number of pictures that sound which jumps waits for the pictures to jump too.
 _PATIENCE = 100
 # Seconds by which sound must be nearer to the pictures after a jump to belong to them without jumping itself.
@@ -49,7 +51,7 @@ class _Track:
     segment: int = 0
     offset: float = 0.0
     last: float | None = None  # time stamp of its last packet, in seconds of the file
-    step: float = 0.0  # duration of that packet
+    step: float = 0.0  # seconds from that packet to the next
     held: list[Packet] = field(default_factory=list)
 
 
@@ -66,13 +68,15 @@ class Timeline:
         self.start = start_of(pictures)
         self.period = period_of(pictures)
         self._name = name
-        self._container = container
         self._pictures = pictures
         discontinuous = bool(container.format.flags & load_av().format.Flags.ts_discont.value)
         self._leap = LEAP_STREAM if discontinuous else LEAP_FILE
         wraps = discontinuous and pictures.time_base == Fraction(1, _CLOCK)
         self._turn = _WRAP / _CLOCK if wraps else math.inf  # seconds after which the counter is 0 again
         self._near = self.start or 0.0  # latest picture, in seconds of the file
+        self._demuxed = demux(container, pictures, *(one for one in container.streams.audio if one.time_base))
+        self._head: list[Packet] = []
+        self._failure: Exception | None = None
         self._tracks = {
             stream.index: _Track(float(stream.time_base))
             for stream in (pictures, *container.streams.audio)
@@ -81,6 +85,9 @@ class Timeline:
         self._segments = [_Segment(0.0, -1.0)]
         self._end = -math.inf  # of the latest picture, on the timeline
         self._waited = 0
+        self._read = 0  # bytes of the file up to the latest packet
+        self._size = container.size if container.format.name == "mpegts" else 0
+        self._peek()
 
     def unwrapped(self, seconds: float) -> float:
         """Seconds of a counter of 33 bits as the time nearest to the latest picture."""
@@ -88,10 +95,9 @@ class Timeline:
 
     def packets(self) -> Iterator[Packet]:
         """The packets, each stream in its order; the empty packets at the end flush the decoders."""
-        streams: list[Stream] = [self._pictures]
-        streams += [stream for stream in self._container.streams.audio if stream.index in self._tracks]
-        for packet in self._container.demux(*streams):
+        for packet in self._raw():
             track = self._tracks.get(packet.stream.index)
+            self._read = max(self._read, (packet.pos or 0) + packet.size)
             if math.isfinite(self._turn) and packet.time_base:
                 self._unwrap(packet)
             if track is None or not packet.size or _stamp(packet) is None:
@@ -108,6 +114,41 @@ class Timeline:
                         yield from self._release()
             else:
                 yield from self._sound(packet, track)
+        if self._name and self._size - self._read > _UNREAD * self._size:
+            log.warning(
+                "video %s: its last %.1f MB have none of its pictures and sound; "
+                "if other streams begin there, they are not read",
+                self._name, (self._size - self._read) / 1e6,
+            )  # fmt: skip
+
+    def _peek(self) -> None:
+        """Read the first pictures, as the header of short files may say that they start later."""
+        shown = 0
+        try:
+            while shown < _PEEKED and len(self._head) < 100 * _PEEKED:
+                packet = next(self._demuxed, None)
+                if packet is None:
+                    return
+                self._head.append(packet)
+                if (
+                    packet.stream.index == self._pictures.index
+                    and packet.pts is not None
+                    and packet.time_base
+                ):
+                    shown += 1
+                    time = self.unwrapped(float(packet.pts * packet.time_base))
+                    if not packet.is_discard and self.start is not None:
+                        self.start = min(self.start, time)
+        except (load_av().FFmpegError, ValueError) as error:
+            self._failure = error
+
+    def _raw(self) -> Iterator[Packet]:
+        """The packets with the time stamps of the file."""
+        while self._head:
+            yield self._head.pop(0)
+        if self._failure is not None:
+            raise self._failure
+        yield from self._demuxed
 
     def _picture(self, packet: Packet, track: _Track) -> Packet:
         """A picture on the timeline; one that jumps begins a segment."""
@@ -119,16 +160,20 @@ class Timeline:
                 if self._name and time > track.last:
                     log.warning(
                         "video %s: its clock leaps by %.1f s, %.2f s after the start; the gap is closed",
-                        self._name, time - track.last, self._end - (self.start or 0.0),
+                        self._name, time - track.last, self._end + track.step - (self.start or 0.0),
                     )  # fmt: skip
                 shown = time if packet.pts is None else packet.pts * track.tick
-                track.offset = max(track.last + track.offset + self.period - time, self._end - shown)
+                step = track.step or self.period
+                track.offset = max(track.last + track.offset + step - time, self._end + step - shown)
                 self._segments.append(_Segment(track.offset, time))
+            elif track.last is not None and 0 < time - track.last <= _LONGEST_STEP:
+                # Measured, as the header's rate is wrong where its times are.
+                track.step = time - track.last
             track.last = self._near = self._segments[-1].last = time
         _shifted(packet, track)
         stamp = packet.dts if packet.pts is None else packet.pts
         assert stamp is not None
-        self._end = max(self._end, stamp * track.tick + self.period)
+        self._end = max(self._end, stamp * track.tick)
         return packet
 
     def _turns(self, seconds: float) -> int:

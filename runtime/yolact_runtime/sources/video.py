@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from yolact_runtime.sources.decoder import Clock, Decoder, Orientation, Picture,
 from yolact_runtime.sources.folders import IMAGES, VIDEOS
 from yolact_runtime.sources.libav import (
     MAX_PIXELS,
+    all_moving_pictures,
     load_av,
     moving_pictures,
     open_video,
@@ -20,8 +22,11 @@ from yolact_runtime.sources.libav import (
 from yolact_runtime.sources.timeline import Timeline
 
 if TYPE_CHECKING:
+    from av.index import IndexEntry
     from av.video.codeccontext import VideoCodecContext
     from av.video.stream import VideoStream
+
+log = logging.getLogger(__name__)
 
 _NO_VIDEO = (".csv", ".json", ".md", ".txt", ".xml", ".yaml", ".yml")
 
@@ -74,7 +79,8 @@ class VideoSource(Source):
                 raise YolactError(
                     f"video {self.path} has no frame size, or one of more than {MAX_PIXELS:,} pixels"
                 )
-            self.total = stream.frames or None
+            self.total = len(_shown(stream)) if "mp4" in container.format.name else stream.frames
+            self.total = self.total or None
 
     def __iter__(self) -> Iterator[Frame]:
         """The frames; `Frame.read` converts them to BGR.
@@ -88,6 +94,8 @@ class VideoSource(Source):
             stream = moving_pictures(container)
             if stream is None:
                 raise YolactError(f"video {self.path} changed while it was read")
+            if (streams := len(all_moving_pictures(container))) > 1:
+                log.warning("video %s has %d video streams; the first is read", self.path, streams)
             decoder = Decoder(stream, str(self.path))
             timeline = Timeline(container, stream, str(self.path))
             clock = Clock(timeline.start, timeline.period)
@@ -120,7 +128,7 @@ class VideoSource(Source):
     def _check_end(self, stream: VideoStream) -> None:
         """Raise a YolactError if the index places frames that are shown beyond the end of the file."""
         size = self.path.stat().st_size
-        ends = [entry.pos + entry.size for entry in stream.index_entries if not entry.is_discard]
+        ends = [entry.pos + entry.size for entry in _shown(stream)]
         if missing := sum(end > size for end in ends):
             raise YolactError(
                 f"video {self.path} is cut off: it has {len(ends) - missing} of its {len(ends)} frames"
@@ -129,3 +137,8 @@ class VideoSource(Source):
     def close(self) -> None:
         """End a running iteration before its next frame."""
         self._closed = True
+
+
+def _shown(stream: VideoStream) -> list[IndexEntry]:
+    """The entries of the index whose frames no edit list hides."""
+    return [entry for entry in stream.index_entries if not entry.is_discard]

@@ -80,7 +80,7 @@ def test_less_than_asked_is_refused(
             2,
             "backbone.stem, backbone.layers.0",
         ),
-        (["--precision", "fp8"], 2, "invalid choice"),
+        (["--precision", "fp8"], 2, "'fp8'; allowed: fp32, fp16, int8"),
         (["--annotations", "a.json"], 2, "needs --precision"),
         (["--precision", "fp16", "--annotations", "a.json"], 2, "needs --verify"),
     ],

@@ -190,7 +190,7 @@ def test_overlays_show_the_instances(tmp_path, engine):
     run_pipeline(Shades([1, 0, 2], names), engine, [sink])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["C.JPG", "a.png", "b.png"] and sink.drawn == 3
     (result,) = results(engine, [1])
-    np.testing.assert_array_equal(cv2.imread(tmp_path / "a.png"), result.draw(Shades([]).read("", 1)))
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "a.png")), result.draw(Shades([]).read("", 1)))
 
 
 def test_overlays_leave_videos_to_others(tmp_path, engine):

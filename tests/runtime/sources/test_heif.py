@@ -1,5 +1,6 @@
 """HEIC and AVIF are images, whole and upright, and what is missing to read them is named."""
 
+import contextlib
 import importlib
 import io
 import logging
@@ -8,12 +9,15 @@ import struct
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from yolact_runtime import YolactError
 from yolact_runtime.errors import UsageError
 from yolact_runtime.sources import heif
 from yolact_runtime.sources.heif import heif_kind, reads_heif
 from yolact_runtime.sources.images import ImageSource, list_images, read_image
+from yolact_runtime.sources.isobmff import is_cut_off
 from yolact_runtime.sources.open import has_video, open_source
 
 # Smooth, so that lossy compression changes it little; no two of its turned copies are equal.
@@ -112,7 +116,8 @@ def read(tmp_path, data):
 
 
 def close(image, expected, limit=4):
-    assert image.shape == expected.shape and image.dtype == np.uint8 and image.flags.c_contiguous
+    assert image.shape == expected.shape and image.dtype == np.uint8
+    assert image.flags.c_contiguous and image.flags.writeable
     assert np.abs(image.astype(int) - expected).mean() < limit
 
 
@@ -168,11 +173,18 @@ def test_what_is_cut_off_is_refused(tmp_path, kind):
     """libheif would leave out tiles. Nor does it notice the zeros of an interrupted copy."""
     data = grid(kind, PICTURE)
     for length in (*range(20, len(data), len(data) // 60), *range(len(data) - 9, len(data))):
-        with pytest.raises(YolactError, match=r"x\.heic is (cut off|damaged)"):
+        with pytest.raises(YolactError, match=r"x\.heic (is cut off|is damaged|cannot be decoded)"):
             read(tmp_path, data[:length])
     for length in range(data.index(b"mdat") + 8, len(data) - 100, len(data) // 30):
         with pytest.raises(YolactError, match=r"x\.heic is cut off; copy it again"):
             read(tmp_path, data[:length] + bytes(len(data) - length))
+
+
+@given(st.binary(max_size=60), st.binary(max_size=60))
+def test_damaged_boxes_are_reported_by_two_exceptions(items, locations):
+    data = box(b"meta", bytes(4), box(b"iinf", items), box(b"iloc", locations))
+    with contextlib.suppress(struct.error, IndexError):
+        is_cut_off(data)
 
 
 def test_data_after_the_end_is_ignored(tmp_path, kind):
@@ -194,6 +206,13 @@ def test_several_pictures(tmp_path, kind, caplog):
         close(read(tmp_path, data), PICTURE)
     (line,) = caplog.messages
     assert line.endswith("x.heic is animated or has several pictures; only the first is read")
+
+
+def test_a_sequence_without_a_still_picture(tmp_path):
+    pytest.importorskip("pillow_heif")
+    data = box(b"ftyp", b"hevc", bytes(4)) + box(b"moov", bytes(50))
+    with pytest.raises(YolactError, match=r"x\.heic is a sequence without a still picture; convert it"):
+        read(tmp_path, data)
 
 
 @pytest.mark.parametrize(

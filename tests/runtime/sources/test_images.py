@@ -85,6 +85,9 @@ def test_sixteen_bits_are_scaled(tmp_path, suffix):
     read = read_image(save(tmp_path / f"x.{suffix}", values))
     assert read[0, :, 0].tolist() == np.round(values[0] / 257).astype(int).tolist()
     assert (read[..., 0] == read[..., 2]).all()
+    large = np.arange(2 * 65536, dtype=np.uint32).reshape(256, 512).astype(np.uint16)
+    read = read_image(save(tmp_path / f"y.{suffix}", large))
+    np.testing.assert_array_equal(read[..., 1], np.round(large / 257))
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])

@@ -44,6 +44,11 @@ def test_one_file_under_two_names_counts_once(place):
     assert names(open_source(["sub", "same", f"{place}/sub/c.png"])) == ["sub/c.png"]
 
 
+def test_one_file_in_two_folders_of_a_pattern_counts_once(place):
+    Path("same").symlink_to("sub")
+    assert names(open_source(["s*/*.png"])) == ["same/c.png"]
+
+
 def test_a_link_to_an_image_is_an_image(place):
     Path("d.png").symlink_to("a.png")
     assert names(open_source(["."])) == ["a.png", "b.png", "d.png"]
@@ -122,12 +127,101 @@ def test_an_address_that_cannot_be_opened_gives_no_secret_away(place, monkeypatc
         frames[0].read()
 
 
+@pytest.fixture
+def denied(monkeypatch):
+    """Make a function of `os` fail for a path, whoever runs the tests."""
+
+    def deny(name, refused):
+        refused = Path(refused).absolute()
+
+        def check(function):
+            def checked(path=".", *arguments, **options):
+                if isinstance(path, str | Path) and Path(path).absolute() == refused:
+                    raise PermissionError(13, "Permission denied", str(path))
+                return function(path, *arguments, **options)
+
+            return checked
+
+        monkeypatch.setattr(os, name, check(getattr(os, name)))
+
+    return deny
+
+
+@pytest.mark.parametrize("arguments", [["*/*.png"], ["sub", "t"], ["t", "sub", "t"], ["sub", "**/*.png"]])
+def test_a_folder_that_cannot_be_read_is_one_failed_frame(place, denied, arguments):
+    Path("t").mkdir()
+    Path("t/d.png").write_bytes(Path("a.png").read_bytes())
+    denied("scandir", "sub")
+    source = open_source(arguments)
+    frames = list(source)
+    assert not has_video(source) and source.total == len(frames)
+    failed = [frame for frame in frames if frame.name == "sub"]
+    assert failed and "t/d.png" in [frame.name for frame in frames]
+    with pytest.raises(YolactError, match=r"^cannot read folder sub: Permission denied$"):
+        failed[0].read()
+
+
+def test_the_only_folder_cannot_be_read(place, denied):
+    denied("scandir", "sub")
+    for name in ("sub", "sub/*.png"):
+        with pytest.raises(YolactError, match=r"^cannot read folder sub: Permission denied$"):
+            open_source([name])
+
+
+def test_an_image_whose_existence_cannot_be_determined(place, denied):
+    denied("stat", "a.png")
+    with pytest.raises(YolactError, match=r"^cannot read a\.png: Permission denied$"):
+        open_source(["a.png"])
+    bad, good = open_source(["a.png", "b.png"])
+    assert (bad.name, good.name) == ("a.png", "b.png")
+    with pytest.raises(YolactError, match="Permission denied"):
+        bad.read()
+
+
+def test_images_and_videos_of_a_pattern_in_order(place, monkeypatch):
+    opened = []
+
+    class Video(Source):
+        total = 1
+
+        def __init__(self, path):
+            opened.append(str(path))
+
+        def __iter__(self):
+            return iter(())
+
+    monkeypatch.setattr("yolact_runtime.sources.open.VideoSource", Video)
+    for name in ("aa.mp4", "c.avi", "d.svg", "e.txt"):
+        Path(name).write_bytes(b"x")
+    source = open_source(["*"])
+    assert [type(one).__name__ for one in source.sources] == ["ImageSource", "Video", "ImageSource", "Video"]
+    assert opened == ["aa.mp4", "c.avi"] and names(source) == ["a.png", "b.png"]
+
+
+def test_camera_raw_files_are_no_videos(place):
+    Path("a.cr3").write_bytes(b"\0\0\0\x18ftypcrx \0\0\0\1crx isom")
+    (frame,) = open_source(["a.cr3"])
+    with pytest.raises(YolactError, match=r"image a\.cr3 has a format that is not read; convert it to JPEG"):
+        frame.read()
+
+
+def test_a_video_in_a_list(place):
+    Path("a.mp4").write_bytes(b"\0\0\0\x18ftypmp42")
+    (frame,) = open_source(["-"], io.BytesIO(b"a.mp4\n"))
+    with pytest.raises(
+        YolactError, match=r"image a\.mp4 is a video by its suffix; a list may name images only"
+    ):
+        frame.read()
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
         (["-", "a.png", "-"], "standard input"),
         ([], "no source is named"),
-        (["none.png"], "image none.png does not exist"),
+        (["none.png"], "image none.png does not exist .looked in /"),
+        (["none/"], "folder none/ does not exist"),
+        (["a.png", "none"], "file or folder none does not exist"),
         (["a.png", "none/*.png"], "pattern none/"),
     ],
 )

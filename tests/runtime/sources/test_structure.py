@@ -165,6 +165,24 @@ def test_more_pictures(name):
     assert examine(whole(name)).more == (name in ("apng", "webp-animated", "gif-animated", "tiff-pages"))
 
 
+STARTS = [
+    b"",
+    b"\xff\xd8",
+    b"\x89PNG\r\n\x1a\n",
+    b"GIF89a",
+    b"RIFFxxxxWEBPVP8X",
+    b"II*\0",
+    b"MM\0*",
+    b"II+\0",
+    b"MM\0+",
+]
+
+
+@given(st.sampled_from(STARTS), st.binary(max_size=80))
+def test_no_content_is_an_exception(start, rest):
+    examine(start + rest)
+
+
 @given(st.sampled_from(list(MAKERS)), st.data())
 def test_damage_is_no_exception(name, data):
     content = bytearray(whole(name))

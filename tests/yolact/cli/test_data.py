@@ -75,9 +75,9 @@ def test_show_draws_what_the_network_sees(shapes: DatasetConfig, tmp_path: Path)
     assert len(pictures) == 5
     for path in pictures:
         picture = cv2.imread(str(path))
-        assert picture.shape == (640, 640, 3)
+        assert picture.shape == (896, 896, 3)
         number = path.stem.split("_")[0]
-        plain = cv2.resize(cv2.imread(f"{shapes.train_images}/{number}.png"), (640, 640))
+        plain = cv2.resize(cv2.imread(f"{shapes.train_images}/{number}.png"), (896, 896))
         # Most of the picture is the image itself; boxes, masks and labels change the rest.
         assert np.median(np.abs(picture.astype(int) - plain)) < 6
     options[3] = "99"
@@ -108,6 +108,29 @@ def test_show_goes_on_after_an_unreadable_image(shapes: DatasetConfig, tmp_path:
     assert main(["show", shapes.train_annotations, *options]) == 1
     assert len(list((tmp_path / "out").iterdir())) == 11
     assert "000003.png" in capsys.readouterr().err
+
+
+def test_show_takes_long_names_and_refuses_no_pictures(tmp_path: Path, write_coco, make_square) -> None:
+    folder, path = write_coco([(64, 64)], [make_square(5, 5, 30)])
+    name = "ü" * 125 + ".png"
+    (folder / "1.png").rename(folder / name)
+    content = json.loads(path.read_text())
+    content["images"][0] |= {"id": 123456789, "file_name": name}
+    content["annotations"][0]["image_id"] = 123456789
+    path.write_text(json.dumps(content))
+    command = [
+        "show",
+        str(path),
+        "--images",
+        str(folder),
+        "--output",
+        str(tmp_path / "o"),
+        "--config",
+        "yolact_tiny",
+    ]
+    assert main(command) == 0
+    assert len(list((tmp_path / "o").iterdir())) == 1
+    assert main([*command, "--count", "0"]) == 2
 
 
 def test_convert_writes_a_file_that_check_accepts(tmp_path: Path, capsys) -> None:

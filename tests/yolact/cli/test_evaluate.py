@@ -39,12 +39,14 @@ DATA = ["--images", "val", "--annotations", "annotations/instances_val.json"]
 def test_prints_the_original_columns(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--engine", "e.onnx", *DATA, "--per-class"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
-    assert " ".join(lines[0]) == "AP all .50 .55 .60 .65 .70 .75 .80 .85 .90 .95"
+    assert " ".join(lines[0]) == "mask AP 50.50, AP50 50.50; box AP 50.50, AP50 50.50"
+    assert lines[-1] == lines[0]
+    assert " ".join(lines[1]) == "AP all .50 .55 .60 .65 .70 .75 .80 .85 .90 .95"
     assert ["box", *["50.50"] * 11] in lines
     assert ["mask", *["50.50"] * 11] in lines
     assert ["cat", "50.50", "50.50"] in lines
     assert ["dog", "-", "-"] in lines
-    assert lines[-1][:4] == ["2", "images,", "1", "detections,"]
+    assert lines[-2][:4] == ["2", "images,", "1", "detection,"]
 
 
 def test_writes_the_metrics(dataset: Path) -> None:
@@ -73,8 +75,8 @@ def test_writes_a_report(dataset: Path, capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("library", "option", "message"),
     [
-        ("matplotlib", ["--report", "out"], 'pip install "yolact[train]"'),
-        ("jinja2", ["--report", "out"], 'pip install "yolact[train]"'),
+        ("matplotlib", ["--report", "out"], 'pip install "yolact[bench]"'),
+        ("jinja2", ["--report", "out"], 'pip install "yolact[bench]"'),
         ("faster_coco_eval", ["--faster"], "pip install faster-coco-eval"),
     ],
 )
@@ -103,7 +105,7 @@ def test_writes_result_files_that_coco_opens(dataset: Path) -> None:
 
 def test_dataset_folder_and_first_images(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--engine", "e", "--dataset", str(dataset), "--max_images=1"]) == 0
-    assert "1 images, 1 detections" in capsys.readouterr().out
+    assert "1 image, 1 detection," in capsys.readouterr().out
 
 
 def test_failed_images_make_the_exit_code_1(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,6 +131,10 @@ def test_a_test_set_is_only_run(dataset: Path, capsys: pytest.CaptureFixture[str
         ([], 2, "--engine"),
         (["--engine", "e"], 2, "give both --images and --annotations, or --dataset"),
         (["--engine", "e", "--images", "val"], 2, "give both --images and --annotations"),
+        (["--engine", "e", "--images", "in:out"], 2, "--images in:out: use yolact-infer"),
+        (["--trained_model=e", "--image=a.jpg:b.png"], 2, "--image: use yolact-infer"),
+        (["--trained_model=e", "--video", "a.mp4"], 2, "--video: use yolact-infer"),
+        (["--trained_model=e", "--score_threshold=0.15", "--top_k=15"], 2, "use yolact-infer"),
         (["--engine", "e", *DATA, "--max-images", "0"], 2, "max_images is 0"),
         (["--engine", "e", *DATA, "--confusion-score", "30"], 2, "is 30.0; it must be 0 to 1"),
         (["--engine", "e", "--images", "val", "--annotations", "no.json"], 1, "no.json does not exist"),

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import pickle
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from torch.utils.data import DataLoader
 from yolact.config import Classes, ModelConfig
 from yolact.data.annotations import read_classes
 from yolact.data.batch import collate
-from yolact.data.coco import CocoDataset, find_missing_images
+from yolact.data.coco import CocoDataset, check_trainable, find_missing_images
 from yolact.model.priors import prototype_size, pyramid_levels
 from yolact_runtime.errors import YolactError
 
@@ -138,7 +137,6 @@ def test_boxes_are_clipped_and_degenerate_ones_dropped(write_coco, make_square) 
             make_square(5, 5, 0),
             make_square(5, 5, 1e-12),
             make_square(5, 5, 10) | {"bbox": [5, 5, -3, 8]},
-            make_square(5, 5, 10) | {"bbox": [float("nan"), 5, 3, 8]},
             make_square(25, 5, 60, iscrowd=1),
             make_square(60, 5, 60, iscrowd=1),
         ],
@@ -156,18 +154,19 @@ def test_an_instance_without_a_mask_is_neither_example_nor_background(write_coco
     np.testing.assert_allclose(target.crowd_boxes, [[0.25, 0.25, 0.7, 0.7]])
 
 
-def test_the_real_image_size_counts(write_coco, make_square, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("size", "text"), [((200, 400), "says 400x200"), ((40, 20), "EXIF")])
+def test_an_image_of_another_size_is_refused_before_training_and_when_read(
+    write_coco, make_square, size: tuple[int, int], text: str
+) -> None:
     images, path = write_coco([(20, 40)], [make_square(0, 0, 20)])
     content = json.loads(path.read_text())
-    content["images"][0] |= {"height": 200, "width": 400}
+    content["images"][0] |= {"height": size[0], "width": size[1]}
     path.write_text(json.dumps(content))
     dataset = CocoDataset(images, path, SMALL, CLASSES)
-    with caplog.at_level(logging.WARNING):
-        target = dataset[0].target
+    with pytest.raises(YolactError, match=rf"1\.png is 40x20 pixels.*{text}"):
         dataset[0]
-    assert target.boxes.tolist() == [[0, 0, 0.5, 1]]
-    assert target.masks[0].float().mean() == pytest.approx(0.5, abs=0.05)
-    assert [r.message for r in caplog.records if "400x200" in r.message] == [caplog.records[0].message]
+    with pytest.raises(YolactError, match=rf"1\.png is 40x20 pixels.*{text}"):
+        check_trainable(dataset)
 
 
 def test_colours_are_normalised_in_bgr_and_given_as_rgb(write_coco) -> None:
@@ -204,10 +203,18 @@ def test_missing_and_damaged_images_are_named(write_coco) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"category_id": 3}, "annotation 5 has category_id 3; .*0, 7"),
-        ({"category_id": [7]}, "annotation 5 has category_id"),
-        ({"bbox": None}, "annotation 5 has bbox None"),
-        ({"bbox": [1, 2, 3]}, "annotation 5 has bbox"),
+        ({"category_id": 3}, "annotation 5: category_id 3 .*0, 7"),
+        ({"category_id": [7]}, "annotation 5: category_id"),
+        ({"category_id": "7"}, "annotation 5: category_id is the text '7'"),
+        ({"image_id": "1"}, "annotation 5: image_id is the text '1'"),
+        ({"bbox": None, "segmentation": []}, "annotation 5: bbox is None"),
+        ({"bbox": [1, 2, 3]}, "annotation 5: bbox is"),
+        ({"bbox": [1, 2, 3, float("nan")]}, "annotation 5: bbox is"),
+        ({"iscrowd": "perhaps"}, "annotation 5: iscrowd is 'perhaps'"),
+        ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "annotation 5: a polygon has an odd number"),
+        ({"segmentation": [[1, 2], [3, 4], [5, 6]]}, "annotation 5: the segmentation is a list of pairs"),
+        ({"segmentation": [[[1, 2], [3, 4], [5, 6]]]}, "annotation 5: a polygon is a list of pairs"),
+        ({"segmentation": {"size": [9, 9], "counts": [81]}}, "annotation 5: the RLE has size"),
     ],
 )
 def test_bad_annotations_are_named_before_the_first_step(write_coco, make_square, change, message) -> None:
@@ -220,15 +227,59 @@ def test_a_damaged_segmentation_is_named(write_coco, make_square) -> None:
     bad = make_square(1, 1, 5, id=5, segmentation={"size": [30, 30], "counts": [1, 2]})
     images, path = write_coco([(30, 30)], [bad])
     with pytest.raises(YolactError, match="annotation 5: RLE covers 3 pixels"):
-        CocoDataset(images, path, SMALL, CLASSES)[0]
-
-
-def test_boxes_alone_and_no_images_are_refused(write_coco, make_square) -> None:
-    images, path = write_coco([(30, 30)], [make_square(1, 1, 5, segmentation=[])])
-    with pytest.raises(YolactError, match="no annotation has a segmentation"):
         CocoDataset(images, path, SMALL, CLASSES)
+
+
+def test_a_file_without_images_is_refused(write_coco) -> None:
     images, path = write_coco([], [])
-    with pytest.raises(YolactError, match="lists no images"):
+    with pytest.raises(YolactError, match="'images' is empty"):
+        CocoDataset(images, path, SMALL, CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"segmentation": []}, "boxes alone are not enough"),
+        ({"iscrowd": 1}, "2 annotations: 2 crowd.*crowd_as_instances=true"),
+        ({"bbox": [0, 0, 0, 0]}, "2 annotations: 2 no area.*yolact-data fix"),
+        ({"segmentation": [[40, 3, 49, 3, 49, 9]]}, "2 outside the image"),
+        ({"image_id": 77}, "2 annotations of images that it does not list"),
+    ],
+)
+def test_a_file_with_nothing_to_learn_is_refused(write_coco, make_square, change: dict, message: str) -> None:
+    images, path = write_coco([(30, 30)], [make_square(1, 1, 5) | change, make_square(9, 9, 8) | change])
+    with pytest.raises(YolactError, match=message):
+        check_trainable(CocoDataset(images, path, SMALL, CLASSES))
+
+
+def test_a_file_without_annotations_has_nothing_to_learn(write_coco) -> None:
+    images, path = write_coco([(30, 30)], [])
+    with pytest.raises(YolactError, match="nothing to learn: no annotations"):
+        check_trainable(CocoDataset(images, path, SMALL, CLASSES))
+
+
+def test_a_class_without_examples_is_warned_about(write_coco, make_square, caplog) -> None:
+    squares = [make_square(1, 1, 5), make_square(9, 9, 8, category_id=0, iscrowd=1)]
+    images, path = write_coco([(30, 30)], squares)
+    check_trainable(CocoDataset(images, path, SMALL, CLASSES))
+    assert "1 of 2 classes have nothing to learn from: nut (1 annotation: 1 crowd)" in caplog.text
+
+
+def test_crowds_with_masks_can_be_instances(write_coco, make_square) -> None:
+    squares = [make_square(1, 1, 5, iscrowd=1), make_square(9, 9, 8, iscrowd=1, segmentation=[])]
+    images, path = write_coco([(30, 30)], squares)
+    dataset = CocoDataset(images, path, SMALL, CLASSES, crowd_as_instances=True)
+    check_trainable(dataset)
+    target = dataset[0].target
+    assert (len(target.boxes), len(target.crowd_boxes)) == (1, 1)
+
+
+def test_two_names_of_one_file_are_refused(write_coco) -> None:
+    images, path = write_coco([(9, 9), (9, 9)], [])
+    content = json.loads(path.read_text())
+    content["images"][0]["file_name"], content["images"][1]["file_name"] = "a/1.png", "b/1.png"
+    path.write_text(json.dumps(content))
+    with pytest.raises(YolactError, match=r"image 2: b/1\.png and a/1\.png \(image 1\) are both read from"):
         CocoDataset(images, path, SMALL, CLASSES)
 
 
@@ -245,11 +296,13 @@ def test_annotations_of_unknown_images_are_reported_and_skipped(write_coco, make
         ("{", "not valid JSON"),
         ("[]", "result file"),
         ('{"images": []}', "'categories'"),
-        ('{"categories": []}', "empty"),
-        ('{"categories": [{"id": "1", "name": "a"}]}', "whole number"),
-        ('{"categories": [{"id": 1}]}', "text 'name'"),
-        ('{"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}', "given twice"),
-        ('{"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}', "two categories"),
+        ('{"categories": [{"id": 1, "name": "a"}]}', "'images'"),
+        ('{"categories": [], "images": []}', "empty"),
+        ('{"categories": [{"id": "one", "name": "a"}], "images": []}', "whole number.*the text 'one'"),
+        ('{"categories": [{"id": 1}], "images": []}', "text 'name'"),
+        ('{"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "images": []}', "given twice"),
+        ('{"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}], "images": []}', "two categories"),
+        ('{"categories": [3], "images": []}', "entry 0 of 'categories' is 3"),
     ],
 )
 def test_a_bad_annotation_file_is_reported(tmp_path: Path, text: str, message: str) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from array import array
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -52,14 +54,11 @@ def test_polygons_of_one_object_are_united_and_lines_cover_nothing() -> None:
     assert to_mask([], 20, 20).shape == (20, 20)
 
 
-def test_rle_of_another_image_size_stays_in_place() -> None:
-    mask = np.zeros((10, 20), np.uint8)
-    mask[2:5, 3:18] = 1
-    rle = coco_mask.encode(np.asfortranarray(mask))
-    assert (to_mask(rle, 10, 12) == mask[:, :12]).all()
-    larger = to_mask(rle, 15, 30)
-    assert larger.sum() == mask.sum()
-    assert (larger[:10, :20] == mask).all()
+def test_polygons_may_be_arrays() -> None:
+    polygons = [[1.5, 1, 9, 2.25, 5, 8], [3, 3, 4, 4]]
+    arrays = [array("d", polygon) for polygon in polygons]
+    assert (to_mask(arrays, 10, 20) == to_mask(polygons, 10, 20)).all()
+    assert to_region(arrays, 10, 20, (0, 0, 20, 10))[0].sum() == to_mask(polygons, 10, 20).sum()
 
 
 @pytest.mark.parametrize(
@@ -68,6 +67,10 @@ def test_rle_of_another_image_size_stays_in_place() -> None:
         ("circle", "str"),
         (None, "NoneType"),
         ([1, 2, 3, 4, 5, 6], "inside a list"),
+        ([[1, 2], [3, 4], [5, 6]], "a list of pairs"),
+        ([[[1, 2], [3, 4], [5, 6]]], "a list of pairs"),
+        ([[10**400, 2, 3, 4, 5, 6]], "finite"),
+        ({"size": [10, 20], "counts": [200]}, r"size \[10, 20\], the image \[10, 10\]"),
         ([[1, 2, 3, 4, 5]], "odd number"),
         ([[1, 2, 3, 4, 5, float("nan")]], "finite"),
         ([[1, 2, 3, 4, 5, "6"]], "finite"),
@@ -105,7 +108,10 @@ shapes = st.lists(
 windows = st.tuples(*[st.integers(-10, 30)] * 2, *[st.integers(20, 60)] * 2)
 
 
-@given(shapes | masks.map(lambda m: coco_mask.encode(np.asfortranarray(m))), windows)
+full_masks = hnp.arrays(np.uint8, (30, 40), elements=st.integers(0, 1))
+
+
+@given(shapes | full_masks.map(lambda m: coco_mask.encode(np.asfortranarray(m))), windows)
 def test_a_region_is_that_part_of_the_mask(segmentation, window) -> None:
     full = to_mask(segmentation, 30, 40)
     x1, y1, x2, y2 = window

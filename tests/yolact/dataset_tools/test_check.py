@@ -59,7 +59,17 @@ def test_real_data_is_free_of_errors_and_counted_right(coco_mini) -> None:
         ({"bbox": [70, 4, 12, 12]}, ("warning", "box outside the image")),
         ({"bbox": [3, 4, 12]}, ("error", "bad box")),
         ({"bbox": [3, 4, 12, float("nan")]}, ("error", "bad box")),
-        ({"bbox": None}, ("error", "bad box")),
+        ({"bbox": None}, ("note", "no box")),
+        ({"bbox": None, "segmentation": None}, ("error", "bad box")),
+        ({"bbox": ["3", "4", 12, 12]}, ("note", "numbers as text")),
+        ({"segmentation": [[3, 4], [9, 4], [9, 9]]}, ("error", "damaged segmentation")),
+        ({"segmentation": [[[3, 4], [9, 4], [9, 9]]]}, ("error", "damaged segmentation")),
+        ({"segmentation": [3, 4, 15, 4, 15, 16, 3, 16]}, ("note", "polygon without an outer list")),
+        ({"iscrowd": "0"}, ("note", "iscrowd as text")),
+        ({"iscrowd": 2}, ("error", "bad iscrowd")),
+        ({"area": "144"}, ("note", "numbers as text")),
+        ({"image_id": "1"}, ("error", "image_id as text")),
+        ({"image_id": 1.0}, ("note", "image_id that is not written as a whole number")),
         ({"bbox": [30, 20, 12, 12]}, ("warning", "box far from mask")),
         ({"segmentation": []}, ("warning", "no segmentation")),
         ({"segmentation": [[1, 2, 3, 4]]}, ("warning", "no segmentation")),
@@ -69,13 +79,13 @@ def test_real_data_is_free_of_errors_and_counted_right(coco_mini) -> None:
         ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, ("error", "damaged segmentation")),
         ({"segmentation": {"size": [40, 60], "counts": [7]}}, ("error", "damaged segmentation")),
         ({"segmentation": {"size": [60, 40], "counts": [900, 600, 900]}}, ("error", "wrong mask size")),
-        ({"image_id": 9}, ("error", "unknown image")),
+        ({"image_id": 9}, ("warning", "unknown image")),
         ({"image_id": None}, ("error", "unknown image")),
         ({"category_id": 9}, ("error", "unknown category")),
         ({"category_id": [1]}, ("error", "unknown category")),
-        ({"id": 101}, ("error", "duplicate annotation id")),
+        ({"id": 101}, ("note", "duplicate annotation id")),
         ({"id": 0}, ("warning", "annotation id 0")),
-        ({"id": None}, ("error", "no annotation id")),
+        ({"id": None}, ("note", "no annotation id")),
     ],
 )
 def test_each_fault_of_an_annotation_is_found(good, change: dict, expected: tuple[str, str]) -> None:
@@ -100,7 +110,11 @@ def test_a_box_need_not_fit_its_mask_exactly(good) -> None:
         ({"file_name": "2.png"}, ("warning", "file listed twice")),
         ({"file_name": None}, ("error", "bad image")),
         ({"id": 2}, ("error", "duplicate image id")),
-        ({"id": "1"}, ("error", "bad image")),
+        ({"id": "one"}, ("error", "bad image")),
+        ({"id": 1.5}, ("error", "bad image")),
+        ({"width": "60"}, ("note", "image sizes that are not written as whole numbers")),
+        ({"width": "wide"}, ("error", "bad image size")),
+        ({"file_name": "a/2.png"}, ("error", "two entries, one file")),
     ],
 )
 def test_each_fault_of_an_image_is_found(good, change: dict, expected: tuple[str, str]) -> None:
@@ -157,7 +171,7 @@ def test_an_image_rotated_by_exif_is_suspected(good) -> None:
 
 def test_boxes_alone_and_nothing_at_all_are_errors(write_coco, make_square) -> None:
     _, path = write_coco([(40, 60)], [make_square(3, 4, 12, segmentation=[])])
-    assert ("error", "no segmentations") in kinds(path)
+    assert ("error", "nothing to learn") in kinds(path)
     _, path = write_coco([], [])
     assert ("error", "no images") in kinds(path)
 

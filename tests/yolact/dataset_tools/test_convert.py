@@ -10,7 +10,7 @@ import pytest
 from converted import disc, write_image, write_values
 
 from yolact.cli.data import main
-from yolact.dataset_tools.builder import Selection
+from yolact.dataset_tools.builder import Selection, files_below
 from yolact.dataset_tools.convert import FORMATS, convert
 from yolact_runtime.errors import YolactError
 
@@ -28,6 +28,18 @@ def test_missing_and_empty_folders(tmp_path: Path, name: str) -> None:
         convert(name, tmp_path, tmp_path / "gone")
     with pytest.raises(YolactError):
         convert(name, tmp_path, tmp_path)
+
+
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    write_image(tmp_path / "store", "a.png", "b.PNG", ".hidden.png", ".trash/c.png", "d.png/e.webp")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "train").symlink_to(tmp_path / "store")
+    (tmp_path / "store" / "loop").symlink_to(tmp_path / "store")
+    found = files_below(tmp_path / "images", [".png"])
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == [
+        "images/train/a.png",
+        "images/train/b.PNG",
+    ]
 
 
 class TestSelection:

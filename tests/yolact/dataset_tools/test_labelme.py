@@ -310,6 +310,13 @@ class TestImages:
         assert (cv2.imread(str(root / "sub/a.png")) == image).all()
         assert {path.name for path in tmp_path.iterdir()} == {"in", "photos"}
 
+    @pytest.mark.parametrize("name", ["\ud800.png", "a\0.png", "x" * 300 + ".png", 7, ["a.png"], ""])
+    def test_names_that_no_file_has(self, tmp_path: Path, name: Any) -> None:
+        write(tmp_path / "a.json", [TRIANGLE], imagePath=name)
+        assert files(tmp_path) == ["a.png"]
+        write(tmp_path / "b.json", [TRIANGLE], image=False, imagePath=name)
+        assert len(convert("labelme", tmp_path).faults) == 1
+
     @pytest.mark.parametrize("data", ["", "AAAA", "#", 7, {}])
     def test_damaged_images_inside_are_not_written(self, tmp_path: Path, data: Any) -> None:
         write(tmp_path / "a.json", [TRIANGLE])

@@ -224,7 +224,48 @@ def test_some_without_mask(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> 
     result = run(tmp_path, FakeEngine({1: [Found(BOX)]}), truth)
     assert result.box.ap == pytest.approx(51 / 101)
     assert result.mask.ap == ONE
-    assert "1 annotations" in caplog.text
+    assert "1 annotation of" in caplog.text
+
+
+def test_masks_found_in_the_box_of_an_object_without_mask_are_ignored(tmp_path: Path) -> None:
+    truth = coco_file([1], [annotation(1, 1, BOX), annotation(2, 1, OTHER, segmentation=[])])
+    engine = FakeEngine({1: [Found(BOX, score=0.5), Found(OTHER, score=0.9)]})
+    result = run(tmp_path, engine, truth)
+    assert result.mask.ap == ONE
+    assert result.box.ap == ONE
+
+
+def test_image_ids_do_not_change_the_result(tmp_path: Path) -> None:
+    """pycocotools takes ids on both sides of 2**63 for floats, and merges them."""
+    findings = {i: [Found(BOX if i % 3 else OTHER, score=1 - i / 10)] for i in range(1, 7)}
+    results = []
+    for name, top in (("small", 1000), ("large", 2**63)):
+        content = coco_file(range(1, 7), [annotation(i, i, BOX) for i in range(1, 7)])
+        for image in content["images"]:
+            image["id"] += top * (image["id"] % 2)
+        for entry in content["annotations"]:
+            entry["image_id"] += top * (entry["image_id"] % 2)
+        for number, image in enumerate(content["images"], start=1):
+            write_image(tmp_path / name / "images" / image["file_name"], number)
+        results.append(run(tmp_path / name, FakeEngine(findings), content))
+    assert 0.1 < results[0].mask.ap < 0.9
+    assert results[0].mask == results[1].mask
+    assert results[0].box == results[1].box
+
+
+@pytest.mark.parametrize("ids", [(1, 2), (5, 9)])
+def test_names_that_differ_by_case_are_matched_exactly(tmp_path: Path, ids: tuple[int, int]) -> None:
+    truth = coco_file([1], [annotation(1, 1, BOX, ids[0]), annotation(2, 1, OTHER, ids[1])])
+    truth["categories"] = [{"id": ids[0], "name": "Nut"}, {"id": ids[1], "name": "nut"}]
+    engine = FakeEngine({1: [Found(BOX, 1), Found(OTHER, 0)]}, names=["nut", "Nut"])
+    assert run(tmp_path, engine, truth).mask.by_class == {"Nut": ONE, "nut": ONE}
+
+
+def test_a_name_that_could_be_any_of_two_is_not_matched(tmp_path: Path, caplog) -> None:
+    truth = coco_file([1], [annotation(1, 1, BOX, 1)], names=["NUT", "nut", "dog"])
+    engine = FakeEngine({1: [Found(BOX, 0)]}, names=["Nut", "dog"], ids=[7, 8])
+    assert run(tmp_path, engine, truth).mask.by_class["NUT"] == 0
+    assert "class 'Nut' of the engine could be any of 'NUT', 'nut'" in caplog.text
 
 
 def test_missing_fields_are_completed(tmp_path: Path) -> None:
@@ -267,10 +308,13 @@ def test_score_threshold(tmp_path: Path) -> None:
         (lambda file: [], "needs an object with a list 'images'"),
         (lambda file: {**file, "annotations": 3}, "a list 'annotations'"),
         (lambda file: {**file, "categories": []}, "'categories' is empty"),
-        (lambda file: {**file, "images": file["images"] * 2}, "id 1 is given twice in 'images'"),
+        (
+            lambda file: {**file, "images": [file["images"][0], file["images"][0] | {"file_name": "2.png"}]},
+            "image id 1 is given twice",
+        ),
         (lambda file: {**file, "images": [{"id": 1}]}, "a text 'file_name'"),
-        (lambda file: {**file, "annotations": [annotation(7, 5, BOX)]}, "annotation 7 has image_id 5"),
-        (lambda file: {**file, "annotations": [annotation(7, 1, BOX, 9)]}, "annotation 7 has category_id 9"),
+        (lambda file: {**file, "annotations": [annotation(7, [1], BOX)]}, r"annotation 7: image_id is \[1\]"),
+        (lambda file: {**file, "annotations": [annotation(7, 1, BOX, 9)]}, "annotation 7: category_id 9"),
         (lambda file: {**file, "annotations": [annotation(7, 1, BOX, bbox=[1])]}, "bbox is"),
         (lambda file: {**file, "annotations": [annotation(7, 1, BOX, segmentation=3)]}, "segmentation is"),
     ],

@@ -62,9 +62,14 @@ def test_everything_that_is_not_given_is_the_checkpoints(
     assert continued() == 0
     saved, before = (load_checkpoint(find_checkpoint("last", folder)).config for folder in (tmp_path, begun))
     assert replace(saved, train=replace(saved.train, iterations=2, workers=before.train.workers)) == before
-    changed = [line for line in capsys.readouterr().err.splitlines() if "changed since" in line]
+    output = capsys.readouterr().err.splitlines()
+    changed = [line for line in output if "changed since" in line]
     assert len(changed) == 1
     assert changed[0].endswith("yolact_tiny_0_2.pth: train.iterations 2 -> 3")
+    # The first run's options, none of which is given again.
+    (kept,) = [line for line in output if "and not as in yolact_tiny" in line]
+    for name in ("model.input_size 96", "train.lr 0.002", "train.weight_decay 0.01", "augment.flip False"):
+        assert name in kept
 
 
 @pytest.mark.parametrize(
@@ -167,13 +172,45 @@ def test_a_complete_training_has_nothing_left_to_do(continued: Any, tmp_path: Pa
     assert [path.name for path in tmp_path.glob("*.pth")] == ["yolact_tiny_0_2.pth"]
 
 
-def test_a_foreign_optimizer_state_is_one_line(continued: Any, tmp_path: Path, capsys: Capture) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": {}}, "its optimizer does not fit adamw"),
+        ({"optimizer": {"state": {}, "param_groups": []}}, "its optimizer does not fit adamw"),
+        ({"optimizer": {"param_groups": 3, "state": None}}, "its optimizer does not fit adamw"),
+        ({"optimizer": [1]}, "optimizer is a list"),
+        ({"best": "high"}, "best is a str"),
+        ({"ema_updates": None, "written": {"a": 1}}, "written is a dict"),
+    ],
+)
+def test_a_damaged_state_is_one_line(
+    change: dict[str, Any], message: str, continued: Any, tmp_path: Path, capsys: Capture
+) -> None:
     path = tmp_path / "yolact_tiny_0_2.pth"
     content = torch.load(path, weights_only=True)
-    for state in ({}, {"state": {}, "param_groups": []}, {"param_groups": 3, "state": None}):
-        torch.save({**content, "training": {**content["training"], "optimizer": state}}, path)
-        assert continued() == 1
-        assert "its optimizer does not fit adamw" in capsys.readouterr().err.splitlines()[-1]
+    torch.save({**content, "training": {**content["training"], **change}}, path)
+    assert continued() == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert message in last
+    assert "--init-from" in last
+
+
+def test_moments_of_another_network_are_one_line(continued: Any, tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "yolact_tiny_0_2.pth"
+    content = torch.load(path, weights_only=True)
+    content["training"]["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
+    torch.save(content, path)
+    assert continued() == 1
+    assert "exp_avg of shape (3,)" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_another_training_in_the_folder_is_reported(
+    begun: Path, shapes: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    shutil.copy(begun / "yolact_tiny_0_2.pth", tmp_path / "yolact_tiny_9_99.pth")
+    options = ("--dataset", str(shapes), "--iterations", "1", "--save-folder", str(tmp_path), *CPU)
+    assert main(["--config", "yolact_tiny", *options]) == 0
+    assert capsys.readouterr().err.count("yolact_tiny_9_99.pth is further than this run") == 1
 
 
 def test_only_own_checkpoints_are_deleted(tmp_path: Path) -> None:
@@ -237,6 +274,16 @@ def test_fine_tuning_takes_the_network_of_the_file(
     assert "give --config" in capsys.readouterr().err
     assert main([*options, "--init-from", str(bare), "--config", "yolact_tiny"]) == 0
     assert "which it does not name" in capsys.readouterr().err
+
+
+def test_a_validation_part_and_a_held_out_part_exclude_each_other(
+    shapes: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    options = ("--dataset", str(shapes), "--iterations", "1", "--save-folder", str(tmp_path), *CPU)
+    assert main(["--config", "yolact_tiny", *options, "--val-fraction", "0.1"]) == 2
+    assert "has a validation part" in capsys.readouterr().err
+    assert main(["--config", "yolact_tiny", *options, "--val-fraction", "1.5"]) == 2
+    assert "train.val_fraction = 1.5; allowed: 0 to 0.9" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -173,7 +173,7 @@ def test_leftovers_of_a_killed_save_are_removed(tmp_path: Path) -> None:
     leftover, other = tmp_path / ".yolact_tiny_0_5.abcd.pth", tmp_path / ".yolact_base_0_5.abcd.pth"
     leftover.touch()
     other.touch()
-    Checkpoints(tmp_path, "yolact_tiny", 2).prepare()
+    Checkpoints(tmp_path, "yolact_tiny", 2).prepare(0)
     assert not leftover.exists()
     assert other.exists()
 

@@ -262,3 +262,4 @@ def test_tensorboard_holds_what_the_log_holds(shapes: Path, tmp_path: Path) -> N
     logged = [(event.step, event.value) for event in events.Scalars("box")]
     assert logged == [(r["iteration"], pytest.approx(r["box"], rel=1e-6)) for r in losses(tmp_path)]
     assert {"total", "lr", "images_per_second", "grad_norm"} <= set(events.Tags()["scalars"])
+    assert events.Tags()["images"] == ["batch"]

@@ -23,7 +23,7 @@ from yolact.registry import get_config
 from yolact.train import validation
 from yolact.train.checkpoint import find_checkpoint
 from yolact.train.loop import train
-from yolact.train.resume import awaits_validation
+from yolact.train.resume import training_state
 from yolact.weights.load import load_checkpoint
 
 Capture = pytest.CaptureFixture[str]
@@ -85,7 +85,7 @@ def test_ctrl_c_stops_a_validation_and_resuming_repeats_it(
     assert ("the training is complete and saved" in output) == (iteration == 8)
     saved = load_checkpoint(path)
     assert saved.iteration == iteration
-    assert awaits_validation(saved)
+    assert training_state(saved).awaits_validation
     assert run(tmp_path, *OPTIONS, "--resume", "last") == 0
     assert run(tmp_path / "whole", *OPTIONS) == 0
     lines = [[r["validation"] for r in records(f, "validation")] for f in (tmp_path, tmp_path / "whole")]
@@ -213,7 +213,8 @@ sys.exit(main(sys.argv[1:]))
         arguments, stderr=subprocess.PIPE, text=True, check=False, timeout=200, env=os.environ.copy()
     )
     assert done.stderr.count("stopped before the last validation was finished") == 2, done.stderr
-    assert awaits_validation(load_checkpoint(tmp_path / "w/yolact_tiny_0_2_interrupt.pth"))
+    saved = load_checkpoint(tmp_path / "w/yolact_tiny_0_2_interrupt.pth")
+    assert training_state(saved).awaits_validation
 
 
 @pytest.mark.slow

@@ -51,6 +51,7 @@ class TensorRtEngine(Engine):
         UsageError: `streams` is outside its range.
     """
 
+    path: Path
     reuses_outputs = False
 
     def __init__(

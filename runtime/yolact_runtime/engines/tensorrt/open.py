@@ -16,7 +16,8 @@ from yolact_runtime.engines.tensorrt.record import (
     read_engine,
     rebuild_command,
 )
-from yolact_runtime.errors import UsageError, YolactError, missing_extra
+from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.packages import imports_failed
 
 
 def open_engine(path: str | Path, streams: int | str = "auto", graphs: bool = True) -> Engine:
@@ -58,7 +59,7 @@ def check_machine(path: Path, record: EngineRecord) -> ModuleType:
     try:
         from cuda.bindings import driver  # noqa: F401
     except ImportError as error:  # it also tells whether there is a GPU
-        raise _missing(path, record, "cuda.bindings") from error
+        raise _unusable(path, record, error) from error
     gpu = current_gpu()
     if gpu is None:
         raise YolactError(
@@ -76,10 +77,10 @@ def _instead(path: Path, record: EngineRecord) -> str:
     return f"or use --engine {path.parent / record.onnx_file}"
 
 
-def _missing(path: Path, record: EngineRecord, module: str) -> YolactError:
-    """The error for a package that is not installed."""
+def _unusable(path: Path, record: EngineRecord, error: ImportError) -> YolactError:
+    """The error for a package that is not installed, or does not load."""
     extra = next(short for short, name in LIBRARIES.items() if name == record.library)
-    needed = missing_extra(f"opening {path}, built by {record.title}, (no module {module!r})", extra)
+    needed = imports_failed(error, f"opening {path}, built by {record.title},", extra)
     return YolactError(f"{needed}, {_instead(path, record)}")
 
 
@@ -88,7 +89,7 @@ def _library(path: Path, record: EngineRecord) -> ModuleType:
     try:
         return importlib.import_module(record.library)
     except ModuleNotFoundError as error:
-        raise _missing(path, record, record.library) from error
+        raise _unusable(path, record, error) from error
     except (ImportError, OSError) as error:  # the package is installed, its shared libraries are not
         raise YolactError(
             f"{path}: {TITLES[record.library]} does not load: {error}; {_instead(path, record)}"

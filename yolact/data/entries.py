@@ -1,0 +1,379 @@
+"""The entries of an annotation file in one form: ids, names, sizes, flags, boxes."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from yolact.data.consistency import check_boxes
+from yolact.data.findings import Finding, Findings, Level
+from yolact.data.read_masks import read_masks
+from yolact.data.values import flag, real_number, whole_number
+from yolact_runtime.typed import nearest
+
+Entry = dict[str, Any]
+_BOX = "[x, y, width, height]"
+
+
+@dataclass
+class _Known:
+    """The entries of a list by id.
+
+    Attributes:
+        entries: By id.
+        text: Ids that are text in the file.
+        renamed: New ids of entries whose id is no number; only when repairing.
+    """
+
+    entries: dict[int, Entry] = field(default_factory=dict)
+    text: set[int] = field(default_factory=set)
+    renamed: dict[str, int] = field(default_factory=dict)
+
+
+class EntryReader:
+    """Reads the lists of one file: first `categories` and `images`, then `annotations`.
+
+    Args:
+        findings: Where to report.
+        repair: As in `parse_annotations`.
+    """
+
+    def __init__(self, findings: Findings, repair: bool = False) -> None:
+        self.findings, self.repair = findings, repair
+        self._categories, self._images = _Known(), _Known()
+
+    def categories(self, entries: Sequence[Entry]) -> list[Entry]:
+        """The usable categories."""
+        known, owners = self._categories, dict[str, int]()
+        for entry in self._with_ids(entries, known, "category", "name"):
+            number, name = entry["id"], entry["name"]
+            if number in known.entries:
+                other = known.entries[number]["name"]
+                message = f"category id {number} is given twice: {other!r} and {name!r}"
+                self.findings.add("note" if name == other else "error", "duplicate category id", message)
+                continue
+            if name in owners:
+                message = (
+                    f"two categories are called {name!r} ({owners[name]} and {number});"
+                    " rename or merge one of them"
+                )
+                level: Level = "note" if self.repair else "error"
+                self.findings.add(level, "duplicate category name", message)
+            owners.setdefault(name, number)
+            known.entries[number] = entry
+        return list(known.entries.values())
+
+    def images(self, entries: Sequence[Entry]) -> list[Entry]:
+        """The usable images."""
+        known, files = self._images, dict[str, int]()
+        for entry in self._with_ids(entries, known, "image", "file_name"):
+            number, name = entry["id"], entry["file_name"]
+            if number in known.entries:
+                other = known.entries[number]["file_name"]
+                message = f"image id {number} is given twice ({other}, {name})"
+                self.findings.add("note" if name == other else "error", "duplicate image id", message, number)
+                continue
+            if name in files:
+                message = f"{name} is the file of image {files[name]}, too"
+                self.findings.add("warning", "file listed twice", message, number)
+            files.setdefault(name, number)
+            entry["height"], entry["width"] = self._sides(entry)
+            known.entries[number] = entry
+        return list(known.entries.values())
+
+    def _with_ids(self, entries: Sequence[Entry], known: _Known, kind: str, text: str) -> list[Entry]:
+        """Copies of the entries with a whole number `id` and a text at `text`; others are reported."""
+        found = []
+        for entry in entries:
+            raw, name = entry.get("id"), entry.get(text)
+            number = whole_number(raw)
+            if number is None and self.repair and isinstance(raw, str):
+                number = known.renamed.setdefault(raw, 1 + len(known.renamed) + _highest(entries))
+                self.findings.add("note", f"{kind} ids that are no numbers", f"{raw!r} becomes {number}")
+            elif number is not None and type(raw) is not int:
+                message = f"id {raw!r} is read as {number}"
+                self.findings.add("note", f"{kind} ids that are not written as whole numbers", message)
+                if isinstance(raw, str):
+                    known.text.add(number)
+            if kind == "category" and type(name) in (int, float):
+                self.findings.add("note", "class names that are numbers", f"{name} is read as text")
+                name = str(name)
+            name = name.strip("\ufeff") if isinstance(name, str) else ""
+            if number is None or not name.strip():
+                message = f"{kind} {_short(entry)} needs a whole number 'id' and a text {text!r}"
+                if isinstance(raw, str) and number is None:
+                    message += f"; its id is the text {raw!r}: yolact-data fix numbers such entries"
+                self.findings.add("error", f"bad {kind}", message)
+            else:
+                found.append({**entry, "id": number, text: name})
+        return found
+
+    def _sides(self, image: Entry) -> tuple[int | None, int | None]:
+        """Height and width of an image; None, None if the file does not say."""
+        given = [image.get(side) for side in ("height", "width")]
+        sides = [whole_number(value) for value in given]
+        name, number = image["file_name"], image["id"]
+        if all(type(value) is int and value > 0 for value in given):
+            return given[0], given[1]
+        absent = [value is None or side in (0, -1) for value, side in zip(given, sides, strict=True)]
+        if any(not gone and (side is None or side < 1) for gone, side in zip(absent, sides, strict=True)):
+            message = f"{name} has height {given[0]!r}, width {given[1]!r}; expected whole numbers of pixels"
+            self.findings.add("error", "bad image size", message, number)
+            return None, None
+        if any(absent):
+            self.findings.add("warning", "no image size", f"{name}: the file does not say its size", number)
+            return None, None
+        message = f"{name}: height {given[0]!r}, width {given[1]!r} are read as numbers"
+        self.findings.add("note", "image sizes that are not written as whole numbers", message, number)
+        return sides[0], sides[1]
+
+    def annotations(self, entries: Sequence[Entry]) -> tuple[list[Entry], np.ndarray]:
+        """The usable annotations, made uniform in place, and the status of each (n,) uint8."""
+        rows = _Rows(list(entries), self.findings)
+        images, categories = self._images, self._categories
+        wrong = self._references(rows, "image_id", images) | self._references(rows, "category_id", categories)
+        rows.drop(wrong | self._flags(rows))
+        sides = np.array([(e["height"] or 0, e["width"] or 0) for e in images.entries.values()], np.int64)
+        places = dict(zip(images.entries, range(len(sides)), strict=True))
+        order = np.fromiter((places[entry["image_id"]] for entry in rows.entries), np.int64)
+        sizes = sides.reshape(-1, 2)[order]
+        extents, damaged = read_masks(rows.entries, sizes, rows.report, self.repair)
+        boxes, wrong = self._boxes(rows, extents)
+        status, odd = check_boxes(rows.entries, boxes, extents, sizes, rows.report_all, self.repair)
+        self._areas(rows)
+        # The region of an object whose mask is lost is still ignored, instead of being taken for background.
+        dropped = wrong | odd | (set() if self.repair else damaged)
+        status = status[rows.drop(dropped)]
+        self._number(rows)
+        return rows.entries, status
+
+    def _references(self, rows: _Rows, key: str, known: _Known) -> set[int]:
+        """Make the ids at `key` whole numbers; returns the rows whose id cannot be used."""
+        kind, listed, end = "category", "categories", ""
+        level: Level = "error"
+        if key == "image_id":
+            kind, listed, end, level = "image", "images", "; the annotation is skipped", "warning"
+        bad: list[int] = []
+        unknown: list[int] = []
+        mixed: list[int] = []
+        spelled: list[int] = []
+        raw: list[Any] = [entry.get(key) for entry in rows.entries]
+        plain = known.entries.keys() - known.text
+        for row, value in enumerate(raw):
+            if type(value) is int and value in plain:
+                continue
+            number = known.renamed.get(value) if isinstance(value, str) else None
+            number = whole_number(value) if number is None else number
+            if number is None:
+                bad.append(row)
+            elif number not in known.entries:
+                unknown.append(row)
+            elif isinstance(value, str) and value in known.renamed:
+                rows.entries[row][key] = number
+            else:
+                text = isinstance(value, str) != (number in known.text)
+                (mixed if text else spelled).append(row)
+                rows.entries[row][key] = number
+        first = nearest("", map(str, list(known.entries)[:5]))
+        rows.report_all(
+            "error",
+            f"unknown {kind}",
+            bad,
+            lambda row: f"{key} is {raw[row]!r}, not a whole number",
+        )
+        rows.report_all(
+            level,
+            f"unknown {kind}",
+            unknown,
+            lambda row: f"{key} {raw[row]!r} is not in {listed!r} ({first}){end}",
+        )
+        remedy = "" if self.repair else "; write both as whole numbers (yolact-data fix does)"
+
+        def contradiction(row: int) -> str:
+            number, text = rows.entries[row][key], isinstance(raw[row], str)
+            listed_as = f"the number {number}" if text else f"the text {str(number)!r}"
+            own = f"the text {raw[row]!r}" if text else f"the number {raw[row]}"
+            return f"{key} is {own}, but the id in {listed!r} is {listed_as}{remedy}"
+
+        rows.report_all("note" if self.repair else "error", f"{key} as text", mixed, contradiction)
+        rows.report_all(
+            "note",
+            f"{key} that is not written as a whole number",
+            spelled,
+            lambda row: f"{raw[row]!r} is read as {rows.entries[row][key]}",
+        )
+        return {*bad, *unknown, *(() if self.repair else mixed)}
+
+    def _flags(self, rows: _Rows) -> set[int]:
+        """Make `iscrowd` 0 or 1; returns the rows where it is neither."""
+        bad: list[int] = []
+        spelled: list[int] = []
+        raw: list[Any] = [entry.get("iscrowd") for entry in rows.entries]
+        for row, value in enumerate(raw):
+            if type(value) is int and value in (0, 1):
+                continue
+            truth = flag(value)
+            if truth is None:
+                bad.append(row)
+                continue
+            if isinstance(value, str):
+                spelled.append(row)
+            rows.entries[row]["iscrowd"] = int(truth)
+        rows.report_all("error", "bad iscrowd", bad, lambda row: f"iscrowd is {raw[row]!r}; allowed: 0, 1")
+        rows.report_all(
+            "note", "iscrowd as text", spelled, lambda row: f"{raw[row]!r} is read as {flag(raw[row]):d}"
+        )
+        return set(bad)
+
+    def _boxes(self, rows: _Rows, extents: np.ndarray) -> tuple[np.ndarray, set[int]]:
+        """Read the boxes, and compute missing ones from the masks.
+
+        Returns:
+            (n, 4) float64 x, y, width, height; the rows without a box.
+        """
+        raw: list[Any] = [entry.get("bbox") for entry in rows.entries]
+        boxes = np.full((len(raw), 4), np.nan)
+        spelled: list[int] = []
+        fours = [row for row, box in enumerate(raw) if type(box) is list and len(box) == 4]
+        try:
+            values = array("d", chain.from_iterable(raw[row] for row in fours))
+            boxes[fours] = np.frombuffer(values).reshape(-1, 4)
+        except (TypeError, OverflowError):
+            numbers = {row: [real_number(value) for value in raw[row]] for row in fours}
+            spelled += [r for r, box in numbers.items() if None not in box and str in map(type, raw[r])]
+            for row, box in numbers.items():
+                if None not in box:
+                    boxes[row] = box
+        for row in spelled:
+            rows.entries[row]["bbox"] = boxes[row].tolist()
+        rows.report_all("note", "numbers as text", spelled, lambda row: f"bbox {raw[row]} is read as numbers")
+        finite = np.isfinite(boxes).all(1)
+        masked = np.isfinite(extents).all(1)
+        empty = np.array([box is None or box == [] for box in raw], bool)
+        computed = masked & (empty | (~finite if self.repair else False))
+        if self.repair:
+            computed |= masked & finite & (boxes[:, 2:] <= 0).any(1)
+        boxes[computed] = extents[computed]
+        boxes[computed, 2:] -= extents[computed, :2]
+        for row in np.flatnonzero(computed).tolist():
+            rows.entries[row]["bbox"] = boxes[row].tolist()
+        rows.report_all(
+            "note", "no box", np.flatnonzero(computed & empty).tolist(), lambda row: "it is the mask's"
+        )
+        rows.report_all(
+            "note",
+            "box without area",
+            np.flatnonzero(computed & ~empty).tolist(),
+            lambda row: f"bbox {raw[row]} is replaced by the mask's",
+        )
+        wrong = np.flatnonzero(~(finite | computed)).tolist()
+        rows.report_all(
+            "error",
+            "bad box",
+            wrong,
+            lambda row: f"bbox is {_short(raw[row])} instead of {_BOX}",
+        )
+        return boxes, set(wrong)
+
+    def _areas(self, rows: _Rows) -> None:
+        """Make `area` a number, or None if it is missing or cannot be used."""
+        spelled: list[int] = []
+        bad: list[int] = []
+        raw: list[Any] = [entry.get("area") for entry in rows.entries]
+        for row, value in enumerate(raw):
+            if type(value) in (int, float) and 0 <= value < math.inf:
+                continue
+            number = real_number(value)
+            number = number if number is not None and 0 <= number < math.inf else None
+            rows.entries[row]["area"] = number
+            if value is not None:
+                (bad if number is None else spelled).append(row)
+        rows.report_all(
+            "note", "numbers as text", spelled, lambda row: f"area {raw[row]!r} is read as a number"
+        )
+        rows.report_all(
+            "note", "bad area", bad, lambda row: f"area is {_short(raw[row])}; it is computed from the mask"
+        )
+
+    def _number(self, rows: _Rows) -> None:
+        """Make the annotations' own ids whole numbers, each once; new ones follow the highest."""
+        ids = [whole_number(value) for value in rows.ids]
+        highest = max((number for number in ids if number is not None), default=0)
+        seen: set[int] = set()
+        again: list[int] = []
+        missing: list[int] = []
+        for row, number in enumerate(ids):
+            if number is None or number in seen:
+                (missing if number is None else again).append(row)
+                highest += 1
+                number = highest
+            seen.add(number)
+            rows.entries[row]["id"] = number
+        text = "it is numbered {}"
+        rows.report_all(
+            "note",
+            "duplicate annotation id",
+            again,
+            lambda row: f"the id is given twice; {text.format(rows.entries[row]['id'])}",
+        )
+        rows.report_all(
+            "note",
+            "no annotation id",
+            missing,
+            lambda row: f"the id is {rows.ids[row]!r:.40}, no number; {text.format(rows.entries[row]['id'])}",
+        )
+        rows.report_all(
+            "warning",
+            "annotation id 0",
+            [row for row, number in enumerate(ids) if number == 0],
+            lambda row: "pycocotools' own evaluation never counts annotation id 0 as found",
+        )
+
+
+class _Rows:
+    """Annotations while they are read, with their ids in the file, and where to report about them."""
+
+    def __init__(self, entries: list[Entry], findings: Findings) -> None:
+        self.entries, self.findings = entries, findings
+        self.ids: list[Any] = [entry.get("id") for entry in entries]
+        self._positions = list(range(len(entries)))
+
+    def report_all(self, level: Level, kind: str, rows: Sequence[int], message: Callable[[int], str]) -> None:
+        """Report a finding about each of `rows`."""
+
+        def describe(row: int) -> Finding:
+            name = self.ids[row]
+            name = f"number {self._positions[row] + 1} of the file" if name is None else name
+            return Finding(level, kind, message(row), self.entries[row].get("image_id"), name)
+
+        self.findings.add_all(level, kind, rows, describe)
+
+    def report(self, level: Level, kind: str, row: int, message: str) -> None:
+        """Report a finding about one row."""
+        self.report_all(level, kind, [row], lambda row: message)
+
+    def drop(self, rows: set[int]) -> np.ndarray:
+        """Remove rows; returns the indices (n,) of those that stay."""
+        kept = np.array([row for row in range(len(self.entries)) if row not in rows], np.int64)
+        if rows:
+            self.entries, self.ids, self._positions = (
+                [values[row] for row in kept.tolist()] for values in (self.entries, self.ids, self._positions)
+            )
+        return kept
+
+
+def _highest(entries: Sequence[Entry]) -> int:
+    """The highest whole number among the ids; 0 if there is none."""
+    return max((whole_number(entry.get("id")) or 0 for entry in entries), default=0)
+
+
+def _short(value: Any) -> str:
+    """A value for a message, in at most 100 characters."""
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."

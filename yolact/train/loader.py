@@ -1,0 +1,45 @@
+"""Load the batches of each iteration, in other processes if the settings say so."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from yolact.config import TrainConfig
+from yolact.data.batch import Batch
+from yolact.data.coco import CocoDataset
+from yolact.train.failures import ReplacingDataset, collate_replaced
+from yolact.train.sampler import SharedBatches
+
+GRACE_SECONDS = 60  # that a worker lives on after SIGTERM
+
+
+def iterations(
+    dataset: CocoDataset, batches: SharedBatches, settings: TrainConfig, device: torch.device
+) -> Iterator[list[tuple[Batch, dict[int, str]]]]:
+    """This process's batches of each iteration, with reasons for images that could not be read."""
+    loader: DataLoader[Any] = DataLoader(
+        ReplacingDataset(dataset),
+        batch_sampler=batches,
+        collate_fn=collate_replaced,
+        num_workers=settings.workers,
+        worker_init_fn=_delay_signals,
+        pin_memory=device.type == "cuda",
+        multiprocessing_context="fork" if settings.workers else None,
+    )
+    loaded = iter(loader)
+    for first in loaded:
+        yield [first, *(next(loaded) for _ in range(settings.accumulate - 1))]
+
+
+def _delay_signals(worker: int) -> None:
+    """Keep a process that loads images alive while the training finishes its iteration and saves.
+
+    Ctrl-C and SIGTERM often go to a whole group of processes.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE_SECONDS))
