@@ -102,6 +102,8 @@ DATA = "--images d/val --annotations d/val.json"
         "data show two.json --images d/val --output d/val --config yolact_tiny",
         "data show two.json --images d/val --output - --config yolact_tiny",
         "data shapes -",
+        "data fix d/val.json --output d/val.json",
+        "data fix d/val.json --images d/val --output d/val/1.png",
         "data convert labelme lm lm/a.json",
         "data convert yolo lm --names names.txt lm/a.txt",
         "data convert yolo lm --names names.txt names.txt",
@@ -212,5 +214,8 @@ def test_json_alone_on_standard_output(place: Path, capsys: Capture) -> None:
     cv2.imwrite("lm/b.png", np.zeros((9, 9, 3), np.uint8))
     assert run("data convert labelme lm -") == 0
     assert len(json.loads(capsys.readouterr().out)["annotations"]) == 1
+    assert run("data fix two.json --output -") == 0
+    printed = capsys.readouterr()
+    assert len(json.loads(printed.out)["images"]) == 2 and "nothing had to be changed" in printed.err
     # An earlier result in the folder of the source is no input.
     assert run("data convert labelme lm lm/coco.json") == run("data convert labelme lm lm/coco.json") == 0
