@@ -10,11 +10,12 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from yolact.data.findings import Level
-from yolact.data.segmentation import FARTHEST, POLYGONS, check_polygon, checked_rle, is_pairs
+from yolact.data.segmentation import FARTHEST, POLYGONS, check_polygon, checked_rle, is_pairs, rle_totals
 from yolact.data.values import real_number, whole_number
 
 # How many annotations are checked together: their coordinates are copied into one array.
 _CHUNK = 50_000
+_RLE_CHUNK = 5_000
 Report = Callable[[Level, str, int, str], None]
 
 
@@ -60,8 +61,13 @@ def read_masks(
     extents = np.full((len(annotations), 4), np.nan)
     outlined: list[int] = []
     runs: list[int] = []
+    unchecked: list[int] = []
     for row, entry in enumerate(annotations):
         segmentation = entry.get("segmentation")
+        if type(segmentation) is dict and (compressed := _compressed(segmentation)):
+            entry["segmentation"] = compressed
+            unchecked.append(row)
+            continue
         if type(segmentation) is not list or not _is_packed(segmentation):
             segmentation = entry["segmentation"] = _read_one(segmentation, row, note, repair)
         if type(segmentation) is list:
@@ -81,12 +87,29 @@ def read_masks(
                 note("error", "damaged segmentation", row, str(error))
                 break
         annotations[row]["segmentation"] = None
+    for start in range(0, len(unchecked), _RLE_CHUNK):
+        rows = unchecked[start : start + _RLE_CHUNK]
+        rles = [annotations[row]["segmentation"] for row in rows]
+        sizes_of = np.array([rle["size"] for rle in rles], np.int64)
+        sound = rle_totals([rle["counts"] for rle in rles]) == sizes_of.prod(1)
+        for row in np.array(rows)[~sound].tolist():
+            annotations[row]["segmentation"] = _read_one(annotations[row]["segmentation"], row, note, repair)
+    runs = sorted(runs + [row for row in unchecked if annotations[row]["segmentation"] is not None])
     kept = [row for row in runs if _matches(annotations[row], sizes[row].tolist(), row, note)]
     if kept:
         boxes = coco_mask.toBbox([annotations[row]["segmentation"] for row in kept])
         boxes[:, 2:] += boxes[:, :2]
         extents[kept] = boxes
     return extents, damaged
+
+
+def _compressed(segmentation: dict[str, Any]) -> dict[str, Any] | None:
+    """A compressed RLE that has the right form, not checked further, with its counts in bytes; else None."""
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    right = type(size) is list and len(size) == 2 and type(counts) is str and counts.isascii()
+    if not (right and all(type(side) is int and 0 < side < 2**16 for side in size)):
+        return None
+    return {"size": size, "counts": counts.encode("ascii")}
 
 
 def _is_packed(segmentation: list[Any]) -> bool:

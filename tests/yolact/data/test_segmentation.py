@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
 
-from yolact.data.segmentation import is_empty, rle_counts, to_mask, to_region, to_rle
+from yolact.data.segmentation import is_empty, rle_counts, rle_totals, to_mask, to_region, to_rle
 
 masks = hnp.arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.integers(0, 1))
 
@@ -31,6 +31,22 @@ def test_rle_of_both_kinds_is_that_of_pycocotools(mask: np.ndarray) -> None:
     size = list(mask.shape)
     for counts in (rle["counts"], rle["counts"].decode(), uncompressed(mask)):
         assert (to_mask({"size": size, "counts": counts}, *mask.shape) == mask).all()
+
+
+damaged = st.binary(max_size=12) | st.text("0123456789PQRSTUVWXYZabcdefghijklmno", max_size=30).map(
+    str.encode
+)
+
+
+@given(st.lists(masks.map(lambda m: coco_mask.encode(np.asfortranarray(m))["counts"]) | damaged, max_size=6))
+def test_totals_of_many_are_those_of_each(counts: list[bytes]) -> None:
+    expected = []
+    for each in counts:
+        try:
+            expected.append(int(rle_counts(each).sum()))
+        except ValueError:
+            expected.append(-1)
+    assert rle_totals(counts).tolist() == expected
 
 
 def test_long_runs_are_read() -> None:
