@@ -11,7 +11,7 @@ import argparse
 import os
 from typing import Any
 
-from yolact_runtime.errors import UsageError
+from yolact_runtime.errors import UsageError, YolactError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +49,9 @@ def command(args: argparse.Namespace) -> int:
     slow, fast = (1000 * float(np.median(seconds)) for seconds in times.values())
     share = sum(one.width * one.height for one in regions) / (args.detections * height * width)
     whole, boxes = (coco_mask.decode(rles[0]) for rles in encoded.values())
-    different = float((whole != boxes).sum() / max(int(np.sum(whole)), 1))
+    if not whole.any():
+        raise YolactError(f"no mask has a pixel at {args.size}, so nothing can be compared; raise --size")
+    different = float((whole != boxes).sum() / np.sum(whole))
     print(f"{args.detections} masks at {width} x {height}, {args.threads} threads, {args.repeats} rounds")
     print(f"the masks' bounding boxes cover {share:.1%} of the whole images")
     print(f"whole  {slow:8.2f} ms (median)\nboxes  {fast:8.2f} ms (median)\nratio  {slow / fast:8.2f}")

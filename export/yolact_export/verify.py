@@ -30,6 +30,8 @@ SYNTHETIC_IMAGES = 4
 # The heads of this many images are compared; the detections of all are.
 HEAD_IMAGES = 2
 MASK_SIZE = 480, 640
+# Masks of an image in memory at a time.
+_MASKS = 100
 
 
 @dataclass(frozen=True)
@@ -177,9 +179,10 @@ def _compare_image(
     rows, others = ([pair[side] for pair in pairs] for side in (0, 1))
     for name in ("boxes", "scores", "mask_scores", "coefficients"):
         seen.add(name, getattr(expected, name)[index][rows], getattr(found, name)[index][others])
-    if pairs:
+    for start in range(0, len(pairs), _MASKS):
         masks = []
-        for side, kept in ((expected, rows), (found, others)):
+        for side, used in ((expected, rows), (found, others)):
+            kept = used[start : start + _MASKS]
             coefficients, boxes = side.coefficients[index][kept], side.boxes[index][kept]
             regions = box_masks(coefficients, side.prototypes[index], boxes, *MASK_SIZE)
             masks.append(full_masks(regions, *MASK_SIZE))
@@ -209,15 +212,21 @@ def _pair(expected: Detections, found: Detections, index: int, limits: Tolerance
     if not a or not b:
         return []
 
-    def difference(name: str) -> np.ndarray:
-        left, right = getattr(expected, name)[index, :a, None], getattr(found, name)[index, None, :b]
-        return np.abs(left - right).reshape(a, b, -1).max(axis=2)  # (a, b)
+    classes = expected.classes[index, :a, None] == found.classes[index, None, :b]  # (a, b)
+    scores = np.abs(expected.scores[index, :a, None] - found.scores[index, None, :b])
+    left, right = np.nonzero(classes & (scores <= 10 * limits.score))
 
-    boxes, scores = difference("boxes") / limits.box, difference("scores") / limits.score
-    same = (difference("classes") == 0) & (boxes <= 10) & (scores <= 10)
+    def difference(name: str) -> np.ndarray:
+        apart = getattr(expected, name)[index, left] - getattr(found, name)[index, right]
+        return np.abs(apart).max(axis=1)  # of each candidate pair
+
+    boxes = difference("boxes") / limits.box
     # Neighbouring priors may give nearly the same box; their coefficients differ.
-    distance = boxes + scores + difference("coefficients") / limits.tensor
-    return match_instances(np.where(same, -distance, -np.inf), best_first=True)
+    distance = boxes + scores[left, right] / limits.score + difference("coefficients") / limits.tensor
+    near = boxes <= 10
+    similarity = np.full((a, b), -np.inf)
+    similarity[left[near], right[near]] = -distance[near]
+    return match_instances(similarity, best_first=True)
 
 
 def check(reference: Engine, engine: Engine, images: Sequence[np.ndarray], title: str) -> None:

@@ -13,7 +13,7 @@ from yolact_runtime.commandline import Parser, run
 from yolact_runtime.engines.options import add_engine_options
 from yolact_runtime.errors import UsageError
 from yolact_runtime.files import stream_of
-from yolact_runtime.original import add_original_options, check_original, split_video
+from yolact_runtime.original import ELSEWHERE, add_original_options, split_video
 from yolact_runtime.sources.headers import max_pixels
 
 _DRIVE = r"[A-Za-z]:(?=[\\/])"
@@ -21,7 +21,11 @@ _DRIVE = r"[A-Za-z]:(?=[\\/])"
 
 def build_parser() -> Parser:
     """The options of yolact-infer."""
-    parser = Parser(prog="yolact-infer", description="Find instances in images, videos and cameras.")
+    parser = Parser(
+        prog="yolact-infer",
+        description="Find instances in images, videos and cameras.",
+        elsewhere=ELSEWHERE,
+    )
     add = parser.add_argument
     add("sources", nargs="*", metavar="SOURCE",
         help="images, folders, patterns such as 'photos/*.jpg', videos, a camera (0, /dev/video0, rtsp://...),"
@@ -115,7 +119,6 @@ def check_options(args: argparse.Namespace) -> None:
         value = getattr(args, option)
         if value is not None and value < 1:
             raise UsageError(f"--{option.replace('_', '-')} is {value}; it must be 1 or more")
-    check_original(args)
     if sum(map(bool, (args.sources, args.image, args.images, args.video))) != 1:
         raise UsageError(
             "name the images once: SOURCE..., --image IN[:OUT], --images DIR[:OUTDIR] or --video IN[:OUT]"

@@ -67,7 +67,10 @@ def identity_of(path: str | Path) -> Identity:
     try:
         info = os.fstat(0) if str(path) == STDOUT else Path(path).stat()
     except (OSError, ValueError):
-        real = os.path.normcase(os.path.realpath(path))
+        try:
+            real = os.path.normcase(os.path.realpath(path))
+        except ValueError:  # no file can have this name
+            return str(path)
         return real.casefold() if sys.platform == "darwin" else real
     return info.st_dev, info.st_ino
 

@@ -24,7 +24,7 @@ PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "sympy": ("sympy", ("train",)),
     "yaml": ("pyyaml", ("train",)),
     "huggingface_hub": ("huggingface_hub", ("train",)),
-    "PIL": ("pillow", ("train", "heif")),
+    "PIL": ("pillow", ("heif", "train")),
     "pillow_heif": ("pillow-heif", ("heif",)),
     "tensorboard": ("tensorboard", ("train",)),
     "jinja2": ("jinja2", ("bench", "train")),
@@ -40,6 +40,8 @@ PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "cuda": ("cuda-bindings", ("trt", "rtx")),
     "pycuda": ("pycuda", ("trt", "rtx")),
 }
+# Folders in which several distributions put their modules.
+_SHARED = ("cuda",)
 
 
 def require(what: str, extra: str, *packages: str) -> None:
@@ -59,9 +61,14 @@ def import_failure(error: BaseException, what: str, extra: str = "") -> YolactEr
     Returns:
         None if no package of `PACKAGES` is to blame.
     """
-    missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
-    if missing in PACKAGES and not installed(missing):
-        return missing_extra(f"{what} (no module {missing!r})", extra or PACKAGES[missing][1][0])
+    name = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
+    missing = name.partition(".")[0]
+    # Other packages may have brought a folder that several share, such as `cuda`.
+    shared = missing in _SHARED and not installed(name)
+    if missing in PACKAGES and (name == missing or shared or not installed(missing)):
+        return missing_extra(
+            f"{what} (no module {name if shared else missing!r})", extra or PACKAGES[missing][1][0]
+        )
     package = _failing_package(error)
     if package is None:
         return None

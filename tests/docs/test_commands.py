@@ -22,8 +22,9 @@ FOREIGN = {"--no-deps", "--strict", "--extra-index-url", "--gpus"}
 
 
 def options_of(parser: argparse.ArgumentParser) -> set[str]:
-    """Every option of a command, those of its subcommands included."""
-    own = set(parser._option_string_actions)
+    """Every option that the help of a command has, those of its subcommands included."""
+    actions = parser._option_string_actions
+    own = {option for option, action in actions.items() if action.help != argparse.SUPPRESS}
     return own.union(*(options_of(sub) for sub in hooks.subcommands(parser).values()))
 
 

@@ -50,6 +50,20 @@ def test_openvino_from_an_onnx_file(graph: onnx.ModelProto, tmp_path: Path, caps
     assert "(?,128,128,3)" in printed
 
 
+def test_links_to_bundles_stay(graph: onnx.ModelProto, tmp_path: Path, capsys: Capture) -> None:
+    pytest.importorskip("openvino")
+    onnx.save(graph, tmp_path / "m.onnx")
+    (tmp_path / "store").mkdir()
+    for name, real in (("l.xml", "a"), ("l.bin", "b")):
+        (tmp_path / "store" / real).write_text("old")
+        (tmp_path / name).symlink_to(tmp_path / "store" / real)
+    assert export(tmp_path / "m.onnx", "openvino", tmp_path / "l.xml", "--no-verify") == 0
+    assert (tmp_path / "l.xml").is_symlink() and (tmp_path / "l.bin").is_symlink()
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == ["a", "b"]
+    assert (tmp_path / "store/b").stat().st_size > 100_000
+    load_engine(tmp_path / "l.xml").close()
+
+
 def test_openvino_reports_to_nobody(graph: onnx.ModelProto, tmp_path: Path, monkeypatch) -> None:
     backend = pytest.importorskip("openvino_telemetry.backend.backend_ga4")
     sent = []

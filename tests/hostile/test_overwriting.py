@@ -102,6 +102,8 @@ DATA = "--images d/val --annotations d/val.json"
         "data show two.json --images d/val --output d/val --config yolact_tiny",
         "data show two.json --images d/val --output - --config yolact_tiny",
         "data shapes -",
+        "data fix d/val.json --output d/val.json",
+        "data fix d/val.json --images d/val --output d/val/1.png",
         "data convert labelme lm lm/a.json",
         "data convert yolo lm --names names.txt lm/a.txt",
         "data convert yolo lm --names names.txt names.txt",
@@ -132,7 +134,9 @@ def test_an_input_that_would_be_written_over(place: Path, line: str, capsys: Cap
     assert run(line) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1 and errors[0].startswith("ERROR: ")
-    assert any(words in errors[0] for words in ("write over", "the same file", "standard output", "kept"))
+    assert any(
+        words in errors[0] for words in ("write over", "the same file", "standard output", "kept", "ends in")
+    )
     assert content() == before
 
 
@@ -192,7 +196,6 @@ def test_outputs_below_a_file(place: Path, line: str, capsys: Capture) -> None:
     [
         f"eval --engine e.onnx {DATA} --json d",
         "data check two.json --json d",
-        "export --weights c.pth --config yolact_tiny --output d",
         "bench --engine e.onnx --report d",
     ],
 )
@@ -211,5 +214,8 @@ def test_json_alone_on_standard_output(place: Path, capsys: Capture) -> None:
     cv2.imwrite("lm/b.png", np.zeros((9, 9, 3), np.uint8))
     assert run("data convert labelme lm -") == 0
     assert len(json.loads(capsys.readouterr().out)["annotations"]) == 1
+    assert run("data fix two.json --output -") == 0
+    printed = capsys.readouterr()
+    assert len(json.loads(printed.out)["images"]) == 2 and "nothing had to be changed" in printed.err
     # An earlier result in the folder of the source is no input.
     assert run("data convert labelme lm lm/coco.json") == run("data convert labelme lm lm/coco.json") == 0

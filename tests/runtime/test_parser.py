@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from argparse import SUPPRESS
 
 import pytest
 from commands import COMMAND_LINES, COMMANDS
@@ -40,7 +41,8 @@ def parser_of(line: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> Parser:
 @pytest.mark.parametrize("line", COMMAND_LINES, ids=" ".join)
 def test_a_misspelt_option_names_the_right_one(line: tuple[str, ...], monkeypatch, capsys: Capture) -> None:
     parser = parser_of(line, monkeypatch)
-    options = [name for name in parser._option_string_actions if name.startswith("--") and len(name) > 6]
+    shown = {name for name, action in parser._option_string_actions.items() if action.help != SUPPRESS}
+    options = [name for name in shown if name.startswith("--") and len(name) > 6]
     assert "--debug" in options
     for option in options:
         for wrong in {option[:-2] + option[-1], option.replace("e", "", 1), option + "x"} - {*options}:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from yolact.registry import get_config
 from yolact_runtime.commandline import Parser, printing_beside, run
 from yolact_runtime.errors import UsageError, YolactError, counted
-from yolact_runtime.files import atomic_path, read_json, stream_of, write_json
+from yolact_runtime.files import atomic_path, is_stdout, read_json, stream_of, write_json
 from yolact_runtime.outputs import check_outputs
 
 if TYPE_CHECKING:
@@ -171,7 +171,8 @@ def _fix(args: argparse.Namespace) -> int:
     inputs = [("annotations", args.annotations), ("--images", args.images)]
     check_outputs(inputs, [("--output", args.output)])
     found = fix_annotations(args.annotations, args.output, args.images, args.crowd_as_instances)
-    console = Console()
+    # With `--output -`, standard output has nothing else.
+    console = Console(stderr=is_stdout(args.output))
     titles: dict[Level, str] = {"note": "changed", "error": "not repaired", "warning": "left as it is"}
     for wanted, title in titles.items():
         for (level, kind), number in found.counts.items():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from yolact.data.findings import Findings
 from yolact.data.geometry import Geometry
 from yolact.data.image_files import check_sizes, find_images, size_problem
 from yolact.data.mask_targets import MaskSampler
+from yolact.data.packed import PackedList, pickled
 from yolact.data.segmentation import to_region
 from yolact.model.preprocess import Normalise
 from yolact.model.priors import prototype_size, pyramid_levels
@@ -86,6 +88,18 @@ class CocoDataset(Dataset[Sample]):
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @property
+    def records(self) -> PackedList[Record]:
+        """The images with their annotations, in memory that the processes of a DataLoader share."""
+        return self._records
+
+    @records.setter
+    def records(self, records: Sequence[Record]) -> None:
+        if not isinstance(records, PackedList):
+            # Whoever needs a path only does not unpickle the annotations.
+            records = PackedList(replace(one, annotations=pickled(one.annotations)) for one in records)
+        self._records = records
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample:
         """The sample of (epoch, index), on which the augmentation depends; an index alone is of epoch 0.

@@ -218,7 +218,7 @@ def _from_ultralytics(path: Path, content: dict[str, Any]) -> DatasetConfig:
             output = path.with_name(f"{path.stem}_coco")
             raise YolactError(
                 f"dataset {path} describes YOLO's text files, and there is no COCO file of its {part} part in"
-                f" {root}; convert it: yolact-data convert yolo {shlex.quote(str(path))}"
+                f" {root.resolve()}; convert it: yolact-data convert yolo {shlex.quote(str(path))}"
                 f" {shlex.quote(str(output))}; then use --dataset {shlex.quote(str(output / 'dataset.yaml'))}"
             )
         found[f"{part}_annotations"], found[f"{part}_images"] = str(files[0]), str(folders[files[0]])

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from yolact.config import TrainConfig
 from yolact.data.batch import Batch
 from yolact.data.coco import CocoDataset
+from yolact.data.workers import start_method
 from yolact.train.failures import ReplacingDataset, collate_replaced
 from yolact.train.sampler import SharedBatches
 
@@ -29,7 +30,7 @@ def iterations(
         num_workers=settings.workers,
         worker_init_fn=_delay_signals,
         pin_memory=device.type == "cuda",
-        multiprocessing_context="fork" if settings.workers else None,
+        multiprocessing_context=start_method() if settings.workers else None,
     )
     loaded = iter(loader)
     for first in loaded:

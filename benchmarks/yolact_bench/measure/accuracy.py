@@ -55,7 +55,8 @@ def agree(first: Candidate, second: Candidate, images: Sequence[Path]) -> dict[s
 
     Returns:
         `instances` of the first in these `images`, how many of them `matched` one of the second of their
-        category with a mask IoU above 0.9, and the mean `mask_iou` of these; None if the classes differ.
+        category with a mask IoU above 0.9, and the mean `mask_iou` of these, 0 without any; None if the
+        classes differ.
     """
     from yolact.evaluation.matching import match_instances, pairwise_iou
 

@@ -219,6 +219,8 @@ def agreement_text(engine: EngineReport) -> str:
     """How many instances of another candidate this one matches; empty if that was not measured."""
     if (found := engine.agreement) is None:
         return ""
+    if not found["instances"]:
+        return f"cannot be matched: {found['with']} finds no instance in {found['images']} images"
     return (
         f"matches {found['matched']} of {found['instances']} instances of {found['with']} in"
         f" {found['images']} images, mask IoU {found['mask_iou']:.4f}"

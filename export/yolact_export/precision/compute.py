@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import onnx
 
 from yolact_export.onnx_graph import element_types
-from yolact_export.precision.layers import COMPUTE, layer_group
+from yolact_export.precision.layers import COMPUTE, DETECTION, layer_group
+from yolact_runtime.errors import counted
 
 _INTEGERS = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 TYPES = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
@@ -76,7 +77,7 @@ def _one_image(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
     del result.graph.value_info[:]
     try:
         return onnx.shape_inference.infer_shapes(result, data_prop=True), 1
-    except Exception:  # the batch is fixed elsewhere in the graph: keep its own shapes
+    except onnx.shape_inference.InferenceError:  # the batch is fixed elsewhere: keep the graph's own shapes
         return model, 1
 
 
@@ -142,12 +143,16 @@ def delivered(layers: Iterable[LayerCompute], precision: str, named: Collection[
     layers = list(layers)
     required = REQUIRED.get(precision, 1.0)
     share = shares(layers, named).get(TYPES[precision], 0.0)
-    if share >= required:
+    # Layers of unknown shape have no weight in the share. Detection, which has some, always stays in float32.
+    rest = [one for one in layers if not one.macs and one.group not in (*named, DETECTION)]
+    unknown = [one for one in rest if one.kind != TYPES[precision]]
+    if share >= required and not unknown:
         return precision, ""
     names = {kind: name for name, kind in TYPES.items()}
     found = shares(layers)
     most = names.get(next(iter(found), "float32"), "fp32")
     total = percentages(found) or "no compute"
+    total += f"; {counted(len(unknown), 'layer')} of unknown shape" if unknown else ""
     return most, (
         f"{precision} was requested, but only {share:.1%} of the compute to be reduced is"
         f" {TYPES[precision]} ({required:.0%} is required; in total: {total})"

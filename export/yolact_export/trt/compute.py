@@ -62,7 +62,7 @@ def count_engine(information: str) -> dict[str, int]:
         information: `EngineInspector.get_engine_information` of an engine built with detailed verbosity.
 
     Returns:
-        As `count_network`; empty if the inspector lists no types.
+        As `count_network`; empty if the inspector does not list the type of every such layer.
     """
     counts: Counter[str] = Counter()
     for layer in json.loads(information).get("Layers", []):
@@ -73,10 +73,10 @@ def count_engine(information: str) -> dict[str, int]:
             continue
         inputs = layer.get("Inputs") or [{}]
         text = str(inputs[0].get("Format/Datatype") or inputs[0].get("Datatype") or "")
-        for pattern, name in _TYPES:
-            if pattern.search(text):
-                counts[name] += 1
-                break
+        name = next((name for pattern, name in _TYPES if pattern.search(text)), None)
+        if name is None:  # such as "N/A due to dynamic shapes": the others do not stand for it
+            return {}
+        counts[name] += 1
     return dict(counts)
 
 

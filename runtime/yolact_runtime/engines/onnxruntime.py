@@ -127,7 +127,11 @@ class OnnxRuntimeEngine(Engine):
         """A session and the precision that it computes in, as its optimised graph shows."""
         stored = (read_properties(self.path) or {}).get(f"{PREFIX}precision", "").strip('"')
         if stored not in ("fp16", "int8"):
-            return self._open(providers, threads), "fp32"
+            session = self._open(providers, threads)
+            if stored == "fp32":
+                return session, stored
+            self.unknown_because = "the metadata cannot be read from the file"
+            return session, UNKNOWN
         try:
             with tempfile.TemporaryDirectory() as folder:
                 written = Path(folder) / "optimised.onnx"

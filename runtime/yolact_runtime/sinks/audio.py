@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,13 @@ log = logging.getLogger(__name__)
 # Sound after the last picture is kept if the source has no picture later than this many seconds after it.
 _END = 1.0
 _UNHEARD = 0.1  # seconds of sound whose loss needs no warning
+# How packets begin in transport and program streams, where a broadcast may change the codec of a track: mask
+# and value of the first 16 bits.
+_SYNC = {
+    "aac": (0xFFF6, 0xFFF0), "mp2": (0xFFE6, 0xFFE4), "mp3": (0xFFE6, 0xFFE2),
+    "ac3": (0xFFFF, 0x0B77), "eac3": (0xFFFF, 0x0B77),
+}  # fmt: skip
+_OVERLAPS, _FOREIGN = "overlaps other sound where its clock restarts", "changes its codec within the file"
 
 
 class AudioCopy:
@@ -59,8 +66,10 @@ class AudioCopy:
             if stream.codec_context and takes_audio(output.format.name, source, stream.index):
                 track = output.add_stream_from_template(stream)
                 track.metadata.update(_described(stream))
-                track.disposition = stream.disposition
-                self._tracks[stream.index] = _Track(track, start_of(stream))
+                # PyAV 17.0 takes nothing but a number.
+                track.disposition = stream.disposition.value  # type: ignore[assignment]
+                sync = _SYNC.get(codec) if self._container.format.name in ("mpeg", "mpegts") else None
+                self._tracks[stream.index] = _Track(track, start_of(stream), sync)
                 self.codecs.append(codec)
             else:
                 kept = stream.codec_context and takes_audio("matroska", source, stream.index)
@@ -113,7 +122,7 @@ class AudioCopy:
             self._container = None
 
     def _fits(self, packet: Packet, track: _Track) -> bool:
-        """Prepare a packet for the output; False for what is not heard, or overlaps the packet before."""
+        """Prepare a packet for the output; False for what is not heard, or cannot be kept."""
         assert packet.time_base is not None
         stamp = packet.pts if packet.pts is not None else packet.dts
         assert stamp is not None
@@ -123,20 +132,24 @@ class AudioCopy:
         shift = round((self.lead - self._start) / packet.time_base)
         packet.pts = stamp + shift
         packet.dts = packet.pts if packet.dts is None else packet.dts + shift
-        if track.last is not None and packet.dts <= track.last:
-            track.lost += float((packet.duration or 0) * packet.time_base)
+        mask, value = track.sync or (0, 0)
+        foreign = bool(mask) and int.from_bytes(bytes(packet)[:2], "big") & mask != value
+        if foreign or (track.last is not None and packet.dts <= track.last):
+            cause = _FOREIGN if foreign else _OVERLAPS
+            seconds = float((packet.duration or 0) * packet.time_base)
+            track.lost[cause] = track.lost.get(cause, 0.0) + seconds
             return False
         track.last = packet.dts
         packet.stream = track.output
         return True
 
     def _report(self) -> None:
-        lost = max((track.lost for track in self._tracks.values()), default=0.0)
-        if lost > _UNHEARD:
-            log.warning(
-                "%s lacks %.2f s of the sound of %s, which overlaps other sound where its clock restarts",
-                self._target, lost, self._source,
-            )  # fmt: skip
+        for cause in (_OVERLAPS, _FOREIGN):
+            lost = max((track.lost.get(cause, 0.0) for track in self._tracks.values()), default=0.0)
+            if lost > _UNHEARD:
+                log.warning(
+                    "%s lacks %.2f s of the sound of %s, which %s", self._target, lost, self._source, cause
+                )
 
     def _time(self, packet: Packet) -> float:
         stamp = packet.pts if packet.pts is not None else packet.dts
@@ -159,8 +172,9 @@ class _Track:
 
     output: AudioStream
     start: float | None  # of the sound that is heard, in seconds of the source
+    sync: tuple[int, int] | None  # how its packets begin, as of `_SYNC`
     last: int | None = None  # time stamp of the previous packet
-    lost: float = 0.0  # seconds of sound that were left out
+    lost: dict[str, float] = field(default_factory=dict)  # seconds that were left out, by the cause
 
 
 def _described(stream: AudioStream) -> dict[str, str]:

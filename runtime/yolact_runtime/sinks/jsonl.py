@@ -187,5 +187,5 @@ def _locked(path: Path) -> BinaryIO:
         file.close()
         raise YolactError(f"another run writes to {path}; wait for it, or name another file") from None
     except OSError as error:  # a file system without locks
-        log.debug("%s is not locked: %s", path, error)
+        log.warning("%s cannot be locked (%s): make sure that no other run writes to it", path, error)
     return file

@@ -31,6 +31,7 @@ _LEAST_STEP = 1e-3
 _LEAP_LIVE, _LEAP = 10.0, 12 * 3600.0
 # Number of frames by which a codec may reorder them: 16 in H.264 and HEVC.
 _REORDERED = 20
+_LATE = 2  # frames out of order, beyond which the time stamps are not those of showing them
 # Seconds within which the second field of an interlaced frame follows the first, in a packet of its own.
 _FIELD = 0.025
 # Codecs with packets that contain no frame to be shown.
@@ -97,10 +98,12 @@ class Decoder:
         self._places = 0
         self._pending: dict[int, None] = {}  # time stamps of frames inside the decoder, in its order
         self._absent: list[int] = []  # time stamps that were passed over; their frames may still come
-        self._ordered = True  # the frames came in the order of their time stamps so far
+        self._late = 0  # number of frames that came after others with later time stamps
+        self._ordered = True  # the time stamps are those of showing the frames
         self._after = 0  # number of frames since the last one was passed over
         self._fields_from: int | None = None  # time stamp of the previous frame, if it is interlaced
-        self._first_key: int | None = None
+        self._first: int | None = None  # time stamp of the first frame that can be shown
+        self._begun = False
         self._since: str | None = None  # place and cause of the current damage
         self._key: float | None = None  # time stamp of the key frame that may end the damage
         self._lost_here = 0
@@ -117,8 +120,9 @@ class Decoder:
         av = load_av()
         for packet in packets:
             if packet.size:
-                if packet.is_keyframe and self._first_key is None:
-                    self._first_key = packet.pts
+                if not self._begun and packet.is_keyframe:
+                    self._first = packet.pts
+                self._begun = True
                 if self._since is not None and not self._is_whole(packet):
                     self._lost_here += 1
                     continue
@@ -140,7 +144,8 @@ class Decoder:
     def seconds(self, frame: VideoFrame) -> float | None:
         """The time stamp of a frame of this stream in seconds."""
         # A frame flushed out of the decoder does not know its time base.
-        return None if frame.pts is None else float(frame.pts * self._tick)
+        stamp = frame.pts if self._ordered or frame.dts is None else frame.dts
+        return None if stamp is None else float(stamp * self._tick)
 
     def duration(self, frame: VideoFrame) -> float | None:
         """Seconds that a frame of this stream is shown; None if the file does not say."""
@@ -157,7 +162,12 @@ class Decoder:
     def _came(self, frame: VideoFrame) -> VideoFrame:
         """Note which frames are still missing now that `frame` has come; returns it."""
         if frame.pts in self._absent:
-            self._ordered = False  # times of decoding, as ASF has them for frames that refer to later ones
+            self._absent.remove(frame.pts)
+            self._late += 1
+            # Times of decoding, as ASF has them for frames that refer to later ones.
+            self._ordered = self._late < _LATE
+        if self._first is None:  # the first packet was no key frame
+            self._first = frame.pts
         self._after += 1
         if frame.pts in self._pending:
             # Frames come in order of their times: those pending before this one were dropped.
@@ -185,7 +195,7 @@ class Decoder:
         gone, self._absent = self._absent, []
         if not gone or self._live or self._stream.codec_context.name in _HIDDEN:
             return
-        if early := [pts for pts in gone if self._first_key is None or pts < self._first_key]:
+        if early := [pts for pts in gone if self._first is None or pts < self._first]:
             log.warning(
                 "video %s begins between key frames: %s before the first cannot be decoded",
                 self._name, counted(len(early), "frame"),

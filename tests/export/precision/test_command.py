@@ -162,6 +162,9 @@ def test_delivered_counts_compute_not_layers() -> None:
     assert delivered(layers, "int8", ["protonet"]) == ("int8", "")
     assert delivered(layers, "fp16")[0] == "int8"
     assert delivered([], "fp16")[0] == "fp32"
+    hidden = [*layers, LayerCompute("x", "backbone.stem", "float32", 0)]
+    assert "1 layer of unknown shape" in delivered(hidden, "int8", ["protonet"])[1]
+    assert delivered(hidden, "int8", ["protonet", "backbone.stem"])[1] == ""
 
 
 def test_agreement_of_a_network_with_itself_and_with_a_broken_one(network: Yolact) -> None:

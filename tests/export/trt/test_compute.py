@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from yolact_export.trt.compute import delivered
+from yolact_export.trt.compute import count_engine, delivered
 
 
 @pytest.mark.parametrize(
@@ -32,3 +34,17 @@ def test_delivered(
     requested: str, counts: dict[str, int], network: dict[str, int], expected: tuple[str, bool]
 ) -> None:
     assert delivered(requested, counts, network) == expected
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["Half", "Half", "Float"], {"fp16": 2, "fp32": 1}),
+        (["Half", "N/A due to dynamic shapes"], {}),
+        (["Half", ""], {}),
+    ],
+)
+def test_a_layer_of_unknown_type_is_not_left_out(texts: list[str], expected: dict[str, int]) -> None:
+    layers = [{"LayerType": "CaskConvolution", "Inputs": [{"Format/Datatype": text}]} for text in texts]
+    layers.append({"LayerType": "NoOp", "Inputs": [{"Format/Datatype": "?"}]})
+    assert count_engine(json.dumps({"Layers": layers})) == expected

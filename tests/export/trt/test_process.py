@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
+from yolact_export.trt.engine import _engine_and_json
 from yolact_export.trt.process import BuildRequest, BuildResult, run_build
 from yolact_runtime.errors import YolactError
 
@@ -55,3 +57,24 @@ def test_a_library_that_is_not_there() -> None:
     request = BuildRequest("tensorrt_nowhere", "m.onnx", "m.engine", "fp32", (1, 1, 1))
     with pytest.raises(YolactError, match="tensorrt_nowhere does not load"):
         run_build(request, "TensorRT")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links of POSIX")
+def test_a_link_to_an_engine_stays(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/real").write_text("old")
+    (tmp_path / "m.engine").symlink_to("store/real")
+
+    def build(text: str, fail: bool) -> None:
+        with _engine_and_json(tmp_path / "m.engine") as (engine, json_path):
+            engine.write_text(text)
+            json_path.write_text(text)
+            if fail:
+                json_path.unlink()  # so that only the engine can be put in place
+
+    build("new", fail=False)
+    with pytest.raises(YolactError, match=r"cannot write .*m\.engine\.json"):
+        build("newer", fail=True)
+    assert (tmp_path / "m.engine").is_symlink()
+    assert (tmp_path / "store/real").read_text() == (tmp_path / "m.engine.json").read_text() == "new"
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["real"]

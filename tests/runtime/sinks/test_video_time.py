@@ -132,6 +132,17 @@ def test_overlapping_sound_is_reported(tmp_path, caplog):
     assert message.startswith(f"{written} lacks 1.0") and "overlaps other sound" in message
 
 
+def test_sound_that_changes_its_codec_is_reported(tmp_path, caplog):
+    parts = [recording(tmp_path / f"{codec}.ts", 1.0, 0.0, codec) for codec in ("aac", "mp2")]
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes((tmp_path / "aac.ts").read_bytes() + (tmp_path / "mp2.ts").read_bytes())
+    written, _ = copy(joined, tmp_path / "out")
+    # FFmpeg has either found out when it opens the file, or not.
+    assert len(videos.sound(written)[0]) in map(len, parts)
+    (message,) = warnings_in(caplog)
+    assert message.startswith(f"{written} lacks 1.") and "changes its codec" in message
+
+
 def test_a_recorder_that_paused_leaves_no_hour_of_nothing(tmp_path, caplog):
     for name, start in (("a.ts", 1.0), ("b.ts", 3601.0)):
         recording(tmp_path / name, start, 0.0, "mp2")

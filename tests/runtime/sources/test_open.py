@@ -123,7 +123,7 @@ def test_an_address_that_cannot_be_opened_gives_no_secret_away(place, monkeypatc
     monkeypatch.setitem(sys.modules, "av", None)
     frames = list(open_source(["rtsp://user:secret@host/1?token=secret", "a.png"]))
     assert [frame.name for frame in frames] == ["rtsp://host/1", "a.png"]
-    with pytest.raises(YolactError, match="video needs packages"):
+    with pytest.raises(YolactError, match=r"video .* needs packages"):
         frames[0].read()
 
 

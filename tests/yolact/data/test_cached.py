@@ -36,7 +36,7 @@ def test_samples_are_those_of_the_dataset_and_files_are_read_once(shapes: Datase
     dataset = cached(shapes)
     for index in range(len(plain)):
         assert same(dataset[0, index], plain[index])
-    dataset.records[:] = [replace(record, path=Path("gone")) for record in dataset.records]
+    dataset.records = [replace(record, path=Path("gone")) for record in dataset.records]
     assert same(dataset[7, 3], plain[3])
 
 

@@ -144,6 +144,16 @@ def test_fetches_once_and_notes_size_and_hash(server: Server, tmp_path: Path) ->
     assert len(server.requests) == 1
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links of POSIX")
+def test_a_link_in_the_cache_stays(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/real").write_bytes(b"old")
+    (tmp_path / "file").symlink_to("store/real")
+    download(f"{server.url}/file", tmp_path / "file", SHA)
+    assert (tmp_path / "file").is_symlink() and (tmp_path / "store/real").read_bytes() == CONTENT
+    assert left_over(tmp_path / "store") == {"real"}
+
+
 def test_resumes_where_the_connection_broke(server: Server, tmp_path: Path) -> None:
     server.drops = [1_000_000, 500_000]
     download(f"{server.url}/file", tmp_path / "file")
@@ -332,7 +342,7 @@ def test_processes_that_ask_at_once_fetch_once(server: Server, tmp_path: Path) -
 
 
 def test_missing_library_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "huggingface_hub.utils", None)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(YolactError, match=r'needs packages that are not installed; .*"yolact\[train\]"'):
         download("http://127.0.0.1/file", tmp_path / "file")
 
