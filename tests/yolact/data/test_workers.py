@@ -112,14 +112,14 @@ class Annotations(torch.utils.data.Dataset):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no fork, or no count of private memory")
 def test_a_process_does_not_copy_the_annotations_that_it_reads(write_coco, make_square) -> None:
-    one = make_square(3, 3, 5)
+    one = make_square(0, 0, 300)
     one["segmentation"] = [[float(value) for value in range(300)]]
-    images, path = write_coco([(9, 9)], [{**one, "image_id": 1, "id": number} for number in range(6000)])
+    images, path = write_coco([(300, 300)], [{**one, "image_id": 1, "id": number} for number in range(6000)])
     dataset = CocoDataset(images, path, MODEL, Classes(("nut", "bolt"), (0, 7)))
     (record,) = dataset.records
     # 20 bytes for a float, 56 MB in all.
     dataset.records = [
-        type(record)(index, record.path, 9, 9, [dict(a) for a in record.annotations[index : index + 60]])
+        type(record)(index, record.path, 300, 300, [dict(a) for a in record.annotations[index : index + 60]])
         for index in range(0, 6000, 60)
     ]
     loader = DataLoader(Annotations(dataset), num_workers=1, multiprocessing_context="fork", collate_fn=max)

@@ -342,7 +342,8 @@ def test_processes_that_ask_at_once_fetch_once(server: Server, tmp_path: Path) -
 
 
 def test_missing_library_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    for name in ("huggingface_hub", "huggingface_hub.utils"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(YolactError, match=r'needs packages that are not installed; .*"yolact\[train\]"'):
         download("http://127.0.0.1/file", tmp_path / "file")
 
