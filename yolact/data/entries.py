@@ -93,6 +93,8 @@ class EntryReader:
         for entry in entries:
             raw, name = entry.get("id"), entry.get(text)
             number = whole_number(raw)
+            if kind == "category" and number is not None and abs(number) >= 2**63:
+                number, raw = None, str(raw)  # engines hold category ids in 64 bits
             if number is None and self.repair and isinstance(raw, str):
                 number = known.renamed.setdefault(raw, 1 + len(known.renamed) + _highest(entries))
                 self.findings.add("note", f"{kind} ids that are no numbers", f"{raw!r} becomes {number}")

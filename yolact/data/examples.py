@@ -57,26 +57,36 @@ def require_examples(
     Raises:
         YolactError: no class has an example; says why and what to do.
     """
+    if why := why_nothing(file, images, crowd_as_instances):
+        raise YolactError(f"{file.path}: {why}")
     counts = count_examples(file, images, crowd_as_instances)
     names = {category["id"]: category["name"] for category in file.categories}
-    total = np.sum(list(counts.values()), axis=0) if counts else np.zeros(len(STATUS), np.int64)
-    where = (
-        str(file.path)
-        if images is None or len(images) == len(file.images)
-        else (f"{counted(len(images), 'image')} of {file.path}")
-    )
-    if not total[EXAMPLE]:
-        main = int(np.argmax(total))
-        raise YolactError(
-            f"{where}: nothing to learn: {_reasons(total)}"
-            + (f"; {_REMEDIES[main]}" if total[main] else _lost(file))
-        )
     without = [f"{names[number]} ({_reasons(row)})" for number, row in counts.items() if not row[EXAMPLE]]
     if without:
         log.warning(
             "%s: %d of %s have nothing to learn from: %s",
-            *(where, len(without), counted(len(counts), "class", "classes"), first_few(without, 8)),
+            *(file.path, len(without), counted(len(counts), "class", "classes"), first_few(without, 8)),
         )
+
+
+def why_nothing(
+    file: AnnotationFile, images: Collection[int] | None = None, crowd_as_instances: bool = False
+) -> str | None:
+    """Why there is nothing to learn, and what to do; None if there is something.
+
+    Args:
+        file, images, crowd_as_instances: As for `count_examples`.
+    """
+    counts = count_examples(file, images, crowd_as_instances)
+    total = np.sum(list(counts.values()), axis=0) if counts else np.zeros(len(STATUS), np.int64)
+    if total[EXAMPLE]:
+        return None
+    where = (
+        "" if images is None or len(images) == len(file.images) else f" in {counted(len(images), 'image')}"
+    )
+    main = int(np.argmax(total))
+    remedy = f"; {_REMEDIES[main]}" if total[main] else _lost(file)
+    return f"nothing to learn{where}: {_reasons(total)}{remedy}"
 
 
 def _reasons(row: np.ndarray) -> str:

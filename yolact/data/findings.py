@@ -91,7 +91,7 @@ class Findings:
         if kinds:
             first = self.first("error", kinds[0])
             more = sum(errors[kind] for kind in kinds) - 1
-            others = f" ({counted(more, 'more error')}: yolact-data check {source})" if more else ""
+            others = f" ({counted(more, 'more error')}: yolact-data check lists them)" if more else ""
             raise YolactError(f"{source}: {first.where}{first.message}{others}")
 
     def log(self, source: object, log: logging.Logger) -> None:

@@ -106,8 +106,9 @@ def read_masks(
 def _compressed(segmentation: dict[str, Any]) -> dict[str, Any] | None:
     """A compressed RLE that has the right form, not checked further, with its counts in bytes; else None."""
     size, counts = segmentation.get("size"), segmentation.get("counts")
-    right = type(size) is list and len(size) == 2 and type(counts) is str and counts.isascii()
-    if not (right and all(type(side) is int and 0 < side < 2**16 for side in size)):
+    if not (type(size) is list and len(size) == 2 and type(counts) is str and counts.isascii()):
+        return None
+    if not all(type(side) is int and 0 < side < 2**16 for side in size):
         return None
     return {"size": size, "counts": counts.encode("ascii")}
 

@@ -13,8 +13,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from yolact.data.annotations import AnnotationFile, parse_annotations
-from yolact.data.consistency import EXAMPLE
-from yolact.data.examples import count_examples
+from yolact.data.examples import why_nothing
 from yolact.data.findings import Finding, Level
 from yolact.data.image_files import find_images, size_problem
 from yolact.data.segmentation import to_rle
@@ -81,11 +80,9 @@ def check_annotations(
             raise YolactError(f"image folder {images} does not exist")
         sizes |= _open_images(file, Path(images), progress)
     classes = _count_classes(file, sizes, progress)
-    counts, total = count_examples(file), len(file.annotations) + file.dropped
-    if not any(row[EXAMPLE] for row in counts.values()):
-        level: Level = "error" if total else "warning"
-        message = "no annotation is an example to learn from (an instance with box and mask in its image)"
-        findings.add(level, "nothing to learn", message)
+    total = len(file.annotations) + file.dropped
+    if why := why_nothing(file):
+        findings.add("error" if total else "warning", "nothing to learn", why)
     for count in classes:
         if not count.instances:
             findings.add("warning", "class without instances", f"{count.name!r} (id {count.category_id})")

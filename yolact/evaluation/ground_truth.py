@@ -13,10 +13,12 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from yolact.data.annotations import read_annotations
+from yolact.data.examples import why_nothing
 from yolact.data.findings import Findings
 from yolact.data.image_files import check_sizes, find_images
 from yolact.data.segmentation import to_rle
 from yolact_runtime import Metadata, YolactError
+from yolact_runtime.errors import counted
 from yolact_runtime.sources.images import read_image
 from yolact_runtime.typed import first_few
 
@@ -102,6 +104,8 @@ def read_ground_truth(
     """
     # Class names that occur twice are told apart by their ids.
     file = read_annotations(annotations, ignored=["duplicate category name"])
+    if file.dropped and not file.annotations:
+        raise YolactError(f"{file.path}: {why_nothing(file)}")
     findings = Findings()
     paths = find_images(file.images, images, findings)
     findings.raise_errors(file.path)
@@ -118,6 +122,12 @@ def read_ground_truth(
         _completed(entry, number, records[entry["image_id"]], crowd_as_instances, file.path)
         for number, entry in enumerate(file.annotations, start=1)
     ]
+    if completed and all(entry["iscrowd"] for entry in completed):
+        log.warning(
+            "%s: all of %s are crowd regions, which are ignored; if they are single objects, make them"
+            " instances with yolact-data fix --crowd-as-instances",
+            *(file.path, counted(len(completed), "annotation")),
+        )
     return GroundTruth(file.path, list(records.values()), completed, file.categories)
 
 

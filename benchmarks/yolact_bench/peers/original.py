@@ -196,4 +196,4 @@ def _masks(dataset: CocoDataset, index: int) -> np.ndarray:
     real = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(axis=1))
     order = real[np.argsort(crowd[real], kind="stable")]
     segmentations = [record.annotations[i]["segmentation"] for i in order]
-    return np.stack([cv2.resize(to_mask(one, height, width), (side, side)) for one in segmentations])
+    return np.stack([cv2.resize(to_mask(one or [], height, width), (side, side)) for one in segmentations])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from yolact.data.annotations import AnnotationFile, parse_annotations, read_anno
 from yolact.data.consistency import STATUS
 from yolact.dataset_tools.check import check_annotations
 from yolact.dataset_tools.fix import fix_annotations
+from yolact.evaluation.ground_truth import read_ground_truth
 from yolact_runtime.errors import YolactError
 
 HEIGHT, WIDTH = 60, 80
@@ -361,3 +363,54 @@ def test_what_each_annotation_is_to_training(tmp_path: Path) -> None:
     entries[3] |= {"bbox": [90, 3, 5, 9], "segmentation": [[90, 3, 95, 3, 95, 12]]}
     status = [STATUS[index] for index in parse(tmp_path, content).status]
     assert status == ["crowd", "no segmentation", "no area", "outside the image", "example", "example"]
+
+
+odd_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**20), 10**20)
+    | st.floats()
+    | st.sampled_from(["", "0", "1e400", "nan", "1" * 50, "a\0b", "\ud800", "../x.png", 10**400, 2**63])
+    | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=7) | st.dictionaries(st.sampled_from(["size", "counts", "x"]), inner)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)
+@given(st.data())
+def test_odd_values_anywhere_are_read_or_refused_and_never_crash(tmp_path: Path, data: st.DataObject) -> None:
+    images = write_images(tmp_path)
+    content = clean(3)
+    for _ in range(data.draw(st.integers(1, 3))):
+        entries = content[data.draw(st.sampled_from(["images", "annotations", "categories"]))]
+        entry = data.draw(st.sampled_from(entries))
+        if isinstance(entry, dict) and entry and data.draw(st.integers(0, 9)):
+            entry[data.draw(st.sampled_from(sorted(entry)))] = data.draw(odd_values)
+        else:
+            entries[entries.index(entry)] = data.draw(odd_values)
+    path = parse_or_refuse(tmp_path, content)
+    for use in (
+        lambda: read_ground_truth(path, images),
+        lambda: check_annotations(path, images),
+        lambda: fix_annotations(path, tmp_path / "fixed.json", images),
+    ):
+        with contextlib.suppress(YolactError):
+            use()
+    if (tmp_path / "fixed.json").exists():
+        report = check_annotations(tmp_path / "fixed.json", images)
+        kinds = {finding.kind for finding in report.findings if finding.level == "error"}
+        assert kinds <= {"nothing to learn", "no categories"}
+        (tmp_path / "fixed.json").unlink()
+
+
+def parse_or_refuse(folder: Path, content: Any) -> Path:
+    path = folder / "annotations.json"
+    path.write_text(json.dumps(content))
+    with contextlib.suppress(YolactError):
+        file = parse_annotations(path)
+        assert all(type(entry[key]) is int for entry in file.annotations for key in ("id", "image_id"))
+        assert np.isfinite([entry["bbox"] for entry in file.annotations]).all()
+    return path

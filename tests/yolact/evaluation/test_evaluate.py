@@ -253,6 +253,16 @@ def test_image_ids_do_not_change_the_result(tmp_path: Path) -> None:
     assert results[0].box == results[1].box
 
 
+def test_annotations_that_belong_to_no_image_are_no_test_set(tmp_path: Path) -> None:
+    with pytest.raises(YolactError, match="2 annotations of images that it does not list"):
+        run(tmp_path, FakeEngine({}), coco_file([1], [annotation(1, 8, BOX), annotation(2, 9, BOX)]))
+
+
+def test_crowds_alone_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run(tmp_path, FakeEngine({}), coco_file([1], [annotation(1, 1, BOX, iscrowd=1)]))
+    assert "all of 1 annotation are crowd regions" in caplog.text
+
+
 @pytest.mark.parametrize("ids", [(1, 2), (5, 9)])
 def test_names_that_differ_by_case_are_matched_exactly(tmp_path: Path, ids: tuple[int, int]) -> None:
     truth = coco_file([1], [annotation(1, 1, BOX, ids[0]), annotation(2, 1, OTHER, ids[1])])
