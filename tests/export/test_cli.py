@@ -29,6 +29,7 @@ def test_help_shows_the_subcommand(capsys: Capture) -> None:
         (["--weights", "a.pth", "--to", "caffe"], "argument --to: invalid choice: 'caffe'"),
         (["--weight", "a.pth"], "unrecognized argument 'a.pth'; is the option before it misspelled?"),
         (["--weights", "a.pth", "--nonsense"], "unrecognized arguments: --nonsense"),
+        (["--weights", "a.xml", "--to", "triton"], "--weights a.xml is an OpenVINO model"),
         (["--weights", "a.pth", "--output", "m.pb"], "--output m.pb: with --to onnx its name ends in .onnx"),
         (["--weights", "a.pth", "--output", "m"], "--output m: with --to onnx its name ends in .onnx"),
         (["--weights", "a.pth", "--to", "openvino", "--output", "m.bin"], "its name ends in .xml"),
