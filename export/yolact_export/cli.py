@@ -151,7 +151,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError("--annotations compares AP with float32: it needs --precision fp16 or int8")
     if Path(args.weights).suffix.lower() == ".xml":
         raise UsageError(
-            f"--weights {args.weights} is an OpenVINO model; give the .onnx file or the checkpoint it was made of"
+            f"--weights {args.weights} is an OpenVINO model; give its .onnx file or its checkpoint"
         )
     if not _is_exported(args.weights):
         return
