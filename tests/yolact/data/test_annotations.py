@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from yolact.data.annotations import AnnotationFile, parse_annotations, read_annotations
-from yolact.data.consistency import STATUS
+from yolact.data.reader.consistency import STATUS
 from yolact.dataset_tools.check import check_annotations
 from yolact.dataset_tools.fix import fix_annotations
 from yolact.evaluation.ground_truth import read_ground_truth

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from yolact.data.consistency import check_boxes
-from yolact.data.findings import Finding, Findings, Level
-from yolact.data.read_masks import read_masks
-from yolact.data.values import flag, real_number, whole_number
+from yolact.data.reader.consistency import check_boxes
+from yolact.data.reader.findings import Finding, Findings, Level
+from yolact.data.reader.masks import read_masks
+from yolact.data.reader.values import flag, real_number, whole_number
 from yolact_runtime.typed import nearest
 
 Entry = dict[str, Any]
