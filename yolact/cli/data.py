@@ -21,7 +21,7 @@ from yolact_runtime.outputs import check_outputs
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from yolact.data.findings import Finding, Level
+    from yolact.data.reader.findings import Finding, Level
     from yolact.dataset_tools.check import Progress, Report
 
 log = logging.getLogger(__name__)

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from yolact.config import Classes
-from yolact.data.entries import EntryReader
-from yolact.data.findings import Findings
-from yolact.data.read_masks import pack_polygons
-from yolact.data.roboflow import without_root
+from yolact.data.reader.entries import EntryReader
+from yolact.data.reader.findings import Findings
+from yolact.data.reader.masks import pack_polygons
+from yolact.data.reader.roboflow import without_root
 from yolact_runtime.errors import YolactError
 
 log = logging.getLogger(__name__)

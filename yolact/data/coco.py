@@ -16,12 +16,12 @@ from yolact.config import AugmentConfig, Classes, ModelConfig
 from yolact.data.annotations import AnnotationFile, read_annotations
 from yolact.data.augment import Augmenter
 from yolact.data.batch import Sample, Target
-from yolact.data.examples import require_examples
-from yolact.data.findings import Findings
 from yolact.data.geometry import Geometry
-from yolact.data.image_files import check_sizes, find_images, size_problem
 from yolact.data.mask_targets import MaskSampler
 from yolact.data.packed import PackedList, pickled
+from yolact.data.reader.examples import require_examples
+from yolact.data.reader.findings import Findings
+from yolact.data.reader.image_files import check_sizes, find_images, size_problem
 from yolact.data.segmentation import to_region
 from yolact.model.preprocess import Normalise
 from yolact.model.priors import prototype_size, pyramid_levels

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from yolact.config import DatasetConfig
-from yolact.data.image_files import ImageFolder
+from yolact.data.reader.image_files import ImageFolder
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import read_text
 from yolact_runtime.sources.folders import IMAGES

@@ -13,9 +13,9 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from yolact.data.annotations import AnnotationFile, parse_annotations
-from yolact.data.examples import why_nothing
-from yolact.data.findings import Finding, Level
-from yolact.data.image_files import find_images, size_problem
+from yolact.data.reader.examples import why_nothing
+from yolact.data.reader.findings import Finding, Level
+from yolact.data.reader.image_files import find_images, size_problem
 from yolact.data.segmentation import to_rle
 from yolact_runtime.errors import YolactError
 from yolact_runtime.sources.images import read_image

@@ -12,8 +12,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from yolact.data.annotations import AnnotationFile, parse_annotations
-from yolact.data.findings import Findings
-from yolact.data.image_files import exif_orientation, find_images, size_problem
+from yolact.data.reader.findings import Findings
+from yolact.data.reader.image_files import exif_orientation, find_images, size_problem
 from yolact.data.segmentation import to_rle
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import write_json

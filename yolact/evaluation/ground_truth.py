@@ -13,9 +13,9 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from yolact.data.annotations import read_annotations
-from yolact.data.examples import why_nothing
-from yolact.data.findings import Findings
-from yolact.data.image_files import check_sizes, find_images
+from yolact.data.reader.examples import why_nothing
+from yolact.data.reader.findings import Findings
+from yolact.data.reader.image_files import check_sizes, find_images
 from yolact.data.segmentation import to_rle
 from yolact_runtime import Metadata, YolactError
 from yolact_runtime.errors import counted

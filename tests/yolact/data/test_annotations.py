@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from yolact.data.annotations import AnnotationFile, parse_annotations, read_annotations
-from yolact.data.consistency import STATUS
+from yolact.data.reader.consistency import STATUS
 from yolact.dataset_tools.check import check_annotations
 from yolact.dataset_tools.fix import fix_annotations
 from yolact.evaluation.ground_truth import read_ground_truth
@@ -234,6 +234,13 @@ def corners(entry: dict[str, Any]) -> list[float]:
     return [x, y, x + w, y + h]
 
 
+def large_categories(content: dict[str, Any]) -> None:
+    for category in content["categories"]:
+        category["id"] += 2**64
+    for entry in content["annotations"]:
+        entry["category_id"] += 2**64
+
+
 # With the lines of VARIANTS that change the same.
 REPAIRED: dict[str, tuple[Callable[[dict[str, Any]], None], set[str]]] = {
     "pairs": (pairs, {"polygons"}),
@@ -243,6 +250,7 @@ REPAIRED: dict[str, tuple[Callable[[dict[str, Any]], None], set[str]]] = {
     "not a number": (each(bbox=lambda entry: [float("nan")] * 4), {"boxes"}),
     "mixed ids": (each(image_id=lambda entry: str(entry["image_id"])), {"image ids"}),
     "mixed categories": (each(category_id=lambda entry: str(entry["category_id"])), {"category ids"}),
+    "large categories": (large_categories, {"category ids"}),
     "relative": (relative, {"polygons", "boxes"}),
     "names as ids": (names_as_ids, {"image ids"}),
 }
@@ -283,9 +291,11 @@ def test_a_repaired_file_is_clean_and_says_the_same(
         for entry in side["annotations"]:
             entry["image_id"] = order[entry["image_id"]]
     assert [e["image_id"] for e in actual["annotations"]] == [e["image_id"] for e in expected["annotations"]]
-    assert [e["category_id"] for e in actual["annotations"]] == [
-        e["category_id"] for e in expected["annotations"]
+    classes = [
+        [{c["id"]: c["name"] for c in side["categories"]}[e["category_id"]] for e in side["annotations"]]
+        for side in (actual, expected)
     ]
+    assert classes[0] == classes[1]
     for mine, theirs in zip(actual["annotations"], expected["annotations"], strict=True):
         np.testing.assert_allclose(mine["bbox"], theirs["bbox"], atol=1e-6)
         if isinstance(theirs["segmentation"], list):

@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from yolact.data.consistency import check_boxes
-from yolact.data.findings import Finding, Findings, Level
-from yolact.data.read_masks import read_masks
-from yolact.data.values import flag, real_number, whole_number
+from yolact.data.reader.consistency import check_boxes
+from yolact.data.reader.findings import Finding, Findings, Level
+from yolact.data.reader.masks import read_masks
+from yolact.data.reader.values import flag, real_number, whole_number
 from yolact_runtime.typed import nearest
 
 Entry = dict[str, Any]
 _BOX = "[x, y, width, height]"
+_CATEGORY_IDS = 2**63  # engines hold them in 64 bits
 
 
 @dataclass
@@ -28,12 +29,12 @@ class _Known:
     Attributes:
         entries: By id.
         text: Ids that are text in the file.
-        renamed: New ids of entries whose id is no number; only when repairing.
+        renamed: New ids of entries whose id is no number, or too large; only when repairing.
     """
 
     entries: dict[int, Entry] = field(default_factory=dict)
     text: set[int] = field(default_factory=set)
-    renamed: dict[str, int] = field(default_factory=dict)
+    renamed: dict[str | int, int] = field(default_factory=dict)
 
 
 class EntryReader:
@@ -93,9 +94,10 @@ class EntryReader:
         for entry in entries:
             raw, name = entry.get("id"), entry.get(text)
             number = whole_number(raw)
-            if kind == "category" and number is not None and abs(number) >= 2**63:
-                number, raw = None, str(raw)  # engines hold category ids in 64 bits
-            if number is None and self.repair and isinstance(raw, str):
+            too_large = kind == "category" and number is not None and abs(number) >= _CATEGORY_IDS
+            if too_large:
+                number = None
+            if number is None and self.repair and (too_large or isinstance(raw, str)):
                 number = known.renamed.setdefault(raw, 1 + len(known.renamed) + _highest(entries))
                 self.findings.add("note", f"{kind} ids that are no numbers", f"{raw!r} becomes {number}")
             elif number is not None and type(raw) is not int:
@@ -109,7 +111,9 @@ class EntryReader:
             name = name.strip("\ufeff") if isinstance(name, str) else ""
             if number is None or not name.strip():
                 message = f"{kind} {_short(entry)} needs a whole number 'id' and a text {text!r}"
-                if isinstance(raw, str) and number is None:
+                if too_large:
+                    message = f"category id {raw!r} is too large; allowed: below 2**63 (yolact-data fix)"
+                elif isinstance(raw, str) and number is None:
                     message += f"; its id is the text {raw!r}: yolact-data fix numbers such entries"
                 self.findings.add("error", f"bad {kind}", message)
             else:
@@ -170,13 +174,13 @@ class EntryReader:
         for row, value in enumerate(raw):
             if type(value) is int and value in plain:
                 continue
-            number = known.renamed.get(value) if isinstance(value, str) else None
-            number = whole_number(value) if number is None else number
+            new = known.renamed.get(value) if isinstance(value, (str, int)) else None
+            number = whole_number(value) if new is None else new
             if number is None:
                 bad.append(row)
             elif number not in known.entries:
                 unknown.append(row)
-            elif isinstance(value, str) and value in known.renamed:
+            elif new is not None:
                 rows.entries[row][key] = number
             else:
                 text = isinstance(value, str) != (number in known.text)
@@ -371,8 +375,9 @@ class _Rows:
 
 
 def _highest(entries: Sequence[Entry]) -> int:
-    """The highest whole number among the ids; 0 if there is none."""
-    return max((whole_number(entry.get("id")) or 0 for entry in entries), default=0)
+    """The highest whole number among the ids, but for those that are very large; 0 if there is none."""
+    numbers = (whole_number(entry.get("id")) or 0 for entry in entries)
+    return max((number for number in numbers if number < _CATEGORY_IDS // 2), default=0)
 
 
 def _short(value: Any) -> str:

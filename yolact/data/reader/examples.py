@@ -8,8 +8,8 @@ from collections.abc import Collection
 import numpy as np
 
 from yolact.data.annotations import AnnotationFile
-from yolact.data.consistency import CROWD, EXAMPLE, NO_AREA, NO_MASK, OUTSIDE, STATUS
-from yolact.data.findings import Level
+from yolact.data.reader.consistency import CROWD, EXAMPLE, NO_AREA, NO_MASK, OUTSIDE, STATUS
+from yolact.data.reader.findings import Level
 from yolact_runtime.errors import YolactError, counted
 from yolact_runtime.typed import first_few
 

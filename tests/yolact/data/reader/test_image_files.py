@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from yolact.data.findings import Findings
-from yolact.data.image_files import ImageFolder, check_sizes, find_images, header_size
+from yolact.data.reader.findings import Findings
+from yolact.data.reader.image_files import ImageFolder, check_sizes, find_images, header_size
 from yolact_runtime.sources.images import read_image
 
 

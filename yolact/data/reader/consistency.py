@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from yolact.data.findings import Level
+from yolact.data.reader.findings import Level
 
 # What an annotation is to training: an example, or why not. Only crowds with a usable mask are "crowd".
 STATUS = ("example", "crowd", "no segmentation", "no area", "outside the image")

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from yolact.data.findings import Level
+from yolact.data.reader.findings import Level
+from yolact.data.reader.values import real_number, whole_number
 from yolact.data.segmentation import FARTHEST, POLYGONS, check_polygon, checked_rle, is_pairs, rle_totals
-from yolact.data.values import real_number, whole_number
 
 # How many annotations are checked together: their coordinates are copied into one array.
 _CHUNK = 50_000

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from yolact.data.findings import Findings
+from yolact.data.reader.findings import Findings
 from yolact_runtime.errors import YolactError
 from yolact_runtime.sources.images import read_image
 

@@ -1,0 +1,1 @@
+"""Reads annotation files as other people's tools write them; `yolact.data.annotations` is the interface."""
