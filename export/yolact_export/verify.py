@@ -9,11 +9,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 from rich.table import Column, Table
 
 from yolact.evaluation.matching import match_instances
+from yolact_runtime.commandline import track
 from yolact_runtime.detections import Detections
 from yolact_runtime.engines.base import Engine
 from yolact_runtime.errors import YolactError
@@ -84,7 +83,7 @@ def compare(
     seen = Comparison()
     meta = engine.metadata
     starts = range(0, len(images), meta.max_batch)
-    for start in track(starts, "verifying", console=Console(stderr=True), transient=True):
+    for start in track(starts, "verifying"):
         chunk = images[start : start + meta.max_batch]
         batch = resize_batch(chunk, meta.input_size, meta.input_dtype)
         if len(chunk) < meta.min_batch:

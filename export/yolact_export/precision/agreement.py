@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 from rich.table import Column, Table
 
 from yolact.evaluation.evaluate import Evaluation
 from yolact.evaluation.matching import match_instances, pairwise_iou
 from yolact_runtime import Engine, Result
+from yolact_runtime.commandline import track
 
 # Least score of the detections to compare, and how much lower their matches may score.
 SCORE, SCORE_SLACK = 0.3, 0.15
@@ -60,7 +59,7 @@ class Agreement:
 def compare_detections(reference: Engine, engine: Engine, images: Sequence[np.ndarray]) -> Agreement:
     """Run both engines on (H, W, 3) uint8 BGR images and match their detections."""
     seen = Agreement()
-    for image in track(images, "comparing", console=Console(stderr=True), transient=True):
+    for image in track(images, "comparing"):
         a, b = (side.predict([image], SCORE - SCORE_SLACK, 100)[0] for side in (reference, engine))
         boxes, masks = pairwise_iou(_corner_and_size(a), _corner_and_size(b)), pairwise_iou(a.rles, b.rles)
         same = (a.classes[:, None] == b.classes[None]) & (masks >= MASK_IOU)
