@@ -9,14 +9,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 from rich.table import Column, Table
 
 from yolact.engine import TorchEngine
 from yolact.evaluation.matching import match_instances
 from yolact_export.stages import Stages, raise_scores, stages_of
-from yolact_runtime.commandline import table_console
+from yolact_runtime.commandline import table_console, track
 from yolact_runtime.detections import Detections
 from yolact_runtime.engines.base import Engine
 from yolact_runtime.errors import YolactError, counted
@@ -114,7 +112,7 @@ def compare(
     meta = engine.metadata
     stages = stages_of(reference, engine)
     starts = range(0, len(images), meta.max_batch)
-    for start in track(starts, "verifying", console=Console(stderr=True), transient=True):
+    for start in track(starts, "verifying"):
         chunk = images[start : start + meta.max_batch]
         batch = resize_batch(chunk, meta.input_size, meta.input_dtype)
         if len(chunk) < meta.min_batch:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from yolact_runtime.errors import YolactError, escape_controls
 from yolact_runtime.files import is_stdout, writing
@@ -19,7 +20,9 @@ from yolact_runtime.parser import Parser
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 OWN_LOGGERS = ("yolact", "yolact_export", "yolact_runtime", "yolact_bench", "__main__")
@@ -81,11 +84,10 @@ def terminated_as_interrupted() -> Iterator[None]:
 def setup_logging(level: int = logging.INFO) -> None:
     """Log to standard error; plain lines if that is not a terminal."""
     if is_terminal(sys.stderr):
-        from rich.console import Console
         from rich.logging import RichHandler
 
         handler: logging.Handler = RichHandler(
-            console=Console(stderr=True), show_path=False, show_time=False, markup=False
+            console=error_console(), show_path=False, show_time=False, markup=False
         )
         handler.setFormatter(OneLine("%(message)s"))
     else:
@@ -122,6 +124,45 @@ def printing_beside(*files: str | Path | None) -> contextlib.AbstractContextMana
     """A context that prints to standard error if one of `files` is standard output, which has no more."""
     beside = sys.stderr is not None and any(map(is_stdout, files))
     return contextlib.redirect_stdout(sys.stderr) if beside else contextlib.nullcontext()
+
+
+@functools.cache
+def error_console() -> Console:
+    """Standard error; log lines and progress bars share it, so that a line goes above the bar."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def progress_bar(*texts: str, quiet: bool = False) -> Progress:
+    """A bar on standard error, to be used as a context; hidden without a terminal, or if `quiet`.
+
+    Args:
+        texts: More columns, such as "{task.fields[rate]}".
+        quiet: Whether to hide it in any case.
+    """
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    first = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *map(TextColumn, texts)
+    times = TimeElapsedColumn(), TextColumn("elapsed"), TimeRemainingColumn(), TextColumn("left")
+    console = error_console()
+    hidden = quiet or not console.is_terminal
+    # Results that go elsewhere than to the terminal must not be diverted to it.
+    diverted = is_terminal(sys.stdout)
+    return Progress(*first, *times, console=console, disable=hidden, transient=True, redirect_stdout=diverted)
+
+
+def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """Yield the items, and show how many of them are done in a `progress_bar`, but not with --quiet."""
+    with progress_bar(quiet=not log.isEnabledFor(logging.INFO)) as bar:
+        yield from bar.track(items, total, description=what)
 
 
 def table_console() -> Console:

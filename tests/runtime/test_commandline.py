@@ -1,11 +1,13 @@
 """Parser and entry point of all commands."""
 
+import os
+import re
 import subprocess
 import sys
 
 import pytest
 
-from yolact_runtime.commandline import Parser, run
+from yolact_runtime.commandline import Parser, run, track
 
 
 @pytest.mark.parametrize(
@@ -48,3 +50,39 @@ def test_help_for_a_reader_that_goes_away():
     command = f'{sys.executable} -c "{code}" | head -c 1'
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert "Traceback" not in done.stderr
+
+
+TERMINAL = """
+import logging, time
+from yolact_runtime.commandline import setup_logging, track
+setup_logging()
+for step in track(range(4), "working"):
+    logging.getLogger("yolact").warning("line %d", step)
+    time.sleep(0.15)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_log_lines_go_above_the_progress_bar(tmp_path):
+    import pty
+
+    ours, theirs = pty.openpty()
+    done = subprocess.Popen([sys.executable, "-c", TERMINAL], stderr=theirs, stdout=subprocess.PIPE)
+    os.close(theirs)
+    written = b""
+    try:
+        while block := os.read(ours, 4096):
+            written += block
+    except OSError:  # closed by the other side
+        pass
+    assert done.wait() == 0 and done.stdout is not None and done.stdout.read() == b""
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-JL-Z]", "", written.decode())
+    # What a terminal keeps of each line: a bar is erased before a log line is written in its place.
+    kept = [re.split(r"\r(?:\x1b\[2K)?|\x1b\[2K", line.rstrip("\r"))[-1].strip() for line in text.split("\n")]
+    assert [line for line in kept if "line" in line] == [f"WARNING  line {step}" for step in range(4)]
+    assert re.search(r"working .*\d/4 +0:00:0\d elapsed [-\d:]+ left", text)
+
+
+def test_no_bar_without_a_terminal(capsys):
+    assert list(track(iter("ab"), "working")) == ["a", "b"]
+    assert capsys.readouterr() == ("", "")

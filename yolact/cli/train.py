@@ -56,6 +56,8 @@ def build_parser() -> Parser:
 
 def command(args: argparse.Namespace) -> int:
     """Train, or analyse a saved batch; returns the exit code."""
+    if args.threads is not None and args.threads < 1:
+        raise UsageError(f"--threads is {args.threads}; it must be 1 or more")
     if args.debug_batch:
         from yolact.engine import pick_device
         from yolact.train.failures import debug_batch

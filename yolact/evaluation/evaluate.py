@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from yolact.data.layout import image_path
 from yolact.evaluation.confusion import SCORE_THRESHOLD, Confusion, confusion_matrix
 from yolact.evaluation.ground_truth import GroundTruth, match_categories, read_ground_truth
 from yolact.evaluation.metrics import Curves, Metrics, coco_library, metrics_of
 from yolact_runtime import Engine, Result, YolactError
+from yolact_runtime.commandline import track
 from yolact_runtime.errors import UsageError, counted
 from yolact_runtime.sources.images import read_image
 
@@ -145,9 +144,7 @@ def predict(
     size = batch_size or min(engine.metadata.max_batch, DEFAULT_BATCH)
     batches = [records[start : start + size] for start in range(0, len(records), size)]
     found = Predictions(image_ids=[record["id"] for record in records])
-    console = Console(stderr=True)
-    shown = progress and console.is_terminal and log.isEnabledFor(logging.INFO)
-    for batch in track(batches, "evaluating", console=console, disable=not shown):
+    for batch in track(batches, "evaluating") if progress else batches:
         if stop():
             break
         pairs = ((record, _open(record, folder, found)) for record in batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,7 @@ def debug_batch(path: Path, device: torch.device) -> bool:
     """
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise YolactError(f"cannot read {path}: {first_line(error)}") from error
     if not isinstance(content, dict) or content.get("format") != DUMP_FORMAT:
         raise YolactError(f"{path} is not a batch that yolact-train saved (<config>_bad_batch.pt)")

@@ -13,11 +13,10 @@ from typing import Any, TextIO
 import cv2
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from yolact.config import TrainConfig
 from yolact.train.step import Step
+from yolact_runtime.commandline import error_console, progress_bar
 from yolact_runtime.errors import YolactError
 from yolact_runtime.files import atomic_path
 from yolact_runtime.packages import imports_failed
@@ -49,16 +48,9 @@ class TrainingLog:
         self.writer: Any = None
         self.last = time.perf_counter()
         self.smooth: float | None = None
-        console = Console(stderr=True)
-        self.quiet = not console.is_terminal
-        self.bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[status]}"),
-            console=console,
-            disable=self.quiet or not enabled,
+        self.quiet = not error_console().is_terminal
+        self.bar = progress_bar(
+            "{task.fields[status]}", quiet=not (enabled and log.isEnabledFor(logging.INFO))
         )
 
     def __enter__(self) -> TrainingLog:
@@ -79,7 +71,7 @@ class TrainingLog:
                 raise imports_failed(error, "train.tensorboard") from error
             self.writer = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=self.start)
         self.bar.start()
-        self.task = self.bar.add_task("", total=self.total, completed=self.start, status="")
+        self.task = self.bar.add_task("training", total=self.total, completed=self.start, status="")
         self.last = time.perf_counter()
         return self
 

@@ -17,6 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yolact_runtime.commandline import track
 from yolact_runtime.engines.threads import usable_cores
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import cache_folder, read_json, write_json
@@ -121,14 +122,9 @@ def _measure(
     device: str, threads: int | None, probes: Iterable[Probe], rates: dict[str, dict[str, float]]
 ) -> Ceilings:
     """Run the probes; `rates` are those measured before, of which the faster counts."""
-    from rich.console import Console
-    from rich.progress import track
-
     from yolact_bench.measure.machine import describe_machine
 
-    console = Console(stderr=True)
-    probes = track(probes, "measuring ceilings", console=console, disable=not console.is_terminal)
-    for kind, name, amount, work in probes:
+    for kind, name, amount, work in track(probes, "measuring ceilings"):
         found = rates.setdefault(kind, {})
         found[name] = max(amount / _fastest(work), found.get(name, 0.0))
     best = {kind: max(found, key=lambda name: found[name]) for kind, found in rates.items()}

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 from rich.table import Column, Table
 
 from yolact.evaluation.evaluate import Evaluation
@@ -18,6 +16,7 @@ from yolact_export.precision.calibration import batches
 from yolact_export.precision.measure import Error, add_heads, worst
 from yolact_export.stages import stages_of
 from yolact_runtime import Engine, Result
+from yolact_runtime.commandline import track
 from yolact_runtime.errors import counted
 
 log = logging.getLogger(__name__)
@@ -83,7 +82,7 @@ class Agreement:
 def compare_detections(reference: Engine, engine: Engine, images: Sequence[np.ndarray]) -> Agreement:
     """Run both engines on (H, W, 3) uint8 BGR images and match their detections."""
     seen = Agreement()
-    for image in track(images, "comparing", console=Console(stderr=True), transient=True):
+    for image in track(images, "comparing"):
         a, b = (side.predict([image], SCORE - SCORE_SLACK, 100)[0] for side in (reference, engine))
         boxes, masks = pairwise_iou(_corner_and_size(a), _corner_and_size(b)), pairwise_iou(a.rles, b.rles)
         same = (a.classes[:, None] == b.classes[None]) & (masks >= MASK_IOU)

@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-from rich.console import Console
-from rich.progress import track
 
 from yolact_export.precision.int8 import quantisable
+from yolact_runtime.commandline import track
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import cache_folder, read_json, write_json
 from yolact_runtime.metadata import Metadata
@@ -174,9 +173,7 @@ def _collect_ranges(
         steps = track(
             batches(map(read_image, images.paths), metadata),
             f"calibrating ({options.method})",
-            total=len(images.paths),
-            console=Console(stderr=True),
-            transient=True,
+            len(images.paths),
         )
         for batch in steps:
             # One image per call, because the calibrater keeps all tensors of a call in memory.

@@ -7,12 +7,11 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import onnx
-from rich.console import Console
-from rich.progress import track
 from rich.table import Column, Table
 
 from yolact_export.precision.layers import compute_groups
 from yolact_export.precision.measure import HeadReference, worst
+from yolact_runtime.commandline import track
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +66,7 @@ def measure_sensitivity(
         named: Groups to keep in float32 in any case; they are measured as well.
     """
     groups = compute_groups(model)
-    steps = track(groups, "measuring layer groups", console=Console(stderr=True), transient=True)
+    steps = track(groups, "measuring layer groups")
     errors = {group: worst(reference.errors(convert(set(groups) - {group}))) for group in steps}
     kept = named | {group for group, error in errors.items() if error > bounds.group}
     ranking = sorted((group for group in groups if group not in kept), key=errors.__getitem__)

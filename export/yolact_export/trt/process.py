@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import IO
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TaskID
 
+from yolact_runtime.commandline import progress_bar
 from yolact_runtime.errors import YolactError
 
 log = logging.getLogger(__name__)
@@ -132,9 +132,7 @@ def run_build(request: BuildRequest, title: str, command: Sequence[str] = BUILDE
 def _follow(lines: IO[str]) -> dict:
     """Show the progress of a build until it ends; returns its last other event, {} if there was none."""
     outcome: dict = {}
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with progress_bar() as bars:
         phases: dict[str, TaskID] = {}
         for line in lines:
             try:

@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
-from yolact_runtime.commandline import is_terminal
+from yolact_runtime.commandline import is_terminal, progress_bar
 from yolact_runtime.pipeline import RunStats
 
 
@@ -19,12 +19,7 @@ def show_progress(name: str, total: int | None, quiet: bool = False) -> Iterator
     if quiet or not is_terminal(sys.stderr):
         yield lambda stats: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    rate_column = TextColumn("{task.fields[rate]}")
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate_column
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+    with progress_bar("{task.fields[rate]}") as bar:
         task = bar.add_task(name, total=total, rate="")
 
         def show(stats: RunStats) -> None:

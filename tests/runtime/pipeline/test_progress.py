@@ -2,6 +2,7 @@
 
 import pytest
 
+from yolact_runtime.commandline import error_console
 from yolact_runtime.pipeline import RunStats
 from yolact_runtime.pipeline.progress import show_progress
 
@@ -10,6 +11,7 @@ from yolact_runtime.pipeline.progress import show_progress
 def test_a_terminal_sees_the_rate_and_what_was_dropped(monkeypatch, capsys, total):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
+    error_console.cache_clear()  # it has read the variables
     with show_progress("at work", total) as show:
         show(RunStats(read=30, done=20, failed=1, dropped=9, seconds=4.0))
     seen = capsys.readouterr().err
