@@ -47,6 +47,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check(self.input_size >= 32, "model.input_size", self.input_size, "at least 32")
+        if self.mask_iou:  # six convolutions without padding halve the prototypes
+            check(self.input_size >= 249, "model.input_size", self.input_size, "at least 249 with mask_iou")
         check(len(self.prior_scales) == 5, "model.prior_scales", self.prior_scales, "five levels, P3..P7")
 
 

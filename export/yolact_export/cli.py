@@ -162,6 +162,10 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(f"--detect plugin is for --to trt; {args.to} allows native and runtime")
     if args.annotations is not None and args.precision == "fp32":
         raise UsageError("--annotations compares AP with float32: it needs --precision fp16 or int8")
+    if Path(args.weights).suffix.lower() == ".xml":
+        raise UsageError(
+            f"--weights {args.weights} is an OpenVINO model; give its .onnx file or its checkpoint"
+        )
     if not _is_exported(args.weights):
         return
     if args.to == "onnx":

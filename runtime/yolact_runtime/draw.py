@@ -20,6 +20,8 @@ _SMALL = 6
 _SMALLEST, _UNREADABLE = 0.33, 0.25
 # The share of boxes that a label at a corner of its box may hide; else it may move away, so many heights.
 _LITTLE, _RINGS = 0.05, 6
+# The share of boxes that a label rather hides than move away by its height.
+_AWAY = 0.04
 # The share of the canvas that all labels may take: those of many small objects would hide a small image.
 _MOST = 0.25
 
@@ -110,7 +112,9 @@ def draw_labels(canvas: np.ndarray, texts: Sequence[str], boxes: np.ndarray, siz
             places = _places(box, label, height, width, rings)
             places = places[_shared_area(places, taken).sum(axis=1) == 0]
             hidden = _shared_area(places, boxes) / areas  # of each box by each place
-            costs = np.where((covered + hidden).max(axis=1) > 0.5, np.inf, hidden.sum(axis=1))
+            away = np.maximum(places[:, :2] - box[2:], box[:2] - places[:, 2:]).max(axis=1).clip(0)
+            costs = hidden.sum(axis=1) + _AWAY * (away // label.height)
+            costs[(covered + hidden).max(axis=1) > 0.5] = np.inf
             if len(costs) and costs.min() < (_LITTLE if not rings else np.inf):
                 best = int(costs.argmin())  # the first of equals
                 place = places[best]

@@ -37,7 +37,7 @@ def check_outputs(reads: Iterable[Named], writes: Iterable[Named], folders: Iter
         UsageError: an output is an input or another output, or is a folder where a file is needed.
         YolactError: a folder cannot be written to.
     """
-    written: dict[Identity, str] = {}
+    written: dict[Identity, tuple[str, str | Path]] = {}
     images = False
     for option, path in writes:
         if path is None:
@@ -45,9 +45,11 @@ def check_outputs(reads: Iterable[Named], writes: Iterable[Named], folders: Iter
         _check_file(option, path)
         identity = _identity_of_output(path)
         if identity in written:
-            raise UsageError(f"{written[identity]} and {option} write the same file {path}; name two files")
+            raise UsageError(
+                f"{written[identity][0]} and {option} write the same file {path}; name two files"
+            )
         if identity is not None:
-            written[identity] = option
+            written[identity] = option, path
             images |= isinstance(identity, tuple) and _may_be_image(Path(path))
     for option, folder in folders:
         if folder is not None:
@@ -55,10 +57,10 @@ def check_outputs(reads: Iterable[Named], writes: Iterable[Named], folders: Iter
     if not any(isinstance(identity, tuple) for identity in written):
         return
     for option, path in _files(reads, images):
-        writer = written.get(identity_of(path))
-        if writer is not None:
+        if (found := written.get(identity_of(path))) is not None:
+            writer, name = found
             raise UsageError(
-                f"{writer} would write over {path}, which is an input ({option}); name another file"
+                f"{writer} would write over {name}, which is an input ({option}); name another file"
             )
 
 

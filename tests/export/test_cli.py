@@ -29,6 +29,7 @@ def test_help_shows_the_subcommand(capsys: Capture) -> None:
         (["--weights", "a.pth", "--to", "caffe"], "--to: 'caffe'; allowed: onnx, trt, openvino, triton"),
         (["--weight", "a.pth"], "unknown option --weight; did you mean --weights?"),
         (["--weights", "a.pth", "--nonsense"], "unknown option --nonsense; see yolact-export --help"),
+        (["--weights", "a.xml", "--to", "triton"], "--weights a.xml is an OpenVINO model"),
         (["--weights", "a.pth", "--output", "m.pb"], "--output m.pb: with --to onnx its name ends in .onnx"),
         (["--weights", "a.pth", "--output", "m"], "--output m: with --to onnx its name ends in .onnx"),
         (["--weights", "a.pth", "--to", "openvino", "--output", "m.bin"], "its name ends in .xml"),

@@ -185,6 +185,7 @@ def test_the_command_fails_if_nothing_can_be_compared(
     assert main(["--weights", str(weights), "--output", str(output), "--no-verify"]) == 0
 
 
+@pytest.mark.slow
 def test_openvino_is_compared_where_nothing_is_found(
     exported: tuple[Yolact, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -222,6 +223,7 @@ def test_a_reduced_model_that_finds_things_that_are_not_there(network: Yolact, t
         assert "are not in float32's" in compare_detections(reference, engine, IMAGES).problem
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_a_reduced_export_without_detections(
     silent_checkpoint: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], precision: str

@@ -109,11 +109,18 @@ def test_override() -> None:
         ("train.lr.x=3", "lr is a single value"),
         ("detect.nms_top_k=5000", "1 to 3840"),
         ("model.mean=[1, 2]", "model.mean"),
+        ("model.input_size=31", "allowed: at least 32"),
     ],
 )
 def test_override_says_what_is_wrong(assignment: str, message: str) -> None:
     with pytest.raises(UsageError, match=message.replace("[", r"\[").replace("(", r"\(")):
         override(get_config("yolact_base"), [assignment])
+
+
+def test_mask_re_scoring_needs_an_input_that_its_network_can_halve() -> None:
+    override(get_config("yolact_plus_base"), ["model.input_size=249"])
+    with pytest.raises(UsageError, match=r"model\.input_size = 248; allowed: at least 249 with mask_iou"):
+        override(get_config("yolact_plus_base"), ["model.input_size=248"])
 
 
 @given(st.floats(0, 10), st.integers(1, 64))

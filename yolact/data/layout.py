@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,9 @@ def default_dataset(
     """
     paths = [Path(getattr(configured, f"{part}_{kind}")) for kind in ("annotations", "images")]
     if paths[0].is_file() and paths[1].is_dir():
+        if configured.val_annotations and not Path(configured.val_annotations).exists():
+            log.warning("%s does not exist: there is no validation part", configured.val_annotations)
+            return replace(configured, val_images="", val_annotations="")
         return configured
     root, found = Path(folder), {}
     folders = sorted(entry for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []

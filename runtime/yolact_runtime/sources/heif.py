@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import io
 import struct
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from yolact_runtime.errors import YolactError, first_line, missing_extra
+from yolact_runtime.packages import imports_failed, installed
 from yolact_runtime.sources.isobmff import boxes, is_cut_off
 
 # Brands of pictures and of sequences of pictures, which hold a picture as well.
@@ -46,10 +46,8 @@ def is_heif(path: str) -> bool:
 @functools.cache
 def reads_heif(kind: str) -> bool:
     """Whether the libraries for `HEIC` or `AVIF` are installed; they are not imported."""
-    if importlib.util.find_spec("PIL") is None:
-        return False
     # Pillow 11.3 is the first with a decoder for AVIF.
-    return importlib.util.find_spec("pillow_heif" if kind == "HEIC" else "PIL._avif") is not None
+    return installed("PIL") and installed("pillow_heif" if kind == "HEIC" else "PIL._avif")
 
 
 class HeifImage:
@@ -97,6 +95,8 @@ class HeifImage:
                 # `Image.open` has a limit of its own on the number of pixels.
                 self._image = AvifImageFile(io.BytesIO(data))
                 self.more = getattr(self._image, "n_frames", 1) > 1
+        except ImportError as error:  # installed, but it does not load
+            raise imports_failed(error, f"image {path}", "heif") from error
         except _ERRORS as error:
             raise self._damaged(error) from error
         self.size: tuple[int, int] = self._image.size

@@ -5,6 +5,7 @@ import importlib
 import io
 import logging
 import struct
+import sys
 
 import cv2
 import numpy as np
@@ -256,5 +257,15 @@ def test_folders_count_it_only_if_it_can_be_read(tmp_path, monkeypatch, caplog):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_missing_packages_are_noticed_without_an_import(kind, monkeypatch):
-    monkeypatch.setattr(heif.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(heif, "installed", lambda name: False)
     assert not reads_heif.__wrapped__(kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packages_that_do_not_load(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(heif, "reads_heif", lambda kind: True)
+    for name in ("pillow_heif", "PIL.AvifImagePlugin"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(YolactError, match=r"^image .*x\.heic\b") as raised:
+        read(tmp_path, box(b"ftyp", kind.lower().encode(), bytes(4)) + box(b"mdat", bytes(50)))
+    assert "\n" not in str(raised.value)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -199,6 +200,16 @@ class TestDefault:
         make(tmp_path, "c/images", "c/train.json", "data/train.json", "data/train/1.jpg")
         configured = self.configured(tmp_path)
         assert default_dataset(configured, folder=tmp_path / "data") is configured
+
+    def test_the_configured_one_without_its_validation_part(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        make(tmp_path, "c/images", "c/train.json")
+        configured = replace(self.configured(tmp_path), val_annotations=str(tmp_path / "c/val.json"))
+        assert default_dataset(configured) == replace(configured, val_images="", val_annotations="")
+        assert "c/val.json does not exist: there is no validation part" in caplog.text
+        make(tmp_path, "c/val.json")
+        assert default_dataset(configured) is configured
 
     @pytest.mark.parametrize("place", ["", "/coco"])
     def test_else_the_one_in_the_data_folder(self, tmp_path: Path, place: str) -> None:

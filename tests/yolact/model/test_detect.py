@@ -23,7 +23,8 @@ def make_model(classes: int = 3, mask_iou: bool = False) -> Yolact:
     config = get_config("yolact_tiny")
     names = tuple(f"class {i}" for i in range(classes))
     config = replace(config, classes=Classes(names, tuple(range(classes))))
-    return Yolact(replace(config, model=replace(config.model, mask_iou=mask_iou))).eval()
+    size = 256 if mask_iou else config.model.input_size
+    return Yolact(replace(config, model=replace(config.model, mask_iou=mask_iou, input_size=size))).eval()
 
 
 def make_output(model: Yolact, images: int = 2, background: float = 2.0, seed: int = 0) -> YolactOutput:

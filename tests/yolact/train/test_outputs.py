@@ -50,5 +50,5 @@ def test_other_weights_may_be_in_the_folder(config: Config, tmp_path: Path, name
 def test_the_data_is_kept(config: Config, tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text("{}")
     (tmp_path / "w/yolact_tiny.jsonl").symlink_to(tmp_path / "t.json")
-    with pytest.raises(UsageError, match=r"t.json, which is an input \(--dataset\)"):
+    with pytest.raises(UsageError, match=r"tiny.jsonl, which is an input \(--dataset\)"):
         check_training_outputs(config, tmp_path / "w", None)
