@@ -94,6 +94,13 @@ def test_each_fault_of_an_annotation_is_found(good, change: dict, expected: tupl
     assert expected in kinds(path, images)
 
 
+def test_a_damaged_segmentation_is_reported_once(good) -> None:
+    images, path = good
+    edit(path, lambda content: content["annotations"][0].update(segmentation=[[1, 2, 3]]))
+    found = [finding.kind for finding in check_annotations(path, images).findings]
+    assert found == ["damaged segmentation", "class without instances"]
+
+
 def test_a_box_need_not_fit_its_mask_exactly(good) -> None:
     images, path = good
     edit(path, lambda content: content["annotations"][0].update(bbox=[4, 3, 15, 12]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ def check_boxes(
     boxes: np.ndarray,
     extents: np.ndarray,
     sizes: np.ndarray,
+    damaged: Collection[int],
     report: Report,
     repair: bool = False,
 ) -> tuple[np.ndarray, set[int]]:
@@ -44,6 +45,7 @@ def check_boxes(
         boxes: (n, 4) x, y, width, height; NaN where there is none.
         extents: (n, 4) x1 y1 x2 y2 of the masks; NaN where there is none.
         sizes: (n, 2) height and width of the images; 0 if unknown.
+        damaged: Rows whose segmentation is wrong, which is reported already.
         report: Called with level, kind, rows and a function that describes a row.
         repair: Where most boxes contradict their masks, compute them from the masks.
 
@@ -80,6 +82,7 @@ def check_boxes(
 
     ignored = "training and evaluation ignore the region"
     empty = np.asarray(~np.isfinite(extents).all(1))
+    empty[list(damaged)] = False
     warn("no segmentation", empty, lambda row: f"there is no mask; {ignored}")
     warn("empty mask", hidden, lambda row: f"the segmentation covers no pixel of {image(row)}; {ignored}")
     warn("degenerate box", flat, lambda row: f"{box(row)} has no area; training skips the annotation")

@@ -97,7 +97,7 @@ class EntryReader:
             too_large = kind == "category" and number is not None and abs(number) >= _CATEGORY_IDS
             if too_large:
                 number = None
-            if number is None and self.repair and (too_large or isinstance(raw, str)):
+            if self.repair and number is None and isinstance(raw, str if not too_large else (str, int)):
                 number = known.renamed.setdefault(raw, 1 + len(known.renamed) + _highest(entries))
                 self.findings.add("note", f"{kind} ids that are no numbers", f"{raw!r} becomes {number}")
             elif number is not None and type(raw) is not int:
@@ -151,7 +151,7 @@ class EntryReader:
         sizes = sides.reshape(-1, 2)[order]
         extents, damaged = read_masks(rows.entries, sizes, rows.report, self.repair)
         boxes, wrong = self._boxes(rows, extents)
-        status, odd = check_boxes(rows.entries, boxes, extents, sizes, rows.report_all, self.repair)
+        status, odd = check_boxes(rows.entries, boxes, extents, sizes, damaged, rows.report_all, self.repair)
         self._areas(rows)
         # The region of an object whose mask is lost is still ignored, instead of being taken for background.
         dropped = wrong | odd | (set() if self.repair else damaged)
