@@ -163,5 +163,5 @@ def test_a_folder_that_cannot_be_written_to_is_found_before_the_first_step(
     (tmp_path / "file").touch()
     assert run(tmp_path / "file" / "weights", "--iterations", "1") == 1
     output = capsys.readouterr().err.strip().splitlines()
-    assert output[-1].startswith(f"ERROR: cannot write {tmp_path}/file/weights")
+    assert output[-1].startswith(f"ERROR: cannot write to folder {tmp_path}/file/weights")
     assert "Traceback" not in "".join(output)
