@@ -39,7 +39,8 @@ class Tolerances:
     score: float = 1e-4
     box: float = 1e-4  # of coordinates, 0..1
     mask_iou: float = 0.999  # the least
-    tensor: float = 1e-3  # of heads and other outputs, relative to the largest value if that exceeds 1
+    head: float = 5e-3  # of raw heads, at all priors, relative as `tensor`
+    tensor: float = 1e-3  # of other outputs, relative to the largest value if that exceeds 1
 
 
 @dataclass
@@ -128,7 +129,7 @@ def compare(
         _compare_prepared(stages, batch, threshold, seen, limits)
     for name, difference in seen.differences.items():
         allowed = {"scores": limits.score, "mask_scores": limits.score, "boxes": limits.box}.get(
-            name, limits.tensor * max(seen.scales[name], 1.0)
+            name, (limits.head if name.startswith("head ") else limits.tensor) * max(seen.scales[name], 1.0)
         )
         if np.isnan(difference):
             seen.problems.append(f"{name} are not finite")
