@@ -15,7 +15,7 @@ from yolact.evaluation.matching import match_instances
 from yolact_runtime.commandline import track
 from yolact_runtime.detections import Detections
 from yolact_runtime.engines.base import Engine
-from yolact_runtime.errors import YolactError
+from yolact_runtime.errors import YolactError, counted
 from yolact_runtime.masks import box_masks, full_masks
 from yolact_runtime.preprocess import resize_batch
 from yolact_runtime.sources.images import list_images, read_image
@@ -162,7 +162,7 @@ def _pair(expected: Detections, found: Detections, index: int, limits: Tolerance
 def comparison_table(seen: Comparison, title: str = "ONNX Runtime against PyTorch") -> Table:
     """The largest differences, one row for each output."""
     numbers = (Column(name, justify="right") for name in ("largest value", "largest difference"))
-    table = Table("output", *numbers, title=f"{title} on {seen.images} images")
+    table = Table("output", *numbers, title=f"{title} on {counted(seen.images, 'image')}")
     for name in sorted(seen.differences):
         table.add_row(name, f"{seen.scales[name]:.4g}", f"{seen.differences[name]:.2e}")
     table.add_row("masks", "", f"smallest IoU {seen.mask_iou:.5f}")

@@ -12,7 +12,7 @@ import cv2
 from yolact_runtime.commandline import STDOUT, print_line, terminated_as_interrupted
 from yolact_runtime.engines.options import open_engine
 from yolact_runtime.engines.threads import default_workers
-from yolact_runtime.errors import YolactError
+from yolact_runtime.errors import YolactError, counted
 from yolact_runtime.pipeline import PipelineSettings, RunStats, run_pipeline
 from yolact_runtime.pipeline.progress import show_progress
 from yolact_runtime.sinks.image_ids import ImageIds
@@ -86,7 +86,10 @@ def _sources(args: argparse.Namespace) -> tuple[list[str], OverlayTarget]:
 
 def _summarise(stats: RunStats, outputs: Outputs, args: argparse.Namespace) -> None:
     """Print one line: counts, speed and the files written."""
-    summary = [f"{stats.done} images, {stats.detections} detections, {stats.failed} failures"]
+    summary = [
+        f"{counted(stats.done, 'image')}, {counted(stats.detections, 'detection')},"
+        f" {counted(stats.failed, 'failure')}"
+    ]
     if stats.dropped:
         summary.append(f"{stats.dropped} dropped")
     if args.resume:

@@ -13,7 +13,7 @@ import numpy as np
 from yolact_runtime import masks as mask_ops
 from yolact_runtime.detections import Detections
 from yolact_runtime.draw import draw_instances
-from yolact_runtime.errors import YolactError
+from yolact_runtime.errors import YolactError, counted
 from yolact_runtime.metadata import Metadata
 
 log = logging.getLogger(__name__)
@@ -182,7 +182,8 @@ def result_of(
     dropped = count - np.count_nonzero(sound)
     if dropped:
         log.warning(
-            "dropped %d detections that are not finite; if this happens often, export in fp32", dropped
+            "dropped %s that are not finite; if this happens often, export in fp32",
+            counted(dropped, "detection"),
         )
     rows = np.flatnonzero(sound & (scores > score_threshold))[:top_k]
     if not len(rows):

@@ -21,7 +21,7 @@ from yolact.evaluation.ground_truth import GroundTruth, match_categories, read_g
 from yolact.evaluation.metrics import Curves, Metrics, coco_library, metrics_of
 from yolact_runtime import Engine, Result, YolactError
 from yolact_runtime.commandline import track
-from yolact_runtime.errors import UsageError
+from yolact_runtime.errors import UsageError, counted
 from yolact_runtime.sources.images import read_image
 
 log = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ def predict(
     records = truth.images if max_images is None else truth.images[:max_images]
     if not any(image_path(folder, record["file_name"]).exists() for record in records):
         raise YolactError(
-            f"none of the {len(records)} images of {truth.path} is in {folder}, for example"
+            f"none of {counted(len(records), 'image')} of {truth.path} is in {folder}, for example"
             f" {records[0]['file_name']}"
         )
     size = batch_size or min(engine.metadata.max_batch, DEFAULT_BATCH)

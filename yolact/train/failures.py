@@ -20,7 +20,7 @@ from yolact.losses import MultiBoxLoss
 from yolact.model import Yolact
 from yolact.train.checkpoint import write_torch
 from yolact.weights.load import load_state
-from yolact_runtime.errors import YolactError, first_line
+from yolact_runtime.errors import YolactError, counted, first_line
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +84,8 @@ class Unreadable:
                 self.reasons[index] = reason
         if len(self.reasons) > self.limit:
             raise YolactError(
-                f"{len(self.reasons)} images could not be read (train.max_unreadable is {self.limit});"
-                f" find them all with yolact-data check"
+                f"{counted(len(self.reasons), 'image')} could not be read (train.max_unreadable is"
+                f" {self.limit}); find them all with yolact-data check"
             )
 
 
