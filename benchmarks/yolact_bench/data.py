@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolact_runtime.commandline import printing_beside
-from yolact_runtime.errors import UsageError
+from yolact_runtime.errors import UsageError, counted
 from yolact_runtime.files import write_json
 from yolact_runtime.packages import require
 
@@ -98,7 +98,7 @@ def command(args: argparse.Namespace) -> None:
     }
     instances = sum(len(record.annotations) for record in dataset.records) / len(dataset)
     title = (
-        f"{len(dataset)} images, {instances:.1f} instances each, input {config.model.input_size},"
+        f"{counted(len(dataset), 'image')}, {instances:.1f} instances each, input {config.model.input_size},"
         f" {args.rounds} rounds, one process, one thread"
     )
     rows = []

@@ -11,7 +11,7 @@ import argparse
 import os
 from typing import Any
 
-from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.errors import UsageError, YolactError, counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +52,10 @@ def command(args: argparse.Namespace) -> int:
     if not whole.any():
         raise YolactError(f"no mask has a pixel at {args.size}, so nothing can be compared; raise --size")
     different = float((whole != boxes).sum() / np.sum(whole))
-    print(f"{args.detections} masks at {width} x {height}, {args.threads} threads, {args.repeats} rounds")
+    print(
+        f"{counted(args.detections, 'mask')} at {width} x {height}, {counted(args.threads, 'thread')},"
+        f" {counted(args.repeats, 'round')}"
+    )
     print(f"the masks' bounding boxes cover {share:.1%} of the whole images")
     print(f"whole  {slow:8.2f} ms (median)\nboxes  {fast:8.2f} ms (median)\nratio  {slow / fast:8.2f}")
     print(f"pixels that differ: {different:.2e} of the set ones")

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolact_runtime.commandline import printing_beside
-from yolact_runtime.errors import YolactError
+from yolact_runtime.errors import YolactError, counted
 from yolact_runtime.files import write_json
 from yolact_runtime.packages import require
 
@@ -83,7 +83,7 @@ def command(args: argparse.Namespace) -> None:
     files = folders.train_images, folders.train_annotations
     dataset = CocoDataset(*files, config.model, config.classes, augment=None)
     if not 1 <= args.batch_size <= len(dataset):
-        raise YolactError(f"--batch-size {args.batch_size}; the dataset has {len(dataset)} images")
+        raise YolactError(f"--batch-size {args.batch_size}; the dataset has {counted(len(dataset), 'image')}")
     frozen = freezes_batch_norm(config.train)
     batch = collate([dataset[index] for index in range(args.batch_size)])
     torch.manual_seed(0)
@@ -106,7 +106,7 @@ def command(args: argparse.Namespace) -> None:
     with printing_beside(args.json):
         print(
             f"{config.name}, input {config.model.input_size}, batch {args.batch_size}, {device},"
-            f" {torch.get_num_threads()} threads, interleaved"
+            f" {counted(torch.get_num_threads(), 'thread')}, interleaved"
         )
         _show(timings, losses, stages)
     if args.json:

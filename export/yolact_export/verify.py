@@ -259,7 +259,7 @@ def check(reference: Engine, engine: Engine, images: Sequence[np.ndarray], title
 def comparison_table(seen: Comparison, title: str = "ONNX Runtime against PyTorch") -> Table:
     """The largest differences, one row for each output."""
     numbers = (Column(name, justify="right") for name in ("largest value", "largest difference"))
-    table = Table("output", *numbers, title=f"{title} on {seen.images} images")
+    table = Table("output", *numbers, title=f"{title} on {counted(seen.images, 'image')}")
     for name in sorted(seen.differences):
         table.add_row(name, f"{seen.scales[name]:.4g}", f"{seen.differences[name]:.2e}")
     table.add_row("masks", "", f"smallest IoU {seen.mask_iou:.5f}")

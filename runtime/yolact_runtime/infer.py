@@ -10,7 +10,7 @@ from pathlib import Path
 from yolact_runtime.commandline import print_line, terminated_as_interrupted
 from yolact_runtime.engines.options import open_engine
 from yolact_runtime.engines.threads import default_workers
-from yolact_runtime.errors import YolactError
+from yolact_runtime.errors import YolactError, counted
 from yolact_runtime.files import is_stdout
 from yolact_runtime.original import engine_options
 from yolact_runtime.pipeline import PipelineSettings, RunStats, run_pipeline
@@ -88,7 +88,10 @@ def _sources(args: argparse.Namespace) -> tuple[list[str], OverlayTarget]:
 
 def _summarise(stats: RunStats, outputs: Outputs, args: argparse.Namespace) -> None:
     """Print one line: counts, speed and the files written."""
-    summary = [f"{stats.done} images, {stats.detections} detections, {stats.failed} failures"]
+    summary = [
+        f"{counted(stats.done, 'image')}, {counted(stats.detections, 'detection')},"
+        f" {counted(stats.failed, 'failure')}"
+    ]
     if stats.dropped:
         summary.append(f"{stats.dropped} dropped")
     if args.resume:

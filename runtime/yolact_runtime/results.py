@@ -197,7 +197,8 @@ def result_of(
     dropped = count - np.count_nonzero(sound)
     if dropped:
         log.warning(
-            "dropped %d detections that are not finite; if this happens often, export in fp32", dropped
+            "dropped %s that are not finite; if this happens often, export in fp32",
+            counted(dropped, "detection"),
         )
     rows = np.flatnonzero(sound & (scores > score_threshold))[:top_k]
     if not len(rows):

@@ -118,7 +118,7 @@ def test_command(fakes, images: list[Path], tmp_path: Path, capsys: pytest.Captu
 
 def test_command_without_images(fakes, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--engine", "a.onnx", "--seconds", "0.01", "--no-cold"]) == 0
-    assert "1 images" in capsys.readouterr().out
+    assert "1 image" in capsys.readouterr().out
     assert fakes == [("a.onnx", {})]
 
 

@@ -450,6 +450,6 @@ def test_tensorrt_without_an_engine_or_with_that_of_another_file(model: Path, bu
 def test_the_choice_is_logged(model: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "yolact_runtime")
     load_engine(model, backend="onnxruntime", threads=1).close()
-    assert caplog.messages[-1] == "m.onnx: ONNX Runtime CPU, fp32, 1 threads"
+    assert caplog.messages[-1] == "m.onnx: ONNX Runtime CPU, fp32, 1 thread"
     load_engine(model).close()
     assert "(chosen: " in caplog.messages[-1]

@@ -57,7 +57,7 @@ def is_reported_and_skipped(capsys, message, arguments=("photos",)):
     printed = capsys.readouterr()
     errors = [line for line in printed.err.splitlines() if line.startswith("ERROR")]
     assert len(errors) == 1 and message in errors[0] and errors[0].endswith("; skipped"), errors
-    assert printed.out.startswith("2 images, 4 detections, 1 failures")
+    assert printed.out.startswith("2 images, 4 detections, 1 failure")
     images = json.loads(Path("results/images.json").read_text())["images"]
     assert [Path(image["file_name"]).name for image in images] == ["a.png", "z.png"]
 
@@ -151,7 +151,7 @@ def listed(capsys, message):
     ]
     with Path("list").open("rb") as stream:
         done = subprocess.run(command, stdin=stream, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and done.stdout.startswith("2 images, 4 detections, 1 failures")
+    assert done.returncode == 1 and done.stdout.startswith("2 images, 4 detections, 1 failure")
     assert done.stderr == f"ERROR: {message}; skipped\n"
 
 

@@ -41,7 +41,7 @@ def test_rows_that_are_no_numbers_are_dropped(
     (result,) = Fake(**{name: changed}).predict([WHITE])
     assert result.names == ["cat"]
     assert np.isfinite(result.relative_boxes).all() and len(result.rles) == 1
-    assert "dropped 1 detections that are not finite" in caplog.text
+    assert "dropped 1 detection that are not finite" in caplog.text
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -102,7 +102,7 @@ def test_a_graph_that_computes_nan(tmp_path: Path, caplog: pytest.LogCaptureFixt
     with load_engine(write_onnx(tmp_path / "m.onnx", arrays, NATIVE), backend=backend) as engine:
         results = engine.predict([WHITE, WHITE])
     assert [result.names for result in results] == [["cat"], ["cat"]]
-    assert caplog.text.count("dropped 1 detections") == 2
+    assert caplog.text.count("dropped 1 detection ") == 2
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -119,7 +119,7 @@ def test_an_unreadable_image_is_skipped(place, capsys):
     assert {e["image_id"] for e in load("results/mask_detections.json")} == {1}
     printed = capsys.readouterr()
     assert printed.err.count("b.jpg") == 1
-    assert printed.out.startswith("2 images, 2 detections, 1 failures")
+    assert printed.out.startswith("2 images, 2 detections, 1 failure")
 
 
 def test_images_of_one_name_do_not_overwrite_each_other(place):

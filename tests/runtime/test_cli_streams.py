@@ -127,7 +127,7 @@ def test_ctrl_c_while_waiting_for_a_list(place):
         errors = run.stderr.read()
     assert "Traceback" not in errors
     assert errors.splitlines()[1:] == [
-        "1 images, 2 detections, 0 failures; " + errors.split("failures; ")[1].partition("\n")[0],
+        "1 image, 2 detections, 0 failures; " + errors.split("failures; ")[1].partition("\n")[0],
         "ERROR: interrupted: the results of the images done so far are written",
     ]
     assert len(json.loads(Path("results/mask_detections.json").read_text())) == 2

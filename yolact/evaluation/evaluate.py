@@ -138,7 +138,7 @@ def predict(
     records = truth.images if max_images is None else truth.images[:max_images]
     if not any(image_path(folder, record["file_name"]).exists() for record in records):
         raise YolactError(
-            f"none of the {len(records)} images of {truth.path} is in {folder}, for example"
+            f"none of {counted(len(records), 'image')} of {truth.path} is in {folder}, for example"
             f" {records[0]['file_name']}"
         )
     size = batch_size or min(engine.metadata.max_batch, DEFAULT_BATCH)

@@ -84,8 +84,8 @@ class Unreadable:
                 self.reasons[index] = reason
         if len(self.reasons) > self.limit:
             raise YolactError(
-                f"{len(self.reasons)} images could not be read (train.max_unreadable is {self.limit});"
-                f" find them all with yolact-data check"
+                f"{counted(len(self.reasons), 'image')} could not be read (train.max_unreadable is"
+                f" {self.limit}); find them all with yolact-data check"
             )
 
 

@@ -21,7 +21,7 @@ from yolact_bench.measure.statistics import mean_interval, paired_ratio
 from yolact_runtime import Engine, Result
 from yolact_runtime import pipeline as runtime
 from yolact_runtime.engines.threads import default_workers
-from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.errors import UsageError, YolactError, counted
 from yolact_runtime.frames import Frame, Sink
 from yolact_runtime.sources.images import ImageSource, read_image
 
@@ -87,7 +87,7 @@ def pipeline_throughput(
         source = ImageSource(list(itertools.islice(itertools.cycle(images), total)))
         done = runtime.run_pipeline(source, throughput, [RleSink()], settings=settings).done
         if done != total:
-            raise YolactError(f"the pipeline gave {done} of {total} images; it cannot be measured")
+            raise YolactError(f"the pipeline gave {done} of {counted(total, 'image')}; it cannot be measured")
 
     serial(batch)
     start = clock()

@@ -10,6 +10,7 @@ from yolact_bench.measure.candidate import in_order
 from yolact_bench.measure.protocol import MIN_RUNS, WARM_UP_LIMIT, WARM_UP_RUNS
 from yolact_bench.measure.suite import EngineReport, Measured, Report
 from yolact_runtime.commandline import table_console
+from yolact_runtime.errors import counted
 
 TITLES = {"network_only": "Network only", "end_to_end": "End to end, file to RLE masks"}
 _STATISTICS = ("median", "p90", "p95", "p99", "mean", "±", "std")
@@ -160,7 +161,8 @@ def machine(report: Report) -> str:
     limit = f"the best {settings['top_k']} detections" if settings["top_k"] else "all detections"
     return (
         f"{host['cpu']}, {host['cores']} cores{gpu}; threads: {settings['threads'] or 'default'};"
-        f" {settings['images']} images; masks of {limit} above score {settings['score_threshold']:g}"
+        f" {counted(settings['images'], 'image')}; masks of {limit} above score"
+        f" {settings['score_threshold']:g}"
     )
 
 
@@ -223,7 +225,7 @@ def agreement_text(engine: EngineReport) -> str:
         return f"cannot be matched: {found['with']} finds no instance in {found['images']} images"
     return (
         f"matches {found['matched']} of {found['instances']} instances of {found['with']} in"
-        f" {found['images']} images, mask IoU {found['mask_iou']:.4f}"
+        f" {counted(found['images'], 'image')}, mask IoU {found['mask_iou']:.4f}"
     )
 
 

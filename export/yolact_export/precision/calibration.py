@@ -85,7 +85,7 @@ def choose_images(options: CalibrationOptions) -> CalibrationImages:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
         paths.append(path)
     if not paths:
-        raise YolactError(f"--calibrate {options.folder}: none of {len(chosen)} images can be read")
+        raise YolactError(f"--calibrate {options.folder}: none of its images can be read")
     return CalibrationImages(tuple(paths), digest.hexdigest())
 
 

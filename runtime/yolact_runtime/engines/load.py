@@ -23,7 +23,7 @@ from yolact_runtime.engines.base import Engine
 from yolact_runtime.engines.choose import choose_for_cpu, cuda_may_load
 from yolact_runtime.engines.onnx_file import read_properties
 from yolact_runtime.engines.tensorrt.record import read_engine, rebuild_command
-from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.errors import UsageError, YolactError, counted
 from yolact_runtime.files import sha256
 from yolact_runtime.metadata import PREFIX
 from yolact_runtime.packages import imports_failed
@@ -76,7 +76,7 @@ def load_engine(
         raise
     _warn_of_precision(engine, file)
     facts = [engine.name, engine.precision]
-    facts += [f"{engine.threads} threads"] if engine.threads else []
+    facts += [counted(engine.threads, "thread")] if engine.threads else []
     facts += [f"{engine.streams} streams"] if engine.streams > 1 else []
     log.info("%s: %s%s", file.name, ", ".join(facts), f" (chosen: {why})" if why else "")
     return engine

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from yolact_runtime.engines.base import Engine, check_image
-from yolact_runtime.errors import YolactError, first_line
+from yolact_runtime.errors import YolactError, counted, first_line
 from yolact_runtime.frames import Frame, Sink, Source
 from yolact_runtime.pipeline.queues import Channel, Closed
 from yolact_runtime.pipeline.settings import PipelineSettings, RunStats
@@ -247,7 +247,8 @@ class Run:
             faults = self._engine_faults
         self._lose(item, error, quietly=faults > limit)
         if faults == limit:
-            self._end(YolactError(f"the engine failed on {limit} images in a row; the rest is skipped"))
+            count = counted(limit, "image")
+            self._end(YolactError(f"the engine failed on {count} in a row; the rest is skipped"))
             self.stop_reading()
 
     def _post(self) -> None:

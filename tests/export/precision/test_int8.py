@@ -171,7 +171,7 @@ def test_images_that_cannot_be_used(tmp_path: Path, photos: Path, caplog: pytest
     with pytest.raises(UsageError, match="holds no image"):
         choose_images(CalibrationOptions(empty))
     (empty / "a.png").write_bytes(b"no image")
-    with pytest.raises(YolactError, match="none of 1 images can be read"):
+    with pytest.raises(YolactError, match="none of its images can be read"):
         choose_images(CalibrationOptions(empty))
     shutil.copy(photos / "0.png", empty / "b.png")
     chosen = choose_images(CalibrationOptions(empty))

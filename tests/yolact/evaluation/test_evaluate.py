@@ -196,9 +196,7 @@ def test_a_bad_image_is_counted_and_the_rest_goes_on(
 def test_a_wrong_folder_is_reported_before_the_work(tmp_path: Path) -> None:
     path = tmp_path / "annotations.json"
     path.write_text(json.dumps(coco_file([1], [annotation(1, 1, BOX)])))
-    with pytest.raises(
-        YolactError, match=rf"none of the 1 images of {path} is in {tmp_path}, for example 1\.png"
-    ):
+    with pytest.raises(YolactError, match=rf"none of 1 image of {path} is in {tmp_path}, for example 1\.png"):
         evaluate(FakeEngine({}), tmp_path, path)
 
 

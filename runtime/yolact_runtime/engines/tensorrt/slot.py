@@ -22,7 +22,7 @@ from yolact_runtime.engines.outputs import INPUT
 from yolact_runtime.engines.tensorrt.batch import Batch
 from yolact_runtime.engines.tensorrt.buffers import ImageBuffers, SlotBuffers
 from yolact_runtime.engines.tensorrt.model import Model
-from yolact_runtime.errors import DeviceError, UsageError
+from yolact_runtime.errors import DeviceError, UsageError, counted
 from yolact_runtime.masks import Region
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class Slot(Resource):
             images, prototypes = (array[:n] for array in self._buffers.staging())
             prepared = self._batch(n)
             images[...] = batch
-            self._doing = f"uploading {n} images"
+            self._doing = f"uploading {counted(n, 'image')}"
             stream.upload(addresses[INPUT], images)
             self._doing = "running the network"
             prepared.queue_network()
