@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolact_runtime.errors import UsageError, counted
+from yolact_runtime.errors import UsageError
 from yolact_runtime.files import write_json
 from yolact_runtime.packages import require
 
@@ -97,7 +97,7 @@ def command(args: argparse.Namespace) -> None:
     }
     instances = sum(len(record.annotations) for record in dataset.records) / len(dataset)
     title = (
-        f"{counted(len(dataset), 'image')}, {instances:.1f} instances each, input {config.model.input_size},"
+        f"{len(dataset)} images, {instances:.1f} instances each, input {config.model.input_size},"
         f" {args.rounds} rounds, one process, one thread"
     )
     rows = []

@@ -11,7 +11,7 @@ import argparse
 import os
 from typing import Any
 
-from yolact_runtime.errors import UsageError, counted
+from yolact_runtime.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,10 +50,7 @@ def command(args: argparse.Namespace) -> int:
     share = sum(one.width * one.height for one in regions) / (args.detections * height * width)
     whole, boxes = (coco_mask.decode(rles[0]) for rles in encoded.values())
     different = float((whole != boxes).sum() / max(int(np.sum(whole)), 1))
-    print(
-        f"{counted(args.detections, 'mask')} at {width} x {height}, {counted(args.threads, 'thread')},"
-        f" {counted(args.repeats, 'round')}"
-    )
+    print(f"{args.detections} masks at {width} x {height}, {args.threads} threads, {args.repeats} rounds")
     print(f"the masks' bounding boxes cover {share:.1%} of the whole images")
     print(f"whole  {slow:8.2f} ms (median)\nboxes  {fast:8.2f} ms (median)\nratio  {slow / fast:8.2f}")
     print(f"pixels that differ: {different:.2e} of the set ones")

@@ -23,7 +23,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolact_runtime.errors import YolactError, counted
+from yolact_runtime.errors import YolactError
 from yolact_runtime.files import write_json
 from yolact_runtime.packages import require
 
@@ -82,7 +82,7 @@ def command(args: argparse.Namespace) -> None:
     files = folders.train_images, folders.train_annotations
     dataset = CocoDataset(*files, config.model, config.classes, augment=None)
     if not 1 <= args.batch_size <= len(dataset):
-        raise YolactError(f"--batch-size {args.batch_size}; the dataset has {counted(len(dataset), 'image')}")
+        raise YolactError(f"--batch-size {args.batch_size}; the dataset has {len(dataset)} images")
     frozen = freezes_batch_norm(config.train)
     batch = collate([dataset[index] for index in range(args.batch_size)])
     torch.manual_seed(0)
@@ -104,7 +104,7 @@ def command(args: argparse.Namespace) -> None:
     timings = {name: Timing.of(taken, args.batch_size) for name, taken in times.items()}
     print(
         f"{config.name}, input {config.model.input_size}, batch {args.batch_size}, {device},"
-        f" {counted(torch.get_num_threads(), 'thread')}, interleaved"
+        f" {torch.get_num_threads()} threads, interleaved"
     )
     _show(timings, losses, stages)
     if args.json:
