@@ -17,7 +17,6 @@ from yolact_export.precision.measure import Error, add_heads, worst
 from yolact_export.stages import stages_of
 from yolact_runtime import Engine, Result
 from yolact_runtime.commandline import track
-from yolact_runtime.errors import counted
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +118,7 @@ def _corner_and_size(result: Result) -> np.ndarray:
 
 def agreement_table(seen: Agreement, precision: str) -> Table:
     """Numbers of matched detections, and how closely the pairs agree."""
-    title = f"Detections: {precision} against float32 on {counted(seen.images, 'image')}"
+    title = f"Detections: {precision} against float32 on {seen.images} images"
     table = Table("detections scoring 0.3 or more", Column("", justify="right"), title=title)
     table.add_row("float32", str(seen.expected))
     table.add_row(precision, str(seen.found))
@@ -164,7 +163,7 @@ class PrecisionLoss:
 def precision_table(loss: PrecisionLoss, precision: str) -> Table:
     """AP of both in percent, and the difference."""
     numbers = (Column(name, justify="right") for name in ("float32", precision, "difference"))
-    table = Table("", *numbers, title=f"COCO AP on {counted(loss.reference.images, 'image')}, percent")
+    table = Table("", *numbers, title=f"COCO AP on {loss.reference.images} images, percent")
     for kind, expected, found in loss.rows():
         a, b = 100 * expected, 100 * found
         table.add_row(f"{kind} AP", f"{a:.2f}", f"{b:.2f}", f"{b - a:+.2f}")
