@@ -98,7 +98,7 @@ def command(args: argparse.Namespace) -> None:
     }
     instances = sum(len(record.annotations) for record in dataset.records) / len(dataset)
     title = (
-        f"{len(dataset)} images, {instances:.1f} instances each, input {config.model.input_size},"
+        f"{counted(len(dataset), 'image')}, {instances:.1f} instances each, input {config.model.input_size},"
         f" {args.rounds} rounds, one process, one thread"
     )
     rows = []

@@ -17,6 +17,7 @@ from yolact_export.precision.measure import Error, add_heads, worst
 from yolact_export.stages import stages_of
 from yolact_runtime import Engine, Result
 from yolact_runtime.commandline import track
+from yolact_runtime.errors import counted
 
 log = logging.getLogger(__name__)
 
