@@ -83,7 +83,7 @@ def command(args: argparse.Namespace) -> None:
     files = folders.train_images, folders.train_annotations
     dataset = CocoDataset(*files, config.model, config.classes, augment=None)
     if not 1 <= args.batch_size <= len(dataset):
-        raise YolactError(f"--batch-size {args.batch_size}; the dataset has {len(dataset)} images")
+        raise YolactError(f"--batch-size {args.batch_size}; the dataset has {counted(len(dataset), 'image')}")
     frozen = freezes_batch_norm(config.train)
     batch = collate([dataset[index] for index in range(args.batch_size)])
     torch.manual_seed(0)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolact.registry import get_config
-from yolact_runtime.commandline import Parser, printing_beside, run
+from yolact_runtime.commandline import Parser, printing_beside, run, track
 from yolact_runtime.errors import UsageError, YolactError, counted
 from yolact_runtime.files import atomic_path, is_stdout, read_json, stream_of, write_json
 from yolact_runtime.outputs import check_outputs
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from yolact.data.reader.findings import Finding, Level
-    from yolact.dataset_tools.check import Progress, Report
+    from yolact.dataset_tools.check import Report
 
 log = logging.getLogger(__name__)
 
@@ -99,16 +99,9 @@ def _parser() -> Parser:
     return parser
 
 
-def _progress(args: argparse.Namespace) -> Progress:
-    """A progress bar on standard error, if that is a terminal and --quiet is not given."""
-    from rich.console import Console
-    from rich.progress import track
-
-    def progress(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
-        console = Console(stderr=True)
-        return track(items, what, total, console=console, disable=args.quiet or not console.is_terminal)
-
-    return progress
+def _progress(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
+    """Show a progress bar while the items are taken."""
+    return track(items, what, total)
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -118,7 +111,7 @@ def _check(args: argparse.Namespace) -> int:
     from yolact.dataset_tools.check import check_annotations
 
     check_outputs([("annotations", args.annotations), ("--images", args.images)], [("--json", args.json)])
-    report = check_annotations(args.annotations, args.images, _progress(args))
+    report = check_annotations(args.annotations, args.images, _progress)
     if args.json:
         write_json(args.json, report.to_dict(), indent=1)
     with printing_beside(args.json):
@@ -140,8 +133,8 @@ def _print_report(report: Report, console: Console) -> None:
         classes.add_row(str(c.category_id), Text(c.name), *numbers, *areas)
     console.print(classes)
     console.print(
-        f"{report.images} images, {report.images_without_annotations} of them without annotations; "
-        f"{report.annotations} annotations",
+        f"{counted(report.images, 'image')}, {report.images_without_annotations} without annotations; "
+        f"{counted(report.annotations, 'annotation')}",
         highlight=False,
     )
     groups: dict[tuple[Level, str], list[Finding]] = defaultdict(list)
@@ -255,11 +248,11 @@ def _convert(args: argparse.Namespace) -> int:
         check_outputs(
             [("source", args.source)], [("output", args.output / "dataset.yaml")], [("output", args.output)]
         )
-        parts, dataset = convert_yolo_dataset(args.source, args.output, _progress(args))
+        parts, dataset = convert_yolo_dataset(args.source, args.output, _progress)
         files = {args.output / "annotations" / f"instances_{part}.json": parts[part] for part in parts}
     else:
         _check_output(args)
-        result = convert(args.format, args.source, args.images, args.names, args.only, _progress(args))
+        result = convert(args.format, args.source, args.images, args.names, args.only, _progress)
         files = {args.output: result}
     for path, conversion in files.items():
         write_json(path, conversion.content)

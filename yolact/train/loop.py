@@ -379,7 +379,7 @@ def _dataset(
     missing = find_missing_images(dataset)
     if missing:
         raise YolactError(
-            f"{len(missing)} of {len(dataset)} images of {data.train_annotations} are missing,"
+            f"images of {data.train_annotations} are missing ({len(missing)} of {len(dataset)}),"
             f" for example {missing[0].absolute()}"
         )
     check_trainable(dataset)

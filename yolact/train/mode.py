@@ -6,6 +6,7 @@ import torch
 
 from yolact.config import TrainConfig
 from yolact.model import Yolact
+from yolact_runtime.errors import counted
 
 # With fewer images, batch statistics are too noisy to train batch norm (the original's limit).
 MIN_BATCH_FOR_BATCH_NORM = 6
@@ -23,11 +24,11 @@ def memory_format(device: torch.device, settings: TrainConfig) -> torch.memory_f
 def set_training_mode(model: Yolact, settings: TrainConfig, processes: int = 1) -> str:
     """Set training mode; batch norm is frozen if settings or a small batch demand it. Returns a log line."""
     model.train()
-    images = _batch_norm_batch(settings, processes)
+    images = counted(_batch_norm_batch(settings, processes), "image")
     if freezes_batch_norm(settings, processes):
         model.freeze_batch_norm()
-        return f"batch norm is frozen (a batch has {images} images; train.freeze_bn is {settings.freeze_bn})"
-    return f"batch norm is trained on batches of {images} images"
+        return f"batch norm is frozen (a batch has {images}; train.freeze_bn is {settings.freeze_bn})"
+    return f"batch norm is trained on batches of {images}"
 
 
 def freezes_batch_norm(settings: TrainConfig, processes: int = 1) -> bool:

@@ -8,7 +8,7 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from yolact_runtime.errors import UsageError
+from yolact_runtime.errors import UsageError, counted
 from yolact_runtime.files import STDOUT, is_stdout
 from yolact_runtime.frames import Sink, Source
 from yolact_runtime.metadata import Metadata
@@ -162,5 +162,5 @@ def open_outputs(
             for sink in resumable:
                 sink.carry(line)
         outputs.source = RemainingSource(source, lines.done)
-        log.info("%s: %d images are already done", args.jsonl, sum(lines.done.values()))
+        log.info("%s: %s already done", args.jsonl, counted(sum(lines.done.values()), "image"))
     return outputs
