@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from yolact_runtime.commandline import Parser, run
+from yolact_runtime.commandline.original import ELSEWHERE, add_original_options, split_video
 from yolact_runtime.engines.options import add_engine_options
 from yolact_runtime.errors import UsageError
 from yolact_runtime.files import stream_of
-from yolact_runtime.original import ELSEWHERE, add_original_options, split_video
 from yolact_runtime.sources.headers import max_pixels
 
 _DRIVE = r"[A-Za-z]:(?=[\\/])"

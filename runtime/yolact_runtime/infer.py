@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 from yolact_runtime.commandline import print_line, terminated_as_interrupted
+from yolact_runtime.commandline.original import engine_options
 from yolact_runtime.engines.options import open_engine
 from yolact_runtime.engines.threads import default_workers
 from yolact_runtime.errors import YolactError, counted
 from yolact_runtime.files import is_stdout
-from yolact_runtime.original import engine_options
 from yolact_runtime.pipeline import PipelineSettings, RunStats, run_pipeline
 from yolact_runtime.pipeline.progress import show_progress
 from yolact_runtime.sinks.image_ids import ImageIds

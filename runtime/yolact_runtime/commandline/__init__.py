@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
+from yolact_runtime.commandline.parser import Parser
 from yolact_runtime.errors import YolactError, escape_controls
 from yolact_runtime.files import is_stdout, writing
 from yolact_runtime.packages import import_failure
-from yolact_runtime.parser import Parser
 
 if TYPE_CHECKING:
     from rich.console import Console

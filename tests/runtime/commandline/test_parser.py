@@ -10,7 +10,7 @@ import pytest
 from commands import COMMAND_LINES, COMMANDS
 
 from yolact_runtime.commandline import run
-from yolact_runtime.parser import Parser
+from yolact_runtime.commandline.parser import Parser
 
 Capture = pytest.CaptureFixture[str]
 

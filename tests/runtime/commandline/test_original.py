@@ -6,7 +6,7 @@ import pytest
 from fake_onnx import NATIVE, native_arrays, write_onnx
 
 from yolact_runtime import cli
-from yolact_runtime.original import engine_options, split_video
+from yolact_runtime.commandline.original import engine_options, split_video
 
 
 def parse(*arguments):
