@@ -24,7 +24,7 @@ PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "sympy": ("sympy", ("train",)),
     "yaml": ("pyyaml", ("train",)),
     "huggingface_hub": ("huggingface_hub", ("train",)),
-    "PIL": ("pillow", ("heif", "train")),
+    "PIL": ("pillow", ("train", "heif")),
     "pillow_heif": ("pillow-heif", ("heif",)),
     "tensorboard": ("tensorboard", ("train",)),
     "jinja2": ("jinja2", ("bench", "train")),
