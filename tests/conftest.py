@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import signal
 import sys
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ import pytest
 from yolact_runtime.cuda.gpu import current_gpu
 
 HERE = Path(__file__).resolve().parent
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # The processes of the tests are the parallelism; threads of each would compete with the others.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A machine that others use as well makes any single example slow at times.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
