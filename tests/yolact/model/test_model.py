@@ -19,9 +19,10 @@ from yolact_runtime.errors import UsageError
 @pytest.mark.parametrize("config", configs().values(), ids=lambda config: config.name)
 def test_forward_shapes(config: Config) -> None:
     # Small and odd, so that every stride-2 layer has to round.
-    config = override(config, ["model.input_size=75"])
+    size = 251 if config.model.mask_iou else 75
+    config = override(config, [f"model.input_size={size}"])
     model = Yolact(config).eval()
-    x = torch.randn(2, 3, 75, 75)
+    x = torch.randn(2, 3, size, size)
     with torch.inference_mode():
         output, semantic = model.forward_train(x)
         again = model(x)
@@ -30,8 +31,8 @@ def test_forward_shapes(config: Config) -> None:
     assert output.loc.shape == (2, p, 4)
     assert output.logits.shape == (2, p, c + 1)
     assert output.coefficients.shape == (2, p, m)
-    assert output.prototypes.shape == (2, *prototype_size(75), m)
-    assert semantic.shape == (2, c, 10, 10)
+    assert output.prototypes.shape == (2, *prototype_size(size), m)
+    assert semantic.shape == (2, c, -(-size // 8), -(-size // 8))
     assert output.prototypes.min() >= 0
     assert output.coefficients.abs().max() <= 1
     for a, b in zip(output, again, strict=True):

@@ -193,7 +193,7 @@ def test_missing_images_are_found_before_the_first_step(
     part = f"{{images: {empty}, annotations: {annotations}}}"
     spec.write_text(f"train: {part}\nval: {part}\n")
     assert main(["--config", "yolact_tiny", "--dataset", str(spec), "--save-folder", str(tmp_path)]) == 1
-    assert "24 of 24 images" in capsys.readouterr().err
+    assert "are missing (24 of 24)" in capsys.readouterr().err
 
 
 def test_find_checkpoint_takes_the_furthest(tmp_path: Path) -> None:
