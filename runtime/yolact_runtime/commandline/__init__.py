@@ -154,6 +154,11 @@ def progress_bar(*texts: str, quiet: bool = False) -> Progress:
     times = TimeElapsedColumn(), TextColumn("elapsed"), TimeRemainingColumn(), TextColumn("left")
     console = error_console()
     hidden = quiet or not console.is_terminal
+    if hidden:
+        from rich.console import Console
+
+        # Old versions of rich end a bar that is not shown with an empty line.
+        console = Console(quiet=True)
     # Results that go elsewhere than to the terminal must not be diverted to it.
     diverted = is_terminal(sys.stdout)
     return Progress(*first, *times, console=console, disable=hidden, transient=True, redirect_stdout=diverted)
