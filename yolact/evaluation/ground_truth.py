@@ -102,7 +102,7 @@ def read_ground_truth(
     Raises:
         YolactError: not an annotation file, or an entry is wrong or ambiguous; names the entry.
     """
-    # Class names that occur twice are told apart by their ids.
+    # Class names that occur twice get their ids.
     file = read_annotations(annotations, ignored=["duplicate category name"])
     if file.dropped and not file.annotations:
         raise YolactError(f"{file.path}: {why_nothing(file)}")

@@ -20,8 +20,7 @@ def read_properties(path: str | Path) -> dict[str, str] | None:
     """The `metadata_props` of an ONNX file; None if it is not one, is cut off or cannot be read."""
     try:
         with Path(path).open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(0)
+            size = _size(file)
             entries = [
                 _texts(file.read(length), (_KEY, _VALUE))
                 for number, length in _fields(file, size)
@@ -40,8 +39,7 @@ def read_nodes(path: str | Path) -> list[tuple[str, str]]:
         OSError: it cannot be read.
     """
     with Path(path).open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(0)
+        size = _size(file)
         return [
             (texts.get(_NAME, ""), texts.get(_OP_TYPE, ""))
             for number, length in _fields(file, size)
@@ -56,8 +54,7 @@ def read_external_files(path: str | Path) -> set[str]:
     """Names, relative to its folder, of the files with weights of an ONNX file; empty if it is not one."""
     try:
         with Path(path).open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(0)
+            size = _size(file)
             entries = [
                 _texts(file.read(length), (_KEY, _VALUE))
                 for length in _nested(file, size, (_GRAPH, _INITIALIZER, _EXTERNAL_DATA))
@@ -65,6 +62,13 @@ def read_external_files(path: str | Path) -> set[str]:
     except (OSError, ValueError):
         return set()
     return {entry.get(_VALUE, "") for entry in entries if entry.get(_KEY) == "location"}
+
+
+def _size(file: BinaryIO) -> int:
+    """The size of an open file, in bytes; it is at its start afterwards."""
+    size = file.seek(0, 2)
+    file.seek(0)
+    return size
 
 
 def _nested(file: BinaryIO, size: int, numbers: Sequence[int]) -> Iterator[int]:
