@@ -32,7 +32,8 @@ class Conditions:
     cpu_mhz: list[float | None] = field(default_factory=list)  # mean of the cores
     cpu_temperature: list[float | None] = field(default_factory=list)  # hottest sensor, degrees Celsius
     gpu: dict[str, list[Any]] = field(default_factory=dict)  # `Nvml.sample` by its keys; empty without a GPU
-    throttled: dict[str, float] = field(default_factory=dict)  # reason -> share 0..1 of the samples
+    # Reason -> share 0..1 of the samples; None if the GPU does not say.
+    throttled: dict[str, float] | None = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)  # sentences for the reader
 
 
@@ -80,8 +81,10 @@ class Monitor:
         # Hours of samples are thinned out: the plot has only so many pixels.
         samples = self._samples[:: -(-len(self._samples) // MAX_SAMPLES)]
         times, clocks, temperatures, gpus, costs = zip(*samples, strict=True)
-        reasons = [reason for gpu in gpus for reason in gpu.get("throttled", ())]
-        throttled = {reason: round(reasons.count(reason) / len(gpus), 4) for reason in dict.fromkeys(reasons)}
+        known = [gpu.get("throttled", ()) for gpu in gpus]
+        reasons = [reason for some in known for reason in some or ()]
+        shares = {reason: round(reasons.count(reason) / len(gpus), 4) for reason in dict.fromkeys(reasons)}
+        throttled = None if None in known and not shares else shares
         return Conditions(
             seconds=round(time.perf_counter() - self._began, 2),
             look_ms=round(1000 * float(np.mean(costs)), 3),
@@ -94,7 +97,7 @@ class Monitor:
             cpu_temperature=list(temperatures),
             gpu={key: [gpu[key] for gpu in gpus] for key in gpus[0] if key != "throttled"},
             throttled=throttled,
-            warnings=_warnings(others or 0, steal or 0, throttled),
+            warnings=_warnings(others or 0, steal or 0, shares),
         )
 
 

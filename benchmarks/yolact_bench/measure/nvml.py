@@ -55,15 +55,16 @@ class Nvml:
         return self._ask("MemoryInfo", field="used", scale=2**-20)
 
     def sample(self) -> dict[str, Any]:
-        """Clocks in MHz, temperature in °C, power in watts, MiB in use, reasons for throttling."""
-        reasons = self._ask("CurrentClocksThrottleReasons") or 0
+        """Clocks in MHz, temperature in °C, power in W, MiB in use, reasons for throttling; None: unknown."""
+        reasons = self._ask("CurrentClocksThrottleReasons")
+        words = None if reasons is None else [word for bit, word in THROTTLES.items() if reasons & bit]
         return {
             "sm_mhz": self._ask("ClockInfo", self._nvml.NVML_CLOCK_SM),
             "memory_mhz": self._ask("ClockInfo", self._nvml.NVML_CLOCK_MEM),
             "temperature": self._ask("Temperature", self._nvml.NVML_TEMPERATURE_GPU),
             "power_w": self._ask("PowerUsage", scale=1e-3),
             "memory_mib": self.memory_used(),
-            "throttled": [word for bit, word in THROTTLES.items() if reasons & bit],
+            "throttled": words,
         }
 
     def _ask(self, name: str, *arguments: int, field: str = "", scale: float | None = None) -> Any:

@@ -178,7 +178,10 @@ def conditions(report: Report) -> str:
         known = [value for value in values if value is not None]
         parts.append(f"{name} {min(known):.0f} to {max(known):.0f} {unit}")
     if seen.gpu:
-        parts.append("not throttled" if not seen.throttled else "throttled: " + ", ".join(seen.throttled))
+        if seen.throttled is None:
+            parts.append("whether it was throttled is unknown")
+        else:
+            parts.append("throttled: " + ", ".join(seen.throttled) if seen.throttled else "not throttled")
     return "; ".join(parts)
 
 

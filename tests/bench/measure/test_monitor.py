@@ -172,7 +172,11 @@ def test_a_gpu_that_does_not_know_everything(monkeypatch: pytest.MonkeyPatch) ->
     nvml = open_nvml()
     assert nvml is not None
     sample = nvml.sample()
-    assert (sample["power_w"], sample["throttled"], sample["sm_mhz"]) == (None, [], 1800)
+    assert (sample["power_w"], sample["throttled"], sample["sm_mhz"]) == (None, None, 1800)
+    with Monitor() as monitor:
+        pass
+    assert monitor.conditions.throttled is None
+    assert not any("GPU" in warning for warning in monitor.conditions.warnings)
 
 
 @pytest.mark.parametrize("options", [{"gpus": 0}, {"broken": ("nvmlInit",)}])

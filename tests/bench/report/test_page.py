@@ -220,6 +220,13 @@ def test_names_are_not_formulas(full: Report) -> None:
     assert "a$b$_c^2" in texts(plots.stages(dataclasses.replace(full, engines=engines), 1))
 
 
+def test_a_gpu_that_does_not_report_throttling_is_not_called_unthrottled(full: Report) -> None:
+    assert "; throttled: power cap" in tables.conditions(full)
+    for known, text in (({}, "; not throttled"), (None, "; whether it was throttled is unknown")):
+        conditions = dataclasses.replace(full.conditions, throttled=known)
+        assert text in tables.conditions(dataclasses.replace(full, conditions=conditions))
+
+
 @pytest.mark.slow
 @needs_chromium
 def test_no_complaint_in_a_browser(full: Report, tmp_path: Path) -> None:
