@@ -134,16 +134,6 @@ def check_polygon(polygon: Any) -> None:
         raise ValueError(f"a polygon reaches {max(polygon, key=abs):g}, far out of any image")
 
 
-def is_empty(segmentation: Any) -> bool:
-    """Whether a segmentation is absent or has no polygon of three points."""
-    if isinstance(segmentation, list):
-        return not any(
-            not isinstance(polygon, (list, array)) or len(polygon) >= 6 or list in map(type, polygon)
-            for polygon in segmentation
-        ) and not is_pairs(segmentation)
-    return not segmentation
-
-
 def is_pairs(segmentation: list[Any]) -> bool:
     """Whether a segmentation is one polygon as a list of three or more pairs [x, y]."""
     return len(segmentation) > 2 and all(isinstance(p, (list, array)) and len(p) == 2 for p in segmentation)

@@ -185,6 +185,26 @@ variants = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.parametrize(
+    ("segmentation", "empty"),
+    [
+        (None, True),
+        ([], True),
+        ([[]], True),
+        ([[1, 2, 3, 4]], True),
+        ([[1, 2, 9, 2, 9, 9]], False),
+        ({"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH]}, False),
+    ],
+)
+def test_a_segmentation_without_three_points_is_none(tmp_path: Path, segmentation: Any, empty: bool) -> None:
+    content = clean()
+    box = {"bbox": content["annotations"][0]["bbox"]} if empty else {}  # else it follows from the mask
+    ids = {"id": 1, "image_id": 10, "category_id": 1}
+    content["annotations"] = [{**ids, **box, "segmentation": segmentation}]
+    (entry,) = parse(tmp_path, content).annotations
+    assert (entry["segmentation"] is None) == empty
+
+
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 @given(variants, st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32"]))
 def test_every_spelling_of_a_file_is_the_same_dataset(

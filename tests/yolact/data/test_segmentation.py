@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
 
-from yolact.data.segmentation import is_empty, rle_counts, rle_totals, to_mask, to_region, to_rle
+from yolact.data.segmentation import rle_counts, rle_totals, to_mask, to_region, to_rle
 
 masks = hnp.arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.integers(0, 1))
 
@@ -106,15 +106,6 @@ def test_polygons_may_be_arrays() -> None:
 def test_a_bad_segmentation_is_refused(segmentation: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         to_rle(segmentation, 10, 10)
-
-
-def test_emptiness() -> None:
-    assert is_empty(None)
-    assert is_empty([])
-    assert is_empty([[]])
-    assert is_empty([[1, 2, 3, 4]])
-    assert not is_empty([[1, 2, 3, 4, 5, 6]])
-    assert not is_empty({"size": [1, 1], "counts": [1]})
 
 
 coordinates = st.floats(-20, 60) | st.integers(-200, 600).map(lambda tenths: tenths / 10)

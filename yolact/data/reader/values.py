@@ -40,8 +40,3 @@ def flag(value: Any) -> bool | None:
         return _FLAGS[value.strip().lower()]
     number = whole_number(value)
     return bool(number) if number in (0, 1) else None
-
-
-def is_text(value: Any) -> bool:
-    """Whether an id is written as text."""
-    return isinstance(value, str)
