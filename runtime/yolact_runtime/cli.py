@@ -14,7 +14,6 @@ from yolact_runtime.commandline.original import ELSEWHERE, add_original_options,
 from yolact_runtime.engines.options import add_engine_options
 from yolact_runtime.errors import UsageError
 from yolact_runtime.files import stream_of
-from yolact_runtime.sources.headers import max_pixels
 
 _DRIVE = r"[A-Za-z]:(?=[\\/])"
 
@@ -129,7 +128,6 @@ def check_options(args: argparse.Namespace) -> None:
         raise UsageError(
             "nothing would be written: --no-json and --no-overlay need --jsonl, --coco-dataset or --arrays"
         )
-    max_pixels()  # a wrong value would fail for every image
 
 
 if __name__ == "__main__":

@@ -31,13 +31,16 @@ def counted(number: int, noun: str, plural: str = "") -> str:
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
+# Control characters (C0 without the tab, C1), separators of lines and paragraphs, what turns the direction of
+# writing and so the order of what follows, and halves of characters, which no terminal takes.
+_CONTROLS = re.compile(
+    r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
 def escape_controls(text: str) -> str:
-    """Text on one line: line ends and control characters as escapes, such as \\n."""
-    return re.sub(
-        r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]",
-        lambda match: match[0].encode("unicode_escape").decode(),
-        text,
-    )
+    """Text on one line that changes nothing in a terminal: control characters as escapes, such as \\n."""
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def first_line(error: BaseException) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.untrusted import parse_json, read_bytes
 
 # Standard output in place of a file.
 STDOUT = "-"
@@ -265,28 +266,29 @@ def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
         json.dump(value, file, indent=indent)
 
 
-def read_text(path: str | Path, what: str = "file") -> str:
-    """Read UTF-8 text from `path`, without a byte order mark; raises a YolactError that names the file."""
+def read_text(path: str | Path, what: str = "file", most: str = "text_bytes") -> str:
+    """Read UTF-8 text from a regular file, without a byte order mark.
+
+    Args:
+        path: The file.
+        what: What it is, for the error.
+        most: The limit on its size, of `untrusted.LIMITS`.
+
+    Raises:
+        YolactError: as `untrusted.read_bytes`, or it is not UTF-8; names the file.
+    """
     try:
-        if stat.S_ISCHR(Path(path).stat().st_mode):
-            raise YolactError(f"{what} {path} is a device, not a file")
-        return Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise YolactError(f"{what} {path} does not exist") from None
-    except OSError as error:
-        raise YolactError(f"cannot read {what} {path}: {error.strerror or error}") from error
+        return read_bytes(path, what, most).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise YolactError(f"{what} {path} is not UTF-8 text: {error}") from error
 
 
-def read_json(path: str | Path, what: str = "file") -> Any:
-    """Read JSON from `path`; raises a YolactError that names the file, as `what`."""
+def read_json(path: str | Path, what: str = "file", most: str = "text_bytes") -> Any:
+    """Read JSON from a file, as `read_text`; raises a YolactError also where `parse_json` does."""
     try:
-        return json.loads(read_text(path, what))
+        return parse_json(read_text(path, what, most))
     except ValueError as error:
         raise YolactError(f"{what} {path} is not valid JSON: {error}") from error
-    except RecursionError:
-        raise YolactError(f"{what} {path} is not valid JSON: it is nested too deeply") from None
 
 
 def sha256(path: str | Path) -> str:

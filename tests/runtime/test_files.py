@@ -49,7 +49,7 @@ def test_a_device_is_not_read():
 def test_deep_json_is_one_line(tmp_path):
     path = tmp_path / "deep.json"
     path.write_text("[" * 100_000)
-    with pytest.raises(YolactError, match="is not valid JSON: it is nested too deeply"):
+    with pytest.raises(YolactError, match="is not valid JSON: it has more levels than the 64 allowed"):
         read_json(path)
 
 

@@ -16,6 +16,7 @@ from yolact.data.reader.image_files import ImageFolder
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import read_text
 from yolact_runtime.sources.folders import IMAGES
+from yolact_runtime.untrusted import parse_yaml
 
 log = logging.getLogger(__name__)
 
@@ -127,16 +128,12 @@ def read_yaml(path: str | Path, what: str = "file") -> Any:
     """Read a YAML file as dicts, lists and strings: `no`, `007` and dates stay the text that they are.
 
     Raises:
-        YolactError: missing, not UTF-8 or not YAML; names the file, as `what`.
+        YolactError: missing, not UTF-8, not YAML or beyond a limit; names the file, as `what`.
     """
-    import yaml
-
     try:
-        return yaml.load(read_text(path, what), yaml.BaseLoader)
-    except yaml.YAMLError as error:
-        raise YolactError(f"cannot read {what} {path}: {' '.join(str(error).split())}") from error
-    except RecursionError:
-        raise YolactError(f"cannot read {what} {path}: too many levels") from None
+        return parse_yaml(read_text(path, what, "yaml_bytes"))
+    except ValueError as error:
+        raise YolactError(f"cannot read {what} {path}: {error}") from error
 
 
 def _from_yaml(path: Path) -> DatasetConfig:

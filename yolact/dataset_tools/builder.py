@@ -18,9 +18,10 @@ from yolact.data.segmentation import to_rle
 from yolact.dataset_tools.check import Progress
 from yolact_runtime.errors import YolactError
 from yolact_runtime.sources.folders import IMAGES
-from yolact_runtime.sources.headers import image_size, max_pixels
+from yolact_runtime.sources.headers import image_size
 from yolact_runtime.sources.images import read_image
 from yolact_runtime.typed import first_few, nearest
+from yolact_runtime.untrusted import beyond, limit
 
 
 class Selection:
@@ -199,8 +200,8 @@ def decode(data: bytes) -> np.ndarray:
 def check_pixels(data: bytes) -> None:
     """Raise a ValueError if an image file says that it has more pixels than allowed."""
     size = image_size(data)
-    if size is not None and size[0] * size[1] > (limit := max_pixels()):
-        raise ValueError(f"says that it is {size[0]} x {size[1]} pixels, more than the {limit} allowed")
+    if size is not None and size[0] * size[1] > limit("pixels"):
+        raise ValueError(f"says that it is {size[0]} x {size[1]} pixels, more than {beyond('pixels')}")
 
 
 def binary_mask(values: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from yolact_runtime.commandline.parser import Parser
 from yolact_runtime.errors import YolactError, escape_controls
 from yolact_runtime.files import is_stdout, writing
 from yolact_runtime.packages import import_failure
+from yolact_runtime.untrusted import check_limits
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,6 +52,7 @@ def run(
         args = parser.parse_args(argv)
         debug, name = args.debug, args.prog
         setup_logging(logging.WARNING if args.quiet else logging.INFO)
+        check_limits()  # a wrong one would fail at every file
         return command(args) or 0
     except SystemExit as stop:  # raised by the parser
         return stop.code if isinstance(stop.code, int) else 2

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import struct
 from collections.abc import Iterator
 
-from yolact_runtime.errors import UsageError
 from yolact_runtime.sources.tiff import Tiff
 
-_LIMIT_VARIABLE = "YOLACT_MAX_PIXELS"
-_LIMIT = 250_000_000  # the largest phone cameras have 200 megapixels
 # Start of frame in a JPEG: C0 to CF without C4 (tables), C8 (reserved) and CC (tables).
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 START_OF_SCAN, END_OF_IMAGE = 0xDA, 0xD9
@@ -22,20 +18,6 @@ _GAP = rb"(?:\s+|#[^\n]*\n)+"
 _PNM = re.compile(rb"P[1-6]%b(\d+)%b(\d+)(?:%b(\d+))?" % (_GAP, _GAP, _GAP))
 # Start of a JPEG 2000 codestream, alone or in a box of a JP2 file, and of its size segment.
 _JPEG_2000 = b"\xff\x4f\xff\x51"
-
-
-def max_pixels() -> int:
-    """Maximum number of pixels of an image: `$YOLACT_MAX_PIXELS`, else 250 million (750 MB when decoded).
-
-    Raises:
-        UsageError: the variable is not a positive whole number.
-    """
-    text = os.environ.get(_LIMIT_VARIABLE, "")
-    if not text:
-        return _LIMIT
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"{_LIMIT_VARIABLE} is {text!r}; it must be a whole number of pixels, 1 or more")
-    return int(text)
 
 
 def image_size(data: bytes) -> tuple[int, int] | None:

@@ -26,9 +26,10 @@ from yolact_runtime.sources.folders import (
     scan,
     suffix_of,
 )
-from yolact_runtime.sources.headers import image_size, max_pixels, value_bytes
+from yolact_runtime.sources.headers import image_size, value_bytes
 from yolact_runtime.sources.heif import HeifImage, heif_kind
 from yolact_runtime.sources.structure import examine
+from yolact_runtime.untrusted import beyond, limit
 
 log = logging.getLogger(__name__)
 
@@ -204,11 +205,10 @@ def _check_size(path: str | Path, size: tuple[int, int] | None, value_bytes: int
         size: Width and height, if known.
         value_bytes: Bytes of a decoded value. The limit is one of memory, so 16 bits count twice.
     """
-    if size is not None and size[0] * size[1] * value_bytes > (limit := max_pixels()):
+    if size is not None and size[0] * size[1] * value_bytes > limit("pixels"):
         deep = f" of {8 * value_bytes} bits, which count {value_bytes} times" if value_bytes > 1 else ""
         raise YolactError(
-            f"image {path} says that it is {size[0]} x {size[1]} pixels{deep}, more than the {limit} allowed;"
-            " shrink it, or set YOLACT_MAX_PIXELS higher"
+            f"image {path} says that it is {size[0]} x {size[1]} pixels{deep}, more than {beyond('pixels')}"
         )
 
 

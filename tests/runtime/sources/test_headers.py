@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolact_runtime.errors import UsageError
-from yolact_runtime.sources.headers import image_size, max_pixels, value_bytes
+from yolact_runtime.sources.headers import image_size, value_bytes
 
 
 def encoded(kind, width, height, **options):
@@ -111,10 +110,3 @@ def test_no_content_breaks_it(start, rest):
 def test_a_header_that_is_cut_off(length):
     data = encoded("jpeg", 30, 20)
     assert image_size(data[:length]) in (None, (30, 20))
-
-
-@pytest.mark.parametrize("value", ["0", "-5", "many", "1e9"])
-def test_an_invalid_limit(monkeypatch, value):
-    monkeypatch.setenv("YOLACT_MAX_PIXELS", value)
-    with pytest.raises(UsageError, match=f"YOLACT_MAX_PIXELS is '{value}'"):
-        max_pixels()

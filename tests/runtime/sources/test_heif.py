@@ -196,7 +196,7 @@ def test_data_after_the_end_is_ignored(tmp_path, kind):
 
 def test_the_limit_on_pixels(tmp_path, kind, monkeypatch):
     monkeypatch.setenv("YOLACT_MAX_PIXELS", "1000")
-    with pytest.raises(YolactError, match="256 x 128 pixels, more than the 1000 allowed"):
+    with pytest.raises(YolactError, match="256 x 128 pixels, more than the 1,000 allowed"):
         read(tmp_path, encoded(kind, PICTURE))
 
 

@@ -119,7 +119,7 @@ def test_incomplete_folders_say_what_was_looked_for(
         ('train: {images: "\\0", annotations: a.json}', "is no folder"),
         ("name: [a]\ntrain: {images: i, annotations: a.json}", "a text `name`"),
         ("x" * 999, "found 'x"),
-        ("{a: " * 3000, "too many levels"),
+        ("{a: " * 3000, "more levels than the 64 allowed"),
     ],
 )
 def test_bad_yaml_is_reported(tmp_path: Path, text: str, message: str) -> None:
