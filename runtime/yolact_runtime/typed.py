@@ -40,7 +40,10 @@ def convert(value: Any, hint: Any, where: str = "") -> Any:
     if origin is dict and isinstance(value, Mapping):
         return {convert(key, args[0], where): convert(item, args[1], where) for key, item in value.items()}
     if hint is float and type(value) in (int, float):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(f"{where} is a whole number beyond the range of floats") from None
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(hint, type) and type(value) is hint:
