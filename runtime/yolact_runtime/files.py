@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, reading JSON, hashes, and the cache folder."""
+"""Writing files whole or not at all, reading JSON, and hashes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,6 @@ from yolact_runtime.untrusted import parse_json, read_bytes
 # Standard output in place of a file.
 STDOUT = "-"
 READER_WAIT = 10.0  # seconds that a named pipe waits for its reader
-
-
-def cache_folder() -> Path:
-    """Cache folder: `$YOLACT_CACHE`, else `yolact` in the user's cache folder."""
-    if chosen := os.environ.get("YOLACT_CACHE"):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "yolact"
 
 
 @contextlib.contextmanager

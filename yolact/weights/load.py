@@ -20,8 +20,8 @@ from yolact.registry import config_name_of, configs, get_config, position_of
 from yolact.settings import differences
 from yolact.weights.download import download, published_weights
 from yolact.weights.state import count_classes, is_state, parse_classes, plain_state
+from yolact_runtime.cache import cache_folder
 from yolact_runtime.errors import UsageError, YolactError, counted, first_line
-from yolact_runtime.files import cache_folder
 from yolact_runtime.typed import first_few
 
 log = logging.getLogger(__name__)
