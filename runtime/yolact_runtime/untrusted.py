@@ -109,7 +109,7 @@ def read_bytes(path: str | Path, what: str = "file", most: str = "text_bytes") -
 def check_regular(path: str | Path, what: str = "file") -> None:
     """Raise a YolactError that names `path` unless it is a regular file, for libraries that open it."""
     try:
-        mode = os.stat(path).st_mode
+        mode = Path(path).stat().st_mode
     except FileNotFoundError:
         raise YolactError(f"{what} {path} does not exist") from None
     except (OSError, ValueError) as error:

@@ -68,8 +68,7 @@ def test_a_file_cut_short_or_of_another_kind(
     model.write_bytes(
         {"half": data[: len(data) // 2], "all but one byte": data[:-1], "text": b"hello, I am text"}[part]
     )
-    title = {"onnxruntime": "ONNX Runtime cannot open", "openvino": "OpenVINO cannot read"}[backend]
-    fails(rf"^{model}: {title} it.*if the file is damaged, copy or export it again", model, backend=backend)
+    fails(rf"^{model} is damaged or not an ONNX file .*; copy or export it again$", model, backend=backend)
     assert capfd.readouterr() == ("", "")
 
 
@@ -91,7 +90,7 @@ def test_an_onnx_file_of_somebody_else(tmp_path: Path, backend: str | None) -> N
         ({"yolact.std": "{"}, r"yolact\.std is '\{', not a tuple"),
         ({"yolact.input_size": "32"}, r"its input is \(N, 16, 16, 3\) uint8, .* \(N, 32, 32, 3\) uint8"),
         ({"yolact.input_dtype": '"float32"'}, r"its input is \(N, 16, 16, 3\) uint8, .* 3\) float32"),
-        ({"yolact.mask_iou": "true"}, r"it lacks the outputs \['mask_scores'\]"),
+        ({"yolact.mask_iou": "true"}, r"it lacks the outputs mask_scores"),
     ],
 )
 def test_metadata_that_is_missing_or_of_another_kind(

@@ -18,7 +18,7 @@ def test_it_computes_what_torch_computes():
     with torch.no_grad():
         expected = net(masks[:, None]).amax((2, 3)).gather(1, classes[:, None])[:, 0].numpy()
     text = pack_mask_iou_net([(c.weight.detach().numpy(), c.bias.detach().numpy()) for c in net[::2]])
-    ours = MaskIouNet.from_text(text, "model.onnx")
+    ours = MaskIouNet.from_text(text, "model.onnx", 5)
     np.testing.assert_allclose(ours(masks.numpy(), classes.numpy()), expected, atol=1e-5)
     assert ours(masks.numpy()[:0], classes.numpy()[:0]).shape == (0,)
 
@@ -26,4 +26,4 @@ def test_it_computes_what_torch_computes():
 @pytest.mark.parametrize("text", ["", "%%%", "aGVsbG8=", pack_mask_iou_net([(np.zeros(3), np.zeros(3))])])
 def test_weights_that_cannot_be_read(text):
     with pytest.raises(YolactError, match=r"model\.onnx.*mask_iou_net"):
-        MaskIouNet.from_text(text, "model.onnx")
+        MaskIouNet.from_text(text, "model.onnx", 3)

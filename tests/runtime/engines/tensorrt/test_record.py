@@ -65,8 +65,11 @@ def test_what_was_written_is_read(engine: Path) -> None:
 
 
 def test_an_engine_that_is_not_there_or_cannot_be_read(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for path in (engine.with_name("none.engine"), engine.parent):
-        with pytest.raises(YolactError, match=f"^engine {path} does not exist$"):
+    for path, problem in (
+        (engine.with_name("none.engine"), "does not exist"),
+        (engine.parent, "is a folder"),
+    ):
+        with pytest.raises(YolactError, match=f"^engine {path} {problem}"):
             read_engine(path)
 
     def fail(path: Path) -> str:
