@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import re
 import struct
 import zipfile
 import zlib
@@ -14,6 +15,12 @@ import numpy as np
 
 from yolact_runtime.errors import YolactError, first_line
 from yolact_runtime.untrusted import beyond, limit
+
+# The beginning of a .npy file with float32, up to the line end of its header, as NumPy writes it.
+_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00..{'descr': '<f4', 'fortran_order': False, 'shape': \(([0-9, ]{0,200})\), } *\n",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -97,16 +104,14 @@ def _unpack(data: bytes) -> dict[str, np.ndarray]:
         arrays = {}
         for entry in archive.infolist():
             content = archive.read(entry)
-            # NumPy's reader allocates what the header says, so that is compared with the content first.
-            file = io.BytesIO(content)
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
-            if read is None:
-                raise ValueError(f"{entry.filename!r} is of another version")
-            shape, by_column, dtype = read(file)
-            if dtype != np.float32 or by_column or len(content) - file.tell() != 4 * math.prod(shape):
-                raise ValueError(f"{entry.filename!r} is not an array of float32")
-            array = np.frombuffer(content, np.float32, offset=file.tell()).reshape(shape)
+            header = _HEADER.match(content)
+            if header is None:
+                raise ValueError(f"{entry.filename[:40]!r} is not an array of float32")
+            shape = tuple(int(side) for side in header[1].split(b",") if side.strip())
+            # NumPy's reader would allocate what the header says.
+            if len(content) - header.end() != 4 * math.prod(shape):
+                raise ValueError(f"{entry.filename[:40]!r} has more or fewer numbers than its shape")
+            array = np.frombuffer(content, "<f4", offset=header.end()).reshape(shape)
             arrays[entry.filename.removesuffix(".npy")] = array
     return arrays
 

@@ -100,6 +100,11 @@ def test_a_changed_file_is_not_opened(engine: Path, content: bytes, words: str) 
     [
         ("engine", {"library": "cudnn"}, "library is 'cudnn'"),
         ("engine", {"library_version": "new"}, "library_version"),
+        ("engine", {"library_version": "9" * 5000}, "library_version"),
+        ("engine", {"onnx_file": "m\0.onnx"}, "onnx_file"),
+        ("engine", {"engine_bytes": 10**400}, "not valid JSON"),
+        ("engine", {"gpu": "\ud800"}, "not valid JSON"),
+        ("metadata", {"max_batch": 1 << 40}, "max_batch"),
         ("engine", {"capabilities": ["86"]}, "capabilities"),
         ("engine", {"profile": [1, 4, 3]}, "profile"),
         ("engine", {"profile": [1, 4]}, "not the metadata of an engine"),
