@@ -43,8 +43,8 @@ LIMITS = {
     "threads": Limit("YOLACT_MAX_THREADS", 1024, "threads"),
     "streams": Limit("YOLACT_MAX_STREAMS", 256, "streams"),
     "unpacked_bytes": Limit("YOLACT_MAX_UNPACKED_BYTES", 64 * MIB, "bytes of unpacked weights in metadata"),
-    "engine_bytes": Limit("YOLACT_MAX_ENGINE_BYTES", 2048 * MIB, "bytes of memory, and twice its size"),
-    "engine_seconds": Limit("YOLACT_MAX_ENGINE_SECONDS", 15, "seconds to open an engine and run it once"),
+    "engine_bytes": Limit("YOLACT_MAX_ENGINE_BYTES", 2048 * MIB, "bytes of memory to try an engine"),
+    "engine_seconds": Limit("YOLACT_MAX_ENGINE_SECONDS", 15, "seconds of computing to try an engine"),
 }
 _KINDS = {
     stat.S_IFIFO: "pipe",
