@@ -54,8 +54,8 @@ def try_engine(path: Path, backend: str) -> None:
     """Open a file and run it once in a child process, unless it has passed that before.
 
     The limits in `untrusted.LIMITS` are `engine_bytes` of memory, and twice the size of the file, and
-    `engine_seconds` of computing, or four times that in all, as other programs compute as well. Nothing is tried
-    if `YOLACT_TRUST_ENGINES` is 1, or in a program that is frozen to one file, which has no interpreter.
+    `engine_seconds` of computing, or four times that in all, as other programs compute as well. Nothing is
+    tried if `YOLACT_TRUST_ENGINES` is 1, or in a program that is frozen to one file, without interpreter.
 
     Args:
         path: An ONNX or OpenVINO file.
