@@ -40,6 +40,7 @@ LIMITS = {
     "channels": Limit("YOLACT_MAX_CHANNELS", 4096, "channels or prototypes of a network"),
     "batch": Limit("YOLACT_MAX_BATCH", 1024, "images in one call"),
     "threads": Limit("YOLACT_MAX_THREADS", 1024, "threads"),
+    "workers": Limit("YOLACT_MAX_WORKERS", 128, "processes that load images"),
     "streams": Limit("YOLACT_MAX_STREAMS", 256, "streams"),
 }
 _KINDS = {
