@@ -29,7 +29,7 @@ LIMITS = {
     "pixels": Limit("YOLACT_MAX_PIXELS", 250_000_000, "pixels of an image or mask"),
     "side": Limit("YOLACT_MAX_SIDE", 65_535, "pixels of the height or width of an image or mask"),
     "annotation_bytes": Limit("YOLACT_MAX_ANNOTATION_BYTES", 2048 * MIB, "bytes of an annotation file"),
-    "text_bytes": Limit("YOLACT_MAX_TEXT_BYTES", 256 * MIB, "bytes of any other JSON or text file"),
+    "text_bytes": Limit("YOLACT_MAX_TEXT_BYTES", 64 * MIB, "bytes of any other JSON or text file"),
     "yaml_bytes": Limit("YOLACT_MAX_YAML_BYTES", MIB // 2, "bytes of a YAML file"),
     "yaml_values": Limit("YOLACT_MAX_YAML_VALUES", 100_000, "values of a YAML file, aliases expanded"),
     "depth": Limit("YOLACT_MAX_DEPTH", 64, "levels of lists and objects in JSON and YAML"),
