@@ -88,7 +88,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def first_few(names: Iterable[str], limit: int = 4) -> str:
-    """The first names, for an error, and how many more there are."""
-    listed = list(names)
+    """The first names, for an error, each cut to 100 characters, and how many more there are."""
+    listed = [name if len(name) <= 100 else f"{name[:97]}..." for name in names]
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
     return ", ".join(listed[:limit]) + more
