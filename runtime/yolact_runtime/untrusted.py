@@ -28,6 +28,7 @@ class Limit(NamedTuple):
 LIMITS = {
     "pixels": Limit("YOLACT_MAX_PIXELS", 250_000_000, "pixels of an image or mask"),
     "side": Limit("YOLACT_MAX_SIDE", 65_535, "pixels of the height or width of an image or mask"),
+    "image_bytes": Limit("YOLACT_MAX_IMAGE_BYTES", 1024 * MIB, "bytes of an image file"),
     "annotation_bytes": Limit("YOLACT_MAX_ANNOTATION_BYTES", 2048 * MIB, "bytes of an annotation file"),
     "text_bytes": Limit("YOLACT_MAX_TEXT_BYTES", 256 * MIB, "bytes of any other JSON or text file"),
     "yaml_bytes": Limit("YOLACT_MAX_YAML_BYTES", MIB // 2, "bytes of a YAML file"),
@@ -90,7 +91,8 @@ def read_bytes(path: str | Path, what: str = "file", most: str = "text_bytes") -
             mode = os.fstat(handle).st_mode
             if not stat.S_ISREG(mode):
                 raise YolactError(f"{what} {path} is a {_KINDS.get(stat.S_IFMT(mode), 'device')}, not a file")
-            data = file.read(limit(most) + 1)
+            size = os.fstat(handle).st_size  # 0 in /proc
+            data = file.read(min(size or limit(most), limit(most)) + 1)
     except FileNotFoundError:
         raise YolactError(f"{what} {path} does not exist") from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
