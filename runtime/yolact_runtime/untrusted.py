@@ -28,6 +28,7 @@ class Limit(NamedTuple):
 LIMITS = {
     "pixels": Limit("YOLACT_MAX_PIXELS", 250_000_000, "pixels of an image or mask"),
     "side": Limit("YOLACT_MAX_SIDE", 65_535, "pixels of the height or width of an image or mask"),
+    "image_bytes": Limit("YOLACT_MAX_IMAGE_BYTES", 1024 * MIB, "bytes of an image file"),
     "annotation_bytes": Limit("YOLACT_MAX_ANNOTATION_BYTES", 2048 * MIB, "bytes of an annotation file"),
     "text_bytes": Limit("YOLACT_MAX_TEXT_BYTES", 64 * MIB, "bytes of any other JSON or text file"),
     "yaml_bytes": Limit("YOLACT_MAX_YAML_BYTES", MIB // 2, "bytes of a YAML file"),
@@ -117,7 +118,9 @@ def read_bytes(path: str | Path, what: str = "file", most: str = "text_bytes") -
     """
     with open_regular(path, what) as file:
         try:
-            data = file.read(limit(most) + 1)
+            # Not the limit itself, which would be allocated; in /proc, files have no size.
+            size = os.fstat(file.fileno()).st_size or limit(most)
+            data = file.read(min(size, limit(most)) + 1)
         except OSError as error:
             raise YolactError(f"cannot read {what} {path}: {error.strerror or error}") from error
     if len(data) > limit(most):
