@@ -32,6 +32,10 @@ LIMITS = {
     "text_bytes": Limit("YOLACT_MAX_TEXT_BYTES", 256 * MIB, "bytes of any other JSON or text file"),
     "yaml_bytes": Limit("YOLACT_MAX_YAML_BYTES", MIB // 2, "bytes of a YAML file"),
     "yaml_values": Limit("YOLACT_MAX_YAML_VALUES", 100_000, "values of a YAML file, aliases expanded"),
+    "name": Limit("YOLACT_MAX_NAME", 4096, "characters of a class or file name"),
+    "runs": Limit("YOLACT_MAX_RUNS", 4_000_000, "numbers or characters of the RLE of a mask"),
+    "outline": Limit("YOLACT_MAX_OUTLINE", 4_000_000, "pixels of the length of a mask's outlines"),
+    "instances": Limit("YOLACT_MAX_INSTANCES", 50_000, "instances of a mask image"),
     "depth": Limit("YOLACT_MAX_DEPTH", 64, "levels of lists and objects in JSON and YAML"),
     "input_size": Limit("YOLACT_MAX_INPUT_SIZE", 8192, "pixels of a side of the network's input"),
     "classes": Limit("YOLACT_MAX_CLASSES", 50_000, "classes"),
@@ -87,10 +91,13 @@ def read_bytes(path: str | Path, what: str = "file", most: str = "text_bytes") -
         # Opening a pipe would wait for its writer.
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
         with os.fdopen(handle, "rb") as file:
-            mode = os.fstat(handle).st_mode
-            if not stat.S_ISREG(mode):
-                raise YolactError(f"{what} {path} is a {_KINDS.get(stat.S_IFMT(mode), 'device')}, not a file")
-            data = file.read(limit(most) + 1)
+            status = os.fstat(handle)
+            kind = stat.S_IFMT(status.st_mode)
+            if kind != stat.S_IFREG:
+                raise YolactError(f"{what} {path} is a {_KINDS.get(kind, 'device')}, not a file")
+            # Python reserves what it is asked to read. Files of /proc say that they have no bytes.
+            expected = status.st_size or limit(most)
+            data = file.read(min(expected, limit(most)) + 1)
     except FileNotFoundError:
         raise YolactError(f"{what} {path} does not exist") from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
@@ -128,8 +135,12 @@ def parse_json(text: str | bytes, hook: Callable[[dict[str, Any]], Any] | None =
     return value
 
 
-def check_values(value: Any) -> None:
+def check_values(value: Any, depth_only: bool = False) -> None:
     """Check parsed JSON for what Python reads, but later breaks on.
+
+    Args:
+        value: The JSON.
+        depth_only: Look at the levels alone, in half of the time.
 
     Raises:
         ValueError: as `parse_json`.
@@ -140,16 +151,19 @@ def check_values(value: Any) -> None:
         inner: list[Any] = []
         for item in level:
             kind = type(item)
-            if kind is str:
+            if kind is dict:
+                inner += item.values()
+                if not depth_only:
+                    for key in item:
+                        check_text(key)
+            elif kind is list:
+                inner += item
+            elif depth_only:
+                continue
+            elif kind is str:
                 check_text(item)
             elif kind is int:
                 _check_number(item)
-            elif kind is dict:
-                for key in item:
-                    check_text(key)
-                inner += item.values()
-            elif kind is list:
-                inner += item
         if not inner:
             return
         level = inner
