@@ -228,7 +228,7 @@ def test_no_home_folder(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptu
             cache_folder()
         assert read() is None
         CACHE.write("name", INPUTS, VALUE)
-    assert caplog.text.count("the cache folder is not known") == 1
+    assert caplog.text.count("the cache folder is not known") == 2
 
 
 def test_many_writers_leave_one_whole_entry(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
