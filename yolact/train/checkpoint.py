@@ -15,6 +15,7 @@ from yolact.registry import config_name_of, position_of
 from yolact.weights.load import FORMAT
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import atomic_path, writing
+from yolact_runtime.temporary import sweep
 
 log = logging.getLogger(__name__)
 
@@ -106,8 +107,7 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder):
                 pass
-            for path in self.folder.glob(f".{self.config}_*.pth"):
-                path.unlink(missing_ok=True)
+            sweep(self.folder)
         other = find_checkpoint("auto", self.folder, self.config)
         if other is not None and position_of(other)[1] > start:
             log.warning(
