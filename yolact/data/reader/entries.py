@@ -56,6 +56,10 @@ class EntryReader:
     def categories(self, entries: Sequence[Entry]) -> list[Entry]:
         """The usable categories."""
         known, owners = self._categories, dict[str, int]()
+        if len(entries) > limit("classes"):
+            message = f"there are {len(entries):,} categories, more than {beyond('classes')}"
+            self.findings.add("error", "too many categories", message)
+            entries = entries[: limit("classes")]
         for entry in self._with_ids(entries, known, "category", "name"):
             number, name = entry["id"], entry["name"]
             if number in known.entries:
@@ -250,7 +254,9 @@ class EntryReader:
             if isinstance(value, str):
                 spelled.append(row)
             rows.entries[row]["iscrowd"] = int(truth)
-        rows.report_all("error", "bad iscrowd", bad, lambda row: f"iscrowd is {shown(raw[row])}; allowed: 0, 1")
+        rows.report_all(
+            "error", "bad iscrowd", bad, lambda row: f"iscrowd is {shown(raw[row])}; allowed: 0, 1"
+        )
         rows.report_all(
             "note", "iscrowd as text", spelled, lambda row: f"{shown(raw[row])} is read as {flag(raw[row]):d}"
         )
@@ -277,7 +283,9 @@ class EntryReader:
                     boxes[row] = box
         for row in spelled:
             rows.entries[row]["bbox"] = boxes[row].tolist()
-        rows.report_all("note", "numbers as text", spelled, lambda row: f"bbox {shown(raw[row])} is read as numbers")
+        rows.report_all(
+            "note", "numbers as text", spelled, lambda row: f"bbox {shown(raw[row])} is read as numbers"
+        )
         finite = (np.abs(boxes) <= _LARGEST).all(1)
         masked = np.isfinite(extents).all(1)
         empty = np.array([box is None or box == [] for box in raw], bool)
@@ -351,7 +359,9 @@ class EntryReader:
             "note",
             "no annotation id",
             missing,
-            lambda row: f"the id is {shown(rows.ids[row], 40)}, no number; {text.format(rows.entries[row]['id'])}",
+            lambda row: (
+                f"the id is {shown(rows.ids[row], 40)}, no number; {text.format(rows.entries[row]['id'])}"
+            ),
         )
         rows.report_all(
             "warning",
