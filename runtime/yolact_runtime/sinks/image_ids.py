@@ -80,7 +80,8 @@ class ImageIds:
         """Category ids with another name in this file than in the engine, one sentence each."""
         engine = dict(zip(class_ids, class_names, strict=True))
         return [
-            f"category {key} is {reprlib.repr(self._categories[key])} in {self.path} but {name!r} in the engine"
+            f"category {key} is {reprlib.repr(self._categories[key])} in {self.path}"
+            f" but {name!r} in the engine"
             for key, name in engine.items()
             if key in self._categories and self._categories[key] != name
         ]

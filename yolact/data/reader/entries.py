@@ -137,10 +137,11 @@ class EntryReader:
         sides = [whole_number(value) for value in given]
         name, number = image["file_name"], image["id"]
         if all(type(value) is int and value > 0 for value in given):
-            return self._within_limits(name, number, given[0], given[1])
+            return self._within_limits(image, *given)
         absent = [value is None or side in (0, -1) for value, side in zip(given, sides, strict=True)]
         if any(not gone and (side is None or side < 1) for gone, side in zip(absent, sides, strict=True)):
-            message = f"{name} has height {shown(given[0])}, width {shown(given[1])}; expected whole numbers of pixels"
+            text = f"height {shown(given[0])}, width {shown(given[1])}"
+            message = f"{name} has {text}; expected whole numbers of pixels"
             self.findings.add("error", "bad image size", message, number)
             return None, None
         if any(absent):
@@ -148,17 +149,14 @@ class EntryReader:
             return None, None
         message = f"{name}: height {shown(given[0])}, width {shown(given[1])} are read as numbers"
         self.findings.add("note", "image sizes that are not written as whole numbers", message, number)
-        assert sides[0] is not None and sides[1] is not None
-        return self._within_limits(name, number, sides[0], sides[1])
+        return self._within_limits(image, *sides)
 
-    def _within_limits(
-        self, name: str, number: int, height: int, width: int
-    ) -> tuple[int, int] | tuple[None, None]:
+    def _within_limits(self, image: Entry, height: Any, width: Any) -> tuple[int | None, int | None]:
         """The sides of an image; None, None if it is larger than allowed, which is reported."""
         try:
             check_size(height, width)
         except ValueError as error:
-            self.findings.add("error", "bad image size", f"{name}: {error}", number)
+            self.findings.add("error", "bad image size", f"{image['file_name']}: {error}", image["id"])
             return None, None
         return height, width
 
