@@ -270,6 +270,19 @@ def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
         json.dump(value, file, indent=indent)
 
 
+def is_file(path: str | Path) -> bool:
+    """Whether a path is a regular file; unlike `Path.is_file`, False also where that cannot be determined.
+
+    That is for names that are too long or hold a zero byte, and in folders that may not be searched.
+    """
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether a path is a folder, as `is_file`."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def read_text(path: str | Path, what: str = "file", most: str = "text_bytes") -> str:
     """Read UTF-8 text from a regular file, without a byte order mark.
 

@@ -1,8 +1,8 @@
 """COCO segmentations: polygons and run-length encoding (RLE), compressed or not, checked before use.
 
-pycocotools trusts its input: an RLE with a wrong sum, with more runs than pixels or with numbers beyond 32 bits
-makes it read and write past the end of its buffers, so do sides whose product passes 32 bits, and it takes
-polygons of two points for boxes. So everything that comes from a file passes `to_rle` first.
+pycocotools trusts its input. It reads and writes past the end of its buffers for an RLE with a wrong sum,
+with more runs than pixels or with numbers beyond 32 bits, and for masks of 2**31 pixels; it takes polygons of
+two points for boxes. So everything that comes from a file passes `to_rle` first.
 """
 
 from __future__ import annotations
