@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolact_runtime.commandline import printing_beside
+from yolact_runtime.commandline import Table, printing_beside
 from yolact_runtime.errors import UsageError, counted
 from yolact_runtime.files import write_json
 from yolact_runtime.packages import require
@@ -67,7 +67,6 @@ def command(args: argparse.Namespace) -> None:
     from yolact.data.coco import CocoDataset
     from yolact.data.layout import resolve_dataset
     from yolact.registry import get_config
-    from yolact_bench.report.tables import Table
 
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from typing import Any
 
+from yolact_runtime.commandline import print_line
 from yolact_runtime.errors import UsageError, YolactError, counted
 
 
@@ -52,13 +54,16 @@ def command(args: argparse.Namespace) -> int:
     if not whole.any():
         raise YolactError(f"no mask has a pixel at {args.size}, so nothing can be compared; raise --size")
     different = float((whole != boxes).sum() / np.sum(whole))
-    print(
+    for line in (
         f"{counted(args.detections, 'mask')} at {width} x {height}, {counted(args.threads, 'thread')},"
-        f" {counted(args.repeats, 'round')}"
-    )
-    print(f"the masks' bounding boxes cover {share:.1%} of the whole images")
-    print(f"whole  {slow:8.2f} ms (median)\nboxes  {fast:8.2f} ms (median)\nratio  {slow / fast:8.2f}")
-    print(f"pixels that differ: {different:.2e} of the set ones")
+        f" {counted(args.repeats, 'round')}",
+        f"the masks' bounding boxes cover {share:.1%} of the whole images",
+        f"whole  {slow:8.2f} ms (median)",
+        f"boxes  {fast:8.2f} ms (median)",
+        f"ratio  {slow / fast:8.2f}",
+        f"pixels that differ: {different:.2e} of the set ones",
+    ):
+        print_line(line, sys.stdout)
     return 0 if different < 1e-4 else 1
 
 

@@ -29,7 +29,7 @@ LIMITS = {
     "pixels": Limit("YOLACT_MAX_PIXELS", 250_000_000, "pixels of an image or mask"),
     "side": Limit("YOLACT_MAX_SIDE", 65_535, "pixels of the height or width of an image or mask"),
     "annotation_bytes": Limit("YOLACT_MAX_ANNOTATION_BYTES", 2048 * MIB, "bytes of an annotation file"),
-    "text_bytes": Limit("YOLACT_MAX_TEXT_BYTES", 256 * MIB, "bytes of any other JSON or text file"),
+    "text_bytes": Limit("YOLACT_MAX_TEXT_BYTES", 64 * MIB, "bytes of any other JSON or text file"),
     "yaml_bytes": Limit("YOLACT_MAX_YAML_BYTES", MIB // 2, "bytes of a YAML file"),
     "yaml_values": Limit("YOLACT_MAX_YAML_VALUES", 100_000, "values of a YAML file, aliases expanded"),
     "structure_bytes": Limit("YOLACT_MAX_STRUCTURE_BYTES", 4 * MIB, "bytes of weights besides tensors"),
@@ -40,9 +40,13 @@ LIMITS = {
     "priors": Limit("YOLACT_MAX_PRIORS", 5_000_000, "priors"),
     "channels": Limit("YOLACT_MAX_CHANNELS", 4096, "channels or prototypes of a network"),
     "batch": Limit("YOLACT_MAX_BATCH", 1024, "images in one call"),
+    "candidates": Limit("YOLACT_MAX_CANDIDATES", 10_000, "detections of an image or candidates of a class"),
     "threads": Limit("YOLACT_MAX_THREADS", 1024, "threads"),
     "workers": Limit("YOLACT_MAX_WORKERS", 128, "processes that load images"),
     "streams": Limit("YOLACT_MAX_STREAMS", 256, "streams"),
+    "unpacked_bytes": Limit("YOLACT_MAX_UNPACKED_BYTES", 64 * MIB, "bytes of unpacked weights in metadata"),
+    "engine_bytes": Limit("YOLACT_MAX_ENGINE_BYTES", 2048 * MIB, "bytes of memory, and twice its size"),
+    "engine_seconds": Limit("YOLACT_MAX_ENGINE_SECONDS", 15, "seconds to open an engine and run it once"),
 }
 _KINDS = {
     stat.S_IFIFO: "pipe",
@@ -119,6 +123,20 @@ def read_bytes(path: str | Path, what: str = "file", most: str = "text_bytes") -
     if len(data) > limit(most):
         raise YolactError(f"{what} {path} has more bytes than {beyond(most)}")
     return data
+
+
+def check_regular(path: str | Path, what: str = "file") -> None:
+    """Raise a YolactError that names `path` unless it is a regular file, for libraries that open it."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        raise YolactError(f"{what} {path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise YolactError(
+            f"cannot read {what} {path}: {getattr(error, 'strerror', None) or error}"
+        ) from error
+    if not stat.S_ISREG(mode):
+        raise YolactError(f"{what} {path} is a {_KINDS.get(stat.S_IFMT(mode), 'device')}, not a file")
 
 
 def beyond(name: str) -> str:

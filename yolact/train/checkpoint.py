@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import secrets
 import tempfile
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from yolact.weights.files import read_torch
 from yolact.weights.load import FORMAT
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import atomic_path, is_file, writing
+from yolact_runtime.temporary import sweep
 
 log = logging.getLogger(__name__)
 
@@ -121,10 +121,7 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder):
                 pass
-            hidden = re.compile(rf"\.{re.escape(self.config)}_(\d+_\d+(_interrupt)?|best)\.\w{{8}}\.pth")
-            for path in self.folder.iterdir():
-                if hidden.fullmatch(path.name):
-                    path.unlink(missing_ok=True)
+            sweep(self.folder)
         other = find_checkpoint("auto", self.folder, self.config)
         if other is not None and position_of(other)[1] > start:
             log.warning(

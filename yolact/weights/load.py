@@ -23,8 +23,9 @@ from yolact.settings import differences
 from yolact.weights.download import download, published_weights
 from yolact.weights.files import is_plain, read_safetensors, read_torch
 from yolact.weights.state import count_classes, is_state, parse_classes, plain_state
+from yolact_runtime.cache import cache_folder
 from yolact_runtime.errors import UsageError, YolactError, counted
-from yolact_runtime.files import cache_folder, is_file
+from yolact_runtime.files import is_file
 from yolact_runtime.typed import first_few
 from yolact_runtime.untrusted import parse_json
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +18,7 @@ from yolact_runtime.frames import Frame, Sink
 from yolact_runtime.results import Result
 from yolact_runtime.sinks.growing import GrowingFile
 from yolact_runtime.sinks.image_ids import ImageNumbers
+from yolact_runtime.temporary import try_lock
 
 log = logging.getLogger(__name__)
 
@@ -171,21 +171,10 @@ def _parse(raw: bytes) -> dict[str, Any] | None:
 def _locked(path: Path) -> BinaryIO:
     """The file, created if missing, and locked against other runs until it is closed."""
     file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b", 0)
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            # Beyond the end of the file: on Windows a locked range cannot be read.
-            file.seek(1 << 40)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            file.seek(0)
-        else:
-            import fcntl
-
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
+    locked = try_lock(file.fileno())
+    if locked is False:
         file.close()
-        raise YolactError(f"another run writes to {path}; wait for it, or name another file") from None
-    except OSError as error:  # a file system without locks
-        log.warning("%s cannot be locked (%s): make sure that no other run writes to it", path, error)
+        raise YolactError(f"another run writes to {path}; wait for it, or name another file")
+    if locked is None:
+        log.warning("%s cannot be locked: make sure that no other run writes to it", path)
     return file
