@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from yolact_export.onnx_graph import graph_metadata, read_graph
-from yolact_runtime.commandline import table_console
 from yolact_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from yolact_runtime.engines.openvino import SECTION, WEIGHTS_HASH, OpenVinoEngine, shared_core
 from yolact_runtime.engines.trial import remember, try_engine
@@ -18,6 +16,7 @@ from yolact_runtime.errors import UsageError, YolactError, first_line
 from yolact_runtime.files import atomic_path, follow_links, sha256, stream_of
 from yolact_runtime.metadata import PREFIX
 from yolact_runtime.packages import imports_failed
+from yolact_runtime.temporary import new_folder
 
 # Replaced by the hash once the weights are written.
 _NO_HASH = "0" * 64
@@ -56,8 +55,8 @@ def write_openvino(source: Path, output: Path, check: Callable[[Path], None] | N
     try:
         target = follow_links(output)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{output.stem[:40]}.") as folder:
-            temporary = Path(folder) / output.name
+        with new_folder(target.parent, output.stem) as folder:
+            temporary = folder / output.name
             # By default OpenVINO converts the weights to half.
             openvino.save_model(model, temporary, compress_to_fp16=False)
             digest = sha256(temporary.with_suffix(".bin"))
@@ -104,6 +103,6 @@ def verify_openvino(source: Path, images: Sequence[np.ndarray], written: Path) -
             verify.check(reference, engine, images, "OpenVINO against ONNX Runtime")
         else:
             found = agreement.compare_detections(reference, engine, images)
-            table_console().print(agreement.agreement_table(found, "OpenVINO"))
+            agreement.agreement_table(found, "OpenVINO").show()
             if found.problem:
                 raise YolactError(f"nothing was written: OpenVINO differs from ONNX Runtime: {found.problem}")

@@ -20,6 +20,10 @@ class UsageError(YolactError):
     exit_code = 2
 
 
+class ItemError(YolactError):
+    """The output of one image cannot be written, for a reason that does not concern the next image."""
+
+
 def missing_extra(what: str, extra: str) -> YolactError:
     """The error for a missing library that an optional extra installs, or the base install (no extra)."""
     project = f'"yolact[{extra}]"' if extra else "yolact"
@@ -50,13 +54,19 @@ def first_line(error: BaseException) -> str:
 
 
 # How libraries report a lack of memory: C++, ONNX Runtime's arena, CUDA, OpenVINO.
-NO_MEMORY = ("bad_alloc", "bad allocation", "failed to allocate", "out of memory", "not enough memory")
+_NO_MEMORY = ("bad_alloc", "bad allocation", "failed to allocate", "out of memory", "not enough memory",
+    "can't allocate memory", "insufficient memory")  # fmt: skip
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether a library reports a lack of memory."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY)
 
 
 def run_failed(path: object, library: str, error: Exception, images: int) -> YolactError:
     """The error for a call of `library` with a number of images that raised `error`; `path` is the engine."""
-    text = str(error).lower()
-    if isinstance(error, MemoryError) or any(sign in text for sign in NO_MEMORY):
+    if lacks_memory(error):
         return YolactError(
             f"{path}: {library} ran out of memory with {counted(images, 'image')} in one call;"
             f" use a smaller batch, fewer streams, or free memory ({cause_line(error)})"

@@ -106,7 +106,8 @@ class Demo:
             )
         seconds = time.perf_counter() - start
         self.commands.append((line, seconds))
-        self.console.print(f"{stage} {seconds:4.0f} s", markup=False, highlight=False)
+        if not self.console.quiet:
+            print_line(f"{stage} {seconds:4.0f} s", sys.stdout)
 
 
 def command(args: argparse.Namespace) -> None:
@@ -154,10 +155,9 @@ def command(args: argparse.Namespace) -> None:
     page = write_report(demo, weights / "yolact_tiny.jsonl", model, sorted(images.iterdir()))
     mask_ap = read_json(folder / "ap_onnx.json")["mask"]["ap"]
     seconds = sum(seconds for _, seconds in demo.commands)
-    demo.console.print(
-        f"mask AP {mask_ap:.3f} on {args.val_images} held-out images, {seconds:.0f} s in all; open {page}",
-        soft_wrap=True, highlight=False,
-    )  # fmt: skip
+    text = f"mask AP {mask_ap:.3f} on {args.val_images} held-out images, {seconds:.0f} s in all; open {page}"
+    if not args.quiet:
+        print_line(text, sys.stdout)
 
 
 def write_report(demo: Demo, journal: Path, model: Path, images: Sequence[Path]) -> Path:

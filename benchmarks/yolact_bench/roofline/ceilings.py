@@ -18,13 +18,12 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from yolact_runtime.cache import Cache
-from yolact_runtime.commandline import track
+from yolact_runtime.commandline import Table, track
 from yolact_runtime.engines.threads import usable_cores
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.typed import convert
 
 if TYPE_CHECKING:
-    from yolact_bench.report.tables import Table
     from yolact_bench.roofline.probes import Probe
 
 # The precisions of engines, and the type of arithmetic of each.
@@ -162,8 +161,6 @@ def _last_cache() -> int:
 
 def ceilings_table(found: Sequence[Ceilings]) -> Table:
     """Ceilings next to each other, a pair of columns for each."""
-    from yolact_bench.report.tables import Table
-
     kinds = dict.fromkeys(kind for one in found for kind in one.operations)
 
     def pairs(one: Ceilings) -> list[tuple[str, str]]:

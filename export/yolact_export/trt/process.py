@@ -19,7 +19,7 @@ from typing import IO
 from rich.progress import TaskID
 
 from yolact_runtime.commandline import progress_bar
-from yolact_runtime.errors import YolactError
+from yolact_runtime.errors import YolactError, escape_controls
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ def _follow(lines: IO[str]) -> dict:
                 continue
             kind, phase, steps = event["progress"]
             if kind == "start":
-                phases[phase] = bars.add_task(phase, total=steps)
+                phases[phase] = bars.add_task(escape_controls(phase), total=steps)
             elif phase in phases:
                 if kind == "step":
                     bars.update(phases[phase], completed=steps)

@@ -24,7 +24,7 @@ from yolact_runtime.cache import Cache
 from yolact_runtime.engines.backends import BACKENDS
 from yolact_runtime.engines.onnx_file import check_onnx
 from yolact_runtime.engines.threads import usable_cores
-from yolact_runtime.errors import NO_MEMORY, UsageError, YolactError
+from yolact_runtime.errors import UsageError, YolactError, lacks_memory
 from yolact_runtime.files import sha256
 from yolact_runtime.untrusted import MIB, beyond, check_regular, limit
 
@@ -175,7 +175,7 @@ def _try(path: Path, backend: str, most: int) -> dict[str, Any]:
         return {"error": str(error), "usage": True}
     except Exception as error:
         text = str(error) if isinstance(error, YolactError) else f"{path}: {type(error).__name__}: {error}"
-        if isinstance(error, MemoryError) or any(sign in text.lower() for sign in NO_MEMORY):
+        if lacks_memory(error):
             text = (
                 f"{path}: {_TITLES[backend]} needs more than {most // MIB:,} MiB of memory to open and run it"
                 " once (YOLACT_MAX_ENGINE_BYTES sets another limit); if the file is damaged, export it again"
