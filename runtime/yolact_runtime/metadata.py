@@ -174,6 +174,7 @@ class Metadata:
             "class_names",
             f"{len(names):,} classes; at most {beyond('classes')}",
         )
+        yield any(len(name) > limit("name") for name in names), "class_names", f"longer than {beyond('name')}"
         yield not all(map(_writable, names)), "class_names", "a name has half a character (a lone surrogate)"
         yield len(ids) != len(names), "category_ids", f"{len(names)} ids are needed, one for each class name"
         yield len(set(ids)) != len(ids), "category_ids", "an id occurs twice"
