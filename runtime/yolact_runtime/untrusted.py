@@ -39,6 +39,7 @@ LIMITS = {
     "priors": Limit("YOLACT_MAX_PRIORS", 5_000_000, "priors"),
     "channels": Limit("YOLACT_MAX_CHANNELS", 4096, "channels or prototypes of a network"),
     "batch": Limit("YOLACT_MAX_BATCH", 1024, "images in one call"),
+    "samples": Limit("YOLACT_MAX_SAMPLES", 20_000, "runs of an engine in a report"),
     "threads": Limit("YOLACT_MAX_THREADS", 1024, "threads"),
     "streams": Limit("YOLACT_MAX_STREAMS", 256, "streams"),
 }
