@@ -23,7 +23,7 @@ from yolact_runtime.sources.folders import IMAGES
 from yolact_runtime.sources.headers import read_header
 from yolact_runtime.sources.images import check_size
 from yolact_runtime.typed import first_few, nearest
-from yolact_runtime.untrusted import limit, read_bytes
+from yolact_runtime.untrusted import beyond, limit, read_bytes
 
 
 class Selection:
