@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from yolact_runtime.engines.onnx_file import check_onnx
 from yolact_runtime.errors import YolactError, first_line
 from yolact_runtime.metadata import Metadata
 
@@ -24,8 +25,9 @@ def read_graph(path: str | Path) -> onnx.ModelProto:
     """Read an ONNX file and infer the types and shapes of its tensors.
 
     Raises:
-        YolactError: the file does not exist, is cut off, or is not ONNX.
+        YolactError: the file does not exist, is cut off, is not ONNX, or has its data elsewhere.
     """
+    check_onnx(path)
     try:
         model = onnx.load(path)
         if not model.graph.node:
