@@ -136,7 +136,7 @@ def test_a_folder_named_like_an_image(place, capsys):
     assert infer("photos/folder.jpg") == 2
     assert "folder photos/folder.jpg holds no image" in capsys.readouterr().err
     Path("list").write_text("photos/a.png\nphotos/folder.jpg\nphotos/z.png\n")
-    listed(capsys, "cannot read image photos/folder.jpg: Is a directory")
+    listed(capsys, "image photos/folder.jpg is a folder, not a file")
 
 
 def listed(capsys, message):

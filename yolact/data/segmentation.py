@@ -1,8 +1,8 @@
 """COCO segmentations: polygons and run-length encoding (RLE), compressed or not, checked before use.
 
-pycocotools trusts its input: an RLE with a wrong sum, with more runs than pixels or with numbers beyond 32 bits
-makes it read and write past the end of its buffers, so do sides whose product passes 32 bits, and it takes
-polygons of two points for boxes. So everything that comes from a file passes `to_rle` first.
+pycocotools trusts its input. It reads and writes past the end of its buffers for an RLE with a wrong sum,
+with more runs than pixels or with numbers beyond 32 bits, and for masks of 2**31 pixels; it takes polygons of
+two points for boxes. So everything that comes from a file passes `to_rle` first.
 """
 
 from __future__ import annotations
@@ -206,8 +206,8 @@ def rle_counts(counts: Any) -> np.ndarray:
     """
     if not isinstance(counts, (list, str, bytes)):
         raise ValueError(f"counts is a {type(counts).__name__}, not a list or a string")
-    if len(counts) > limit("runs"):
-        raise ValueError(f"the RLE has {len(counts):,} numbers or characters, more than {beyond('runs')}")
+    if len(counts) > limit("rle"):
+        raise ValueError(f"the RLE has {len(counts):,} numbers or characters, more than {beyond('rle')}")
     if isinstance(counts, list):
         if not all(type(count) is int and 0 <= count < 2**32 for count in counts):
             raise ValueError("RLE counts must be whole numbers, 0 or more, of at most 32 bits")

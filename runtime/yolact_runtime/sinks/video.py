@@ -115,7 +115,7 @@ class VideoSink(Sink):
             raise
 
     def _open(self, frame: Frame, prepared: VideoFrame) -> _Writer:
-        """Begin the file of a video; if that is not possible, all frames of this video fail, and no others."""
+        """Begin the file of a video; if that is not possible, all its frames fail, and no others."""
         if self._refused is not None and self._refused[0] == frame.path:
             raise ItemError(self._refused[1])
         try:

@@ -134,7 +134,7 @@ def _png(data: bytes) -> Header | None:
 def _gif(data: bytes) -> Header:
     """From the screen; a picture that lies outside it is refused."""
     width, height = struct.unpack_from("<HH", data, 6)
-    return _twice(width, height, while_decoding=9)
+    return _twice(width, height, while_decoding=6)
 
 
 def _bmp(data: bytes) -> Header:

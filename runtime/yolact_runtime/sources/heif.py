@@ -21,7 +21,9 @@ _ZEROS = bytes(32)
 # Bytes of a pixel at the peak of decoding: planes, pixels, and the copies of the libraries.
 _HEIC_PIXEL, _AVIF_PIXEL = 10, 20
 # How the libraries report damage; Pillow raises a SyntaxError for AVIF.
-_ERRORS = (ValueError, RuntimeError, SyntaxError, OSError, EOFError, IndexError, struct.error)
+_ERRORS = (
+    *(ValueError, RuntimeError, SyntaxError, OSError, EOFError, LookupError, ArithmeticError, struct.error),
+)
 
 
 def heif_kind(data: bytes) -> str:

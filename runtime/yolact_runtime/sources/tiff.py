@@ -18,6 +18,7 @@ _FORMATS = {2: "int", 3: "float"}  # values of _FORMAT
 _LOG_LUV = 32845  # a value of _COLOURS
 # Strips and tiles of a picture: each takes OpenCV 2 us, and 0.2 ms where colours are converted.
 _MOST_BLOCKS, _MOST_CONVERTED = 500_000, 20_000
+_MOST_CONVERTED_PIXELS = 100_000_000  # 8 s
 _CONVERTED = (8, 9, 10)  # values of _COLOURS: kinds of Lab
 _MOST_FIELDS = 4096  # of a page; libtiff's limit
 _MOST_VALUES = 1 << 16  # of a tag that is read as a list
@@ -131,6 +132,8 @@ class Tiff:
         most = _MOST_CONVERTED if set(_CONVERTED) & set(self._values(_COLOURS)) else _MOST_BLOCKS
         if across and down and -(-width // across) * -(-height // down) > most:
             return f"has more than {most:,} strips or tiles; save it with larger ones"
+        if most == _MOST_CONVERTED and width * height > _MOST_CONVERTED_PIXELS:
+            return f"has more than {_MOST_CONVERTED_PIXELS:,} pixels in Lab colours; save it in RGB"
         return ""
 
     def first_page(self) -> bytes:

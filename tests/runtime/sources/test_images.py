@@ -106,7 +106,7 @@ def test_damaged_files(tmp_path, suffix):
 
 def test_what_cannot_be_read(tmp_path):
     (tmp_path / "folder.jpg").mkdir()
-    for name, reason in (("folder.jpg", ": Is a directory"), ("none.jpg", " does not exist")):
+    for name, reason in (("folder.jpg", " is a folder, not a file"), ("none.jpg", " does not exist")):
         with pytest.raises(YolactError, match=rf"image .*{name}{reason}"):
             read_image(tmp_path / name)
     locked = save(tmp_path / "locked.png", PICTURE)

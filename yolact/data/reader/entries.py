@@ -56,6 +56,10 @@ class EntryReader:
     def categories(self, entries: Sequence[Entry]) -> list[Entry]:
         """The usable categories."""
         known, owners = self._categories, dict[str, int]()
+        if len(entries) > limit("classes"):
+            message = f"there are {len(entries):,} categories, more than {beyond('classes')}"
+            self.findings.add("error", "too many categories", message)
+            entries = entries[: limit("classes")]
         for entry in self._with_ids(entries, known, "category", "name"):
             number, name = entry["id"], entry["name"]
             if number in known.entries:
@@ -133,10 +137,11 @@ class EntryReader:
         sides = [whole_number(value) for value in given]
         name, number = image["file_name"], image["id"]
         if all(type(value) is int and value > 0 for value in given):
-            return self._within_limits(name, number, given[0], given[1])
+            return self._within_limits(image, *given)
         absent = [value is None or side in (0, -1) for value, side in zip(given, sides, strict=True)]
         if any(not gone and (side is None or side < 1) for gone, side in zip(absent, sides, strict=True)):
-            message = f"{name} has height {shown(given[0])}, width {shown(given[1])}; expected whole numbers of pixels"
+            text = f"height {shown(given[0])}, width {shown(given[1])}"
+            message = f"{name} has {text}; expected whole numbers of pixels"
             self.findings.add("error", "bad image size", message, number)
             return None, None
         if any(absent):
@@ -144,17 +149,14 @@ class EntryReader:
             return None, None
         message = f"{name}: height {shown(given[0])}, width {shown(given[1])} are read as numbers"
         self.findings.add("note", "image sizes that are not written as whole numbers", message, number)
-        assert sides[0] is not None and sides[1] is not None
-        return self._within_limits(name, number, sides[0], sides[1])
+        return self._within_limits(image, *sides)
 
-    def _within_limits(
-        self, name: str, number: int, height: int, width: int
-    ) -> tuple[int, int] | tuple[None, None]:
+    def _within_limits(self, image: Entry, height: Any, width: Any) -> tuple[int | None, int | None]:
         """The sides of an image; None, None if it is larger than allowed, which is reported."""
         try:
             check_size(height, width)
         except ValueError as error:
-            self.findings.add("error", "bad image size", f"{name}: {error}", number)
+            self.findings.add("error", "bad image size", f"{image['file_name']}: {error}", image["id"])
             return None, None
         return height, width
 
@@ -250,7 +252,9 @@ class EntryReader:
             if isinstance(value, str):
                 spelled.append(row)
             rows.entries[row]["iscrowd"] = int(truth)
-        rows.report_all("error", "bad iscrowd", bad, lambda row: f"iscrowd is {shown(raw[row])}; allowed: 0, 1")
+        rows.report_all(
+            "error", "bad iscrowd", bad, lambda row: f"iscrowd is {shown(raw[row])}; allowed: 0, 1"
+        )
         rows.report_all(
             "note", "iscrowd as text", spelled, lambda row: f"{shown(raw[row])} is read as {flag(raw[row]):d}"
         )
@@ -277,7 +281,9 @@ class EntryReader:
                     boxes[row] = box
         for row in spelled:
             rows.entries[row]["bbox"] = boxes[row].tolist()
-        rows.report_all("note", "numbers as text", spelled, lambda row: f"bbox {shown(raw[row])} is read as numbers")
+        rows.report_all(
+            "note", "numbers as text", spelled, lambda row: f"bbox {shown(raw[row])} is read as numbers"
+        )
         finite = (np.abs(boxes) <= _LARGEST).all(1)
         masked = np.isfinite(extents).all(1)
         empty = np.array([box is None or box == [] for box in raw], bool)
@@ -351,7 +357,9 @@ class EntryReader:
             "note",
             "no annotation id",
             missing,
-            lambda row: f"the id is {shown(rows.ids[row], 40)}, no number; {text.format(rows.entries[row]['id'])}",
+            lambda row: (
+                f"the id is {shown(rows.ids[row], 40)}, no number; {text.format(rows.entries[row]['id'])}"
+            ),
         )
         rows.report_all(
             "warning",
