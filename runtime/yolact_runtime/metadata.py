@@ -169,7 +169,11 @@ class Metadata:
         """For each rule: whether it is broken, the field, and what is allowed. Later ones need the first."""
         names, ids = self.class_names, self.category_ids
         yield not names, "class_names", "at least one class is needed"
-        yield len(names) > limit("classes"), "class_names", f"{len(names):,} classes; at most {beyond('classes')}"
+        yield (
+            len(names) > limit("classes"),
+            "class_names",
+            f"{len(names):,} classes; at most {beyond('classes')}",
+        )
         yield not all(map(_writable, names)), "class_names", "a name has half a character (a lone surrogate)"
         yield len(ids) != len(names), "category_ids", f"{len(names)} ids are needed, one for each class name"
         yield len(set(ids)) != len(ids), "category_ids", "an id occurs twice"

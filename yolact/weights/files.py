@@ -25,12 +25,13 @@ from yolact_runtime.untrusted import beyond, limit, open_regular
 MAX_VALUES = 1_000_000  # numbers, texts and tensors in a file
 
 
-def read_torch(path: Path, what: str = "checkpoint") -> Any:
+def read_torch(path: Path, what: str = "checkpoint", tensors: bool = True) -> Any:
     """What `torch.save` wrote to a file: tensors, numbers, strings, lists and dicts; nothing is unpickled.
 
     Args:
         path: The file, in the zip format or the older one.
         what: What it is, for errors.
+        tensors: False leaves the values of tensors in the file.
 
     Raises:
         YolactError: it is not a regular file, not readable, or declares more than it has; names the file.
@@ -49,11 +50,17 @@ def read_torch(path: Path, what: str = "checkpoint") -> Any:
                 warnings.simplefilter("ignore")
                 # Mapped, a tensor cannot reach beyond the file, whatever size it declares.
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-                return _Copier(4 * size + (1 << 20)).copy(content)
+                return _Copier(4 * size + (1 << 20), tensors).copy(content)
         except Exception as error:  # PyTorch raises nearly anything for a damaged file
             raise YolactError(
-                f"{path} is not a readable {what} (truncated, or not weights only): {first_line(error)}"
+                f"{path} is not a readable {what} (truncated, or not weights only): {_reason(error)}"
             ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong: PyTorch's first line is about its own versions where a file is not weights only."""
+    lines = [line for line in str(error).splitlines() if "WeightsUnpickler error" in line]
+    return first_line(ValueError(lines[0])) if lines else first_line(error)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -116,10 +123,11 @@ class _Copier:
 
     Args:
         most: Bytes that all tensors may have together: with strides of zero, a small file declares huge ones.
+        tensors: Whether to copy them.
     """
 
-    def __init__(self, most: int) -> None:
-        self.left, self.values = most, MAX_VALUES
+    def __init__(self, most: int, tensors: bool) -> None:
+        self.left, self.values, self.tensors = most, MAX_VALUES, tensors
 
     def copy(self, value: Any, depth: int = 0) -> Any:
         """`value` with lists, dicts and tensors copied, any other as it is.
@@ -141,7 +149,7 @@ class _Copier:
         return value
 
     def _tensor(self, value: Tensor) -> Tensor:
-        if not is_plain(value):
+        if not (self.tensors and is_plain(value)):
             return value
         self.left -= value.numel() * value.element_size()
         if self.left < 0:

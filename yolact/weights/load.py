@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -24,6 +25,7 @@ from yolact.weights.files import is_plain, read_safetensors, read_torch
 from yolact.weights.state import count_classes, is_state, parse_classes, plain_state
 from yolact_runtime.cache import cache_folder
 from yolact_runtime.errors import UsageError, YolactError, counted
+from yolact_runtime.files import is_file
 from yolact_runtime.typed import first_few
 from yolact_runtime.untrusted import parse_json
 
@@ -93,12 +95,6 @@ def load_model(weights: str | Path, config: str | Config | None = None, classes:
             " one in each line"
         )
     load_state(model, state, str(weights))
-    broken = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
-    if broken:
-        raise YolactError(
-            f"{weights}: {counted(len(broken), 'weight tensor')} of {len(model.state_dict())} hold values"
-            f" that are not finite, such as {broken[0]}; use an earlier checkpoint"
-        )
     return model.eval()
 
 
@@ -177,12 +173,14 @@ def _stored_config(path: Path, stored: Any) -> Config:
 def locate(weights: str | Path) -> Path:
     """The file that `weights` is or names; published weights are downloaded if necessary."""
     path = Path(weights)
-    if path.is_file():
+    if is_file(path):
         return path
     if path.name == str(weights) and not path.suffix:
         return published_weights(str(weights))
-    if path.is_dir():
-        raise YolactError(f"{path} is a folder; expected a .pth or .safetensors file")
+    with contextlib.suppress(OSError):
+        if path.exists():
+            what = "a folder" if path.is_dir() else "a pipe or a device"
+            raise YolactError(f"{path} is {what}; expected a .pth or .safetensors file")
     raise YolactError(f"weights {path} do not exist")
 
 
@@ -209,11 +207,12 @@ def _config_from_name(path: Path, default: Config | None) -> Config:
     )
 
 
-def load_state(model: torch.nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+def load_state(model: torch.nn.Module, state: Mapping[str, Tensor], source: str, finite: bool = True) -> None:
     """Load `state` strictly; a network without memory (on PyTorch's meta device) takes its tensors.
 
     Raises:
-        YolactError: it does not fit; names the missing, unexpected and mis-shaped keys.
+        YolactError: it does not fit (names the missing, unexpected and mis-shaped keys), or a weight is not
+            finite, unless `finite` is False.
     """
     own = model.state_dict()
     name = getattr(getattr(model, "config", None), "name", type(model).__name__)
@@ -222,6 +221,13 @@ def load_state(model: torch.nn.Module, state: Mapping[str, Tensor], source: str)
     if bare:
         state = {key: state[key].to(value.dtype).contiguous() for key, value in own.items()}
     model.load_state_dict(dict(state), assign=bare)
+    loaded = model.state_dict()
+    broken = [key for key, tensor in loaded.items() if not tensor.isfinite().all()] if finite else []
+    if broken:
+        raise YolactError(
+            f"{source}: {counted(len(broken), 'weight tensor')} of {len(loaded)} hold values that are not"
+            f" finite, such as {broken[0]}; use an earlier checkpoint"
+        )
 
 
 def _check_fits(config: Config, state: Mapping[str, Tensor], source: str) -> None:
