@@ -129,7 +129,8 @@ def _pillow_images() -> Iterator[tuple[str, bytes]]:
 def image_seeds() -> Iterator[Seed]:
     good = {"in/zz.png": encoded(".png")}
     for name, (data, mutator) in images().items():
-        yield Seed(name, data, (*INFER, "{run}/in", *JSONL), mutator, others=good)
+        argv = (*INFER, "{run}/in", *JSONL)
+        yield Seed(name, data, argv, mutator, others=good, good=int(name == "float.tif"))
 
 
 # Annotation files
@@ -173,7 +174,7 @@ def annotation_seeds() -> Iterator[Seed]:
     commands: list[tuple[str, ...]] = [
         (tool, "check", file, "--images", "{run}/in"),
         (tool, "check", file, "--json", "{run}/out/findings.json"),
-        (tool, "fix", file, "{run}/out/fixed.json"),
+        (tool, "fix", file, "--output", "{run}/out/fixed.json"),
         (tool, "show", file, "--images", "{run}/in", "--output", "{run}/out", "--config", "yolact_tiny"),
         ("yolact-eval", "--engine", "{shared}/m.onnx", "--images", "{run}/in", "--annotations", file),
         (*INFER, "{run}/in/b.png", "--annotations", file, *JSONL),

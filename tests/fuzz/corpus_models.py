@@ -49,7 +49,7 @@ def onnx_seeds() -> Iterator[Seed]:
         ("yolact-eval", "--engine", file, "--images", "{run}/in", "--annotations", "{run}/in/a.json", "--per-class"),
         ("yolact-infer", *ENGINE, file, "{shared}/a.png", "--output", "{run}/out", "--json", "{run}/out/x.json",
          "--coco-dataset", "{run}/out/d.json", "--arrays", "{run}/out/n"),
-        ("yolact-export", "--weights", file, "--to", "openvino", "--output", "{run}/out/m.xml"),
+        ("yolact-export", "--weights", file, "--to", "openvino", "--output", "{run}/out/m.xml", "--no-verify"),
         ("yolact-export", "--weights", file, "--to", "triton", "--output", "{run}/out/models"),
     ):  # fmt: skip
         yield Seed("m.onnx", data, argv, mutate.mutate_onnx, others)
@@ -81,11 +81,11 @@ def engine_record_seeds() -> Iterator[Seed]:
     with tempfile.TemporaryDirectory() as name:
         path = write_engine(Path(name), native_arrays(), NATIVE)
         engine, record = path.read_bytes(), Path(f"{path}.json").read_bytes()
-    file, others = "{run}/in/m.engine", {"in/m.engine": engine}
+    file, others = "{run}/in/m.engine", {"in/m.engine": engine, "in/m.onnx": engine}
     triton = ("yolact-export", "--weights", file, "--to", "triton", "--output", "{run}/out/models")
     yield Seed("m.engine.json", record, ("yolact-export", "inspect", file), mutate.mutate_json, others)
     yield Seed("m.engine.json", record, triton, mutate.mutate_json, others)
-    argv = ("yolact-infer", *ENGINE, file, *IMAGE)
+    argv = ("yolact-infer", "--engine", file, *IMAGE)
     yield Seed("m.engine.json", record, argv, mutate.mutate_json, others, good=1)
 
 
@@ -106,8 +106,9 @@ def checkpoint_files() -> dict[str, bytes]:
         config, model=dataclasses.replace(config.model, input_size=64, fpn_features=8, num_prototypes=4)
     )
     model = Yolact(config)
+    optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "lr": 0.003}])
     training = {
-        "optimizer": {},
+        "optimizer": optimizer.state_dict(),
         "scaler": {},
         "ema_updates": 0,
         "best": 0.5,
