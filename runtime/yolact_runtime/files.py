@@ -51,14 +51,6 @@ def _belongs(name: str, target: str) -> bool:
     return named.is_relative_to(real.parent) and named.relative_to(real.parent).parts[0].startswith(".")
 
 
-def is_file(path: str | Path) -> bool:
-    """Whether a path is a regular file; a path that cannot be looked at, such as a too long one, is not."""
-    try:
-        return Path(path).is_file()
-    except OSError:
-        return False
-
-
 def follow_links(path: str | Path) -> Path:
     """The file behind a symbolic link, which need not exist; any other path as it is.
 

@@ -35,7 +35,7 @@ LIMITS = {
     "yaml_values": Limit("YOLACT_MAX_YAML_VALUES", 100_000, "values of a YAML file, aliases expanded"),
     "structure_bytes": Limit("YOLACT_MAX_STRUCTURE_BYTES", 4 * MIB, "bytes of weights besides tensors"),
     "name": Limit("YOLACT_MAX_NAME", 4096, "characters of a class or file name"),
-    "runs": Limit("YOLACT_MAX_RUNS", 4_000_000, "numbers or characters of the RLE of a mask"),
+    "rle": Limit("YOLACT_MAX_RLE", 4_000_000, "numbers or characters of the RLE of a mask"),
     "outline": Limit("YOLACT_MAX_OUTLINE", 4_000_000, "pixels of the length of a mask's outlines"),
     "instances": Limit("YOLACT_MAX_INSTANCES", 50_000, "instances of a mask image"),
     "depth": Limit("YOLACT_MAX_DEPTH", 64, "levels of lists and objects in JSON and YAML"),
