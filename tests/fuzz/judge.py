@@ -17,7 +17,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,13 +128,20 @@ class Judge:
             server.wait()
             server.stdout.close()
 
-    def run(self, folder: Path, argv: Sequence[str], stdin: str | None = None) -> Verdict:
+    def run(
+        self,
+        folder: Path,
+        argv: Sequence[str],
+        stdin: str | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> Verdict:
         """Run a command, and judge it.
 
         Args:
             folder: The run's folder, with `in`.
             argv: Command and arguments; `module:function` calls a function with them.
             stdin: File in the folder for standard input.
+            environ: More environment variables.
         """
         for name in ("out", "tmp", "cache", "home"):
             (folder / name).mkdir(mode=0o700, exist_ok=True)
@@ -143,7 +150,9 @@ class Judge:
         canary = folder.parent / "canary.txt"
         canary.write_text("not yours")
         beside = {path.name for path in folder.parent.iterdir()}
-        verdict = self._ask({"folder": str(folder), "argv": list(argv), "stdin": stdin})
+        verdict = self._ask(
+            {"folder": str(folder), "argv": list(argv), "stdin": stdin, "environ": dict(environ or {})}
+        )
         faults = verdict.faults
         if hashes(folder / "in") != before:
             faults.append("inputs changed")
@@ -282,7 +291,10 @@ def _become(order: dict[str, Any]) -> None:
     sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
     os.environ.update(
-        HOME=str(folder / "home"), YOLACT_CACHE=str(folder / "cache"), TMPDIR=str(folder / "tmp")
+        HOME=str(folder / "home"),
+        YOLACT_CACHE=str(folder / "cache"),
+        TMPDIR=str(folder / "tmp"),
+        **order["environ"],
     )
     import tempfile
 
@@ -381,7 +393,7 @@ def repeat(folder: Path) -> Verdict:
     argv = [word.replace("{run}", str(folder)) for word in order["argv"]]
     print(shlex.join(argv))
     with Judge() as judge:
-        return judge.run(folder, argv, order["stdin"])
+        return judge.run(folder, argv, order["stdin"], order["environ"])
 
 
 if __name__ == "__main__":
