@@ -28,6 +28,7 @@ class Seed:
         mutator: Gives another content.
         others: More files of the folder `in`.
         stdin: File for standard input.
+        copies: More files that hold the victim's content, each changed in another way.
         words: Whether the command line is changed, not the file.
         good: Exit code of the valid input.
     """
@@ -38,6 +39,7 @@ class Seed:
     mutator: Mutator = mutate.mutate_bytes
     others: dict[str, bytes] = field(default_factory=dict)
     stdin: str | None = None
+    copies: tuple[str, ...] = ()
     words: bool = False
     good: int = 0
 
@@ -130,7 +132,8 @@ def image_seeds() -> Iterator[Seed]:
     good = {"in/zz.png": encoded(".png")}
     for name, (data, mutator) in images().items():
         argv = (*INFER, "{run}/in", *JSONL)
-        yield Seed(name, data, argv, mutator, others=good, good=int(name == "float.tif"))
+        copies = tuple(f"{number}-{name}" for number in range(7))
+        yield Seed(name, data, argv, mutator, good, copies=copies, good=int(name == "float.tif"))
 
 
 # Annotation files

@@ -17,8 +17,14 @@ from pathlib import Path
 from random import Random
 
 if __name__ == "__main__":
-    # Last, as the folder yolact of the tests would hide the package.
-    sys.path.append(str(Path(__file__).parent.parent))
+    import importlib.util
+
+    # As conftest.py does: with their folder on the path, tests/yolact would hide the package.
+    for name in ("fake_onnx", "engine_files", "videos"):
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent.parent / f"{name}.py")
+        assert spec and spec.loader
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
 
 import corpus
 import mutate
@@ -34,8 +40,12 @@ def make(reader: str, seeds: list[Seed], seed: int, number: int) -> Seed:
         argv = tuple(mutate.mutate_words(chosen.argv, random))
         return Seed(**{**vars(chosen), "argv": argv})
     others = [s.data for s in seeds if s.mutator is chosen.mutator]
-    data = chosen.mutator(chosen.data, random, random.choice(others))
-    return Seed(**{**vars(chosen), "data": data})
+
+    def changed() -> bytes:
+        return chosen.mutator(chosen.data, random, random.choice(others))
+
+    copies = {f"in/{name}": changed() for name in chosen.copies}
+    return Seed(**{**vars(chosen), "data": changed(), "others": {**chosen.others, **copies}})
 
 
 def run(judge: Judge, item: Seed, folder: Path, shared: Path) -> Verdict:
@@ -93,11 +103,11 @@ def fuzz(
     """Run inputs of a reader while `more(number)` says so.
 
     Returns:
-        How many ran, and a text for each finding.
+        How many files were read, and a text for each finding.
     """
     seeds = list(corpus.READERS[reader]())
     found = []
-    number = first
+    number, ran = first, 0
     while more(number):
         item = make(reader, seeds, seed, number)
         verdict = run(judge, item, folder, shared)
@@ -106,7 +116,8 @@ def fuzz(
             found.append(f"{'; '.join(verdict.faults)}\n  again: {command}")
             report(found[-1])
         number += 1
-    return number - first, found
+        ran += 1 + len(item.copies)
+    return ran, found
 
 
 def main(reader: str, count: int, seed: int) -> None:

@@ -12,10 +12,12 @@ import os
 import re
 import select
 import shlex
+import shutil
 import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -296,8 +298,6 @@ def _become(order: dict[str, Any]) -> None:
         TMPDIR=str(folder / "tmp"),
         **order["environ"],
     )
-    import tempfile
-
     tempfile.tempdir = None
     code: object = 1
     command, *argv = order["argv"]
@@ -372,12 +372,24 @@ def _watch(pid: int, order: dict[str, Any]) -> Verdict:
 
 
 def _kill(pid: int) -> bool:
-    """End the session of a child, which may have children of its own; whether there was any."""
+    """End the session of a child, which may have children of its own; whether any still ran."""
+    alive = False
     try:
+        os.killpg(pid, 0)
+        alive = any(_runs_in(pid, entry) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
         os.killpg(pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
+        pass
+    return alive
+
+
+def _runs_in(session: int, entry: Path) -> bool:
+    """Whether a process of /proc is of a session, and more than an entry that its parent did not collect."""
+    try:
+        state, _, _, number = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+    except (OSError, ValueError):
         return False
-    return True
+    return int(number) == session and state not in "ZX"
 
 
 def _resident(pid: int) -> int:
@@ -387,12 +399,13 @@ def _resident(pid: int) -> int:
         return 0
 
 
-def repeat(folder: Path) -> Verdict:
-    """Run a saved finding again, in its own folder."""
-    order = json.loads((folder / "order.json").read_text())
-    argv = [word.replace("{run}", str(folder)) for word in order["argv"]]
-    print(shlex.join(argv))
-    with Judge() as judge:
+def repeat(finding: Path) -> Verdict:
+    """Run a saved finding again, in a copy of its folder."""
+    order = json.loads((finding / "order.json").read_text())
+    with tempfile.TemporaryDirectory() as name, Judge() as judge:
+        folder = Path(shutil.copytree(finding, Path(name) / "work" / "run"))
+        argv = [word.replace("{run}", str(folder)) for word in order["argv"]]
+        print(shlex.join(argv))
         return judge.run(folder, argv, order["stdin"], order["environ"])
 
 
