@@ -197,6 +197,7 @@ class Judge:
             "MPLBACKEND": "agg",
             "PYTHONFAULTHANDLER": "",
             "CUDA_VISIBLE_DEVICES": "",
+            "YOLACT_TRUST_ENGINES": "",  # which the other tests do
         }
         return subprocess.Popen(
             [sys.executable, __file__, "--serve", kind],
