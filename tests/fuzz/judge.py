@@ -74,7 +74,7 @@ _TRACEBACK = re.compile(
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufffd]")
 _OWN_LINE = re.compile(r"(INFO|WARNING|ERROR): |usage: | {2,}|yolact-\w+( \w+)?: error: |$")
 # Decoders that print by themselves, without a way to have them silent.
-_DECODER_LINE = re.compile(r"libpng (error|warning): ")
+_DECODER_LINE = re.compile(r"libpng (error|warning): |Corrupt JPEG data: ")
 
 
 @dataclass
@@ -195,6 +195,7 @@ class Judge:
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
             "MPLBACKEND": "agg",
+            "OPENCV_LOG_LEVEL": "OFF",  # set by all commands, before they import OpenCV
             "PYTHONFAULTHANDLER": "",
             "CUDA_VISIBLE_DEVICES": "",
             "YOLACT_TRUST_ENGINES": "",  # which the other tests do
