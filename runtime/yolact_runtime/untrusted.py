@@ -33,6 +33,7 @@ LIMITS = {
     "yaml_bytes": Limit("YOLACT_MAX_YAML_BYTES", MIB // 2, "bytes of a YAML file"),
     "yaml_values": Limit("YOLACT_MAX_YAML_VALUES", 100_000, "values of a YAML file, aliases expanded"),
     "structure_bytes": Limit("YOLACT_MAX_STRUCTURE_BYTES", 4 * MIB, "bytes of weights besides tensors"),
+    "download_bytes": Limit("YOLACT_MAX_DOWNLOAD_BYTES", 4096 * MIB, "bytes of a download"),
     "depth": Limit("YOLACT_MAX_DEPTH", 64, "levels of lists and objects in JSON and YAML"),
     "input_size": Limit("YOLACT_MAX_INPUT_SIZE", 8192, "pixels of a side of the network's input"),
     "classes": Limit("YOLACT_MAX_CLASSES", 50_000, "classes"),
