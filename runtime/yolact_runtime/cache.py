@@ -32,7 +32,7 @@ _POSIX = hasattr(os, "geteuid")
 _FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0)
 _NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
-# Warnings that were given: a folder that cannot be used is named once, not for each entry.
+# What there was a warning about: a folder that cannot be used is named once, not for each entry.
 _given: set[str] = set()
 
 
@@ -105,18 +105,13 @@ class Cache:
         """
         try:
             path = self.path(label, inputs)
-            try:
-                return convert(_value(_read(path), self.name, inputs))
-            except FileNotFoundError:
-                return None
-            except _NotTrustedError as error:
-                self._say(f"{self.what}: not read from the cache: {error}")
-            except OSError as error:
-                self._say(f"{self.what}: cannot read {path}: {error.strerror or error}; {self.otherwise}")
-            except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
-                self._say(f"{self.what}: {path} is damaged ({error}); {self.otherwise}")
-        except YolactError as error:
-            self._say(f"{self.what}: not cached: {error}")
+            return convert(_value(_read(path), self.name, inputs))
+        except FileNotFoundError:
+            return None
+        except (_NotTrustedError, YolactError, OSError) as error:
+            self._not_used(label, inputs, error)
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+            self._say(f"{self.what}: {path} is damaged ({error}); {self.otherwise}", str(path))
         return None
 
     def write(self, label: str, inputs: Any, value: Any) -> None:
@@ -130,8 +125,7 @@ class Cache:
         try:
             path = self.path(label, inputs)
             create_folder(path.parent.parent)
-            create_folder(path.parent)
-            with _opened_folder(path.parent):
+            with _opened_folder(path.parent, create=True):
                 _check_link(path)
                 if path.exists() and not path.is_file():
                     raise _NotTrustedError(f"{path} is not a file; delete it")
@@ -139,14 +133,21 @@ class Cache:
                 with atomic_path(path) as temporary:
                     temporary.write_text(json.dumps(entry), encoding="utf-8")
                 path.chmod(0o600)
-        except (_NotTrustedError, YolactError) as error:
-            self._say(f"{self.what}: not cached: {error}")
-        except OSError as error:
-            self._say(f"{self.what}: not cached: {error.filename}: {error.strerror or error}")
+        except (_NotTrustedError, YolactError, OSError) as error:
+            self._not_used(label, inputs, error)
 
-    def _say(self, text: str) -> None:
-        if text not in _given:
-            _given.add(text)
+    def _not_used(self, label: str, inputs: Any, error: Exception) -> None:
+        """Warn, once, that entries are neither read nor kept."""
+        reason = str(error)
+        if isinstance(error, OSError):
+            reason = f"{self.path(label, inputs)}: {error.strerror or error}"
+        key = f"{self.name} in {os.environ.get('YOLACT_CACHE')}"
+        self._say(f"{self.what}: the cache is not used: {reason}", key)
+
+    def _say(self, text: str, key: str) -> None:
+        """Give a warning, unless there was one about `key`."""
+        if key not in _given:
+            _given.add(key)
             (self.warn or log.warning)(text)
 
 
@@ -173,41 +174,48 @@ def _read(path: Path) -> bytes:
         flags = os.O_RDONLY | _NO_LINKS | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         _check_link(path)
         name, where = (path, None) if folder is None else (path.name, folder)
-        with os.fdopen(os.open(name, flags, dir_fd=where), "rb") as file:
-            _check(os.fstat(file.fileno()), path, stat.S_ISREG, f"chmod 600 {shlex.quote(str(path))}")
-            data = file.read(limit("text_bytes") + 1)
+        handle = os.open(name, flags, dir_fd=where)
+        try:
+            _check(os.fstat(handle), path, stat.S_ISREG, f"chmod 600 {shlex.quote(str(path))}")
+            with os.fdopen(handle, "rb", closefd=False) as file:
+                data = file.read(limit("text_bytes") + 1)
+        finally:
+            os.close(handle)
     if len(data) > limit("text_bytes"):
         raise ValueError(f"it has more bytes than {beyond('text_bytes')}")
     return data
 
 
 @contextmanager
-def _opened_folder(path: Path) -> Iterator[int | None]:
+def _opened_folder(path: Path, create: bool = False) -> Iterator[int | None]:
     """Open a folder in the cache folder, if both are this user's alone; None on Windows."""
     if not _POSIX:
+        if create:
+            create_folder(path)
         yield None
         return
-    outer = os.open(path.parent, _FOLDER)  # which may be a link to another disk
-    try:
-        _check_folder(outer, path.parent)
+    with _opened(path.parent, _FOLDER) as outer:  # which may be a link to another disk
+        if create:
+            create_folder(path)
         _check_link(path)
-        inner = os.open(path.name, _FOLDER | _NO_LINKS, dir_fd=outer)
-        try:
-            _check_folder(inner, path)
+        with _opened(path, _FOLDER | _NO_LINKS, outer) as inner:
             yield inner
-        finally:
-            os.close(inner)
+
+
+@contextmanager
+def _opened(path: Path, flags: int, outer: int | None = None) -> Iterator[int]:
+    """Open a folder, or the one of this name in the folder `outer`, and check it."""
+    handle = os.open(path if outer is None else path.name, flags, dir_fd=outer)
+    try:
+        _check(os.fstat(handle), path, stat.S_ISDIR, f"chmod 700 {shlex.quote(str(path))}")
+        yield handle
     finally:
-        os.close(outer)
+        os.close(handle)
 
 
 def _check_link(path: Path) -> None:
     if path.is_symlink():
         raise _NotTrustedError(f"{path} is a link; delete it")
-
-
-def _check_folder(handle: int, path: Path) -> None:
-    _check(os.fstat(handle), path, stat.S_ISDIR, f"chmod 700 {shlex.quote(str(path))}")
 
 
 def _check(status: os.stat_result, path: Path, is_kind: Callable[[int], bool], remedy: str) -> None:

@@ -20,6 +20,10 @@ class UsageError(YolactError):
     exit_code = 2
 
 
+class ItemError(YolactError):
+    """The output of one image cannot be written, for a reason that does not concern the next image."""
+
+
 def missing_extra(what: str, extra: str) -> YolactError:
     """The error for a missing library that an optional extra installs, or the base install (no extra)."""
     project = f'"yolact[{extra}]"' if extra else "yolact"

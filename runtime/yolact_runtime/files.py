@@ -51,14 +51,6 @@ def _belongs(name: str, target: str) -> bool:
     return named.is_relative_to(real.parent) and named.relative_to(real.parent).parts[0].startswith(".")
 
 
-def is_file(path: str | Path) -> bool:
-    """Whether a path is a regular file; a path that cannot be looked at, such as a too long one, is not."""
-    try:
-        return Path(path).is_file()
-    except OSError:
-        return False
-
-
 def follow_links(path: str | Path) -> Path:
     """The file behind a symbolic link, which need not exist; any other path as it is.
 
@@ -268,6 +260,19 @@ def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
     """Write `value` as JSON to `path`, atomically."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=indent)
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether a path is a regular file; unlike `Path.is_file`, False also where that cannot be determined.
+
+    That is for names that are too long or hold a zero byte, and in folders that may not be searched.
+    """
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether a path is a folder, as `is_file`."""
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def read_text(path: str | Path, what: str = "file", most: str = "text_bytes") -> str:

@@ -28,12 +28,18 @@ class Limit(NamedTuple):
 LIMITS = {
     "pixels": Limit("YOLACT_MAX_PIXELS", 250_000_000, "pixels of an image or mask"),
     "side": Limit("YOLACT_MAX_SIDE", 65_535, "pixels of the height or width of an image or mask"),
+    "image_bytes": Limit("YOLACT_MAX_IMAGE_BYTES", 1024 * MIB, "bytes of an image file"),
     "annotation_bytes": Limit("YOLACT_MAX_ANNOTATION_BYTES", 2048 * MIB, "bytes of an annotation file"),
     "text_bytes": Limit("YOLACT_MAX_TEXT_BYTES", 64 * MIB, "bytes of any other JSON or text file"),
+    "list_bytes": Limit("YOLACT_MAX_LIST_BYTES", 16 * MIB, "bytes of a list of names or of YOLO's text"),
     "yaml_bytes": Limit("YOLACT_MAX_YAML_BYTES", MIB // 2, "bytes of a YAML file"),
     "yaml_values": Limit("YOLACT_MAX_YAML_VALUES", 100_000, "values of a YAML file, aliases expanded"),
     "structure_bytes": Limit("YOLACT_MAX_STRUCTURE_BYTES", 4 * MIB, "bytes of weights besides tensors"),
     "download_bytes": Limit("YOLACT_MAX_DOWNLOAD_BYTES", 4096 * MIB, "bytes of a download"),
+    "name": Limit("YOLACT_MAX_NAME", 4096, "characters of a class or file name"),
+    "rle": Limit("YOLACT_MAX_RLE", 4_000_000, "numbers or characters of the RLE of a mask"),
+    "outline": Limit("YOLACT_MAX_OUTLINE", 4_000_000, "pixels of the length of a mask's outlines"),
+    "instances": Limit("YOLACT_MAX_INSTANCES", 50_000, "instances of a mask image"),
     "depth": Limit("YOLACT_MAX_DEPTH", 64, "levels of lists and objects in JSON and YAML"),
     "input_size": Limit("YOLACT_MAX_INPUT_SIZE", 8192, "pixels of a side of the network's input"),
     "classes": Limit("YOLACT_MAX_CLASSES", 50_000, "classes"),
@@ -43,11 +49,12 @@ LIMITS = {
     "batch": Limit("YOLACT_MAX_BATCH", 1024, "images in one call"),
     "candidates": Limit("YOLACT_MAX_CANDIDATES", 10_000, "detections of an image or candidates of a class"),
     "threads": Limit("YOLACT_MAX_THREADS", 1024, "threads"),
+    "runs": Limit("YOLACT_MAX_RUNS", 100_000, "runs of an engine that yolact-bench measures, or in a report"),
     "workers": Limit("YOLACT_MAX_WORKERS", 128, "processes that load images"),
     "streams": Limit("YOLACT_MAX_STREAMS", 256, "streams"),
     "unpacked_bytes": Limit("YOLACT_MAX_UNPACKED_BYTES", 64 * MIB, "bytes of unpacked weights in metadata"),
-    "engine_bytes": Limit("YOLACT_MAX_ENGINE_BYTES", 2048 * MIB, "bytes of memory, and twice its size"),
-    "engine_seconds": Limit("YOLACT_MAX_ENGINE_SECONDS", 15, "seconds to open an engine and run it once"),
+    "engine_bytes": Limit("YOLACT_MAX_ENGINE_BYTES", 2048 * MIB, "bytes of memory to try an engine"),
+    "engine_seconds": Limit("YOLACT_MAX_ENGINE_SECONDS", 15, "seconds of computing to try an engine"),
 }
 _KINDS = {
     stat.S_IFIFO: "pipe",
@@ -118,7 +125,9 @@ def read_bytes(path: str | Path, what: str = "file", most: str = "text_bytes") -
     """
     with open_regular(path, what) as file:
         try:
-            data = file.read(limit(most) + 1)
+            # Not the limit itself, which would be allocated; in /proc, files have no size.
+            size = os.fstat(file.fileno()).st_size or limit(most)
+            data = file.read(min(size, limit(most)) + 1)
         except OSError as error:
             raise YolactError(f"cannot read {what} {path}: {error.strerror or error}") from error
     if len(data) > limit(most):
@@ -127,17 +136,8 @@ def read_bytes(path: str | Path, what: str = "file", most: str = "text_bytes") -
 
 
 def check_regular(path: str | Path, what: str = "file") -> None:
-    """Raise a YolactError that names `path` unless it is a regular file, for libraries that open it."""
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        raise YolactError(f"{what} {path} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise YolactError(
-            f"cannot read {what} {path}: {getattr(error, 'strerror', None) or error}"
-        ) from error
-    if not stat.S_ISREG(mode):
-        raise YolactError(f"{what} {path} is a {_KINDS.get(stat.S_IFMT(mode), 'device')}, not a file")
+    """Raise a YolactError as `open_regular`, for a library that opens the file."""
+    open_regular(path, what).close()
 
 
 def beyond(name: str) -> str:
@@ -166,8 +166,12 @@ def parse_json(text: str | bytes, hook: Callable[[dict[str, Any]], Any] | None =
     return value
 
 
-def check_values(value: Any) -> None:
+def check_values(value: Any, depth_only: bool = False) -> None:
     """Check parsed JSON for what Python reads, but later breaks on.
+
+    Args:
+        value: The JSON.
+        depth_only: Look at the levels alone, in half of the time.
 
     Raises:
         ValueError: as `parse_json`.
@@ -178,16 +182,19 @@ def check_values(value: Any) -> None:
         inner: list[Any] = []
         for item in level:
             kind = type(item)
-            if kind is str:
+            if kind is dict:
+                inner += item.values()
+                if not depth_only:
+                    for key in item:
+                        check_text(key)
+            elif kind is list:
+                inner += item
+            elif depth_only:
+                continue
+            elif kind is str:
                 check_text(item)
             elif kind is int:
                 _check_number(item)
-            elif kind is dict:
-                for key in item:
-                    check_text(key)
-                inner += item.values()
-            elif kind is list:
-                inner += item
         if not inner:
             return
         level = inner

@@ -13,11 +13,10 @@ from pycocotools import mask as coco_mask
 
 from yolact.data.annotations import AnnotationFile, parse_annotations
 from yolact.data.reader.findings import Findings
-from yolact.data.reader.image_files import exif_orientation, find_images, size_problem
+from yolact.data.reader.image_files import decoded_size, exif_orientation, find_images, size_problem
 from yolact.data.segmentation import to_rle
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.files import write_json
-from yolact_runtime.sources.images import read_image
+from yolact_runtime.files import is_folder, write_json
 
 Entry = dict[str, Any]
 
@@ -67,7 +66,7 @@ def fix_annotations(
                 entry["iscrowd"] = 0
                 findings.add("note", "crowds", "it is an instance now", entry["image_id"], entry["id"])
     for entry in entries:
-        _make_plain(entry, kept[entry["image_id"]])
+        _make_plain(entry, kept[entry["image_id"]], findings)
     lists = {"images": list(kept.values()), "annotations": entries, "categories": categories}
     write_json(target, {**file.more, **lists})
     return findings
@@ -75,7 +74,7 @@ def fix_annotations(
 
 def _with_files(file: AnnotationFile, folder: Path) -> dict[int, Entry]:
     """The images whose files are there and have the right size, by id, with the names of their files."""
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise YolactError(f"image folder {folder} does not exist")
     paths = find_images(file.images, folder, file.findings)
     pairs = {(paths[image["id"]], image["file_name"]) for image in file.images}
@@ -89,7 +88,7 @@ def _with_files(file: AnnotationFile, folder: Path) -> dict[int, Entry]:
         if names[path] > 1:
             continue  # which of the entries it belongs to is not known; this is reported already
         try:
-            height, width = read_image(path).shape[:2]
+            height, width = decoded_size(path)
         except YolactError as error:
             file.findings.add("error", "unreadable image", str(error), number)
             continue
@@ -165,13 +164,17 @@ def _turn(image: Entry, path: Path, size: tuple[int, int], entries: list[Entry])
     return True
 
 
-def _make_plain(entry: Entry, image: Mapping[str, Any]) -> None:
+def _make_plain(entry: Entry, image: Mapping[str, Any], findings: Findings) -> None:
     """Replace what JSON does not hold, and compute a missing area."""
     mask = entry["segmentation"]
     if entry["area"] is None:
         entry["area"] = entry["bbox"][2] * entry["bbox"][3]
-        if mask is not None and image["height"]:
-            entry["area"] = float(coco_mask.area(to_rle(mask, image["height"], image["width"])))
+        try:
+            if mask is not None and image["height"]:
+                entry["area"] = float(coco_mask.area(to_rle(mask, image["height"], image["width"])))
+        except ValueError as error:
+            findings.add("error", "damaged segmentation", str(error), entry["image_id"], entry["id"])
+            mask = None
     if mask is None:
         entry["segmentation"] = []
     elif isinstance(mask, list):

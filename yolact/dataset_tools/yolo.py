@@ -12,7 +12,7 @@ import numpy as np
 from yolact.dataset_tools.builder import CocoBuilder, Source, files_below, key_of
 from yolact.dataset_tools.class_names import find_names
 from yolact_runtime.errors import YolactError, counted
-from yolact_runtime.files import read_text
+from yolact_runtime.files import is_folder, read_text
 from yolact_runtime.typed import first_few
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def _add_lines(
 ) -> list[int]:
     """Add the instances in a text file, or faults; returns the points of each: 2 of a box, 0 of a double."""
     try:
-        lines = read_text(path).splitlines()
+        lines = read_text(path, "text file", "list_bytes").splitlines()
     except YolactError as error:
         faults.append(str(error))
         return []
@@ -107,11 +107,10 @@ def _add_line(builder: CocoBuilder, line: str, names: Mapping[int, str], size: t
     """
     height, width = size
     label, *texts = line.split()
-    values = [float(text) for text in texts]
-    number = float(label)
+    number, *values = map(_number, (label, *texts))
     if number not in names:
         known = ", ".join(map(str, list(names)[:20])) + ", .." * (len(names) > 20)
-        raise ValueError(f"class {label}; there are names for {known}")
+        raise ValueError(f"class {label[:40]}; there are names for {known}")
     if len(values) % 2 or len(values) < 4:
         hint = "a confidence, or a box with one?" if len(values) > 4 else "a polygon has three points or more"
         raise ValueError(f"{len(values)} coordinates; {hint}")
@@ -136,6 +135,13 @@ def _add_line(builder: CocoBuilder, line: str, names: Mapping[int, str], size: t
     return len(points)
 
 
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{text[:40]!a} is not a number") from None
+
+
 def images_of(labels: Path) -> Path:
     """The folder of the images for a folder of YOLO's text: `images` for the last `labels`, else itself."""
     return _swapped(labels, "labels", "images")
@@ -153,4 +159,4 @@ def _swapped(folder: Path, name: str, other: str) -> Path:
         return folder
     last = len(parts) - 1 - parts[::-1].index(name)
     swapped = Path(*parts[:last], other, *parts[last + 1 :])
-    return swapped if swapped.is_dir() else folder
+    return swapped if is_folder(swapped) else folder

@@ -115,7 +115,7 @@ def compare(
     Raises:
         UsageError: a number out of range, no such control, or reports with nothing in common.
     """
-    if not 0.5 <= confidence < 1:
+    if not 0.5 <= confidence <= 0.999999:  # above, intervals are infinite
         raise UsageError(f"confidence is {confidence}; it must be at least 0.5 and below 1")
     if not 0 <= min_effect < 1:
         raise UsageError(f"minimal effect is {min_effect:g}; it must be at least 0 and below 1")

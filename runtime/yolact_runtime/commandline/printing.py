@@ -36,18 +36,19 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 
 def print_line(text: str, file: TextIO | None, style: str = "") -> None:
-    """Print one line to standard output or error, if there is any.
+    """Print one line to standard output, or to standard error if there is any.
 
     Args:
         text: Data; line ends in it are shown as escapes, too.
-        file: The stream.
+        file: The stream; None for one that is closed.
         style: A style of rich, for terminals.
 
     Raises:
         BrokenPipeError: the reader has closed it.
-        YolactError: it cannot be written.
+        YolactError: it cannot be written, or standard output is closed.
     """
     if file is None:
+        check_stdout()
         return
     if style and is_terminal(file):
         from rich.console import Console
@@ -55,9 +56,15 @@ def print_line(text: str, file: TextIO | None, style: str = "") -> None:
         console = Console(file=file)
         with console.capture() as drawn:
             console.print(plain(text, style), soft_wrap=True)
-        _write(drawn.get(), file)
+        print_text(drawn.get(), file)
     else:
-        _write(f"{escape_controls(text)}\n", file)
+        print_text(f"{escape_controls(text)}\n", file)
+
+
+def check_stdout() -> None:
+    """Raise a YolactError if standard output is closed."""
+    if sys.stdout is None:
+        raise YolactError("cannot write standard output: it is closed")
 
 
 def plain(text: str, style: str = "") -> Text:
@@ -91,8 +98,7 @@ class Table:
         from rich.console import Console
         from rich.table import Table as Drawn
 
-        if sys.stdout is None:
-            raise YolactError("cannot write standard output: it is closed")
+        check_stdout()
         drawn = Drawn(
             title=plain(self.title, "table.title") if self.title else None,
             caption=plain(self.note, "table.caption") if self.note else None,
@@ -116,11 +122,16 @@ class Table:
             console = Console(width=_WIDTH)
         with console.capture() as lines:
             console.print(drawn, "")
-        _write(lines.get(), sys.stdout)
+        print_text(lines.get(), sys.stdout)
 
 
-def _write(text: str, file: TextIO) -> None:
-    """Write to a stream at once, with what its encoding lacks escaped."""
+def print_text(text: str, file: TextIO) -> None:
+    """Print lines of our own to a stream at once, with what its encoding lacks escaped.
+
+    Raises:
+        BrokenPipeError: the reader has closed it.
+        YolactError: it cannot be written.
+    """
     encoding = file.encoding or "utf-8"
     with writing("standard output" if file is sys.stdout else "standard error"):
         try:

@@ -1,12 +1,13 @@
-"""Reads an ONNX file without its weights and without the onnx package, and refuses what no library should see."""
+"""Reads an ONNX file without its weights and the onnx package; refuses what no library should see."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import mmap
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +27,8 @@ _SCHEMA: dict[str, dict[int, str]] = {
                  11: "Attribute", 12: "Value", 13: _TEXT, 14: "Entry"},
     "Graph": {1: "Node", 2: _TEXT, 5: "Tensor", 10: _TEXT, 11: "Value", 12: "Value", 13: "Value",
               14: "Annotation", 15: "Sparse", 16: "Entry"},
-    "Node": {1: _TEXT, 2: _TEXT, 3: _TEXT, 4: _TEXT, 5: "Attribute", 6: _TEXT, 7: _TEXT, 8: _TEXT, 9: "Entry"},
+    "Node": {1: _TEXT, 2: _TEXT, 3: _TEXT, 4: _TEXT, 5: "Attribute", 6: _TEXT, 7: _TEXT, 8: _TEXT,
+             9: "Entry"},
     "Attribute": {1: _TEXT, 5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 13: _TEXT, 14: "Type",
                   15: "Type", 21: _TEXT, 22: "Sparse", 23: "Sparse"},
     "Tensor": {8: _TEXT, 12: _TEXT, 13: "Entry", 14: _ZERO, 16: "Entry"},
@@ -65,8 +67,8 @@ class External(NamedTuple):
 class OnnxContent(NamedTuple):
     """What was found in an ONNX file: its `metadata_props`, and data in other files."""
 
-    properties: dict[str, str]
-    external: list[External]
+    properties: Mapping[str, str]
+    external: tuple[External, ...]
 
 
 def check_onnx(path: str | Path) -> OnnxContent:
@@ -83,7 +85,7 @@ def check_onnx(path: str | Path) -> OnnxContent:
     path = Path(path)
     check_regular(path, "ONNX file")
     try:
-        content = _read(path)
+        content = _content(path)
     except ValueError as error:
         raise YolactError(
             f"{path} is damaged or not an ONNX file ({error}); copy or export it again"
@@ -102,7 +104,7 @@ def check_onnx(path: str | Path) -> OnnxContent:
 def read_properties(path: str | Path) -> dict[str, str] | None:
     """The `metadata_props` of an ONNX file; None if `check_onnx` refuses it."""
     try:
-        return check_onnx(path).properties
+        return dict(check_onnx(path).properties)
     except YolactError:
         return None
 
@@ -111,7 +113,7 @@ def read_external_files(path: str | Path) -> set[str]:
     """Names, relative to its folder, of the files with weights of an ONNX file; empty if it is not one."""
     try:
         check_regular(Path(path), "ONNX file")
-        return {external.location for external in _read(Path(path)).external}
+        return {external.location for external in _content(Path(path)).external}
     except (OSError, ValueError, YolactError):
         return set()
 
@@ -144,9 +146,17 @@ def _opened(path: Path) -> Iterator[mmap.mmap]:
             yield data
 
 
-def _read(path: Path) -> OnnxContent:
+def _content(path: Path) -> OnnxContent:
+    """The content of a file, which is walked again only if it has changed."""
+    status = path.stat()
+    return _read(path, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+
+
+@functools.lru_cache(maxsize=4)
+def _read(path: Path, _: tuple[int, ...]) -> OnnxContent:
     """Walk a file; a ValueError has the reason why it is refused."""
-    content = OnnxContent({}, [])
+    properties: dict[str, str] = {}
+    external: list[External] = []
     opsets: list[int] = []
     graph = False
     with _opened(path) as data:
@@ -156,16 +166,16 @@ def _read(path: Path) -> OnnxContent:
             graph |= number == _GRAPH
             if number == _PROPERTIES:
                 texts = _texts(data, start, end)
-                content.properties[texts.get(1, "")] = texts.get(2, "")
+                properties[texts.get(1, "")] = texts.get(2, "")
             elif number == _OPSETS:
                 opsets += _standard_opset(data, start, end)
             elif number in _SCHEMA["Model"]:
-                _walk(data, start, end, ("Model", _SCHEMA["Model"][number]), content.external)
+                _walk(data, start, end, ("Model", _SCHEMA["Model"][number]), external)
     if not graph:
         raise _DamagedError("it has no graph")
     if not opsets or min(opsets) < _OLDEST_OPSET:
         raise _DamagedError(f"its opset is {min(opsets, default=0)}; {_OLDEST_OPSET} or later is needed")
-    return content
+    return OnnxContent(properties, tuple(external))
 
 
 def _walk(data: mmap.mmap, start: int, end: int, messages: tuple[str, ...], found: list[External]) -> None:
