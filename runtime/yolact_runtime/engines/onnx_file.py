@@ -48,8 +48,8 @@ _INITIALIZER = ("Model", "Graph", "Tensor")
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 # Messages within messages; protobuf's own limit is 100, and deeper than 20 is no network.
 _DEEPEST = 40
-# Graphs before opset 13 have other operators than those of yolact-export; OpenVINO crashes on mixtures. It counts
-# down from a very large number for minutes.
+# Graphs before opset 13 have other operators than those of yolact-export; OpenVINO crashes on mixtures, and
+# counts down from a very large number for minutes.
 _OLDEST_OPSET, _NEWEST_OPSET = 13, 100
 
 
