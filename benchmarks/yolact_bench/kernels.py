@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import re
 import sys
 from collections.abc import Mapping
 from typing import Any
 
+from yolact_bench.options import check_number, parse_size
 from yolact_runtime.commandline import Table, print_line, printing_beside
-from yolact_runtime.errors import UsageError
 from yolact_runtime.files import write_json
 
 
@@ -44,10 +43,11 @@ def command(args: argparse.Namespace) -> int:
     from yolact_runtime.cuda.device import Device
     from yolact_runtime.cuda.timing import copy_bandwidth
 
-    config = get_config(args.config)
-    if not re.fullmatch(r"\d+x\d+", args.image_size):
-        raise UsageError(f"--image-size is {args.image_size!r}; height x width is needed, such as 480x640")
-    height, width = (int(side) for side in args.image_size.split("x"))
+    for size in args.batch:
+        check_number("--batch", size, 1, "batch")
+    check_number("--repeats", args.repeats, 1, "runs")
+    check_number("--seed", args.seed, 0, 2**63 - 1)
+    config, (height, width) = get_config(args.config), parse_size("--image-size", args.image_size)
     with Device() as device, device.current:
         bandwidth = copy_bandwidth(device)
         runs = []

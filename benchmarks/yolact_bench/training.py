@@ -24,6 +24,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yolact_bench.options import check_protocol
 from yolact_runtime.commandline import Table, print_line, printing_beside
 from yolact_runtime.errors import YolactError, counted
 from yolact_runtime.files import write_json
@@ -58,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def command(args: argparse.Namespace) -> None:
     """Time the training step."""
     require("yolact-bench training", "train", "torch")
+    check_protocol(args)
     import torch
 
     from yolact.data.annotations import read_classes

@@ -285,13 +285,16 @@ def _onnx_file(args: argparse.Namespace, keep: Path | None = None) -> Iterator[P
         yield Path(args.weights)
         return
     from yolact.weights.load import locate
-    from yolact_runtime.files import atomic_path
+    from yolact_runtime.engines.trial import remember
+    from yolact_runtime.files import atomic_path, stream_of
 
     weights = locate(args.weights)
     with tempfile.TemporaryDirectory() as folder:
         path = keep or Path(folder) / f"{weights.stem}.onnx"
         with atomic_path(path) as temporary:
             _export_checkpoint(args, weights, temporary)
+        if stream_of(path) is None:
+            remember(path)
         if keep is not None:
             log.info("wrote %s (%.1f MB)", path, path.stat().st_size / 1e6)
         yield path

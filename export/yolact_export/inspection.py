@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from yolact_export.onnx_graph import graph_metadata, read_graph
 from yolact_export.precision.compute import by_group, layer_compute, percentages, shares
 from yolact_runtime.commandline import Table, print_line
 from yolact_runtime.engines.tensorrt.record import read_engine
+from yolact_runtime.engines.trial import try_engine
 from yolact_runtime.errors import UsageError, YolactError
 
 log = logging.getLogger(__name__)
@@ -34,7 +36,7 @@ def print_file(path: Path, config: str | None = None, classes: str | None = None
         UsageError: there is no such file, or its suffix is unknown.
         YolactError: the file is damaged.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 - raises no error
         raise UsageError(f"{path} is not a file; give an .onnx, .xml, .engine or .plan file, or a checkpoint")
     readers = {
         ".onnx": _onnx_tables,
@@ -75,6 +77,7 @@ def _openvino_tables(path: Path) -> list[Table]:
     """Metadata, inputs and outputs of an OpenVINO model."""
     from yolact_runtime.engines.openvino import read_model
 
+    try_engine(path, "openvino")
     model, metadata = read_model(path)
     rows = []
     for kind, ports in (("input", model.inputs), ("output", model.outputs)):

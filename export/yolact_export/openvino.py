@@ -11,6 +11,7 @@ import numpy as np
 from yolact_export.onnx_graph import graph_metadata, read_graph
 from yolact_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from yolact_runtime.engines.openvino import SECTION, WEIGHTS_HASH, OpenVinoEngine, shared_core
+from yolact_runtime.engines.trial import remember, try_engine
 from yolact_runtime.errors import UsageError, YolactError, first_line
 from yolact_runtime.files import atomic_path, follow_links, sha256, stream_of
 from yolact_runtime.metadata import PREFIX
@@ -43,6 +44,7 @@ def write_openvino(source: Path, output: Path, check: Callable[[Path], None] | N
     metadata = graph_metadata(read_graph(source), source)
     if metadata.precision == "fp16":
         raise UsageError(f"{source} is in fp16, which CPUs compute in float32; export it in fp32 or int8")
+    try_engine(source, "openvino")
     try:
         # Not `convert_model`, which forks a process that reports its use to OpenVINO's developers.
         model = shared_core().read_model(source)
@@ -67,6 +69,8 @@ def write_openvino(source: Path, output: Path, check: Callable[[Path], None] | N
             for path in (temporary.with_suffix(".bin"), temporary):
                 with atomic_path(output.with_name(path.name)) as written:
                     shutil.move(path, written)
+        if stream_of(output) is None:
+            remember(output)
     except OSError as error:
         raise YolactError(f"cannot write {output}: {error.strerror or error}") from error
     except RuntimeError as error:  # from saving
@@ -90,6 +94,7 @@ def verify_openvino(source: Path, images: Sequence[np.ndarray], written: Path) -
     from yolact_export import verify
     from yolact_export.precision import agreement
 
+    try_engine(source, "onnxruntime")
     with (
         OnnxRuntimeEngine(source, providers=["CPUExecutionProvider"]) as reference,
         OpenVinoEngine(written) as engine,

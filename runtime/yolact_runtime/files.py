@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, reading JSON, hashes, and the cache folder."""
+"""Writing files whole or not at all, reading JSON, and hashes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,6 @@ from yolact_runtime.untrusted import parse_json, read_bytes
 # Standard output in place of a file.
 STDOUT = "-"
 READER_WAIT = 10.0  # seconds that a named pipe waits for its reader
-
-
-def cache_folder() -> Path:
-    """Cache folder: `$YOLACT_CACHE`, else `yolact` in the user's cache folder."""
-    if chosen := os.environ.get("YOLACT_CACHE"):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "yolact"
 
 
 @contextlib.contextmanager
@@ -268,6 +260,19 @@ def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
     """Write `value` as JSON to `path`, atomically."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=indent)
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether a path is a regular file; unlike `Path.is_file`, False also where that cannot be determined.
+
+    That is for names that are too long or hold a zero byte, and in folders that may not be searched.
+    """
+    return os.path.isfile(path)  # noqa: PTH113
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether a path is a folder, as `is_file`."""
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def read_text(path: str | Path, what: str = "file", most: str = "text_bytes") -> str:

@@ -18,7 +18,9 @@ from yolact.data.reader.entries import EntryReader
 from yolact.data.reader.findings import Findings
 from yolact.data.reader.masks import pack_polygons
 from yolact.data.reader.roboflow import without_root
+from yolact.data.reader.values import shown
 from yolact_runtime.errors import YolactError
+from yolact_runtime.untrusted import beyond, check_values, read_bytes
 
 log = logging.getLogger(__name__)
 
@@ -148,19 +150,23 @@ def parse_annotations(path: str | Path, keep: int | None = 3, repair: bool = Fal
 
 
 def _load(path: Path, whole: bool) -> dict[str, Any]:
-    """The JSON object in a file, in any of JSON's encodings, with or without a byte order mark."""
+    """The JSON object in a file, in any of JSON's encodings, with or without a byte order mark.
+
+    Texts and numbers are checked entry by entry, where they are used; all of them here would take a second
+    in a file of a million annotations. Only what is kept and written again can be too deep.
+    """
+    data = read_bytes(path, "annotation file", "annotation_bytes")
     try:
-        data = path.read_bytes()
         text = data.decode(json.detect_encoding(data))
         del data
         content = json.loads(text, object_hook=pack_polygons if whole else _used_keys)
-    except FileNotFoundError:
-        raise YolactError(f"annotation file {path} does not exist") from None
-    except OSError as error:
-        raise YolactError(f"cannot read annotation file {path}: {error.strerror or error}") from error
+        if whole:
+            check_values(content, depth_only=True)
     except UnicodeDecodeError as error:
         raise YolactError(f"annotation file {path} is not text: {error}") from error
-    except (ValueError, RecursionError) as error:
+    except RecursionError:
+        raise YolactError(f"annotation file {path} has more levels than {beyond('depth')}") from None
+    except ValueError as error:
         raise YolactError(f"annotation file {path} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         hint = "; is it a result file?" if isinstance(content, list) else ""
@@ -181,7 +187,7 @@ def _list(path: Path, content: dict[str, Any], key: str, findings: Findings) -> 
     kept = [entry for entry in value if isinstance(entry, dict)]
     if len(kept) < len(value):
         index, wrong = next((i, entry) for i, entry in enumerate(value) if not isinstance(entry, dict))
-        message = f"entry {index} of {key!r} is {wrong!r:.60}, not an object"
+        message = f"entry {index} of {key!r} is {shown(wrong, 60)}, not an object"
         findings.add("error", "bad entry", message)
     if not value and key != "annotations":
         findings.add("error", f"no {key}", f"{key!r} is empty; there is nothing to learn")

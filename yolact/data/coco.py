@@ -26,6 +26,7 @@ from yolact.data.segmentation import to_region
 from yolact.model.preprocess import Normalise
 from yolact.model.priors import prototype_size, pyramid_levels
 from yolact_runtime.errors import YolactError
+from yolact_runtime.files import is_file
 from yolact_runtime.preprocess import resize_batch
 from yolact_runtime.sources.images import read_image
 
@@ -220,7 +221,7 @@ class CocoDataset(Dataset[Sample]):
 
 def find_missing_images(dataset: CocoDataset) -> list[Path]:
     """The dataset's image files that do not exist."""
-    return [record.path for record in dataset.records if not record.path.is_file()]
+    return [record.path for record in dataset.records if not is_file(record.path)]
 
 
 def check_trainable(dataset: CocoDataset) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from yolact.config import DatasetConfig
 from yolact.data.layout import resolve_dataset
+from yolact_runtime.files import is_file
 from yolact_runtime.outputs import Named
 
 
@@ -19,6 +20,6 @@ def dataset_files(dataset: str | Path | DatasetConfig | None) -> list[Named]:
         return []
     found = dataset if isinstance(dataset, DatasetConfig) else resolve_dataset(dataset)
     paths = [found.train_images, found.train_annotations, found.val_images, found.val_annotations]
-    if not isinstance(dataset, DatasetConfig) and Path(dataset).is_file():
+    if not isinstance(dataset, DatasetConfig) and is_file(dataset):
         paths.append(str(dataset))
     return [("--dataset", path) for path in paths if path]

@@ -14,7 +14,7 @@ from typing import Any
 from yolact.config import DatasetConfig
 from yolact.data.reader.image_files import ImageFolder
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.files import read_text
+from yolact_runtime.files import is_file, is_folder, read_text
 from yolact_runtime.sources.folders import IMAGES
 from yolact_runtime.untrusted import parse_yaml
 
@@ -71,7 +71,7 @@ def resolve_dataset(spec: str | Path) -> DatasetConfig:
         YolactError: missing or incomplete; says what was looked for.
     """
     path = Path(spec)
-    if os.path.isdir(path):  # noqa: PTH112
+    if is_folder(path):
         return _from_folder(path)
     if not os.path.exists(path):  # noqa: PTH110
         raise YolactError(f"dataset {path} does not exist; expected a folder or a YAML file")
@@ -96,13 +96,16 @@ def default_dataset(
         YolactError: there is none, or there are several.
     """
     paths = [Path(getattr(configured, f"{part}_{kind}")) for kind in ("annotations", "images")]
-    if paths[0].is_file() and paths[1].is_dir():
-        if configured.val_annotations and not Path(configured.val_annotations).exists():
+    if is_file(paths[0]) and is_folder(paths[1]):
+        if configured.val_annotations and not is_file(configured.val_annotations):
             log.warning("%s does not exist: there is no validation part", configured.val_annotations)
             return replace(configured, val_images="", val_annotations="")
         return configured
     root, found = Path(folder), {}
-    folders = sorted(entry for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
+    try:
+        folders = sorted(entry for entry in root.iterdir() if is_folder(entry)) if is_folder(root) else []
+    except OSError as error:
+        raise YolactError(f"cannot read folder {root}: {error.strerror or error}") from error
     for place in (root, *folders):
         try:
             dataset = _from_folder(place)
@@ -114,7 +117,7 @@ def default_dataset(
     if len(found) > 1:
         raise UsageError(f"several datasets in {root}: {', '.join(map(str, found))}; choose with --dataset")
     if not found:
-        missing = next((path for path in paths if not path.exists()), paths[0])
+        missing = next((path for path in paths if not os.path.exists(path)), paths[0])  # noqa: PTH110
         raise YolactError(
             f"no dataset: {missing} does not exist, and neither {root.resolve()} nor a folder in it holds"
             f" COCO annotations of a {part} part with their images; give the dataset with --dataset"
@@ -165,8 +168,7 @@ def _existing(source: Path, key: str, value: Any) -> Path:
         raise YolactError(f"dataset {source}: {key} is {_describe(value)}; expected a path")
     path = source.parent / _expanded(value)
     folder = key.endswith("images")
-    # Unlike Path.is_dir and is_file, these take names that are too long.
-    if not (os.path.isdir(path) if folder else os.path.isfile(path)):  # noqa: PTH112, PTH113
+    if not (is_folder(path) if folder else is_file(path)):
         raise YolactError(
             f"dataset {source}: {key} is {value}, but {os.path.abspath(path)} is no"  # noqa: PTH100
             f" {'folder' if folder else 'file'}; paths are relative to the folder of the YAML file"
@@ -190,7 +192,7 @@ def ultralytics_root(path: Path, content: dict[str, Any]) -> Path:
     """The folder that the paths in Ultralytics' YAML file `path` are relative to."""
     value = content.get("path")
     root = path.parent / _expanded(value) if isinstance(value, str) else path.parent
-    return root if os.path.isdir(root) else path.parent  # noqa: PTH112
+    return root if is_folder(root) else path.parent
 
 
 def ultralytics_part(root: Path, value: Any) -> Path | None:
@@ -212,9 +214,8 @@ def _from_ultralytics(path: Path, content: dict[str, Any]) -> DatasetConfig:
         place = ultralytics_part(root, next((content[name] for name in names if content.get(name)), None))
         if place is None:
             continue
-        is_file, is_folder = os.path.isfile(place), os.path.isdir(place)  # noqa: PTH112, PTH113
-        files = [place] if place.suffix == ".json" and is_file else _annotation_files(root, names)
-        folders = {file: place if is_folder else _images(root, file, names) for file in files}
+        files = [place] if place.suffix == ".json" and is_file(place) else _annotation_files(root, names)
+        folders = {file: place if is_folder(place) else _images(root, file, names) for file in files}
         if len(files) != 1 or not folders[files[0]]:
             output = path.with_name(f"{path.stem}_coco")
             raise YolactError(
@@ -234,7 +235,7 @@ def _from_folder(root: Path) -> DatasetConfig:
     for part, names in _SPLITS.items():
         annotations = _annotation_files(root, names)
         if part == "train" and not annotations:
-            annotations = [root / name for name in _ONE_PART if (root / name).is_file()][:1]
+            annotations = [root / name for name in _ONE_PART if is_file(root / name)][:1]
         if not annotations and part == "val":
             continue
         if not annotations:
@@ -275,7 +276,7 @@ def _image_folders(root: Path, annotations: Path, names: Sequence[str]) -> list[
 
 def _images(root: Path, annotations: Path, names: Sequence[str]) -> Path | None:
     """The first folder that holds images; else the first one, as file names may begin with folders."""
-    folders = [folder for folder in _image_folders(root, annotations, names) if folder.is_dir()]
+    folders = [folder for folder in _image_folders(root, annotations, names) if is_folder(folder)]
     below = [folder for folder in folders if folder not in (root, annotations.parent)]
     if annotations.name == "_annotations.coco.json":
         below = folders
@@ -294,9 +295,9 @@ def _holds_images(folder: Path) -> bool:
 def image_path(images: Path, file_name: str) -> Path:
     """The path of the image called `file_name` in the folder `images`; see `ImageFolder.find`."""
     path = images / file_name
-    if path.exists():
+    if os.path.exists(path):  # noqa: PTH110 - takes names that are too long
         return path
-    changed = images.stat().st_mtime_ns if images.exists() else 0
+    changed = images.stat().st_mtime_ns if is_folder(images) else 0
     return _image_folder(images, changed).find(file_name)
 
 

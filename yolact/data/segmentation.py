@@ -1,7 +1,8 @@
 """COCO segmentations: polygons and run-length encoding (RLE), compressed or not, checked before use.
 
-pycocotools trusts its input: an RLE with a wrong sum makes it read past the end of its buffers, and it takes
-polygons of two points for boxes. So everything that comes from a file passes `to_rle` first.
+pycocotools trusts its input. It reads and writes past the end of its buffers for an RLE with a wrong sum,
+with more runs than pixels or with numbers beyond 32 bits, and for masks of 2**31 pixels; it takes polygons of
+two points for boxes. So everything that comes from a file passes `to_rle` first.
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-# Polygons are rasterised in steps of a fifth of a pixel: far coordinates would take all memory.
-FARTHEST = 1e6
+from yolact.data.reader.values import shown
+from yolact_runtime.untrusted import beyond, limit
+
+# Polygons are rasterised in steps of a fifth of a pixel, also those outside the image: far coordinates would
+# take all memory. A polygon may reach as far as so many pixels or sides of its image.
+FARTHEST, FAR, _FAR_SIDES = 1e6, 10_000, 16
 POLYGONS = "polygons [[x, y, x, y, ...], ...]"
 
 
@@ -33,14 +38,28 @@ def to_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
         `{"size": [height, width], "counts": bytes}`.
 
     Raises:
-        ValueError: not a segmentation, or an RLE of another image size; says what is wrong.
+        ValueError: not a segmentation, an RLE of another image size, or beyond a limit; says what is wrong.
     """
+    check_size(height, width)
     if isinstance(segmentation, dict):
         return _rle_of_image(segmentation, height, width)
-    polygons = [polygon for polygon in checked_polygons(segmentation) if len(polygon) >= 6]
+    polygons = checked_polygons(segmentation, height, width)
     if not polygons:
-        return coco_mask.encode(np.zeros((height, width), np.uint8, order="F"))
-    return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+        return runs_to_rle([height * width], height, width)
+    return _union(coco_mask.frPyObjects(polygons, height, width))
+
+
+def runs_to_rle(runs: Sequence[int] | np.ndarray, height: int, width: int) -> dict[str, Any]:
+    """Compressed RLE of a mask from its runs, counted down the columns, background first."""
+    rle: dict[str, Any] = coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width)
+    return rle
+
+
+def _union(rles: list[dict[str, Any]]) -> dict[str, Any]:
+    """The union of masks. Few at a time: pycocotools goes through all that it has merged for each more."""
+    while len(rles) > 1:
+        rles = [coco_mask.merge(rles[at : at + 16]) for at in range(0, len(rles), 16)]
+    return rles[0]
 
 
 def to_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
@@ -66,6 +85,7 @@ def to_region(
     x1, y1, x2, y2 = (
         max(window[0], 0), max(window[1], 0), min(window[2], width), min(window[3], height)
     )  # fmt: skip
+    check_size(height, width)
     if isinstance(segmentation, dict):
         rle = _rle_of_image(segmentation, height, width)
         left, top, wide, high = (int(side) for side in coco_mask.toBbox(rle))
@@ -73,7 +93,7 @@ def to_region(
         if x1 >= x2 or y1 >= y2:
             return np.zeros((0, 0), np.uint8), 0, 0
         return coco_mask.decode(rle)[y1:y2, x1:x2], x1, y1
-    polygons = [polygon for polygon in checked_polygons(segmentation) if len(polygon) >= 6]
+    polygons = checked_polygons(segmentation, height, width)
     if not polygons:
         return np.zeros((0, 0), np.uint8), 0, 0
     flat = np.concatenate([np.asarray(polygon, np.float64) for polygon in polygons])
@@ -89,15 +109,31 @@ def to_region(
     ends = list(accumulate(map(len, polygons)))
     moved = [shifted[end - len(polygon) : end] for polygon, end in zip(polygons, ends, strict=True)]
     rles = coco_mask.frPyObjects(moved, y2 - y1, x2 - x1)
-    return coco_mask.decode(rles[0] if len(rles) == 1 else coco_mask.merge(rles)), x1, y1
+    return coco_mask.decode(_union(rles)), x1, y1
 
 
-def checked_polygons(segmentation: Any) -> list[Any]:
-    """The polygons of a segmentation, each a flat list or array of finite numbers.
+def check_size(height: int, width: int) -> None:
+    """Raise a ValueError if an image or mask is larger than allowed."""
+    if max(height, width) > limit("side"):
+        raise ValueError(f"a size of {width} x {height} pixels: a side has more than {beyond('side')}")
+    # pycocotools computes with the number of pixels in 31 bits.
+    if height * width > min(limit("pixels"), 2**31 - 1):
+        raise ValueError(f"a size of {width} x {height} pixels is more than {beyond('pixels')}")
+
+
+def checked_polygons(segmentation: Any, height: int = 0, width: int = 0) -> list[Any]:
+    """The polygons of a segmentation with three or more points, each a flat list or array of finite numbers.
+
+    Args:
+        segmentation: As in `to_rle`.
+        height, width: Of the image; 0 if unknown.
 
     Raises:
-        ValueError: it is not a list of polygons.
+        ValueError: it is not a list of polygons, or they reach too far or are too long.
     """
+    side = max(height, width)
+    farthest = min(max(_FAR_SIDES * side, FAR), FARTHEST) if side else FARTHEST
+    bound = 0.0
     if not isinstance(segmentation, list):
         raise ValueError(f"segmentation is a {type(segmentation).__name__}, not polygons or RLE")
     if segmentation and not any(isinstance(polygon, (list, array)) for polygon in segmentation):
@@ -106,7 +142,7 @@ def checked_polygons(segmentation: Any) -> list[Any]:
         raise ValueError(f"the segmentation is a list of pairs [x, y]; expected {POLYGONS}")
     for polygon in segmentation:
         if isinstance(polygon, array):
-            check_polygon(polygon)
+            bound += len(polygon) * check_polygon(polygon, farthest)
             continue
         if not isinstance(polygon, list):
             raise ValueError("polygons must be lists of numbers inside a list: [[x, y, x, y, ...], ...]")
@@ -116,22 +152,45 @@ def checked_polygons(segmentation: Any) -> list[Any]:
             raise ValueError(f"a polygon is a list of pairs [x, y]; expected {POLYGONS}")
         if not all(issubclass(kind, (int, float)) for kind in kinds):
             raise ValueError("a polygon holds something that is not a finite number")
-        check_polygon(polygon)
-    return segmentation
+        bound += len(polygon) * check_polygon(polygon, farthest)
+    polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
+    if bound > limit("outline"):
+        _check_outlines(polygons)
+    return polygons
 
 
-def check_polygon(polygon: Any) -> None:
-    """Raise a ValueError if a flat list or array of numbers is no polygon."""
+def _check_outlines(polygons: Sequence[Any]) -> None:
+    """Raise a ValueError if polygons together are longer than allowed."""
+    length = 0.0
+    for polygon in polygons:
+        points = np.asarray(polygon, np.float64).reshape(-1, 2)
+        length += np.abs(points - np.roll(points, 1, axis=0)).max(1, initial=0).sum() + len(points)
+    if length > limit("outline"):
+        raise ValueError(f"the outlines are {length:,.0f} pixels long, more than {beyond('outline')}")
+
+
+def check_polygon(polygon: Any, most: float = FARTHEST) -> float:
+    """How far from 0 a polygon reaches, in pixels.
+
+    Args:
+        polygon: A flat list or array of numbers.
+        most: How far it may reach.
+
+    Raises:
+        ValueError: it is no polygon, or reaches too far.
+    """
     try:
-        farthest = np.abs(np.asarray(polygon, np.float64)).max(initial=0)
+        farthest = float(np.abs(np.asarray(polygon, np.float64)).max(initial=0))
     except OverflowError:
         farthest = math.inf
     if not math.isfinite(farthest):
         raise ValueError("a polygon holds something that is not a finite number")
     if len(polygon) % 2:
         raise ValueError(f"a polygon has an odd number of coordinates ({len(polygon)})")
-    if farthest > FARTHEST:
-        raise ValueError(f"a polygon reaches {max(polygon, key=abs):g}, far out of any image")
+    if farthest > most:
+        where = "any image" if most == FARTHEST else f"its image; allowed: {most:,.0f} pixels from 0"
+        raise ValueError(f"a polygon reaches {float(max(polygon, key=abs)):g}, far out of {where}")
+    return farthest
 
 
 def is_pairs(segmentation: list[Any]) -> bool:
@@ -145,14 +204,16 @@ def rle_counts(counts: Any) -> np.ndarray:
     Raises:
         ValueError: they cannot be read.
     """
+    if not isinstance(counts, (list, str, bytes)):
+        raise ValueError(f"counts is a {type(counts).__name__}, not a list or a string")
+    if len(counts) > limit("rle"):
+        raise ValueError(f"the RLE has {len(counts):,} numbers or characters, more than {beyond('rle')}")
     if isinstance(counts, list):
-        if not all(type(count) is int and count >= 0 for count in counts):
-            raise ValueError("RLE counts must be whole numbers, 0 or more")
+        if not all(type(count) is int and 0 <= count < 2**32 for count in counts):
+            raise ValueError("RLE counts must be whole numbers, 0 or more, of at most 32 bits")
         return np.array(counts, np.int64)
     if isinstance(counts, str):
         counts = counts.encode("ascii", "replace")
-    if not isinstance(counts, bytes):
-        raise ValueError(f"counts is a {type(counts).__name__}, not a list or a string")
     # Each character has five bits, and a sixth if more follow; the top bit of the last five is the sign.
     codes = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
     if codes.size == 0:
@@ -162,16 +223,15 @@ def rle_counts(counts: Any) -> np.ndarray:
         raise ValueError("compressed RLE is damaged")
     first = np.concatenate([[0], last[:-1] + 1])
     position = np.arange(codes.size) - np.repeat(first, last - first + 1)
-    if position.max() > 9:
+    # pycocotools shifts by 5 bits for each character in 32 bits, and fills negative ones after the last.
+    if position.max() > 6 or ((last - first == 6) & ((codes[last] & 0x10) != 0)).any():
         raise ValueError("compressed RLE is damaged")
     values = np.add.reduceat((codes & 0x1F) << (5 * position), first)
     values = np.where(codes[last] & 0x10, values - (np.int64(1) << (5 * (last - first + 1))), values)
-    if np.abs(values).max() >= 2**32:
-        raise ValueError("compressed RLE is damaged")
     # From the fourth on, each is stored as the difference from the one two before it.
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
-    if values.min() < 0:
+    if values.min() < 0 or values.max() >= 2**32:
         raise ValueError("compressed RLE is damaged")
     return values
 
@@ -179,7 +239,7 @@ def rle_counts(counts: Any) -> np.ndarray:
 def rle_totals(counts: Sequence[bytes]) -> np.ndarray:
     """How many pixels each of n compressed RLEs covers in all, (n,) int64; -1 for one that is damaged.
 
-    The sums of `rle_counts`, for many at once.
+    The sums of `rle_counts`, for many at once. One with more runs than pixels counts as damaged.
     """
     lengths = np.fromiter(map(len, counts), np.int64, len(counts))
     if not lengths.all() or not len(counts):
@@ -202,11 +262,10 @@ def rle_totals(counts: Sequence[bytes]) -> np.ndarray:
     position = np.arange(codes.size) - np.repeat(first, last - first + 1)
     owner = np.searchsorted(ends, last, "right")  # the RLE of each number
     starts = np.searchsorted(owner, np.arange(len(counts)))
-    values = np.add.reduceat((codes & 0x1F) << (5 * np.minimum(position, 9)), first)
-    values = np.where(
-        codes[last] & 0x10, values - (np.int64(1) << (5 * np.minimum(last - first + 1, 10))), values
-    )
-    wrong = (np.abs(values) >= 2**32) | (last - first > 9)
+    values = np.add.reduceat((codes & 0x1F) << (5 * np.minimum(position, 6)), first)
+    negative = (codes[last] & 0x10) != 0
+    values = np.where(negative, values - (np.int64(1) << (5 * np.minimum(last - first + 1, 7))), values)
+    wrong = last - first > np.where(negative, 5, 6)
     values[wrong] = 0
     # The number 0, those at odd places and those at even places are sums of their own.
     place = np.arange(len(values)) - starts[owner]
@@ -216,9 +275,9 @@ def rle_totals(counts: Sequence[bytes]) -> np.ndarray:
     heads = np.flatnonzero(np.diff(group[order], prepend=-1))
     before = np.concatenate([[0], sums])[heads]
     runs = sums - np.repeat(before, np.diff(heads, append=len(sums)))
-    bad = np.logical_or.reduceat(wrong[order] | (runs < 0), starts)
+    bad = np.logical_or.reduceat(wrong[order] | (runs < 0) | (runs >= 2**32), starts)
     totals = np.add.reduceat(runs, starts)
-    totals[bad] = -1
+    totals[bad | (np.diff(starts, append=len(values)) > totals + 1)] = -1
     return totals
 
 
@@ -229,16 +288,17 @@ def checked_rle(segmentation: dict[str, Any]) -> dict[str, Any]:
         ValueError: it is damaged.
     """
     size, counts = segmentation.get("size"), segmentation.get("counts")
-    if not (
-        isinstance(size, list) and len(size) == 2 and all(type(n) is int and 0 < n < 2**16 for n in size)
-    ):
-        raise ValueError(f"RLE needs a size [height, width], not {size!r}")
-    total = int(rle_counts(counts).sum())
+    if not (isinstance(size, list) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)):
+        raise ValueError(f"RLE needs a size [height, width], not {shown(size)}")
+    check_size(*size)
+    runs = rle_counts(counts)
+    total = int(runs.sum())
     if total != size[0] * size[1]:
         raise ValueError(f"RLE covers {total} pixels, but its size {size} has {size[0] * size[1]}")
+    if len(runs) > total + 1:
+        raise ValueError(f"RLE has {len(runs)} runs, more than its {total} pixels")
     if isinstance(counts, list):
-        rle: dict[str, Any] = coco_mask.frPyObjects(segmentation, *size)
-        return rle
+        return runs_to_rle(counts, *size)
     return {"size": size, "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
 
 

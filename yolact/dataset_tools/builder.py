@@ -14,12 +14,13 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from yolact.data.reader.image_files import decoded_size
 from yolact.data.segmentation import to_rle
 from yolact.dataset_tools.check import Progress
 from yolact_runtime.errors import YolactError
+from yolact_runtime.files import is_folder
 from yolact_runtime.sources.folders import IMAGES
 from yolact_runtime.sources.headers import image_size
-from yolact_runtime.sources.images import read_image
 from yolact_runtime.typed import first_few, nearest
 from yolact_runtime.untrusted import beyond, limit
 
@@ -99,7 +100,7 @@ class Source:
             YolactError: no folder, or no images in it.
         """
         self.images = folder = self.images or usual
-        if not folder.is_dir():
+        if not is_folder(folder):
             raise YolactError(f"no image folder {folder}; give it with --images")
         found: dict[str, list[Path]] = {}
         for path in files_below(folder, IMAGES):
@@ -136,7 +137,7 @@ class Source:
 
 def _height_and_width(path: Path) -> tuple[int, int] | YolactError:
     try:
-        return read_image(path).shape[:2]
+        return decoded_size(path)
     except YolactError as error:
         return error
 

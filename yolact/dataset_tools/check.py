@@ -15,10 +15,10 @@ from pycocotools import mask as coco_mask
 from yolact.data.annotations import AnnotationFile, parse_annotations
 from yolact.data.reader.examples import why_nothing
 from yolact.data.reader.findings import Finding, Level
-from yolact.data.reader.image_files import find_images, size_problem
+from yolact.data.reader.image_files import decoded_size, find_images, size_problem
 from yolact.data.segmentation import to_rle
 from yolact_runtime.errors import YolactError
-from yolact_runtime.sources.images import read_image
+from yolact_runtime.files import is_file, is_folder
 
 Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
@@ -76,7 +76,7 @@ def check_annotations(
     findings = file.findings
     sizes = {image["id"]: (image["height"], image["width"]) for image in file.images if image["height"]}
     if images is not None:
-        if not Path(images).is_dir():
+        if not is_folder(images):
             raise YolactError(f"image folder {images} does not exist")
         sizes |= _open_images(file, Path(images), progress)
     classes = _count_classes(file, sizes, progress)
@@ -96,10 +96,10 @@ def _open_images(file: AnnotationFile, folder: Path, progress: Progress) -> dict
 
     def measure(image: dict[str, Any]) -> tuple[int, int] | tuple[str, str]:
         path = paths[image["id"]]
-        if not path.is_file():
-            return "missing image", f"{path} does not exist"
+        if not is_file(path):
+            return "missing image", f"{path} does not exist or is no file"
         try:
-            height, width = read_image(path).shape[:2]
+            height, width = decoded_size(path)
         except YolactError as error:
             return "unreadable image", str(error)
         problem = size_problem(image, height, width)

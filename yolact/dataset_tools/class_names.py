@@ -8,7 +8,7 @@ from typing import Any
 from yolact.data.layout import read_yaml
 from yolact.dataset_tools.builder import clean_label
 from yolact_runtime.errors import YolactError
-from yolact_runtime.files import read_text
+from yolact_runtime.files import is_file, read_text
 
 _FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names", "_darknet.labels")
 # The first lines of labelme's lists, which are no classes.
@@ -63,7 +63,7 @@ def find_names(folder: Path) -> dict[int, str]:
     """
     for near in (folder, *folder.resolve().parents[:2]):
         for name in _FILES:
-            if (near / name).is_file():
+            if is_file(near / name):
                 return read_names(near / name, first=0)
     raise YolactError(
         f"{folder}: no {' or '.join(_FILES[:1] + _FILES[3:])} near it; give the class names with --names"

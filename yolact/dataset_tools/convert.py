@@ -17,7 +17,7 @@ from yolact.dataset_tools.labelme import from_labelme
 from yolact.dataset_tools.mask_images import from_masks, from_voc
 from yolact.dataset_tools.yolo import from_yolo, labels_of
 from yolact_runtime.errors import UsageError, YolactError, counted
-from yolact_runtime.files import read_text
+from yolact_runtime.files import is_folder, read_text
 from yolact_runtime.typed import first_few
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def convert(
         progress,
     )
     for path in (source.folder, source.images):
-        if path is not None and not path.is_dir():
+        if path is not None and not is_folder(path):
             raise YolactError(f"folder {path} does not exist")
     builder = FORMATS[name](source)
     content = builder.content()

@@ -13,11 +13,10 @@ from pycocotools import mask as coco_mask
 
 from yolact.data.annotations import AnnotationFile, parse_annotations
 from yolact.data.reader.findings import Findings
-from yolact.data.reader.image_files import exif_orientation, find_images, size_problem
+from yolact.data.reader.image_files import decoded_size, exif_orientation, find_images, size_problem
 from yolact.data.segmentation import to_rle
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.files import write_json
-from yolact_runtime.sources.images import read_image
+from yolact_runtime.files import is_folder, write_json
 
 Entry = dict[str, Any]
 
@@ -75,7 +74,7 @@ def fix_annotations(
 
 def _with_files(file: AnnotationFile, folder: Path) -> dict[int, Entry]:
     """The images whose files are there and have the right size, by id, with the names of their files."""
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise YolactError(f"image folder {folder} does not exist")
     paths = find_images(file.images, folder, file.findings)
     pairs = {(paths[image["id"]], image["file_name"]) for image in file.images}
@@ -89,7 +88,7 @@ def _with_files(file: AnnotationFile, folder: Path) -> dict[int, Entry]:
         if names[path] > 1:
             continue  # which of the entries it belongs to is not known; this is reported already
         try:
-            height, width = read_image(path).shape[:2]
+            height, width = decoded_size(path)
         except YolactError as error:
             file.findings.add("error", "unreadable image", str(error), number)
             continue

@@ -12,7 +12,7 @@ import numpy as np
 from yolact.dataset_tools.builder import CocoBuilder, Source, files_below, key_of
 from yolact.dataset_tools.class_names import find_names
 from yolact_runtime.errors import YolactError, counted
-from yolact_runtime.files import read_text
+from yolact_runtime.files import is_folder, read_text
 from yolact_runtime.typed import first_few
 
 log = logging.getLogger(__name__)
@@ -153,4 +153,4 @@ def _swapped(folder: Path, name: str, other: str) -> Path:
         return folder
     last = len(parts) - 1 - parts[::-1].index(name)
     swapped = Path(*parts[:last], other, *parts[last + 1 :])
-    return swapped if swapped.is_dir() else folder
+    return swapped if is_folder(swapped) else folder

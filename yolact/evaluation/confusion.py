@@ -14,6 +14,7 @@ from yolact_runtime.errors import UsageError
 
 IOU_THRESHOLD = 0.5
 SCORE_THRESHOLD = 0.3
+MOST_CLASSES = 5000  # the square of it is kept
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,11 @@ def confusion_matrix(
         iou_threshold: Above 0, up to 1.
 
     Raises:
-        UsageError: `score_threshold` is out of range.
+        UsageError: `score_threshold` is out of range, or there are too many classes.
     """
     check_score_threshold(score_threshold)
+    if len(names) > MOST_CLASSES:
+        raise UsageError(f"a confusion matrix of {len(names):,} classes; allowed: {MOST_CLASSES:,}")
     index = {number: i for i, number in enumerate(names)}
     counts = np.zeros((len(names) + 1, len(names) + 1), np.int64)
     strong = (entry for entry in predictions if entry["score"] >= score_threshold)

@@ -22,6 +22,7 @@ from yolact.evaluation.metrics import Curves, Metrics, coco_library, metrics_of
 from yolact_runtime import Engine, Result, YolactError
 from yolact_runtime.commandline import track
 from yolact_runtime.errors import UsageError, counted
+from yolact_runtime.files import is_file
 from yolact_runtime.sources.images import read_image
 
 log = logging.getLogger(__name__)
@@ -136,7 +137,7 @@ def predict(
     folder = Path(images)
     categories = match_categories(engine.metadata, truth)
     records = truth.images if max_images is None else truth.images[:max_images]
-    if not any(image_path(folder, record["file_name"]).exists() for record in records):
+    if not any(is_file(image_path(folder, record["file_name"])) for record in records):
         raise YolactError(
             f"none of {counted(len(records), 'image')} of {truth.path} is in {folder}, for example"
             f" {records[0]['file_name']}"

@@ -16,7 +16,7 @@ from yolact.data.annotations import read_annotations
 from yolact.data.reader.examples import why_nothing
 from yolact.data.reader.findings import Findings
 from yolact.data.reader.image_files import check_sizes, find_images
-from yolact.data.segmentation import to_rle
+from yolact.data.segmentation import check_size, to_rle
 from yolact_runtime import Metadata, YolactError
 from yolact_runtime.errors import counted
 from yolact_runtime.sources.images import read_image
@@ -139,6 +139,10 @@ def _real_size(path: Path, annotations: list[dict[str, Any]]) -> tuple[int, int]
         masks = [entry["segmentation"] for entry in annotations if isinstance(entry["segmentation"], dict)]
         corners = [(y + h, x + w) for x, y, w, h in (entry["bbox"] for entry in annotations)]
         height, width = masks[0]["size"] if masks else np.ceil(np.max([(1, 1), *corners], axis=0)).astype(int)
+        try:
+            check_size(int(height), int(width))
+        except ValueError:
+            return 1, 1
     return int(height), int(width)
 
 

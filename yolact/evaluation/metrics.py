@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,9 @@ from yolact.evaluation.ground_truth import GroundTruth
 from yolact_runtime.errors import YolactError, first_line
 
 log = logging.getLogger(__name__)
+
+# How many classes are evaluated together.
+_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ def metrics_of(
     # The libraries compute with ids as 64-bit integers or floats, which do not hold every id of a file.
     numbers = {image["id"]: number for number, image in enumerate(truth.images, start=1)}
     images = [{**image, "id": numbers[image["id"]]} for image in truth.images]
+    class_names = truth.class_names
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         copies, found = (
@@ -126,16 +130,22 @@ def metrics_of(
         expected = _coco(coco_class, truth, images, copies)
         # loadRes cannot take an empty list.
         actual = expected.loadRes(found) if found else _coco(coco_class, truth, images, [])
-        run = evaluation_class(expected, actual, kind)
-        run.params.imgIds = [numbers[number] for number in image_ids]
-        run.evaluate()
-        run.accumulate()
+        used = {entry["category_id"] for entry in annotations}
+        # The others have no AP. Each takes 200 kB while it is evaluated.
+        class_ids = [number for number in class_names if number in used] or list(class_names)[:1]
+        runs = []
+        for first in range(0, len(class_ids), _CLASSES):
+            run = evaluation_class(expected, actual, kind)
+            run.params.imgIds = [numbers[number] for number in image_ids]
+            run.params.catIds = class_ids[first : first + _CLASSES]
+            run.evaluate()
+            run.accumulate()
+            runs.append((run.eval["precision"][..., -1].copy(), run.eval["recall"]))
     log.debug("pycocotools (%s): %s", kind, " ".join(printed.getvalue().split()))
     # (IoU threshold, recall, class, area all/small/medium/large, at most 1/10/100 detections); -1: undefined
-    precision = run.eval["precision"][..., -1]
-    recall = run.eval["recall"]  # (IoU threshold, class, area, at most)
-    class_names = truth.class_names
-    names = [class_names[number] for number in run.params.catIds]
+    precision = np.concatenate([one for one, _ in runs], axis=2)
+    recall = np.concatenate([one for _, one in runs], axis=1)  # (IoU threshold, class, area, at most)
+    names = [class_names[number] for number in class_ids]
     metrics = Metrics(
         ap=_mean(precision[..., 0]),
         ap50=_mean(precision[0, ..., 0]),
@@ -152,9 +162,13 @@ def metrics_of(
         by_iou={
             f"{iou:.2f}": _mean(row[..., 0]) for iou, row in zip(run.params.iouThrs, precision, strict=True)
         },
-        by_class={name: _mean(precision[:, :, i, 0]) for i, name in enumerate(names)},
+        by_class={
+            **dict.fromkeys(class_names.values()),
+            **{name: _mean(precision[:, :, i, 0]) for i, name in enumerate(names)},
+        },
     )
-    return metrics, curves_of(precision[..., 0], run.params.recThrs, names)
+    curves = curves_of(precision[..., 0], run.params.recThrs, names)
+    return metrics, replace(curves, by_class={**dict.fromkeys(metrics.by_class), **curves.by_class})
 
 
 def curves_of(precision: np.ndarray, recall: np.ndarray, names: Sequence[str]) -> Curves:

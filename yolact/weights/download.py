@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from yolact_runtime.cache import cache_folder, create_folder
 from yolact_runtime.errors import UsageError, YolactError, first_line
-from yolact_runtime.files import cache_folder, follow_links, read_json, write_json
+from yolact_runtime.files import follow_links, read_json, write_json
 from yolact_runtime.files import sha256 as sha256_of
 from yolact_runtime.packages import imports_failed
 
@@ -103,7 +104,7 @@ def download(url: str, path: str | Path, sha256: str | None = None) -> Path:
     except ImportError as error:
         raise imports_failed(error, f"downloading {url}") from error
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        create_folder(path.parent)
         with WeakFileLock(path.with_name(f".{path.name}.lock")):
             if not _is_there(path, expected):  # another process may have fetched it in the meantime
                 _fetch(url, path, expected)

@@ -23,18 +23,16 @@ from typing import Any, TypeVar
 import numpy as np
 
 from yolact_bench.measure.candidate import KINDS, Candidate, Run, batches, in_order
+from yolact_bench.measure.checks import report_problems
 from yolact_bench.measure.machine import describe_machine
 from yolact_bench.measure.monitor import Conditions, Monitor
 from yolact_bench.measure.protocol import Sampled, Timing, cpu_threads, sample_in_turns
 from yolact_bench.measure.statistics import Interval, mean_interval, paired_ratio
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import atomic_path, read_json
-from yolact_runtime.untrusted import beyond, limit
 
 log = logging.getLogger(__name__)
 
-# What is compared of an engine.
-COMPARED = ("backend", "config", "precision", "input_size", "weights_sha256")
 SCHEMA = "yolact-bench/2"
 T = TypeVar("T")
 _DESCRIPTION = ("name", "backend", "config", "precision", "input_size", "note", "weights_sha256", "licence")
@@ -138,60 +136,22 @@ def read_report(path: str | Path) -> dict[str, Any]:
     """Read a report that `yolact-bench --json` wrote.
 
     Raises:
-        YolactError: it cannot be read or is not a report.
+        YolactError: it cannot be read, is not a report, or has values that no report has; names the field.
         UsageError: it has another version of the schema.
     """
     content = read_json(path, "report")
     schema = content.get("schema") if isinstance(content, dict) else None
     if not isinstance(schema, str) or not schema.startswith("yolact-bench/"):
         raise YolactError(
-            f"report {path} is not one of yolact-bench: its schema is {schema!r:.60}, not {SCHEMA!r}"
+            f"report {path} is not one of yolact-bench: its schema is {repr(schema)[:40]}, not {SCHEMA!r}"
         )
     if schema != SCHEMA:
-        raise UsageError(f"report {path} has schema {schema:.60}; this version reads {SCHEMA}: measure again")
-    try:
-        _check(content)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        reason = error if type(error) is ValueError else "fields are missing or of a wrong type"
-        raise YolactError(f"report {path} is damaged for {SCHEMA}: {reason}; measure again") from None
+        raise UsageError(
+            f"report {path} has schema {schema[:40]!r}; this version reads {SCHEMA}: measure again"
+        )
+    for problem in report_problems(content):
+        raise YolactError(f"report {path} is damaged: {problem}; measure again")
     return content
-
-
-def _check(content: dict[str, Any]) -> None:
-    """Check the fields that are compared; raises what using them would, or a ValueError that says why."""
-    for name in ("machine", "settings"):
-        _expect(isinstance(content[name], dict), name)
-    _expect(isinstance(content["machine"]["versions"], dict), "machine.versions")
-    warnings = content["conditions"]["warnings"]
-    _expect(isinstance(warnings, list) and all(isinstance(one, str) for one in warnings), "warnings")
-    names = [engine["name"] for engine in content["engines"]]
-    _expect(all(isinstance(name, str) for name in names), "the name of an engine")
-    _expect(len(set(names)) == len(names), "engines: two have the same name")
-    for engine in content["engines"]:
-        for key in COMPARED:
-            _expect(isinstance(engine[key], str | int | None), key)
-        sizes = [one["batch"] for one in engine["batches"]]
-        _expect(all(type(size) is int and size > 0 for size in sizes), "a batch size")
-        _expect(len(set(sizes)) == len(sizes), "batches: two have the same size")
-        for batch in engine["batches"]:
-            for kind in KINDS.values():
-                _check_samples(batch[kind]["samples_us"])
-
-
-def _check_samples(samples: Any) -> None:
-    """Check times in microseconds."""
-    _expect(isinstance(samples, list) and bool(samples), "samples_us")
-    if len(samples) > limit("samples"):
-        raise ValueError(f"samples_us has {len(samples):,} values, more than {beyond('samples')}")
-    values = np.array(samples)
-    right = values.dtype.kind in "iuf" and values.ndim == 1 and bool(np.isfinite(values).all())
-    # A year, above which ratios of times lose their meaning.
-    _expect(right and bool((values >= 0).all() and (values < 3.2e13).all()), "samples_us")
-
-
-def _expect(right: bool, what: str) -> None:
-    if not right:
-        raise ValueError(f"{what} is wrong")
 
 
 def measure(

@@ -28,13 +28,13 @@ import numpy as np
 
 from yolact_bench.measure.candidate import KINDS
 from yolact_bench.measure.statistics import Interval, independent_ratio, mann_whitney
-from yolact_bench.measure.suite import COMPARED, read_report
 from yolact_runtime.commandline import Table, print_line
 from yolact_runtime.errors import UsageError
 
 log = logging.getLogger(__name__)
 
 FEWEST = 5  # samples, for the approximation of the test
+_COMPARED = ("backend", "config", "precision", "input_size", "weights_sha256")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +54,8 @@ def command(args: argparse.Namespace) -> int:
     limit, effect = args.fail_if_slower, args.min_effect / 100
     if limit is not None and not limit >= 0:
         raise UsageError(f"--fail-if-slower is {limit:g}; it must be 0 or more")
+    from yolact_bench.measure.suite import read_report
+
     reports = read_report(args.before), read_report(args.after)
     found, warnings = compare(*reports, confidence=args.confidence, min_effect=effect, control=args.control)
     _show(found, warnings, args.confidence, effect, args.control)
@@ -113,7 +115,7 @@ def compare(
     Raises:
         UsageError: a number out of range, no such control, or reports with nothing in common.
     """
-    if not 0.5 <= confidence < 1:
+    if not 0.5 <= confidence <= 0.999999:  # above, intervals are infinite
         raise UsageError(f"confidence is {confidence}; it must be at least 0.5 and below 1")
     if not 0 <= min_effect < 1:
         raise UsageError(f"minimal effect is {min_effect:g}; it must be at least 0 and below 1")
@@ -122,7 +124,7 @@ def compare(
     controls = [_control(report, control) for report in (before, after) if control is not None]
     found = []
     for a, b in _pairs(before, after):
-        warnings += _changes(f"{a['name']}: ", *({key: one[key] for key in COMPARED} for one in (a, b)))
+        warnings += _changes(f"{a['name']}: ", *({key: one[key] for key in _COMPARED} for one in (a, b)))
         name = a["name"] if a["name"] == b["name"] else f"{a['name']} -> {b['name']}"
         shared = [{one["batch"] for one in engine["batches"]} for engine in (a, b, *controls)]
         for batch in sorted(set.intersection(*shared)) if name != control else ():

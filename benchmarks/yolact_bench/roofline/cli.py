@@ -10,6 +10,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from yolact_bench.options import LONGEST, check_number
 from yolact_bench.roofline.ceilings import PRECISIONS, Ceilings, ceilings, ceilings_table, gpu_ceilings
 from yolact_runtime.commandline import Table, print_line, printing_beside
 from yolact_runtime.errors import UsageError
@@ -38,6 +39,9 @@ def command(args: argparse.Namespace) -> None:
     require("yolact-bench roofline", "train", "onnx", "sympy")
     from yolact_runtime.engines.threads import usable_cores
 
+    check_number("--measured-ms", args.measured_ms, 1e-9, 1000 * LONGEST)
+    for count in args.threads or ():
+        check_number("--threads", count, 1, "threads")
     counts = args.threads or ([usable_cores()] if args.onnx else sorted({1, usable_cores()}))
     if args.onnx and len(counts) > 1:
         raise UsageError(f"--threads {' '.join(map(str, counts))}: with --onnx, give one number")

@@ -39,7 +39,8 @@ class BuildRequest:
         capabilities: Compute capabilities to build for, if the library can choose; empty for its default.
         workspace_mib: Limit of scratch memory in MiB, or None.
         timing_cache: Path of the timing cache, or "" for the default.
-        default_cache: Path of the default one, to which the library's version is added; "" for none.
+        default_cache: Name of the default one in the cache folder, without the library's version; "" for
+            none.
         plugin: Properties of the metadata if detection plugins are to be added, else empty.
         tf32, hardware_compatible, version_compatible: As in `BuildOptions`.
     """

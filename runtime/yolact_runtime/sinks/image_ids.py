@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import logging
+import reprlib
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from yolact_runtime.errors import YolactError
-from yolact_runtime.files import read_json
 from yolact_runtime.frames import Frame
 from yolact_runtime.sinks.names import FileNames
+from yolact_runtime.untrusted import beyond, limit, parse_json, read_bytes
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +32,7 @@ class ImageIds:
 
     def __init__(self, path: str | Path) -> None:
         """Read the file."""
-        content = read_json(path, "annotation file")
+        content = _read_lists(path)
         try:
             images = [(str(image["file_name"]), image["id"]) for image in content["images"]]
             others = [image_id for _, image_id in images if type(image_id) is not int]
@@ -43,7 +45,11 @@ class ImageIds:
             ) from None
         if others:
             raise YolactError(
-                f"annotation file {path}: image id {others[0]!r:.60}; whole numbers are allowed"
+                f"annotation file {path}: image id {reprlib.repr(others[0])}; whole numbers are allowed"
+            )
+        if any(len(name) > limit("name") for name, _ in images):
+            raise YolactError(
+                f"annotation file {path}: a file_name has more characters than {beyond('name')}"
             )
         self.path = path
         self.file_names = {image_id: name for name, image_id in images}
@@ -74,10 +80,20 @@ class ImageIds:
         """Category ids with another name in this file than in the engine, one sentence each."""
         engine = dict(zip(class_ids, class_names, strict=True))
         return [
-            f"category {key} is {self._categories[key]!r} in {self.path} but {name!r} in the engine"
+            f"category {key} is {reprlib.repr(self._categories[key])} in {self.path}"
+            f" but {name!r} in the engine"
             for key, name in engine.items()
             if key in self._categories and self._categories[key] != name
         ]
+
+
+def _read_lists(path: str | Path) -> Any:
+    """The content of an annotation file without its annotations, which take most of the memory."""
+    try:
+        data = read_bytes(path, "annotation file", "annotation_bytes")
+        return parse_json(data, lambda entry: None if {"image_id", "category_id"} <= entry.keys() else entry)
+    except ValueError as error:
+        raise YolactError(f"annotation file {path} is not valid JSON: {error}") from error
 
 
 def _parts(name: str) -> tuple[str, ...]:

@@ -20,8 +20,8 @@ import pytest
 
 from yolact.weights import download as module
 from yolact.weights.download import download, published_weights
+from yolact_runtime.cache import cache_folder
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.files import cache_folder
 
 CONTENT = bytes(range(256)) * 12_000  # 3 MB
 SHA = hashlib.sha256(CONTENT).hexdigest()

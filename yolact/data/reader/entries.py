@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,12 +13,17 @@ import numpy as np
 from yolact.data.reader.consistency import check_boxes
 from yolact.data.reader.findings import Finding, Findings, Level
 from yolact.data.reader.masks import read_masks
-from yolact.data.reader.values import flag, real_number, whole_number
+from yolact.data.reader.values import flag, real_number, shown, whole_number
+from yolact.data.segmentation import check_size
 from yolact_runtime.typed import nearest
+from yolact_runtime.untrusted import beyond, check_text, limit
 
 Entry = dict[str, Any]
 _BOX = "[x, y, width, height]"
 _CATEGORY_IDS = 2**63  # engines hold them in 64 bits
+_LARGEST = 1e9  # pixels: boxes beyond are no mistakes of rounding
+# What is used of the entries of images and categories; training keeps nothing else.
+_USED = {"image": ("height", "width"), "category": ()}
 
 
 @dataclass
@@ -52,6 +56,10 @@ class EntryReader:
     def categories(self, entries: Sequence[Entry]) -> list[Entry]:
         """The usable categories."""
         known, owners = self._categories, dict[str, int]()
+        if len(entries) > limit("classes"):
+            message = f"there are {len(entries):,} categories, more than {beyond('classes')}"
+            self.findings.add("error", "too many categories", message)
+            entries = entries[: limit("classes")]
         for entry in self._with_ids(entries, known, "category", "name"):
             number, name = entry["id"], entry["name"]
             if number in known.entries:
@@ -99,25 +107,28 @@ class EntryReader:
                 number = None
             if self.repair and number is None and isinstance(raw, str if not too_large else (str, int)):
                 number = known.renamed.setdefault(raw, 1 + len(known.renamed) + _highest(entries))
-                self.findings.add("note", f"{kind} ids that are no numbers", f"{raw!r} becomes {number}")
+                self.findings.add("note", f"{kind} ids that are no numbers", f"{shown(raw)} becomes {number}")
             elif number is not None and type(raw) is not int:
-                message = f"id {raw!r} is read as {number}"
+                message = f"id {shown(raw)} is read as {number}"
                 self.findings.add("note", f"{kind} ids that are not written as whole numbers", message)
                 if isinstance(raw, str):
                     known.text.add(number)
             if kind == "category" and type(name) in (int, float):
-                self.findings.add("note", "class names that are numbers", f"{name} is read as text")
+                self.findings.add("note", "class names that are numbers", f"{shown(name)} is read as text")
                 name = str(name)
             name = name.strip("\ufeff") if isinstance(name, str) else ""
-            if number is None or not name.strip():
-                message = f"{kind} {_short(entry)} needs a whole number 'id' and a text {text!r}"
+            if problem := _name_problem(name):
+                self.findings.add("error", f"bad {kind}", f"{kind} {shown(raw)}: its {text!r} {problem}")
+            elif number is None or not name.strip():
+                message = f"{kind} {shown(entry)} needs a whole number 'id' and a text {text!r}"
                 if too_large:
-                    message = f"category id {raw!r} is too large; allowed: below 2**63 (yolact-data fix)"
+                    message = f"category id {shown(raw)} is too large; allowed: below 2**63 (yolact-data fix)"
                 elif isinstance(raw, str) and number is None:
-                    message += f"; its id is the text {raw!r}: yolact-data fix numbers such entries"
+                    message += f"; its id is the text {shown(raw)}: yolact-data fix numbers such entries"
                 self.findings.add("error", f"bad {kind}", message)
             else:
-                found.append({**entry, "id": number, text: name})
+                kept = entry if self.repair else {key: entry.get(key) for key in _USED[kind]}
+                found.append({**kept, "id": number, text: name})
         return found
 
     def _sides(self, image: Entry) -> tuple[int | None, int | None]:
@@ -126,18 +137,28 @@ class EntryReader:
         sides = [whole_number(value) for value in given]
         name, number = image["file_name"], image["id"]
         if all(type(value) is int and value > 0 for value in given):
-            return given[0], given[1]
+            return self._within_limits(image, *given)
         absent = [value is None or side in (0, -1) for value, side in zip(given, sides, strict=True)]
         if any(not gone and (side is None or side < 1) for gone, side in zip(absent, sides, strict=True)):
-            message = f"{name} has height {given[0]!r}, width {given[1]!r}; expected whole numbers of pixels"
+            text = f"height {shown(given[0])}, width {shown(given[1])}"
+            message = f"{name} has {text}; expected whole numbers of pixels"
             self.findings.add("error", "bad image size", message, number)
             return None, None
         if any(absent):
             self.findings.add("warning", "no image size", f"{name}: the file does not say its size", number)
             return None, None
-        message = f"{name}: height {given[0]!r}, width {given[1]!r} are read as numbers"
+        message = f"{name}: height {shown(given[0])}, width {shown(given[1])} are read as numbers"
         self.findings.add("note", "image sizes that are not written as whole numbers", message, number)
-        return sides[0], sides[1]
+        return self._within_limits(image, *sides)
+
+    def _within_limits(self, image: Entry, height: Any, width: Any) -> tuple[int | None, int | None]:
+        """The sides of an image; None, None if it is larger than allowed, which is reported."""
+        try:
+            check_size(height, width)
+        except ValueError as error:
+            self.findings.add("error", "bad image size", f"{image['file_name']}: {error}", image["id"])
+            return None, None
+        return height, width
 
     def annotations(self, entries: Sequence[Entry]) -> tuple[list[Entry], np.ndarray]:
         """The usable annotations, made uniform in place, and the status of each (n,) uint8."""
@@ -191,20 +212,20 @@ class EntryReader:
             "error",
             f"unknown {kind}",
             bad,
-            lambda row: f"{key} is {raw[row]!r}, not a whole number",
+            lambda row: f"{key} is {shown(raw[row])}, not a whole number",
         )
         rows.report_all(
             level,
             f"unknown {kind}",
             unknown,
-            lambda row: f"{key} {raw[row]!r} is not in {listed!r} ({first}){end}",
+            lambda row: f"{key} {shown(raw[row])} is not in {listed!r} ({first}){end}",
         )
         remedy = "" if self.repair else "; write both as whole numbers (yolact-data fix does)"
 
         def contradiction(row: int) -> str:
             number, text = rows.entries[row][key], isinstance(raw[row], str)
             listed_as = f"the number {number}" if text else f"the text {str(number)!r}"
-            own = f"the text {raw[row]!r}" if text else f"the number {raw[row]}"
+            own = f"the {'text' if text else 'number'} {shown(raw[row])}"
             return f"{key} is {own}, but the id in {listed!r} is {listed_as}{remedy}"
 
         rows.report_all("note" if self.repair else "error", f"{key} as text", mixed, contradiction)
@@ -212,7 +233,7 @@ class EntryReader:
             "note",
             f"{key} that is not written as a whole number",
             spelled,
-            lambda row: f"{raw[row]!r} is read as {rows.entries[row][key]}",
+            lambda row: f"{shown(raw[row])} is read as {rows.entries[row][key]}",
         )
         return {*bad, *unknown, *(() if self.repair else mixed)}
 
@@ -231,9 +252,11 @@ class EntryReader:
             if isinstance(value, str):
                 spelled.append(row)
             rows.entries[row]["iscrowd"] = int(truth)
-        rows.report_all("error", "bad iscrowd", bad, lambda row: f"iscrowd is {raw[row]!r}; allowed: 0, 1")
         rows.report_all(
-            "note", "iscrowd as text", spelled, lambda row: f"{raw[row]!r} is read as {flag(raw[row]):d}"
+            "error", "bad iscrowd", bad, lambda row: f"iscrowd is {shown(raw[row])}; allowed: 0, 1"
+        )
+        rows.report_all(
+            "note", "iscrowd as text", spelled, lambda row: f"{shown(raw[row])} is read as {flag(raw[row]):d}"
         )
         return set(bad)
 
@@ -258,8 +281,10 @@ class EntryReader:
                     boxes[row] = box
         for row in spelled:
             rows.entries[row]["bbox"] = boxes[row].tolist()
-        rows.report_all("note", "numbers as text", spelled, lambda row: f"bbox {raw[row]} is read as numbers")
-        finite = np.isfinite(boxes).all(1)
+        rows.report_all(
+            "note", "numbers as text", spelled, lambda row: f"bbox {shown(raw[row])} is read as numbers"
+        )
+        finite = (np.abs(boxes) <= _LARGEST).all(1)
         masked = np.isfinite(extents).all(1)
         empty = np.array([box is None or box == [] for box in raw], bool)
         computed = masked & (empty | (~finite if self.repair else False))
@@ -276,14 +301,14 @@ class EntryReader:
             "note",
             "box without area",
             np.flatnonzero(computed & ~empty).tolist(),
-            lambda row: f"bbox {raw[row]} is replaced by the mask's",
+            lambda row: f"bbox {shown(raw[row])} is replaced by the mask's",
         )
         wrong = np.flatnonzero(~(finite | computed)).tolist()
         rows.report_all(
             "error",
             "bad box",
             wrong,
-            lambda row: f"bbox is {_short(raw[row])} instead of {_BOX}",
+            lambda row: f"bbox is {shown(raw[row])} instead of {_BOX}",
         )
         return boxes, set(wrong)
 
@@ -293,18 +318,18 @@ class EntryReader:
         bad: list[int] = []
         raw: list[Any] = [entry.get("area") for entry in rows.entries]
         for row, value in enumerate(raw):
-            if type(value) in (int, float) and 0 <= value < math.inf:
+            if type(value) in (int, float) and 0 <= value < _LARGEST**2:
                 continue
             number = real_number(value)
-            number = number if number is not None and 0 <= number < math.inf else None
+            number = number if number is not None and 0 <= number < _LARGEST**2 else None
             rows.entries[row]["area"] = number
             if value is not None:
                 (bad if number is None else spelled).append(row)
         rows.report_all(
-            "note", "numbers as text", spelled, lambda row: f"area {raw[row]!r} is read as a number"
+            "note", "numbers as text", spelled, lambda row: f"area {shown(raw[row])} is read as a number"
         )
         rows.report_all(
-            "note", "bad area", bad, lambda row: f"area is {_short(raw[row])}; it is computed from the mask"
+            "note", "bad area", bad, lambda row: f"area is {shown(raw[row])}; it is computed from the mask"
         )
 
     def _number(self, rows: _Rows) -> None:
@@ -332,7 +357,9 @@ class EntryReader:
             "note",
             "no annotation id",
             missing,
-            lambda row: f"the id is {rows.ids[row]!r:.40}, no number; {text.format(rows.entries[row]['id'])}",
+            lambda row: (
+                f"the id is {shown(rows.ids[row], 40)}, no number; {text.format(rows.entries[row]['id'])}"
+            ),
         )
         rows.report_all(
             "warning",
@@ -355,8 +382,8 @@ class _Rows:
 
         def describe(row: int) -> Finding:
             name = self.ids[row]
-            name = f"number {self._positions[row] + 1} of the file" if name is None else name
-            return Finding(level, kind, message(row), self.entries[row].get("image_id"), name)
+            name = f"number {self._positions[row] + 1} of the file" if name is None else _plain(name)
+            return Finding(level, kind, message(row), _plain(self.entries[row].get("image_id")), name)
 
         self.findings.add_all(level, kind, rows, describe)
 
@@ -374,13 +401,26 @@ class _Rows:
         return kept
 
 
+def _plain(value: Any) -> int | str | None:
+    """An id of the file for a finding: a short text in place of lists, long texts and the like."""
+    return value if value is None or type(value) is int else str(value) if _is_word(value) else shown(value)
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= 100 and value.isprintable()
+
+
+def _name_problem(name: str) -> str:
+    """What is wrong with a class or file name that is no text that can be written; empty if nothing is."""
+    try:
+        check_text(name)
+    except ValueError:
+        return f"is {shown(name)}: it has half a character (a lone surrogate)"
+    too_long = len(name) > limit("name")
+    return f"has {len(name):,} characters, more than {beyond('name')}" if too_long else ""
+
+
 def _highest(entries: Sequence[Entry]) -> int:
     """The highest whole number among the ids, but for those that are very large; 0 if there is none."""
     numbers = (whole_number(entry.get("id")) or 0 for entry in entries)
     return max((number for number in numbers if number < _CATEGORY_IDS // 2), default=0)
-
-
-def _short(value: Any) -> str:
-    """A value for a message, in at most 100 characters."""
-    text = repr(value)
-    return text if len(text) <= 100 else text[:97] + "..."

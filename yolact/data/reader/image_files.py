@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import threading
 import unicodedata
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,12 +16,16 @@ from urllib.parse import unquote
 
 from yolact.data.reader.findings import Findings
 from yolact_runtime.errors import YolactError
+from yolact_runtime.files import is_file, is_folder
 from yolact_runtime.sources.images import read_image
 
 # How many images are looked at before the work; the others are compared when they are read.
 SAMPLE = 5000
 _THREADS = 16
 _ORIENTATION = 0x112  # the EXIF tag
+# Images of more pixels are decoded one at a time, whatever the number of threads.
+_LARGE_PIXELS = 50_000_000
+_LARGE = threading.Lock()
 
 
 class ImageFolder:
@@ -55,7 +62,7 @@ class ImageFolder:
         """The file at `path`, up to case and Unicode form; None if there is none, or if it is ambiguous."""
         try:
             names = self._list(path.parent)
-        except (OSError, ValueError):  # a NUL in the name
+        except YolactError:
             return None
         if path.name in names:
             return path
@@ -69,8 +76,11 @@ class ImageFolder:
     def _list(self, folder: Path) -> set[str]:
         """The names in a folder; empty if there is no such folder."""
         if folder not in self._names:
-            # Names alone take a fifth of the time of Path.iterdir.
-            self._names[folder] = set(os.listdir(folder)) if folder.is_dir() else set()  # noqa: PTH208
+            try:
+                # Names alone take a fifth of the time of Path.iterdir.
+                self._names[folder] = set(os.listdir(folder)) if is_folder(folder) else set()  # noqa: PTH208
+            except OSError as error:
+                raise YolactError(f"cannot read folder {folder}: {error.strerror or error}") from error
         return self._names[folder]
 
 
@@ -112,26 +122,46 @@ def find_images(
 
 def exif_orientation(path: Path) -> int:
     """The EXIF orientation of an image, 1 to 8; 1 if it has none."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # Pillow raises whatever a damaged header causes; the decoder says what is wrong
-        return 1
+    header = _header(path)
+    return header[2] if header else 1
 
 
 def header_size(path: Path) -> tuple[int, int] | None:
     """(height, width) of an image in its EXIF orientation, from its header; None if that cannot be read."""
+    header = _header(path)
+    if header is None:
+        return None
+    width, height, orientation = header
+    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+
+
+def _header(path: Path) -> tuple[int, int, int] | None:
+    """Width, height and EXIF orientation (1 if there is none) of an image; None if they cannot be read."""
     from PIL import Image
 
+    if not is_file(path):  # opening a pipe would wait for its writer
+        return None
     try:
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged and large images
         with Image.open(path) as image:
-            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-            width, height = image.size
+            return *image.size, int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # Pillow raises whatever a damaged header causes; the decoder says what is wrong
         return None
-    return (width, height) if turned else (height, width)
+
+
+def decoded_size(path: Path) -> tuple[int, int]:
+    """(height, width) of an image, which is decoded whole: damaged ones are noticed.
+
+    Threads may call it: large images are decoded one at a time, so that memory does not grow with threads.
+
+    Raises:
+        YolactError: it cannot be read.
+    """
+    size = header_size(path)
+    small = size is not None and size[0] * size[1] <= _LARGE_PIXELS
+    with contextlib.nullcontext() if small else _LARGE:
+        height, width = read_image(path).shape[:2]
+    return height, width
 
 
 def size_problem(image: Mapping[str, Any], height: int, width: int) -> str | None:
@@ -172,7 +202,7 @@ def check_sizes(
         if size is None or size_problem(image, *size) is None:
             return None
         try:
-            height, width = read_image(path).shape[:2]
+            height, width = decoded_size(path)
         except YolactError:
             return None
         return size_problem(image, height, width)

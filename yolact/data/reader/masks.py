@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from yolact.data.reader.findings import Level
-from yolact.data.reader.values import real_number, whole_number
-from yolact.data.segmentation import FARTHEST, POLYGONS, check_polygon, checked_rle, is_pairs, rle_totals
+from yolact.data.reader.values import real_number, shown, whole_number
+from yolact.data.segmentation import (
+    FAR,
+    POLYGONS,
+    check_polygon,
+    checked_polygons,
+    checked_rle,
+    is_pairs,
+    rle_totals,
+)
+from yolact_runtime.untrusted import limit
 
 # How many annotations are checked together: their coordinates are copied into one array.
 _CHUNK = 50_000
-_RLE_CHUNK = 5_000
+_RLE_CHUNK, _RLE_CHARACTERS = 5_000, 1 << 21
 Report = Callable[[Level, str, int, str], None]
 
 
@@ -62,9 +71,10 @@ def read_masks(
     outlined: list[int] = []
     runs: list[int] = []
     unchecked: list[int] = []
+    side, pixels = limit("side"), limit("pixels")
     for row, entry in enumerate(annotations):
         segmentation = entry.get("segmentation")
-        if type(segmentation) is dict and (compressed := _compressed(segmentation)):
+        if type(segmentation) is dict and (compressed := _compressed(segmentation, side, pixels)):
             entry["segmentation"] = compressed
             unchecked.append(row)
             continue
@@ -74,21 +84,19 @@ def read_masks(
             outlined.append(row)
         elif segmentation is not None:
             runs.append(row)
+    far = np.zeros(len(annotations), bool)
     for start in range(0, len(outlined), _CHUNK):
         rows = outlined[start : start + _CHUNK]
-        extents[rows] = _polygon_extents([annotations[row]["segmentation"] for row in rows])
-    reach = np.abs(extents[outlined]).max(1, initial=0)
-    for row in np.array(outlined, int)[~(reach <= FARTHEST)].tolist():
-        extents[row] = np.nan
-        for polygon in annotations[row]["segmentation"]:
-            try:
-                check_polygon(polygon)
-            except ValueError as error:
-                note("error", "damaged segmentation", row, str(error))
-                break
-        annotations[row]["segmentation"] = None
-    for start in range(0, len(unchecked), _RLE_CHUNK):
-        rows = unchecked[start : start + _RLE_CHUNK]
+        extents[rows], points = _polygon_extents([annotations[row]["segmentation"] for row in rows])
+        reach = np.abs(extents[rows]).max(1)
+        far[rows] = ~((reach <= FAR) & (2 * points * reach <= limit("outline")))
+    for row in np.flatnonzero(far).tolist():
+        try:
+            checked_polygons(annotations[row]["segmentation"], *sizes[row].tolist())
+        except ValueError as error:
+            note("error", "damaged segmentation", row, str(error))
+            extents[row], annotations[row]["segmentation"] = np.nan, None
+    for rows in _rle_chunks(annotations, unchecked):
         rles = [annotations[row]["segmentation"] for row in rows]
         sizes_of = np.array([rle["size"] for rle in rles], np.int64)
         sound = rle_totals([rle["counts"] for rle in rles]) == sizes_of.prod(1)
@@ -96,19 +104,41 @@ def read_masks(
             annotations[row]["segmentation"] = _read_one(annotations[row]["segmentation"], row, note, repair)
     runs = sorted(runs + [row for row in unchecked if annotations[row]["segmentation"] is not None])
     kept = [row for row in runs if _matches(annotations[row], sizes[row].tolist(), row, note)]
-    if kept:
-        boxes = coco_mask.toBbox([annotations[row]["segmentation"] for row in kept])
+    for rows in _rle_chunks(annotations, kept):
+        boxes = coco_mask.toBbox([annotations[row]["segmentation"] for row in rows])
         boxes[:, 2:] += boxes[:, :2]
-        extents[kept] = boxes
+        extents[rows] = boxes
     return extents, damaged
 
 
-def _compressed(segmentation: dict[str, Any]) -> dict[str, Any] | None:
-    """A compressed RLE that has the right form, not checked further, with its counts in bytes; else None."""
+def _rle_chunks(annotations: Sequence[dict[str, Any]], rows: Sequence[int]) -> Iterator[list[int]]:
+    """The rows, which have compressed RLEs, in parts of not too many characters."""
+    chunk: list[int] = []
+    characters = 0
+    for row in rows:
+        length = len(annotations[row]["segmentation"]["counts"])
+        if chunk and (characters + length > _RLE_CHARACTERS or len(chunk) == _RLE_CHUNK):
+            yield chunk
+            chunk, characters = [], 0
+        chunk.append(row)
+        characters += length
+    if chunk:
+        yield chunk
+
+
+def _compressed(segmentation: dict[str, Any], longest: int, pixels: int) -> dict[str, Any] | None:
+    """A compressed RLE that has the right form, not checked further, with its counts in bytes; else None.
+
+    Args:
+        segmentation: As in the file.
+        longest, pixels: Limits on the sides of masks and on their pixels.
+    """
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if not (type(size) is list and len(size) == 2 and type(counts) is str and counts.isascii()):
         return None
-    if not all(type(side) is int and 0 < side < 2**16 for side in size):
+    if not all(type(side) is int and 0 < side <= longest for side in size):
+        return None
+    if size[0] * size[1] > pixels or len(counts) > _RLE_CHARACTERS:
         return None
     return {"size": size, "counts": counts.encode("ascii")}
 
@@ -137,7 +167,7 @@ def _read_one(segmentation: Any, row: int, report: Report, repair: bool) -> Any:
         report("error", "damaged segmentation", row, str(error))
         return None
     if segmentation:
-        text = f"segmentation is {type(segmentation).__name__} {segmentation!r:.40}, not polygons or RLE"
+        text = f"segmentation is {type(segmentation).__name__} {shown(segmentation, 40)}, not polygons or RLE"
         report("error", "damaged segmentation", row, text)
     return None
 
@@ -158,14 +188,14 @@ def _polygons(segmentation: list[Any], row: int, report: Report, repair: bool) -
         segmentation = [_joined(part) for part in ([segmentation] if pairs else segmentation)]
     elif not any(isinstance(polygon, (list, array)) for polygon in segmentation):
         if len(segmentation) < 6:
-            raise ValueError(f"the segmentation is {segmentation!r:.60}; expected {POLYGONS}")
+            raise ValueError(f"the segmentation is {shown(segmentation, 60)}; expected {POLYGONS}")
         text = "the segmentation is [x, y, x, y, ...] without the outer list; it is one polygon"
         report("note", "polygon without an outer list", row, text)
         segmentation = [segmentation]
     polygons, text_values = [], False
     for polygon in segmentation:
         if not isinstance(polygon, (list, array)):
-            raise ValueError(f"a polygon is {polygon!r:.40}; expected {POLYGONS}")
+            raise ValueError(f"a polygon is {shown(polygon, 40)}; expected {POLYGONS}")
         numbers = [number for number in map(real_number, polygon) if number is not None]
         if len(numbers) < len(polygon):
             raise ValueError("a polygon holds something that is not a finite number")
@@ -186,7 +216,7 @@ def _joined(polygon: Any) -> Any:
     if not any(isinstance(point, (list, array)) for point in polygon):
         return polygon
     if not all(isinstance(point, (list, array)) and len(point) == 2 for point in polygon):
-        raise ValueError(f"a polygon is {polygon!r:.40}; expected {POLYGONS}")
+        raise ValueError(f"a polygon is {shown(polygon, 40)}; expected {POLYGONS}")
     return [value for point in polygon for value in point]
 
 
@@ -216,10 +246,11 @@ def _matches(entry: dict[str, Any], size: list[int], row: int, report: Report) -
     return False
 
 
-def _polygon_extents(segmentations: Sequence[Sequence[array]]) -> np.ndarray:
-    """(n, 4) x1 y1 x2 y2 of n lists of polygons; not finite if a coordinate is not."""
+def _polygon_extents(segmentations: Sequence[Sequence[array]]) -> tuple[np.ndarray, np.ndarray]:
+    """(n, 4) x1 y1 x2 y2 of n lists of polygons, not finite if a coordinate is not; (n,) their points."""
     parts = [polygon for polygons in segmentations for polygon in polygons]
     flat = np.frombuffer(b"".join(parts)).reshape(-1, 2)
     points = np.fromiter((sum(map(len, polygons)) // 2 for polygons in segmentations), np.int64)
     starts = np.concatenate([[0], np.cumsum(points)[:-1]])
-    return np.concatenate([np.minimum.reduceat(flat, starts), np.maximum.reduceat(flat, starts)], axis=1)
+    corners = np.minimum.reduceat(flat, starts), np.maximum.reduceat(flat, starts)
+    return np.concatenate(corners, axis=1), points

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from typing import Any
 
 _WHOLE = re.compile(r"\s*([+-]?\d{1,40})(\.0*)?\s*", re.ASCII)
@@ -10,6 +11,16 @@ _NUMBER = re.compile(r"\s*[+-]?(\d{1,40}\.?\d*|\.\d+)([eE][+-]?\d{1,4})?\s*", re
 _FLAGS = {"true": True, "false": False}
 # From here on, floats do not hold every whole number: two ids may have become one.
 _EXACT = 2**53
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxarray = 3, 10, 10, 10
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 100
+
+
+def shown(value: Any, most: int = 100) -> str:
+    """A value of a file for a message, in at most `most` characters, however long or deep it is."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= most else text[: most - 3] + "..."
 
 
 def whole_number(value: Any) -> int | None:
