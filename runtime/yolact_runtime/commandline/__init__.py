@@ -6,6 +6,7 @@ import _thread
 import argparse
 import contextlib
 import logging
+import os
 import signal
 import sys
 import threading
