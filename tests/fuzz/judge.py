@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -28,7 +29,7 @@ SECONDS = 20.0
 MEMORY = 2_400_000_000
 LINES = 60
 LINE_LENGTH = 3000
-# Threads of these would not be there after a fork, so each child imports them for itself: onnxruntime, openvino.
+# Importing onnxruntime and openvino starts threads, which a fork would lose: each child does that for itself.
 LIGHT = (
     "yolact_runtime.infer",
     "yolact_runtime.engines.onnxruntime",
@@ -256,10 +257,8 @@ def serve(kind: str) -> None:
     for name in TORCH if kind == "torch" else LIGHT:
         importlib.import_module(name)
     for name in ("av", "pillow_heif") if kind == "light" else ():
-        try:
+        with contextlib.suppress(ImportError):
             importlib.import_module(name)
-        except ImportError:
-            pass
     import cv2
 
     cv2.setNumThreads(1)
@@ -324,10 +323,8 @@ def _leave(code: int) -> None:
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(OSError):
             stream.flush()
-        except OSError:
-            pass
     os._exit(code)
 
 
