@@ -358,7 +358,7 @@ def _watch(pid: int, order: dict[str, Any]) -> Verdict:
         os.close(handle)
     seconds = time.monotonic() - start
     peak = max(peak, usage.ru_maxrss * 1024 - base)
-    orphans = _kill(pid)
+    orphans = _kill(pid, wait=3)
     code = os.waitstatus_to_exitcode(status)
     folder = Path(order["folder"])
     out, err = (folder / "stdout").read_bytes(), (folder / "stderr").read_bytes()
@@ -370,16 +370,22 @@ def _watch(pid: int, order: dict[str, Any]) -> Verdict:
     return Verdict(faults, code, round(seconds, 2), peak, err[-600:].decode(errors="replace"))
 
 
-def _kill(pid: int) -> bool:
-    """End the session of a child, which may have children of its own; whether any still ran."""
-    alive = False
-    try:
-        os.killpg(pid, 0)
-        alive = any(_runs_in(pid, entry) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
+def _kill(pid: int, wait: float = 0) -> bool:
+    """End the session of a child, which may have children of its own; whether any still ran.
+
+    Importing OpenVINO starts a process that ends by itself after a moment.
+    """
+    end, alive = time.monotonic() + wait, False
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        while True:
+            os.killpg(pid, 0)
+            alive = any(_runs_in(pid, entry) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
+            if not alive or time.monotonic() > end:
+                break
+            time.sleep(0.05)
         os.killpg(pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
-    return alive
+        return alive
+    return False
 
 
 def _runs_in(session: int, entry: Path) -> bool:
