@@ -76,8 +76,8 @@ _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\u
 _OWN_LINE = re.compile(r"(INFO|WARNING|ERROR): |usage: | {2,}|yolact-\w+( \w+)?: error: |$")
 # Decoders that print by themselves, without a way to have them silent.
 _DECODER_LINE = re.compile(
-    r"libpng (error|warning): |Corrupt JPEG data: |Premature end of JPEG|Invalid SOS param|Inconsistent progression|"
-    r"Unknown Adobe color|Warning: unknown JFIF|Unsupported marker type"
+    r"libpng (error|warning): |Corrupt JPEG data: |Premature end of JPEG|Invalid SOS param"
+    r"|Inconsistent progression|Unknown Adobe color|Warning: unknown JFIF|Unsupported marker type"
 )
 
 
