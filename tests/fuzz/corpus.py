@@ -39,7 +39,7 @@ def shared_files(folder: Path) -> None:
     for name in ("a.png", "d/a.png", "d/b.png"):
         (folder / name).write_bytes(corpus_data.encoded(".png"))
     content = corpus_data.annotations()
-    names = zip(content["categories"], ("circle", "square", "triangle"), (1, 4, 9))
+    names = zip(content["categories"], ("circle", "square", "triangle"), (1, 4, 9), strict=True)
     ids = {}
     for category, name, number in names:
         ids[category["id"]] = number

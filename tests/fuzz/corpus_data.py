@@ -14,6 +14,11 @@ import numpy as np
 
 Mutator = Callable[[bytes, Random, bytes], bytes]
 INFER = ("yolact-infer", "--engine", "{shared}/m.onnx", "--workers", "1", "--streams", "1", "--threads", "1")
+_TRAIN = (
+    "yolact-train --save-folder {run}/out --device cpu --workers 0 --validate-every 0 --batch-size 1"
+    " --no-autoscale"
+)
+TRAIN = tuple(_TRAIN.split())
 JSONL = ("--no-overlay", "--no-json", "--jsonl", "{run}/out/a.jsonl")
 
 
@@ -313,9 +318,7 @@ def dataset_seeds() -> Iterator[Seed]:
     text = b"name: mine\ntrain: {images: d, annotations: a.json}\nval:\n  images: d\n  annotations: a.json\n"
     argv = ("yolact-eval", "--engine", "{shared}/m.onnx", "--dataset", "{run}/in/set.yaml")
     yield Seed("set.yaml", text, argv, mutate.mutate_yaml, files)
-    train = ("yolact-train", "--config", "yolact_tiny", "--iterations", "1", "--batch-size", "1", "--device", "cpu",
-             "--workers", "0", "--validate-every", "0", "--no-autoscale", "--save-folder", "{run}/out",
-             "--dataset", "{run}/in/set.yaml")  # fmt: skip
+    train = (*TRAIN, "--config", "yolact_tiny", "--iterations", "1", "--dataset", "{run}/in/set.yaml")
     yield Seed("set.yaml", text, train, mutate.mutate_yaml, files)
     yield Seed(
         "a.json", content, train, mutate.mutate_json, {**files, "in/set.yaml": text, "in/a.json": content}

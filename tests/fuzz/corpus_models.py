@@ -15,7 +15,7 @@ from random import Random
 from typing import Any
 
 import mutate
-from corpus_data import INFER, JSONL, Seed, annotations, encoded
+from corpus_data import INFER, JSONL, TRAIN, Seed, annotations, encoded
 from fake_onnx import NATIVE, RUNTIME, int8_file, native_arrays, runtime_arrays, write_onnx
 
 ENGINE = ("--workers", "1", "--streams", "1", "--threads", "1", "--engine")
@@ -45,14 +45,14 @@ def onnx_seeds() -> Iterator[Seed]:
     data = onnx_files()["native.onnx"]
     others = {"in/a.json": mutate.dump_json(annotations()), "in/a.png": encoded(".png")}
     others["in/b.png"] = others["in/a.png"]
-    for argv in (
-        ("yolact-eval", "--engine", file, "--images", "{run}/in", "--annotations", "{run}/in/a.json", "--per-class"),
-        ("yolact-infer", *ENGINE, file, "{shared}/a.png", "--output", "{run}/out", "--json", "{run}/out/x.json",
-         "--coco-dataset", "{run}/out/d.json", "--arrays", "{run}/out/n"),
-        ("yolact-export", "--weights", file, "--to", "openvino", "--output", "{run}/out/m.xml", "--no-verify"),
-        ("yolact-export", "--weights", file, "--to", "triton", "--output", "{run}/out/models"),
-    ):  # fmt: skip
-        yield Seed("m.onnx", data, argv, mutate.mutate_onnx, others)
+    for command in (
+        "yolact-eval --engine {run}/in/m.onnx --images {run}/in --annotations {run}/in/a.json --per-class",
+        "yolact-infer --engine {run}/in/m.onnx {shared}/a.png --output {run}/out --json {run}/out/x.json"
+        " --coco-dataset {run}/out/d.json --arrays {run}/out/n",
+        "yolact-export --weights {run}/in/m.onnx --to openvino --output {run}/out/m.xml --no-verify",
+        "yolact-export --weights {run}/in/m.onnx --to triton --output {run}/out/models",
+    ):
+        yield Seed("m.onnx", data, tuple(command.split()), mutate.mutate_onnx, others)
 
 
 def openvino_seeds() -> Iterator[Seed]:
@@ -180,26 +180,32 @@ def checkpoint_seeds() -> Iterator[Seed]:
         yield Seed(f"{name}.{suffix}", data, ("yolact-export", "inspect", file), mutator, good=good)
         yield Seed(f"{name}.{suffix}", data, ("yolact-infer", *ENGINE, file, *IMAGE), mutator, good=good)
     data, file = files["full.pth"], f"{{run}}/in/{name}.pth"
-    train = ("yolact-train", "--dataset", "{shared}/shapes.yaml", "--save-folder", "{run}/out", "--device", "cpu",
-             "--workers", "0", "--validate-every", "0", "--batch-size", "1", "--no-autoscale")  # fmt: skip
+    train = (*TRAIN, "--dataset", "{shared}/shapes.yaml")
     yield Seed(f"{name}.pth", data, (*train, "--resume", file, "--iterations", "2"), mutate_checkpoint)
     yield Seed(f"{name}.pth", data, (*train, "--init-from", file, "--iterations", "1"), mutate_checkpoint)
 
 
 def setting_seeds() -> Iterator[Seed]:
-    train = ("yolact-train", "--config", "yolact_tiny", "--dataset", "{shared}/shapes.yaml", "--iterations", "1",
-             "--save-folder", "{run}/out", "--device", "cpu", "--workers", "0", "--validate-every", "0",
-             "--batch-size", "1", "--no-autoscale", "--set")  # fmt: skip
-    settings = (
-        "model.input_size=64", "model.mean=[1.0,2.0,3.0]", "model.prior_aspect_ratios=[1.0]", "train.lr=0.001",
-        "model.prior_scales=[[24.0],[48.0],[88.0],[120.0],[126.0]]", "model.fpn_features=8", "train.steps=[1,2]",
-        "model.num_prototypes=4", "model.backbone.name=tiny", "train.seed=1", "train.momentum=0.9",
-        "loss.max_masks=10", "loss.positive_iou=0.5", "detect.nms_top_k=200", "augment.contrast=[0.5,1.5]",
-        "augment.crop_min_ious=[0.1,0.3]", "train.keep_last=5", "loss.mask_weight=6.0", "augment.expand_ratio=4.0",
-        "train.accumulate=1", "train.ema_decay=0.5", "train.warmup_iterations=2", "detect.max_detections=10",
-        "model.backbone.deformable=[0,0,0,0]", "train.max_bad_steps=10", "train.schedule=cosine",
-    )  # fmt: skip
-    for setting in settings:
+    train = (
+        *TRAIN,
+        "--dataset",
+        "{shared}/shapes.yaml",
+        "--config",
+        "yolact_tiny",
+        "--iterations",
+        "1",
+        "--set",
+    )
+    settings = """
+        model.input_size=64 model.mean=[1.0,2.0,3.0] model.prior_aspect_ratios=[1.0] train.lr=0.001
+        model.prior_scales=[[24.0],[48.0],[88.0],[120.0],[126.0]] model.fpn_features=8 train.steps=[1,2]
+        model.num_prototypes=4 model.backbone.name=tiny train.seed=1 train.momentum=0.9
+        loss.max_masks=10 loss.positive_iou=0.5 detect.nms_top_k=200 augment.contrast=[0.5,1.5]
+        augment.crop_min_ious=[0.1,0.3] train.keep_last=5 loss.mask_weight=6.0 augment.expand_ratio=4.0
+        train.accumulate=1 train.ema_decay=0.5 train.warmup_iterations=2 detect.max_detections=10
+        model.backbone.deformable=[0,0,0,0] train.max_bad_steps=10 train.schedule=cosine
+    """
+    for setting in settings.split():
         yield Seed("x", b"", (*train, setting), words=True)
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -28,7 +29,7 @@ SECONDS = 20.0
 MEMORY = 2_400_000_000
 LINES = 60
 LINE_LENGTH = 3000
-# Threads of these would not be there after a fork, so each child imports them for itself: onnxruntime, openvino.
+# Importing onnxruntime and openvino starts threads, which a fork would lose: each child does that for itself.
 LIGHT = (
     "yolact_runtime.infer",
     "yolact_runtime.engines.onnxruntime",
@@ -74,7 +75,10 @@ _TRACEBACK = re.compile(
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufffd]")
 _OWN_LINE = re.compile(r"(INFO|WARNING|ERROR): |usage: | {2,}|yolact-\w+( \w+)?: error: |$")
 # Decoders that print by themselves, without a way to have them silent.
-_DECODER_LINE = re.compile(r"libpng (error|warning): |Corrupt JPEG data: ")
+_DECODER_LINE = re.compile(
+    r"libpng (error|warning): |Corrupt JPEG data: |Premature end of JPEG|Invalid SOS param"
+    r"|Inconsistent progression|Unknown Adobe color|Warning: unknown JFIF|Unsupported marker type"
+)
 
 
 @dataclass
@@ -256,10 +260,8 @@ def serve(kind: str) -> None:
     for name in TORCH if kind == "torch" else LIGHT:
         importlib.import_module(name)
     for name in ("av", "pillow_heif") if kind == "light" else ():
-        try:
+        with contextlib.suppress(ImportError):
             importlib.import_module(name)
-        except ImportError:
-            pass
     import cv2
 
     cv2.setNumThreads(1)
@@ -324,10 +326,8 @@ def _leave(code: int) -> None:
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(OSError):
             stream.flush()
-        except OSError:
-            pass
     os._exit(code)
 
 
@@ -361,7 +361,7 @@ def _watch(pid: int, order: dict[str, Any]) -> Verdict:
         os.close(handle)
     seconds = time.monotonic() - start
     peak = max(peak, usage.ru_maxrss * 1024 - base)
-    orphans = _kill(pid)
+    orphans = _kill(pid, wait=3)
     code = os.waitstatus_to_exitcode(status)
     folder = Path(order["folder"])
     out, err = (folder / "stdout").read_bytes(), (folder / "stderr").read_bytes()
@@ -373,16 +373,22 @@ def _watch(pid: int, order: dict[str, Any]) -> Verdict:
     return Verdict(faults, code, round(seconds, 2), peak, err[-600:].decode(errors="replace"))
 
 
-def _kill(pid: int) -> bool:
-    """End the session of a child, which may have children of its own; whether any still ran."""
-    alive = False
-    try:
-        os.killpg(pid, 0)
-        alive = any(_runs_in(pid, entry) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
+def _kill(pid: int, wait: float = 0) -> bool:
+    """End the session of a child, which may have children of its own; whether any still ran.
+
+    Importing OpenVINO starts a process that ends by itself after a moment.
+    """
+    end, alive = time.monotonic() + wait, False
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        while True:
+            os.killpg(pid, 0)
+            alive = any(_runs_in(pid, entry) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
+            if not alive or time.monotonic() > end:
+                break
+            time.sleep(0.05)
         os.killpg(pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
-    return alive
+        return alive
+    return False
 
 
 def _runs_in(session: int, entry: Path) -> bool:
