@@ -66,13 +66,16 @@ def try_engine(path: Path, backend: str) -> None:
             much memory.
     """
     files = _files(path)
+    size = sum(file.stat().st_size for file in files)
+    if size > limit("engine_file_bytes"):  # which would be hashed for minutes
+        raise YolactError(f"{path}: its files have {size:,} bytes, more than {beyond('engine_file_bytes')}")
     if os.environ.get(TRUST) == "1" or getattr(sys, "frozen", False) or not sys.executable:
         return
     backend = TRIED[backend]
     inputs = _hashes(files)
     if _PASSED.read(backend, inputs, bool):
         return
-    most = limit("engine_bytes") + 2 * sum(file.stat().st_size for file in files)
+    most = limit("engine_bytes") + 2 * size
     result = _run(path, backend, most)
     if "error" in result:
         kind = UsageError if result.get("usage") else YolactError
@@ -96,6 +99,8 @@ def _files(path: Path) -> list[Path]:
         files = [path, path.with_suffix(".bin")]
         for file in files:
             check_regular(file, "OpenVINO file")
+        if path.stat().st_size > limit("text_bytes"):
+            raise YolactError(f"{path} has more bytes than {beyond('text_bytes')}")
         return files
     names = {external.location for external in check_onnx(path).external}
     return [path, *(path.parent / name for name in sorted(names))]
