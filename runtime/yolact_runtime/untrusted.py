@@ -53,6 +53,7 @@ LIMITS = {
     "workers": Limit("YOLACT_MAX_WORKERS", 128, "processes that load images"),
     "streams": Limit("YOLACT_MAX_STREAMS", 256, "streams"),
     "unpacked_bytes": Limit("YOLACT_MAX_UNPACKED_BYTES", 64 * MIB, "bytes of unpacked weights in metadata"),
+    "engine_file_bytes": Limit("YOLACT_MAX_ENGINE_FILE_BYTES", 4096 * MIB, "bytes of an engine's files"),
     "engine_bytes": Limit("YOLACT_MAX_ENGINE_BYTES", 2048 * MIB, "bytes of memory to try an engine"),
     "engine_seconds": Limit("YOLACT_MAX_ENGINE_SECONDS", 15, "seconds of computing to try an engine"),
 }
