@@ -12,8 +12,7 @@ import pytest
 import videos
 
 from yolact_runtime import YolactError
-from yolact_runtime.errors import UsageError
-from yolact_runtime.errors import without_secrets
+from yolact_runtime.errors import UsageError, without_secrets
 from yolact_runtime.sources.camera import CameraSettings, CameraSource, is_camera
 
 QUICK = CameraSettings(open_timeout=5, read_timeout=5, attempts=2, delay=0.01)
