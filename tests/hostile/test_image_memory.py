@@ -78,7 +78,8 @@ def test_decoding_takes_no_more_memory_than_is_said(tmp_path):
         paths.append(str(tmp_path / f"{number}.{kind[0]}"))
         Path(paths[-1]).write_bytes(saved(*kind))
     command = [sys.executable, "-c", MEASURE, *paths]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     over = {Path(path).name: excess for path, excess in json.loads(done.stdout).items()}
     assert len(over) == len(KINDS) and max(over.values()) < 4e6, over
 
