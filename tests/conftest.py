@@ -19,6 +19,8 @@ HERE = Path(__file__).resolve().parent
 if "PYTEST_XDIST_WORKER" in os.environ:
     # The processes of the tests are the parallelism; threads of each would compete with the others.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Each of the hundreds of engines that tests write would be tried in a process of its own.
+os.environ.setdefault("YOLACT_TRUST_ENGINES", "1")
 # A machine that others use as well makes any single example slow at times.
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")

@@ -14,9 +14,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rich.table import Table
-
 from yolact_runtime import commandline
+from yolact_runtime.commandline import Table
 from yolact_runtime.cuda.compile import Module, compile_kernels, parse_capability
 from yolact_runtime.cuda.plans.detection import detection_plan
 from yolact_runtime.cuda.plans.masks import MaskShapes, mask_plan
@@ -110,23 +109,14 @@ def measure(capability: tuple[int, int]) -> list[Use]:
 
 def table(uses: list[Use]) -> Table:
     """A row for each kernel; a column of registers, shared memory and spills for each capability."""
-    out = Table(title="registers / shared bytes / spilled bytes")
     capabilities = sorted({use.capability for use in uses})
-    out.add_column("kernel", no_wrap=True)
-    for major, minor in capabilities:
-        out.add_column(f"sm_{major}{minor}", justify="right")
+    columns = ("kernel", *(f"sm_{major}{minor}" for major, minor in capabilities))
     by_cell = {(use.expression, use.capability): use for use in uses}
+    rows = []
     for expression in dict.fromkeys(use.expression for use in uses):
         cells = [by_cell[expression, capability] for capability in capabilities]
-        out.add_row(
-            expression,
-            *(
-                f"{use.registers} / {use.shared_bytes} / "
-                + (f"[red]{use.spilled}[/red]" if use.spilled else "0")
-                for use in cells
-            ),
-        )
-    return out
+        rows.append([expression, *(f"{u.registers} / {u.shared_bytes} / {u.spilled}" for u in cells)])
+    return Table("registers / shared bytes / spilled bytes", columns, rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -148,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(args: argparse.Namespace) -> int:
     capabilities = [parse_capability(text) for text in args.capability]
     uses = [use for capability in capabilities for use in measure(capability)]
-    commandline.table_console().print(table(uses))
+    table(uses).show()
     spilling = sorted({use.expression for use in uses if use.spilled})
     if spilling:
         raise YolactError(f"registers spill to memory in {', '.join(spilling)}")

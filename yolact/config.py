@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
-from yolact.settings import check
+from yolact import ranges
+from yolact.settings import check, check_plain_text, check_ranges
 from yolact_runtime.errors import UsageError
 from yolact_runtime.typed import convert
+from yolact_runtime.untrusted import beyond, limit
 
 BackboneName = Literal["resnet50", "resnet101", "darknet53", "mobilenetv2", "tiny"]
 
@@ -28,6 +31,10 @@ class BackboneConfig:
     name: BackboneName = "resnet101"
     deformable: tuple[int, ...] = (0, 0, 0, 0)
     deformable_interval: int = 1
+
+    def __post_init__(self) -> None:
+        check(len(self.deformable) == 4, "model.backbone.deformable", self.deformable, "four numbers")
+        check_ranges(self, "model.backbone", ranges.BACKBONE)
 
 
 @dataclass(frozen=True)
@@ -46,10 +53,19 @@ class ModelConfig:
     mask_iou: bool = False
 
     def __post_init__(self) -> None:
-        check(self.input_size >= 32, "model.input_size", self.input_size, "at least 32")
+        """Check the values, and that there are not too many priors."""
+        check_ranges(self, "model", ranges.MODEL)
         if self.mask_iou:  # six convolutions without padding halve the prototypes
             check(self.input_size >= 249, "model.input_size", self.input_size, "at least 249 with mask_iou")
-        check(len(self.prior_scales) == 5, "model.prior_scales", self.prior_scales, "five levels, P3..P7")
+        scales, ratios = self.prior_scales, self.prior_aspect_ratios
+        check(len(scales) == 5, "model.prior_scales", scales, "five levels, P3..P7")
+        check(len(ratios) > 0, "model.prior_aspect_ratios", ratios, "one or more")
+        equal = len(scales[0]) > 0 and all(len(sizes) == len(scales[0]) for sizes in scales)
+        check(equal, "model.prior_scales", scales, "one or more sizes, as many in each level")
+        # P3 has a cell for 8x8 pixels, and all levels together a third more.
+        cells = (-(-self.input_size // 8) + 4) ** 2 * 4 // 3
+        priors = cells * len(ratios) * len(scales[0])
+        check(priors <= limit("priors"), "model.prior_scales: priors", priors, f"at most {beyond('priors')}")
 
 
 @dataclass(frozen=True)
@@ -63,11 +79,9 @@ class DetectConfig:
     nms: Literal["fast", "traditional", "cross_class"] = "fast"
 
     def __post_init__(self) -> None:
-        check(0 <= self.score_threshold < 1, "detect.score_threshold", self.score_threshold, "0 to 1")
-        check(0 < self.iou_threshold <= 1, "detect.iou_threshold", self.iou_threshold, "0 to 1")
-        for name in ("nms_top_k", "max_detections"):
-            # TensorRT's TopK takes no larger k.
-            check(1 <= getattr(self, name) <= 3840, f"detect.{name}", getattr(self, name), "1 to 3840")
+        check_ranges(self, "detect", ranges.DETECT)
+        check(self.score_threshold < 1, "detect.score_threshold", self.score_threshold, "below 1")
+        check(self.iou_threshold > 0, "detect.iou_threshold", self.iou_threshold, "above 0")
 
 
 @dataclass(frozen=True)
@@ -85,6 +99,11 @@ class LossConfig:
     negatives_per_positive: int = 3
     max_masks: int = 100
     min_mask_area: int = 25
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "loss", ranges.LOSS)
+        low, high = self.negative_iou, self.positive_iou
+        check(low <= high, "loss.negative_iou", low, f"at most loss.positive_iou, {high}")
 
 
 @dataclass(frozen=True)
@@ -155,18 +174,9 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check the values."""
-        counts = ("batch_size", "reference_batch", "max_iterations", "save_every", "accumulate")
-        for name in (*counts, "max_bad_steps"):
-            check(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "1 or more")
-        limits = ("save_epochs", "keep_last", "validate_every", "overfit", "max_unreadable", "workers")
-        rates = ("lr", "warmup_lr", "max_grad_norm", "weight_decay")
-        for name in (*rates, *limits, "iterations", "pictures"):
-            value = getattr(self, name)
-            check(value >= 0 and math.isfinite(value), f"train.{name}", value, "0 or more")
-        check(0 <= self.ema_decay < 1, "train.ema_decay", self.ema_decay, "0 to below 1")
-        check(0 <= self.val_fraction <= 0.9, "train.val_fraction", self.val_fraction, "0 to 0.9")
-        check(0 <= self.cosine_final <= 1, "train.cosine_final", self.cosine_final, "0 to 1")
+        check_ranges(self, "train", ranges.TRAIN)
+        check(self.ema_decay < 1, "train.ema_decay", self.ema_decay, "0 to below 1")
+        check(len(self.steps) <= 100, "train.steps", self.steps, "at most 100 of them")
 
     @property
     def effective_batch(self) -> int:
@@ -227,17 +237,15 @@ class AugmentConfig:
     min_box_side: float = 4 / 550
 
     def __post_init__(self) -> None:
-        """Check the values."""
-        check(0 <= self.brightness <= 255, "augment.brightness", self.brightness, "0 to 255")
-        check(0 <= self.hue <= 180, "augment.hue", self.hue, "0 to 180 degrees")
+        check_ranges(self, "augment", ranges.AUGMENT)
         for name in ("contrast", "saturation", "crop_aspect"):
             low, high = getattr(self, name)
-            check(0 <= low <= high < math.inf, f"augment.{name}", (low, high), "0 <= low <= high")
-        check(1 <= self.expand_ratio <= 16, "augment.expand_ratio", self.expand_ratio, "1 to 16")
-        check(0 < self.crop_min_side <= 1, "augment.crop_min_side", self.crop_min_side, "above 0, at most 1")
-        for minimum in self.crop_min_ious:
-            check(0 <= minimum < 1, "augment.crop_min_ious", self.crop_min_ious, "each 0 to 1")
-        check(0 <= self.min_box_side < 1, "augment.min_box_side", self.min_box_side, "0 to below 1")
+            check(low <= high, f"augment.{name}", (low, high), "low <= high")
+        for name in ("crop_min_ious", "min_box_side"):
+            value = getattr(self, name)
+            values = value if isinstance(value, tuple) else (value,)
+            check(all(each < 1 for each in values), f"augment.{name}", value, "below 1")
+        check(len(self.crop_min_ious) <= 100, "augment.crop_min_ious", self.crop_min_ious, "at most 100")
 
 
 @dataclass(frozen=True)
@@ -255,6 +263,10 @@ class DatasetConfig:
     val_images: str = ""
     val_annotations: str = ""
     crowd_as_instances: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("name", "train_images", "train_annotations", "val_images", "val_annotations"):
+            check_plain_text(getattr(self, name), f"dataset.{name}")
 
     @property
     def has_validation(self) -> bool:
@@ -283,13 +295,18 @@ class Classes:
     category_ids: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        check(len(self.names) > 0, "classes.names", self.names, "one or more")
+        """Check the names, and that each has an id of its own."""
+        most = limit("classes")
+        check(0 < len(self.names) <= most, "classes.names", self.names, f"1 to {beyond('classes')}")
+        for name in self.names:
+            check_plain_text(name, "classes.names")
         check(
             len(self.names) == len(self.category_ids) == len(set(self.category_ids)),
             "classes.category_ids",
             self.category_ids,
             f"{len(self.names)} different ids",
         )
+        check_ranges(self, "classes", ranges.CLASSES)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -307,6 +324,11 @@ class Config:
     train: TrainConfig = TrainConfig()
     augment: AugmentConfig = AugmentConfig()
     dataset: DatasetConfig = COCO_2017
+
+    def __post_init__(self) -> None:
+        """Check the name: files are named after it, and found by it."""
+        fits = re.fullmatch(r"\w[\w .+-]*", self.name) and len(os.fsencode(self.name)) <= 120
+        check(bool(fits), "name", self.name, "letters, digits, `_`, `-`, `+`, `.` and spaces, at most 120")
 
     @property
     def num_classes(self) -> int:

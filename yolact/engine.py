@@ -18,7 +18,8 @@ from yolact.model.priors import pyramid_levels
 from yolact.weights.load import load_model
 from yolact_runtime.detections import Detections
 from yolact_runtime.engines.base import Engine
-from yolact_runtime.errors import UsageError
+from yolact_runtime.engines.threads import check_threads
+from yolact_runtime.errors import UsageError, first_line
 from yolact_runtime.metadata import Metadata, PriorSpec
 
 MAX_BATCH = 64
@@ -54,6 +55,7 @@ class TorchEngine(Engine):
     ) -> None:
         if input_dtype not in ("float32", "uint8"):
             raise UsageError(f"input_dtype {input_dtype!r}; allowed: float32, uint8")
+        check_threads(threads, 1)
         if threads:
             torch.set_num_threads(threads)
         self.path = Path(path)
@@ -154,10 +156,19 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, ValueError, OverflowError):
         raise UsageError(f"device {name!r}; allowed: auto, cpu, cuda, cuda:N") from None
+    if device.type == "cpu" and device.index:
+        raise UsageError(f"device {name!r}: there is one CPU for PyTorch; use --device cpu")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device {name!r}: PyTorch finds no CUDA device here; use --device cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"device {name!r}: PyTorch finds {torch.cuda.device_count()} CUDA devices here")
+    if device.type not in ("cpu", "cuda"):
+        try:
+            torch.zeros(1, device=device).cpu()
+        except (RuntimeError, NotImplementedError, AssertionError, ImportError) as error:
+            raise UsageError(
+                f"device {name!r} does not work here ({first_line(error)}); use --device cpu"
+            ) from None
     return device

@@ -162,7 +162,7 @@ def config_name_of(path: str | Path) -> str | None:
     None if the name is not of the form `<config>_<epoch>_<iteration>[_interrupt]`.
     """
     parts = Path(path).stem.removesuffix("_interrupt").split("_")
-    if len(parts) < 3 or not (parts[-1].isdigit() and parts[-2].isdigit()):
+    if len(parts) < 3 or not all(part.isascii() and part.isdecimal() for part in parts[-2:]):
         return None
     return "_".join(parts[:-2])
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from yolact_runtime.errors import UsageError
-from yolact_runtime.typed import convert, nearest
+from yolact_runtime.typed import convert, nearest, shown
+from yolact_runtime.untrusted import LIMITS, beyond, check_text, limit, parse_json
 
 T = TypeVar("T")
+# The lowest and highest value of each setting of a dataclass; a highest that is a name is that limit's.
+Ranges = Mapping[str, tuple[float, "float | str"]]
 
 
 def override(config: T, assignments: Sequence[str]) -> T:
@@ -50,7 +52,7 @@ def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, An
 def _parse(text: str) -> Any:
     """The JSON value of `text`, or else `text` itself."""
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError:
         return {"True": True, "False": False}.get(text, text)
 
@@ -86,4 +88,48 @@ def _settings(cls: type, prefix: str = "") -> list[str]:
 def check(holds: bool, name: str, value: object, allowed: str) -> None:
     """Raise a UsageError unless `holds`."""
     if not holds:
-        raise UsageError(f"{name} = {value!r}; allowed: {allowed}")
+        raise UsageError(f"{name} = {shown(value)}; allowed: {allowed}")
+
+
+def check_ranges(owner: object, section: str, ranges: Ranges) -> None:
+    """Check that the settings of a dataclass are finite numbers within their ranges.
+
+    Args:
+        owner: The dataclass; a setting may be a number, or tuples of numbers.
+        section: Where it is in the configuration, for errors.
+        ranges: The settings to check.
+
+    Raises:
+        UsageError: one is not; names it, its value and its range.
+    """
+    for name, (low, high) in ranges.items():
+        value = getattr(owner, name)
+        highest, allowed = (limit(high), _beyond(high)) if isinstance(high, str) else (high, "")
+        fits = all(type(number) in (int, float) and low <= number <= highest for number in _numbers(value))
+        check(fits, f"{section}.{name}", value, f"{_number(low)} to {_number(highest)}{allowed}")
+
+
+def check_plain_text(value: str, name: str) -> None:
+    """Raise a UsageError if a text is too long, or no file can have it as its name."""
+    check(len(value) <= limit("name"), name, value, f"at most {beyond('name')}")
+    try:
+        check_text(value)
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}") from None
+    check("\0" not in value, name, value, "text without zero bytes")
+
+
+def _numbers(value: object) -> Iterator[Any]:
+    if isinstance(value, tuple | list):
+        for item in value:
+            yield from _numbers(item)
+    else:
+        yield value
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) and value >= 10_000 else f"{value:g}"
+
+
+def _beyond(name: str) -> str:
+    return f" ({LIMITS[name].variable} sets another limit)"

@@ -17,8 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolact_runtime.commandline import printing_beside
-from yolact_runtime.errors import UsageError, counted
+from yolact_bench.options import check_number
+from yolact_runtime.commandline import Table, printing_beside
+from yolact_runtime.errors import counted
 from yolact_runtime.files import write_json
 from yolact_runtime.packages import require
 
@@ -56,8 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def command(args: argparse.Namespace) -> None:
     """Time the making of samples."""
     require("yolact-bench data", "train", "torch")
-    if args.rounds < 1:
-        raise UsageError(f"--rounds {args.rounds}; allowed: 1 or more")
+    check_number("--rounds", args.rounds, 1, "runs")
     # The libraries read this when they are first imported.
     os.environ["OMP_NUM_THREADS"] = "1"
     import cv2
@@ -67,7 +67,6 @@ def command(args: argparse.Namespace) -> None:
     from yolact.data.coco import CocoDataset
     from yolact.data.layout import resolve_dataset
     from yolact.registry import get_config
-    from yolact_bench.report.tables import Table
 
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
-from yolact_runtime.commandline import printing_beside, table_console
-from yolact_runtime.errors import UsageError
+from yolact_bench.options import check_number, parse_size
+from yolact_runtime.commandline import Table, print_line, printing_beside
 from yolact_runtime.files import write_json
 
 
@@ -43,10 +43,11 @@ def command(args: argparse.Namespace) -> int:
     from yolact_runtime.cuda.device import Device
     from yolact_runtime.cuda.timing import copy_bandwidth
 
-    config = get_config(args.config)
-    if not re.fullmatch(r"\d+x\d+", args.image_size):
-        raise UsageError(f"--image-size is {args.image_size!r}; height x width is needed, such as 480x640")
-    height, width = (int(side) for side in args.image_size.split("x"))
+    for size in args.batch:
+        check_number("--batch", size, 1, "batch")
+    check_number("--repeats", args.repeats, 1, "runs")
+    check_number("--seed", args.seed, 0, 2**63 - 1)
+    config, (height, width) = get_config(args.config), parse_size("--image-size", args.image_size)
     with Device() as device, device.current:
         bandwidth = copy_bandwidth(device)
         runs = []
@@ -72,13 +73,12 @@ def command(args: argparse.Namespace) -> int:
 def _print(report: Mapping[str, Any]) -> None:
     """Print one table per batch size."""
     from yolact_bench.kernel_measurements import WHOLE
-    from yolact_bench.report.tables import Table
 
-    console = table_console()
     gpu, kind = report["gpu"], "float16" if report["half"] else "float32"
     versions = ", ".join(f"{name} {found}" for name, found in report["machine"]["versions"].items())
-    console.print(f"{gpu['name']}, compute capability {gpu['capability']}, CUDA {gpu['cuda']}")
-    console.print(f"copies move {report['bandwidth'] / 1e9:.0f} GB/s, read and written; {versions}")
+    out = sys.stdout
+    print_line(f"{gpu['name']}, compute capability {gpu['capability']}, CUDA {gpu['cuda']}", out)
+    print_line(f"copies move {report['bandwidth'] / 1e9:.0f} GB/s, read and written; {versions}", out)
     for one in report["runs"]:
         rows = [
             [
@@ -95,4 +95,5 @@ def _print(report: Mapping[str, Any]) -> None:
             rows,
         ).show()
         for name, timing in (one["eager"] or {}).items():
-            console.print(f"detection by {name}: {1000 * timing['median']:.1f} us by the host's clock")
+            time = f"{1000 * timing['median']:.1f} us by the host's clock"
+            print_line(f"detection by {name}: {time}", out)

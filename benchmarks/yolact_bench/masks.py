@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from typing import Any
 
-from yolact_runtime.errors import UsageError, YolactError, counted
+from yolact_bench.options import check_number, parse_size
+from yolact_runtime.commandline import print_line
+from yolact_runtime.errors import YolactError, counted
+
+MOST_PIXELS = 2**31  # of all masks together: some GB of memory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace) -> int:
     """Print the medians of both variants and their ratio; 1 if the masks differ."""
+    for name, high in (("detections", "candidates"), ("threads", "threads"), ("repeats", "runs")):
+        check_number(f"--{name}", getattr(args, name), 1, high)
+    height, width = parse_size("--size", args.size)
+    check_number("--detections times --size", args.detections * height * width, 1, MOST_PIXELS)
     # NumPy's libraries read these when they are first imported.
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(args.threads)
@@ -35,10 +44,6 @@ def command(args: argparse.Namespace) -> int:
     from yolact_runtime import masks
 
     cv2.setNumThreads(args.threads)
-    try:
-        height, width = (int(side) for side in args.size.split("x"))
-    except ValueError:
-        raise UsageError(f"--size is {args.size!r}; height x width is needed, such as 480x640") from None
     case = _case(args.detections)
     regions = masks.box_masks(*case, height, width)
     variants = {
@@ -52,13 +57,16 @@ def command(args: argparse.Namespace) -> int:
     if not whole.any():
         raise YolactError(f"no mask has a pixel at {args.size}, so nothing can be compared; raise --size")
     different = float((whole != boxes).sum() / np.sum(whole))
-    print(
+    for line in (
         f"{counted(args.detections, 'mask')} at {width} x {height}, {counted(args.threads, 'thread')},"
-        f" {counted(args.repeats, 'round')}"
-    )
-    print(f"the masks' bounding boxes cover {share:.1%} of the whole images")
-    print(f"whole  {slow:8.2f} ms (median)\nboxes  {fast:8.2f} ms (median)\nratio  {slow / fast:8.2f}")
-    print(f"pixels that differ: {different:.2e} of the set ones")
+        f" {counted(args.repeats, 'round')}",
+        f"the masks' bounding boxes cover {share:.1%} of the whole images",
+        f"whole  {slow:8.2f} ms (median)",
+        f"boxes  {fast:8.2f} ms (median)",
+        f"ratio  {slow / fast:8.2f}",
+        f"pixels that differ: {different:.2e} of the set ones",
+    ):
+        print_line(line, sys.stdout)
     return 0 if different < 1e-4 else 1
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import logging
+import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from yolact_runtime.commandline import printing_beside
 from yolact_runtime.errors import UsageError
 from yolact_runtime.outputs import Named, check_outputs, engine_files
+from yolact_runtime.untrusted import beyond, limit
 
 if TYPE_CHECKING:
     from yolact_bench.measure.suite import Report, Settings
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Options of any subcommand that name files or folders to read.
+LONGEST = 1e6  # seconds
 _READ = ("images", "annotations", "weights", "torchvision_weights", "original")
 
 
@@ -69,16 +72,59 @@ def check_files(args: argparse.Namespace) -> None:
     check_outputs(reads, writes)
 
 
+def check_number(option: str, value: float | None, low: float, high: float | str) -> None:
+    """Check the value of an option; None, an option that was not given, is right.
+
+    Args:
+        option: Its name.
+        value: Its value.
+        low: The lowest that is allowed.
+        high: The highest, or its name in `untrusted.LIMITS`.
+
+    Raises:
+        UsageError: it is outside this range, or not a number.
+    """
+    highest, allowed = (limit(high), beyond(high)) if isinstance(high, str) else (high, f"{high:,}")
+    if value is not None and not low <= value <= highest:
+        raise UsageError(f"{option} is {value}; it must be {low} or more, and at most {allowed}")
+
+
+def check_protocol(args: argparse.Namespace) -> None:
+    """Check the options of time and threads that measurements have in common."""
+    check_number("--threads", args.threads, 1, "threads")
+    check_number("--seconds", args.seconds, 1e-6, LONGEST)
+    check_number("--runs", args.runs, 1, "runs")
+
+
+def parse_size(option: str, text: str) -> tuple[int, int]:
+    """Height and width of images from text such as 480x640.
+
+    Raises:
+        UsageError: it has another form, or they are beyond the limits on images.
+    """
+    if not re.fullmatch(r"[0-9]{1,9}x[0-9]{1,9}", text):
+        raise UsageError(f"{option} is {text!r}; height x width is needed, such as 480x640")
+    height, width = (int(side) for side in text.split("x"))
+    check_number(f"the shorter side of {option}", min(height, width), 1, "side")
+    check_number(f"the longer side of {option}", max(height, width), 1, "side")
+    check_number(f"height times width of {option}", height * width, 1, "pixels")
+    return height, width
+
+
 def settings_of(args: argparse.Namespace) -> Settings:
     """The settings that `add_protocol` asked for.
 
     Raises:
-        UsageError: a batch size below 1 or given twice, or fewer than one thread.
+        UsageError: a batch size given twice, or a value outside its range.
     """
     from yolact_bench.measure.suite import Settings
 
-    if args.threads is not None and args.threads < 1:
-        raise UsageError(f"--threads is {args.threads}; it must be 1 or more")
+    check_protocol(args)
+    for size in args.batch:
+        check_number("--batch", size, 1, "batch")
+    check_number("--score-threshold", args.score_threshold, 0, 1)
+    check_number("--top-k", args.top_k, 1, "candidates")
+    check_number("--max-images", getattr(args, "max_images", None), 1, 10**9)
     limits = args.score_threshold, args.top_k
     return Settings(tuple(args.batch), args.seconds, args.runs, args.threads, *limits)
 

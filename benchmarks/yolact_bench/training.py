@@ -14,6 +14,7 @@ import argparse
 import copy
 import math
 import statistics
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -23,7 +24,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from yolact_runtime.commandline import printing_beside
+from yolact_bench.options import check_protocol
+from yolact_runtime.commandline import Table, print_line, printing_beside
 from yolact_runtime.errors import YolactError, counted
 from yolact_runtime.files import write_json
 from yolact_runtime.packages import require
@@ -57,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def command(args: argparse.Namespace) -> None:
     """Time the training step."""
     require("yolact-bench training", "train", "torch")
+    check_protocol(args)
     import torch
 
     from yolact.data.annotations import read_classes
@@ -104,9 +107,10 @@ def command(args: argparse.Namespace) -> None:
         stages = configured.stages(rounds=min(args.runs, 5))
     timings = {name: Timing.of(taken, args.batch_size) for name, taken in times.items()}
     with printing_beside(args.json):
-        print(
+        print_line(
             f"{config.name}, input {config.model.input_size}, batch {args.batch_size}, {device},"
-            f" {counted(torch.get_num_threads(), 'thread')}, interleaved"
+            f" {counted(torch.get_num_threads(), 'thread')}, interleaved",
+            sys.stdout,
         )
         _show(timings, losses, stages)
     if args.json:
@@ -197,8 +201,6 @@ class Trainer:
 
 def _show(timings: dict[str, Timing], losses: dict[str, list[float]], stages: dict[str, float]) -> None:
     """Print the times of each variant with its first loss, and those of the stages of the configured one."""
-    from yolact_bench.report.tables import Table
-
     first = next(iter(timings.values())).median
     rows = []
     for name, timing in timings.items():

@@ -18,7 +18,6 @@ from yolact_export.onnx import OnnxOptions, check_graph, write_onnx
 from yolact_export.onnx_graph import graph_metadata
 from yolact_export.precision import agreement, sensitivity
 from yolact_export.precision.reduce import PrecisionOptions, Reduced, error_table, reduce_graph
-from yolact_runtime.commandline import table_console
 from yolact_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import sha256
@@ -93,11 +92,11 @@ def _write_reduced(
     graph: onnx.ModelProto, precision: PrecisionOptions, images: Sequence[np.ndarray], path: Path
 ) -> Reduced:
     """Reduce the precision of a float32 graph, print what was measured, and write the result."""
-    requested, console = precision.precision, table_console()
+    requested = precision.precision
     reduced = reduce_graph(graph, precision, images)
     if reduced.sensitivity is not None:
-        console.print(sensitivity.sensitivity_table(reduced.sensitivity, requested))
-    console.print(error_table(reduced, requested))
+        sensitivity.sensitivity_table(reduced.sensitivity, requested).show()
+    error_table(reduced, requested).show()
     if reduced.shortfall:
         log.warning("%s; accepted, and called %s", reduced.shortfall, reduced.precision)
     if reduced.kept:
@@ -117,17 +116,16 @@ def _verify_reduced(
     single: Path, emulated: Path, images: Sequence[np.ndarray], verification: Verification, precision: str
 ) -> None:
     """Compare the detections, and with annotations the AP, of the reduced graph with those of float32."""
-    console = table_console()
     with OnnxRuntimeEngine(single, providers=_CPU) as a, OnnxRuntimeEngine(emulated, providers=_CPU) as b:
         found = agreement.compare_detections(a, b, images)
-        console.print(agreement.agreement_table(found, precision))
+        agreement.agreement_table(found, precision).show()
         problem = found.problem
         if verification.annotations is not None:
             assert verification.images is not None  # checked by Verification
             loss = agreement.PrecisionLoss(
                 *(evaluate(engine, verification.images, verification.annotations) for engine in (a, b))
             )
-            console.print(agreement.precision_table(loss, precision))
+            agreement.precision_table(loss, precision).show()
             problem = problem or loss.problem
     if problem:
         raise YolactError(f"nothing was written: {precision} does not detect what float32 does: {problem}")

@@ -198,7 +198,7 @@ def _check_files(args: argparse.Namespace) -> None:
     reads: list[Named] = [("--weights", path) for path in engine_files(args.weights)]
     reads += [(f"--{name}", getattr(args, name)) for name in ("calibrate", "verify", "annotations")]
     if args.to == "triton":
-        return check_outputs(reads, [], [("--output", args.output)])
+        return check_outputs(reads, [], [("--output", args.output)], shared=["--output"])
     output = _output(args)
     writes = [output]
     if args.to == "openvino":
@@ -207,7 +207,8 @@ def _check_files(args: argparse.Namespace) -> None:
         writes += [Path(f"{output}.json")]
         writes += [] if _is_exported(args.weights) else [output.with_suffix(".onnx")]
     named: list[Named] = [("--output", path) for path in writes]
-    return check_outputs(reads, [*named, ("--timing-cache", args.timing_cache)])
+    caches: list[Named] = [("--timing-cache", args.timing_cache)]
+    return check_outputs(reads, named + caches, shared=["--timing-cache"])
 
 
 def _export_onnx(args: argparse.Namespace) -> None:
@@ -284,13 +285,16 @@ def _onnx_file(args: argparse.Namespace, keep: Path | None = None) -> Iterator[P
         yield Path(args.weights)
         return
     from yolact.weights.load import locate
-    from yolact_runtime.files import atomic_path
+    from yolact_runtime.engines.trial import remember
+    from yolact_runtime.files import atomic_path, stream_of
 
     weights = locate(args.weights)
     with tempfile.TemporaryDirectory() as folder:
         path = keep or Path(folder) / f"{weights.stem}.onnx"
         with atomic_path(path) as temporary:
             _export_checkpoint(args, weights, temporary)
+        if stream_of(path) is None:
+            remember(path)
         if keep is not None:
             log.info("wrote %s (%.1f MB)", path, path.stat().st_size / 1e6)
         yield path

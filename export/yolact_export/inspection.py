@@ -5,22 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
 import onnx
-from rich.table import Column, Table
 
 from yolact_export.onnx_graph import graph_metadata, read_graph
 from yolact_export.precision.compute import by_group, layer_compute, percentages, shares
-from yolact_runtime.commandline import table_console
+from yolact_runtime.commandline import Table, print_line
 from yolact_runtime.engines.tensorrt.record import read_engine
+from yolact_runtime.engines.trial import try_engine
 from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.files import is_file
 
 log = logging.getLogger(__name__)
 
 _LONGEST = 90
-_PORTS = ("", "name", "type", "shape")
 
 
 def print_file(path: Path, config: str | None = None, classes: str | None = None) -> None:
@@ -35,7 +36,7 @@ def print_file(path: Path, config: str | None = None, classes: str | None = None
         UsageError: there is no such file, or its suffix is unknown.
         YolactError: the file is damaged.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise UsageError(f"{path} is not a file; give an .onnx, .xml, .engine or .plan file, or a checkpoint")
     readers = {
         ".onnx": _onnx_tables,
@@ -45,13 +46,13 @@ def print_file(path: Path, config: str | None = None, classes: str | None = None
             (".pth", ".pt", ".safetensors"), lambda path: _checkpoint_tables(path, config, classes)
         ),
     }
-    suffix, console = path.suffix.lower(), table_console()
+    suffix = path.suffix.lower()
     if suffix not in readers:
         raise UsageError(f"{path}: unknown suffix {suffix!r}; known: {', '.join(readers)}")
     tables = readers[suffix](path)
-    console.print(f"{path}: {path.stat().st_size / 1e6:.2f} MB", highlight=False)
+    print_line(f"{path}: {path.stat().st_size / 1e6:.2f} MB", sys.stdout)
     for table in tables:
-        console.print(table)
+        table.show()
 
 
 def _onnx_tables(path: Path) -> list[Table]:
@@ -62,27 +63,28 @@ def _onnx_tables(path: Path) -> list[Table]:
         tables.append(_fields_table(graph_metadata(model, path)))
     except YolactError as error:
         log.warning("%s", error)
-    ports = Table(*_PORTS, title="Inputs and outputs")
+    ports = []
     for kind, values in (("input", model.graph.input), ("output", model.graph.output)):
         for value in values:
             tensor = value.type.tensor_type
             shape = ", ".join(dim.dim_param or str(dim.dim_value or "?") for dim in tensor.shape.dim)
             name = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
-            ports.add_row(kind, value.name, name, f"({shape})")
-    return [*tables, ports, _compute_table(model)]
+            ports.append([kind, value.name, name, f"({shape})"])
+    return [*tables, _ports_table(ports), _compute_table(model)]
 
 
 def _openvino_tables(path: Path) -> list[Table]:
     """Metadata, inputs and outputs of an OpenVINO model."""
     from yolact_runtime.engines.openvino import read_model
 
+    try_engine(path, "openvino")
     model, metadata = read_model(path)
-    table = Table(*_PORTS, title="Inputs and outputs")
+    rows = []
     for kind, ports in (("input", model.inputs), ("output", model.outputs)):
         for port in ports:
             shape = str(port.partial_shape).replace("[", "(").replace("]", ")")
-            table.add_row(kind, port.any_name, port.element_type.get_type_name(), shape)
-    return [_fields_table(metadata), table]
+            rows.append([kind, port.any_name, port.element_type.get_type_name(), shape])
+    return [_fields_table(metadata), _ports_table(rows)]
 
 
 def _engine_tables(path: Path) -> list[Table]:
@@ -96,21 +98,23 @@ def _checkpoint_tables(path: Path, config: str | None, classes: str | None) -> l
     from yolact.weights.load import load_model
 
     model = load_model(path, config, classes)
-    counts = Table("module", Column("parameters", justify="right"), title="Parameters")
     sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in model.named_children()}
-    for name, count in (*sizes.items(), ("all", sum(sizes.values()))):
-        counts.add_row(name, f"{count:,}")
-    return [_fields_table(describe(model.config)), counts]
+    counts = [[name, f"{count:,}"] for name, count in (*sizes.items(), ("all", sum(sizes.values())))]
+    return [_fields_table(describe(model.config)), Table("Parameters", ("module", "parameters"), counts)]
+
+
+def _ports_table(rows: list[list[str]]) -> Table:
+    return Table("Inputs and outputs", ("", "name", "type", "shape"), rows, text_columns=4)
 
 
 def _fields_table(content: Any, title: str = "Metadata") -> Table:
     """The fields of a dataclass that are not empty, long values cut off."""
-    table = Table("field", "value", title=title, show_header=False)
+    rows = []
     for name, value in dataclasses.asdict(content).items():
         text = value if isinstance(value, str) else json.dumps(value)
         if text not in ("", "null", "{}"):
-            table.add_row(name, text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}...")
-    return table
+            rows.append([name, text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."])
+    return Table(title, ("", ""), rows, text_columns=2)
 
 
 def _compute_table(model: onnx.ModelProto) -> Table:
@@ -118,20 +122,15 @@ def _compute_table(model: onnx.ModelProto) -> Table:
     layers = layer_compute(model)
     total = sum(layer.macs for layer in layers)
     title = f"Compute for one image: {2 * total / 1e9:.2f} GFLOPs in convolutions and matrix products"
-    numbers = (Column(name, justify="right") for name in ("layers", "GFLOPs", "share"))
-    table = Table("layer group", *numbers, "computed in", title=title)
+    rows: list[list[str]] = []
     for group, members in by_group(layers).items():
         macs = sum(layer.macs for layer in members)
-        table.add_row(
-            group,
-            str(len(members)),
-            f"{2 * macs / 1e9:.3f}",
-            f"{macs / total:.1%}" if total else "?",
-            percentages(shares(members)),
-            end_section=members[-1] is layers[-1],
-        )
-    table.add_row("all", str(len(layers)), f"{2 * total / 1e9:.3f}", "", percentages(shares(layers)))
+        share = f"{macs / total:.1%}" if total else "?"
+        kinds = percentages(shares(members))
+        rows.append([group, kinds, str(len(members)), f"{2 * macs / 1e9:.3f}", share])
+    rows.append([])
+    rows.append(["all", percentages(shares(layers)), str(len(layers)), f"{2 * total / 1e9:.3f}", ""])
     unknown = sum(not layer.macs for layer in layers)
     if unknown:
         log.warning("%d of %d layers have no known shapes and are not counted", unknown, len(layers))
-    return table
+    return Table(title, ("layer group", "computed in", "layers", "GFLOPs", "share"), rows, text_columns=2)

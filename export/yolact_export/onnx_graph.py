@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from yolact_runtime.engines.onnx_file import check_onnx
 from yolact_runtime.errors import YolactError, first_line
 from yolact_runtime.metadata import Metadata
 
@@ -16,6 +18,8 @@ from yolact_runtime.metadata import Metadata
 HEADS = ("loc", "logits", "coefficients", "prototypes")
 # TensorRT's limit, in every version from 8.6 to 11.
 MAX_TOPK = 3840
+# No side of a tensor is larger.
+_LARGEST = 1 << 40
 # Their output shapes depend on data: neither CUDA graphs nor TensorRT-RTX accept that.
 DATA_DEPENDENT = {"NonMaxSuppression", "NonZero", "Unique", "Loop", "Scan"}
 
@@ -24,21 +28,32 @@ def read_graph(path: str | Path) -> onnx.ModelProto:
     """Read an ONNX file and infer the types and shapes of its tensors.
 
     Raises:
-        YolactError: the file does not exist, is cut off, or is not ONNX.
+        YolactError: the file does not exist, is cut off, is not valid ONNX, or `check_onnx` refuses it.
     """
+    check_onnx(path)
     try:
         model = onnx.load(path)
-        if not model.graph.node:
-            raise ValueError("it holds no graph")
-        return onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except FileNotFoundError:
-        raise YolactError(f"ONNX file {path} does not exist") from None
+        onnx.checker.check_model(model)
+        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        _check_types(model.graph)
+        return model
     except OSError as error:
         raise YolactError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # protobuf and onnx have their own exception types
         raise YolactError(
             f"{path} is damaged or not an ONNX file ({first_line(error)}); copy or export it again"
         ) from error
+
+
+def _check_types(graph: onnx.GraphProto) -> None:
+    """Raise a ValueError if a tensor's type or size cannot be."""
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        tensor = value.type.tensor_type
+        if tensor.elem_type not in onnx.TensorProto.DataType.values():
+            raise ValueError(f"{value.name} is of the type number {tensor.elem_type}")
+        for dim in tensor.shape.dim:
+            if not 0 <= dim.dim_value < _LARGEST:
+                raise ValueError(f"{value.name} has a side of {dim.dim_value}")
 
 
 def graph_metadata(model: onnx.ModelProto, source: str | Path) -> Metadata:
@@ -81,7 +96,7 @@ def small_constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
     found = {
         tensor.name: numpy_helper.to_array(tensor)
         for tensor in graph.initializer
-        if np.prod(tensor.dims, dtype=np.int64) <= 1 << 16
+        if math.prod(tensor.dims) <= 1 << 16
     }
     for node in iterate_nodes(graph):
         if node.op_type == "Constant":

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from yolact_export.onnx_graph import graph_metadata, read_graph
-from yolact_runtime.commandline import table_console
 from yolact_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from yolact_runtime.engines.openvino import SECTION, WEIGHTS_HASH, OpenVinoEngine, shared_core
+from yolact_runtime.engines.trial import remember, try_engine
 from yolact_runtime.errors import UsageError, YolactError, first_line
 from yolact_runtime.files import atomic_path, follow_links, sha256, stream_of
 from yolact_runtime.metadata import PREFIX
 from yolact_runtime.packages import imports_failed
+from yolact_runtime.temporary import new_folder
 
 # Replaced by the hash once the weights are written.
 _NO_HASH = "0" * 64
@@ -44,6 +44,7 @@ def write_openvino(source: Path, output: Path, check: Callable[[Path], None] | N
     metadata = graph_metadata(read_graph(source), source)
     if metadata.precision == "fp16":
         raise UsageError(f"{source} is in fp16, which CPUs compute in float32; export it in fp32 or int8")
+    try_engine(source, "openvino")
     try:
         # Not `convert_model`, which forks a process that reports its use to OpenVINO's developers.
         model = shared_core().read_model(source)
@@ -54,8 +55,8 @@ def write_openvino(source: Path, output: Path, check: Callable[[Path], None] | N
     try:
         target = follow_links(output)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{output.stem[:40]}.") as folder:
-            temporary = Path(folder) / output.name
+        with new_folder(target.parent, output.stem) as folder:
+            temporary = folder / output.name
             # By default OpenVINO converts the weights to half.
             openvino.save_model(model, temporary, compress_to_fp16=False)
             digest = sha256(temporary.with_suffix(".bin"))
@@ -68,6 +69,8 @@ def write_openvino(source: Path, output: Path, check: Callable[[Path], None] | N
             for path in (temporary.with_suffix(".bin"), temporary):
                 with atomic_path(output.with_name(path.name)) as written:
                     shutil.move(path, written)
+        if stream_of(output) is None:
+            remember(output)
     except OSError as error:
         raise YolactError(f"cannot write {output}: {error.strerror or error}") from error
     except RuntimeError as error:  # from saving
@@ -91,6 +94,7 @@ def verify_openvino(source: Path, images: Sequence[np.ndarray], written: Path) -
     from yolact_export import verify
     from yolact_export.precision import agreement
 
+    try_engine(source, "onnxruntime")
     with (
         OnnxRuntimeEngine(source, providers=["CPUExecutionProvider"]) as reference,
         OpenVinoEngine(written) as engine,
@@ -99,6 +103,6 @@ def verify_openvino(source: Path, images: Sequence[np.ndarray], written: Path) -
             verify.check(reference, engine, images, "OpenVINO against ONNX Runtime")
         else:
             found = agreement.compare_detections(reference, engine, images)
-            table_console().print(agreement.agreement_table(found, "OpenVINO"))
+            agreement.agreement_table(found, "OpenVINO").show()
             if found.problem:
                 raise YolactError(f"nothing was written: OpenVINO differs from ONNX Runtime: {found.problem}")

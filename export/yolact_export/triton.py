@@ -19,11 +19,14 @@ from typing import NamedTuple
 import onnx
 
 from yolact_export.onnx_graph import graph_metadata, read_graph
+from yolact_runtime.engines.onnx_file import check_onnx
+from yolact_runtime.engines.outputs import GraphOutputs
 from yolact_runtime.engines.tensorrt.record import read_engine
 from yolact_runtime.errors import UsageError, YolactError, escape_controls
-from yolact_runtime.files import atomic_folder
+from yolact_runtime.files import atomic_folder, is_file
 from yolact_runtime.metadata import Metadata
 from yolact_runtime.packages import imports_failed
+from yolact_runtime.untrusted import beyond, limit
 
 # Triton's backend and the name of its model file, by the suffix of our file.
 _BACKENDS = {
@@ -32,6 +35,8 @@ _BACKENDS = {
     ".plan": ("tensorrt", "model.plan"),
 }
 _TYPES = {"uint8": "TYPE_UINT8", "int32": "TYPE_INT32", "float16": "TYPE_FP16", "float32": "TYPE_FP32"}
+
+_LONGEST_DELAY = 60_000_000  # a minute, in microseconds
 
 
 class TensorSpec(NamedTuple):
@@ -59,10 +64,12 @@ class TritonOptions:
     queue_delay_us: int = 2000
 
     def __post_init__(self) -> None:
-        if self.instances < 1:
-            raise UsageError(f"--triton-instances {self.instances}; allowed: 1 or more")
-        if self.queue_delay_us < 0:
-            raise UsageError(f"--triton-queue-delay {self.queue_delay_us}; allowed: 0 or more microseconds")
+        if not 1 <= self.instances <= limit("streams"):
+            raise UsageError(f"--triton-instances {self.instances}; allowed: 1 to {beyond('streams')}")
+        if not 0 <= self.queue_delay_us <= _LONGEST_DELAY:
+            raise UsageError(
+                f"--triton-queue-delay {self.queue_delay_us}; allowed: 0 to {_LONGEST_DELAY} microseconds"
+            )
 
 
 def write_repository(model: Path, repository: Path, name: str, options: TritonOptions | None = None) -> Path:
@@ -81,8 +88,8 @@ def write_repository(model: Path, repository: Path, name: str, options: TritonOp
         UsageError: the name or the suffix is not allowed.
         YolactError: the repository has a model of that name, or `model` is damaged or has no metadata.
     """
-    if not re.fullmatch(r"[\w.-]+", name):
-        raise UsageError(f"model name {name!r}; allowed: letters, digits, '_', '-' and '.'")
+    if not re.fullmatch(r"[\w.-]+", name) or len(name.encode()) > 200:
+        raise UsageError(f"model name {name!r}; allowed: up to 200 letters, digits, '_', '-' and '.'")
     if model.suffix not in _BACKENDS:
         raise UsageError(f"{model}: Triton takes {', '.join(_BACKENDS)} files")
     target = repository / name
@@ -94,7 +101,7 @@ def write_repository(model: Path, repository: Path, name: str, options: TritonOp
     with atomic_folder(target) as folder:
         (folder / "1").mkdir()
         (folder / "config.pbtxt").write_text(text, encoding="utf-8")
-        (folder / "labels.txt").write_text(_label_lines(metadata), "utf-8", errors="backslashreplace")
+        (folder / "labels.txt").write_text(_label_lines(metadata), encoding="utf-8")
         shutil.copyfile(model, folder / "1" / _BACKENDS[model.suffix][1])
     return target
 
@@ -106,29 +113,51 @@ def _label_lines(metadata: Metadata) -> str:
 
 
 def _read_model(path: Path) -> tuple[Metadata, Tensors]:
-    """Metadata, inputs and outputs of a model."""
+    """Metadata, inputs and outputs of a model.
+
+    Raises:
+        UsageError: an engine of a library that Triton does not run.
+        YolactError: it is damaged, its metadata does not match, or some of its weights are in another file.
+    """
     if path.suffix == ".onnx":
-        graph = read_graph(path)
-        return graph_metadata(graph, path), _tensors(graph)
+        metadata, tensors = _read_onnx(path)
+        if check_onnx(path).external:
+            raise YolactError(f"{path} has weights in another file; export it again, for one file")
+        return metadata, tensors
     metadata, record = read_engine(path)
     if record.library != "tensorrt":
         raise UsageError(
             f"{path} is an engine of {record.title}; Triton runs TensorRT engines: give {record.onnx_file}"
         )
     source = path.parent / record.onnx_file
-    if not source.is_file():
+    if not is_file(source):
         raise YolactError(f"{path} needs {source}, which it was built from, for its inputs and outputs")
-    inputs, outputs = _tensors(read_graph(source))
+    inputs, outputs = _read_onnx(source)[1]
     return metadata, (inputs, _plugin_outputs(outputs, metadata) if record.plugin else outputs)
 
 
-def _tensors(model: onnx.ModelProto) -> Tensors:
-    def spec(value: onnx.ValueInfoProto) -> TensorSpec:
-        tensor = value.type.tensor_type
-        shape = tuple(dim.dim_value or None for dim in tensor.shape.dim)
-        return TensorSpec(value.name, str(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)), shape)
+def _read_onnx(path: Path) -> tuple[Metadata, Tensors]:
+    """Metadata, inputs and outputs of an ONNX file, which match each other."""
+    graph = read_graph(path)
+    metadata = graph_metadata(graph, path)
+    inputs, outputs = (
+        [_spec(value, path) for value in values] for values in (graph.graph.input, graph.graph.output)
+    )
+    expected = GraphOutputs(metadata, path)
+    expected.check(*({spec.name: spec.shape for spec in specs} for specs in (inputs, outputs)))
+    expected.check_input(inputs[0].shape, inputs[0].dtype)
+    return metadata, (inputs, outputs)
 
-    return [spec(value) for value in model.graph.input], [spec(value) for value in model.graph.output]
+
+def _spec(value: onnx.ValueInfoProto, path: Path) -> TensorSpec:
+    tensor = value.type.tensor_type
+    kind = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+    dtype = {"float": "float32"}.get(kind, kind)
+    if dtype not in _TYPES:
+        raise YolactError(
+            f"{path}: {value.name} is in {dtype}; {', '.join(_TYPES)} are allowed: export it again"
+        )
+    return TensorSpec(value.name, dtype, tuple(dim.dim_value or None for dim in tensor.shape.dim))
 
 
 def _plugin_outputs(heads: list[TensorSpec], metadata: Metadata) -> list[TensorSpec]:

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from rich.table import Column, Table
 
 from yolact.engine import TorchEngine
 from yolact.evaluation.matching import match_instances
 from yolact_export.stages import Stages, raise_scores, stages_of
-from yolact_runtime.commandline import table_console, track
+from yolact_runtime.commandline import Table, track
 from yolact_runtime.detections import Detections
 from yolact_runtime.engines.base import Engine
 from yolact_runtime.errors import YolactError, counted
@@ -241,7 +240,7 @@ def check(reference: Engine, engine: Engine, images: Sequence[np.ndarray], title
         YolactError: they differ, or nothing can be compared.
     """
     seen = compare(reference, engine, images)
-    table_console().print(comparison_table(seen, title))
+    comparison_table(seen, title).show()
     if problems := seen.problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise YolactError(
@@ -258,16 +257,17 @@ def check(reference: Engine, engine: Engine, images: Sequence[np.ndarray], title
 
 def comparison_table(seen: Comparison, title: str = "ONNX Runtime against PyTorch") -> Table:
     """The largest differences, one row for each output."""
-    numbers = (Column(name, justify="right") for name in ("largest value", "largest difference"))
-    table = Table("output", *numbers, title=f"{title} on {counted(seen.images, 'image')}")
-    for name in sorted(seen.differences):
-        table.add_row(name, f"{seen.scales[name]:.4g}", f"{seen.differences[name]:.2e}")
-    table.add_row("masks", "", f"smallest IoU {seen.mask_iou:.5f}")
+    rows = [
+        [name, f"{seen.scales[name]:.4g}", f"{seen.differences[name]:.2e}"]
+        for name in sorted(seen.differences)
+    ]
+    rows.append(["masks", "", f"smallest IoU {seen.mask_iou:.5f}"])
     flips = f", {seen.flips} tied at the cut" if seen.flips else ""
-    table.add_row("detections", f"{seen.expected}", f"{seen.matched} matched of {seen.found}{flips}")
+    rows.append(["detections", f"{seen.expected}", f"{seen.matched} matched of {seen.found}{flips}"])
     if not seen.matched:
-        table.add_row("detections of prepared heads", "", f"{seen.prepared} matched")
-    return table
+        rows.append(["detections of prepared heads", "", f"{seen.prepared} matched"])
+    columns = ("output", "largest value", "largest difference")
+    return Table(f"{title} on {counted(seen.images, 'image')}", columns, rows)
 
 
 def verification_images(folder: Path | None) -> list[np.ndarray]:

@@ -16,6 +16,9 @@ log = logging.getLogger(__name__)
 CENTRE_VARIANCE = 0.1
 SIZE_VARIANCE = 0.2
 
+# Pairs of boxes in memory at a time.
+_PAIRS = 1 << 24
+
 
 def detect(
     loc: np.ndarray,
@@ -146,23 +149,40 @@ def _survivors(
     slot, rank, grouped = slot[allowed], rank[allowed], grouped[allowed]
     table = np.zeros((len(group), int(rank.max()) + 1, 4), np.float32)  # padded with empty boxes
     table[slot, rank] = boxes[rows[grouped]]
-    overlap = np.triu(_iou(table), 1).max(axis=1)  # (groups, ranks)
-    return np.sort(grouped[overlap[slot, rank] <= iou_threshold])
+    return np.sort(grouped[_worst_overlaps(table)[slot, rank] <= iou_threshold])
 
 
-def _iou(boxes: np.ndarray) -> np.ndarray:
-    """IoU of each pair of boxes (G, R, 4): (G, R, R); 0 if the union has no area."""
+def _worst_overlaps(boxes: np.ndarray) -> np.ndarray:
+    """The largest IoU of each box with a better one of its group: (G, R, 4), best first, to (G, R)."""
+    groups, ranks = boxes.shape[:2]
+    if groups * ranks * ranks <= _PAIRS:
+        return np.triu(_iou(boxes), 1).max(axis=1)
+    # As many rows of one group at a time as fit into memory.
+    worst = np.zeros((groups, ranks), np.float32)
+    rows = max(1, _PAIRS // ranks)
+    for group, some in enumerate(boxes):
+        for start in range(0, ranks, rows):
+            better, others = some[start : start + rows], some[start:]
+            overlaps = np.triu(_iou(better[None], others[None])[0], 1)
+            np.maximum(worst[group, start:], overlaps.max(axis=0), out=worst[group, start:])
+    return worst
+
+
+def _iou(boxes: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
+    """IoU of each pair of boxes (G, R, 4), or of boxes and others (G, Q, 4): (G, R, Q); 0 without an area."""
     # Each coordinate on its own: pairs as the innermost dimension take five times as long.
-    left, top, right, bottom = np.ascontiguousarray(np.moveaxis(boxes, 2, 0))[..., None]  # (G, R, 1)
-    intersection = _overlap(left, right)
-    intersection *= _overlap(top, bottom)
-    area = (right - left) * (bottom - top)
-    union = area + area.transpose(0, 2, 1) - intersection
+    first = np.ascontiguousarray(np.moveaxis(boxes, 2, 0))  # (4, G, R)
+    second = first if others is None else np.ascontiguousarray(np.moveaxis(others, 2, 0))
+    left, top, right, bottom = first[..., None]  # (G, R, 1)
+    left_2, top_2, right_2, bottom_2 = second[..., None, :]  # (G, 1, Q)
+    intersection = _overlap(left, right, left_2, right_2)
+    intersection *= _overlap(top, bottom, top_2, bottom_2)
+    union = (right - left) * (bottom - top) + (right_2 - left_2) * (bottom_2 - top_2) - intersection
     return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
 
 
-def _overlap(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Length of the intersection of each pair of intervals (G, R, 1): (G, R, R)."""
-    length = np.minimum(high, high.transpose(0, 2, 1))
-    length -= np.maximum(low, low.transpose(0, 2, 1))
+def _overlap(low: np.ndarray, high: np.ndarray, low_2: np.ndarray, high_2: np.ndarray) -> np.ndarray:
+    """Length of the intersection of each pair of intervals (G, R, 1) and (G, 1, Q): (G, R, Q)."""
+    length = np.minimum(high, high_2)
+    length -= np.maximum(low, low_2)
     return np.maximum(length, 0, out=length)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from yolact_runtime.errors import escape_controls
 from yolact_runtime.masks import Region
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -22,6 +23,8 @@ _SMALLEST, _UNREADABLE = 0.33, 0.25
 _LITTLE, _RINGS = 0.05, 6
 # The share of boxes that a label rather hides than move away by its height.
 _AWAY = 0.04
+# Characters of a label; more fit into no canvas.
+_LONGEST = 500
 # The share of the canvas that all labels may take: those of many small objects would hide a small image.
 _MOST = 0.25
 
@@ -105,7 +108,8 @@ def draw_labels(canvas: np.ndarray, texts: Sequence[str], boxes: np.ndarray, siz
     covered = np.zeros(len(boxes))  # the share of each box that labels hide
     areas = (boxes[:, 2:] - boxes[:, :2]).clip(1).prod(axis=1)
     for index, (text, box) in enumerate(zip(texts, boxes, strict=True)):
-        label = _fit(text, height, width, size)
+        # OpenCV crashes on half a character (a lone surrogate).
+        label = _fit(escape_controls(text[:_LONGEST]), height, width, size)
         if label is None or (len(taken) and space < label.width * label.height):
             continue
         for rings in (0, _RINGS):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 
 class YolactError(Exception):
@@ -18,6 +19,10 @@ class UsageError(YolactError):
     """The command or the call was wrong (unknown option value, impossible combination): exit code 2."""
 
     exit_code = 2
+
+
+class ItemError(YolactError):
+    """The output of one image cannot be written, for a reason that does not concern the next image."""
 
 
 def missing_extra(what: str, extra: str) -> YolactError:
@@ -43,6 +48,24 @@ def escape_controls(text: str) -> str:
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+def plain_value(value: Any) -> Any:
+    """A value for a page or picture: texts, but no markup, as by `escape_controls`."""
+    return escape_controls(value) if type(value) is str else value
+
+
+def without_secrets(address: str) -> str:
+    """An address for messages and logs: without user, password and query; a path as it is."""
+    if "://" not in address:
+        return address
+    scheme, _, rest = address.partition("://")
+    plain, *query = re.split("[?#]", rest, maxsplit=1)
+    if "@" in plain:  # a password may have an @ or a slash as well
+        plain = plain.rpartition("@")[2]
+    elif query and "@" in query[0]:  # of a password with a question mark, or of the query
+        plain = "..."
+    return f"{scheme}://{plain}"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of another library's error, at most 200 characters."""
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -50,13 +73,19 @@ def first_line(error: BaseException) -> str:
 
 
 # How libraries report a lack of memory: C++, ONNX Runtime's arena, CUDA, OpenVINO.
-_NO_MEMORY = ("bad_alloc", "bad allocation", "failed to allocate", "out of memory", "not enough memory")
+_NO_MEMORY = ("bad_alloc", "bad allocation", "failed to allocate", "out of memory", "not enough memory",
+    "can't allocate memory", "insufficient memory")  # fmt: skip
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether a library reports a lack of memory."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY)
 
 
 def run_failed(path: object, library: str, error: Exception, images: int) -> YolactError:
     """The error for a call of `library` with a number of images that raised `error`; `path` is the engine."""
-    text = str(error).lower()
-    if isinstance(error, MemoryError) or any(sign in text for sign in _NO_MEMORY):
+    if lacks_memory(error):
         return YolactError(
             f"{path}: {library} ran out of memory with {counted(images, 'image')} in one call;"
             f" use a smaller batch, fewer streams, or free memory ({cause_line(error)})"

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, reading JSON, hashes, and the cache folder."""
+"""Writing files whole or not at all, reading JSON, and hashes."""
 
 from __future__ import annotations
 
@@ -9,26 +9,18 @@ import json
 import os
 import stat
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.temporary import new_file, new_folder
 from yolact_runtime.untrusted import parse_json, read_bytes
 
 # Standard output in place of a file.
 STDOUT = "-"
 READER_WAIT = 10.0  # seconds that a named pipe waits for its reader
-
-
-def cache_folder() -> Path:
-    """Cache folder: `$YOLACT_CACHE`, else `yolact` in the user's cache folder."""
-    if chosen := os.environ.get("YOLACT_CACHE"):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "yolact"
 
 
 @contextlib.contextmanager
@@ -41,6 +33,8 @@ def writing(target: object) -> Iterator[None]:
         yield
     except BrokenPipeError:
         raise
+    except UnicodeEncodeError as error:
+        raise YolactError(f"cannot write {target}: no file can have this name here") from error
     except OSError as error:
         reason = error.strerror or error
         if isinstance(error.filename, str | bytes) and not _belongs(os.fsdecode(error.filename), str(target)):
@@ -131,9 +125,19 @@ def write_stdout(data: bytes) -> None:
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
         except BrokenPipeError as error:
-            # At exit, Python would flush again and print a traceback.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            discard_output(sys.stdout)
             raise YolactError("standard output was closed by its reader; stopped") from error
+        except OSError:
+            discard_output(sys.stdout)
+            raise
+
+
+def discard_output(stream: TextIO) -> None:
+    """Drop what a failed stream holds and gets: at exit, Python would fail again, with a traceback."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 def open_stream(stream: int | Path) -> BinaryIO:
@@ -187,16 +191,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     with writing(path):
         folder = None if stream_of(path) is not None else _made_folder(path)
-        # Names may have 255 bytes, which leaves little for what makes the temporary one unique.
-        suffix = path.suffix if len(path.suffix) < 20 else ""
-        handle, name = tempfile.mkstemp(dir=folder, prefix=f".{path.stem[:40]}.", suffix=suffix)
-        os.close(handle)
-        temporary = Path(name)
-        try:
+        with new_file(folder, path.name) as temporary:
             yield temporary
             place(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 def place(temporary: Path, path: str | Path) -> None:
@@ -248,9 +245,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """
     with writing(path):
         target = follow_links(path)
-        outer = tempfile.TemporaryDirectory(dir=_made_folder(target), prefix=f".{target.name[:40]}.")
-        with outer as name:
-            folder = Path(name) / target.name
+        with new_folder(_made_folder(target), target.name) as outer:
+            folder = outer / target.name
             folder.mkdir()
             yield folder
             for file in folder.rglob("*"):

@@ -80,6 +80,7 @@ class Sink(ABC):
         """Write one result, or keep it for `close`.
 
         Raises:
+            ItemError: only this one cannot be written: the frame fails.
             YolactError: it cannot be written; the pipeline stops.
         """
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from yolact_runtime.errors import YolactError
 from yolact_runtime.typed import convert, type_name
+from yolact_runtime.untrusted import beyond, check_text, limit, parse_json
 
 PREFIX = "yolact."
 
@@ -33,6 +34,26 @@ class PriorSpec:
     scales: tuple[tuple[float, ...], ...]
     aspect_ratios: tuple[float, ...]
     square: bool
+
+    @property
+    def count(self) -> int:
+        """P, the number of priors, without computing them."""
+        sizes = zip(self.levels, self.scales, strict=True)
+        return sum(h * w * len(scales) * len(self.aspect_ratios) for (h, w), scales in sizes)
+
+    def problem(self, input_size: int) -> str:
+        """What is wrong with them for an input of `input_size` pixels; empty if nothing is."""
+        if not 1 <= len(self.levels) <= limit("levels"):
+            return f"{len(self.levels)} levels; 1 to {beyond('levels')}"
+        if len(self.scales) != len(self.levels):
+            return f"{len(self.levels)} levels, but scales for {len(self.scales)}"
+        if not all(1 <= side <= input_size for level in self.levels for side in level):
+            return f"heights and widths of levels must be in 1..{input_size}"
+        if not (self.aspect_ratios and all(self.scales)):
+            return "each level needs a scale, and all need an aspect ratio"
+        if not all(map(_positive, [*self.aspect_ratios, *(size for sizes in self.scales for size in sizes)])):
+            return f"scales and aspect ratios must be in {_LOW}..{_HIGH}"
+        return f"{self.count:,} priors, more than {beyond('priors')}" if self.count > limit("priors") else ""
 
 
 @dataclass(frozen=True)
@@ -119,12 +140,18 @@ class Metadata:
                 if name in _OPTIONAL:
                     continue
                 raise YolactError(f"{source}: metadata field {PREFIX}{name} is missing{_REMEDY}")
+            reason = ""
             try:
-                values[name] = convert(json.loads(text), kind)
+                try:
+                    value = parse_json(text)
+                except ValueError as error:
+                    reason = f" ({error})"
+                    raise
+                values[name] = convert(value, kind)
             except ValueError:
-                shown = text if len(text) <= 60 else text[:57] + "..."
                 raise YolactError(
-                    f"{source}: metadata field {PREFIX}{name} is {shown!r}, not a {type_name(kind)}{_REMEDY}"
+                    f"{source}: metadata field {PREFIX}{name} is {_short(text)!r}, not a {type_name(kind)}"
+                    f"{reason}{_REMEDY}"
                 ) from None
         metadata = cls(**values)
         metadata.check(source)
@@ -134,34 +161,71 @@ class Metadata:
         """Raise a YolactError that names `source` and the first field which cannot be right."""
         for wrong, name, allowed in self._rules():
             if wrong:
-                value = getattr(self, name)
-                raise YolactError(f"{source}: metadata field {PREFIX}{name} is {value!r}: {allowed}{_REMEDY}")
+                value = _short(repr(getattr(self, name)))
+                raise YolactError(f"{source}: metadata field {PREFIX}{name} is {value}: {allowed}{_REMEDY}")
 
-    def _rules(self) -> list[tuple[bool, str, str]]:
-        """For each rule: whether it is broken, the field, and what is allowed."""
+    def _rules(self) -> Iterable[tuple[bool, str, str]]:
+        """For each rule: whether it is broken, the field, and what is allowed. Later ones need the first."""
         names, ids = self.class_names, self.category_ids
-        return [
-            (not names, "class_names", "at least one class is needed"),
-            (len(ids) != len(names), "category_ids", f"{len(names)} ids are needed, one for each class name"),
-            (len(set(ids)) != len(ids), "category_ids", "an id occurs twice"),
-            (self.input_size < 1, "input_size", "it must be 1 or more"),
-            (not all(value > 0 for value in self.std), "std", "all must be positive"),
-            (self.channel_order != "BGR", "channel_order", "only BGR is known"),
-            (self.input_dtype not in ("uint8", "float32"), "input_dtype", "uint8 or float32 are allowed"),
-            (self.detect not in ("native", "runtime"), "detect", "native or runtime are allowed"),
-            (self.max_detections < 1, "max_detections", "it must be 1 or more"),
-            (not 0 <= self.score_threshold <= 1, "score_threshold", "it must be in 0..1"),
-            (not 0 <= self.iou_threshold <= 1, "iou_threshold", "it must be in 0..1"),
-            (self.nms_top_k < 1, "nms_top_k", "it must be 1 or more"),
-            (self.min_batch < 1, "min_batch", "it must be 1 or more"),
-            (self.max_batch < self.min_batch, "max_batch", "it must be at least min_batch"),
-            (self.detect == "runtime" and self.priors is None, "priors", 'detect="runtime" needs them'),
-            (
-                self.detect == "runtime" and self.mask_iou and not self.mask_iou_net,
-                "mask_iou_net",
-                'detect="runtime" with mask re-scoring needs it',
-            ),
-        ]
+        yield not names, "class_names", "at least one class is needed"
+        yield (
+            len(names) > limit("classes"),
+            "class_names",
+            f"{len(names):,} classes; at most {beyond('classes')}",
+        )
+        yield any(len(name) > limit("name") for name in names), "class_names", f"longer than {beyond('name')}"
+        yield not all(map(_writable, names)), "class_names", "a name has half a character (a lone surrogate)"
+        yield len(ids) != len(names), "category_ids", f"{len(names)} ids are needed, one for each class name"
+        yield len(set(ids)) != len(ids), "category_ids", "an id occurs twice"
+        yield any(abs(id_) > _WHOLE for id_ in ids), "category_ids", f"ids must be in -{_WHOLE}..{_WHOLE}"
+        for name, most in _SIZES.items():
+            allowed = f"it must be 1 or more, and at most {beyond(most)}"
+            yield not 1 <= getattr(self, name) <= limit(most), name, allowed
+        yield not all(abs(value) <= _HIGH for value in self.mean), "mean", f"all must be in -{_HIGH}..{_HIGH}"
+        yield not all(map(_positive, self.std)), "std", f"all must be in {_LOW}..{_HIGH}"
+        yield self.channel_order != "BGR", "channel_order", "only BGR is known"
+        yield self.input_dtype not in ("uint8", "float32"), "input_dtype", "uint8 or float32 are allowed"
+        yield self.detect not in ("native", "runtime"), "detect", "native or runtime are allowed"
+        yield not 0 <= self.score_threshold <= 1, "score_threshold", "it must be in 0..1"
+        yield not 0 <= self.iou_threshold <= 1, "iou_threshold", "it must be in 0..1"
+        yield self.max_batch < self.min_batch, "max_batch", "it must be at least min_batch"
+        pixels = self.min_batch * self.input_size**2
+        yield pixels > limit("pixels"), "min_batch", f"{pixels:,} pixels; at most {beyond('pixels')}"
+        in_runtime = self.detect == "runtime"
+        yield in_runtime and self.priors is None, "priors", 'detect="runtime" needs them'
+        if in_runtime and self.priors is not None:
+            problem = self.priors.problem(self.input_size)
+            yield bool(problem), "priors", problem
+        missing = in_runtime and self.mask_iou and not self.mask_iou_net
+        yield missing, "mask_iou_net", 'detect="runtime" with mask re-scoring needs it'
 
 
+def _positive(value: float) -> bool:
+    return _LOW <= value <= _HIGH
+
+
+def _writable(text: str) -> bool:
+    try:
+        check_text(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# The range of positive numbers that have no other: wide, but without overflow in float32.
+_LOW, _HIGH = 1e-6, 1_000_000
+# Larger whole numbers are not exact in other programs that read JSON.
+_WHOLE = 2**53
+# The limit on each size.
+_SIZES = {
+    "input_size": "input_size",
+    "max_detections": "candidates",
+    "nms_top_k": "candidates",
+    "min_batch": "batch",
+    "max_batch": "batch",
+}
 _REMEDY = "; the file was not written by this yolact-export: run yolact-export --weights W --to onnx again"

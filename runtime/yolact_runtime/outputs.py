@@ -7,12 +7,13 @@ import os
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from yolact_runtime.engines.onnx_file import read_external_files
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import STDOUT, follow_links, stream_of, writing
+from yolact_runtime.temporary import claim
 
 # An option and a path that it names, or whose name follows from it. Without a path it is left out.
 Named = tuple[str, str | Path | None]
@@ -23,20 +24,28 @@ Identity = tuple[int, int] | str
 _NO_IMAGES = (".html", ".json", ".jsonl")
 
 
-def check_outputs(reads: Iterable[Named], writes: Iterable[Named], folders: Iterable[Named] = ()) -> None:
+def check_outputs(
+    reads: Iterable[Named],
+    writes: Iterable[Named],
+    folders: Iterable[Named] = (),
+    shared: Collection[str] = (),
+) -> None:
     """Check that everything can be written, and that no output is an input or another output.
 
-    Files are compared by device and inode, so links and other spellings of a path make no difference.
+    Files are compared by device and inode, so links and other spellings of a path make no difference. Within
+    a command, the outputs are locked against other runs until its end.
 
     Args:
         reads: Files, folders of images, and `-` for standard input.
         writes: Files, also those with derived names; `-` for standard output.
         folders: Folders for files whose names are not known yet.
+        shared: Options whose outputs other runs may write at the same time.
 
     Raises:
         UsageError: an output is an input or another output, or is a folder where a file is needed.
-        YolactError: a folder cannot be written to.
+        YolactError: a folder cannot be written to, or another run writes to an output.
     """
+    writes, folders = list(writes), list(folders)
     written: dict[Identity, tuple[str, str | Path]] = {}
     images = False
     for option, path in writes:
@@ -54,14 +63,19 @@ def check_outputs(reads: Iterable[Named], writes: Iterable[Named], folders: Iter
     for option, folder in folders:
         if folder is not None:
             _check_folder(option, Path(folder))
-    if not any(isinstance(identity, tuple) for identity in written):
-        return
-    for option, path in _files(reads, images):
-        if (found := written.get(identity_of(path))) is not None:
-            writer, name = found
-            raise UsageError(
-                f"{writer} would write over {name}, which is an input ({option}); name another file"
-            )
+    if any(isinstance(identity, tuple) for identity in written):
+        for option, path in _files(reads, images):
+            if (found := written.get(identity_of(path))) is not None:
+                writer, name = found
+                raise UsageError(
+                    f"{writer} would write over {name}, which is an input ({option}); name another file"
+                )
+    for option, path in writes:
+        if path is not None and option not in shared and stream_of(path) is None:
+            claim(follow_links(path))
+    for option, folder in folders:
+        if folder is not None and option not in shared:
+            claim(Path(folder), folder=True)
 
 
 def identity_of(path: str | Path) -> Identity:

@@ -29,7 +29,7 @@ def convert(value: Any, hint: Any, where: str = "") -> Any:
     if origin is Literal:
         if value in args:
             return value
-        raise ValueError(f"{where} = {value!r}; allowed: {', '.join(map(str, args))}")
+        raise ValueError(f"{where} = {shown(value)}; allowed: {', '.join(map(str, args))}")
     if origin in (typing.Union, types.UnionType):
         return None if value is None else convert(value, next(a for a in args if a is not type(None)), where)
     if origin is tuple and isinstance(value, (list, tuple)):
@@ -40,12 +40,15 @@ def convert(value: Any, hint: Any, where: str = "") -> Any:
     if origin is dict and isinstance(value, Mapping):
         return {convert(key, args[0], where): convert(item, args[1], where) for key, item in value.items()}
     if hint is float and type(value) in (int, float):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(f"{where} = {shown(value)}; it is beyond what floats hold") from None
     if hint is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(hint, type) and type(value) is hint:
         return value
-    raise ValueError(f"{where} = {value!r}; expected {type_name(hint)}")
+    raise ValueError(f"{where} = {shown(value)}; expected {type_name(hint)}")
 
 
 def _convert_fields(values: Mapping[str, Any], cls: Any, where: str) -> Any:
@@ -54,12 +57,21 @@ def _convert_fields(values: Mapping[str, Any], cls: Any, where: str) -> Any:
     hints = typing.get_type_hints(cls)
     for key in values:
         if key not in hints:
-            raise ValueError(f"no setting {prefix + key!r}; {nearest(key, hints)}")
+            raise ValueError(f"no setting {shown(prefix + str(key))}; {nearest(str(key), hints)}")
     fields = {key: convert(value, hints[key], prefix + key) for key, value in values.items()}
     try:
         return cls(**fields)
     except TypeError as error:
         raise ValueError(f"{where or 'configuration'}: {str(error).partition('() ')[2] or error}") from None
+
+
+def shown(value: object) -> str:
+    """The `repr` of a value for an error, cut to 120 characters."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a whole number of thousands of digits; lists in lists
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def type_name(hint: Any) -> str:
@@ -76,7 +88,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def first_few(names: Iterable[str], limit: int = 4) -> str:
-    """The first names, for an error, and how many more there are."""
-    listed = list(names)
+    """The first names, for an error, each cut to 100 characters, and how many more there are."""
+    listed = [name if len(name) <= 100 else f"{name[:97]}..." for name in names]
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
     return ", ".join(listed[:limit]) + more

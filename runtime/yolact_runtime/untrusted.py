@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from yolact_runtime.errors import UsageError, YolactError
 
@@ -28,13 +28,16 @@ class Limit(NamedTuple):
 LIMITS = {
     "pixels": Limit("YOLACT_MAX_PIXELS", 250_000_000, "pixels of an image or mask"),
     "side": Limit("YOLACT_MAX_SIDE", 65_535, "pixels of the height or width of an image or mask"),
+    "image_bytes": Limit("YOLACT_MAX_IMAGE_BYTES", 1024 * MIB, "bytes of an image file"),
     "annotation_bytes": Limit("YOLACT_MAX_ANNOTATION_BYTES", 2048 * MIB, "bytes of an annotation file"),
-    "text_bytes": Limit("YOLACT_MAX_TEXT_BYTES", 256 * MIB, "bytes of any other JSON or text file"),
+    "text_bytes": Limit("YOLACT_MAX_TEXT_BYTES", 64 * MIB, "bytes of any other JSON or text file"),
     "list_bytes": Limit("YOLACT_MAX_LIST_BYTES", 16 * MIB, "bytes of a list of names or of YOLO's text"),
     "yaml_bytes": Limit("YOLACT_MAX_YAML_BYTES", MIB // 2, "bytes of a YAML file"),
     "yaml_values": Limit("YOLACT_MAX_YAML_VALUES", 100_000, "values of a YAML file, aliases expanded"),
+    "structure_bytes": Limit("YOLACT_MAX_STRUCTURE_BYTES", 4 * MIB, "bytes of weights besides tensors"),
+    "download_bytes": Limit("YOLACT_MAX_DOWNLOAD_BYTES", 4096 * MIB, "bytes of a download"),
     "name": Limit("YOLACT_MAX_NAME", 4096, "characters of a class or file name"),
-    "runs": Limit("YOLACT_MAX_RUNS", 4_000_000, "numbers or characters of the RLE of a mask"),
+    "rle": Limit("YOLACT_MAX_RLE", 4_000_000, "numbers or characters of the RLE of a mask"),
     "outline": Limit("YOLACT_MAX_OUTLINE", 4_000_000, "pixels of the length of a mask's outlines"),
     "instances": Limit("YOLACT_MAX_INSTANCES", 50_000, "instances of a mask image"),
     "depth": Limit("YOLACT_MAX_DEPTH", 64, "levels of lists and objects in JSON and YAML"),
@@ -44,8 +47,14 @@ LIMITS = {
     "priors": Limit("YOLACT_MAX_PRIORS", 5_000_000, "priors"),
     "channels": Limit("YOLACT_MAX_CHANNELS", 4096, "channels or prototypes of a network"),
     "batch": Limit("YOLACT_MAX_BATCH", 1024, "images in one call"),
+    "candidates": Limit("YOLACT_MAX_CANDIDATES", 10_000, "detections of an image or candidates of a class"),
     "threads": Limit("YOLACT_MAX_THREADS", 1024, "threads"),
+    "runs": Limit("YOLACT_MAX_RUNS", 100_000, "runs of an engine that yolact-bench measures, or in a report"),
+    "workers": Limit("YOLACT_MAX_WORKERS", 128, "processes that load images"),
     "streams": Limit("YOLACT_MAX_STREAMS", 256, "streams"),
+    "unpacked_bytes": Limit("YOLACT_MAX_UNPACKED_BYTES", 64 * MIB, "bytes of unpacked weights in metadata"),
+    "engine_bytes": Limit("YOLACT_MAX_ENGINE_BYTES", 2048 * MIB, "bytes of memory to try an engine"),
+    "engine_seconds": Limit("YOLACT_MAX_ENGINE_SECONDS", 15, "seconds of computing to try an engine"),
 }
 _KINDS = {
     stat.S_IFIFO: "pipe",
@@ -77,8 +86,34 @@ def check_limits() -> None:
         limit(name)
 
 
+def open_regular(path: str | Path, what: str = "file") -> BinaryIO:
+    """Open a regular file to read, which no pipe or device can be: reading those may never end.
+
+    Args:
+        path: The file.
+        what: What it is, for the error.
+
+    Raises:
+        YolactError: it is missing, cannot be read, or is no regular file; names the file.
+    """
+    try:
+        # Opening a pipe would wait for its writer.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError:
+        raise YolactError(f"{what} {path} does not exist") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise YolactError(
+            f"cannot read {what} {path}: {getattr(error, 'strerror', None) or error}"
+        ) from error
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        raise YolactError(f"{what} {path} is a {_KINDS.get(stat.S_IFMT(mode), 'device')}, not a file")
+    return os.fdopen(handle, "rb")
+
+
 def read_bytes(path: str | Path, what: str = "file", most: str = "text_bytes") -> bytes:
-    """The content of a regular file, which no pipe or device can be: reading those may never end.
+    """The content of a regular file.
 
     Args:
         path: The file.
@@ -86,28 +121,23 @@ def read_bytes(path: str | Path, what: str = "file", most: str = "text_bytes") -
         most: The limit in `LIMITS` on its size.
 
     Raises:
-        YolactError: it is missing, cannot be read, is no regular file or is larger; names the file.
+        YolactError: as `open_regular`, or it is larger; names the file.
     """
-    try:
-        # Opening a pipe would wait for its writer.
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with os.fdopen(handle, "rb") as file:
-            status = os.fstat(handle)
-            kind = stat.S_IFMT(status.st_mode)
-            if kind != stat.S_IFREG:
-                raise YolactError(f"{what} {path} is a {_KINDS.get(kind, 'device')}, not a file")
-            # Python reserves what it is asked to read. Files of /proc say that they have no bytes.
-            expected = status.st_size or limit(most)
-            data = file.read(min(expected, limit(most)) + 1)
-    except FileNotFoundError:
-        raise YolactError(f"{what} {path} does not exist") from None
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise YolactError(
-            f"cannot read {what} {path}: {getattr(error, 'strerror', None) or error}"
-        ) from error
+    with open_regular(path, what) as file:
+        try:
+            # Not the limit itself, which would be allocated; in /proc, files have no size.
+            size = os.fstat(file.fileno()).st_size or limit(most)
+            data = file.read(min(size, limit(most)) + 1)
+        except OSError as error:
+            raise YolactError(f"cannot read {what} {path}: {error.strerror or error}") from error
     if len(data) > limit(most):
         raise YolactError(f"{what} {path} has more bytes than {beyond(most)}")
     return data
+
+
+def check_regular(path: str | Path, what: str = "file") -> None:
+    """Raise a YolactError as `open_regular`, for a library that opens the file."""
+    open_regular(path, what).close()
 
 
 def beyond(name: str) -> str:

@@ -126,9 +126,9 @@ def test_command_without_images(fakes, capsys: pytest.CaptureFixture[str]) -> No
     ("options", "code", "message"),
     [
         ([], 2, "--engine"),
-        (["--engine", "a", "--seconds", "0"], 2, "greater than 0"),
+        (["--engine", "a", "--seconds", "0"], 2, "--seconds is 0.0; it must be 1e-06 or more"),
         (["--engine", "a", "--batch", "3"], 2, "batches of 1 to 2"),
-        (["--engine", "a", "--batch", "0"], 2, "batch sizes 0"),
+        (["--engine", "a", "--batch", "0"], 2, "--batch is 0"),
         (["--engine", "a", "--threads", "0"], 2, "--threads is 0"),
         (["--engine", "a:threads=x"], 2, "threads is x"),
         (["--engine", "a", "--images", "nowhere"], 2, "nowhere does not exist"),

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
+import onnx
 import pytest
+from fake_onnx import NATIVE, native_arrays, write_onnx
 
 from yolact_export.cli import main
 
@@ -48,6 +51,24 @@ def test_wrong_arguments(arguments: list[str], words: str, capsys: Capture) -> N
 def test_options_before_the_subcommand_count(capsys: Capture) -> None:
     assert main(["--config", "yolact_tiny", "--quiet", "inspect", "nowhere.onnx"]) == 2
     assert "nowhere.onnx is not a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("harm", ["rank", "type", "side", "inputs"])
+def test_inspecting_a_graph_that_cannot_be(harm: str, tmp_path: Path, capsys: Capture) -> None:
+    path = write_onnx(tmp_path / "m.onnx", native_arrays(), NATIVE)
+    model = onnx.load(path)
+    tensor = model.graph.input[0].type.tensor_type
+    if harm == "rank":
+        del tensor.shape.dim[:]
+    elif harm == "type":
+        tensor.elem_type = 65536
+    elif harm == "side":
+        tensor.shape.dim[1].dim_value = 1 << 62
+    else:
+        model.graph.node.add(op_type="Conv", input=["images"], output=["other"])
+    onnx.save(model, path)
+    assert main(["inspect", str(path)]) == (0 if harm == "rank" else 1)
+    assert harm == "rank" or f"{path} is damaged or not an ONNX file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["--weights", "a.onnx"], ["--to", "trt", "inspect", "a.onnx"]])

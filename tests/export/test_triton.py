@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from fake_onnx import NATIVE, RUNTIME, native_arrays, runtime_arrays, write_onnx
@@ -27,13 +28,33 @@ def model(tmp_path: Path) -> Path:
 
 def test_each_class_name_has_one_line(tmp_path: Path) -> None:
     """Labels are numbered by their lines; a name may be anything that an annotation file has."""
-    names = ("circle\nfake", "a\r\n\u2028b\x85", "lone \ud800", "")
+    names = ("circle\nfake", "a\r\n\u2028b\x85", "half", "")
     metadata = dataclasses.replace(NATIVE, class_names=names, category_ids=(1, 2, 3, 4))
     path = write_onnx(tmp_path / "m.onnx", native_arrays(), metadata)
     folder = write_repository(path, tmp_path / "repository", "names")
-    expected = ["circle\\nfake", "a\\r\\n\\u2028b\\x85", "lone \\ud800", ""]
+    expected = ["circle\\nfake", "a\\r\\n\\u2028b\\x85", "half", ""]
     assert (folder / "labels.txt").read_text("utf-8").splitlines() == expected
     assert read(folder).name == "names"
+
+
+def test_models_that_do_not_match_their_metadata(tmp_path: Path) -> None:
+    kinds = {**native_arrays(), "boxes": native_arrays()["boxes"].astype(np.float64)}
+    fewer = {name: array for name, array in native_arrays().items() if name != "boxes"}
+    for arrays, message in ((kinds, "boxes is in double"), (fewer, "lacks the outputs boxes")):
+        path = write_onnx(tmp_path / "m.onnx", arrays, NATIVE)
+        with pytest.raises(YolactError, match=message):
+            write_repository(path, tmp_path / "repository", "names")
+
+
+@pytest.mark.parametrize("options", [{"instances": 10**10}, {"queue_delay_us": 1 << 70}])
+def test_numbers_that_no_server_takes(options: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="allowed: "):
+        TritonOptions(**options)
+
+
+def test_a_name_that_no_folder_can_have(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="up to 200 letters"):
+        write_repository(model, tmp_path / "repository", "x" * 300)
 
 
 def read(folder: Path) -> schema.ModelConfig:

@@ -61,6 +61,18 @@ def test_detections_agree_with_the_oracle(seed, priors, classes, background, lim
     assert not found.boxes[0, n:].any() and not found.scores[0, n:].any()
 
 
+def test_many_candidates_are_compared_in_parts(monkeypatch):
+    """10,000 candidates of a class have 100 million pairs."""
+    rng = np.random.default_rng(0)
+    boxes = rng.uniform(0, 1, (300, 4)).astype(np.float32)
+    boxes[:, 2:] = boxes[:, :2] + boxes[:, 2:] / 3
+    scores = rng.uniform(0, 1, (300, 3)).astype(np.float32)
+    expected = fast_nms(boxes, scores, 0.3, 250, 300)
+    monkeypatch.setattr("yolact_runtime.detect._PAIRS", 2000)
+    for found, wanted in zip(fast_nms(boxes, scores, 0.3, 250, 300), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
 def test_detections_agree_with_the_reference():
     case = np.load(reference_file("unit_loss_detect.npz"))
     # det_conf are scores; the softmax of their logarithms is themselves.

@@ -29,6 +29,15 @@ def test_instances_are_seen_on_any_background(shade):
     assert np.abs(one - other).max() > 60
 
 
+@pytest.mark.parametrize(
+    "text", ["\ud800", "a\udfffb", "\0", "\x1b[31m", "\n\r\t", "x" * 10**6, "größe 图", "", "\u202e"]
+)
+def test_any_text_can_be_drawn(text):
+    """OpenCV crashes on half a character."""
+    canvas = np.zeros((200, 300, 3), np.uint8)
+    draw_labels(canvas, [text], np.array([[50, 50, 150, 150]]))
+
+
 def plates(boxes, height, width, text="person 0.87"):
     """x1 y1 x2 y2 of the label of each box, from the pixels in its colour; None for one that is not drawn."""
     canvas = np.full((height, width, 3), 77, np.uint8)

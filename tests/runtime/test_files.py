@@ -30,7 +30,7 @@ def test_errors_name_the_file_and_its_kind(tmp_path):
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(YolactError, match=f"class list {path} is not UTF-8 text"):
         read_text(path, "class list")
-    with pytest.raises(YolactError, match=f"cannot read class list {tmp_path}"):
+    with pytest.raises(YolactError, match=f"class list {tmp_path} is a folder"):
         read_text(tmp_path, "class list")
 
 

@@ -54,6 +54,19 @@ def test_a_missing_field_is_named_with_the_file(name):
         ("score_threshold", 1.5),
         ("max_detections", -1),
         ("max_batch", 0),
+        ("min_batch", 1 << 40),
+        ("max_batch", 1025),
+        ("max_detections", 10**9),
+        ("nms_top_k", 10_001),
+        ("input_size", 1 << 20),
+        ("category_ids", [1, 2, 1 << 60]),
+        ("mean", [1.0, float("nan"), 1.0]),
+        ("std", [1.0, float("inf"), 1.0]),
+        ("std", [1.0, 1e-300, 1.0]),
+        ("score_threshold", float("nan")),
+        ("score_threshold", 10**400),
+        ("class_names", ["\ud800", "b", "c"]),
+        ("created", "\udfff"),
         ("priors", {"levels": [[1, 2]]}),
         ("versions", ["torch"]),
     ],
@@ -62,6 +75,39 @@ def test_a_wrong_value_is_named(name, value):
     props = {**NATIVE.to_props(), f"yolact.{name}": json.dumps(value)}
     with pytest.raises(YolactError, match=r"model\.onnx: metadata field yolact\."):
         Metadata.from_props(props, FILE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"levels": []}, "0 levels; 1 to"),
+        ({"levels": [[1, 1]] * 17, "scales": [[1.0]] * 17}, "17 levels; 1 to"),
+        ({"scales": []}, "1 levels, but scales for 0"),
+        ({"scales": [[]]}, "each level needs a scale"),
+        ({"aspect_ratios": []}, "all need an aspect ratio"),
+        ({"levels": [[-1, -5]]}, "must be in 1..16"),
+        ({"levels": [[0, 2]]}, "must be in 1..16"),
+        ({"levels": [[10**6, 1]]}, "must be in 1..16"),
+        ({"scales": [[float("nan")]]}, "must be in 1e-06"),
+        ({"scales": [[-20.0]]}, "must be in 1e-06"),
+        ({"scales": [[1e300]]}, "must be in 1e-06"),
+        ({"aspect_ratios": [float("inf")]}, "must be in 1e-06"),
+        ({"levels": [[16, 16]], "scales": [[1.0] * 20_000]}, "5,120,000 priors, more than"),
+    ],
+)
+def test_priors_that_cannot_be(changes, problem):
+    value = dataclasses.asdict(RUNTIME)["priors"] | changes
+    with pytest.raises(YolactError, match=rf"yolact\.priors is .*{problem}") as raised:
+        Metadata.from_props({**RUNTIME.to_props(), "yolact.priors": json.dumps(value)}, FILE)
+    assert len(str(raised.value)) < 400
+
+
+@pytest.mark.parametrize("text", ["[" * 50_000, "9" * 400, '["\\ud800"]', "NaN", "1e999"])
+@pytest.mark.parametrize("name", ["created", "score_threshold", "versions", "class_names", "input_size"])
+def test_json_that_breaks_readers(name, text):
+    with pytest.raises(YolactError, match=rf"^model\.onnx: metadata field yolact\.{name} is ") as raised:
+        Metadata.from_props({**NATIVE.to_props(), f"yolact.{name}": text}, FILE)
+    assert len(str(raised.value)) < 400
 
 
 def test_text_that_is_not_json():

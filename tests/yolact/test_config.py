@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
+import re
+from collections.abc import Iterator
+from typing import Any, get_type_hints
 
 import pytest
 from hypothesis import given
@@ -101,7 +105,7 @@ def test_override() -> None:
         ("train.lr=abc", "'abc'; expected float"),
         ("train.batch_size=2.5", "2.5; expected int"),
         ("train.batch_size=true", "True; expected int"),
-        ("train.batch_size=0", "allowed: 1 or more"),
+        ("train.batch_size=0", "allowed: 1 to 1024"),
         ("train.freeze_bn=maybe", "allowed: auto, always, never"),
         ("train.autoscale=1", "expected bool"),
         ("train", "expected section.field=value"),
@@ -109,12 +113,68 @@ def test_override() -> None:
         ("train.lr.x=3", "lr is a single value"),
         ("detect.nms_top_k=5000", "1 to 3840"),
         ("model.mean=[1, 2]", "model.mean"),
-        ("model.input_size=31", "allowed: at least 32"),
+        ("model.input_size=31", "allowed: 32 to 8192"),
     ],
 )
 def test_override_says_what_is_wrong(assignment: str, message: str) -> None:
     with pytest.raises(UsageError, match=message.replace("[", r"\[").replace("(", r"\(")):
         override(get_config("yolact_base"), [assignment])
+
+
+def numeric_settings(cls: type = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and defaults of all settings that are numbers, or tuples of them."""
+    for name, hint in get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            yield from numeric_settings(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+        elif re.search(r"\b(int|float)\b", str(hint)):
+            yield f"{prefix}{name}", operator.attrgetter(f"{prefix}{name}")(get_config("yolact_base"))
+
+
+def everywhere(value: Any, template: Any) -> Any:
+    """`template` with each number replaced by `value`."""
+    return [everywhere(value, item) for item in template] if isinstance(template, tuple) else value
+
+
+@pytest.mark.parametrize(("name", "default"), list(numeric_settings()), ids=lambda value: str(value)[:40])
+def test_every_number_has_a_range(name: str, default: Any) -> None:
+    for value in ("NaN", "Infinity", "-Infinity", "-1e308", "1e308", "1" + "0" * 25):
+        text = str(everywhere(value, default)).replace("'", "")
+        with pytest.raises(UsageError, match=rf"{re.escape(name)} = .{{1,130}}; (allowed|expected)"):
+            override(get_config("yolact_base"), [f"{name}={text}"])
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "model.prior_scales=[[],[],[],[],[]]",
+        "model.prior_scales=[[1],[1],[1],[1],[1,2]]",
+        "model.prior_scales=[[-5],[-5],[-5],[-5],[-5]]",
+        "model.prior_scales=" + str([list(range(1, 1000))] * 5),
+        "model.prior_aspect_ratios=[]",
+        "model.num_prototypes=0",
+        "model.fpn_features=-5",
+        "model.std=[0,0,0]",
+        "model.backbone.deformable=[0,0,0]",
+        "loss.max_masks=0",
+        "loss.positive_iou=0.3",
+        "train.steps=" + str([1] * 101),
+        "train.seed=9223372036854775807",
+        "train.batch_size=1" + "0" * 5000,
+        "train.lr=" + "[" * 100_000,
+        "augment.contrast=[2,1]",
+        "dataset.name=a\0b",
+        "name=../x",
+        "name=a*",
+        "name=" + "x" * 200,
+        "name=",
+    ],
+    ids=lambda text: text[:40],
+)
+def test_what_cannot_be_trained_is_refused_on_one_short_line(assignment: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        override(get_config("yolact_base"), [assignment])
+    assert len(str(caught.value)) < 400
+    assert "\n" not in str(caught.value)
 
 
 def test_mask_re_scoring_needs_an_input_that_its_network_can_halve() -> None:

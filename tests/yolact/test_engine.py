@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from yolact.engine import TorchEngine
+from yolact.engine import TorchEngine, pick_device
 from yolact.model import Yolact
 from yolact.model.preprocess import Normalise
 from yolact.registry import get_config
@@ -115,3 +115,11 @@ def test_classes_of_weights_without_names(checkpoint: Path, tmp_path: Path) -> N
         assert engine.metadata.category_ids == (1, 2, 3)
     with pytest.raises(UsageError, match="holds its class names"):
         load_engine(checkpoint, classes="cat,dog,hen")
+
+
+@pytest.mark.parametrize(
+    "name", ["cpu:5", "cpu:-1", "meta", "", "gpu", "cuda:99999999999999", "xla", "\ud800"]
+)
+def test_devices_that_are_not_there(name):
+    with pytest.raises(UsageError, match=r"^device .*(allowed: auto, cpu|use --device cpu)"):
+        pick_device(name)

@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolact.registry import get_config
-from yolact_runtime.commandline import Parser, printing_beside, run, track
+from yolact_runtime.commandline import Parser, Table, print_line, printing_beside, run, track
 from yolact_runtime.errors import UsageError, YolactError, counted
 from yolact_runtime.files import atomic_path, is_stdout, read_json, stream_of, write_json
 from yolact_runtime.outputs import check_outputs
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from yolact.data.reader.findings import Finding, Level
     from yolact.dataset_tools.check import Report
 
@@ -106,8 +104,6 @@ def _progress(items: Iterable[Any], total: int, what: str) -> Iterable[Any]:
 
 def _check(args: argparse.Namespace) -> int:
     """`check`: print and write what is wrong."""
-    from rich.console import Console
-
     from yolact.dataset_tools.check import check_annotations
 
     check_outputs([("annotations", args.annotations), ("--images", args.images)], [("--json", args.json)])
@@ -115,27 +111,23 @@ def _check(args: argparse.Namespace) -> int:
     if args.json:
         write_json(args.json, report.to_dict(), indent=1)
     with printing_beside(args.json):
-        _print_report(report, Console())
+        _print_report(report)
     return 1 if report.count("error") else 0
 
 
-def _print_report(report: Report, console: Console) -> None:
+def _print_report(report: Report) -> None:
     """Print the classes, and for every kind of finding how often it occurs and the first few."""
-    from rich.table import Table
-    from rich.text import Text
-
-    classes = Table("id", "class", "instances", "crowds", "images", "area 25%", "50%", "75%")
-    for column in classes.columns[2:]:
-        column.justify = "right"
+    rows = []
     for c in report.classes:
         areas = [f"{area:.0f}" for area in c.areas] if c.areas else ["", "", ""]
         numbers = [str(number) for number in (c.instances, c.crowds, c.images)]
-        classes.add_row(str(c.category_id), Text(c.name), *numbers, *areas)
-    console.print(classes)
-    console.print(
+        rows.append([str(c.category_id), c.name, *numbers, *areas])
+    columns = ("id", "class", "instances", "crowds", "images", "area 25%", "50%", "75%")
+    Table("", columns, rows, text_columns=2).show()
+    print_line(
         f"{counted(report.images, 'image')}, {report.images_without_annotations} without annotations; "
         f"{counted(report.annotations, 'annotation')}",
-        highlight=False,
+        sys.stdout,
     )
     groups: dict[tuple[Level, str], list[Finding]] = defaultdict(list)
     for finding in report.findings:
@@ -143,38 +135,33 @@ def _print_report(report: Report, console: Console) -> None:
     order: tuple[Level, ...] = ("error", "warning", "note")
     for (level, kind), findings in sorted(groups.items(), key=lambda item: order.index(item[0][0])):
         style = {"error": "red", "warning": "yellow", "note": "dim"}[level]
-        console.print(f"{level}: {kind}: {len(findings)}", style=style)
+        print_line(f"{level}: {kind}: {len(findings)}", sys.stdout, style)
         for finding in findings[:_SHOWN]:
             ids = [("image", finding.image_id), ("annotation", finding.annotation_id)]
             where = ", ".join(f"{name} {value}" for name, value in ids if value is not None)
-            text = f"  {where + ': ' if where else ''}{finding.message}"
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            print_line(f"  {where + ': ' if where else ''}{finding.message}", sys.stdout)
         if len(findings) > _SHOWN:
-            console.print(f"  and {len(findings) - _SHOWN} more; --json FILE writes all")
-    numbers = [str(report.count(level)) + f" {level}s" for level in order]
-    console.print(", ".join(numbers))
+            print_line(f"  and {len(findings) - _SHOWN} more; --json FILE writes all", sys.stdout)
+    print_line(", ".join(f"{report.count(level)} {level}s" for level in order), sys.stdout)
 
 
 def _fix(args: argparse.Namespace) -> int:
     """`fix`: write the repaired file, and print what was changed and what could not be repaired."""
-    from rich.console import Console
-
     from yolact.dataset_tools.fix import fix_annotations
 
     inputs = [("annotations", args.annotations), ("--images", args.images)]
     check_outputs(inputs, [("--output", args.output)])
     found = fix_annotations(args.annotations, args.output, args.images, args.crowd_as_instances)
     # With `--output -`, standard output has nothing else.
-    console = Console(stderr=is_stdout(args.output))
+    out = sys.stderr if is_stdout(args.output) else sys.stdout
     titles: dict[Level, str] = {"note": "changed", "error": "not repaired", "warning": "left as it is"}
     for wanted, title in titles.items():
         for (level, kind), number in found.counts.items():
             if level == wanted:
                 first = found.first(level, kind)
-                text = f"{title}: {kind}: {number}, the first: {first.where}{first.message}"
-                console.print(text, markup=False, highlight=False, soft_wrap=True)
+                print_line(f"{title}: {kind}: {number}, the first: {first.where}{first.message}", out)
     if not found.counts:
-        console.print("nothing had to be changed")
+        print_line("nothing had to be changed", out)
     log.info("wrote %s; check it with: yolact-data check %s", args.output, args.output)
     return 1 if found.count("error") else 0
 
@@ -210,6 +197,7 @@ def _show(args: argparse.Namespace) -> int:
     check_outputs(
         [("annotations", args.annotations), *(("--images", record.path) for record in dataset.records)],
         [("--output", names[index]) for index in chosen],
+        shared=["--output"],
     )
     for index in chosen:
         try:

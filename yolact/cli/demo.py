@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolact_runtime.commandline import Parser, print_line, run
 from yolact_runtime.engines.choose import cpu_flags
-from yolact_runtime.errors import YolactError
+from yolact_runtime.errors import YolactError, plain_value
 from yolact_runtime.files import atomic_path, read_json
 from yolact_runtime.outputs import check_outputs
 from yolact_runtime.packages import require
@@ -91,7 +91,7 @@ class Demo:
         start = time.perf_counter()
         stage = f"[{len(self.commands) + 1}/{STAGES}] {title:<32}"
         with self.console.status(stage), journal.open("ab") as file:
-            file.write(f"$ {line}\n".encode())
+            file.write(f"$ {line}\n".encode(errors="surrogateescape"))
             file.flush()
             position = file.tell()
             done = subprocess.run(
@@ -106,7 +106,8 @@ class Demo:
             )
         seconds = time.perf_counter() - start
         self.commands.append((line, seconds))
-        self.console.print(f"{stage} {seconds:4.0f} s", markup=False, highlight=False)
+        if not self.console.quiet:
+            print_line(f"{stage} {seconds:4.0f} s", sys.stdout)
 
 
 def command(args: argparse.Namespace) -> None:
@@ -154,10 +155,9 @@ def command(args: argparse.Namespace) -> None:
     page = write_report(demo, weights / "yolact_tiny.jsonl", model, sorted(images.iterdir()))
     mask_ap = read_json(folder / "ap_onnx.json")["mask"]["ap"]
     seconds = sum(seconds for _, seconds in demo.commands)
-    demo.console.print(
-        f"mask AP {mask_ap:.3f} on {args.val_images} held-out images, {seconds:.0f} s in all; open {page}",
-        soft_wrap=True, highlight=False,
-    )  # fmt: skip
+    text = f"mask AP {mask_ap:.3f} on {args.val_images} held-out images, {seconds:.0f} s in all; open {page}"
+    if not args.quiet:
+        print_line(text, sys.stdout)
 
 
 def write_report(demo: Demo, journal: Path, model: Path, images: Sequence[Path]) -> Path:
@@ -174,7 +174,7 @@ def write_report(demo: Demo, journal: Path, model: Path, images: Sequence[Path])
 
     records = [json.loads(line) for line in journal.read_text().splitlines()]
     losses = [record for record in records if record.get("total") is not None]
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=plain_value)
     template = environment.from_string(
         resources.files("yolact").joinpath("assets/demo.html.j2").read_text("utf-8")
     )

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolact.config import DatasetConfig
 from yolact.registry import configs
-from yolact_runtime.commandline import Parser, printing_beside, run, table_console
+from yolact_runtime.commandline import Parser, Table, print_line, printing_beside, run
 from yolact_runtime.engines.options import add_engine_options, open_engine
 from yolact_runtime.errors import UsageError, counted
 from yolact_runtime.files import write_json
 from yolact_runtime.outputs import Named, check_outputs, engine_files
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from yolact.evaluation.evaluate import Evaluation
     from yolact.evaluation.metrics import Metrics
 
@@ -192,34 +191,34 @@ def _data(args: argparse.Namespace, config: str) -> tuple[Path, Path]:
 
 def show(evaluation: Evaluation, per_class: bool = False) -> None:
     """Print an evaluation in percent: its tables, with the main figures before and after them."""
-    console = table_console()
     headline = _headline(evaluation)
-    console.print(headline, highlight=False)
+    print_line(headline, sys.stdout)
     kinds: list[tuple[str, Metrics]] = [("box", evaluation.box)]
     if evaluation.mask:
         kinds.append(("mask", evaluation.mask))
-    by_iou = _table("AP", "all", *(iou.removeprefix("0") for iou in evaluation.box.by_iou))
-    sizes = _table(
-        "", "AP small", "medium", "large", "AR 1", "AR 10", "AR 100", "AR small", "medium", "large"
-    )
+    by_iou, sizes = [], []
     for kind, metrics in kinds:
-        by_iou.add_row(kind, *map(_percent, (metrics.ap, *metrics.by_iou.values())))
+        by_iou.append([kind, *map(_percent, (metrics.ap, *metrics.by_iou.values()))])
         by_size = (metrics.ap_small, metrics.ap_medium, metrics.ap_large)
         recall = (metrics.ar1, metrics.ar10, metrics.ar100)
         recall_by_size = (metrics.ar_small, metrics.ar_medium, metrics.ar_large)
-        sizes.add_row(kind, *map(_percent, (*by_size, *recall, *recall_by_size)))
-    console.print(by_iou, sizes, sep="")
+        sizes.append([kind, *map(_percent, (*by_size, *recall, *recall_by_size))])
+    ious = (iou.removeprefix("0") for iou in evaluation.box.by_iou)
+    Table("", ("AP", "all", *ious), by_iou).show()
+    areas = ("medium", "large")
+    Table("", ("", "AP small", *areas, "AR 1", "AR 10", "AR 100", "AR small", *areas), sizes).show()
     if per_class:
-        classes = _table("class", *(f"{kind} AP" for kind, _ in kinds))
-        for name in evaluation.box.by_class:
-            classes.add_row(name, *(_percent(metrics.by_class[name]) for _, metrics in kinds))
-        console.print(classes)
-    console.print(
+        rows = [
+            [name, *(_percent(metrics.by_class[name]) for _, metrics in kinds)]
+            for name in evaluation.box.by_class
+        ]
+        Table("", ("class", *(f"{kind} AP" for kind, _ in kinds)), rows).show()
+    print_line(
         f"{counted(evaluation.images, 'image')}, {counted(evaluation.detections, 'detection')},"
         f" {evaluation.ms_per_image:.1f} ms per image from array to boxes and RLE masks",
-        highlight=False,
+        sys.stdout,
     )
-    console.print(headline, highlight=False)
+    print_line(headline, sys.stdout)
 
 
 def _headline(evaluation: Evaluation) -> str:
@@ -227,17 +226,6 @@ def _headline(evaluation: Evaluation) -> str:
     box, mask = evaluation.box, evaluation.mask
     parts = [f"mask AP {_percent(mask.ap)}, AP50 {_percent(mask.ap50)}"] if mask else []
     return "; ".join([*parts, f"box AP {_percent(box.ap)}, AP50 {_percent(box.ap50)}"])
-
-
-def _table(first: str, *columns: str) -> Table:
-    from rich.box import SIMPLE
-    from rich.table import Table
-
-    table = Table(box=SIMPLE, pad_edge=False)
-    table.add_column(first)
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
 
 
 def _percent(value: float | None) -> str:

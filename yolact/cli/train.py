@@ -65,7 +65,7 @@ def command(args: argparse.Namespace) -> int:
         return 0 if debug_batch(args.debug_batch, pick_device(args.device)) else 1
     if args.resume and args.init_from:
         raise UsageError("--resume continues a run, --init-from starts one: give one of them")
-    check_outputs([], [], [("--save-folder", args.save_folder)])
+    check_outputs([], [], [("--save-folder", args.save_folder)], shared=["--save-folder"])
     given = override(get_config(args.config), args.set) if args.config else None
 
     import torch
@@ -84,7 +84,7 @@ def command(args: argparse.Namespace) -> int:
             start = resume.iteration if args.start_iter < 0 else args.start_iter
             if _is_complete(args, config, resume, start):
                 return 0
-        check_training_outputs(config, args.save_folder, args.init_from, args.dataset)
+        check_training_outputs(config, args.save_folder, args.init_from, args.dataset, processes.main)
         train(config, args.save_folder, device, resume, start, init_from, processes)
     return 0
 

@@ -206,8 +206,8 @@ def rle_counts(counts: Any) -> np.ndarray:
     """
     if not isinstance(counts, (list, str, bytes)):
         raise ValueError(f"counts is a {type(counts).__name__}, not a list or a string")
-    if len(counts) > limit("runs"):
-        raise ValueError(f"the RLE has {len(counts):,} numbers or characters, more than {beyond('runs')}")
+    if len(counts) > limit("rle"):
+        raise ValueError(f"the RLE has {len(counts):,} numbers or characters, more than {beyond('rle')}")
     if isinstance(counts, list):
         if not all(type(count) is int and 0 <= count < 2**32 for count in counts):
             raise ValueError("RLE counts must be whole numbers, 0 or more, of at most 32 bits")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +13,11 @@ import torch
 
 from yolact.model import Yolact
 from yolact.registry import config_name_of, position_of
+from yolact.weights.files import read_torch
 from yolact.weights.load import FORMAT
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.files import atomic_path, writing
+from yolact_runtime.files import atomic_path, is_file, writing
+from yolact_runtime.temporary import sweep
 
 log = logging.getLogger(__name__)
 
@@ -81,18 +84,30 @@ class Checkpoints:
         folder: Where they are.
         config: Name of the configuration.
         keep_last: Number to keep; 0: all. Only files that this run wrote are deleted.
-        written: Names of those in `folder` that were written before the run was resumed, oldest first.
-            Other names are ignored: they come from a file that somebody else may have written.
+        written: Names of those in `folder` that were written before the run was resumed, oldest first. They
+            come from a file that somebody else may have written: only files that hold `run` are taken.
+        run: Identifies the run, in every checkpoint that it writes; empty for a new one.
     """
 
-    def __init__(self, folder: Path, config: str, keep_last: int, written: Sequence[object] = ()) -> None:
+    def __init__(
+        self, folder: Path, config: str, keep_last: int, written: Sequence[object] = (), run: str = ""
+    ) -> None:
         self.folder, self.config, self.keep_last = folder, config, keep_last
-        self.written = [
-            name
-            for name in written
-            if isinstance(name, str)
-            and name == checkpoint_name(config, *position_of(name), "interrupt" in name)
-        ]
+        names = dict.fromkeys(name for name in written if isinstance(name, str))
+        self.written = [name for name in names if run and self._is_own(name, run)]
+        self.run = run or secrets.token_hex(16)
+
+    def _is_own(self, name: str, run: str) -> bool:
+        """Whether a checkpoint in the folder says that it is of this run."""
+        path = self.folder / name
+        if name != checkpoint_name(self.config, *position_of(name), "interrupt" in name) or path.is_symlink():
+            return False
+        try:
+            content = read_torch(path, tensors=False)
+        except YolactError:
+            return False
+        training = content.get("training") if isinstance(content, dict) else None
+        return isinstance(training, dict) and training.get("run") == run
 
     def prepare(self, start: int) -> None:
         """Create the folder, see that files can be written to it, and remove what a killed process left.
@@ -106,8 +121,7 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder):
                 pass
-            for path in self.folder.glob(f".{self.config}_*.pth"):
-                path.unlink(missing_ok=True)
+            sweep(self.folder)
         other = find_checkpoint("auto", self.folder, self.config)
         if other is not None and position_of(other)[1] > start:
             log.warning(
@@ -139,7 +153,7 @@ class Checkpoints:
         path = self.folder / checkpoint_name(self.config, epoch, iteration, interrupt)
         written = [name for name in self.written if name != path.name] + [path.name]
         kept = written[-self.keep_last :]
-        save_checkpoint(path, model, epoch, iteration, {**training, "written": kept}, ema)
+        save_checkpoint(path, model, epoch, iteration, {**training, "written": kept, "run": self.run}, ema)
         for name in written[: len(written) - len(kept)]:
             (self.folder / name).unlink(missing_ok=True)
         if path.name not in self.written:  # the same again, with the result of its validation
@@ -162,11 +176,12 @@ def find_checkpoint(resume: str, folder: Path, config: str | None = None) -> Pat
         UsageError: there are several configurations, and `config` is None.
     """
     if resume not in ("last", "latest", "interrupt", "auto"):
-        if not Path(resume).is_file():
+        if not is_file(resume):
             raise YolactError(f"--resume {resume}: no such file; give a path, last, interrupt or auto")
         return Path(resume)
     ending = "_interrupt.pth" if resume == "interrupt" else ".pth"
-    named = [(config_name_of(path), path) for path in folder.glob(f"*{ending}")]
+    files = [path for path in folder.glob(f"*{ending}") if is_file(path)]
+    named = [(config_name_of(path), path) for path in files]
     found = [path for name, path in named if name is not None and config in (None, name)]
     names = sorted({name for name, path in named if name is not None and path in found})
     if not found and resume == "auto":

@@ -17,13 +17,15 @@ import torch
 from yolact.config import TrainConfig
 from yolact.train.step import Step
 from yolact_runtime.commandline import error_console, progress_bar
-from yolact_runtime.errors import YolactError
+from yolact_runtime.errors import YolactError, counted
 from yolact_runtime.files import atomic_path
 from yolact_runtime.packages import imports_failed
+from yolact_runtime.untrusted import parse_json
 
 log = logging.getLogger(__name__)
 
 LOG_EVERY = 10
+MAX_LINE = 1 << 20  # bytes
 
 
 class TrainingLog:
@@ -84,17 +86,30 @@ class TrainingLog:
 
     def _cut(self) -> None:
         """Remove the lines that a killed run wrote after the checkpoint it is resumed from."""
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-                repeated = record["iteration"] == self.start - 1 and "validation" in record
-                if record["iteration"] < self.start and (self.validated or not repeated):
-                    kept.append(line + "\n")
-            except (ValueError, KeyError, TypeError):
-                continue  # incomplete
-        with atomic_path(self.path) as temporary:
-            temporary.write_text("".join(kept), encoding="utf-8")
+        others = 0
+        with self.path.open("rb") as old, atomic_path(self.path) as temporary, temporary.open("wb") as new:
+            while line := old.readline(MAX_LINE):
+                if not line.endswith(b"\n"):
+                    if len(line) == MAX_LINE:
+                        raise YolactError(f"{self.path} is no log of a training: a line is longer than 1 MB")
+                    break  # of a killed run
+                stays = self._stays(line)
+                others += stays is None
+                if stays is not False:
+                    new.write(line)
+        if others:
+            log.warning("%s: %s not of a training; they stay", self.path, counted(others, "line"))
+
+    def _stays(self, line: bytes) -> bool | None:
+        """Whether a line is of the time before `start`; None if it is not of a training."""
+        try:
+            record = parse_json(line)
+            number, validation = record["iteration"], "validation" in record
+        except (ValueError, KeyError, TypeError):
+            return None
+        if type(number) is not int:
+            return None
+        return number < self.start and (self.validated or not (validation and number == self.start - 1))
 
     def add(
         self, iteration: int, epoch: int, step: Step, rate: float, images: int, device: torch.device

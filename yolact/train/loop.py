@@ -70,7 +70,7 @@ def train(
     Raises:
         YolactError: the data cannot be used, the loss is not finite, memory is short, or (once everything is
             saved) the validation failed or an image could not be read.
-        TrainingInterruptedError: on Ctrl-C or SIGTERM; `<config>_<epoch>_<iteration>_interrupt.pth` is saved.
+        TrainingInterruptedError: on a signal to stop; `<config>_<epoch>_<iteration>_interrupt.pth` is saved.
     """
     settings = config.train.scaled()
     state = training_state(resume)
@@ -125,14 +125,15 @@ class _Training:
         state = training_state(resume) or TrainingState()
         # Names of files in another folder say nothing about those in this one.
         here = resume is not None and resume.path.parent.resolve() == folder.resolve()
-        self.checkpoints = Checkpoints(folder, config.name, settings.keep_last, state.written if here else ())
+        written, own = (state.written, state.run) if here else ([], "")
+        self.checkpoints = Checkpoints(folder, config.name, settings.keep_last, written, own)
         if processes.main:
             self.checkpoints.prepare(start)
         if resume and resume.training is not None:
             restore_optimizer(self.optimizer, state.optimizer, settings, resume.path)
             restore_scaler(self.scaler, state.scaler, resume.path)
             if self.ema and resume.ema is not None:
-                load_state(self.ema.model, resume.ema, "the average of the checkpoint to resume")
+                load_state(self.ema.model, resume.ema, f"the average of {resume.path}")
                 self.ema.updates = state.ema_updates
         self.best = state.best
         self.batches = EpochBatches(
@@ -351,7 +352,7 @@ def _initial_model(config: Config, resume: Checkpoint | None, init_from: Checkpo
     """The network with the weights that the run starts from."""
     model = Yolact(config)
     if resume is not None:
-        load_state(model, resume.model, "the checkpoint to resume")
+        load_state(model, resume.model, str(resume.path))
     elif init_from is not None:
         load_for_fine_tuning(model, init_from, "--init-from")
     elif config.train.init == "imagenet":

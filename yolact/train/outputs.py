@@ -11,7 +11,7 @@ from yolact_runtime.outputs import Named, check_outputs
 
 
 def check_training_outputs(
-    config: Config, folder: Path, init_from: str | None, dataset: str | None = None
+    config: Config, folder: Path, init_from: str | None, dataset: str | None = None, main: bool = True
 ) -> None:
     """Check that a training in `folder` writes over none of its inputs, its initial weights above all.
 
@@ -20,13 +20,15 @@ def check_training_outputs(
         folder: Where they are written.
         init_from: `--init-from`: a file, or the name of published weights.
         dataset: `--dataset`, which may be a YAML file.
+        main: Whether this process writes, and so locks the log against other runs.
 
     Raises:
         UsageError: one would be written over. Of a checkpoint's name the epoch is not compared.
-        YolactError: the folder cannot be written to.
+        YolactError: the folder cannot be written to, or another run trains this configuration in it.
     """
     settings, name = config.train.scaled(), config.name
-    written = [folder / f"{name}.jsonl", folder / f"{name}_best.pth"]
+    journal = folder / f"{name}.jsonl"
+    written = [folder / f"{name}_best.pth"]
     for path in folder.glob(f"{name}_*_*.pth"):
         iteration = position_of(path)[1]
         last, saved = settings.max_iterations, iteration % settings.save_every == 0
@@ -34,4 +36,7 @@ def check_training_outputs(
             written += [path] if iteration == last or saved or settings.save_epochs else []
     reads: list[Named] = [("--init-from", init_from), *dataset_files(config.dataset)]
     reads += dataset_files(dataset) if dataset and Path(dataset).is_file() else []
-    check_outputs(reads, [("--save-folder", path) for path in written], [("--save-folder", folder)])
+    # Configurations may share a folder, so only the log of this one is locked.
+    named: list[Named] = [("--save-folder", path) for path in written]
+    shared = ["--save-folder"] if main else ["--save-folder", "the log"]
+    check_outputs(reads, [("the log", journal), *named], [("--save-folder", folder)], shared)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -12,9 +13,12 @@ import torch
 
 from yolact.config import Classes, Config, TrainConfig
 from yolact.settings import differences
+from yolact.weights.files import is_plain
 from yolact.weights.load import Checkpoint
 from yolact_runtime.errors import UsageError, YolactError, first_line
+from yolact_runtime.typed import first_few, shown
 
+MOST_UPDATES = 10**12
 # The state of the training belongs to these; all other settings may change from one run to the next.
 FIXED = ("name", "model.", "train.optimizer", "train.init", "train.seed", "train.val_fraction")
 
@@ -30,6 +34,7 @@ class TrainingState:
         best: The highest quality of a validation, -1 without one.
         awaits_validation: Whether a validation was due, but not finished, when the checkpoint was saved.
         written: Names of the checkpoints of the run, oldest first.
+        run: Identifies the run; see `Checkpoints`.
     """
 
     optimizer: dict[str, Any] = field(default_factory=dict)
@@ -38,6 +43,7 @@ class TrainingState:
     best: float = -1.0
     awaits_validation: bool = False
     written: list[Any] = field(default_factory=list)
+    run: str = ""
 
 
 _NEW = TrainingState()
@@ -56,12 +62,20 @@ def training_state(checkpoint: Checkpoint | None) -> TrainingState | None:
         value = checkpoint.training.get(each.name)
         default = getattr(_NEW, each.name)
         if value is not None and type(value) is not type(default):
-            raise YolactError(
-                f"{checkpoint.path}: the state of its training is damaged: {each.name} is a"
-                f" {type(value).__name__}; use its weights only, with --init-from"
-            )
+            raise _damaged(checkpoint.path, f"{each.name} is a {type(value).__name__}")
         found[each.name] = default if value is None else value
-    return TrainingState(**found)
+    state = TrainingState(**found)
+    if not 0 <= state.ema_updates <= MOST_UPDATES:
+        raise _damaged(checkpoint.path, f"ema_updates is not 0 to {MOST_UPDATES:,}")
+    if not -1 <= state.best <= 1:
+        raise _damaged(checkpoint.path, f"best is {state.best}, not -1 to 1")
+    return state
+
+
+def _damaged(path: Path, what: str) -> YolactError:
+    return YolactError(
+        f"{path}: the state of its training is damaged: {what}; use its weights only, with --init-from"
+    )
 
 
 def check_changes(saved: Config, given: Config, path: Path) -> str:
@@ -108,28 +122,42 @@ def classes_text(classes: Classes, limit: int = 6) -> str:
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, state: dict[str, Any], settings: TrainConfig, path: Path
 ) -> None:
-    """Continue with the optimizer state of a checkpoint, but the weight decay and momentum of `settings`.
+    """Continue with the moments of a checkpoint, and the settings of `optimizer`.
 
     Raises:
-        YolactError: the state does not fit the optimizer.
+        YolactError: they do not fit the optimizer.
     """
     with _damage_reported(path, f"optimizer does not fit {settings.optimizer}"):
-        optimizer.load_state_dict(state)
-        _check_shapes(optimizer)
-        for group in optimizer.param_groups:
-            group["weight_decay"] = settings.weight_decay
-            if "betas" in group:
-                group["betas"] = (settings.momentum, group["betas"][1])
-            else:
-                group["momentum"] = settings.momentum
+        own = optimizer.state_dict()["param_groups"]
+        if [group["params"] for group in state["param_groups"]] != [group["params"] for group in own]:
+            raise ValueError("it is of other parameters")
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for index, moments in state["state"].items():
+            if type(index) is not int or not 0 <= index < len(parameters):
+                raise ValueError(f"it has moments of a parameter {shown(index)}")
+            _check_moments(moments, _MOMENTS[settings.optimizer], parameters[index])
+        optimizer.load_state_dict({"state": state["state"], "param_groups": own})
 
 
-def _check_shapes(optimizer: torch.optim.Optimizer) -> None:
-    """Raise a ValueError if a tensor of the state differs in shape from its parameter."""
-    for parameter, values in optimizer.state.items():
-        for name, value in values.items():
-            if name != "step" and isinstance(value, torch.Tensor) and value.shape != parameter.shape:
-                raise ValueError(f"{name} of shape {tuple(value.shape)} for {tuple(parameter.shape)}")
+# What each optimizer keeps for a parameter. SGD without momentum keeps None.
+_MOMENTS = {"sgd": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}
+
+
+def _check_moments(moments: dict[str, Any], names: set[str], parameter: torch.Tensor) -> None:
+    """Raise a ValueError unless `moments` are finite tensors of the parameter's shape, with these names."""
+    if moments.keys() != names:
+        raise ValueError(f"moments {first_few(map(str, moments))} instead of {', '.join(sorted(names))}")
+    for name, value in moments.items():
+        if value is None and name == "momentum_buffer":
+            continue
+        if not (isinstance(value, torch.Tensor) and is_plain(value) and value.is_floating_point()):
+            raise ValueError(f"{name} is {shown(value)}")
+        shape = () if name == "step" else tuple(parameter.shape)
+        if value.shape != shape:
+            raise ValueError(f"{name} of shape {tuple(value.shape)} for {shape}")
+        lowest = -math.inf if name in ("momentum_buffer", "exp_avg") else 0
+        if not (value.isfinite() & (value >= lowest)).all():
+            raise ValueError(f"{name} has values that are not finite, or below 0")
 
 
 def restore_scaler(scaler: torch.amp.GradScaler, state: dict[str, Any], path: Path) -> None:
@@ -140,7 +168,10 @@ def restore_scaler(scaler: torch.amp.GradScaler, state: dict[str, Any], path: Pa
     """
     if scaler.is_enabled() and state:
         with _damage_reported(path, "gradient scaler is damaged"):
-            scaler.load_state_dict(state)
+            scale, steps = float(state["scale"]), int(state["_growth_tracker"])
+            if not (0 < scale < 1e30 and 0 <= steps < 1e9):
+                raise ValueError(f"scale {scale}, {steps} steps")
+            scaler.load_state_dict({**scaler.state_dict(), "scale": scale, "_growth_tracker": steps})
 
 
 @contextmanager
@@ -148,7 +179,15 @@ def _damage_reported(path: Path, what: str) -> Iterator[None]:
     """Turn what PyTorch raises about a state that it cannot load into a YolactError."""
     try:
         yield
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
+    except (
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:
         raise YolactError(
             f"{path}: the state of its {what} ({first_line(error)}); use its weights only, with --init-from"
         ) from error

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import logging
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,15 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yolact.config import Config
+from yolact.config import Classes, Config, ModelConfig
 from yolact.model import Yolact
+from yolact.ranges import ITERATIONS
 from yolact.registry import config_name_of, configs, get_config, position_of
 from yolact.settings import differences
 from yolact.weights.download import download, published_weights
+from yolact.weights.files import is_plain, read_safetensors, read_torch
 from yolact.weights.state import count_classes, is_state, parse_classes, plain_state
-from yolact_runtime.errors import UsageError, YolactError, counted, first_line
-from yolact_runtime.files import cache_folder
+from yolact_runtime.cache import cache_folder
+from yolact_runtime.errors import UsageError, YolactError, counted
+from yolact_runtime.files import is_file
 from yolact_runtime.typed import first_few
+from yolact_runtime.untrusted import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +81,8 @@ def load_model(weights: str | Path, config: str | Config | None = None, classes:
             is not finite.
     """
     checkpoint = load_checkpoint(weights, config, classes)
-    model = Yolact(checkpoint.config)
+    with torch.device("meta"):  # without memory: the file's tensors are compared first, then used
+        model = Yolact(checkpoint.config)
     if checkpoint.ema is not None:
         log.info("%s: opening the moving average (EMA) of the weights", weights)
     state = checkpoint.ema or checkpoint.model
@@ -89,12 +95,6 @@ def load_model(weights: str | Path, config: str | Config | None = None, classes:
             " one in each line"
         )
     load_state(model, state, str(weights))
-    broken = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
-    if broken:
-        raise YolactError(
-            f"{weights}: {counted(len(broken), 'weight tensor')} of {len(model.state_dict())} hold values"
-            f" that are not finite, such as {broken[0]}; use an earlier checkpoint"
-        )
     return model.eval()
 
 
@@ -122,10 +122,12 @@ def load_checkpoint(
         raise UsageError(f"--classes {classes}: {path} holds its class names; leave the option out")
     if content.get("format") == FORMAT:
         return _own_checkpoint(path, content, given)
-    if "config" in metadata:
-        given = given or Config.from_dict(_metadata_config(path, metadata), source=str(path))
     state = plain_state(content, str(path))
+    if "config" in metadata:
+        given = given or _stored_config(path, metadata["config"])
     found = given or _config_from_name(path, default)
+    if own:
+        _check_fits(found, state, str(path))
     if classes is not None:
         found = replace(found, classes=parse_classes(classes))
     epoch, iteration = position_of(path)
@@ -135,61 +137,61 @@ def load_checkpoint(
 def _own_checkpoint(path: Path, content: Mapping[str, Any], config: Config | None) -> Checkpoint:
     """The checkpoint of a file that `yolact-train` wrote."""
     training, ema = content.get("training"), content.get("ema")
+    epoch, iteration = content.get("epoch"), content.get("iteration")
     sound = (
         isinstance(content.get("config"), Mapping)
         and is_state(content.get("model"))
-        and all(type(content.get(key)) is int and content[key] >= 0 for key in ("epoch", "iteration"))
+        and all(type(number) is int and 0 <= number <= ITERATIONS for number in (epoch, iteration))
         and isinstance(training, dict | None)
         and (ema is None or is_state(ema))
     )
     if not sound:
         raise YolactError(f"{path} is a damaged checkpoint: its format is {FORMAT}, but its contents are not")
-    own = config or Config.from_dict(content["config"], source=str(path))
+    own = config or _stored_config(path, content["config"])
+    for state in (content["model"], ema):
+        if state is not None:
+            _check_fits(own, state, str(path))
     return Checkpoint(path, own, content["model"], training, content["epoch"], content["iteration"], ema)
 
 
-def _metadata_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The configuration in the metadata of a .safetensors file."""
+def _stored_config(path: Path, stored: Any) -> Config:
+    """The configuration in a checkpoint, as plain values or, in a .safetensors file, as their JSON.
+
+    Raises:
+        YolactError: it is something else.
+    """
     try:
-        value = json.loads(metadata["config"])
-    except ValueError as error:
-        raise YolactError(f"{path}: its metadata 'config' is not valid JSON: {error}") from error
+        # A checkpoint may hold tensors, sets and more, which no configuration has.
+        value = parse_json(stored if isinstance(stored, str) else json.dumps(stored))
+    except (ValueError, TypeError) as error:
+        raise YolactError(f"{path}: its 'config' is not valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise YolactError(f"{path}: its metadata 'config' is not a JSON object")
-    return value
+        raise YolactError(f"{path}: its 'config' is not a JSON object")
+    return Config.from_dict(value, source=str(path))
 
 
 def locate(weights: str | Path) -> Path:
     """The file that `weights` is or names; published weights are downloaded if necessary."""
     path = Path(weights)
-    if path.is_file():
+    if is_file(path):
         return path
     if path.name == str(weights) and not path.suffix:
         return published_weights(str(weights))
-    if path.is_dir():
-        raise YolactError(f"{path} is a folder; expected a .pth or .safetensors file")
+    with contextlib.suppress(OSError):
+        if path.exists():
+            what = "a folder" if path.is_dir() else "a pipe or a device"
+            raise YolactError(f"{path} is {what}; expected a .pth or .safetensors file")
     raise YolactError(f"weights {path} do not exist")
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The content of a weights file, and its text metadata if it has some."""
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-        except SafetensorError as error:
-            raise YolactError(f"{path} is not a readable .safetensors file: {error}") from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise YolactError(
-            f"{path} is not a readable checkpoint (truncated, or not weights only): {first_line(error)}"
-        ) from error
-    if not isinstance(content, Mapping):
+        return read_safetensors(path)
+    content = read_torch(path)
+    if not isinstance(content, dict):
         raise YolactError(f"{path} is not a YOLACT checkpoint: holds a {type(content).__name__}")
-    return dict(content), {}
+    return content, {}
 
 
 def _config_from_name(path: Path, default: Config | None) -> Config:
@@ -205,13 +207,50 @@ def _config_from_name(path: Path, default: Config | None) -> Config:
     )
 
 
-def load_state(model: torch.nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load `state` strictly.
+def load_state(model: torch.nn.Module, state: Mapping[str, Tensor], source: str, finite: bool = True) -> None:
+    """Load `state` strictly; a network without memory (on PyTorch's meta device) takes its tensors.
 
     Raises:
-        YolactError: it does not fit; names the missing, unexpected and mis-shaped keys.
+        YolactError: it does not fit (names the missing, unexpected and mis-shaped keys), or a weight is not
+            finite, unless `finite` is False.
     """
-    expected = model.state_dict()
+    own = model.state_dict()
+    name = getattr(getattr(model, "config", None), "name", type(model).__name__)
+    _compare(own, state, source, name)
+    bare = any(value.is_meta for value in own.values())
+    if bare:
+        state = {key: state[key].to(value.dtype).contiguous() for key, value in own.items()}
+    model.load_state_dict(dict(state), assign=bare)
+    loaded = model.state_dict()
+    broken = [key for key, tensor in loaded.items() if not tensor.isfinite().all()] if finite else []
+    if broken:
+        raise YolactError(
+            f"{source}: {counted(len(broken), 'weight tensor')} of {len(loaded)} hold values that are not"
+            f" finite, such as {broken[0]}; use an earlier checkpoint"
+        )
+
+
+def _check_fits(config: Config, state: Mapping[str, Tensor], source: str) -> None:
+    """Check that `state` is of a network of `config`, without building it: a small file may describe a huge
+    one.
+
+    Raises:
+        YolactError: as `load_state`.
+    """
+    _compare(_expected(config.model, len(config.classes)), state, source, config.name)
+
+
+@functools.lru_cache(maxsize=2)
+def _expected(model: ModelConfig, classes: int) -> dict[str, Tensor]:
+    """The state dict of a network, without memory."""
+    numbers = tuple(range(classes))
+    with torch.device("meta"):
+        network = Yolact(Config("network", Classes(tuple(map(str, numbers)), numbers), model))
+    return dict(network.state_dict())
+
+
+def _compare(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str, name: str) -> None:
+    """Raise a YolactError unless `state` has the keys, shapes and kinds of numbers of `expected`."""
     problems = {
         "missing": [key for key in expected if key not in state],
         "unexpected": [key for key in state if key not in expected],
@@ -220,12 +259,22 @@ def load_state(model: torch.nn.Module, state: Mapping[str, Tensor], source: str)
             for key, value in expected.items()
             if key in state and state[key].shape != value.shape
         ],
+        "of another type": [
+            f"{key} {str(state[key].dtype).removeprefix('torch.')}"
+            for key, value in expected.items()
+            if key in state and not _convertible(state[key], value)
+        ],
     }
     if any(problems.values()):
         texts = [f"{len(keys)} {what}: {first_few(keys)}" for what, keys in problems.items() if keys]
-        name = getattr(getattr(model, "config", None), "name", type(model).__name__)
         raise YolactError(f"{source} does not fit {name}: {'; '.join(texts)}")
-    model.load_state_dict(dict(state))
+
+
+def _convertible(tensor: Tensor, to: Tensor) -> bool:
+    """Whether a tensor has values in memory, and is of floating point if `to` is."""
+    return (
+        is_plain(tensor) and tensor.is_floating_point() >= to.is_floating_point() and not tensor.is_complex()
+    )
 
 
 # The layers whose shape depends on the number of classes.
@@ -287,7 +336,7 @@ def load_pretrained_backbone(model: Yolact) -> None:
         path = download(url, cache_folder() / url.rpartition("/")[2], digits[1] if digits else None)
     except YolactError as error:
         raise YolactError(f"{error}; or start from random weights with --set train.init=random") from error
-    state, _ = _read(path)
+    state = plain_state(_read(path)[0], str(path))
     target = model.backbone.state_dict()
     renamed = {_backbone_key(name, key): value for key, value in state.items()}
     fitting = {key: value for key, value in renamed.items() if key in target}

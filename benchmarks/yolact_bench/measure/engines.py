@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -47,7 +48,7 @@ def parse_engine(text: str) -> EngineSpec:
         UsageError: no path, an option given twice, without a value, or not a number where one is needed.
     """
     path, colon, tail = text.rpartition(":")
-    if not colon or not _OPTIONS.fullmatch(tail) or Path(text).exists():
+    if not colon or not _OPTIONS.fullmatch(tail) or os.path.lexists(text):
         return EngineSpec(text)
     if not path:
         raise UsageError(f"--engine {text}: there is no path before the options")
@@ -61,7 +62,7 @@ def parse_engine(text: str) -> EngineSpec:
             raise UsageError(f"--engine {text}: {key} is given twice")
         options[key] = tuple(value.split("+")) if key == "providers" else value
         if key in _NUMBERS and (key, value) != ("streams", "auto"):
-            if not value.isdigit() or int(value) < 1:
+            if not re.fullmatch(r"0*[1-9][0-9]{0,9}", value, re.ASCII):
                 raise UsageError(f"--engine {text}: {key} is {value}; it must be a whole number of 1 or more")
             options[key] = int(value)
     name = options.pop("name", None)

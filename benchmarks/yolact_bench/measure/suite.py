@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from yolact_bench.measure.candidate import KINDS, Candidate, Run, batches, in_order
+from yolact_bench.measure.checks import report_problems
 from yolact_bench.measure.machine import describe_machine
 from yolact_bench.measure.monitor import Conditions, Monitor
 from yolact_bench.measure.protocol import Sampled, Timing, cpu_threads, sample_in_turns
@@ -135,26 +136,21 @@ def read_report(path: str | Path) -> dict[str, Any]:
     """Read a report that `yolact-bench --json` wrote.
 
     Raises:
-        YolactError: it cannot be read or is not a report.
+        YolactError: it cannot be read, is not a report, or has values that no report has; names the field.
         UsageError: it has another version of the schema.
     """
     content = read_json(path, "report")
     schema = content.get("schema") if isinstance(content, dict) else None
     if not isinstance(schema, str) or not schema.startswith("yolact-bench/"):
         raise YolactError(
-            f"report {path} is not one of yolact-bench: its schema is {schema!r}, not {SCHEMA!r}"
+            f"report {path} is not one of yolact-bench: its schema is {repr(schema)[:40]}, not {SCHEMA!r}"
         )
     if schema != SCHEMA:
-        raise UsageError(f"report {path} has schema {schema}; this version reads {SCHEMA}: measure again")
-    try:
-        for batch in (one for engine in content["engines"] for one in engine["batches"]):
-            for kind in KINDS.values():
-                np.asarray(batch[kind]["samples_us"], np.float64)
-        content["machine"]["versions"], content["settings"], content["conditions"]["warnings"]
-    except (KeyError, TypeError, ValueError):
-        raise YolactError(
-            f"report {path} is damaged: fields of {SCHEMA} are missing; measure again"
-        ) from None
+        raise UsageError(
+            f"report {path} has schema {schema[:40]!r}; this version reads {SCHEMA}: measure again"
+        )
+    for problem in report_problems(content):
+        raise YolactError(f"report {path} is damaged: {problem}; measure again")
     return content
 
 

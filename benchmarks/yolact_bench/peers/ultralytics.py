@@ -18,8 +18,8 @@ import cv2
 import numpy as np
 
 from yolact_bench.peers.torch_peer import NOTE, TorchPeer, settle_batch_norm, threshold
+from yolact_runtime.cache import cache_folder, create_folder
 from yolact_runtime.errors import UsageError, YolactError, first_line
-from yolact_runtime.files import cache_folder
 
 
 class UltralyticsCandidate(TorchPeer):
@@ -40,7 +40,8 @@ class UltralyticsCandidate(TorchPeer):
         # Otherwise it goes online, installs missing packages, and leaves settings in the home folder.
         folder = cache_folder() / "ultralytics"
         with contextlib.suppress(OSError):  # then it chooses a folder itself
-            folder.mkdir(parents=True, exist_ok=True)
+            create_folder(folder.parent)
+            create_folder(folder)
         for name, value in (("OFFLINE", "true"), ("AUTOINSTALL", "false"), ("CONFIG_DIR", str(folder))):
             os.environ.setdefault(f"YOLO_{name}", value)
         try:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ import numpy as np
 
 from yolact_bench.measure.candidate import KINDS
 from yolact_bench.measure.statistics import Interval, independent_ratio, mann_whitney
+from yolact_runtime.commandline import Table, print_line
 from yolact_runtime.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -113,7 +115,7 @@ def compare(
     Raises:
         UsageError: a number out of range, no such control, or reports with nothing in common.
     """
-    if not 0.5 <= confidence < 1:
+    if not 0.5 <= confidence <= 0.999999:  # above, intervals are infinite
         raise UsageError(f"confidence is {confidence}; it must be at least 0.5 and below 1")
     if not 0 <= min_effect < 1:
         raise UsageError(f"minimal effect is {min_effect:g}; it must be at least 0 and below 1")
@@ -205,18 +207,15 @@ def _changes(
 
 def _text(value: Any) -> str:
     if isinstance(value, (Mapping, list)):
-        return " ".join(map(str, value.values() if isinstance(value, Mapping) else value))
+        return " ".join(map(str, value.values() if isinstance(value, Mapping) else value))[:200]
     text = "none" if value is None else str(value) or "unknown"
-    return text[:12] if len(text) == 64 else text
+    return text[:12] if len(text) == 64 else text[:200]
 
 
 def _show(
     found: list[Comparison], warnings: list[str], confidence: float, effect: float, control: str | None
 ) -> None:
     """Print the comparisons and the warnings."""
-    from yolact_bench.report.tables import Table
-    from yolact_runtime.commandline import table_console
-
     note = (
         f"Percent of A's time. {confidence:.0%} intervals of the ratio of medians (bootstrap over blocks of"
         f" runs), Mann-Whitney test; changes below {effect:.0%} do not count"
@@ -233,6 +232,5 @@ def _show(
     columns = ("engine", "kind", "verdict", "batch", "A", "B", "p")
     styles = [{"faster": "green", "slower": "red"}.get(one.verdict) for one in found]
     Table("B against A, median ms per batch", columns, rows, note, text_columns=3).show(styles)
-    console = table_console()
     for warning in warnings:
-        console.print(f"Warning: {warning}", style="yellow", highlight=False)
+        print_line(f"Warning: {warning}", sys.stdout, "yellow")

@@ -2,44 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from yolact_bench.measure.candidate import in_order
 from yolact_bench.measure.protocol import MIN_RUNS, WARM_UP_LIMIT, WARM_UP_RUNS
 from yolact_bench.measure.suite import EngineReport, Measured, Report
-from yolact_runtime.commandline import table_console
+from yolact_runtime.commandline import Table, print_line
 from yolact_runtime.errors import counted
 
 TITLES = {"network_only": "Network only", "end_to_end": "End to end, file to RLE masks"}
 _STATISTICS = ("median", "p90", "p95", "p99", "mean", "±", "std")
 _COLD = ("import_ms", "load_ms", "first_ms", "peak_mib", "device_mib")
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of text under headings; the first `text_columns` columns hold text, the others numbers."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    note: str = ""
-    text_columns: int = 1
-
-    def show(self, styles: Sequence[str | None] = ()) -> None:
-        """Print it to standard output; `styles` may hold a style of rich for each row."""
-        from rich.box import SIMPLE
-        from rich.table import Table as Drawn
-
-        alignment = {"title_justify": "left", "caption_justify": "left"}
-        drawn = Drawn(title=self.title, caption=self.note, box=SIMPLE, pad_edge=False, **alignment)  # type: ignore[arg-type]
-        for index, column in enumerate(self.columns):
-            number = index >= self.text_columns
-            drawn.add_column(column, justify="right" if number else "left", no_wrap=number, overflow="fold")
-        for index, row in enumerate(self.rows):
-            drawn.add_row(*row, style=styles[index] if styles else None)
-        table_console().print(drawn, "")
 
 
 def report_tables(report: Report) -> dict[str, Table]:
@@ -242,16 +217,16 @@ def accuracy_cells(engine: EngineReport) -> list[str]:
 
 def show(report: Report) -> None:
     """Print the report to standard output."""
-    console = table_console()
     for name, table in report_tables(report).items():
         table.show()
         if name == "engines":
             for engine in report.engines:
                 for text in filter(None, (agreement_text(engine), engine.note)):
-                    console.print(f"{engine.name}: {text}", highlight=False)
-    console.print(machine(report), conditions(report), sep="\n", highlight=False)
+                    print_line(f"{engine.name}: {text}", sys.stdout)
+    print_line(machine(report), sys.stdout)
+    print_line(conditions(report), sys.stdout)
     for warning in report.conditions.warnings:
-        console.print(f"Warning: {warning}", style="yellow", highlight=False)
+        print_line(f"Warning: {warning}", sys.stdout, "yellow")
 
 
 def _statistics(measured: Measured) -> list[str]:

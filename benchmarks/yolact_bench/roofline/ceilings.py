@@ -8,22 +8,22 @@ reads and writes count, as in STREAM.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolact_runtime.commandline import track
+from yolact_runtime.cache import Cache
+from yolact_runtime.commandline import Table, track
 from yolact_runtime.engines.threads import usable_cores
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.files import cache_folder, read_json, write_json
+from yolact_runtime.typed import convert
 
 if TYPE_CHECKING:
-    from yolact_bench.report.tables import Table
     from yolact_bench.roofline.probes import Probe
 
 # The precisions of engines, and the type of arithmetic of each.
@@ -31,7 +31,7 @@ KINDS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8
 PRECISIONS = (*KINDS, "int8+bf16")
 _SECONDS = 0.4  # for each probe; the fastest of its runs counts
 _LARGEST = 512 * 2**20  # bytes of an array to measure bandwidth with
-_SCHEMA = 1
+_CACHE = Cache("ceilings", "the ceilings", "measuring again")
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class Ceilings:
 def ceilings(threads: int | None = None, fresh: bool = False) -> Ceilings:
     """The CPU's ceilings, from the cache if this machine has been measured before.
 
-    The cache is `ceilings.json` in `cache_folder()`, with an entry for each processor and number of cores and
-    threads, which is valid as long as the library versions are the same. A busy machine gives ceilings that
-    are too low, and none gives too high ones: when they are measured again, the faster result counts.
+    The cache has an entry for each processor, number of cores and threads, and versions of the libraries. A
+    busy machine gives ceilings that are too low, and none gives too high ones: when they are measured again,
+    the faster result counts.
 
     Args:
         threads: None for all usable cores.
@@ -80,15 +80,12 @@ def ceilings(threads: int | None = None, fresh: bool = False) -> Ceilings:
     count = usable_cores() if threads is None else threads
     if count < 1:
         raise UsageError(f"threads is {count}; it must be 1 or more")
-    key = f"{cpu_model()}|{usable_cores()} cores|{count} threads"
-    path = cache_folder() / "ceilings.json"
-    before = _read(path).get(key, {})
-    known = before.get("versions") == describe_machine()["versions"]
-    if known and not fresh:
-        return Ceilings(**before)
-    found = _measure(cpu_model(), count, _cpu_probes(count), before["probes"] if known else {})
-    # Another process may have written the file in the meantime.
-    write_json(path, {"schema": _SCHEMA, "ceilings": {**_read(path), key: asdict(found)}}, indent=2)
+    inputs = [cpu_model(), usable_cores(), count, describe_machine()["versions"]]
+    before = _CACHE.read(f"cpu-{count}", inputs, _from_entry)
+    if before and not fresh:
+        return before
+    found = _measure(cpu_model(), count, _cpu_probes(count), before.probes if before else {})
+    _CACHE.write(f"cpu-{count}", inputs, asdict(found))
     return found
 
 
@@ -146,14 +143,14 @@ def _fastest(work: Callable[[], object]) -> float:
     return max(min(times), 1e-9)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """The entries of the cache; none if the file is missing, damaged or of another version."""
-    try:
-        content = read_json(path)
-    except YolactError:
-        return {}
-    current = isinstance(content, dict) and content.get("schema") == _SCHEMA
-    return content.get("ceilings", {}) if current else {}
+def _from_entry(entry: Any) -> Ceilings:
+    """The ceilings of a cache entry; a ValueError if they cannot be right."""
+    found: Ceilings = convert(entry, Ceilings, "ceilings")
+    rates = [rate for rates in found.probes.values() for rate in rates.values()]
+    if not all(0 < rate < math.inf for rate in [found.bandwidth, *found.operations.values(), *rates]):
+        raise ValueError("it has impossible rates")
+    found.age_days  # noqa: B018 - raises if its date is none
+    return found
 
 
 def _last_cache() -> int:
@@ -164,8 +161,6 @@ def _last_cache() -> int:
 
 def ceilings_table(found: Sequence[Ceilings]) -> Table:
     """Ceilings next to each other, a pair of columns for each."""
-    from yolact_bench.report.tables import Table
-
     kinds = dict.fromkeys(kind for one in found for kind in one.operations)
 
     def pairs(one: Ceilings) -> list[tuple[str, str]]:

@@ -6,16 +6,18 @@ docs/explanation/rooflines.md says what is counted and measured, and what the sh
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from yolact_bench.options import LONGEST, check_number
 from yolact_bench.roofline.ceilings import PRECISIONS, Ceilings, ceilings, ceilings_table, gpu_ceilings
+from yolact_runtime.commandline import Table, print_line, printing_beside
 from yolact_runtime.errors import UsageError
 from yolact_runtime.files import write_json
 from yolact_runtime.packages import require
 
 if TYPE_CHECKING:
-    from yolact_bench.report.tables import Table
     from yolact_bench.roofline.graph import Roofline
 
 
@@ -35,9 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def command(args: argparse.Namespace) -> None:
     """Print ceilings, and the roofline of `--onnx` under them."""
     require("yolact-bench roofline", "train", "onnx", "sympy")
-    from yolact_runtime.commandline import printing_beside, table_console
     from yolact_runtime.engines.threads import usable_cores
 
+    check_number("--measured-ms", args.measured_ms, 1e-9, 1000 * LONGEST)
+    for count in args.threads or ():
+        check_number("--threads", count, 1, "threads")
     counts = args.threads or ([usable_cores()] if args.onnx else sorted({1, usable_cores()}))
     if args.onnx and len(counts) > 1:
         raise UsageError(f"--threads {' '.join(map(str, counts))}: with --onnx, give one number")
@@ -69,7 +73,8 @@ def command(args: argparse.Namespace) -> None:
     with printing_beside(args.json):
         roofline_table(found, limit).show()
         ceilings_table([limit]).show()
-        table_console().print("\n".join(lines), highlight=False)
+        for line in lines:
+            print_line(line, sys.stdout)
     if args.json:
         figures = {**found.to_json(), "ceilings": asdict(limit), "reached": asdict(reached)}
         write_json(args.json, figures, indent=2)
@@ -77,8 +82,6 @@ def command(args: argparse.Namespace) -> None:
 
 def roofline_table(found: Roofline, limits: Ceilings) -> Table:
     """Parts of the network with their operations, bytes and, under ceilings, least times."""
-    from yolact_bench.report.tables import Table
-
     rows = []
     for part, (unfused, fused) in found.parts().items():
         count = sum(fused.operations.values())

@@ -19,12 +19,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
 from yolact_export.precision.compute import layer_compute
 from yolact_export.precision.layers import COMPUTE, DETECTION, PREPROCESSING, layer_group
 from yolact_runtime.errors import UsageError, YolactError, first_line
+from yolact_runtime.untrusted import beyond, limit
 
 PARTS = (PREPROCESSING, "backbone", "fpn", "protonet", "head", "mask_iou", DETECTION)
 # Their output is their input under another shape or type.
@@ -95,8 +96,8 @@ def at_batch(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
         UsageError: less than 1, or the graph is for another batch size.
         YolactError: the shapes cannot be inferred.
     """
-    if batch < 1:
-        raise UsageError(f"batch is {batch}; it must be 1 or more")
+    if not 1 <= batch <= limit("batch"):
+        raise UsageError(f"batch is {batch}; it must be 1 or more, and at most {beyond('batch')}")
     result = onnx.ModelProto()
     result.CopyFrom(model)
     for value in result.graph.input:
@@ -134,7 +135,7 @@ class _Counter:
         self.weights = {tensor.name for tensor in graph.initializer}
         described = (*graph.input, *graph.value_info, *graph.output)
         sizes = {value.name: _bytes(value.type.tensor_type) for value in described}
-        sizes |= {tensor.name: numpy_helper.to_array(tensor).nbytes for tensor in graph.initializer}
+        sizes |= {one.name: _bytes_of(one.dims, one.data_type) for one in graph.initializer}
         self.sizes = {name: size for name, size in sizes.items() if size is not None}
         # The tensor in memory behind each one that is only another view of it.
         self.base: dict[str, str] = {}
@@ -232,5 +233,16 @@ def _bytes(tensor: onnx.TypeProto.Tensor) -> int | None:
     sizes = tensor.shape.dim
     if not tensor.HasField("shape") or not all(size.HasField("dim_value") for size in sizes):
         return None
-    item = helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize
-    return math.prod(size.dim_value for size in sizes) * int(item)
+    return _bytes_of([size.dim_value for size in sizes], tensor.elem_type)
+
+
+def _bytes_of(sizes: Iterable[int], kind: int) -> int:
+    """The size of a tensor of these sizes and this element type.
+
+    Raises:
+        YolactError: a tensor of a graph cannot have them.
+    """
+    sizes = list(sizes)
+    if kind not in helper.get_all_tensor_dtypes() or any(size < 0 for size in sizes):
+        raise YolactError(f"the graph has a tensor of the sizes {sizes} and the element type {kind}")
+    return math.prod(sizes) * int(helper.tensor_dtype_to_np_dtype(kind).itemsize)

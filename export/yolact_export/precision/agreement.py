@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from rich.table import Column, Table
 
 from yolact.evaluation.evaluate import Evaluation
 from yolact.evaluation.matching import match_instances, pairwise_iou
@@ -16,7 +15,7 @@ from yolact_export.precision.calibration import batches
 from yolact_export.precision.measure import Error, add_heads, worst
 from yolact_export.stages import stages_of
 from yolact_runtime import Engine, Result
-from yolact_runtime.commandline import track
+from yolact_runtime.commandline import Table, track
 from yolact_runtime.errors import counted
 
 log = logging.getLogger(__name__)
@@ -120,18 +119,19 @@ def _corner_and_size(result: Result) -> np.ndarray:
 def agreement_table(seen: Agreement, precision: str) -> Table:
     """Numbers of matched detections, and how closely the pairs agree."""
     title = f"Detections: {precision} against float32 on {seen.images} images"
-    table = Table("detections scoring 0.3 or more", Column("", justify="right"), title=title)
-    table.add_row("float32", str(seen.expected))
-    table.add_row(precision, str(seen.found))
-    table.add_row("matched (same class, mask IoU 0.5)", str(seen.matched))
-    table.add_row("extra", str(seen.extra))
+    rows = [
+        ["float32", str(seen.expected)],
+        [precision, str(seen.found)],
+        ["matched (same class, mask IoU 0.5)", str(seen.matched)],
+        ["extra", str(seen.extra)],
+    ]
     if seen.matched:
-        table.add_row("mean box IoU of pairs", f"{np.mean(seen.box_iou):.4f}")
-        table.add_row("mean mask IoU of pairs", f"{np.mean(seen.mask_iou):.4f}")
-        table.add_row("mean score difference", f"{np.mean(seen.scores):.4f}")
+        rows.append(["mean box IoU of pairs", f"{np.mean(seen.box_iou):.4f}"])
+        rows.append(["mean mask IoU of pairs", f"{np.mean(seen.mask_iou):.4f}"])
+        rows.append(["mean score difference", f"{np.mean(seen.scores):.4f}"])
     if seen.heads is not None:
-        table.add_row("relative error of the heads", f"{worst(seen.heads):.2%}")
-    return table
+        rows.append(["relative error of the heads", f"{worst(seen.heads):.2%}"])
+    return Table(title, ("detections scoring 0.3 or more", ""), rows)
 
 
 @dataclass(frozen=True)
@@ -163,9 +163,9 @@ class PrecisionLoss:
 
 def precision_table(loss: PrecisionLoss, precision: str) -> Table:
     """AP of both in percent, and the difference."""
-    numbers = (Column(name, justify="right") for name in ("float32", precision, "difference"))
-    table = Table("", *numbers, title=f"COCO AP on {loss.reference.images} images, percent")
+    rows = []
     for kind, expected, found in loss.rows():
         a, b = 100 * expected, 100 * found
-        table.add_row(f"{kind} AP", f"{a:.2f}", f"{b:.2f}", f"{b - a:+.2f}")
-    return table
+        rows.append([f"{kind} AP", f"{a:.2f}", f"{b:.2f}", f"{b - a:+.2f}"])
+    title = f"COCO AP on {loss.reference.images} images, percent"
+    return Table(title, ("", "float32", precision, "difference"), rows)

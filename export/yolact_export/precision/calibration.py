@@ -18,9 +18,9 @@ import numpy as np
 import onnx
 
 from yolact_export.precision.int8 import quantisable
+from yolact_runtime.cache import Cache
 from yolact_runtime.commandline import track
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.files import cache_folder, read_json, write_json
 from yolact_runtime.metadata import Metadata
 from yolact_runtime.preprocess import resize_batch
 from yolact_runtime.sources.images import list_images, read_image
@@ -35,6 +35,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 Ranges = dict[str, tuple[float, float]]
+
+_CACHE = Cache("calibration", "the calibration", "calibrating again")
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ def calibrate(
 ) -> Ranges:
     """Measure the range of every tensor that enters a convolution, or read it from the cache.
 
-    The cache key is a hash of the graph, the images, the method and the version of ONNX Runtime.
+    The cache key is a hash of the graph, the images, the method and the version of ONNX Runtime. Ranges that
+    cannot be right are measured again.
 
     Args:
         model: The float32 graph.
@@ -106,16 +109,13 @@ def calibrate(
         Smallest and largest value by tensor name.
     """
     names = sorted({node.input[0] for node in quantisable(model)})
-    path = cache_folder() / "calibration" / f"{_key(model, options, images)}.json"
-    cached = _read_cache(path, names)
+    method, inputs = options.method, _inputs(model, options, images)
+    cached = _CACHE.read(method, inputs, lambda value: _check_ranges(value, names))
     if cached is not None:
-        log.info("read the calibration of %d tensors from %s", len(names), path)
+        log.info("read the calibration of %d tensors from %s", len(names), _CACHE.path(method, inputs))
         return cached
     ranges = _collect_ranges(model, names, options, images, metadata)
-    try:
-        write_json(path, ranges)
-    except YolactError as error:
-        log.warning("the calibration is not cached: %s", error)
+    _CACHE.write(method, inputs, ranges)
     return ranges
 
 
@@ -126,27 +126,23 @@ def batches(images: Iterable[np.ndarray], metadata: Metadata) -> Iterator[np.nda
         yield np.repeat(batch, metadata.min_batch, axis=0)
 
 
-def _key(model: onnx.ModelProto, options: CalibrationOptions, images: CalibrationImages) -> str:
+def _inputs(model: onnx.ModelProto, options: CalibrationOptions, images: CalibrationImages) -> list[Any]:
+    """All that the ranges depend on."""
     import onnxruntime
 
-    digest = hashlib.sha256(model.graph.SerializeToString(deterministic=True))
-    digest.update(repr((images.digest, METHODS[options.method], onnxruntime.__version__)).encode())
-    return digest.hexdigest()
+    graph = hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()
+    return [graph, images.digest, METHODS[options.method], onnxruntime.__version__]
 
 
-def _read_cache(path: Path, names: Sequence[str]) -> Ranges | None:
-    """The cached ranges of the tensors `names`; None, with a warning if damaged, without a usable cache."""
-    if not path.exists():
-        return None
-    try:
-        content = read_json(path, "calibration")
-        ranges = {name: (float(content[name][0]), float(content[name][1])) for name in names}
-        if all(math.isfinite(value) for pair in ranges.values() for value in pair):
-            return ranges
-        raise ValueError("a range is not finite")
-    except (YolactError, ValueError, TypeError, KeyError, IndexError) as error:
-        log.warning("the cached calibration %s is damaged (%s); calibrating again", path, error)
-        return None
+def _check_ranges(value: Any, names: Sequence[str]) -> Ranges:
+    """The cached ranges of the tensors `names`; a ValueError if they cannot be ranges of these."""
+    if sorted(value) != list(names):
+        raise ValueError("it has other tensors")
+    ranges = {name: (float(low), float(high)) for name, (low, high) in value.items()}
+    for name, (low, high) in ranges.items():
+        if not (math.isfinite(low) and math.isfinite(high) and low <= high):
+            raise ValueError(f"the range of {name} is {low} to {high}")
+    return ranges
 
 
 def _collect_ranges(

@@ -65,7 +65,7 @@ def _one_image(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
 
     A fixed batch is kept, because constants of the graph depend on it.
     """
-    sizes = [value.type.tensor_type.shape.dim[0].dim_value for value in model.graph.input[:1]]
+    sizes = [dim.dim_value for value in model.graph.input[:1] for dim in value.type.tensor_type.shape.dim]
     if sizes and sizes[0]:
         return onnx.shape_inference.infer_shapes(model, data_prop=True), sizes[0]
     result = copy.deepcopy(model)
@@ -102,7 +102,7 @@ def _macs(node: onnx.NodeProto, shapes: dict[str, list[int]]) -> int:
         return math.prod(data) * math.prod(weight[1:])
     if node.op_type == "Gemm":
         transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
-        return math.prod(out) * data[0 if transposed else 1]
+        return math.prod(out) * data[0 if transposed else -1]
     return math.prod(out) * data[-1]
 
 

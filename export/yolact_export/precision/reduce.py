@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from rich.table import Column, Table
 
 from yolact_export.onnx_graph import graph_metadata
 from yolact_export.precision.calibration import CalibrationOptions, batches, calibrate, choose_images
@@ -19,6 +18,7 @@ from yolact_export.precision.int8 import restore_float, to_int8
 from yolact_export.precision.layers import check_groups
 from yolact_export.precision.measure import Error, HeadReference, tensor_errors, worst
 from yolact_export.precision.sensitivity import BOUNDS, Convert, Sensitivity, measure_sensitivity
+from yolact_runtime.commandline import Table
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.sources.images import read_image
 
@@ -129,12 +129,13 @@ def reduce_graph(model: onnx.ModelProto, options: PrecisionOptions, images: Sequ
 def error_table(reduced: Reduced, precision: str) -> Table:
     """Errors of each head and layer group against float32, and the types that each group computes in."""
     title = f"{precision} against float32, tensor by tensor"
-    columns = ("largest value", "largest difference", "relative error")
-    numbers = (Column(name, justify="right") for name in columns)
-    table = Table("output or layer group", "computed in", *numbers, title=title)
+    numbers = ("largest value", "largest difference", "relative error")
     layers = by_group(layer_compute(reduced.model))
-    for name, error in (*reduced.heads.items(), *reduced.groups.items()):
-        kinds = ", ".join(shares(layers.get(name, [])))
-        figures = f"{error.largest:.4g}", f"{error.difference:.2e}", f"{error.relative:.3%}"
-        table.add_row(name, kinds, *figures, end_section=name == list(reduced.heads)[-1])
-    return table
+    rows: list[list[str]] = []
+    for errors in (reduced.heads, reduced.groups):
+        rows += [[]] if rows else []
+        for name, error in errors.items():
+            kinds = ", ".join(shares(layers.get(name, [])))
+            figures = f"{error.largest:.4g}", f"{error.difference:.2e}", f"{error.relative:.3%}"
+            rows.append([name, kinds, *figures])
+    return Table(title, ("output or layer group", "computed in", *numbers), rows, text_columns=2)

@@ -7,11 +7,10 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import onnx
-from rich.table import Column, Table
 
 from yolact_export.precision.layers import compute_groups
 from yolact_export.precision.measure import HeadReference, worst
-from yolact_runtime.commandline import track
+from yolact_runtime.commandline import Table, track
 
 log = logging.getLogger(__name__)
 
@@ -80,12 +79,14 @@ def measure_sensitivity(
 def sensitivity_table(found: Sensitivity, precision: str) -> Table:
     """Errors and decision for each layer group, the worst first."""
     bounds = found.bounds
-    result = Table(
-        *("layer group", Column("relative error", justify="right"), "kept in"),
-        title=f"Sensitivity: error of the heads with one group in {precision}",
-        caption=f"kept in float32 above {bounds.group:.1%}; all others together {found.total:.2%}"
+    return Table(
+        f"Sensitivity: error of the heads with one group in {precision}",
+        ("layer group", "kept in", "relative error"),
+        [
+            [group, "float32" if group in found.kept else precision, f"{error:.2%}"]
+            for group, error in sorted(found.errors.items(), key=lambda item: -item[1])
+        ],
+        f"kept in float32 above {bounds.group:.1%}; all others together {found.total:.2%}"
         f" (at most {bounds.total:.1%})",
+        text_columns=2,
     )
-    for group, error in sorted(found.errors.items(), key=lambda item: -item[1]):
-        result.add_row(group, f"{error:.2%}", "float32" if group in found.kept else precision)
-    return result

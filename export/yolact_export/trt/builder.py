@@ -6,7 +6,9 @@ only strong typing, and TensorRT-RTX has 11's API with a choice of compute capab
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import functools
 import importlib
 import json
 import logging
@@ -23,9 +25,11 @@ import onnx
 from yolact_export.trt.compute import count_engine, count_network
 from yolact_export.trt.errors import build_error, parser_error
 from yolact_export.trt.process import BuildRequest, BuildResult
+from yolact_runtime.cache import Cache
 from yolact_runtime.errors import YolactError
 from yolact_runtime.files import atomic_path
 from yolact_runtime.metadata import Metadata
+from yolact_runtime.untrusted import read_bytes
 
 log = logging.getLogger(__name__)
 
@@ -63,12 +67,13 @@ def build(trt: Any, request: BuildRequest, progress: Progress) -> BuildResult:
     _add_profile(builder, config, network, request.profile)
     if hasattr(trt, "IProgressMonitor"):
         config.progress_monitor = _make_monitor(trt, progress)
-    cache_file = _load_timing_cache(trt, config, request, notes)
+    timing = _TimingCache(trt, request, notes)
+    timing.load(config)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise YolactError(build_error(logger.errors, _load(request.onnx)))
     Path(request.engine).write_bytes(engine)
-    _save_timing_cache(config, cache_file, notes)
+    timing.save(config)
     counted = count_network(trt, network)
     compute = _inspect(trt, logger, engine, request.version_compatible)
     if not compute and not typed:
@@ -205,35 +210,58 @@ def _make_monitor(trt: Any, progress: Progress) -> Any:
     return Monitor()
 
 
-def _load_timing_cache(trt: Any, config: Any, request: BuildRequest, notes: list[str]) -> Path | None:
-    """Load the measured times of earlier builds; returns where to save them, None if they are not used."""
-    if not (request.timing_cache or request.default_cache) or not hasattr(config, "create_timing_cache"):
-        return None
-    path = Path(request.timing_cache or f"{request.default_cache}-{trt.__version__}.timing")
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        data = b""
-    except OSError as error:  # the cache only saves time
-        notes.append(f"timing cache {path} cannot be read ({error.strerror or error}); building without it")
-        return None
-    cache = config.create_timing_cache(data)
-    if data and (cache is None or not config.set_timing_cache(cache, False)):
-        notes.append(f"timing cache {path} does not fit this library or device; starting a new one")
-        cache, data = config.create_timing_cache(b""), b""
-    if not data and (cache is None or not config.set_timing_cache(cache, False)):
-        return None
-    return path
+class _TimingCache:
+    """The measured times of earlier builds, which only save time: whatever fails is a note."""
 
+    def __init__(self, trt: Any, request: BuildRequest, notes: list[str]) -> None:
+        self._file = Path(request.timing_cache) if request.timing_cache else None
+        self._label, self._inputs = request.default_cache, [request.default_cache, str(trt.__version__)]
+        self._notes = notes
+        what = "the timing cache"
+        self._cache = Cache("timing", what, "starting a new one", notes.append)
+        self._used = bool(self._file or self._label)
 
-def _save_timing_cache(config: Any, path: Path | None, notes: list[str]) -> None:
-    if path is None or (cache := config.get_timing_cache()) is None:
-        return
-    try:
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(cache.serialize())
-    except YolactError as error:  # the cache only saves time
-        notes.append(f"the timing cache is not saved: {error}")
+    def load(self, config: Any) -> None:
+        """Give the builder the earlier times, if there are any."""
+        if not self._used or not hasattr(config, "create_timing_cache"):
+            self._used = False
+            return
+        data = self._read()
+        if data is None:
+            self._used = False
+            return
+        cache = config.create_timing_cache(data)
+        if data and (cache is None or not config.set_timing_cache(cache, False)):
+            name = self._file or self._cache.path(self._label, self._inputs)
+            self._notes.append(f"timing cache {name} does not fit this library or device; starting a new one")
+            cache, data = config.create_timing_cache(b""), b""
+        if not data and (cache is None or not config.set_timing_cache(cache, False)):
+            self._used = False
+
+    def save(self, config: Any) -> None:
+        """Keep the times of this build with the earlier ones."""
+        if not self._used or (cache := config.get_timing_cache()) is None:
+            return
+        data = bytes(cache.serialize())
+        if self._file is None:
+            self._cache.write(self._label, self._inputs, base64.b64encode(data).decode())
+            return
+        try:
+            with atomic_path(self._file) as temporary:
+                temporary.write_bytes(data)
+        except YolactError as error:
+            self._notes.append(f"the timing cache is not saved: {error}")
+
+    def _read(self) -> bytes | None:
+        """The earlier times, b"" if there are none; None if their file cannot be read."""
+        if self._file is None:
+            decode = functools.partial(base64.b64decode, validate=True)
+            return self._cache.read(self._label, self._inputs, decode) or b""
+        try:
+            return read_bytes(self._file, "timing cache") if self._file.exists() else b""
+        except YolactError as error:
+            self._notes.append(f"{error}; building without it")
+            return None
 
 
 def _inspect(trt: Any, logger: Any, engine: Any, version_compatible: bool) -> dict[str, int]:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import re
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,7 +19,7 @@ from yolact_export.trt.process import BuildRequest, BuildResult, run_build
 from yolact_export.trt.target import Target, choose_target
 from yolact_runtime.engines.tensorrt.record import EngineRecord, record_path, to_json
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.files import atomic_path, cache_folder, follow_links, sha256, write_json
+from yolact_runtime.files import atomic_path, follow_links, sha256, write_json
 from yolact_runtime.metadata import Metadata
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ def build_engine(
             profile=profile,
             capabilities=target.capabilities,
             timing_cache=str(options.timing_cache or ""),
-            default_cache=str(_default_cache(target)),
+            default_cache=_default_cache(target),
             plugin=metadata.to_props() if options.plugin else {},
             **flags,
         )
@@ -173,10 +174,10 @@ def _count_text(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} in {name}" for name, count in sorted(counts.items())) or "of unknown type"
 
 
-def _default_cache(target: Target) -> Path:
-    device = target.gpu.name.replace(" ", "-") if target.gpu else "no-gpu"
-    capability = "_".join(target.capabilities) or "default"
-    return cache_folder() / "timing" / f"{target.library}-{device}-{capability}"
+def _default_cache(target: Target) -> str:
+    """The name of the timing cache of a library and device."""
+    device = re.sub(r"[^A-Za-z0-9]+", "-", target.gpu.name) if target.gpu else "no-gpu"
+    return f"{target.library}-{device}-{'_'.join(target.capabilities) or 'default'}"
 
 
 def _capability_text(target: Target) -> str:

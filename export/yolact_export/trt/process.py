@@ -19,7 +19,7 @@ from typing import IO
 from rich.progress import TaskID
 
 from yolact_runtime.commandline import progress_bar
-from yolact_runtime.errors import YolactError
+from yolact_runtime.errors import YolactError, escape_controls
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,8 @@ class BuildRequest:
         capabilities: Compute capabilities to build for, if the library can choose; empty for its default.
         workspace_mib: Limit of scratch memory in MiB, or None.
         timing_cache: Path of the timing cache, or "" for the default.
-        default_cache: Path of the default one, to which the library's version is added; "" for none.
+        default_cache: Name of the default one in the cache folder, without the library's version; "" for
+            none.
         plugin: Properties of the metadata if detection plugins are to be added, else empty.
         tf32, hardware_compatible, version_compatible: As in `BuildOptions`.
     """
@@ -144,7 +145,7 @@ def _follow(lines: IO[str]) -> dict:
                 continue
             kind, phase, steps = event["progress"]
             if kind == "start":
-                phases[phase] = bars.add_task(phase, total=steps)
+                phases[phase] = bars.add_task(escape_controls(phase), total=steps)
             elif phase in phases:
                 if kind == "step":
                     bars.update(phases[phase], completed=steps)

@@ -2,30 +2,53 @@
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import contextlib
-import functools
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, TextIO, TypeVar
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 
 from yolact_runtime.commandline.parser import Parser
-from yolact_runtime.errors import YolactError, escape_controls
-from yolact_runtime.files import is_stdout, writing
+from yolact_runtime.commandline.printing import (
+    Table,
+    error_console,
+    is_terminal,
+    print_line,
+    printing_beside,
+    progress_bar,
+    track,
+)
+from yolact_runtime.errors import YolactError, escape_controls, first_line, lacks_memory
+from yolact_runtime.files import discard_output
 from yolact_runtime.packages import import_failure
+from yolact_runtime.temporary import claiming
 from yolact_runtime.untrusted import check_limits
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress
+__all__ = [
+    "OWN_LOGGERS",
+    "OneLine",
+    "Parser",
+    "Table",
+    "error_console",
+    "is_terminal",
+    "print_line",
+    "printing_beside",
+    "progress_bar",
+    "run",
+    "setup_logging",
+    "stop_signals",
+    "terminated_as_interrupted",
+    "track",
+]
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
+_CLOSED = "standard output was closed by its reader; stopped"
 OWN_LOGGERS = ("yolact", "yolact_export", "yolact_runtime", "yolact_bench", "__main__")
 
 
@@ -42,45 +65,139 @@ def run(
 ) -> int:
     """Parse `argv`, run `command`, log its error, and return the exit code.
 
-    A package that is missing or does not load is such an error, too.
+    A package that is missing or does not load is such an error, too, and so are a lack of memory, a file that
+    cannot be read or written, and a standard output that takes nothing.
 
     Returns:
         0 done, 1 failed, 2 wrong use, 130 interrupted.
     """
+    code = _run(command, parser, argv)
+    if reason := _flush():
+        if not logging.getLogger().handlers:  # for --help and the like
+            setup_logging()
+        log.error("%s", reason)
+    return code or int(bool(reason))
+
+
+def _run(
+    command: Callable[[argparse.Namespace], int | None], parser: Parser, argv: Sequence[str] | None
+) -> int:
+    """The exit code of a command, apart from what is not yet printed."""
+    # Errors say what is wrong with an image; set before OpenCV is imported.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
     debug, name = False, parser.prog
     try:
         args = parser.parse_args(argv)
         debug, name = args.debug, args.prog
         setup_logging(logging.WARNING if args.quiet else logging.INFO)
         check_limits()  # a wrong one would fail at every file
-        return command(args) or 0
+        with terminated_as_interrupted(), claiming():
+            return command(args) or 0
     except SystemExit as stop:  # raised by the parser
         return stop.code if isinstance(stop.code, int) else 2
     except KeyboardInterrupt:
         log.error("interrupted")
         return 130
-    except BrokenPipeError:  # --help | head
-        return 1
     except Exception as error:
-        failure = error if isinstance(error, YolactError) else import_failure(error, name)
+        failure = _failure(error, name)
         if debug or failure is None:
             raise
         log.error("%s", failure)
         return failure.exit_code
 
 
+def _failure(error: Exception, name: str) -> YolactError | None:
+    """The one line for an error that is no fault of the program; None for others."""
+    if isinstance(error, YolactError):
+        return error
+    if isinstance(error, BrokenPipeError):
+        return YolactError(_CLOSED)
+    if failure := import_failure(error, name):
+        return failure
+    if lacks_memory(error):
+        return YolactError(
+            f"not enough memory ({first_line(error)}); free some, or use smaller images or batches"
+        )
+    if isinstance(error, RecursionError):
+        return YolactError("a file is nested too deeply to be read")
+    if isinstance(error, OSError):
+        named = f"{error.filename}: " if error.filename is not None else ""
+        return YolactError(f"{named}{error.strerror or first_line(error)}")
+    return None
+
+
+def _flush() -> str:
+    """Write what is buffered for standard output and error; returns why standard output takes nothing.
+
+    Python would do it at exit, with a traceback.
+    """
+    reason = ""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None and not stream.closed:
+                stream.flush()
+        except OSError as error:
+            discard_output(stream)
+            if stream is sys.stdout:
+                closed = isinstance(error, BrokenPipeError)
+                reason = _CLOSED if closed else f"cannot write standard output: {error.strerror or error}"
+    return reason
+
+
+def stop_signals() -> list[int]:
+    """The signals that end a command as Ctrl-C does, and that its parent does not ignore.
+
+    SIGTERM is from `docker stop` and job schedulers, SIGHUP from a terminal that closes; `nohup` ignores it.
+    """
+    known = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]
+    return [number for number in known if number is not None and signal.getsignal(number) != signal.SIG_IGN]
+
+
 @contextlib.contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """Turn SIGTERM, sent by `docker stop` and job schedulers, into KeyboardInterrupt, like Ctrl-C."""
+    """Turn `stop_signals` into KeyboardInterrupt, as Python does with Ctrl-C.
+
+    Both wait for the end of an import, during which libraries end the process or lose the exception. Where
+    another library replaces it by an error of its own, it is raised again.
+    """
+    received = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if _imports(frame):
+            timer = threading.Timer(0.05, _thread.interrupt_main, (number,))
+            timer.daemon = True
+            timer.start()
+            return
+        received.append(number)
+        raise KeyboardInterrupt
+
+    numbers = stop_signals()
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        numbers.append(signal.SIGINT)
+    before = {}
     try:
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in numbers:
+            before[number] = signal.signal(number, interrupt)
     except ValueError:  # not in the main thread, which handles signals
-        yield
-        return
+        numbers = []
     try:
         yield
+    except Exception as error:
+        if received and not isinstance(error, YolactError):
+            raise KeyboardInterrupt from error
+        raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a frame is inside an import."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def setup_logging(level: int = logging.INFO) -> None:
@@ -101,80 +218,3 @@ def setup_logging(level: int = logging.INFO) -> None:
     root.setLevel(logging.WARNING)
     for name in OWN_LOGGERS:
         logging.getLogger(name).setLevel(level)
-
-
-def is_terminal(stream: TextIO | None) -> bool:
-    """Whether rich may draw on a stream, without importing rich to find out."""
-    return stream is not None and (stream.isatty() or bool(os.environ.get("FORCE_COLOR")))
-
-
-def print_line(text: str, file: TextIO | None) -> None:
-    """Print one line to standard output or error, if there is any, with unencodable characters escaped.
-
-    Raises:
-        BrokenPipeError: the reader has closed it.
-        YolactError: it cannot be written.
-    """
-    if file is None:
-        return
-    encoding = file.encoding or "utf-8"
-    with writing("standard output" if file is sys.stdout else "standard error"):
-        print(text.encode(encoding, "backslashreplace").decode(encoding), file=file, flush=True)
-
-
-def printing_beside(*files: str | Path | None) -> contextlib.AbstractContextManager[object]:
-    """A context that prints to standard error if one of `files` is standard output, which has no more."""
-    beside = sys.stderr is not None and any(map(is_stdout, files))
-    return contextlib.redirect_stdout(sys.stderr) if beside else contextlib.nullcontext()
-
-
-@functools.cache
-def error_console() -> Console:
-    """Standard error; log lines and progress bars share it, so that a line goes above the bar."""
-    from rich.console import Console
-
-    return Console(stderr=True)
-
-
-def progress_bar(*texts: str, quiet: bool = False) -> Progress:
-    """A bar on standard error, to be used as a context; hidden without a terminal, or if `quiet`.
-
-    Args:
-        texts: More columns, such as "{task.fields[rate]}".
-        quiet: Whether to hide it in any case.
-    """
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    first = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *map(TextColumn, texts)
-    times = TimeElapsedColumn(), TextColumn("elapsed"), TimeRemainingColumn(), TextColumn("left")
-    console = error_console()
-    hidden = quiet or not console.is_terminal
-    if hidden:
-        from rich.console import Console
-
-        # Old versions of rich end a bar that is not shown with an empty line.
-        console = Console(quiet=True)
-    # Results that go elsewhere than to the terminal must not be diverted to it.
-    diverted = is_terminal(sys.stdout)
-    return Progress(*first, *times, console=console, disable=hidden, transient=True, redirect_stdout=diverted)
-
-
-def track(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
-    """Yield the items, and show how many of them are done in a `progress_bar`, but not with --quiet."""
-    with progress_bar(quiet=not log.isEnabledFor(logging.INFO)) as bar:
-        yield from bar.track(items, total, description=what)
-
-
-def table_console() -> Console:
-    """Standard output for tables; if it is not a terminal, wide enough for all columns."""
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal else Console(width=140)

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yolact_runtime
+from yolact_runtime.commandline.printing import check_stdout, print_text
+from yolact_runtime.errors import escape_controls
 
 # Options that take a path without saying so by `type=Path`.
 _PATHS = {"FILE", "FILE|-", "SOURCE", "IN[:OUT]", "E", "engine", "weights", "images", "annotations"}
@@ -84,6 +86,14 @@ class Parser(argparse.ArgumentParser):
             parsed.prog = self.prog
         return parsed, rest
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Same as in argparse, except that a standard output that takes nothing is an error."""
+        if file is not None and file is sys.stderr:
+            super()._print_message(message, file)
+        elif message:
+            check_stdout()
+            print_text(message, sys.stdout)
+
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with 2."""
         message = re.sub(r"^argument ", "", message)
@@ -91,8 +101,7 @@ class Parser(argparse.ArgumentParser):
         message = message.replace("COMMAND is missing", f"COMMAND is missing: {', '.join(self._commands())}")
         if message.endswith("is missing"):
             message += f"; see {self.prog} --help"
-        shown = "".join(one if one.isprintable() else repr(one)[1:-1] for one in message)
-        self.exit(2, f"{self.prog}: error: {shown}\n")
+        self.exit(2, f"{self.prog}: error: {escape_controls(message)}\n")
 
     def _commands(self) -> list[str]:
         return list(self.subparsers.choices) if self.subparsers else []
@@ -147,7 +156,8 @@ class _PrintCompletion(argparse.Action):
         import shtab
 
         _mark_paths(parser, shtab.FILE, shtab.DIRECTORY)
-        print(shtab.complete(parser, shell))
+        check_stdout()
+        print_text(shtab.complete(parser, shell) + "\n", sys.stdout)
         parser.exit()
 
 

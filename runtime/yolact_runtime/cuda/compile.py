@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from yolact_runtime.cache import Cache
 from yolact_runtime.cuda import nvrtc
-from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.files import cache_folder, write_json
-
-log = logging.getLogger(__name__)
+from yolact_runtime.errors import UsageError
 
 SOURCES = Path(__file__).parent / "kernels"
 _OPTIONS = ("-std=c++17", "-lineinfo", "--ptxas-options=-v")
 _INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 _CUDA_HEADERS = ("cuda_fp16.h", "cuda_fp16.hpp")
+_CACHE = Cache("kernels", "compiled kernels", "compiling again")
 
 
 @dataclass(frozen=True)
@@ -66,9 +64,9 @@ def compile_kernels(
 ) -> Module:
     """Compile kernels of one source file, or take them from the cache.
 
-    The cache is the folder `kernels` in `$YOLACT_CACHE` or the user's cache folder. Its key is all that the
-    result depends on: source, headers, options, capability and compiler. Damaged entries are compiled again,
-    and a cache that cannot be written is not used.
+    The cache is the folder `kernels` in the cache folder. Its key is all that the result depends on: source,
+    headers, options, capability and compiler. Entries that are damaged, or that somebody else may have
+    written, are compiled again, and a cache that cannot be written is not used.
 
     Args:
         source: Name of a file in `folder`.
@@ -90,14 +88,14 @@ def compile_kernels(
     options = (*_OPTIONS, f"-arch={'compute' if ptx else 'sm'}_{major}{minor}")
     parts = [source, text, headers, names, options, ptx, library.version]
     parts += [hashlib.sha256((include / name).read_bytes()).hexdigest() for name in _CUDA_HEADERS]
-    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-    path = cache_folder() / "kernels" / f"{Path(source).stem}-sm{major}{minor}-{key[:32]}.json"
-    module = _cached(path, capability, library.version)
-    if module is None:
-        compiled = library.compile(source, text, headers, names, (*options, f"-I{include}"), ptx)
-        module = Module(*compiled, capability, library.version)
-        _keep(path, module)
-    return module
+    label = f"{Path(source).stem}-sm{major}{minor}"
+    kept = _CACHE.read(label, parts, lambda entry: _from_entry(entry, names))
+    if kept is None:
+        kept = library.compile(source, text, headers, names, (*options, f"-I{include}"), ptx)
+        image, entries, messages = kept
+        encoded = base64.b64encode(image).decode()
+        _CACHE.write(label, parts, {"image": encoded, "names": entries, "log": messages})
+    return Module(*kept, capability, library.version)
 
 
 def _read(source: Path) -> tuple[str, dict[str, str]]:
@@ -114,35 +112,10 @@ def _read(source: Path) -> tuple[str, dict[str, str]]:
     return text, dict(sorted(headers.items()))
 
 
-def _cached(path: Path, capability: tuple[int, int], compiler: tuple[int, int]) -> Module | None:
-    """The module in a cache entry; None if it is missing or damaged."""
-    try:
-        entry = json.loads(path.read_text(encoding="utf-8"))
-        image = base64.b64decode(entry["image"], validate=True)
-        if entry["digest"] != _digest(image, entry["names"], entry["log"]):
-            raise ValueError("its digest differs")
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("compiled kernels %s are damaged (%s); compiling again", path, error)
-        return None
-    return Module(image, entry["names"], entry["log"], capability, compiler)
-
-
-def _keep(path: Path, module: Module) -> None:
-    """Write a cache entry; a failure is a warning."""
-    names = dict(module.names)
-    entry = {
-        "image": base64.b64encode(module.image).decode(),
-        "names": names,
-        "log": module.log,
-        "digest": _digest(module.image, names, module.log),
-    }
-    try:
-        write_json(path, entry)
-    except YolactError as error:
-        log.warning("compiled kernels are not cached: %s", error)
-
-
-def _digest(image: bytes, names: dict[str, str], text: str) -> str:
-    return hashlib.sha256(image + json.dumps([names, text], sort_keys=True).encode()).hexdigest()
+def _from_entry(entry: Any, names: Sequence[str]) -> tuple[bytes, dict[str, str], str]:
+    """Code, names and log of a cache entry; a ValueError if it has not all of these kernels."""
+    image, found, log = base64.b64decode(entry["image"], validate=True), entry["names"], entry["log"]
+    texts = all(isinstance(text, str) for text in [*found.values(), log])
+    if not image or sorted(found) != list(names) or not texts:
+        raise ValueError("it has other kernels")
+    return image, found, log

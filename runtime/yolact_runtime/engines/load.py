@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
+import os
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,12 +22,15 @@ from yolact_runtime.engines.backends import (
 )
 from yolact_runtime.engines.base import Engine
 from yolact_runtime.engines.choose import choose_for_cpu, cuda_may_load
-from yolact_runtime.engines.onnx_file import read_properties
+from yolact_runtime.engines.onnx_file import check_onnx
 from yolact_runtime.engines.tensorrt.record import read_engine, rebuild_command
+from yolact_runtime.engines.threads import check_threads
+from yolact_runtime.engines.trial import TRIED, try_engine
 from yolact_runtime.errors import UsageError, YolactError, counted
 from yolact_runtime.files import sha256
 from yolact_runtime.metadata import PREFIX
 from yolact_runtime.packages import imports_failed
+from yolact_runtime.untrusted import check_regular
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +64,7 @@ def load_engine(
     """
     if precision is not None and precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r}; allowed: {', '.join(PRECISIONS)}")
+    check_threads(threads, streams)
     if threads is not None:
         options["threads"] = threads
     if streams != 1:
@@ -96,11 +101,12 @@ def entry_points(group: str) -> dict[str, Any]:
 def _existing_file(path: str | Path) -> Path:
     """The file of a path or of the name of a published model; its suffix is known."""
     file = Path(path)
-    if not file.exists() and not file.suffix and file.name == str(path):
+    # These functions raise no error for a name that no file can have.
+    if not os.path.exists(file) and not file.suffix and file.name == str(path):  # noqa: PTH110
         file = _file_of_name(str(path))
-    if not file.exists():
+    if not os.path.exists(file):  # noqa: PTH110
         raise YolactError(f"engine {path} does not exist")
-    if file.is_file() and _suffix(file) in SUFFIXES:
+    if not file.is_dir() and _suffix(file) in SUFFIXES:
         return file
     suffixes = sorted({*entry_points("engines"), *SUFFIXES})
     known = ", ".join(f".{suffix}" for suffix in suffixes)
@@ -160,15 +166,16 @@ def open_exported(
     _refuse_unknown(options, able, _suffix(file))
     if options.get("providers"):
         return _open("onnxruntime", file, precision, options), "it has the given providers"
-    properties = read_properties(file)
-    if properties and precision not in IN_BF16 and cuda_may_load():
+    _check_content(file)
+    properties = check_onnx(file).properties
+    if precision not in IN_BF16 and cuda_may_load():
         try:
             return _open("cuda", file, precision, options), "CUDA loads"
         except UsageError:
             raise
         except YolactError as error:
             log.warning("%s; using the CPU", error)
-    delivered = (properties or {}).get(f"{PREFIX}precision", "").strip('"')
+    delivered = properties.get(f"{PREFIX}precision", "").strip('"')
     chosen, why = choose_for_cpu(delivered, precision)
     return _open(chosen, file, precision, options), why
 
@@ -233,16 +240,27 @@ def call(opener: Callable[..., Any], file: Path, options: Mapping[str, Any], wha
         YolactError: the file is empty.
         UsageError: the opener does not take an option.
     """
-    if not file.stat().st_size:
-        raise YolactError(f"engine {file} is empty (0 bytes); copy or export it again")
+    _check_content(file)
+    engine: Engine = opener(file, **_options_for(opener, options, what))
+    return engine
+
+
+def _options_for(opener: Callable[..., Any], options: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """Those of `options` that an opener takes; a UsageError if it does not take one."""
     allowed = options_of(opener)
     for option, value in options.items():
         if option not in allowed and (option, value) != ("streams", "auto"):
             raise UsageError(
                 f"option {option!r} does not apply to {what}; it takes {', '.join(allowed) or 'none'}"
             )
-    engine: Engine = opener(file, **{name: value for name, value in options.items() if name in allowed})
-    return engine
+    return {name: value for name, value in options.items() if name in allowed}
+
+
+def _check_content(file: Path) -> None:
+    """Raise a YolactError unless a file is a regular one with some content."""
+    check_regular(file, "engine")
+    if not file.stat().st_size:
+        raise YolactError(f"engine {file} is empty (0 bytes); copy or export it again")
 
 
 def _open(name: str, file: Path, precision: str | None, options: Mapping[str, Any]) -> Engine:
@@ -253,6 +271,10 @@ def _open(name: str, file: Path, precision: str | None, options: Mapping[str, An
             file = find_engine(file)
         if precision is not None and "precision" in options_of(opener):
             options = {**options, "precision": precision}
+        if name in TRIED:
+            _check_content(file)
+            _options_for(opener, options, f"backend {name}")
+            try_engine(file, name)
         return call(opener, file, options, f"backend {name}")
     except ImportError as error:
         raise imports_failed(error, f"backend {name}", BACKENDS[name].extra) from error

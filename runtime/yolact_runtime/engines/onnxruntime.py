@@ -14,7 +14,7 @@ from yolact_runtime.detections import Detections
 from yolact_runtime.engines.backends import UNKNOWN
 from yolact_runtime.engines.base import Engine
 from yolact_runtime.engines.io_binding import BoundSession
-from yolact_runtime.engines.onnx_file import read_nodes, read_properties
+from yolact_runtime.engines.onnx_file import check_onnx, read_nodes
 from yolact_runtime.engines.outputs import INPUT, GraphOutputs
 from yolact_runtime.engines.threads import AUTO, check_threads, usable_cores
 from yolact_runtime.errors import UsageError, YolactError, first_line, run_failed
@@ -65,6 +65,7 @@ class OnnxRuntimeEngine(Engine):
 
         self.path = Path(path)
         check_threads(threads, streams)
+        properties = check_onnx(self.path).properties
         available = onnxruntime.get_available_providers()
         wanted = [_provider(name, available) for name in providers or ["cpu"]]
         asked, first = (providers or ["cpu"])[0], wanted[0][0]
@@ -75,21 +76,23 @@ class OnnxRuntimeEngine(Engine):
         else:
             self.streams = 1 if streams == AUTO else int(streams)
         self._session: Any = None
-        self._session, self._delivered = self._open_inspected(wanted, threads)
+        stored = properties.get(f"{PREFIX}precision", "").strip('"')
+        self._session, self._delivered = self._open_inspected(wanted, threads, stored)
         delivered = self._session.get_providers()[0]
         if delivered != first:
             raise YolactError(
                 f"{self.path}: provider {asked} does not load on this machine (ONNX Runtime fell back to"
                 f" {delivered}); install its libraries, or use --backend onnxruntime --providers cpu"
             )
-        self.metadata = Metadata.from_props(self._session.get_modelmeta().custom_metadata_map, self.path)
+        self.metadata = Metadata.from_props(properties, self.path)
         self._outputs = GraphOutputs(self.metadata, self.path)
-        self._outputs.check(
-            [value.name for value in self._session.get_inputs()],
-            [value.name for value in self._session.get_outputs()],
+        inputs, outputs = (
+            {value.name: value.shape for value in values}
+            for values in (self._session.get_inputs(), self._session.get_outputs())
         )
-        given = self._session.get_inputs()[0]
-        self._outputs.check_input(given.shape[1:], _DTYPES.get(given.type, given.type))
+        self._outputs.check(inputs, outputs)
+        kind = self._session.get_inputs()[0].type
+        self._outputs.check_input(inputs[INPUT], _DTYPES.get(kind, kind))
         # On the CPU the session returns new arrays without copying: binding saves nothing.
         self._bound = (
             BoundSession(self._session, INPUT, self._outputs.names, self.streams) if first == _CUDA else None
@@ -122,10 +125,14 @@ class OnnxRuntimeEngine(Engine):
         self._session = self._bound = None
 
     def _open_inspected(
-        self, providers: list[tuple[str, dict[str, str]]], threads: int | None
+        self, providers: list[tuple[str, dict[str, str]]], threads: int | None, stored: str
     ) -> tuple[Any, str]:
-        """A session and the precision that it computes in, as its optimised graph shows."""
-        stored = (read_properties(self.path) or {}).get(f"{PREFIX}precision", "").strip('"')
+        """A session and the precision that it computes in, as its optimised graph shows.
+
+        Args:
+            providers, threads: As in `_open`.
+            stored: The precision of the file.
+        """
         if stored not in ("fp16", "int8"):
             session = self._open(providers, threads)
             if stored == "fp32":

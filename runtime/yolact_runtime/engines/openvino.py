@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import queue
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,21 @@ import numpy as np
 from yolact_runtime.detections import Detections
 from yolact_runtime.engines.backends import IN_BF16, UNKNOWN
 from yolact_runtime.engines.base import Engine
-from yolact_runtime.engines.onnx_file import read_properties
+from yolact_runtime.engines.onnx_file import check_onnx
 from yolact_runtime.engines.outputs import INPUT, GraphOutputs
 from yolact_runtime.engines.threads import AUTO, check_threads, usable_cores
 from yolact_runtime.errors import UsageError, YolactError, cause_line, run_failed
 from yolact_runtime.files import sha256
 from yolact_runtime.metadata import PREFIX, Metadata
 from yolact_runtime.packages import imports_failed
+from yolact_runtime.untrusted import check_regular
 
-# Sections of the runtime information with our properties, as strings: of an OpenVINO and an ONNX file.
+# Section of an OpenVINO file's runtime information with our properties, as strings.
 SECTION = PREFIX.rstrip(".")
 # Property of an OpenVINO file: the SHA-256 of its weights. Files of earlier versions have none.
 WEIGHTS_HASH = f"{PREFIX}bin_sha256"
-_ONNX_SECTION = "framework"
 _PRODUCTS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
+_DTYPES = {"u8": "uint8", "f32": "float32"}
 _TYPES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
 
 
@@ -72,12 +74,10 @@ class OpenVinoEngine(Engine):
                 f" leave --precision out, or export it in {needed}"
             )
         self._outputs = GraphOutputs(self.metadata, self.path)
-        self._outputs.check(
-            [port.any_name for port in model.inputs], [port.any_name for port in model.outputs]
-        )
+        self._outputs.check(_shapes(model.inputs, path), _shapes(model.outputs, path))
         given = model.inputs[0]
-        sides = [side.get_length() if side.is_static else "?" for side in given.partial_shape][1:]
-        self._outputs.check_input(sides, given.element_type.to_dtype().name)
+        kind = given.element_type.get_type_name()
+        self._outputs.check_input(_shapes([given], path)[INPUT], _DTYPES.get(kind, kind))
         self.threads = threads or usable_cores()
         settings: dict[str, object] = {
             "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
@@ -154,27 +154,41 @@ def read_model(path: Path) -> tuple[Any, Metadata]:
     Raises:
         YolactError: OpenVINO cannot read the file, or it is not from yolact-export.
     """
-    core = shared_core()
     is_onnx = path.suffix.lower() == ".onnx"
+    # Before OpenVINO sees the file, which takes data from wherever an ONNX file says.
+    props = dict(check_onnx(path).properties) if is_onnx else {}
+    if not is_onnx:
+        check_regular(path, "OpenVINO file")
+        check_regular(path.with_suffix(".bin"), "OpenVINO file")
+    core = shared_core()
     try:
-        if is_onnx and read_properties(path) is None:
-            # OpenVINO would try the readers of all frameworks, some of which write to the console.
-            raise RuntimeError("it is not an ONNX file, or cut off")
         model = core.read_model(path)
-    except RuntimeError as error:
+        if not is_onnx:
+            info = model.get_rt_info()
+            names = info[SECTION] if SECTION in info else ()  # noqa: SIM401 - it has no `get`
+            props = {f"{PREFIX}{name}": model.get_rt_info([SECTION, name]).astype(str) for name in names}
+    except Exception as error:  # it raises most of Python's exceptions, from those of C++
         damaged = "the file" if is_onnx else "the file or its .bin"
         raise YolactError(
             f"{path}: OpenVINO cannot read it; if {damaged} is damaged, copy or export it again"
             f" ({cause_line(error)})"
         ) from error
-    # A converted file has both sections; ours takes precedence.
-    section, prefix = (_ONNX_SECTION, "") if is_onnx else (SECTION, PREFIX)
-    # This map supports `in`, but not `get`.
-    names = model.get_rt_info()[section] if section in model.get_rt_info() else ()  # noqa: SIM401
-    props = {f"{prefix}{name}": model.get_rt_info([section, name]).astype(str) for name in names}
     if not is_onnx and WEIGHTS_HASH in props:
         _check_weights(path.with_suffix(".bin"), props[WEIGHTS_HASH])
     return model, Metadata.from_props(props, path)
+
+
+def _shapes(ports: Sequence[Any], path: str | Path) -> dict[str, list[object]]:
+    """Names and shapes of inputs or outputs; a side that is not known is "?"; of no known rank, empty."""
+    try:
+        return {
+            port.any_name: [side.get_length() if side.is_static else "?" for side in port.partial_shape]
+            if port.partial_shape.rank.is_static
+            else []
+            for port in ports
+        }
+    except Exception as error:  # as in `read_model`
+        raise YolactError(f"{path}: OpenVINO cannot read it ({cause_line(error)})") from error
 
 
 def _check_weights(path: Path, expected: str) -> None:

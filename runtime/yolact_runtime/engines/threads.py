@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from yolact_runtime.errors import UsageError
+from yolact_runtime.untrusted import beyond, limit
 
 AUTO = "auto"
 _SYSTEM = Path("/sys")
@@ -44,8 +45,10 @@ def _read(path: Path) -> str:
 
 
 def check_threads(threads: int | None, streams: int | str) -> None:
-    """Raise a UsageError if one of them is less than 1."""
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads is {threads}; it must be 1 or more")
-    if streams != AUTO and (not isinstance(streams, int) or streams < 1):
-        raise UsageError(f"streams is {streams!r}; it must be 1 or more, or {AUTO!r}")
+    """Raise a UsageError if one of them is less than 1 or beyond its limit."""
+    if threads is not None and not 1 <= threads <= limit("threads"):
+        raise UsageError(f"threads is {threads}; it must be 1 or more, and at most {beyond('threads')}")
+    if streams != AUTO and not (isinstance(streams, int) and 1 <= streams <= limit("streams")):
+        raise UsageError(
+            f"streams is {streams!r}; it must be 1 or more, or {AUTO!r}, and at most {beyond('streams')}"
+        )

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from yolact_runtime.engines.base import Engine, check_image
-from yolact_runtime.errors import YolactError, counted, first_line
+from yolact_runtime.errors import ItemError, YolactError, counted, first_line
 from yolact_runtime.frames import Frame, Sink, Source
 from yolact_runtime.pipeline.queues import Channel, Closed
 from yolact_runtime.pipeline.settings import PipelineSettings, RunStats
@@ -269,17 +269,22 @@ class Run:
 
     def _lose(self, item: _Item, error: Exception, quietly: bool = False) -> None:
         """Report a failed frame; it goes to the writer, which needs every ticket."""
+        self._report(item, error, quietly)
+        self._ordered.put(item)
+
+    def _report(self, item: _Item, error: Exception, quietly: bool = False) -> None:
+        """Mark a frame as failed, and log why."""
         text = str(_as_yolact_error(error))
         item.fault = text if item.frame.name in text else f"{item.frame.name}: {text}"
         item.image = item.prepared = item.result = None
         if not quietly:
             log.error("%s; skipped", item.fault)
             log.debug("where it failed", exc_info=error)
-        self._ordered.put(item)
 
     def _write(self) -> None:
         """Give frames to the sinks in the order of their tickets."""
         waiting: dict[int, _Item] = {}
+        reported = ""
         for ticket in itertools.count():
             while ticket not in waiting:
                 item = self._ordered.get()
@@ -294,6 +299,10 @@ class Run:
                         sink.fail(item.frame, item.fault)
                     elif item.outputs is not None:
                         sink.write(item.frame, item.outputs[index])
+                except ItemError as error:
+                    # Once for all frames of a video that cannot be written.
+                    self._report(item, error, quietly=str(error) == reported)
+                    reported = str(error)
                 except Exception as error:
                     raise _as_yolact_error(error) from error
                 finally:

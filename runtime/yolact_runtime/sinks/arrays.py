@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from yolact_runtime.files import atomic_path
 from yolact_runtime.frames import Frame, Sink
 from yolact_runtime.results import Result
+from yolact_runtime.sinks.items import write_item
 from yolact_runtime.sinks.names import FreeNames, no_source
 
 
@@ -57,5 +57,4 @@ class ArraySink(Sink):
         self._names.carry(line, ".npz")
 
     def write(self, frame: Frame, prepared: bytes) -> None:
-        with atomic_path(self._names.take(frame, ".npz")) as temporary:
-            temporary.write_bytes(prepared)
+        write_item(self._names.take(frame, ".npz"), prepared, self._names)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
+import math
 import os
-import sys
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,6 +21,8 @@ from yolact_runtime.frames import Frame, Sink
 from yolact_runtime.results import Result
 from yolact_runtime.sinks.growing import GrowingFile
 from yolact_runtime.sinks.image_ids import ImageNumbers
+from yolact_runtime.temporary import try_lock
+from yolact_runtime.untrusted import beyond, check_values, limit
 
 log = logging.getLogger(__name__)
 
@@ -140,12 +144,21 @@ def read_lines(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
     Raises:
         YolactError: a line is not one that `JsonLinesSink` writes.
     """
+    most = limit("text_bytes")
     with path.open("rb") as reader:
-        for number, raw in enumerate(reader, start=1):
-            incomplete = not raw.endswith(b"\n")
-            if incomplete and raw.startswith(_BEGIN[: len(raw)]):
+        for number in itertools.count(1):
+            raw = reader.readline(most + 1)
+            if not raw:
                 return
-            line = None if incomplete else _parse(raw)
+            if len(raw) > most:
+                raise YolactError(
+                    f"cannot resume {path}: line {number} is longer than {beyond('text_bytes')}"
+                )
+            line = _parse(raw)
+            if not raw.endswith(b"\n"):
+                if raw.startswith(_BEGIN[: len(raw)]) and (line is not None or not _is_json(raw)):
+                    return  # cut off when the run was killed
+                line = None
             if line is None:
                 raise YolactError(
                     f"cannot resume {path}: line {number} was not written by yolact-infer; name another"
@@ -158,34 +171,50 @@ def _parse(raw: bytes) -> dict[str, Any] | None:
     """A line that `JsonLinesSink` wrote; None for any other."""
     try:
         line = json.loads(raw)
+        # Names of files may have bytes that are no text, which are written as halves of characters.
+        check_values({key: value for key, value in line.items() if key not in ("image", "error")})
         if "error" in line:
-            return line if isinstance(line["image"], str) else None
-        right = isinstance(line["image"], str) and isinstance(line["image_id"], int | None)
-        right &= isinstance(line["height"], int) and isinstance(line["width"], int)
-        right &= all({"category_id", "bbox", "score"} <= entry.keys() for entry in line["detections"])
+            return line if isinstance(line["image"], str) and isinstance(line["error"], str) else None
+        right = isinstance(line["image"], str) and type(line["image_id"]) in (int, type(None))
+        size = [line["height"], line["width"]]
+        right &= all(type(side) is int and 0 < side <= limit("side") for side in size)
+        right &= all(_is_detection(entry, line["image_id"], size) for entry in line["detections"])
+        os.fsencode(line["image"])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     return line if right else None
 
 
+def _is_detection(entry: Any, image_id: int | None, size: list[int]) -> bool:
+    """Whether an entry has what other outputs are written from; a wrong mask could end pycocotools."""
+    numbers = [entry["score"], entry.get("box_score", 0), *entry["bbox"]]
+    right = type(entry["category_id"]) is int and len(entry["bbox"]) == 4 and entry["image_id"] == image_id
+    mask = entry["segmentation"]
+    if isinstance(mask, list):
+        right &= bool(mask) and all(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in mask)
+        outline = [value for polygon in mask for value in polygon]
+        numbers += outline
+        right &= all(-1 <= value <= max(size) + 1 for value in outline)
+    else:
+        right &= mask["size"] == size and re.fullmatch("[0-o]*", mask["counts"]) is not None
+    return right and all(type(one) in (int, float) and math.isfinite(one) for one in numbers)
+
+
+def _is_json(raw: bytes) -> bool:
+    try:
+        json.loads(raw)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def _locked(path: Path) -> BinaryIO:
     """The file, created if missing, and locked against other runs until it is closed."""
     file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b", 0)
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            # Beyond the end of the file: on Windows a locked range cannot be read.
-            file.seek(1 << 40)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            file.seek(0)
-        else:
-            import fcntl
-
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
+    locked = try_lock(file.fileno())
+    if locked is False:
         file.close()
-        raise YolactError(f"another run writes to {path}; wait for it, or name another file") from None
-    except OSError as error:  # a file system without locks
-        log.warning("%s cannot be locked (%s): make sure that no other run writes to it", path, error)
+        raise YolactError(f"another run writes to {path}; wait for it, or name another file")
+    if locked is None:
+        log.warning("%s cannot be locked: make sure that no other run writes to it", path)
     return file

@@ -76,6 +76,7 @@ class FreeNames:
         self._is_source = is_source
         # The last number given for each requested name; 1 for names that were given for another.
         self._numbers: dict[str, int] = {}
+        self._before: dict[str, int | None] = {}
 
     def take(self, frame: Frame, suffix: str) -> Path:
         """A path for `frame`: `a.png`, or `a_2.png`, `a_3.png` and so on if that is taken."""
@@ -84,6 +85,14 @@ class FreeNames:
     def carry(self, line: dict[str, Any], suffix: str) -> None:
         """Mark the name of an image of an earlier run as taken; `line` is from its JSON Lines, in order."""
         self._take(Path(line["image"]), line["image"], "time" in line, suffix)
+
+    def give_back(self) -> None:
+        """Free the name that was taken last, because nothing was written: a resumed run gives it again."""
+        for key, number in self._before.items():
+            if number is None:
+                self._numbers.pop(key, None)
+            else:
+                self._numbers[key] = number
 
     def _take(self, path: Path, name: str, moving: bool, suffix: str) -> Path:
         """The first free name for `path`; a frame of a video takes its stem from `name`."""
@@ -98,6 +107,7 @@ class FreeNames:
             if (key == base or key not in self._numbers) and not kept:
                 break
             number += 1
+        self._before = {base: self._numbers.get(base), key: self._numbers.get(key)}
         self._numbers[base] = number
         self._numbers.setdefault(key, 1)
         return target

@@ -132,13 +132,7 @@ def open_outputs(
     outputs = Outputs(source, numbers)
     lines = JsonLinesSink(args.jsonl, numbers, args.polygons, args.resume) if args.jsonl else None
     resumable: list[CocoSink | CocoDatasetSink | ArraySink | OverlaySink] = []
-    classes = meta.category_ids, meta.class_names, numbers, args.polygons
-    if not args.no_json:
-        outputs.coco = CocoSink(args.json, *classes)
-        resumable.append(outputs.coco)
-    if args.coco_dataset:
-        outputs.dataset = CocoDatasetSink(args.coco_dataset, *classes)
-        resumable.append(outputs.dataset)
+    # First, because any of their files may fail alone: the image is then in none of the JSON.
     sources = image_folders(source), among(lambda: source_files(source))
     if args.arrays:
         resumable.append(ArraySink(args.arrays, *sources))
@@ -152,6 +146,15 @@ def open_outputs(
         folder = args.video_output or target.folder
         outputs.videos = VideoSink(folder, keep=keep, target=_video_file(args))
         outputs.sinks.append(outputs.videos)
+    classes = meta.category_ids, meta.class_names, numbers, args.polygons
+    if not args.no_json:
+        outputs.coco = CocoSink(args.json, *classes)
+        resumable.append(outputs.coco)
+        outputs.sinks.append(outputs.coco)
+    if args.coco_dataset:
+        outputs.dataset = CocoDatasetSink(args.coco_dataset, *classes)
+        resumable.append(outputs.dataset)
+        outputs.sinks.append(outputs.dataset)
     if lines is not None:
         # Last, because a line marks its image as done for a resumed run.
         outputs.sinks.append(lines)

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.files import atomic_path
 from yolact_runtime.frames import Frame, Sink
 from yolact_runtime.results import Result
+from yolact_runtime.sinks.items import write_item
 from yolact_runtime.sinks.names import FreeNames, no_source
 
 # Suffixes that every OpenCV writes; overlays of other files become PNGs.
@@ -69,8 +69,10 @@ class OverlaySink(Sink):
         if prepared is None:
             return
         suffix, data = prepared
-        with atomic_path(self._single or self._names.take(frame, suffix)) as temporary:
-            temporary.write_bytes(data)
+        if self._single is not None:
+            write_item(self._single, data)
+        else:
+            write_item(self._names.take(frame, suffix), data, self._names)
         self.drawn += 1
 
 

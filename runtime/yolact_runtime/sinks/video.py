@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.errors import ItemError, UsageError, YolactError
 from yolact_runtime.files import atomic_path
 from yolact_runtime.frames import Frame, Sink
 from yolact_runtime.outputs import identity_of
 from yolact_runtime.results import Result
 from yolact_runtime.sinks.audio import AudioCopy
+from yolact_runtime.sinks.items import item_output
 from yolact_runtime.sources.libav import (
     from_bgr,
     load_av,
@@ -86,6 +87,7 @@ class VideoSink(Sink):
         self._kept = {identity_of(path) for path in keep}
         self._folders = {identity_of(Path(path).parent) for path in keep}
         self._writer: _Writer | None = None
+        self._refused: tuple[Path, str] | None = None  # the source whose video cannot be written, and why
 
     def prepare(self, frame: Frame, image: np.ndarray, result: Result) -> Any:
         """Draw, and convert to the encoder's pixel format; None for an image."""
@@ -97,6 +99,7 @@ class VideoSink(Sink):
         """Encode a frame, and copy the audio up to it.
 
         Raises:
+            ItemError: the file of this video cannot be created.
             YolactError: the file cannot be written; it is removed.
         """
         if prepared is None:
@@ -104,11 +107,21 @@ class VideoSink(Sink):
         if self._writer is not None and not self._writer.continues(frame):
             self.close()
         if self._writer is None:
-            self._writer = _Writer(frame, prepared, self._target(frame), *self._quality)
+            self._writer = self._open(frame, prepared)
         try:
             self._writer.add(frame, prepared)
         except YolactError:
             self._writer = None
+            raise
+
+    def _open(self, frame: Frame, prepared: VideoFrame) -> _Writer:
+        """Begin the file of a video; if that is not possible, all its frames fail, and no others."""
+        if self._refused is not None and self._refused[0] == frame.path:
+            raise ItemError(self._refused[1])
+        try:
+            return _Writer(frame, prepared, self._target(frame), *self._quality)
+        except ItemError as error:
+            self._refused = frame.path, str(error)
             raise
 
     def close(self) -> None:
@@ -177,7 +190,8 @@ class _Writer:
                 raise YolactError(f"cannot write {target}: this PyAV has no encoder libx264 or mpeg4")
             log.warning("%s is written as MPEG-4 Part 2: this PyAV has no H.264 encoder (libx264)", target)
         with self._guarded():
-            temporary = self._stack.enter_context(atomic_path(target))
+            with item_output(target):
+                temporary = self._stack.enter_context(atomic_path(target))
             # A recording is flushed packet by packet; an MP4 gets its index in front, for browsers.
             options = (
                 {"flush_packets": "1"} if target.suffix.lower() == ".mkv" else {"movflags": "+faststart"}

@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.errors import UsageError, YolactError, without_secrets
 from yolact_runtime.frames import Frame, Source
 from yolact_runtime.sources.folders import (
     IMAGES,
@@ -26,13 +25,15 @@ from yolact_runtime.sources.folders import (
     scan,
     suffix_of,
 )
-from yolact_runtime.sources.headers import image_size, value_bytes
+from yolact_runtime.sources.headers import read_header
 from yolact_runtime.sources.heif import HeifImage, heif_kind
 from yolact_runtime.sources.structure import examine
-from yolact_runtime.untrusted import beyond, limit
+from yolact_runtime.untrusted import LIMITS, beyond, limit, read_bytes
 
 log = logging.getLogger(__name__)
 
+# Bytes that an image may take while it is decoded, for each pixel of the limit on pixels.
+PIXEL_MEMORY = 8
 # A GIF of one pixel.
 _GIF = b"GIF89a\1\0\1\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
 
@@ -103,6 +104,7 @@ def check_exists(source: str) -> None:
     try:
         os.stat(source)  # noqa: PTH116 - Path drops a slash at the end, which only folders may have
     except OSError as error:
+        source = without_secrets(source)  # an address whose kind is not known
         if os.path.islink(source):  # noqa: PTH114 - raises no error
             raise UsageError(f"image {source} is a broken symbolic link") from error
         if not isinstance(error, FileNotFoundError | NotADirectoryError):
@@ -159,10 +161,12 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises:
         YolactError: missing, empty, cut off, not an image, or larger than `$YOLACT_MAX_PIXELS`.
     """
-    data = _read_file(path)
+    data = read_bytes(path, "image", "image_bytes")
+    if not data:
+        raise YolactError(f"image {path} is empty (0 bytes)")
     if kind := heif_kind(data):
         heif = HeifImage(path, data, kind)
-        _check_size(path, heif.size, heif.value_bytes)
+        check_size(f"image {path}", heif.size, len(data) + heif.memory)
         image, more = heif.decode(), heif.more
     else:
         structure = examine(data)
@@ -170,46 +174,45 @@ def read_image(path: str | Path) -> np.ndarray:
             raise YolactError(f"image {path} is cut off; copy it again")
         if structure.misread:
             raise YolactError(f"image {path} {structure.misread}")
-        _check_size(path, image_size(data), value_bytes(data))
+        header = read_header(structure.data)
+        if header is None:
+            raise _not_an_image(path)
+        _check_values(path, header.values)
+        copies = 1 + (structure.data is not data)
+        check_size(f"image {path}", header[:2], copies * len(data) + header.memory)
         image, more = _decode(path, structure.data), structure.more
         image = _turned(image, structure.orientation)
     if more:
         _warn_of_more(str(path))
     if image.dtype == np.uint16:
         return _to_bytes(image)
-    if image.dtype != np.uint8:
-        raise YolactError(f"image {path} has {image.dtype} values; convert it to 8 or 16 bits per channel")
+    _check_values(path, str(image.dtype))
     return image
 
 
-def _read_file(path: str | Path) -> bytes:
-    """The content of a regular file that is not empty."""
-    try:
-        mode = Path(path).stat().st_mode
-        # Reading a pipe or device may never end.
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            raise YolactError(f"cannot read image {path}: it is a pipe or device, not a file")
-        data = Path(path).read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise YolactError(f"cannot read image {path}: {getattr(error, 'strerror', None) or error}") from error
-    if not data:
-        raise YolactError(f"image {path} is empty (0 bytes)")
-    return data
-
-
-def _check_size(path: str | Path, size: tuple[int, int] | None, value_bytes: int) -> None:
+def check_size(what: str, size: Sequence[int], memory: int) -> None:
     """Raise a YolactError if an image is larger than allowed.
 
     Args:
-        path: For the message.
-        size: Width and height, if known.
-        value_bytes: Bytes of a decoded value. The limit is one of memory, so 16 bits count twice.
+        what: The image, for the message.
+        size: Width and height.
+        memory: Bytes that it takes while it is decoded.
     """
-    if size is not None and size[0] * size[1] * value_bytes > limit("pixels"):
-        deep = f" of {8 * value_bytes} bits, which count {value_bytes} times" if value_bytes > 1 else ""
+    if size[0] * size[1] > limit("pixels"):
         raise YolactError(
-            f"image {path} says that it is {size[0]} x {size[1]} pixels{deep}, more than {beyond('pixels')}"
+            f"{what} says that it is {size[0]} x {size[1]} pixels, more than {beyond('pixels')}"
         )
+    if memory > (most := PIXEL_MEMORY * limit("pixels")):
+        raise YolactError(
+            f"{what} says that it is {size[0]} x {size[1]} pixels of a kind that takes {memory / 1e6:,.1f} MB"
+            f" while it is decoded, more than the {most / 1e6:,.1f} MB allowed"
+            f" ({LIMITS['pixels'].variable} sets another limit, of {PIXEL_MEMORY} bytes for each pixel)"
+        )
+
+
+def _check_values(path: str | Path, values: str) -> None:
+    if values not in ("uint8", "uint16"):
+        raise YolactError(f"image {path} has {values} values; convert it to 8 or 16 bits per channel")
 
 
 def _decode(path: str | Path, data: bytes) -> np.ndarray:
@@ -227,13 +230,17 @@ def _decode(path: str | Path, data: bytes) -> np.ndarray:
                 f"image {path} is a GIF, which OpenCV {cv2.__version__} does not read;"
                 ' run: pip install "opencv-python-headless>=4.12"'
             )
-        suffix = suffix_of(str(path))
-        if suffix in VIDEOS:
-            raise YolactError(f"image {path} is a video by its suffix; a list may name images only")
-        if suffix in OTHER_IMAGES:
-            raise YolactError(f"image {path} has a format that is not read; convert it to JPEG or PNG")
-        raise YolactError(f"image {path} is damaged or not an image")
+        raise _not_an_image(path)
     return image
+
+
+def _not_an_image(path: str | Path) -> YolactError:
+    suffix = suffix_of(str(path))
+    if suffix in VIDEOS:
+        return YolactError(f"image {path} is a video by its suffix; a list may name images only")
+    if suffix in OTHER_IMAGES:
+        return YolactError(f"image {path} has a format that is not read; convert it to JPEG or PNG")
+    return YolactError(f"image {path} is damaged or not an image")
 
 
 def _turned(image: np.ndarray, orientation: int) -> np.ndarray:

@@ -5,13 +5,23 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
+import numpy as np
+
 _CODES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}  # the integer types
 # Tags.
-_KIND, _WIDTH, _HEIGHT, _BITS, _ORIENTATION, _SAMPLES, _PLANES = 254, 256, 257, 258, 274, 277, 284
-_EXTRA_SAMPLES = 338
+_KIND, _WIDTH, _HEIGHT, _BITS, _COLOURS, _ORIENTATION, _SAMPLES = 254, 256, 257, 258, 262, 274, 277
+_STRIP_HEIGHT, _PLANES, _TILE_WIDTH, _TILE_HEIGHT, _EXTRA_SAMPLES, _FORMAT = 278, 284, 322, 323, 338, 339
 _EXTENTS = ((273, 279), (324, 325))  # offsets and byte counts, of strips and of tiles
 _THUMBNAIL, _MASK = 1, 4  # bits of _KIND
 _ASSOCIATED, _UNASSOCIATED = 1, 2  # values of _EXTRA_SAMPLES
+_FORMATS = {2: "int", 3: "float"}  # values of _FORMAT
+_LOG_LUV = 32845  # a value of _COLOURS
+# Strips and tiles of a picture: each takes OpenCV 2 us, and 0.2 ms where colours are converted.
+_MOST_BLOCKS, _MOST_CONVERTED = 500_000, 20_000
+_MOST_CONVERTED_PIXELS = 100_000_000  # 8 s
+_CONVERTED = (8, 9, 10)  # values of _COLOURS: kinds of Lab
+_MOST_FIELDS = 4096  # of a page; libtiff's limit
+_MOST_VALUES = 1 << 16  # of a tag that is read as a list
 
 
 class Field(NamedTuple):
@@ -37,6 +47,7 @@ class Tiff:
         self._order = "<" if data[:2] == b"II" else ">"
         self._big = data[2:4] in (b"+\0", b"\0+")
         first = self._unpack("Q" if self._big else "I", 8 if self._big else 4)
+        self._next_at = 0  # where the number is that says where the next page is
         self._fields, self._next = self._directory(first)
 
     @property
@@ -51,6 +62,32 @@ class Tiff:
         return max(self._values(_BITS) or [1])
 
     @property
+    def values(self) -> str:
+        """The type of the values that OpenCV decodes, such as `uint8` or `float32`."""
+        if _LOG_LUV in self._values(_COLOURS):
+            return "float32"
+        kind = _FORMATS.get((self._values(_FORMAT) or [1])[0], "uint")
+        return f"{kind}{next((bits for bits in (8, 16, 32) if self.bits <= bits), 64)}"
+
+    @property
+    def pixel_bytes(self) -> float:
+        """Bytes of a pixel as it is stored."""
+        return max(1, (self._values(_SAMPLES) or [1])[0]) * self.bits / 8
+
+    @property
+    def block_pixels(self) -> int:
+        """Pixels of a strip or tile; a tile may be larger than the picture."""
+        return self._block[0] * self._block[1]
+
+    @property
+    def _block(self) -> tuple[int, int]:
+        """Width and height of a strip or tile."""
+        width, height = self.size or (0, 0)
+        if tile := self._values(_TILE_WIDTH):
+            return tile[0] or width, (self._values(_TILE_HEIGHT) or [0])[0] or height
+        return width, min(height, (self._values(_STRIP_HEIGHT) or [0])[0] or height)
+
+    @property
     def orientation(self) -> int:
         """EXIF's orientation, 1 to 8."""
         value = (self._values(_ORIENTATION) or [1])[0]
@@ -59,11 +96,12 @@ class Tiff:
     @property
     def is_cut_off(self) -> bool:
         """Whether a strip or tile lies past the end of the file; OpenCV fills some of them with zeros."""
-        return any(
-            offset + count > len(self._data)
-            for offsets, counts in _EXTENTS
-            for offset, count in zip(self._values(offsets), self._values(counts), strict=False)
-        )
+        for starts, lengths in _EXTENTS:
+            offsets, counts = self._array(starts), self._array(lengths)
+            number = min(len(offsets), len(counts))
+            if np.any(offsets[:number] + counts[:number] > float(len(self._data))):
+                return True
+        return False
 
     @property
     def has_pages(self) -> bool:
@@ -89,20 +127,31 @@ class Tiff:
         samples = (self._values(_SAMPLES) or [1])[0]
         if (self._values(_PLANES) or [1])[0] == 2 and samples >= 3 and self.bits == 16:
             return "has separate planes of 16 bits, which OpenCV misreads; save it with interleaved channels"
+        width, height = self.size or (0, 0)
+        across, down = self._block
+        most = _MOST_CONVERTED if set(_CONVERTED) & set(self._values(_COLOURS)) else _MOST_BLOCKS
+        if across and down and -(-width // across) * -(-height // down) > most:
+            return f"has more than {most:,} strips or tiles; save it with larger ones"
+        if most == _MOST_CONVERTED and width * height > _MOST_CONVERTED_PIXELS:
+            return f"has more than {_MOST_CONVERTED_PIXELS:,} pixels in Lab colours; save it in RGB"
         return ""
 
-    def without_premultiplying(self) -> bytes:
-        """The file as libtiff returns its colours as they are stored.
+    def first_page(self) -> bytes:
+        """The file with one page, of which libtiff returns the colours as they are stored.
 
         libtiff multiplies colours by an alpha channel that is not associated with them, and leaves them as
-        they are if the file says that it is.
+        they are if the file says that it is. OpenCV would visit all pages, to count them.
         """
-        if _UNASSOCIATED not in (kinds := self._values(_EXTRA_SAMPLES)):
+        kinds = self._values(_EXTRA_SAMPLES)
+        if _UNASSOCIATED not in kinds and not self._next:
             return self._data
-        field = self._fields[_EXTRA_SAMPLES]
-        kinds = [_ASSOCIATED if kind == _UNASSOCIATED else kind for kind in kinds]
         data = bytearray(self._data)
-        struct.pack_into(f"{self._order}{field.length}{field.code}", data, field.at, *kinds)
+        if _UNASSOCIATED in kinds:
+            field = self._fields[_EXTRA_SAMPLES]
+            kinds = [_ASSOCIATED if kind == _UNASSOCIATED else kind for kind in kinds]
+            struct.pack_into(f"{self._order}{field.length}{field.code}", data, field.at, *kinds)
+        if self._next:
+            struct.pack_into(self._order + ("Q" if self._big else "I"), data, self._next_at, 0)
         return bytes(data)
 
     def _directory(self, at: int) -> tuple[dict[int, Field], int]:
@@ -112,7 +161,9 @@ class Tiff:
         at += 8 if self._big else 2
         if at + number * entry > len(self._data):
             raise IndexError("the directory is cut off")
-        fields = {}
+        if number > _MOST_FIELDS:
+            raise IndexError("the directory is damaged")
+        fields: dict[int, Field] = {}
         for place in range(at, at + number * entry, entry):
             tag, kind = struct.unpack_from(self._order + "HH", self._data, place)
             if (code := _CODES.get(kind)) is None:
@@ -121,17 +172,29 @@ class Tiff:
             values = place + 4 + inline
             if count * struct.calcsize("=" + code) > inline:
                 values = self._unpack(word, values)
-            fields[tag] = Field(code, count, values)
+            fields.setdefault(tag, Field(code, count, values))  # libtiff ignores the others
         end = at + number * entry
+        self._next_at = self._next_at or end
         return fields, self._unpack(word, end) if end + inline <= len(self._data) else 0
 
     def _values(self, tag: int, fields: dict[int, Field] | None = None) -> list[int]:
-        """The values of a tag; none if it is missing."""
+        """The values of a tag, the first ones if they are very many; none if it is missing."""
         if (field := (self._fields if fields is None else fields).get(tag)) is None:
             return []
         if field.at > len(self._data):
             raise IndexError("the values are cut off")
-        return list(struct.unpack_from(f"{self._order}{field.length}{field.code}", self._data, field.at))
+        number = min(field.length, _MOST_VALUES)
+        return list(struct.unpack_from(f"{self._order}{number}{field.code}", self._data, field.at))
+
+    def _array(self, tag: int) -> np.ndarray:
+        """The values of a tag as float64 (N): whole numbers of 64 bits overflow when they are added."""
+        if (field := self._fields.get(tag)) is None:
+            return np.zeros(0)
+        kind = np.dtype(self._order + field.code)
+        if field.at + field.length * kind.itemsize > len(self._data):
+            raise IndexError("the values are cut off")
+        number = min(field.length, 4 * _MOST_BLOCKS)
+        return np.frombuffer(self._data, kind, number, field.at).astype(np.float64)
 
     def _unpack(self, code: str, at: int) -> int:
         if at > len(self._data):

@@ -135,14 +135,51 @@ def test_numbers_out_of_range(sampled, name: str, value: float) -> None:
         (
             '{"schema": "yolact-bench/1"}',
             UsageError,
-            "has schema yolact-bench/1; this version reads yolact-bench/2",
+            "has schema 'yolact-bench/1'; this version reads yolact-bench/2",
         ),
-        ('{"schema": "yolact-bench/2", "engines": [{}]}', YolactError, "is damaged"),
+        (
+            '{"schema": "yolact-bench/2", "engines": [{}]}',
+            YolactError,
+            "is damaged: machine is not an object",
+        ),
     ],
 )
 def test_files_that_are_no_report(tmp_path, content: str, error: type[YolactError], message: str) -> None:
     (tmp_path / "bench.json").write_text(content)
     with pytest.raises(error, match=message):
+        read_report(tmp_path / "bench.json")
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "message"),
+    [
+        (["machine"], [], "machine is not an object"),
+        (["machine", "versions"], None, "machine.versions"),
+        (["conditions", "warnings"], [1], "conditions.warnings"),
+        (["conditions", "warnings"], ["busy"] * 1001, "conditions.warnings"),
+        (["engines"], [], "engines is not a list"),
+        (["engines", 0], 5, "an engine lacks"),
+        (["engines", 0, "backend"], None, "an engine lacks"),
+        (["engines", 0, "batches"], {}, "lacks batches"),
+        (["engines", 0, "batches", 0], [], "batch size"),
+        (["engines", 0, "batches", 0, "batch"], 1.0, "batch size"),
+        (["engines", 0, "batches", 0, "alone"], None, "lacks samples_us"),
+        (["engines", 0, "batches", 0, "alone", "samples_us"], [], "lacks samples_us"),
+        (["engines", 0, "batches", 0, "alone", "samples_us"], [1, "2"], "no number of microseconds"),
+        (["engines", 0, "batches", 0, "alone", "samples_us"], [float("nan")], "no number of microseconds"),
+        (["engines", 0, "batches", 0, "alone", "samples_us"], [1e300], "no number of microseconds"),
+        (["engines", 0, "batches", 0, "end_to_end", "samples_us"], [-1], "no number of microseconds"),
+        (["engines", 0, "batches", 0, "alone", "samples_us"], [1] * 100_001, "YOLACT_MAX_RUNS"),
+    ],
+)
+def test_values_that_no_report_has(sampled, tmp_path, where: list, value: object, message: str) -> None:
+    report = sampled({"e.onnx": around(10)})
+    inner = report
+    for key in where[:-1]:
+        inner = inner[key]
+    inner[where[-1]] = value
+    (tmp_path / "bench.json").write_text(json.dumps(report))
+    with pytest.raises(YolactError, match=f"bench.json is damaged: .*{message}"):
         read_report(tmp_path / "bench.json")
 
 

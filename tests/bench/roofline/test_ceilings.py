@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -11,6 +12,7 @@ import onnxruntime
 import pytest
 
 from yolact_bench import cli
+from yolact_bench.measure import machine
 from yolact_bench.roofline import ceilings, probes
 from yolact_bench.roofline.work import count_work
 from yolact_runtime.errors import UsageError
@@ -29,7 +31,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("YOLACT_CACHE", str(tmp_path))
     monkeypatch.setattr(ceilings, "_fastest", lambda work: 2.0)
     monkeypatch.setattr(ceilings, "_cpu_probes", lambda threads: PROBES)
-    return tmp_path / "ceilings.json"
+    return tmp_path / "ceilings"
 
 
 def test_the_fastest_of_each_type_counts() -> None:
@@ -64,18 +66,38 @@ def test_measuring_again_only_raises(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_other_libraries_are_measured_anew(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ceilings.ceilings(1)
-    kept = json.loads(cache.read_text())
-    next(iter(kept["ceilings"].values()))["versions"] = {"numpy": "0.1"}
-    cache.write_text(json.dumps(kept))
+    monkeypatch.setattr(machine, "describe_machine", lambda: {"versions": {"numpy": "0.1"}})
     monkeypatch.setattr(ceilings, "_cpu_probes", lambda threads: [PROBES[0], PROBES[3]])
     assert ceilings.ceilings(1).operations == {"float32": 50}
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"schema": 99, "ceilings": {}}'])
-def test_a_cache_that_cannot_be_read_is_written_anew(cache: Path, text: str) -> None:
-    cache.write_text(text)
+@pytest.mark.parametrize(
+    "changes", [{"bandwidth": 0.0}, {"operations": {"float32": -1.0}}, {"created": "never"}, {"by": None}]
+)
+def test_impossible_ceilings_are_measured_again(
+    cache: Path, changes: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(ceilings, "asdict", lambda found: dataclasses.asdict(found) | changes)
+        ceilings.ceilings(1)
     assert ceilings.ceilings(1).operations["float32"] == 200
-    assert len(json.loads(cache.read_text())["ceilings"]) == 1
+    assert len(list(cache.iterdir())) == 1
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"sha256": "", "value": {}}'])
+def test_a_cache_that_cannot_be_read_is_written_anew(cache: Path, text: str) -> None:
+    first = ceilings.ceilings(1)
+    (entry,) = cache.iterdir()
+    content = entry.read_text()
+    entry.write_text(text)
+    assert ceilings.ceilings(1) == first
+    assert json.loads(entry.read_text()).keys() == json.loads(content).keys()
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache.write_text("a file where the folder would be")
+    assert ceilings.ceilings(1).operations["float32"] == 200
+    assert "the cache is not used" in caplog.text
 
 
 def test_no_threads() -> None:

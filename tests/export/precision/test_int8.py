@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
@@ -149,18 +150,31 @@ def test_second_calibration_comes_from_the_cache(
     assert calibrate(graph, moved, choose_images(moved), metadata) == first
     assert len(calls) == 1
     (kept,) = (cache / "calibration").iterdir()
+    content = kept.read_text()
     for damage in (
         "",
         "{",
         '{"x": [0, 1]}',
-        kept.read_text().replace("]", ", NaN]", 1).replace("[", "[NaN, ", 1),
+        content.replace("]", ", NaN]", 1),
+        content.replace("1.", "2.", 1),
     ):
         kept.write_text(damage)
         assert calibrate(graph, options, choose_images(options), metadata) == first
-    assert len(calls) == 5
+    assert len(calls) == 6
     other = CalibrationOptions(photos, "minmax", 1)
     calibrate(graph, other, choose_images(other), metadata)
-    assert len(calls) == 6
+    assert len(calls) == 7
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"a": [5.0, -3.0]}, {"a": [0.0, math.inf]}, {"a": [math.nan, 1.0]}, {"a": [1.0]}, {"b": [0, 1]}],
+)
+def test_ranges_that_cannot_be_right(changes: dict[str, list[float]]) -> None:
+    right = {"a": [0.0, 1.0], "x": [-2.0, -2.0]}
+    assert calibration._check_ranges(right, ["a", "x"]) == {"a": (0, 1), "x": (-2, -2)}
+    with pytest.raises(ValueError, match=r"range of a|other tensors|unpack"):
+        calibration._check_ranges(right | changes, ["a", "x"])
 
 
 def test_images_that_cannot_be_used(tmp_path: Path, photos: Path, caplog: pytest.LogCaptureFixture) -> None:

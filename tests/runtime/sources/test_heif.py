@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from yolact_runtime import YolactError
 from yolact_runtime.errors import UsageError
 from yolact_runtime.sources import heif
-from yolact_runtime.sources.heif import heif_kind, reads_heif
+from yolact_runtime.sources.heif import heif_kind, is_cut_off, reads_heif
 from yolact_runtime.sources.images import ImageSource, list_images, read_image
-from yolact_runtime.sources.isobmff import is_cut_off
 from yolact_runtime.sources.open import has_video, open_source
 
 # Smooth, so that lossy compression changes it little; no two of its turned copies are equal.

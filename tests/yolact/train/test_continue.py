@@ -179,7 +179,19 @@ def test_a_complete_training_has_nothing_left_to_do(continued: Any, tmp_path: Pa
         ({"optimizer": {"state": {}, "param_groups": []}}, "its optimizer does not fit adamw"),
         ({"optimizer": {"param_groups": 3, "state": None}}, "its optimizer does not fit adamw"),
         ({"optimizer": [1]}, "optimizer is a list"),
+        (
+            {"optimizer": {"state": {0: {"step": 1}}, "param_groups": "own"}},
+            "moments step instead of exp_avg",
+        ),
+        ({"optimizer": {"state": {-1: {}}, "param_groups": "own"}}, "a parameter -1"),
+        (
+            {"optimizer": {"state": {0: {}}, "param_groups": [{"params": torch.zeros(3)}]}},
+            "does not fit adamw",
+        ),
         ({"best": "high"}, "best is a str"),
+        ({"best": float("nan")}, "best is nan"),
+        ({"ema_updates": -10}, "ema_updates is not 0 to"),
+        ({"ema_updates": 10**400}, "ema_updates is not 0 to"),
         ({"ema_updates": None, "written": {"a": 1}}, "written is a dict"),
     ],
 )
@@ -188,6 +200,9 @@ def test_a_damaged_state_is_one_line(
 ) -> None:
     path = tmp_path / "yolact_tiny_0_2.pth"
     content = torch.load(path, weights_only=True)
+    if isinstance(change.get("optimizer"), dict) and change["optimizer"].get("param_groups") == "own":
+        groups = content["training"]["optimizer"]["param_groups"]
+        change = {"optimizer": {**change["optimizer"], "param_groups": groups}}
     torch.save({**content, "training": {**content["training"], **change}}, path)
     assert continued() == 1
     last = capsys.readouterr().err.splitlines()[-1]
@@ -195,13 +210,35 @@ def test_a_damaged_state_is_one_line(
     assert "--init-from" in last
 
 
-def test_moments_of_another_network_are_one_line(continued: Any, tmp_path: Path, capsys: Capture) -> None:
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.zeros(3), "exp_avg of shape (3,)"),
+        (float("nan"), "not finite"),
+        (3, "exp_avg is 3"),
+        (None, "exp_avg is None"),
+    ],
+)
+def test_moments_of_another_network_are_one_line(
+    value: Any, message: str, continued: Any, tmp_path: Path, capsys: Capture
+) -> None:
     path = tmp_path / "yolact_tiny_0_2.pth"
     content = torch.load(path, weights_only=True)
-    content["training"]["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
+    moments = content["training"]["optimizer"]["state"][0]
+    moments["exp_avg"] = torch.full_like(moments["exp_avg"], value) if isinstance(value, float) else value
     torch.save(content, path)
     assert continued() == 1
-    assert "exp_avg of shape (3,)" in capsys.readouterr().err.splitlines()[-1]
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_settings_of_the_optimizer_are_not_the_files(continued: Any, tmp_path: Path) -> None:
+    path = tmp_path / "yolact_tiny_0_2.pth"
+    content = torch.load(path, weights_only=True)
+    content["training"]["optimizer"]["param_groups"][0] |= {"eps": "x", "betas": (2.0, "y"), "maximize": True}
+    torch.save(content, path)
+    assert continued() == 0
+    (group,) = load_checkpoint(find_checkpoint("last", tmp_path)).training["optimizer"]["param_groups"]
+    assert (group["betas"], group["maximize"]) == ((0.9, 0.99), False)
 
 
 def test_another_training_in_the_folder_is_reported(
@@ -213,18 +250,78 @@ def test_another_training_in_the_folder_is_reported(
     assert capsys.readouterr().err.count("yolact_tiny_9_99.pth is further than this run") == 1
 
 
-def test_only_own_checkpoints_are_deleted(tmp_path: Path) -> None:
-    hostile = [
-        "../x.pth",
-        "/etc/passwd",
-        "",
-        "yolact_tiny_1_2.pth/..",
+def test_only_checkpoints_of_the_run_are_deleted(tmp_path: Path) -> None:
+    folder = tmp_path / "w"
+    folder.mkdir()
+
+    def write(path: Path, run: object) -> None:
+        path.parent.mkdir(exist_ok=True)
+        torch.save({"training": {"run": run}}, path)
+
+    own = ["yolact_tiny_1_2.pth", "yolact_tiny_1_2_interrupt.pth"]
+    for name in (
+        *own,
         "yolact_base_1_2.pth",
         "notes_1_2.pth",
-    ]
-    hostile += [3, None, "yolact_tiny_best.pth", "./yolact_tiny_1_2.pth", "yolact_tiny_1_2_interrupt_3.pth"]
-    own = ["yolact_tiny_1_2.pth", "yolact_tiny_1_2_interrupt.pth"]
-    assert Checkpoints(tmp_path, "yolact_tiny", 1, [*hostile, *own]).written == own
+        "yolact_tiny_best.pth",
+        "../x.pth",
+        "sub/a.pth",
+    ):
+        write(folder / name, "mine")
+    write(folder / "yolact_tiny_1_3.pth", "another")
+    write(folder / "yolact_tiny_1_4.pth", "")
+    torch.save(torch.zeros(3), folder / "yolact_tiny_1_5.pth")
+    (folder / "yolact_tiny_1_6.pth").write_text("precious")
+    (folder / "yolact_tiny_1_7.pth").symlink_to(folder / own[0])
+    (folder / "yolact_tiny_1_8.pth").mkdir()
+    names: list[Any] = [str(path) for path in (folder / own[0], tmp_path / "x.pth")]
+    names += [f"../w/{own[0]}", f"./{own[0]}", f"{own[0]}/..", "yolact_tiny_1_\u00b2.pth", "a\0", "", 3, None]
+    names += [["a"], "yolact_tiny_1_9.pth", *(str(path.relative_to(folder)) for path in folder.rglob("*"))]
+    assert sorted(Checkpoints(folder, "yolact_tiny", 1, names, "mine").written) == own
+    assert Checkpoints(folder, "yolact_tiny", 1, names).written == []
+
+
+def test_checkpoints_of_another_run_in_the_folder_are_kept(continued: Any, tmp_path: Path) -> None:
+    path, other = tmp_path / "yolact_tiny_0_2.pth", tmp_path / "yolact_tiny_0_1.pth"
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, "training": {**content["training"], "run": "another"}}, other)
+    content["training"]["written"] = [other.name, path.name]
+    torch.save(content, path)
+    assert continued("--keep-last", "1") == 0
+    assert {file.name for file in tmp_path.glob("*_?.pth")} == {other.name, "yolact_tiny_0_3.pth"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000,
+        "3",
+        '{"iteration": "1"}',
+        '{"iteration": [1]}',
+        "\udcff\udcfe",
+        '{"iteration": 1e999}',
+        "\0",
+    ],
+    ids=lambda line: line[:20],
+)
+def test_lines_of_the_log_that_are_of_no_training_stay(
+    line: str, continued: Any, tmp_path: Path, capsys: Capture
+) -> None:
+    journal = tmp_path / "yolact_tiny.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    strange = line.encode(errors="surrogateescape") + b"\n"
+    journal.write_bytes(b"".join([*lines[:1], strange, *lines[1:], b'{"iteration": 2, "torn']))
+    assert continued() == 0
+    assert journal.read_bytes().splitlines(keepends=True)[:-1] == [*lines[:1], strange, *lines[1:]]
+    assert "1 line not of a training" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_log_is_kept(continued: Any, tmp_path: Path, capsys: Capture) -> None:
+    journal = tmp_path / "yolact_tiny.jsonl"
+    journal.write_bytes(b"x" * 3_000_000)
+    assert continued() == 1
+    assert journal.stat().st_size == 3_000_000
+    assert "is no log of a training" in capsys.readouterr().err
 
 
 def test_files_of_another_folder_are_not_deleted(continued: Any, begun: Path, tmp_path: Path) -> None:

@@ -47,6 +47,12 @@ def assert_same(a: Any, b: Any, where: str = "") -> None:
         assert a == b, where
 
 
+def without_run(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint without what differs between two runs that compute the same."""
+    training = checkpoint["training"] and {**checkpoint["training"], "run": None}
+    return {**checkpoint, "path": None, "config": None, "training": training}
+
+
 @pytest.mark.slow
 def test_resumed_after_any_step_equals_never_stopped(run: Any, records: Any, tmp_path: Path) -> None:
     whole = tmp_path / "whole"
@@ -64,6 +70,8 @@ def test_resumed_after_any_step_equals_never_stopped(run: Any, records: Any, tmp
         # The files in the other folder are not this run's to delete.
         written = end.training.pop("written")
         assert again.training.pop("written") == written[stopped:]
+        assert again.training.pop("run") != end.training["run"]  # in another folder, it is another run
+        again.training["run"] = end.training["run"]
         assert_same(again.training, end.training)
         end.training["written"] = written
 
@@ -136,12 +144,7 @@ def test_a_validation_that_is_killed_is_repeated(
         assert lasting(records(killed, kind)) == lasting(records(whole, kind))
     assert sorted(path.name for path in killed.iterdir()) == sorted(path.name for path in whole.iterdir())
     for name in ("yolact_tiny_1_8.pth", "yolact_tiny_best.pth"):
-        assert_same(
-            *(
-                {**vars(load_checkpoint(folder / name)), "path": None, "config": None}
-                for folder in (killed, whole)
-            )
-        )
+        assert_same(*(without_run(vars(load_checkpoint(folder / name))) for folder in (killed, whole)))
 
 
 @pytest.mark.slow
@@ -169,16 +172,16 @@ def test_keeps_the_last_ones_the_best_and_other_files(run: Any, records: Any, tm
     assert load_checkpoint(tmp_path / "yolact_tiny_best.pth").iteration == best["iteration"] + 1
 
 
-def test_leftovers_of_a_killed_save_are_removed(tmp_path: Path) -> None:
-    leftover, other = tmp_path / ".yolact_tiny_0_5.abcd.pth", tmp_path / ".yolact_base_0_5.abcd.pth"
-    leftover.touch()
-    other.touch()
+def test_hidden_files_of_others_stay(tmp_path: Path) -> None:
+    others = [tmp_path / f".yolact_{name}.pth" for name in ("base_0_5.abcd_123", "tiny_notes", "tiny_0_5")]
+    for path in others:
+        path.touch()
     Checkpoints(tmp_path, "yolact_tiny", 2).prepare(0)
-    assert not leftover.exists()
-    assert other.exists()
+    assert all(path.exists() for path in others)
 
 
 def test_auto_starts_anew_without_a_checkpoint(tmp_path: Path) -> None:
     assert find_checkpoint("auto", tmp_path, "yolact_tiny") is None
+    (tmp_path / "yolact_tiny_9_99.pth").symlink_to(tmp_path / "nothing")
     (tmp_path / "yolact_tiny_0_9.pth").touch()
     assert find_checkpoint("auto", tmp_path, "yolact_tiny") == tmp_path / "yolact_tiny_0_9.pth"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
+import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -184,6 +187,146 @@ def test_a_damaged_own_checkpoint_is_one_line(change: dict, model: Yolact, tmp_p
     torch.save({**torch.load(path, weights_only=True), **change}, path)
     with pytest.raises(YolactError, match=r"mine\.pth is a damaged checkpoint"):
         load_model(path)
+
+
+def nested() -> list:
+    value: list = []
+    for _ in range(200):
+        value = [value]
+    return value
+
+
+def endless() -> list:
+    value: list = []
+    value.append(value)
+    return value
+
+
+def doubled() -> list:
+    """A list of 2**40 numbers in a few bytes."""
+    value: list = [1]
+    for _ in range(40):
+        value = [value, value]
+    return value
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [
+        *(("model", "input_size", value) for value in (20_000, 10**30, float("nan"), torch.zeros(2), None)),
+        *(("model", "num_prototypes", value) for value in (-1, 10**9, 4096, True, b"16", {1}, 2j)),
+        *(("model", "fpn_features", value) for value in (0, -5, 4096, {16: 16}, {(1,): 1})),
+        ("model", "prior_scales", [[0.5] * 1000] * 5),
+        ("model", "prior_aspect_ratios", [1.0, 1.0]),
+        ("classes", "names", ["a", "\ud800"]),
+        ("classes", "names", [str(number) for number in range(40_000)]),
+        ("classes", "category_ids", [0, 10**30]),
+        ("train", "seed", nested),
+        ("train", "seed", endless),
+        ("train", "seed", doubled),
+        ("dataset", "name", "x" * 1_000_000),
+    ],
+)
+def test_a_configuration_that_is_not_of_the_weights(
+    section: str, name: str, value: object, model: Yolact, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.pth"
+    save_checkpoint(path, model, 3, 70, None)
+    content = torch.load(path, weights_only=True)
+    content["config"][section][name] = value() if callable(value) else value
+    torch.save(content, path)
+    with pytest.raises(YolactError, match=r"mine\.pth") as caught:
+        load_checkpoint(path)
+    assert len(str(caught.value)) < 600
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weight: weight.to(torch.complex64), "of another type: fpn.lat_layers.0.weight complex64"),
+        (lambda weight: weight.int(), "of another type"),
+        (lambda weight: weight > 0, "of another type"),
+        (lambda weight: weight.to("meta"), "of another type"),
+        (lambda weight: weight.flatten(1).to_sparse(), "of another shape"),
+        (lambda weight: weight[:1, :1].expand(weight.shape), None),
+        (lambda weight: torch.zeros(1).expand(10**9), "several times the bytes"),
+        (lambda weight: torch.zeros(1).expand(10**6, 10**6), "several times the bytes"),
+        (lambda weight: weight.half(), None),
+        (lambda weight: nn.Parameter(weight.double()), None),
+        (lambda weight: weight.contiguous(memory_format=torch.channels_last), None),
+    ],
+)
+def test_kinds_of_tensors(
+    change: Callable, message: str | None, legacy: bool, model: Yolact, tmp_path: Path
+) -> None:
+    path, key = tmp_path / "yolact_tiny_1_2.pth", "fpn.lat_layers.0.weight"
+    state = {**model.state_dict(), key: change(model.state_dict()[key])}
+    torch.save(state, path, _use_new_zipfile_serialization=not legacy)
+    if message:
+        with pytest.raises(YolactError, match=message):
+            load_model(path, model.config)
+    else:
+        opened = load_model(path, model.config).state_dict()[key]
+        assert torch.equal(opened, state[key].float())
+        assert opened.is_contiguous()
+
+
+def rewritten(path: Path, change: Callable[[str, bytes], bytes | None], **options: int) -> None:
+    """Write a checkpoint again with its members changed; None leaves one out."""
+    with zipfile.ZipFile(path) as old:
+        members = [(name, change(name, old.read(name))) for name in old.namelist()]
+    with zipfile.ZipFile(path, "w", **options) as new:
+        for name, data in members:
+            if data is not None:
+                new.writestr(name, data)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (lambda name, data: data, {"compression": zipfile.ZIP_DEFLATED}, "is compressed"),
+        (
+            lambda name, data: bytes(5_000_000) if "version" in name else data,
+            {},
+            "YOLACT_MAX_STRUCTURE_BYTES",
+        ),
+        (lambda name, data: b"\x80\x02" + b"}" * 5_000_000 if "pkl" in name else data, {}, "besides tensors"),
+        (lambda name, data: None if name.endswith("data/3") else data, {}, "is not a readable"),
+        # A tensor of 48 x 112 x 1 x 1 declares 2**29 rows.
+        (lambda name, data: data.replace(b"K0KpK\x01K", b"J\x00\x00\x00\x20KpK\x01K"), {}, "resize storage"),
+    ],
+)
+def test_archives_that_declare_more_than_they_have(
+    change: Callable, options: dict, message: str, model: Yolact, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.pth"
+    save_checkpoint(path, model, 3, 70, None)
+    rewritten(path, change, **options)
+    with pytest.raises(YolactError, match=message):
+        load_checkpoint(path)
+
+
+def test_older_files_whose_description_is_long(tmp_path: Path) -> None:
+    path = tmp_path / "mine.pth"
+    path.write_bytes(b"\x80\x02" + b"}" * 5_000_000)
+    with pytest.raises(YolactError, match="YOLACT_MAX_STRUCTURE_BYTES"):
+        load_checkpoint(path)
+
+
+def test_a_header_of_safetensors_that_is_long(tmp_path: Path) -> None:
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes((80_000_000).to_bytes(8, "little") + b"{" * 100)
+    with pytest.raises(YolactError, match="YOLACT_MAX_STRUCTURE_BYTES"):
+        load_checkpoint(path)
+
+
+def test_pipes_and_names_that_no_file_has(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.pth")
+    for name in ("pipe.pth", "a" * 5000, "a\0b.pth"):
+        with pytest.raises(YolactError):
+            load_model(tmp_path / name)
 
 
 def test_metadata_that_is_no_configuration(model: Yolact, tmp_path: Path) -> None:

@@ -116,8 +116,13 @@ class Model(Resource):
         """Plan the processing from names, shapes and types of the engine's inputs and outputs."""
         modes = self._trt.TensorIOMode
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
-        inputs = [name for name in names if self._engine.get_tensor_mode(name) == modes.INPUT]
-        self.outputs.check(inputs, [name for name in names if name not in inputs])
+        inputs: dict[str, list[object]] = {}
+        outputs: dict[str, list[object]] = {}
+        for name in names:
+            sides = [side if side >= 0 else "?" for side in self._engine.get_tensor_shape(name)]
+            of_input = self._engine.get_tensor_mode(name) == modes.INPUT
+            (inputs if of_input else outputs)[name] = sides
+        self.outputs.check(inputs, outputs)
         tensors = {}
         for name in names:
             _, *shape = tuple(self._engine.get_tensor_shape(name))

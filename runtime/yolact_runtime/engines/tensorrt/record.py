@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shlex
 import typing
@@ -12,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yolact_runtime.errors import YolactError
+from yolact_runtime.errors import YolactError, first_line
 from yolact_runtime.files import read_json, sha256
 from yolact_runtime.metadata import PREFIX, Metadata
 from yolact_runtime.typed import convert
+from yolact_runtime.untrusted import check_regular
 
 # `--backend` -> the package that builds and runs engines; the keys are also the names of the extras.
 LIBRARIES = {"trt": "tensorrt", "rtx": "tensorrt_rtx"}
@@ -112,11 +114,10 @@ def read_engine(path: str | Path) -> tuple[Metadata, EngineRecord]:
             size or hash differs from it.
     """
     path = Path(path)
-    if not path.is_file():
-        raise YolactError(f"engine {path} does not exist")
+    check_regular(path, "engine")
     json_path = record_path(path)
     remedy = f"build it again: {rebuild_command(path)}"
-    if not json_path.exists():
+    if not os.path.lexists(json_path):
         raise YolactError(f"{path}: its {json_path.name} is missing; copy it to the same folder, or {remedy}")
     value = read_json(json_path, "engine metadata")
     try:
@@ -125,7 +126,8 @@ def read_engine(path: str | Path) -> tuple[Metadata, EngineRecord]:
         )
         record = _record(value["engine"])
     except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise YolactError(f"{json_path} is not the metadata of an engine ({error!r}); {remedy}") from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise YolactError(f"{json_path} is not the metadata of an engine ({reason}); {remedy}") from error
     if wrong := _wrong_field(metadata, record):
         raise YolactError(f"{json_path}: field {wrong}; {remedy}")
     remedy = f"copy both files again, or build it again: {rebuild_command(path, record)}"
@@ -152,10 +154,12 @@ def _wrong_field(metadata: Metadata, record: EngineRecord) -> str | None:
     """The first field with an invalid value, with the value and what is needed; None if all are valid."""
     low, best, high = record.profile
     profile = metadata.min_batch == low <= best <= high == metadata.max_batch
-    capabilities = all(re.fullmatch(r"\d+\.\d", item) for item in record.capabilities)
+    capabilities = all(re.fullmatch(r"[0-9]{1,3}\.[0-9]", item) for item in record.capabilities)
+    version = re.fullmatch(r"[0-9]{1,9}(\.[0-9A-Za-z+-]{1,40}){0,9}", record.library_version)
     rules = {
         "library": (record.library in TITLES, "tensorrt or tensorrt_rtx is allowed"),
-        "library_version": (bool(_numbers(record.library_version)), "a version is needed"),
+        "library_version": (version is not None, "a version is needed"),
+        "onnx_file": ("\0" not in record.onnx_file, "the name of a file is needed"),
         "capabilities": (capabilities, "numbers such as 8.6 are needed"),
         "profile": (profile, f"{metadata.min_batch} <= best <= {metadata.max_batch} is needed"),
         "engine_sha256": (
@@ -164,7 +168,8 @@ def _wrong_field(metadata: Metadata, record: EngineRecord) -> str | None:
     }  # fmt: skip
     for name, (valid, needed) in rules.items():
         if not valid:
-            return f"{name} is {getattr(record, name)!r}: {needed}"
+            value = repr(getattr(record, name))
+            return f"{name} is {value if len(value) <= 60 else value[:57] + '...'}: {needed}"
     return None
 
 

@@ -65,8 +65,11 @@ def test_what_was_written_is_read(engine: Path) -> None:
 
 
 def test_an_engine_that_is_not_there_or_cannot_be_read(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for path in (engine.with_name("none.engine"), engine.parent):
-        with pytest.raises(YolactError, match=f"^engine {path} does not exist$"):
+    for path, problem in (
+        (engine.with_name("none.engine"), "does not exist"),
+        (engine.parent, "is a folder"),
+    ):
+        with pytest.raises(YolactError, match=f"^engine {path} {problem}"):
             read_engine(path)
 
     def fail(path: Path) -> str:
@@ -97,6 +100,11 @@ def test_a_changed_file_is_not_opened(engine: Path, content: bytes, words: str) 
     [
         ("engine", {"library": "cudnn"}, "library is 'cudnn'"),
         ("engine", {"library_version": "new"}, "library_version"),
+        ("engine", {"library_version": "9" * 5000}, "library_version"),
+        ("engine", {"onnx_file": "m\0.onnx"}, "onnx_file"),
+        ("engine", {"engine_bytes": 10**400}, "not valid JSON"),
+        ("engine", {"gpu": "\ud800"}, "not valid JSON"),
+        ("metadata", {"max_batch": 1 << 40}, "max_batch"),
         ("engine", {"capabilities": ["86"]}, "capabilities"),
         ("engine", {"profile": [1, 4, 3]}, "profile"),
         ("engine", {"profile": [1, 4]}, "not the metadata of an engine"),

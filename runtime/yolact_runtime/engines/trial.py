@@ -1,0 +1,215 @@
+"""Opens and runs a file for the first time in a child process, because libraries do not survive every file.
+
+Damaged or hostile files make OpenVINO crash or hang, and make OpenVINO and ONNX Runtime fill the memory. In a
+child process with limits, that is an error of one line. Files that passed are remembered by their hash in the
+user's cache folder. Files written by yolact-export on this machine count as passed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from yolact_runtime.cache import Cache
+from yolact_runtime.engines.backends import BACKENDS
+from yolact_runtime.engines.onnx_file import check_onnx
+from yolact_runtime.engines.threads import usable_cores
+from yolact_runtime.errors import UsageError, YolactError, lacks_memory
+from yolact_runtime.files import sha256
+from yolact_runtime.untrusted import MIB, beyond, check_regular, limit
+
+log = logging.getLogger(__name__)
+
+# If "1", engines are opened without a trial.
+TRUST = "YOLACT_TRUST_ENGINES"
+# Backends that are tried, and the one that is tried for them: a graph is the same on any device.
+TRIED = {"onnxruntime": "onnxruntime", "cuda": "onnxruntime", "openvino": "openvino"}
+_TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+_PASSED = Cache("engines", "the trial of an engine", "it is tried again", log.debug)
+# Not `-m`, which would import modules from the current folder.
+_CODE = (
+    "import json, sys; sys.path[:], *words = json.loads(sys.argv[1]);"
+    "from yolact_runtime.engines.trial import main; main(*words)"
+)
+_MOST_THREADS = 4
+# How many times the seconds of computing it may take in all.
+_WAIT = 4
+# The exit code of a process that has computed for too long.
+_TOO_LONG = -getattr(signal, "SIGXCPU", 1 << 20)
+# What a result begins with: libraries may print as well.
+_MARK = "yolact trial: "
+
+
+def try_engine(path: Path, backend: str) -> None:
+    """Open a file and run it once in a child process, unless it has passed that before.
+
+    The limits in `untrusted.LIMITS` are `engine_bytes` of memory, and twice the size of the file, and
+    `engine_seconds` of computing, or four times that in all, as other programs compute as well. Nothing is
+    tried if `YOLACT_TRUST_ENGINES` is 1, or in a program that is frozen to one file, without interpreter.
+
+    Args:
+        path: An ONNX or OpenVINO file.
+        backend: One of `TRIED`.
+
+    Raises:
+        YolactError: `check_onnx` refuses it, it cannot be opened, or the library crashes, hangs or needs too
+            much memory.
+    """
+    files = _files(path)
+    if os.environ.get(TRUST) == "1" or getattr(sys, "frozen", False) or not sys.executable:
+        return
+    backend = TRIED[backend]
+    inputs = _hashes(files)
+    if _PASSED.read(backend, inputs, bool):
+        return
+    most = limit("engine_bytes") + 2 * sum(file.stat().st_size for file in files)
+    result = _run(path, backend, most)
+    if "error" in result:
+        kind = UsageError if result.get("usage") else YolactError
+        raise kind(str(result["error"]))
+    if result.get("passed"):
+        _PASSED.write(backend, inputs, True)
+
+
+def remember(path: Path) -> None:
+    """Count a file that an export has just written as tried with all backends."""
+    suffix = path.suffix.lower().removeprefix(".")
+    inputs = _hashes(_files(path))
+    for backend in _TITLES:
+        if suffix in BACKENDS[backend].suffixes:
+            _PASSED.write(backend, inputs, True)
+
+
+def _files(path: Path) -> list[Path]:
+    """The files that are read for an engine, checked."""
+    if path.suffix.lower() == ".xml":
+        files = [path, path.with_suffix(".bin")]
+        for file in files:
+            check_regular(file, "OpenVINO file")
+        return files
+    names = {external.location for external in check_onnx(path).external}
+    return [path, *(path.parent / name for name in sorted(names))]
+
+
+def _hashes(files: Sequence[Path]) -> list[str]:
+    try:
+        return [sha256(file) for file in files]
+    except OSError as error:
+        raise YolactError(f"cannot read {error.filename}: {error.strerror or error}") from error
+
+
+def _run(path: Path, backend: str, most: int) -> dict[str, Any]:
+    """Try a file in a child process with `most` bytes of memory; its result.
+
+    Raises:
+        YolactError: it crashes, or takes too long.
+    """
+    words = [[item for item in sys.path if isinstance(item, str)], str(path), backend, most]
+    # Each thread of OpenBLAS would allocate memory when NumPy is imported.
+    env = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    with tempfile.TemporaryFile() as output:
+        child = subprocess.Popen(
+            [sys.executable, "-c", _CODE, json.dumps(words)],
+            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.DEVNULL, env=env,
+        )  # fmt: skip
+        try:
+            code = child.wait(_WAIT * limit("engine_seconds"))
+        except subprocess.TimeoutExpired:
+            code = _TOO_LONG
+        finally:
+            child.kill()
+            child.wait()
+        output.seek(max(0, output.seek(0, os.SEEK_END) - MIB))
+        lines = output.read().decode("utf-8", "replace").splitlines()
+    if code == _TOO_LONG:
+        raise YolactError(
+            f"{path}: {_TITLES[backend]} needs more seconds to open and run it once than"
+            f" {beyond('engine_seconds')}; if the file is damaged, copy or export it again"
+        )
+    if code:
+        raise YolactError(
+            f"{path}: {_TITLES[backend]} crashes on it{_signal(code)}, with {most // MIB:,} MiB of memory"
+            " (YOLACT_MAX_ENGINE_BYTES sets another limit); copy or export it again"
+        )
+    for line in reversed(lines):
+        if line.startswith(_MARK):
+            result: dict[str, Any] = json.loads(line.removeprefix(_MARK))
+            return result
+    return {}
+
+
+def _signal(code: int) -> str:
+    """The signal of a child's exit code, in parentheses."""
+    with contextlib.suppress(ValueError):
+        return f" (signal {-code}, {signal.Signals(-code).name})"
+    return f" (exit code {code})"
+
+
+def main(path: str, backend: str, most: int) -> None:
+    """The child process: open a file, run it once on noise, and print the result."""
+    result = _try(Path(path), backend, most)
+    print(f"\n{_MARK}{json.dumps(result)}", flush=True)
+    # Libraries may crash or wait when they are unloaded.
+    os._exit(0)
+
+
+def _try(path: Path, backend: str, most: int) -> dict[str, Any]:
+    """Open and run a file within limits; what `try_engine` needs to know."""
+    threads = min(usable_cores(), _MOST_THREADS)
+    _set_limits(most)
+    try:
+        _open_and_run(path, backend, threads)
+    except ImportError:
+        return {}  # this process reports what is missing
+    except UsageError as error:
+        return {"error": str(error), "usage": True}
+    except Exception as error:
+        text = str(error) if isinstance(error, YolactError) else f"{path}: {type(error).__name__}: {error}"
+        if lacks_memory(error):
+            text = (
+                f"{path}: {_TITLES[backend]} needs more than {most // MIB:,} MiB of memory to open and run it"
+                " once (YOLACT_MAX_ENGINE_BYTES sets another limit); if the file is damaged, export it again"
+            )
+        return {"error": text}
+    return {"passed": True}
+
+
+def _set_limits(most: int) -> None:
+    """Limit memory and time, which also ends this process if its parent was killed; write no core file."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    for kind, value in (
+        (resource.RLIMIT_DATA, most),
+        (resource.RLIMIT_FSIZE, most),
+        (resource.RLIMIT_CPU, limit("engine_seconds")),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        _, hard = resource.getrlimit(kind)
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (value, value))
+
+
+def _open_and_run(path: Path, backend: str, threads: int) -> None:
+    """Open a file with an engine's class and run it on noise."""
+    import numpy as np
+
+    from yolact_runtime.detections import check_detections
+
+    module, _, attribute = BACKENDS[backend].opener.partition(":")
+    engine = getattr(importlib.import_module(module), attribute)(path, threads=threads)
+    meta = engine.metadata
+    shape: Sequence[int] = (meta.min_batch, meta.input_size, meta.input_size, 3)
+    noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    check_detections(engine.detect(noise.astype(meta.input_dtype, copy=False)), len(noise), meta)

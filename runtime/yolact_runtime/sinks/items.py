@@ -1,0 +1,55 @@
+"""Files of single images, whose failures concern no other image."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from yolact_runtime.errors import ItemError, UsageError, YolactError
+from yolact_runtime.files import atomic_path
+from yolact_runtime.sinks.names import FreeNames
+
+# Errors of a name, while the folder takes others: too long, a folder or a circle of links, not allowed.
+_OF_THE_NAME = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.EILSEQ}
+_FORBIDDEN = {errno.EACCES, errno.EPERM}
+
+
+def write_item(path: Path, data: bytes, names: FreeNames | None = None) -> None:
+    """Write the file of one image, whole or not at all.
+
+    Args:
+        path: The file.
+        data: Its content.
+        names: Where its name is from, if it is not the user's.
+
+    Raises:
+        ItemError: its name is to blame, or what is there.
+        YolactError: the folder cannot be written to.
+    """
+    try:
+        with item_output(path), atomic_path(path) as temporary:
+            temporary.write_bytes(data)
+    except ItemError:
+        if names is not None:
+            names.give_back()
+        raise
+
+
+@contextlib.contextmanager
+def item_output(path: Path) -> Iterator[None]:
+    """Turn errors of the block into an ItemError if only the file at `path` is to blame."""
+    try:
+        yield
+    except YolactError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError):
+            number = cause.errno
+            own = number in _OF_THE_NAME or (number in _FORBIDDEN and os.access(path.parent, os.W_OK))
+        else:  # it is a folder, a disk, a circle of links; or its name has no bytes here
+            own = isinstance(error, UsageError) or isinstance(cause, UnicodeError) or cause is None
+        if not own:
+            raise
+        raise ItemError(str(error)) from error
