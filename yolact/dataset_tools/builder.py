@@ -20,7 +20,8 @@ from yolact.dataset_tools.check import Progress
 from yolact_runtime.errors import YolactError
 from yolact_runtime.files import is_folder
 from yolact_runtime.sources.folders import IMAGES
-from yolact_runtime.sources.headers import image_size, value_bytes
+from yolact_runtime.sources.headers import read_header
+from yolact_runtime.sources.images import check_size
 from yolact_runtime.typed import first_few, nearest
 from yolact_runtime.untrusted import beyond, limit, read_bytes
 
@@ -197,16 +198,14 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def check_pixels(data: bytes) -> None:
-    """Raise a ValueError if an image file says that it has more pixels than allowed, or does not say it.
-
-    The limit is one of memory, so values of 16 bits count twice.
-    """
-    size, each = image_size(data), value_bytes(data)
-    if size is None:
+    """Raise a ValueError if an image file says that it is larger than allowed, or does not say how large."""
+    header = read_header(data)
+    if header is None:
         raise ValueError("is not an image, or of a format whose size is not known before it is decoded")
-    if size[0] * size[1] * each > limit("pixels"):
-        deep = f" of {8 * each} bits" if each > 1 else ""
-        raise ValueError(f"says that it is {size[0]} x {size[1]} pixels{deep}, more than {beyond('pixels')}")
+    try:
+        check_size("it", header[:2], len(data) + header.memory)
+    except YolactError as error:
+        raise ValueError(str(error).removeprefix("it ")) from None
 
 
 def binary_mask(values: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ import _thread
 import argparse
 import contextlib
 import logging
+import os
 import signal
 import sys
 import threading
@@ -82,6 +83,8 @@ def _run(
     command: Callable[[argparse.Namespace], int | None], parser: Parser, argv: Sequence[str] | None
 ) -> int:
     """The exit code of a command, apart from what is not yet printed."""
+    # Errors say what is wrong with an image; set before OpenCV is imported.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
     debug, name = False, parser.prog
     try:
         args = parser.parse_args(argv)
