@@ -20,6 +20,8 @@ from yolact_runtime.untrusted import parse_json, read_bytes
 
 # Standard output in place of a file.
 STDOUT = "-"
+# Errors of writing, whichever file is named: copying names the one that is read.
+_OF_WRITING = {errno.ENOSPC, errno.EFBIG, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
 READER_WAIT = 10.0  # seconds that a named pipe waits for its reader
 
 
@@ -37,8 +39,8 @@ def writing(target: object) -> Iterator[None]:
         raise YolactError(f"cannot write {target}: no file can have this name here") from error
     except OSError as error:
         reason = error.strerror or error
-        if isinstance(error.filename, str | bytes) and not _belongs(os.fsdecode(error.filename), str(target)):
-            name = os.fsdecode(error.filename)
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+        if name and error.errno not in _OF_WRITING and not _belongs(name, str(target)):
             raise YolactError(f"cannot open {name}: {reason}; {target} is not written") from error
         raise YolactError(f"cannot write {target}: {reason}") from error
 
