@@ -182,10 +182,11 @@ def write_all(file: BinaryIO, data: bytes, name: object) -> None:
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, keep: bool = False) -> Iterator[Path]:
     """Yield a temporary path; on success put the file at `path`, see `place`.
 
-    If the block raises, the temporary file is removed and `path` keeps its previous content.
+    If the block raises, the temporary file is removed and `path` keeps its previous content. If the process
+    is killed, the next one that writes to the folder removes it, or, with `keep`, nobody does.
 
     Raises:
         YolactError: the folder cannot be written to.
@@ -193,7 +194,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     with writing(path):
         folder = None if stream_of(path) is not None else _made_folder(path)
-        with new_file(folder, path.name) as temporary:
+        with new_file(folder, path.name, keep) as temporary:
             yield temporary
             place(temporary, path)
 

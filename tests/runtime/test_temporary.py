@@ -68,6 +68,11 @@ def test_what_is_not_ours_or_alive_stays(tmp_path):
     assert (tmp_path / "precious").read_text() == (tmp_path / "folder/x").read_text() == "x"
 
 
+def test_recordings_of_killed_runs_stay(tmp_path):
+    with atomic_path(tmp_path / "camera.mkv", keep=True) as path:
+        assert path.suffix == ".mkv" and not temporary._is_ours(path.name)
+
+
 def test_a_folder_is_swept_once(tmp_path):
     sweep(tmp_path)
     (tmp_path / left("a.png")).touch()
