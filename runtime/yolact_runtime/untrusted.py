@@ -31,9 +31,11 @@ LIMITS = {
     "image_bytes": Limit("YOLACT_MAX_IMAGE_BYTES", 1024 * MIB, "bytes of an image file"),
     "annotation_bytes": Limit("YOLACT_MAX_ANNOTATION_BYTES", 2048 * MIB, "bytes of an annotation file"),
     "text_bytes": Limit("YOLACT_MAX_TEXT_BYTES", 64 * MIB, "bytes of any other JSON or text file"),
+    "list_bytes": Limit("YOLACT_MAX_LIST_BYTES", 16 * MIB, "bytes of a list of names or of YOLO's text"),
     "yaml_bytes": Limit("YOLACT_MAX_YAML_BYTES", MIB // 2, "bytes of a YAML file"),
     "yaml_values": Limit("YOLACT_MAX_YAML_VALUES", 100_000, "values of a YAML file, aliases expanded"),
     "structure_bytes": Limit("YOLACT_MAX_STRUCTURE_BYTES", 4 * MIB, "bytes of weights besides tensors"),
+    "download_bytes": Limit("YOLACT_MAX_DOWNLOAD_BYTES", 4096 * MIB, "bytes of a download"),
     "name": Limit("YOLACT_MAX_NAME", 4096, "characters of a class or file name"),
     "rle": Limit("YOLACT_MAX_RLE", 4_000_000, "numbers or characters of the RLE of a mask"),
     "outline": Limit("YOLACT_MAX_OUTLINE", 4_000_000, "pixels of the length of a mask's outlines"),
@@ -51,8 +53,8 @@ LIMITS = {
     "workers": Limit("YOLACT_MAX_WORKERS", 128, "processes that load images"),
     "streams": Limit("YOLACT_MAX_STREAMS", 256, "streams"),
     "unpacked_bytes": Limit("YOLACT_MAX_UNPACKED_BYTES", 64 * MIB, "bytes of unpacked weights in metadata"),
-    "engine_bytes": Limit("YOLACT_MAX_ENGINE_BYTES", 2048 * MIB, "bytes of memory, and twice its size"),
-    "engine_seconds": Limit("YOLACT_MAX_ENGINE_SECONDS", 15, "seconds to open an engine and run it once"),
+    "engine_bytes": Limit("YOLACT_MAX_ENGINE_BYTES", 2048 * MIB, "bytes of memory to try an engine"),
+    "engine_seconds": Limit("YOLACT_MAX_ENGINE_SECONDS", 15, "seconds of computing to try an engine"),
 }
 _KINDS = {
     stat.S_IFIFO: "pipe",

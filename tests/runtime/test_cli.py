@@ -198,7 +198,7 @@ def test_a_place_that_cannot_be_written_is_found_first(place, option, capsys, mo
     assert "cannot write to folder file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interruption_keeps_what_is_done(place, number, monkeypatch, capsys):
     before = signal.getsignal(number)
     for index in range(20):

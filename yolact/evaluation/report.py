@@ -79,7 +79,7 @@ def write_report(evaluation: Evaluation, folder: str | Path, about: Mapping[str,
     )
     page = Path(folder) / "report.html"
     with atomic_path(page) as temporary:
-        temporary.write_text(html, encoding="utf-8")
+        temporary.write_bytes(html.encode("utf-8", "backslashreplace"))  # paths may not be text
     return page
 
 

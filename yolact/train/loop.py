@@ -70,7 +70,7 @@ def train(
     Raises:
         YolactError: the data cannot be used, the loss is not finite, memory is short, or (once everything is
             saved) the validation failed or an image could not be read.
-        TrainingInterruptedError: on Ctrl-C or SIGTERM; `<config>_<epoch>_<iteration>_interrupt.pth` is saved.
+        TrainingInterruptedError: on a signal to stop; `<config>_<epoch>_<iteration>_interrupt.pth` is saved.
     """
     settings = config.train.scaled()
     state = training_state(resume)

@@ -41,7 +41,11 @@ _CODE = (
     "import json, sys; sys.path[:], *words = json.loads(sys.argv[1]);"
     "from yolact_runtime.engines.trial import main; main(*words)"
 )
-_MOST_THREADS = 8
+_MOST_THREADS = 4
+# How many times the seconds of computing it may take in all.
+_WAIT = 4
+# The exit code of a process that has computed for too long.
+_TOO_LONG = -getattr(signal, "SIGXCPU", 1 << 20)
 # What a result begins with: libraries may print as well.
 _MARK = "yolact trial: "
 
@@ -49,9 +53,9 @@ _MARK = "yolact trial: "
 def try_engine(path: Path, backend: str) -> None:
     """Open a file and run it once in a child process, unless it has passed that before.
 
-    The limits are `engine_bytes` (of memory, and twice the size of the file) and `engine_seconds` in
-    `untrusted.LIMITS`. Nothing is tried if `YOLACT_TRUST_ENGINES` is 1, or in a program that is frozen to one
-    file, which has no interpreter.
+    The limits in `untrusted.LIMITS` are `engine_bytes` of memory, and twice the size of the file, and
+    `engine_seconds` of computing, or four times that in all, as other programs compute as well. Nothing is
+    tried if `YOLACT_TRUST_ENGINES` is 1, or in a program that is frozen to one file, without interpreter.
 
     Args:
         path: An ONNX or OpenVINO file.
@@ -119,17 +123,19 @@ def _run(path: Path, backend: str, most: int) -> dict[str, Any]:
             stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.DEVNULL, env=env,
         )  # fmt: skip
         try:
-            code = child.wait(limit("engine_seconds"))
+            code = child.wait(_WAIT * limit("engine_seconds"))
         except subprocess.TimeoutExpired:
-            raise YolactError(
-                f"{path}: {_TITLES[backend]} takes longer to open and run it once than"
-                f" {beyond('engine_seconds')}; if the file is damaged, copy or export it again"
-            ) from None
+            code = _TOO_LONG
         finally:
             child.kill()
             child.wait()
         output.seek(max(0, output.seek(0, os.SEEK_END) - MIB))
         lines = output.read().decode("utf-8", "replace").splitlines()
+    if code == _TOO_LONG:
+        raise YolactError(
+            f"{path}: {_TITLES[backend]} needs more seconds to open and run it once than"
+            f" {beyond('engine_seconds')}; if the file is damaged, copy or export it again"
+        )
     if code:
         raise YolactError(
             f"{path}: {_TITLES[backend]} crashes on it{_signal(code)}, with {most // MIB:,} MiB of memory"
@@ -160,7 +166,7 @@ def main(path: str, backend: str, most: int) -> None:
 def _try(path: Path, backend: str, most: int) -> dict[str, Any]:
     """Open and run a file within limits; what `try_engine` needs to know."""
     threads = min(usable_cores(), _MOST_THREADS)
-    _set_limits(most, threads)
+    _set_limits(most)
     try:
         _open_and_run(path, backend, threads)
     except ImportError:
@@ -178,17 +184,16 @@ def _try(path: Path, backend: str, most: int) -> dict[str, Any]:
     return {"passed": True}
 
 
-def _set_limits(most: int, threads: int) -> None:
-    """Limit memory, and the time also if the parent is killed; write no core file."""
+def _set_limits(most: int) -> None:
+    """Limit memory and time, which also ends this process if its parent was killed; write no core file."""
     try:
         import resource
     except ImportError:  # Windows
         return
-    seconds = limit("engine_seconds") * (threads + 1)
     for kind, value in (
         (resource.RLIMIT_DATA, most),
         (resource.RLIMIT_FSIZE, most),
-        (resource.RLIMIT_CPU, seconds),
+        (resource.RLIMIT_CPU, limit("engine_seconds")),
         (resource.RLIMIT_CORE, 0),
     ):
         _, hard = resource.getrlimit(kind)

@@ -50,7 +50,7 @@ def read_header(data: bytes) -> Header | None:
         if data.startswith(starts):
             try:
                 found = read(data)
-            except (struct.error, IndexError, ValueError):
+            except (struct.error, IndexError, ValueError, ZeroDivisionError):
                 return None
             return found if found and min(found[:2]) > 0 else None
     return None

@@ -1,13 +1,16 @@
 """Parser and entry point of all commands."""
 
+import importlib
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
-from yolact_runtime.commandline import Parser, error_console, run, track
+from yolact_runtime.commandline import Parser, error_console, run, terminated_as_interrupted, track
 
 
 @pytest.mark.parametrize(
@@ -164,3 +167,37 @@ def test_wrong_values_are_echoed_as_text(capsys, text):
         assert run(lambda args: 0, parser, words) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("test: error: ") and not re.search("[\x00-\x1f\u202e\udcff]", line)
+
+
+def test_a_signal_during_an_import_waits_for_its_end(tmp_path, monkeypatch):
+    done = tmp_path / "done"
+    (tmp_path / "slow_to_import.py").write_text(
+        "import pathlib, signal, time\n"
+        "signal.raise_signal(signal.SIGTERM)\n"
+        "time.sleep(0.2)\n"
+        f"pathlib.Path({str(done)!r}).touch()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KeyboardInterrupt), terminated_as_interrupted():
+        importlib.import_module("slow_to_import")
+        assert done.exists()
+        time.sleep(5)
+
+
+def test_what_a_library_makes_of_an_interruption_is_one(tmp_path):
+    with pytest.raises(KeyboardInterrupt), terminated_as_interrupted():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise TypeError("no such argument") from None
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="a signal of Unix")
+def test_nohup_keeps_a_command_running():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with terminated_as_interrupted():
+            signal.raise_signal(signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

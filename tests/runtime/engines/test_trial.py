@@ -72,14 +72,16 @@ def test_files_of_ones_own(model: Path, no_child: None, monkeypatch: pytest.Monk
     [
         ("import os; os.kill(os.getpid(), 11)", r"crashes on it \(signal 11, SIGSEGV\), with 2,048 MiB"),
         ("import os; os._exit(3)", r"crashes on it \(exit code 3\)"),
-        ("import time; print('x' * 10**6); time.sleep(60)", "longer to open .* than the 1 allowed"),
+        ("import time; print('x' * 10**6); time.sleep(60)", "more seconds to open .* than the 1 allowed"),
+        ("import os; os.kill(os.getpid(), 24)", "more seconds to open .* than the 1 allowed"),
     ],
-    ids=["signal", "exit code", "hang"],
+    ids=["signal", "exit code", "hang", "computing"],
 )
 def test_a_library_that_does_not_survive_it(
     model: Path, code: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial, "_CODE", code)
+    monkeypatch.setattr(trial, "_WAIT", 1)
     monkeypatch.setenv("YOLACT_MAX_ENGINE_SECONDS", "1")
     fails(rf"^{model}: ONNX Runtime .*{message}", model)
 
