@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from yolact_runtime.cache import Cache
+from yolact_runtime.child import limit_process, module_command
 from yolact_runtime.engines.backends import BACKENDS
 from yolact_runtime.engines.onnx_file import check_onnx
 from yolact_runtime.engines.threads import usable_cores
@@ -36,11 +37,6 @@ TRUST = "YOLACT_TRUST_ENGINES"
 TRIED = {"onnxruntime": "onnxruntime", "cuda": "onnxruntime", "openvino": "openvino"}
 _TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _PASSED = Cache("engines", "the trial of an engine", "it is tried again", log.debug)
-# Not `-m`, which would import modules from the current folder.
-_CODE = (
-    "import json, sys; sys.path[:], *words = json.loads(sys.argv[1]);"
-    "from yolact_runtime.engines.trial import main; main(*words)"
-)
 _MOST_THREADS = 8
 # What a result begins with: libraries may print as well.
 _MARK = "yolact trial: "
@@ -110,12 +106,12 @@ def _run(path: Path, backend: str, most: int) -> dict[str, Any]:
     Raises:
         YolactError: it crashes, or takes too long.
     """
-    words = [[item for item in sys.path if isinstance(item, str)], str(path), backend, most]
+    words = str(path), backend, str(most)
     # Each thread of OpenBLAS would allocate memory when NumPy is imported.
     env = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
     with tempfile.TemporaryFile() as output:
         child = subprocess.Popen(
-            [sys.executable, "-c", _CODE, json.dumps(words)],
+            module_command("yolact_runtime.engines.trial", *words),
             stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.DEVNULL, env=env,
         )  # fmt: skip
         try:
@@ -149,9 +145,9 @@ def _signal(code: int) -> str:
     return f" (exit code {code})"
 
 
-def main(path: str, backend: str, most: int) -> None:
+def main(path: str, backend: str, most: str) -> None:
     """The child process: open a file, run it once on noise, and print the result."""
-    result = _try(Path(path), backend, most)
+    result = _try(Path(path), backend, int(most))
     print(f"\n{_MARK}{json.dumps(result)}", flush=True)
     # Libraries may crash or wait when they are unloaded.
     os._exit(0)
@@ -160,7 +156,7 @@ def main(path: str, backend: str, most: int) -> None:
 def _try(path: Path, backend: str, most: int) -> dict[str, Any]:
     """Open and run a file within limits; what `try_engine` needs to know."""
     threads = min(usable_cores(), _MOST_THREADS)
-    _set_limits(most, threads)
+    limit_process(most, limit("engine_seconds") * (threads + 1))  # also if the parent is killed
     try:
         _open_and_run(path, backend, threads)
     except ImportError:
@@ -178,24 +174,6 @@ def _try(path: Path, backend: str, most: int) -> dict[str, Any]:
     return {"passed": True}
 
 
-def _set_limits(most: int, threads: int) -> None:
-    """Limit memory, and the time also if the parent is killed; write no core file."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    seconds = limit("engine_seconds") * (threads + 1)
-    for kind, value in (
-        (resource.RLIMIT_DATA, most),
-        (resource.RLIMIT_FSIZE, most),
-        (resource.RLIMIT_CPU, seconds),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        _, hard = resource.getrlimit(kind)
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (value, value))
-
-
 def _open_and_run(path: Path, backend: str, threads: int) -> None:
     """Open a file with an engine's class and run it on noise."""
     import numpy as np
@@ -208,3 +186,7 @@ def _open_and_run(path: Path, backend: str, threads: int) -> None:
     shape: Sequence[int] = (meta.min_batch, meta.input_size, meta.input_size, 3)
     noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     check_detections(engine.detect(noise.astype(meta.input_dtype, copy=False)), len(noise), meta)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
