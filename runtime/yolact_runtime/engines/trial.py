@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from yolact_runtime.cache import Cache
+from yolact_runtime.child import limit_process, module_command
 from yolact_runtime.engines.backends import BACKENDS
 from yolact_runtime.engines.onnx_file import check_onnx
 from yolact_runtime.engines.threads import usable_cores
@@ -36,11 +37,6 @@ TRUST = "YOLACT_TRUST_ENGINES"
 TRIED = {"onnxruntime": "onnxruntime", "cuda": "onnxruntime", "openvino": "openvino"}
 _TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _PASSED = Cache("engines", "the trial of an engine", "it is tried again", log.debug)
-# Not `-m`, which would import modules from the current folder.
-_CODE = (
-    "import json, sys; sys.path[:], *words = json.loads(sys.argv[1]);"
-    "from yolact_runtime.engines.trial import main; main(*words)"
-)
 _MOST_THREADS = 4
 # How many times the seconds of computing it may take in all.
 _WAIT = 4
@@ -117,7 +113,7 @@ def _run(path: Path, backend: str, most: int) -> dict[str, Any]:
     Raises:
         YolactError: it crashes, or takes too long.
     """
-    words = [[item for item in sys.path if isinstance(item, str)], str(path), backend, most]
+    words = str(path), backend, str(most)
     # Each thread of OpenBLAS would allocate memory when NumPy is imported.
     env = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
     with contextlib.ExitStack() as stack:
@@ -125,7 +121,7 @@ def _run(path: Path, backend: str, most: int) -> dict[str, Any]:
             folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
             env["TMPDIR"] = stack.enter_context(folder)
         child = subprocess.Popen(
-            [sys.executable, "-c", _CODE, json.dumps(words)],
+            module_command("yolact_runtime.engines.trial", *words),
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env,
         )  # fmt: skip
         try:
@@ -157,12 +153,12 @@ def _signal(code: int) -> str:
     return f" (exit code {code})"
 
 
-def main(path: str, backend: str, most: int) -> None:
+def main(path: str, backend: str, most: str) -> None:
     """The child process: open a file, run it once on noise, and write the result to standard output."""
     output = os.dup(1)
     with open(os.devnull, "w") as nothing:  # noqa: PTH123 - for what libraries print
         os.dup2(nothing.fileno(), 1)
-    result = _try(Path(path), backend, most)
+    result = _try(Path(path), backend, int(most))
     os.write(output, json.dumps(result).encode())
     # Libraries may crash or wait when they are unloaded.
     os._exit(0)
@@ -171,7 +167,7 @@ def main(path: str, backend: str, most: int) -> None:
 def _try(path: Path, backend: str, most: int) -> dict[str, Any]:
     """Open and run a file within limits; what `try_engine` needs to know."""
     threads = min(usable_cores(), _MOST_THREADS)
-    _set_limits(most)
+    limit_process(most, limit("engine_seconds"))  # also if the parent is killed
     try:
         _open_and_run(path, backend, threads)
     except ImportError:
@@ -190,23 +186,6 @@ def _try(path: Path, backend: str, most: int) -> dict[str, Any]:
     return {"passed": True}
 
 
-def _set_limits(most: int) -> None:
-    """Limit memory and time, which also ends this process if its parent was killed; write no core file."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    for kind, value in (
-        (resource.RLIMIT_DATA, most),
-        (resource.RLIMIT_FSIZE, most),
-        (resource.RLIMIT_CPU, limit("engine_seconds")),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        _, hard = resource.getrlimit(kind)
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (value, value))
-
-
 def _open_and_run(path: Path, backend: str, threads: int) -> None:
     """Open a file with an engine's class and run it on noise."""
     import numpy as np
@@ -219,3 +198,7 @@ def _open_and_run(path: Path, backend: str, threads: int) -> None:
     shape: Sequence[int] = (meta.min_batch, meta.input_size, meta.input_size, 3)
     noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     check_detections(engine.detect(noise.astype(meta.input_dtype, copy=False)), len(noise), meta)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -80,7 +81,7 @@ def test_files_of_ones_own(model: Path, no_child: None, monkeypatch: pytest.Monk
 def test_a_library_that_does_not_survive_it(
     model: Path, code: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial, "_CODE", code)
+    monkeypatch.setattr(trial, "module_command", lambda *words: [sys.executable, "-c", code])
     monkeypatch.setattr(trial, "_WAIT", 1)
     monkeypatch.setenv("YOLACT_MAX_ENGINE_SECONDS", "1")
     fails(rf"^{model}: ONNX Runtime .*{message}", model)
