@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from yolact.config import Config, TrainConfig
+from yolact.config import TrainConfig
 from yolact.data.batch import Batch, Sample, Target, collate
 from yolact.data.coco import CocoDataset
 from yolact.losses import MultiBoxLoss
 from yolact.model import Yolact
 from yolact.train.checkpoint import write_torch
-from yolact.weights.load import load_state
+from yolact.weights.files import read_torch
+from yolact.weights.load import load_state, stored_config
+from yolact.weights.state import is_state
 from yolact_runtime.errors import YolactError, counted, first_line
 
 log = logging.getLogger(__name__)
@@ -160,21 +161,69 @@ def debug_batch(path: Path, device: torch.device) -> bool:
     Raises:
         YolactError: the file is not a saved batch.
     """
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise YolactError(f"cannot read {path}: {first_line(error)}") from error
-    if not isinstance(content, dict) or content.get("format") != DUMP_FORMAT:
-        raise YolactError(f"{path} is not a batch that yolact-train saved (<config>_bad_batch.pt)")
-    config = Config.from_dict(content["config"], str(path))
-    model = Yolact(config)
-    load_state(model, content["model"], str(path))
+    content = _read_batch(path)
+    with torch.device("meta"):  # without memory: the file's tensors are compared first, then used
+        model = Yolact(stored_config(path, content["config"]))
+    load_state(model, content["model"], str(path), finite=False)
     model.to(device).train().freeze_batch_norm()
     log.info(
         "%s: iteration %d, lr %g, images %s, losses then: %s",
         path, content["iteration"], content["lr"], content["image_ids"], _terms_text(content["losses"]),
     )  # fmt: skip
+    try:
+        return _compute_again(model, content, device)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:  # shapes that do not belong together
+        raise YolactError(f"{path} is damaged: {first_line(error)}") from error
 
+
+_TARGET = ("boxes", "labels", "masks", "semantic_masks", "crowd_boxes")
+# What a saved batch holds.
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "config": dict,
+    "model": dict,
+    "images": Tensor,
+    "targets": list,
+    "image_ids": list,
+    "iteration": int,
+    "losses": dict,
+    "lr": (int, float),
+}
+
+
+def _read_batch(path: Path) -> dict[str, Any]:
+    """The content of a saved batch, whose values have the right types.
+
+    Raises:
+        YolactError: it is no saved batch, or is damaged.
+    """
+    content = read_torch(path, "batch")
+    if not isinstance(content, dict) or content.get("format") != DUMP_FORMAT:
+        raise YolactError(f"{path} is not a batch that yolact-train saved (<config>_bad_batch.pt)")
+    wrong = [name for name, kind in _KINDS.items() if not isinstance(content.get(name), kind)]
+    if not wrong:
+        losses, targets, images = content["losses"], content["targets"], content["images"]
+        complete = all(
+            isinstance(target, dict)
+            and sorted(target) == sorted(_TARGET)
+            and all(isinstance(value, Tensor) for value in target.values())
+            for target in targets
+        )
+        checks = {
+            "model": is_state(content["model"]),
+            "losses": all(type(key) is str and type(value) is float for key, value in losses.items()),
+            "image_ids": len(content["image_ids"]) == len(targets),
+            "targets": complete and len(targets) == len(images) > 0,
+            "images": images.ndim == 4 and images.shape[1] == 3 and images.dtype == torch.float32,
+        }
+        wrong = [name for name, right in checks.items() if not right]
+    if wrong:
+        raise YolactError(f"{path} is damaged: its {' and '.join(wrong)} cannot be those of a batch")
+    return content
+
+
+def _compute_again(model: Yolact, content: dict[str, Any], device: torch.device) -> bool:
+    """Compute the loss of a saved batch and its gradients; log what is not finite."""
+    config = model.config
     bad = [
         *_not_finite("weight", model.state_dict()),
         *_not_finite("input", {"images": content["images"]}),

@@ -15,8 +15,10 @@ import torch
 
 from yolact.cli.train import main
 from yolact.config import TrainConfig
+from yolact.data.batch import Batch
 from yolact.model import Yolact
-from yolact.train.failures import explain
+from yolact.registry import get_config
+from yolact.train.failures import dump_batch, explain
 from yolact.weights.load import load_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -54,6 +56,21 @@ def test_debug_batch_needs_a_saved_batch(tmp_path: Path, capsys: Capture) -> Non
     torch.save({"x": 1}, wrong)
     assert main(["--debug-batch", str(wrong)]) == 1
     assert "is not a batch that yolact-train saved" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["config", "model", "images", "targets", "image_ids", "losses", "lr"])
+def test_a_damaged_batch_is_one_line(name: str, tmp_path: Path, capsys: Capture) -> None:
+    model = Yolact(get_config("yolact_tiny"))
+    path = tmp_path / "b.pt"
+    batch = Batch(torch.zeros(0, 3, 128, 128), [], [])
+    dump_batch(path, model, batch, 3, {"total": 1.0}, 0.1)
+    content = torch.load(path)
+    content[name] = {"config": {"model": 3}, "model": {"x": torch.zeros(1)}, "lr": "fast"}.get(name, [1])
+    torch.save(content, path)
+    assert main(["--debug-batch", str(path), "--device", "cpu"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("ERROR: ")
+    assert str(path) in line
 
 
 def test_an_unreadable_image_is_replaced_and_the_run_exits_1(
