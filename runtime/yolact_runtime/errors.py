@@ -53,6 +53,19 @@ def plain_value(value: Any) -> Any:
     return escape_controls(value) if type(value) is str else value
 
 
+def without_secrets(address: str) -> str:
+    """An address for messages and logs: without user, password and query; a path as it is."""
+    if "://" not in address:
+        return address
+    scheme, _, rest = address.partition("://")
+    plain, *query = re.split("[?#]", rest, maxsplit=1)
+    if "@" in plain:  # a password may have an @ or a slash as well
+        plain = plain.rpartition("@")[2]
+    elif query and "@" in query[0]:  # of a password with a question mark, or of the query
+        plain = "..."
+    return f"{scheme}://{plain}"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of another library's error, at most 200 characters."""
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]

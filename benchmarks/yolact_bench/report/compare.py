@@ -28,7 +28,6 @@ import numpy as np
 
 from yolact_bench.measure.candidate import KINDS
 from yolact_bench.measure.statistics import Interval, independent_ratio, mann_whitney
-from yolact_bench.measure.suite import read_report
 from yolact_runtime.commandline import Table, print_line
 from yolact_runtime.errors import UsageError
 
@@ -55,6 +54,8 @@ def command(args: argparse.Namespace) -> int:
     limit, effect = args.fail_if_slower, args.min_effect / 100
     if limit is not None and not limit >= 0:
         raise UsageError(f"--fail-if-slower is {limit:g}; it must be 0 or more")
+    from yolact_bench.measure.suite import read_report
+
     reports = read_report(args.before), read_report(args.after)
     found, warnings = compare(*reports, confidence=args.confidence, min_effect=effect, control=args.control)
     _show(found, warnings, args.confidence, effect, args.control)

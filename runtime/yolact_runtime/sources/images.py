@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.errors import UsageError, YolactError, without_secrets
 from yolact_runtime.frames import Frame, Source
 from yolact_runtime.sources.folders import (
     IMAGES,
@@ -104,6 +104,7 @@ def check_exists(source: str) -> None:
     try:
         os.stat(source)  # noqa: PTH116 - Path drops a slash at the end, which only folders may have
     except OSError as error:
+        source = without_secrets(source)  # an address whose kind is not known
         if os.path.islink(source):  # noqa: PTH114 - raises no error
             raise UsageError(f"image {source} is a broken symbolic link") from error
         if not isinstance(error, FileNotFoundError | NotADirectoryError):
