@@ -280,10 +280,8 @@ def mutate_cached(data: bytes, random: Random, other: bytes = b"") -> bytes:
 
 
 def roofline_seeds() -> Iterator[Seed]:
-    export = (
-        "--to onnx --detect runtime --no-verify --output {run}/m.onnx --weights {shared}/yolact_tiny_0_1.pth"
-    )
-    data = _run("yolact_export.cli", *export.split())["m.onnx"]
+    words = "--weights {shared}/yolact_tiny_0_1.pth --detect runtime --no-verify --output {run}/tiny.onnx"
+    data = _run("yolact_export.cli", *words.split())["tiny.onnx"]
     yield Seed("m.onnx", data, ("targets:roofline", "{run}/in/m.onnx"), mutate.mutate_onnx)
 
 
