@@ -30,10 +30,19 @@ class _ParserFound(BaseException):
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace the markers of a page by tables; mkdocs calls this for each page.
 
-    The markers are `<!-- options: yolact-infer -->` and `<!-- settings: train -->`.
+    The markers are `<!-- options: yolact-infer -->`, `<!-- settings: train -->` and `<!-- limits -->`.
     """
     markdown = _OPTIONS.sub(lambda match: command_tables(command_parser(match[1])), markdown)
-    return _SETTINGS.sub(lambda match: settings_table(match[1]), markdown)
+    markdown = _SETTINGS.sub(lambda match: settings_table(match[1]), markdown)
+    return markdown.replace("<!-- limits -->", limits_table())
+
+
+def limits_table() -> str:
+    """A Markdown table of the limits on what others wrote."""
+    from yolact_runtime.untrusted import LIMITS
+
+    rows = [f"| `{one.variable}` | {one.unit} | {one.default:,} |" for one in LIMITS.values()]
+    return "\n".join(["| variable | limits | default |", "|---|---|---|", *rows])
 
 
 def command_names() -> list[str]:

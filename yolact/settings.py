@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from yolact_runtime.errors import UsageError
 from yolact_runtime.typed import convert, nearest, shown
-from yolact_runtime.untrusted import LIMITS, check_text, limit, parse_json
+from yolact_runtime.untrusted import LIMITS, beyond, check_text, limit, parse_json
 
 T = TypeVar("T")
 # The lowest and highest value of each setting of a dataclass; a highest that is a name is that limit's.
@@ -109,12 +109,10 @@ def check_ranges(owner: object, section: str, ranges: Ranges) -> None:
         check(fits, f"{section}.{name}", value, f"{_number(low)} to {_number(highest)}{allowed}")
 
 
-def check_plain_text(value: str, name: str, most: int = 4096) -> None:
-    """Raise a UsageError if a text is longer than `most`, or no file can have it as its name."""
+def check_plain_text(value: str, name: str) -> None:
+    """Raise a UsageError if a text is too long, or no file can have it as its name."""
+    check(len(value) <= limit("name"), name, value, f"at most {beyond('name')}")
     try:
-        check(
-            isinstance(value, str) and len(value) <= most, name, value, f"text of at most {most} characters"
-        )
         check_text(value)
     except ValueError as error:
         raise UsageError(f"{name}: {error}") from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from yolact_runtime.commandline import Table, print_line
 from yolact_runtime.engines.tensorrt.record import read_engine
 from yolact_runtime.engines.trial import try_engine
 from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.files import is_file
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def print_file(path: Path, config: str | None = None, classes: str | None = None
         UsageError: there is no such file, or its suffix is unknown.
         YolactError: the file is damaged.
     """
-    if not os.path.isfile(path):  # noqa: PTH113 - raises no error
+    if not is_file(path):
         raise UsageError(f"{path} is not a file; give an .onnx, .xml, .engine or .plan file, or a checkpoint")
     readers = {
         ".onnx": _onnx_tables,

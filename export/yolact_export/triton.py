@@ -10,7 +10,6 @@ The configuration is built as Triton's own protocol buffer message, which checks
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from yolact_runtime.engines.onnx_file import check_onnx
 from yolact_runtime.engines.outputs import GraphOutputs
 from yolact_runtime.engines.tensorrt.record import read_engine
 from yolact_runtime.errors import UsageError, YolactError, escape_controls
-from yolact_runtime.files import atomic_folder
+from yolact_runtime.files import atomic_folder, is_file
 from yolact_runtime.metadata import Metadata
 from yolact_runtime.packages import imports_failed
 from yolact_runtime.untrusted import beyond, limit
@@ -131,7 +130,7 @@ def _read_model(path: Path) -> tuple[Metadata, Tensors]:
             f"{path} is an engine of {record.title}; Triton runs TensorRT engines: give {record.onnx_file}"
         )
     source = path.parent / record.onnx_file
-    if not os.path.isfile(source):  # noqa: PTH113 - raises no error
+    if not is_file(source):
         raise YolactError(f"{path} needs {source}, which it was built from, for its inputs and outputs")
     inputs, outputs = _read_onnx(source)[1]
     return metadata, (inputs, _plugin_outputs(outputs, metadata) if record.plugin else outputs)

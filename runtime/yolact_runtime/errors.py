@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 
 class YolactError(Exception):
@@ -45,6 +46,24 @@ _CONTROLS = re.compile(
 def escape_controls(text: str) -> str:
     """Text on one line that changes nothing in a terminal: control characters as escapes, such as \\n."""
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def plain_value(value: Any) -> Any:
+    """A value for a page or picture: texts, but no markup, as by `escape_controls`."""
+    return escape_controls(value) if type(value) is str else value
+
+
+def without_secrets(address: str) -> str:
+    """An address for messages and logs: without user, password and query; a path as it is."""
+    if "://" not in address:
+        return address
+    scheme, _, rest = address.partition("://")
+    plain, *query = re.split("[?#]", rest, maxsplit=1)
+    if "@" in plain:  # a password may have an @ or a slash as well
+        plain = plain.rpartition("@")[2]
+    elif query and "@" in query[0]:  # of a password with a question mark, or of the query
+        plain = "..."
+    return f"{scheme}://{plain}"
 
 
 def first_line(error: BaseException) -> str:

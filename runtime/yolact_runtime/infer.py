@@ -7,7 +7,7 @@ import logging
 import sys
 from pathlib import Path
 
-from yolact_runtime.commandline import print_line, terminated_as_interrupted
+from yolact_runtime.commandline import print_line
 from yolact_runtime.commandline.original import engine_options
 from yolact_runtime.engines.options import open_engine
 from yolact_runtime.engines.threads import default_workers
@@ -45,10 +45,7 @@ def infer(args: argparse.Namespace) -> int:
                 log.warning("%s: the JSON has the engine's ids", sentence)
         outputs = open_outputs(args, target, source, meta, ids)
         try:
-            with (
-                terminated_as_interrupted(),
-                show_progress("yolact-infer", outputs.source.total, args.quiet) as progress,
-            ):
+            with show_progress("yolact-infer", outputs.source.total, args.quiet) as progress:
                 run_pipeline(outputs.source, engine, outputs.sinks, pipeline_settings(args), progress, stats)
         except (KeyboardInterrupt, YolactError) as error:
             _summarise(stats, outputs, args)

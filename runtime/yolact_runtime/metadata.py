@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -53,7 +52,7 @@ class PriorSpec:
         if not (self.aspect_ratios and all(self.scales)):
             return "each level needs a scale, and all need an aspect ratio"
         if not all(map(_positive, [*self.aspect_ratios, *(size for sizes in self.scales for size in sizes)])):
-            return "scales and aspect ratios must be above 0 and finite"
+            return f"scales and aspect ratios must be in {_LOW}..{_HIGH}"
         return f"{self.count:,} priors, more than {beyond('priors')}" if self.count > limit("priors") else ""
 
 
@@ -174,6 +173,7 @@ class Metadata:
             "class_names",
             f"{len(names):,} classes; at most {beyond('classes')}",
         )
+        yield any(len(name) > limit("name") for name in names), "class_names", f"longer than {beyond('name')}"
         yield not all(map(_writable, names)), "class_names", "a name has half a character (a lone surrogate)"
         yield len(ids) != len(names), "category_ids", f"{len(names)} ids are needed, one for each class name"
         yield len(set(ids)) != len(ids), "category_ids", "an id occurs twice"
@@ -181,8 +181,8 @@ class Metadata:
         for name, most in _SIZES.items():
             allowed = f"it must be 1 or more, and at most {beyond(most)}"
             yield not 1 <= getattr(self, name) <= limit(most), name, allowed
-        yield not all(map(math.isfinite, self.mean)), "mean", "all must be finite"
-        yield not all(map(_positive, self.std)), "std", "all must be above 0 and finite"
+        yield not all(abs(value) <= _HIGH for value in self.mean), "mean", f"all must be in -{_HIGH}..{_HIGH}"
+        yield not all(map(_positive, self.std)), "std", f"all must be in {_LOW}..{_HIGH}"
         yield self.channel_order != "BGR", "channel_order", "only BGR is known"
         yield self.input_dtype not in ("uint8", "float32"), "input_dtype", "uint8 or float32 are allowed"
         yield self.detect not in ("native", "runtime"), "detect", "native or runtime are allowed"
@@ -201,7 +201,7 @@ class Metadata:
 
 
 def _positive(value: float) -> bool:
-    return 0 < value < math.inf
+    return _LOW <= value <= _HIGH
 
 
 def _writable(text: str) -> bool:
@@ -216,6 +216,8 @@ def _short(text: str) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+# The range of positive numbers that have no other: wide, but without overflow in float32.
+_LOW, _HIGH = 1e-6, 1_000_000
 # Larger whole numbers are not exact in other programs that read JSON.
 _WHOLE = 2**53
 # The limit on each size.

@@ -13,6 +13,8 @@ import pytest
 from doc_pages import PAGES, ROOT, blocks, command_lines, load_hooks, page_id, spans
 
 from yolact import configs
+from yolact_runtime.sources.images import PIXEL_MEMORY
+from yolact_runtime.untrusted import LIMITS
 
 hooks = load_hooks()
 # Where the changes are listed, commands may be named that are gone.
@@ -125,3 +127,14 @@ def test_generated_tables_hold_every_setting() -> None:
     for name in settings(configs()["yolact_base"]):
         if "." in name:
             assert f"<code>{name}</code>" in tables or name.startswith("classes."), name
+
+
+def test_the_page_on_security_has_the_limits() -> None:
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    shown = hooks.on_page_markdown(page)
+    rows = [f"| `{one.variable}` | {one.unit} | {one.default:,} |" for one in LIMITS.values()]
+    assert len(rows) > 10
+    assert [row for row in rows if row not in shown] == []
+    named = set(re.findall(r"YOLACT_MAX_\w+", page))
+    assert named <= {one.variable for one in LIMITS.values()}
+    assert f"times {PIXEL_MEMORY} bytes, {PIXEL_MEMORY * LIMITS['pixels'].default / 1e9:g} GB" in page

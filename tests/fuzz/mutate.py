@@ -582,13 +582,7 @@ def _onnx_scalar(message: Any, field: Any, value: Any, repeated: bool, random: R
     elif field.cpp_type in (field.CPPTYPE_FLOAT, field.CPPTYPE_DOUBLE):
         new = random.choice(FLOATS[:5])
     else:
-        texts = tuple(text for text in TEXTS if text.isprintable()) + (
-            "images",
-            "Shape",
-            "If",
-            "Loop",
-            "boxes",
-        )
+        texts = (*filter(str.isprintable, TEXTS), "images", "Shape", "If", "Loop", "boxes")
         old = value[0] if repeated and len(value) else value
         new = random.choice(texts)
         if isinstance(old, bytes):

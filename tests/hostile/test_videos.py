@@ -193,6 +193,8 @@ def test_a_playlist_reads_no_other_file(tmp_path):
         f"#EXTM3U\n#EXTINF:1,\n{clip}\n#EXTINF:1,\nhttp://127.0.0.1:1/a.ts\n#EXT-X-ENDLIST\n"
     )
     assert str(tmp_path / "x.mp4") in failure(lambda: list(VideoSource(tmp_path / "x.mp4")))
+    (tmp_path / "x.mp4").write_text("ffconcat version 1.0\nfile secret.ts\n")
+    assert "has a format that is not read, such as a playlist" in failure(VideoSource, tmp_path / "x.mp4")
 
 
 @pytest.mark.parametrize(

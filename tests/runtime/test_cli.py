@@ -164,6 +164,8 @@ def test_pairs_and_drive_letters(text, pair):
         ["--image", "photos/a.png:out.xyz"],
         ["photos", "--score-threshold", "1.5"],
         ["photos", "--top-k", "0"],
+        ["photos", "--workers", "100000"],
+        ["photos", "--batch-size", "100000000"],
         ["photos", "--batch-size", "0"],
         ["photos", "--config", "yolact_base_config"],
         ["photos", "--providers", "abacus"],
@@ -198,7 +200,7 @@ def test_a_place_that_cannot_be_written_is_found_first(place, option, capsys, mo
     assert "cannot write to folder file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interruption_keeps_what_is_done(place, number, monkeypatch, capsys):
     before = signal.getsignal(number)
     for index in range(20):

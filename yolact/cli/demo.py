@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolact_runtime.commandline import Parser, print_line, run
 from yolact_runtime.engines.choose import cpu_flags
-from yolact_runtime.errors import YolactError
+from yolact_runtime.errors import YolactError, plain_value
 from yolact_runtime.files import atomic_path, read_json
 from yolact_runtime.outputs import check_outputs
 from yolact_runtime.packages import require
@@ -91,7 +91,7 @@ class Demo:
         start = time.perf_counter()
         stage = f"[{len(self.commands) + 1}/{STAGES}] {title:<32}"
         with self.console.status(stage), journal.open("ab") as file:
-            file.write(f"$ {line}\n".encode())
+            file.write(f"$ {line}\n".encode(errors="surrogateescape"))
             file.flush()
             position = file.tell()
             done = subprocess.run(
@@ -174,7 +174,7 @@ def write_report(demo: Demo, journal: Path, model: Path, images: Sequence[Path])
 
     records = [json.loads(line) for line in journal.read_text().splitlines()]
     losses = [record for record in records if record.get("total") is not None]
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=plain_value)
     template = environment.from_string(
         resources.files("yolact").joinpath("assets/demo.html.j2").read_text("utf-8")
     )

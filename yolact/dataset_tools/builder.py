@@ -15,14 +15,14 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from yolact.data.reader.image_files import decoded_size
-from yolact.data.segmentation import to_rle
+from yolact.data.segmentation import runs_to_rle, to_rle
 from yolact.dataset_tools.check import Progress
 from yolact_runtime.errors import YolactError
 from yolact_runtime.files import is_folder
 from yolact_runtime.sources.folders import IMAGES
-from yolact_runtime.sources.headers import image_size
+from yolact_runtime.sources.headers import read_header, size_fault
 from yolact_runtime.typed import first_few, nearest
-from yolact_runtime.untrusted import beyond, limit
+from yolact_runtime.untrusted import beyond, limit, read_bytes
 
 
 class Selection:
@@ -179,9 +179,7 @@ def read_plane(path: Path) -> np.ndarray:
         YolactError: it cannot be read, is too large, or is no image.
     """
     try:
-        return decode(path.read_bytes())
-    except OSError as error:
-        raise YolactError(f"cannot read {path}: {error.strerror or error}") from error
+        return decode(read_bytes(path, "mask"))
     except ValueError as error:
         raise YolactError(f"{path} {error}") from error
 
@@ -199,10 +197,13 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def check_pixels(data: bytes) -> None:
-    """Raise a ValueError if an image file says that it has more pixels than allowed."""
-    size = image_size(data)
-    if size is not None and size[0] * size[1] > limit("pixels"):
-        raise ValueError(f"says that it is {size[0]} x {size[1]} pixels, more than {beyond('pixels')}")
+    """Raise a ValueError if decoding an image file takes more memory than allowed, or it does not say it."""
+    header = read_header(data)
+    if header is None or not header.width:
+        raise ValueError("is not an image, or of a format whose size is not known before it is decoded")
+    # With an alpha channel, which `read_image` leaves out.
+    if fault := size_fault(header[:2], len(data) + header.memory * 4 // 3):
+        raise ValueError(fault)
 
 
 def binary_mask(values: np.ndarray) -> np.ndarray:
@@ -231,6 +232,8 @@ def clean_label(label: Any) -> str:
     """
     if not isinstance(label, str):
         raise ValueError(f"the label is {str(label)[:40]}, not text" if label is not None else "no label")
+    if len(label) > limit("name"):
+        raise ValueError(f"the label has {len(label):,} characters, more than {beyond('name')}")
     text = " ".join(label.split())
     if not is_plain(text):
         raise ValueError(f"the label {label[:40]!a} is empty or has control characters")
@@ -285,8 +288,30 @@ class CocoBuilder:
         """
         if not mask.any():
             raise ValueError("covers no pixel of the image")
-        rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-        segmentation = {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")}
+        self._add_rle(label, coco_mask.encode(np.asfortranarray(mask, np.uint8)), crowd)
+
+    def add_pixels(self, label: str, starts: np.ndarray, lengths: np.ndarray) -> None:
+        """Add an instance from its runs of pixels.
+
+        Args:
+            label: Its class.
+            starts: (n,) first pixel of each run, counted down the columns of the last image; ascending.
+            lengths: (n,) pixels of each run.
+
+        Raises:
+            ValueError: there are none, or the class is unknown.
+        """
+        if not lengths.any():
+            raise ValueError("covers no pixel of the image")
+        height, width = self._size()
+        ends = starts + lengths
+        apart = starts[1:] != ends[:-1]  # runs that continue in the next column are one
+        edges = np.stack([starts[np.append(True, apart)], ends[np.append(apart, True)]], axis=1).ravel()
+        runs = np.diff(edges, prepend=0, append=height * width)
+        self._add_rle(label, runs_to_rle(runs[: -1 if runs[-1] == 0 else None], height, width))
+
+    def _add_rle(self, label: str, rle: dict[str, Any], crowd: bool = False) -> None:
+        segmentation = {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
         self._add(label, segmentation, int(coco_mask.area(rle)), coco_mask.toBbox(rle).tolist(), crowd)
 
     def add_box(self, label: str, box: np.ndarray) -> None:

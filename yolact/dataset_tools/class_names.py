@@ -9,6 +9,7 @@ from yolact.data.layout import read_yaml
 from yolact.dataset_tools.builder import clean_label
 from yolact_runtime.errors import YolactError
 from yolact_runtime.files import is_file, read_text
+from yolact_runtime.untrusted import beyond, limit
 
 _FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names", "_darknet.labels")
 # The first lines of labelme's lists, which are no classes.
@@ -27,7 +28,7 @@ def read_names(path: Path, first: int) -> dict[int, str]:
         names = content.get("names") if isinstance(content, dict) else None
         count = content.get("nc") if isinstance(content, dict) else None
     else:
-        lines = [line.strip() for line in read_text(path, "class names").rstrip().split("\n")]
+        lines = [line.strip() for line in read_text(path, "class names", "list_bytes").rstrip().split("\n")]
         names, count = [line for line in lines if line not in _NO_CLASSES], None
     return _numbered(path, names, count, first)
 
@@ -35,9 +36,12 @@ def read_names(path: Path, first: int) -> dict[int, str]:
 def _numbered(path: Path, names: Any, count: Any, first: int) -> dict[int, str]:
     """The names of a list or mapping by number, checked; `count` is how many the file says there are."""
     numbered: dict[int, str] = {}
+    seen: set[str] = set()
     pairs = list(names.items() if isinstance(names, dict) else enumerate(names or [], start=first))
     if isinstance(names, str) or not pairs:
         raise YolactError(f"{path} holds no class names: {_FORMS}")
+    if len(pairs) > limit("classes"):
+        raise YolactError(f"{path} has {len(pairs):,} class names, more than {beyond('classes')}")
     for key, name in pairs:
         try:
             number, label = int(key), clean_label(name)
@@ -45,12 +49,14 @@ def _numbered(path: Path, names: Any, count: Any, first: int) -> dict[int, str]:
             raise YolactError(
                 f"{path}: class {str(key)[:40]!r} in `names`: {error}; expected {_FORMS}"
             ) from None
-        if number in numbered or number < 0:
-            raise YolactError(f"{path}: class number {number} in `names`; expected different ones, 0 or more")
-        if label in numbered.values():
+        if number in numbered or not 0 <= number < 2**63:
+            text = "expected different ones, 0 or more and below 2**63"
+            raise YolactError(f"{path}: class number {str(number)[:40]} in `names`; {text}")
+        if label in seen:
             raise YolactError(f"{path} has the same class name twice: {label!r}")
         numbered[number] = label
-    if isinstance(count, str) and count.isdecimal() and int(count) != len(numbered):
+        seen.add(label)
+    if isinstance(count, str) and count.isdecimal() and len(count) < 19 and int(count) != len(numbered):
         raise YolactError(f"{path}: nc is {count}, but there are {len(numbered)} names")
     return numbered
 

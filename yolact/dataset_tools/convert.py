@@ -17,8 +17,9 @@ from yolact.dataset_tools.labelme import from_labelme
 from yolact.dataset_tools.mask_images import from_masks, from_voc
 from yolact.dataset_tools.yolo import from_yolo, labels_of
 from yolact_runtime.errors import UsageError, YolactError, counted
-from yolact_runtime.files import is_folder, read_text
+from yolact_runtime.files import is_file, is_folder, read_text
 from yolact_runtime.typed import first_few
+from yolact_runtime.untrusted import beyond, limit
 
 log = logging.getLogger(__name__)
 
@@ -125,10 +126,10 @@ def convert_yolo_dataset(
             if value or part == "train":
                 raise YolactError(f"dataset {path}: `{part}` is no path of one folder or one list of images")
             continue
-        is_folder = os.path.isdir(place)  # noqa: PTH112
-        if not is_folder and not os.path.isfile(place):  # noqa: PTH113
+        folder = is_folder(place)
+        if not folder and not is_file(place):
             raise YolactError(f"dataset {path}: `{part}`: {place.absolute()} does not exist")
-        images, only = (place, None) if is_folder else (_images_of_list(place), place)
+        images, only = (place, None) if folder else (_images_of_list(place), place)
         parts[part] = convert("yolo", labels_of(images), images, path, only, progress)
         if part != "test":
             dataset[part] = {
@@ -144,12 +145,24 @@ def _images_of_list(path: Path) -> Path:
     Raises:
         YolactError: none of them exists.
     """
-    lines = [line.strip() for line in read_text(path, "list of images").splitlines()]
-    images = [path.parent / line for line in lines if line]
-    folders = {image.parent for image in images if os.path.isfile(image)}  # noqa: PTH113
+    images = [path.parent.absolute() / line for line in _read_lines(path)]
+    folders = {image.parent for image in images if is_file(image)}
     if not folders:
         raise YolactError(f"{path}: none of the {counted(len(images), 'image')} in it exists")
     return Path(os.path.commonpath(folders))
+
+
+def _read_lines(path: Path) -> list[str]:
+    """The lines of a list of images that are not empty.
+
+    Raises:
+        YolactError: it cannot be read, or a line is no name.
+    """
+    lines = [line.strip() for line in read_text(path, "list of images", "list_bytes").splitlines()]
+    for number, line in enumerate(lines, start=1):
+        if len(line) > limit("name"):
+            raise YolactError(f"list {path}: line {number} has more characters than {beyond('name')}")
+    return [line for line in lines if line]
 
 
 def _read_selection(path: Path) -> Selection:
@@ -158,7 +171,7 @@ def _read_selection(path: Path) -> Selection:
     Raises:
         YolactError: unreadable or empty.
     """
-    lines = [line.strip() for line in read_text(path, "list").splitlines() if line.strip()]
+    lines = _read_lines(path)
     if not lines:
         raise YolactError(f"list {path} is empty")
     flagged = [re.fullmatch(r"(\S+)\s+(?:-1|0|1)", line) for line in lines]

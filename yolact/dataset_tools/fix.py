@@ -66,7 +66,7 @@ def fix_annotations(
                 entry["iscrowd"] = 0
                 findings.add("note", "crowds", "it is an instance now", entry["image_id"], entry["id"])
     for entry in entries:
-        _make_plain(entry, kept[entry["image_id"]])
+        _make_plain(entry, kept[entry["image_id"]], findings)
     lists = {"images": list(kept.values()), "annotations": entries, "categories": categories}
     write_json(target, {**file.more, **lists})
     return findings
@@ -164,13 +164,17 @@ def _turn(image: Entry, path: Path, size: tuple[int, int], entries: list[Entry])
     return True
 
 
-def _make_plain(entry: Entry, image: Mapping[str, Any]) -> None:
+def _make_plain(entry: Entry, image: Mapping[str, Any], findings: Findings) -> None:
     """Replace what JSON does not hold, and compute a missing area."""
     mask = entry["segmentation"]
     if entry["area"] is None:
         entry["area"] = entry["bbox"][2] * entry["bbox"][3]
-        if mask is not None and image["height"]:
-            entry["area"] = float(coco_mask.area(to_rle(mask, image["height"], image["width"])))
+        try:
+            if mask is not None and image["height"]:
+                entry["area"] = float(coco_mask.area(to_rle(mask, image["height"], image["width"])))
+        except ValueError as error:
+            findings.add("error", "damaged segmentation", str(error), entry["image_id"], entry["id"])
+            mask = None
     if mask is None:
         entry["segmentation"] = []
     elif isinstance(mask, list):

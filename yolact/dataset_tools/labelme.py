@@ -27,8 +27,9 @@ from yolact.dataset_tools.builder import (
     key_of,
 )
 from yolact_runtime.errors import YolactError, counted
-from yolact_runtime.files import atomic_path, read_json
+from yolact_runtime.files import atomic_path, is_file, read_json
 from yolact_runtime.sources.folders import IMAGES
+from yolact_runtime.untrusted import limit
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,9 @@ def from_labelme(source: Source) -> CocoBuilder:
                 continue
             found = True
             text = content.get("imagePath")
-            name = PurePosixPath(text.replace("\\", "/") if is_plain(text) else path.stem)
+            if not is_plain(text) or len(text) > limit("name"):
+                text = path.stem
+            name = PurePosixPath(text.replace("\\", "/"))
             if not source.wants(key_of(path, source.folder)) and not source.wants(str(name)):
                 continue
             image = _find_image(source, path, name)
@@ -122,8 +125,7 @@ def _find_image(source: Source, path: Path, name: PurePosixPath) -> Path | None:
         places = [path.parent / name, path.parent / name.name]
     suffixes = [*IMAGES, *map(str.upper, IMAGES)]
     places += [folder / (path.stem + suffix) for folder in folders for suffix in suffixes]
-    # Unlike Path.is_file, this takes names that are too long.
-    return next((p for p in places if p.suffix.lower() in IMAGES and os.path.isfile(p)), None)  # noqa: PTH113
+    return next((p for p in places if p.suffix.lower() in IMAGES and is_file(p)), None)
 
 
 def _extract(source: Source, path: Path, name: PurePosixPath, data: Any) -> Path:
@@ -138,7 +140,11 @@ def _extract(source: Source, path: Path, name: PurePosixPath, data: Any) -> Path
         raise YolactError(f"{path}: there is no image {place}, and none inside the file")
     if place.suffix.lower() not in _STORED:
         place = place.with_name(place.name + ".png")
-    if not os.path.isfile(place):  # noqa: PTH113
+    if not is_file(place):
+        if os.path.lexists(place):
+            raise YolactError(
+                f"{path}: {place} is no image file, and is not replaced by the one inside the file"
+            )
         try:
             _decode_base64(data, "the one inside the file")
         except ValueError as error:
@@ -193,8 +199,10 @@ def _add_instance(builder: CocoBuilder, shapes: list[Any], height: int, width: i
         raise ValueError("not an object with 'label' and 'points'")
     label = clean_label(shapes[0].get("label"))
     if any(shape.get("shape_type") == "mask" for shape in shapes):
-        masks = [_mask(shape, height, width) for shape in shapes]
-        builder.add_mask(label, np.logical_or.reduce(masks))
+        mask = np.zeros((height, width), bool)
+        for shape in shapes:
+            _add_to_mask(mask, shape)
+        builder.add_mask(label, mask)
     else:
         builder.add_polygons(label, [_polygon(shape) for shape in shapes])
 
@@ -252,10 +260,12 @@ def _polygon(shape: dict[str, Any]) -> list[float]:
     return [value for point in points for value in point]
 
 
-def _mask(shape: dict[str, Any], height: int, width: int) -> np.ndarray:
-    """The mask (height, width) bool of a shape."""
+def _add_to_mask(mask: np.ndarray, shape: dict[str, Any]) -> None:
+    """Add the pixels of a shape to a mask (height, width) bool."""
+    height, width = mask.shape
     if shape.get("shape_type") != "mask":
-        return to_mask([_polygon(shape)], height, width).astype(bool)
+        mask |= to_mask([_polygon(shape)], height, width).view(bool)
+        return
     # A PNG of a region of the image, which begins at the first point.
     if not isinstance(shape.get("mask"), str):
         raise ValueError("no 'mask' (a PNG as base64)")
@@ -268,8 +278,6 @@ def _mask(shape: dict[str, Any], height: int, width: int) -> np.ndarray:
             raise ValueError(
                 f"its mask is {region.shape[1]} x {region.shape[0]}, its points say {given[0]} x {given[1]}"
             )
-    mask = np.zeros((height, width), bool)
     region = region[max(0, -top) : max(0, height - top), max(0, -left) : max(0, width - left)]
     top, left = max(0, top), max(0, left)
-    mask[top : top + region.shape[0], left : left + region.shape[1]] = region
-    return mask
+    mask[top : top + region.shape[0], left : left + region.shape[1]] |= region

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,9 +23,10 @@ from yolact.dataset_tools.builder import (
 )
 from yolact.registry import published_classes
 from yolact_runtime.errors import UsageError, YolactError, counted, first_line
-from yolact_runtime.files import read_text
+from yolact_runtime.files import is_file, is_folder, read_text
 from yolact_runtime.sources.folders import IMAGES
 from yolact_runtime.typed import first_few
+from yolact_runtime.untrusted import beyond, limit, read_bytes
 
 log = logging.getLogger(__name__)
 
@@ -41,14 +43,14 @@ def from_voc(source: Source) -> CocoBuilder:
     """
     objects, classes = (source.folder / name for name in ("SegmentationObject", "SegmentationClass"))
     for folder in (objects, classes):
-        if not folder.is_dir():
+        if not is_folder(folder):
             hint = "; convert SBD's .mat files to PNG first" if any(source.folder.rglob("*.mat")) else ""
             raise YolactError(f"{source.folder} has no folder {folder.name}/{hint}")
     labelmap = _read_labelmap(source.folder / "labelmap.txt")
     pascal = published_classes("pascal_sbd")
     names = source.names or {number: name for number, (name, _) in labelmap.items()}
     names = names or dict(zip(pascal.category_ids, pascal.names, strict=True))
-    codes = {_pascal_colour(number): number for number in names}
+    codes = {_pascal_colour(number): number for number in names if number < 1 << 24}
     codes |= {colour: number for number, (_, colour) in labelmap.items() if colour is not None}
     builder = CocoBuilder(names)
     images = source.image_files(source.folder / "JPEGImages")
@@ -105,16 +107,50 @@ def _add_voc(
             )
         values.append(codes)
     instances, kinds = values
+    objects = _objects(instances, kinds)
     builder.add_image(image.relative_to(source.images or image.parent).as_posix(), *size)
-    for number in np.unique(instances[instances > 0]).tolist():
-        mask = instances == number
-        found, counts = np.unique(kinds[mask & (kinds > 0)], return_counts=True)
+    for starts, lengths, classes in objects:
+        known = classes > 0
+        found, of = np.unique(classes[known], return_inverse=True)
+        counts = np.bincount(of, lengths[known])
         best = int(found[counts.argmax()]) if len(found) else 0
         if best in names:
-            builder.add_mask(names[best], mask)
+            builder.add_pixels(names[best], starts, lengths)
         else:
-            y, x = (int(axis[0]) for axis in np.nonzero(mask))
+            x, y = divmod(int(starts[0]), size[0])
             source.faults.append(f"{files[1]}: no known class at the instance of {files[0]} at {x}, {y}")
+
+
+def _objects(instances: np.ndarray, kinds: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The pixels of each instance, by its number, as runs of one class.
+
+    Args:
+        instances, kinds: (H, W) numbers of instances and classes.
+
+    Returns:
+        For each instance the first pixel of each run (n,), counted down the columns, their lengths (n,) and
+        classes (n,).
+
+    Raises:
+        YolactError: there are more runs or instances than allowed.
+    """
+    flat, classes = instances.ravel("F"), kinds.ravel("F")
+    changes = flat[1:] != flat[:-1]
+    changes |= classes[1:] != classes[:-1]
+    if (runs := np.count_nonzero(changes)) > limit("rle"):
+        raise YolactError(f"the masks have {runs:,} runs, more than {beyond('rle')}")
+    starts = np.append(0, 1 + np.flatnonzero(changes))
+    lengths = np.diff(starts, append=flat.size)
+    chosen = flat[starts] > 0
+    starts, lengths = starts[chosen], lengths[chosen]
+    numbers = flat[starts]
+    order = np.argsort(numbers, kind="stable")
+    cuts = 1 + np.flatnonzero(np.diff(numbers[order]))
+    if len(cuts) >= limit("instances"):
+        raise YolactError(f"the masks have {len(cuts) + 1:,} instances, more than {beyond('instances')}")
+    return [
+        (starts[rows], lengths[rows], classes[starts[rows]]) for rows in np.split(order, cuts) if len(rows)
+    ]
 
 
 def _read_codes(path: Path, colours: Mapping[int, int] | None) -> np.ndarray:
@@ -128,29 +164,35 @@ def _read_codes(path: Path, colours: Mapping[int, int] | None) -> np.ndarray:
     """
     from PIL import Image
 
+    data = read_bytes(path, "mask")
     try:
-        data = path.read_bytes()
-        try:
-            check_pixels(data)
-        except ValueError as error:
-            raise YolactError(f"{path} {error}") from None
-        with Image.open(io.BytesIO(data)) as image:
+        check_pixels(data)
+    except ValueError as error:
+        raise YolactError(f"{path} {error}") from None
+    try:
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             values = np.array(image)  # (H, W), or (H, W, channels)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow raises whatever a damaged file causes
         raise YolactError(f"cannot read {path}: {first_line(error)}") from error
     if values.ndim == 3 and values.shape[2] == 2:  # grey or palette with alpha
         values = values[:, :, 0]
     if values.ndim == 2:
-        codes = values.astype(np.int64)
         if values.dtype.kind == "u":
-            codes[values == np.iinfo(values.dtype).max] = 0
-        return codes
-    codes = values[:, :, :3].astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
+            values[values == np.iinfo(values.dtype).max] = 0
+        return values.view(np.uint8) if values.dtype == bool else values
+    codes = np.zeros(values.shape[:2], np.int32)
+    for channel in range(3):
+        codes <<= 8
+        codes |= values[:, :, channel]
     codes[codes == _VOC_VOID_COLOUR] = 0
     if colours is not None:
-        found, inverse = np.unique(codes, return_inverse=True)
-        codes = np.array([colours.get(code, -1) if code else 0 for code in found.tolist()])[inverse]
-    return codes.reshape(values.shape[:2])
+        table = np.full(1 << 24, -1, np.int32)
+        table[0] = 0
+        for colour, number in colours.items():
+            table[colour] = number if colour else 0
+        codes = table[codes]
+    return codes
 
 
 def _pascal_colour(number: int) -> int:
@@ -168,13 +210,14 @@ def _read_labelmap(path: Path) -> dict[int, tuple[str, int | None]]:
         YolactError: a line is not `name:r,g,b:parts:actions`.
     """
     classes: dict[int, tuple[str, int | None]] = {}
-    if not path.is_file():
+    if not is_file(path):
         return classes
-    lines = [line for line in read_text(path).splitlines() if line.strip() and not line.startswith("#")]
+    lines = read_text(path, "label map", "list_bytes").splitlines()
+    lines = [line for line in lines if line.strip() and not line.startswith("#")]
     for number, line in enumerate(lines):
         try:
             name, colour, _, _ = line.rsplit(":", 3)
-            red, green, blue = map(int, colour.split(",")) if colour else (0, 0, 0)
+            red, green, blue = bytes(map(int, colour.split(","))) if colour else (0, 0, 0)
             label = clean_label(name)
         except ValueError:
             raise YolactError(f"{path}: {line[:60]!r} is not name:r,g,b:parts:actions") from None

@@ -81,7 +81,7 @@ def _add_lines(
 ) -> list[int]:
     """Add the instances in a text file, or faults; returns the points of each: 2 of a box, 0 of a double."""
     try:
-        lines = read_text(path).splitlines()
+        lines = read_text(path, "text file", "list_bytes").splitlines()
     except YolactError as error:
         faults.append(str(error))
         return []
@@ -107,11 +107,10 @@ def _add_line(builder: CocoBuilder, line: str, names: Mapping[int, str], size: t
     """
     height, width = size
     label, *texts = line.split()
-    values = [float(text) for text in texts]
-    number = float(label)
+    number, *values = map(_number, (label, *texts))
     if number not in names:
         known = ", ".join(map(str, list(names)[:20])) + ", .." * (len(names) > 20)
-        raise ValueError(f"class {label}; there are names for {known}")
+        raise ValueError(f"class {label[:40]}; there are names for {known}")
     if len(values) % 2 or len(values) < 4:
         hint = "a confidence, or a box with one?" if len(values) > 4 else "a polygon has three points or more"
         raise ValueError(f"{len(values)} coordinates; {hint}")
@@ -134,6 +133,13 @@ def _add_line(builder: CocoBuilder, line: str, names: Mapping[int, str], size: t
         polygon = (points.clip(0, 1) * (width, height)).reshape(-1).tolist()
         builder.add_polygons(names[int(number)], [polygon])
     return len(points)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{text[:40]!a} is not a number") from None
 
 
 def images_of(labels: Path) -> Path:

@@ -14,6 +14,7 @@ import numpy as np
 
 from yolact.evaluation.confusion import Confusion
 from yolact.evaluation.metrics import Curves, Metrics
+from yolact_runtime.errors import escape_controls
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -224,6 +225,7 @@ def _of_how_many(shown: int, every: int) -> str:
 
 def _short(name: str) -> str:
     """The name without its middle if it is longer than `NAME_LENGTH`; dollar signs do not start a formula."""
+    name = escape_controls(name)
     half = NAME_LENGTH // 2
     cut = name if len(name) <= NAME_LENGTH else f"{name[: half - 1]}…{name[-half:]}"
     return cut.replace("$", r"\$")

@@ -13,6 +13,7 @@ import numpy as np
 from yolact.evaluation.confusion import Confusion
 from yolact.evaluation.evaluate import Details, Evaluation
 from yolact.evaluation.metrics import Metrics
+from yolact_runtime.errors import plain_value
 from yolact_runtime.files import atomic_path
 from yolact_runtime.packages import require
 
@@ -57,7 +58,11 @@ def write_report(evaluation: Evaluation, folder: str | Path, about: Mapping[str,
         with atomic_path(Path(folder) / f"{name}.png") as temporary:
             temporary.write_bytes(content)
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=plain_value,
     )
     environment.filters["percent"] = lambda value: "–" if value is None else f"{100 * value:.1f}"
     template = environment.from_string(
@@ -74,7 +79,7 @@ def write_report(evaluation: Evaluation, folder: str | Path, about: Mapping[str,
     )
     page = Path(folder) / "report.html"
     with atomic_path(page) as temporary:
-        temporary.write_text(html, encoding="utf-8")
+        temporary.write_bytes(html.encode("utf-8", "backslashreplace"))  # paths may not be text
     return page
 
 

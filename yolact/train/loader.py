@@ -15,6 +15,7 @@ from yolact.data.coco import CocoDataset
 from yolact.data.workers import start_method
 from yolact.train.failures import ReplacingDataset, collate_replaced
 from yolact.train.sampler import SharedBatches
+from yolact_runtime.commandline import stop_signals
 
 GRACE_SECONDS = 60  # that a worker lives on after SIGTERM
 
@@ -40,7 +41,8 @@ def iterations(
 def _delay_signals(worker: int) -> None:
     """Keep a process that loads images alive while the training finishes its iteration and saves.
 
-    Ctrl-C and SIGTERM often go to a whole group of processes.
+    Ctrl-C, SIGTERM and SIGHUP often go to a whole group of processes.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE_SECONDS))
+    for number in stop_signals():
+        signal.signal(number, lambda number, frame: signal.alarm(GRACE_SECONDS))

@@ -20,9 +20,10 @@ from yolact.data.coco import CocoDataset, check_trainable, find_missing_images
 from yolact.losses import MultiBoxLoss
 from yolact.model import Yolact
 from yolact.model.backbone import zero_init_residual
+from yolact.train.bad_batch import dump_batch
 from yolact.train.checkpoint import Checkpoints, save_checkpoint
 from yolact.train.distributed import Processes
-from yolact.train.failures import Unreadable, dump_batch, explain, unreadable_text
+from yolact.train.failures import Unreadable, explain, unreadable_text
 from yolact.train.loader import iterations
 from yolact.train.logging import TrainingLog
 from yolact.train.mode import memory_format, set_training_mode
@@ -70,7 +71,7 @@ def train(
     Raises:
         YolactError: the data cannot be used, the loss is not finite, memory is short, or (once everything is
             saved) the validation failed or an image could not be read.
-        TrainingInterruptedError: on Ctrl-C or SIGTERM; `<config>_<epoch>_<iteration>_interrupt.pth` is saved.
+        TrainingInterruptedError: on a signal to stop; `<config>_<epoch>_<iteration>_interrupt.pth` is saved.
     """
     settings = config.train.scaled()
     state = training_state(resume)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during a training: the first asks to stop, the second stops at once."""
+"""Ctrl-C, SIGTERM and SIGHUP during a training: the first asks to stop, the second stops at once."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from yolact_runtime.commandline import stop_signals
+
 log = logging.getLogger(__name__)
 
 
 class StopSignal:
-    """True once Ctrl-C or SIGTERM has been received; in use as a context, which the second one ends at once.
+    """True once one of the signals was received; in use as a context, which the second one ends at once.
 
     Attributes:
         current: What the first signal waits for, for the log.
@@ -31,7 +33,7 @@ class StopSignal:
     def __enter__(self) -> StopSignal:
         """Install the handlers."""
         try:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, *stop_signals()):
                 self._old[number] = signal.signal(number, self._handle)
         except ValueError:
             self._old.clear()  # not the main thread: the caller handles signals

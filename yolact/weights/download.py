@@ -1,7 +1,6 @@
 """Download files, resumed and verified, to a cache; and the published weights by name.
 
-`huggingface_hub` transfers the bytes, from any server. Its `hf_hub_download` refuses plain mirrors and does
-not check the hash of what arrives, so the steps around the transfer are our own.
+`huggingface_hub.hf_hub_download` refuses plain mirrors and does not check the hash of what arrives.
 """
 
 from __future__ import annotations
@@ -11,23 +10,20 @@ import logging
 import os
 import re
 import shutil
-import socket
-import ssl
 import time
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
+from yolact.weights.transfer import AnswerError, Remote, ask, check_scheme, explain, fetch, shown_url
 from yolact_runtime.cache import cache_folder, create_folder
-from yolact_runtime.errors import UsageError, YolactError, first_line
-from yolact_runtime.files import follow_links, read_json, write_json
+from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.files import follow_links, is_file, read_json, write_json
 from yolact_runtime.files import sha256 as sha256_of
 from yolact_runtime.packages import imports_failed
+from yolact_runtime.untrusted import beyond, limit
 
 log = logging.getLogger(__name__)
 
 DEFAULT_URL = "https://huggingface.co/dbolya"
-TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 4
 FIRST_WAIT = 1.0  # seconds before the second attempt; doubles every time
 
@@ -79,8 +75,10 @@ def download(url: str, path: str | Path, sha256: str | None = None) -> Path:
     What has arrived stays in `<path>.<version>.part` when the connection or the process breaks off; the next
     call continues it if the server's file is still the same version. Size and SHA-256 (the one given, or the
     one the server names, as Hugging Face does) are checked before the file gets its name, and kept in
-    `<path>.json`. Of several processes that ask for the same file one fetches it. A file without
-    `<path>.json` (put there by hand) is used as it is, unless `sha256` is given.
+    `<path>.json`. Of several processes that ask for the same file one fetches it.
+
+    The hash is compared at every call (0.2 s for 120 MB). That of a file without `<path>.json`, put there by
+    hand, is noted at its first use, unless `sha256` is given.
 
     Args:
         url: http or https.
@@ -92,17 +90,18 @@ def download(url: str, path: str | Path, sha256: str | None = None) -> Path:
 
     Raises:
         UsageError: not an http(s) address.
-        YolactError: offline, refused, not found, disk full, wrong size or hash. One line with the address.
+        YolactError: put there by hand and changed since its first use; offline, refused, not found, disk
+            full, wrong size or hash. One line with the address.
     """
     path = Path(path)
-    _check_scheme(url)
+    check_scheme(url)
     expected = sha256.lower() if sha256 else ""
     if _is_there(path, expected):
         return path
     try:
         from huggingface_hub.utils import WeakFileLock
     except ImportError as error:
-        raise imports_failed(error, f"downloading {url}") from error
+        raise imports_failed(error, f"downloading {shown_url(url)}") from error
     try:
         create_folder(path.parent)
         with WeakFileLock(path.with_name(f".{path.name}.lock")):
@@ -114,22 +113,41 @@ def download(url: str, path: str | Path, sha256: str | None = None) -> Path:
 
 
 def _is_there(path: Path, sha256: str) -> bool:
-    """Whether `path` is the file that was downloaded, and has this hash (or first digits of it)."""
-    if not path.is_file():
+    """Whether `path` is the file that was downloaded, or first used, and has this hash (or first digits).
+
+    Raises:
+        YolactError: it was put there by hand, and has changed since its first use.
+    """
+    if not is_file(path):
         return False
+    note = _note(path)
+    noted, size = str(note.get("sha256", "")), path.stat().st_size
+    actual = sha256_of(path) if note.get("size", size) == size else f"of other {size} bytes"
+    if sha256 and not actual.startswith(sha256):
+        log.warning("%s is not the file with SHA-256 %s; fetching again", path, sha256)
+        return False
+    if not noted:
+        log.info("%s: its SHA-256 is noted as %s", path, actual)
+        write_json(_note_path(path), {"url": "", "size": size, "sha256": actual})
+    elif actual != noted and note.get("url"):
+        log.warning("%s has changed since it was downloaded; fetching again", path)
+        return False
+    elif actual != noted:
+        raise YolactError(
+            f"{path} has changed since its first use: its SHA-256 was {noted}; if you replaced it, delete"
+            f" {_note_path(path)}"
+        )
+    return True
+
+
+def _note(path: Path) -> dict[str, object]:
+    """What is noted about a file; empty if nothing is."""
     try:
         note = read_json(_note_path(path))
     except YolactError:
-        note = None  # it only saves work
-    note = note if isinstance(note, dict) else {}
-    size = path.stat().st_size
-    if note.get("size", size) != size:
-        log.warning("%s has changed: %d bytes, %s when downloaded; fetching again", path, size, note["size"])
-        return False
-    if sha256 and not (str(note.get("sha256")).startswith(sha256) or sha256_of(path).startswith(sha256)):
-        log.warning("%s is not the file with SHA-256 %s; fetching again", path, sha256)
-        return False
-    return True
+        return {}
+    sound = isinstance(note, dict) and re.fullmatch(r"[0-9a-f]{64}", str(note.get("sha256")))
+    return note if sound else {}
 
 
 def _note_path(path: Path) -> Path:
@@ -144,13 +162,13 @@ def _fetch(url: str, path: Path, sha256: str) -> None:
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return _fetch_once(url, path, sha256)
-        except (HTTPError, OSError) as error:
+        except (HTTPError, OSError, AnswerError) as error:
             if isinstance(error, OSError) and error.errno:
                 raise  # of the disk
-            reason, again = _explain(error, url)
+            reason, again = explain(error, url)
             if not again or attempt == ATTEMPTS:
-                raise YolactError(f"cannot download {url}: {reason}") from error
-            log.warning("%s: %s; trying again in %.0f s", url, reason, wait)
+                raise YolactError(f"cannot download {shown_url(url)}: {reason}") from error
+            log.warning("%s: %s; trying again in %.0f s", shown_url(url), reason, wait)
             time.sleep(wait)
             wait *= 2
     return None
@@ -158,7 +176,7 @@ def _fetch(url: str, path: Path, sha256: str) -> None:
 
 def _fetch_once(url: str, path: Path, sha256: str) -> None:
     """One attempt of `_fetch`; what arrives stays in the part file if it fails."""
-    remote = _ask(url)
+    remote = ask(url)
     # A part file belongs to one version of the file; without a tag it cannot be recognised later.
     version = hashlib.sha256(f"{url} {remote.etag}".encode()).hexdigest()[:16]
     target = follow_links(path)  # a link stays, and the part must be on the disk of its file
@@ -166,76 +184,33 @@ def _fetch_once(url: str, path: Path, sha256: str) -> None:
     for other in target.parent.glob("*.part"):
         if other.name.startswith(f"{target.name}.") and (other != part or not remote.etag):
             other.unlink()
-    named = re.fullmatch(r"[0-9a-f]{64}", (remote.etag or "").lower())
+    named = re.fullmatch(r"[0-9a-f]{64}", remote.etag.lower())
     hashes = [value for value in (sha256, named[0] if named else "") if value]
-    _transfer(url, remote, part, verified=bool(hashes))
+    _check_space(url, remote, part)
+    # A server that has another version than the one named here sends the whole file. Not if the hash will be
+    # checked: the storage behind a redirect tags its files in another way.
+    fetch(remote, part, path.name, same_version=not hashes)
     _place(url, part, path, hashes, remote.size)
 
 
-def _ask(url: str) -> Any:
-    """Size, version tag and address of the file behind `url` (`huggingface_hub.HfFileMetadata`).
-
-    Raises:
-        YolactError: it redirects to something unprotected.
-    """
-    from huggingface_hub import get_hf_file_metadata
-
-    # Public files need no token, and a mirror must not get the user's token for Hugging Face.
-    remote = get_hf_file_metadata(url, token=False, timeout=TIMEOUT, library_name="yolact")
-    _check_scheme(remote.location)
-    if urlsplit(url).scheme == "https" != urlsplit(remote.location).scheme:
-        raise YolactError(f"cannot download {url}: it redirects to {remote.location}, which is not https")
-    return remote
-
-
-def _transfer(url: str, remote: Any, part: Path, verified: bool) -> None:
-    """Append to `part` what is missing of the file; `verified`: its hash will be checked."""
-    from huggingface_hub.errors import HTTPError
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import disable_progress_bars
-
+def _check_space(url: str, remote: Remote, part: Path) -> None:
+    """Raise a YolactError if the file is beyond the limit or the free space; drop a part that is longer."""
+    if remote.size is None:
+        return
     have = part.stat().st_size if part.exists() else 0
-    if remote.size is not None:
-        if have > remote.size:
-            part.unlink()
-            have = 0
-        needed, free = remote.size - have, shutil.disk_usage(part.parent).free
-        if needed > free:
-            raise YolactError(
-                f"cannot download {url}: {part.parent} has {free / 1e6:.0f} MB free and"
-                f" {needed / 1e6:.0f} MB are needed"
-            )
-    if not log.isEnabledFor(logging.INFO):
-        disable_progress_bars()
-    # A server that has another version than the one named here sends the whole file. Not if the hash will be
-    # checked: the storage behind a redirect tags its files in another way.
-    headers = {} if verified else {"If-Range": f'"{remote.etag}"'}
-    try:
-        with part.open("ab") as file:
-            http_get(remote.location, file, resume_size=have, expected_size=remote.size, headers=headers)
-    except HTTPError as error:
-        if hasattr(error, "response"):
-            raise
-        arrived = part.stat().st_size
-        raise OSError(
-            f"the connection broke off after {arrived} of {remote.size} bytes ({first_line(error)})"
-        ) from error
-
-
-def _explain(error: Exception, url: str) -> tuple[str, bool]:
-    """Why a request failed, and whether to try it again."""
-    response = getattr(error, "response", None)
-    if response is not None:
-        code = response.status_code
-        return f"the server answered {code} {response.reason_phrase}", code in (408, 429) or code >= 500
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, socket.gaierror):
-            return f"no address found for {urlsplit(url).hostname} (offline?)", False
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return cause.verify_message, False
-        cause = cause.__cause__ or cause.__context__
-    return first_line(error), True
+    if have > remote.size:
+        part.unlink()
+        have = 0
+    if remote.size > limit("download_bytes"):
+        raise YolactError(
+            f"cannot download {shown_url(url)}: {remote.size:,} bytes; at most {beyond('download_bytes')}"
+        )
+    needed, free = remote.size - have, shutil.disk_usage(part.parent).free
+    if needed > free:
+        raise YolactError(
+            f"cannot download {shown_url(url)}: {part.parent} has {free / 1e6:.0f} MB free and"
+            f" {needed / 1e6:.0f} MB are needed"
+        )
 
 
 def _place(url: str, part: Path, path: Path, hashes: list[str], size: int | None) -> None:
@@ -245,27 +220,21 @@ def _place(url: str, part: Path, path: Path, hashes: list[str], size: int | None
         page = re.match(rb"\s*<(!doctype|html|head|\?xml)", file.read(100), re.IGNORECASE)
     actual = sha256_of(part)
     wrong = "the server sent a web page instead of a file (a login page?)" if page else ""
+    if not part.stat().st_size:
+        wrong = "the server sent nothing"
     for expected in hashes:
         if not wrong and not actual.startswith(expected):
             wrong = f"SHA-256 is {actual} instead of {expected}; what arrived was deleted"
     if wrong:
         part.unlink()
-        raise YolactError(f"cannot download {url}: {wrong}")
+        raise YolactError(f"cannot download {shown_url(url)}: {wrong}")
     if size is None and not hashes:
-        log.warning("%s: the server gave neither size nor hash; the file could not be verified", url)
+        log.warning(
+            "%s: the server gave neither size nor hash; the file could not be verified", shown_url(url)
+        )
     # In this order a crash leaves a file without its note, never a note about another file.
     _note_path(path).unlink(missing_ok=True)
     part.replace(follow_links(path))
     size = path.stat().st_size
-    write_json(_note_path(path), {"url": url, "size": size, "sha256": actual})
+    write_json(_note_path(path), {"url": shown_url(url), "size": size, "sha256": actual})
     log.info("downloaded %s (%.1f MB, SHA-256 %s)", path, size / 1e6, actual)
-
-
-def _check_scheme(url: str) -> None:
-    """Raise a UsageError unless `url` is a complete http(s) address."""
-    try:
-        parts = urlsplit(url)
-    except ValueError as error:
-        raise UsageError(f"cannot download {url!r}: {error}") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"\s", url):
-        raise UsageError(f"cannot download {url!r}: allowed are http:// and https://, without spaces")

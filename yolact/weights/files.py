@@ -22,7 +22,7 @@ from torch import Tensor
 from yolact_runtime.errors import YolactError, first_line
 from yolact_runtime.untrusted import beyond, limit, open_regular
 
-MAX_VALUES = 1_000_000  # numbers, texts and tensors in a file
+MAX_VALUES = 250_000  # numbers, texts and tensors in a file
 
 
 def read_torch(path: Path, what: str = "checkpoint", tensors: bool = True) -> Any:

@@ -10,12 +10,14 @@ neither blocks nor the correction for few runs.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 
 RESAMPLES = 2000
+INDICES = 4_000_000  # of values resampled at once: 100 MB
 SEED = 0  # the same samples give the same interval every time
 
 
@@ -31,7 +33,7 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95) -> Interval:
     """The mean of (n,) values in order of time, and its bootstrap interval."""
     values = _positive(values)
     length = block_length(values)
-    means = values[_blocks(len(values), length)].mean(axis=1)
+    means = np.concatenate([values[rows].mean(axis=1) for rows in _blocks(len(values), length)])
     return _interval(float(values.mean()), means, len(values) / length, confidence)
 
 
@@ -40,8 +42,9 @@ def paired_ratio(base: np.ndarray, other: np.ndarray, confidence: float = 0.95) 
     n = min(len(base), len(other))
     base, other = _positive(base[:n]), _positive(other[:n])
     length = max(block_length(base), block_length(other))
-    rounds = _blocks(n, length)
-    ratios = np.median(base[rounds], axis=1) / np.median(other[rounds], axis=1)
+    ratios = np.concatenate(
+        [np.median(base[rows], axis=1) / np.median(other[rows], axis=1) for rows in _blocks(n, length)]
+    )
     return _interval(float(np.median(base) / np.median(other)), ratios, n / length, confidence)
 
 
@@ -51,7 +54,8 @@ def independent_ratio(before: np.ndarray, after: np.ndarray, confidence: float =
     before, after = _positive(before), _positive(after)
     for stream, values in enumerate((before, after)):
         length = block_length(values)
-        medians.append(np.median(values[_blocks(len(values), length, stream)], axis=1))
+        blocks = _blocks(len(values), length, stream)
+        medians.append(np.concatenate([np.median(values[rows], axis=1) for rows in blocks]))
         counts.append(len(values) / length)
     ratio = float(np.median(after) / np.median(before))
     return _interval(ratio, medians[1] / medians[0], min(counts), confidence)
@@ -90,11 +94,17 @@ def _positive(times: np.ndarray) -> np.ndarray:
     return np.maximum(np.asarray(times, np.float64), 1e-9)
 
 
-def _blocks(n: int, length: int, stream: int = 0) -> np.ndarray:
-    """Indices (RESAMPLES, n) of values in circular blocks; streams differ in their random numbers."""
+def _blocks(n: int, length: int, stream: int = 0) -> Iterator[np.ndarray]:
+    """Indices (m, n) of values in circular blocks, `RESAMPLES` in all and as many at once as memory is for.
+
+    Streams differ in their random numbers.
+    """
     random = np.random.default_rng([SEED, stream])
-    starts = random.integers(0, n, (RESAMPLES, -(-n // length), 1))
-    return ((starts + np.arange(length)) % n).reshape(RESAMPLES, -1)[:, :n]
+    most = max(1, INDICES // n)
+    for first in range(0, RESAMPLES, most):
+        count = min(most, RESAMPLES - first)
+        starts = random.integers(0, n, (count, -(-n // length), 1))
+        yield ((starts + np.arange(length)) % n).reshape(count, -1)[:, :n]
 
 
 def _interval(value: float, resampled: np.ndarray, count: float, confidence: float) -> Interval:

@@ -207,9 +207,9 @@ def _changes(
 
 def _text(value: Any) -> str:
     if isinstance(value, (Mapping, list)):
-        return " ".join(map(str, value.values() if isinstance(value, Mapping) else value))
+        return " ".join(map(str, value.values() if isinstance(value, Mapping) else value))[:200]
     text = "none" if value is None else str(value) or "unknown"
-    return text[:12] if len(text) == 64 else text
+    return text[:12] if len(text) == 64 else text[:200]
 
 
 def _show(

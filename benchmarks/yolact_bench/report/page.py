@@ -7,6 +7,7 @@ from typing import Any
 
 from yolact_bench.measure.suite import Report
 from yolact_bench.report import plots, tables
+from yolact_runtime.errors import plain_value
 from yolact_runtime.files import atomic_path
 
 
@@ -21,6 +22,7 @@ def write_html(report: Report, path: str | Path) -> None:
 
     loader = jinja2.PackageLoader("yolact_bench", "report")
     options: Any = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    options["finalize"] = plain_value
     template = jinja2.Environment(loader=loader, autoescape=True, **options).get_template("report.html.j2")
     with matplotlib.rc_context(plots.STYLE):
         page = template.render(

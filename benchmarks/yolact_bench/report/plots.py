@@ -17,6 +17,7 @@ import numpy as np
 from yolact_bench.measure.candidate import KINDS, STAGES
 from yolact_bench.measure.suite import EngineReport, Measured, Report
 from yolact_bench.report.tables import machine_series
+from yolact_runtime.errors import escape_controls
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -135,7 +136,8 @@ def throughput(report: Report) -> str:
             points = [(sizes.index(one.batch), getattr(one, kind).throughput) for one in engine.batches]
             axes.plot(*zip(*points, strict=True), line, color=ink)
             for at, rate in points:
-                text = f"{engine.name}, {kind.replace('_', ' ')}, batch {sizes[at]}: {number(rate)} images/s"
+                name = f"{short(engine.name, 70)}, {kind.replace('_', ' ')}"
+                text = f"{name}, batch {sizes[at]}: {number(rate)} images/s"
                 axes.plot([at], [rate], "o", color=ink, markersize=5, gid=f"tip:{text}")
     axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
     axes.set(xlabel="batch size", ylabel="images per second", ylim=(0, None))
@@ -196,10 +198,13 @@ def speed_against_ap(report: Report) -> str:
     # At least two points of AP high, so that small differences look small.
     middle, half = (min(aps) + max(aps)) / 2, max(1.0, 0.58 * (max(aps) - min(aps)))
     axes.set(ylabel="mask AP", ylim=(middle - half, middle + half))
+    labels = []
     for engine, time, ap in points:
         label = f"{short(engine.name, 70)}: {ap:.1f} AP, {number(time)} ms"
-        axes.plot([time], [ap], "o", color=colour(report, engine), markersize=9, label=label)
-    figure.legend(loc="outside lower left")
+        dot = axes.plot([time], [ap], "o", color=colour(report, engine), markersize=9)
+        labels.append((dot[0], label))
+    # With the labels given, as names that begin with an underscore would be left out.
+    figure.legend(*zip(*labels, strict=True), loc="outside lower left")
     return _svg(figure, "Mask AP over milliseconds per image")
 
 
@@ -235,7 +240,7 @@ def number(value: float) -> str:
 
 def short(name: str, most: int) -> str:
     """A name of at most `most` characters, its middle left out."""
-    tail = most // 3
+    name, tail = escape_controls(name), most // 3
     return name if len(name) <= most else f"{name[: most - tail - 1]}…{name[-tail:]}"
 
 

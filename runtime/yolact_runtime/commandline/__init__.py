@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import contextlib
 import logging
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 
 from yolact_runtime.commandline.parser import Parser
 from yolact_runtime.commandline.printing import (
@@ -37,6 +41,7 @@ __all__ = [
     "progress_bar",
     "run",
     "setup_logging",
+    "stop_signals",
     "terminated_as_interrupted",
     "track",
 ]
@@ -68,9 +73,7 @@ def run(
     """
     code = _run(command, parser, argv)
     if reason := _flush():
-        if not logging.getLogger().handlers:  # for --help and the like
-            setup_logging()
-        log.error("%s", reason)
+        _report(reason)
     return code or int(bool(reason))
 
 
@@ -78,13 +81,15 @@ def _run(
     command: Callable[[argparse.Namespace], int | None], parser: Parser, argv: Sequence[str] | None
 ) -> int:
     """The exit code of a command, apart from what is not yet printed."""
+    # Errors say what is wrong with an image; set before OpenCV is imported.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
     debug, name = False, parser.prog
     try:
         args = parser.parse_args(argv)
         debug, name = args.debug, args.prog
         setup_logging(logging.WARNING if args.quiet else logging.INFO)
         check_limits()  # a wrong one would fail at every file
-        with claiming():
+        with terminated_as_interrupted(), claiming():
             return command(args) or 0
     except SystemExit as stop:  # raised by the parser
         return stop.code if isinstance(stop.code, int) else 2
@@ -95,8 +100,15 @@ def _run(
         failure = _failure(error, name)
         if debug or failure is None:
             raise
-        log.error("%s", failure)
+        _report(str(failure))
         return failure.exit_code
+
+
+def _report(reason: str) -> None:
+    """Log an error, also before the options are known."""
+    if not logging.getLogger().handlers:
+        setup_logging()
+    log.error("%s", reason)
 
 
 def _failure(error: Exception, name: str) -> YolactError | None:
@@ -137,18 +149,60 @@ def _flush() -> str:
     return reason
 
 
+def stop_signals() -> list[int]:
+    """The signals that end a command as Ctrl-C does, and that its parent does not ignore.
+
+    SIGTERM is from `docker stop` and job schedulers, SIGHUP from a terminal that closes; `nohup` ignores it.
+    """
+    known = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]
+    return [number for number in known if number is not None and signal.getsignal(number) != signal.SIG_IGN]
+
+
 @contextlib.contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """Turn SIGTERM, sent by `docker stop` and job schedulers, into KeyboardInterrupt, like Ctrl-C."""
+    """Turn `stop_signals` into KeyboardInterrupt, as Python does with Ctrl-C.
+
+    Both wait for the end of an import, during which libraries end the process or lose the exception. Where
+    another library replaces it by an error of its own, it is raised again.
+    """
+    received = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if _imports(frame):
+            timer = threading.Timer(0.05, _thread.interrupt_main, (number,))
+            timer.daemon = True
+            timer.start()
+            return
+        received.append(number)
+        raise KeyboardInterrupt
+
+    numbers = stop_signals()
+    if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+        numbers.append(signal.SIGINT)
+    before = {}
     try:
-        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in numbers:
+            before[number] = signal.signal(number, interrupt)
     except ValueError:  # not in the main thread, which handles signals
-        yield
-        return
+        numbers = []
     try:
         yield
+    except Exception as error:
+        if received and not isinstance(error, YolactError):
+            raise KeyboardInterrupt from error
+        raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a frame is inside an import."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def setup_logging(level: int = logging.INFO) -> None:

@@ -7,7 +7,7 @@ import functools
 import mmap
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,8 +48,9 @@ _INITIALIZER = ("Model", "Graph", "Tensor")
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 # Messages within messages; protobuf's own limit is 100, and deeper than 20 is no network.
 _DEEPEST = 40
-# Graphs before opset 13 have other operators than those of yolact-export; OpenVINO crashes on mixtures.
-_OLDEST_OPSET = 13
+# Graphs before opset 13 have other operators than those of yolact-export; OpenVINO crashes on mixtures, and
+# counts down from a very large number for minutes.
+_OLDEST_OPSET, _NEWEST_OPSET = 13, 100
 
 
 class _DamagedError(ValueError):
@@ -175,6 +176,7 @@ def _read(path: Path, _: tuple[int, ...]) -> OnnxContent:
         raise _DamagedError("it has no graph")
     if not opsets or min(opsets) < _OLDEST_OPSET:
         raise _DamagedError(f"its opset is {min(opsets, default=0)}; {_OLDEST_OPSET} or later is needed")
+    _check_newest(opsets)
     return OnnxContent(properties, tuple(external))
 
 
@@ -257,7 +259,15 @@ def _standard_opset(data: mmap.mmap, start: int, end: int) -> list[int]:
             domain = data[inner:inner_end]
         elif (number, kind) == (2, _VARINT):
             version = inner if inner < 1 << 63 else inner - (1 << 64)
-    return [version] if _decode(domain) in ("", "ai.onnx") else []
+    if _decode(domain) in ("", "ai.onnx"):
+        return [version]
+    _check_newest([version])
+    return []
+
+
+def _check_newest(versions: Iterable[int]) -> None:
+    if (newest := max(versions)) > _NEWEST_OPSET:
+        raise _DamagedError(f"it has an opset of {newest}; {_NEWEST_OPSET} is the latest allowed")
 
 
 def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:

@@ -25,7 +25,7 @@ from yolact_runtime.child import limit_process, module_command
 from yolact_runtime.engines.backends import BACKENDS
 from yolact_runtime.engines.onnx_file import check_onnx
 from yolact_runtime.engines.threads import usable_cores
-from yolact_runtime.errors import UsageError, YolactError, lacks_memory
+from yolact_runtime.errors import UsageError, YolactError, first_line, lacks_memory
 from yolact_runtime.files import sha256
 from yolact_runtime.untrusted import MIB, beyond, check_regular, limit
 
@@ -37,17 +37,19 @@ TRUST = "YOLACT_TRUST_ENGINES"
 TRIED = {"onnxruntime": "onnxruntime", "cuda": "onnxruntime", "openvino": "openvino"}
 _TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _PASSED = Cache("engines", "the trial of an engine", "it is tried again", log.debug)
-_MOST_THREADS = 8
-# What a result begins with: libraries may print as well.
-_MARK = "yolact trial: "
+_MOST_THREADS = 4
+# How many times the seconds of computing it may take in all.
+_WAIT = 4
+# The exit code of a process that has computed for too long.
+_TOO_LONG = -getattr(signal, "SIGXCPU", 1 << 20)
 
 
 def try_engine(path: Path, backend: str) -> None:
     """Open a file and run it once in a child process, unless it has passed that before.
 
-    The limits are `engine_bytes` (of memory, and twice the size of the file) and `engine_seconds` in
-    `untrusted.LIMITS`. Nothing is tried if `YOLACT_TRUST_ENGINES` is 1, or in a program that is frozen to one
-    file, which has no interpreter.
+    The limits in `untrusted.LIMITS` are `engine_bytes` of memory, and twice the size of the file, and
+    `engine_seconds` of computing, or four times that in all, as other programs compute as well. Nothing is
+    tried if `YOLACT_TRUST_ENGINES` is 1, or in a program that is frozen to one file, without interpreter.
 
     Args:
         path: An ONNX or OpenVINO file.
@@ -58,13 +60,16 @@ def try_engine(path: Path, backend: str) -> None:
             much memory.
     """
     files = _files(path)
+    size = sum(file.stat().st_size for file in files)
+    if size > limit("engine_file_bytes"):  # which would be hashed for minutes
+        raise YolactError(f"{path}: its files have {size:,} bytes, more than {beyond('engine_file_bytes')}")
     if os.environ.get(TRUST) == "1" or getattr(sys, "frozen", False) or not sys.executable:
         return
     backend = TRIED[backend]
     inputs = _hashes(files)
     if _PASSED.read(backend, inputs, bool):
         return
-    most = limit("engine_bytes") + 2 * sum(file.stat().st_size for file in files)
+    most = limit("engine_bytes") + 2 * size
     result = _run(path, backend, most)
     if "error" in result:
         kind = UsageError if result.get("usage") else YolactError
@@ -88,6 +93,8 @@ def _files(path: Path) -> list[Path]:
         files = [path, path.with_suffix(".bin")]
         for file in files:
             check_regular(file, "OpenVINO file")
+        if path.stat().st_size > limit("text_bytes"):
+            raise YolactError(f"{path} has more bytes than {beyond('text_bytes')}")
         return files
     names = {external.location for external in check_onnx(path).external}
     return [path, *(path.parent / name for name in sorted(names))]
@@ -109,33 +116,34 @@ def _run(path: Path, backend: str, most: int) -> dict[str, Any]:
     words = str(path), backend, str(most)
     # Each thread of OpenBLAS would allocate memory when NumPy is imported.
     env = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-    with tempfile.TemporaryFile() as output:
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # what a crash leaves there goes with the folder
+            folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+            env["TMPDIR"] = stack.enter_context(folder)
         child = subprocess.Popen(
             module_command("yolact_runtime.engines.trial", *words),
-            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.DEVNULL, env=env,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env,
         )  # fmt: skip
         try:
-            code = child.wait(limit("engine_seconds"))
+            output, _ = child.communicate(timeout=_WAIT * limit("engine_seconds"))
+            code = child.returncode
         except subprocess.TimeoutExpired:
-            raise YolactError(
-                f"{path}: {_TITLES[backend]} takes longer to open and run it once than"
-                f" {beyond('engine_seconds')}; if the file is damaged, copy or export it again"
-            ) from None
+            output, code = b"", _TOO_LONG
         finally:
             child.kill()
             child.wait()
-        output.seek(max(0, output.seek(0, os.SEEK_END) - MIB))
-        lines = output.read().decode("utf-8", "replace").splitlines()
-    if code:
+    if code == _TOO_LONG:
+        raise YolactError(
+            f"{path}: {_TITLES[backend]} needs more seconds to open and run it once than"
+            f" {beyond('engine_seconds')}; if the file is damaged, copy or export it again"
+        )
+    if code or not output:
         raise YolactError(
             f"{path}: {_TITLES[backend]} crashes on it{_signal(code)}, with {most // MIB:,} MiB of memory"
             " (YOLACT_MAX_ENGINE_BYTES sets another limit); copy or export it again"
         )
-    for line in reversed(lines):
-        if line.startswith(_MARK):
-            result: dict[str, Any] = json.loads(line.removeprefix(_MARK))
-            return result
-    return {}
+    result: dict[str, Any] = json.loads(output)
+    return result
 
 
 def _signal(code: int) -> str:
@@ -146,9 +154,12 @@ def _signal(code: int) -> str:
 
 
 def main(path: str, backend: str, most: str) -> None:
-    """The child process: open a file, run it once on noise, and print the result."""
+    """The child process: open a file, run it once on noise, and write the result to standard output."""
+    output = os.dup(1)
+    with open(os.devnull, "w") as nothing:  # noqa: PTH123 - for what libraries print
+        os.dup2(nothing.fileno(), 1)
     result = _try(Path(path), backend, int(most))
-    print(f"\n{_MARK}{json.dumps(result)}", flush=True)
+    os.write(output, json.dumps(result).encode())
     # Libraries may crash or wait when they are unloaded.
     os._exit(0)
 
@@ -156,7 +167,7 @@ def main(path: str, backend: str, most: str) -> None:
 def _try(path: Path, backend: str, most: int) -> dict[str, Any]:
     """Open and run a file within limits; what `try_engine` needs to know."""
     threads = min(usable_cores(), _MOST_THREADS)
-    limit_process(most, limit("engine_seconds") * (threads + 1))  # also if the parent is killed
+    limit_process(most, limit("engine_seconds"))  # also if the parent is killed
     try:
         _open_and_run(path, backend, threads)
     except ImportError:
@@ -164,7 +175,8 @@ def _try(path: Path, backend: str, most: int) -> dict[str, Any]:
     except UsageError as error:
         return {"error": str(error), "usage": True}
     except Exception as error:
-        text = str(error) if isinstance(error, YolactError) else f"{path}: {type(error).__name__}: {error}"
+        known = isinstance(error, YolactError)
+        text = str(error) if known else f"{path}: {type(error).__name__}: {first_line(error)}"
         if lacks_memory(error):
             text = (
                 f"{path}: {_TITLES[backend]} needs more than {most // MIB:,} MiB of memory to open and run it"

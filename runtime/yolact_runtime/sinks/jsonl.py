@@ -178,17 +178,17 @@ def _parse(raw: bytes) -> dict[str, Any] | None:
         right = isinstance(line["image"], str) and type(line["image_id"]) in (int, type(None))
         size = [line["height"], line["width"]]
         right &= all(type(side) is int and 0 < side <= limit("side") for side in size)
-        right &= all(_is_detection(entry, size) for entry in line["detections"])
+        right &= all(_is_detection(entry, line["image_id"], size) for entry in line["detections"])
         os.fsencode(line["image"])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     return line if right else None
 
 
-def _is_detection(entry: Any, size: list[int]) -> bool:
+def _is_detection(entry: Any, image_id: int | None, size: list[int]) -> bool:
     """Whether an entry has what other outputs are written from; a wrong mask could end pycocotools."""
     numbers = [entry["score"], entry.get("box_score", 0), *entry["bbox"]]
-    right = type(entry["category_id"]) is int and len(entry["bbox"]) == 4
+    right = type(entry["category_id"]) is int and len(entry["bbox"]) == 4 and entry["image_id"] == image_id
     mask = entry["segmentation"]
     if isinstance(mask, list):
         right &= bool(mask) and all(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in mask)

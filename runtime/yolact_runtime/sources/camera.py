@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
 
 import cv2
 import numpy as np
 
-from yolact_runtime.errors import UsageError, YolactError, first_line
+from yolact_runtime.errors import UsageError, YolactError, first_line, without_secrets
 from yolact_runtime.frames import Frame, Source
 from yolact_runtime.sources.decoder import Clock, Decoder, Orientation, Picture, orientation
 from yolact_runtime.sources.libav import demux, load_av, moving_pictures, period_of, reason
@@ -46,18 +45,6 @@ def is_camera(text: str) -> bool:
         return not (text.isdigit() and Path(text).exists())
     scheme, separator, rest = text.partition("://")
     return bool(separator and rest) and scheme.lower() in SCHEMES
-
-
-def without_secrets(address: str) -> str:
-    """An address for messages and logs: without user, password and query."""
-    if "://" not in address:
-        return address
-    try:
-        parts = urlsplit(address)
-        host = parts.netloc.rpartition("@")[2]
-    except ValueError:
-        return address.partition("://")[0] + "://..."
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))
 
 
 @dataclass(frozen=True)
@@ -247,7 +234,8 @@ class CameraSource(Source):
             # Some protocols report a timeout as another error.
             late = time.monotonic() - began > 0.95 * limits.open_timeout
             cause = f"no answer within {limits.open_timeout:g} s" if late else _cause(error)
-            raise _LostError(cause) from error
+            # Without the error, which has the address with its password.
+            raise _LostError(cause) from None
         with container:
             try:
                 yield from self._decoded(container)

@@ -131,6 +131,8 @@ class Decoder:
             try:
                 for frame in packet.decode():
                     yield self._came(frame)
+                if not packet.size:  # another recording may follow
+                    self._stream.codec_context.flush_buffers()
             except EOFError:
                 continue
             except av.error.DecoderNotFoundError as error:

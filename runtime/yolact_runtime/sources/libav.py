@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterator
 from fractions import Fraction
@@ -31,7 +32,18 @@ _MATRICES = {1: BT709, 4: 4, 5: BT601, 6: BT601, 7: SMPTE240M, 9: BT2020, 10: BT
 _MATRIX_NAMES = {BT709: "bt709", 4: "fcc", BT601: "bt601", SMPTE240M: "smpte240m", BT2020: "bt2020"}
 # Bilinear chroma and exact rounding: 1 ms more for 1280 x 720 than the default, which is 1 level too dark.
 _SCALING = 0x2 | 0x40000
+# Formats that name other files and addresses, or devices: playlists, descriptions of sessions, patterns.
+_REFERRING = {
+    *("concat", "dash", "hls", "image2", "rtp", "rtsp", "sap", "sdp", "vobsub", "webm_dash_manifest"),
+    *("alsa", "fbdev", "kmsgrab", "lavfi", "oss", "video4linux2,v4l2", "x11grab"),
+}
 _local = threading.local()
+
+
+@functools.cache
+def _self_contained() -> str:
+    """The names of the formats that refer to nothing else, for FFmpeg."""
+    return ",".join(sorted(load_av().formats_available - _REFERRING))
 
 
 def load_av() -> ModuleType:
@@ -60,10 +72,10 @@ def open_video(path: Path) -> InputContainer:
     try:
         if path.stat().st_size == 0:
             raise YolactError(f"video {path} is empty (0 bytes)")
-        # A playlist may name other files and addresses; these are not opened.
-        return av.open(
-            f"file:{path}", container_options={"protocol_whitelist": "file"}, metadata_errors="replace"
-        )
+        options = {"protocol_whitelist": "file", "format_whitelist": _self_contained()}
+        return av.open(f"file:{path}", container_options=options, metadata_errors="replace")
+    except av.error.ArgumentError as error:  # not on the list
+        raise YolactError(f"video {path} has a format that is not read, such as a playlist") from error
     except (av.error.InvalidDataError, av.error.EOFError) as error:
         raise YolactError(f"video {path} is damaged, cut off or not a video; copy it again") from error
     except (OSError, ValueError, av.FFmpegError) as error:

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.errors import UsageError, YolactError, without_secrets
 from yolact_runtime.frames import Frame, Source, failed_frame
-from yolact_runtime.sources.camera import CameraSource, is_camera, without_secrets
+from yolact_runtime.sources.camera import CameraSource, is_camera
 from yolact_runtime.sources.folders import (
     IMAGES,
     OTHER_IMAGES,

@@ -94,7 +94,7 @@ class Timeline:
         return seconds + self._turns(seconds) * self._turn if math.isfinite(self._turn) else seconds
 
     def packets(self) -> Iterator[Packet]:
-        """The packets, each stream in its order; the empty packets at the end flush the decoders."""
+        """The packets, each stream in its order; empty packets, at the end and at joints, flush decoders."""
         for packet in self._raw():
             track = self._tracks.get(packet.stream.index)
             self._read = max(self._read, (packet.pos or 0) + packet.size)
@@ -107,7 +107,11 @@ class Timeline:
             elif packet.is_discard:  # hidden by an edit list; it may precede what was shown before
                 yield _shifted(packet, track)
             elif packet.stream.index == self._pictures.index:
-                yield self._picture(packet, track)
+                segments = len(self._segments)
+                shown = self._picture(packet, track)
+                if len(self._segments) > segments and packet.is_keyframe:
+                    yield self._flush()
+                yield shown
                 if any(other.held for other in self._tracks.values()):
                     self._waited += 1
                     if self._waited > _PATIENCE:
@@ -120,6 +124,14 @@ class Timeline:
                 "if other streams begin there, they are not read",
                 self._name, (self._size - self._read) / 1e6,
             )  # fmt: skip
+
+    def _flush(self) -> Packet:
+        """An empty packet of the pictures. Decoders drop what they hold where another recording begins."""
+        from av import Packet as NewPacket
+
+        packet = NewPacket()
+        packet.stream = self._pictures
+        return packet
 
     def _peek(self) -> None:
         """Read the first pictures, as the header of short files may say that they start later."""

@@ -169,11 +169,18 @@ def test_no_other_data_is_elsewhere(tmp_path, graph, where):
     refused(content, tmp_path / "m.onnx", "data in another file that is not the weights")
 
 
-@pytest.mark.parametrize("version", [-1, 0, 11, 12])
-def test_old_opsets(tmp_path, graph, version):
+@pytest.mark.parametrize(
+    ("version", "problem"),
+    [
+        *((version, f"its opset is {version}; 13 or later") for version in (-1, 0, 11, 12)),
+        (1 << 31, "an opset of"),
+    ],
+)
+@pytest.mark.parametrize("domain", ["", "ai.onnx"])
+def test_opsets_that_openvino_does_not_survive(tmp_path, graph, domain, version, problem):
     model, _ = graph
-    model.opset_import[0].version = version
-    refused(model, tmp_path / "m.onnx", f"its opset is {version}; 13 or later is needed")
+    model.opset_import[0].version, model.opset_import[0].domain = version, domain
+    refused(model, tmp_path / "m.onnx", problem)
 
 
 @pytest.mark.parametrize("text", ["cat", "images", "prototypes_value", "Expand", "yolact.config"])

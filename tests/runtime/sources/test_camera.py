@@ -12,8 +12,8 @@ import pytest
 import videos
 
 from yolact_runtime import YolactError
-from yolact_runtime.errors import UsageError
-from yolact_runtime.sources.camera import CameraSettings, CameraSource, is_camera, without_secrets
+from yolact_runtime.errors import UsageError, without_secrets
+from yolact_runtime.sources.camera import CameraSettings, CameraSource, is_camera
 
 QUICK = CameraSettings(open_timeout=5, read_timeout=5, attempts=2, delay=0.01)
 
@@ -51,7 +51,10 @@ def test_a_number_may_be_a_file(tmp_path, monkeypatch):
         ("http://host/video?user=a&password=s3cret#s3cret", "http://host/video"),
         ("rtsp://admin:s3cr@et@host/1", "rtsp://host/1"),
         ("udp://@239.0.0.1:1234", "udp://239.0.0.1:1234"),
-        ("rtsp://u:s3cret@[broken/1", "rtsp://..."),
+        ("rtsp://u:s3cret@[broken/1", "rtsp://[broken/1"),
+        ("rtsp://u:s3c/ret@host/1", "rtsp://host/1"),
+        ("rtsp://u:s3c?ret@host/1", "rtsp://..."),
+        ("http://host/video?user=me@there&password=s3cret", "http://..."),
         ("0", "0"),
     ],
 )

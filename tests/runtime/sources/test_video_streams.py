@@ -224,6 +224,26 @@ def test_a_recording_that_goes_on_with_other_streams(tmp_path, caplog, side, mes
     assert message in caplog.text
 
 
+@pytest.mark.parametrize("codec", ["mpeg2video", "mpeg4", "libx264"])
+@pytest.mark.parametrize("second", [(48, 64), (96, 80)])
+def test_joined_recordings_lose_no_frame(tmp_path, caplog, codec, second):
+    """Decoders hold the last picture back, and drop it where the size changes."""
+    path = tmp_path / "joined.ts"
+    parts = [((48, 64), 9), (second, 7), ((48, 64), 8)]
+    for number, (size, count) in enumerate(parts):
+        part = tmp_path / f"{number}.ts"
+        videos.write(part, videos.shades(count, *size), codec=codec, rate=25, options={"bf": "2"})
+        with path.open("ab") as file:
+            file.write(part.read_bytes())
+    source = VideoSource(path)
+    frames = list(source)
+    assert [frame.read().shape[:2] for frame in frames] == [
+        size for size, count in parts for _ in range(count)
+    ]
+    np.testing.assert_allclose([frame.time for frame in frames], np.arange(24) / 25, atol=1e-3)
+    assert source.lost == 0 and not warnings_in(caplog)
+
+
 def test_a_join_without_a_key_frame_is_a_loss(tmp_path, caplog):
     """Intra refresh: the second part begins with pictures that only those before them explain."""
     rng = np.random.default_rng(0)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco_mask
 
-from yolact.data.segmentation import rle_counts, rle_totals, to_mask, to_region, to_rle
+from yolact.data.segmentation import checked_rle, rle_counts, rle_totals, to_mask, to_region, to_rle
 
 masks = hnp.arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.integers(0, 1))
 
@@ -91,6 +91,7 @@ def test_polygons_may_be_arrays() -> None:
         ([[1, 2, 3, 4, 5, float("nan")]], "finite"),
         ([[1, 2, 3, 4, 5, "6"]], "finite"),
         ([[1, 2, 3, 4, 5, 1e12]], "far out"),
+        ([[1, 2, 3, 4, 5, 20_000]], "reaches 20000, far out of its image"),
         ({"counts": [100]}, "size"),
         ({"size": [10, 10]}, "counts"),
         ({"size": [10, 10], "counts": [5, 5]}, "covers 10 pixels"),
@@ -101,11 +102,89 @@ def test_polygons_may_be_arrays() -> None:
         ({"size": [10, 10], "counts": "\u20ac"}, "damaged|cover"),
         ({"size": [10, 10], "counts": ""}, "covers 0 pixels"),
         ({"size": [10**6, 10**6], "counts": [10**12]}, "size"),
+        ({"size": [60_000, 60_000], "counts": [3_600_000_000]}, "size of 60000 x 60000"),
+        ({"size": [10, 10], "counts": [10**400]}, "32 bits"),
+        ({"size": [10, 10], "counts": [2**62] * 4 + [100]}, "32 bits"),
+        ({"size": [10, 10], "counts": [2**32 - 1, 101]}, "covers 4294967396 pixels"),
+        ({"size": [10, 10], "counts": [0] * 200 + [100]}, "201 runs, more than its 100 pixels"),
+        ({"size": [10, 10], "counts": "0" * 200 + "T3"}, "201 runs, more than its 100 pixels"),
+        # Seven digits with a sign, which pycocotools shifts out of its 32 bits.
+        ({"size": [10, 10], "counts": "T3oooooo_"}, "damaged"),
     ],
 )
 def test_a_bad_segmentation_is_refused(segmentation: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         to_rle(segmentation, 10, 10)
+
+
+@pytest.mark.parametrize(("height", "width"), [(65_536, 2), (2, 65_536), (65_535, 65_535), (2**31, 2**31)])
+def test_images_beyond_the_limits_are_refused_before_anything_is_allocated(height: int, width: int) -> None:
+    for segmentation in ([], [[1, 1, 9, 1, 9, 9]], {"size": [height, width], "counts": [height * width]}):
+        with pytest.raises(ValueError, match="YOLACT_MAX_"):
+            to_rle(segmentation, height, width)
+        with pytest.raises(ValueError, match="YOLACT_MAX_"):
+            to_region(segmentation, height, width, (0, 0, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "segmentation"),
+    [
+        ("YOLACT_MAX_RLE", 5, {"size": [10, 10], "counts": [10] * 10}),
+        ("YOLACT_MAX_RLE", 5, {"size": [10, 10], "counts": "0:0:0:0:0:0:0"}),
+        ("YOLACT_MAX_OUTLINE", 40, [[0, 0, 9, 0, 9, 9, 0, 9], [0, 0, 9, 0, 9, 9]]),
+    ],
+)
+def test_limits_of_runs_and_outlines(monkeypatch, variable: str, value: int, segmentation: object) -> None:
+    monkeypatch.setenv(variable, str(value))
+    with pytest.raises(ValueError, match=variable):
+        to_rle(segmentation, 10, 10)
+
+
+def test_outlines_within_the_limit_are_not_refused_for_their_number_of_points(monkeypatch) -> None:
+    monkeypatch.setenv(
+        "YOLACT_MAX_OUTLINE", "60"
+    )  # 36 pixels and 36 points are fewer than 36 times the reach
+    square = [(x, 0) for x in range(9)] + [(9, y) for y in range(9)]
+    square += [(9 - x, 9) for x in range(9)] + [(0, 9 - y) for y in range(9)]
+    with pytest.raises(ValueError, match="YOLACT_MAX_OUTLINE"):
+        to_rle([[value for point in square for value in point]], 10, 10)
+    monkeypatch.setenv("YOLACT_MAX_OUTLINE", "72")
+    assert to_mask([[value for point in square for value in point]], 10, 10).sum() == 81
+
+
+def test_many_polygons_are_united_as_pycocotools_does() -> None:
+    rng = np.random.default_rng(0)
+    polygons = (rng.random((300, 1, 2)) * 60 + rng.random((300, 3, 2)) * 9).reshape(300, 6).tolist()
+    expected = coco_mask.merge(coco_mask.frPyObjects(polygons, 60, 60))
+    assert to_rle(polygons, 60, 60) == expected
+
+
+run_lengths = st.lists(st.integers(0, 9) | st.integers(0, 2**33), min_size=1, max_size=12)
+
+
+def compressed(values: list[int]) -> bytes:
+    """Numbers in the characters of compressed RLE, from the fourth on as they are, not as differences."""
+    text = bytearray()
+    for value in values:
+        more = True
+        while more:
+            digit, value = value & 31, value >> 5
+            more = value != (-1 if digit & 16 else 0)
+            text.append(48 + (digit | 32 * more))
+    return bytes(text)
+
+
+@given(run_lengths.map(compressed) | st.binary(max_size=12), st.sampled_from([(1, 1), (3, 3), (5, 8)]))
+def test_compressed_rle_that_is_accepted_means_the_same_to_pycocotools(counts: bytes, size) -> None:
+    try:
+        rle = checked_rle({"size": list(size), "counts": counts})
+    except ValueError:
+        assert rle_totals([counts])[0] != size[0] * size[1]
+        return
+    runs = rle_counts(counts)
+    expected = np.repeat(np.arange(len(runs)) % 2, runs).reshape(size, order="F")
+    assert (coco_mask.decode(rle) == expected).all()
+    assert rle_totals([b"1", counts])[1] == size[0] * size[1]
 
 
 coordinates = st.floats(-20, 60) | st.integers(-200, 600).map(lambda tenths: tenths / 10)

@@ -127,7 +127,7 @@ def test_when_batch_norm_is_frozen(freeze: str, batch: int, init: str, frozen: b
     assert model.backbone.get_submodule("stem.1").training is not frozen
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interruption_saves_and_exits_130(sent: signal.Signals, shapes: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "yolact.cli.train", "--config", "yolact_tiny", "--dataset", str(shapes),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.server
 import json
@@ -19,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from yolact.weights import download as module
+from yolact.weights import transfer
 from yolact.weights.download import download, published_weights
 from yolact_runtime.cache import cache_folder
 from yolact_runtime.errors import UsageError, YolactError
@@ -40,6 +42,9 @@ class Server:
         self.redirect: str | None = None  # /redirect leads here
         self.linked_etag: str | None = None
         self.length = True
+        self.status: int | None = None  # of every GET
+        self.more: dict[str, str] = {}  # headers
+        self.endless = False
         self.requests: list[tuple[str, str | None]] = []  # (path, Range) of every GET
         self.heads = 0  # how many HEAD requests came
         self.tokens: list[str | None] = []  # Authorization of every request
@@ -59,6 +64,10 @@ class Server:
         class Handler(http.server.BaseHTTPRequestHandler):
             def log_message(self, *args: object) -> None:
                 pass
+
+            def handle_one_request(self) -> None:
+                with contextlib.suppress(ConnectionError):  # the client has seen enough
+                    super().handle_one_request()
 
             def do_HEAD(self) -> None:
                 self.answer(with_body=False)
@@ -91,7 +100,9 @@ class Server:
                         self.send_error(416)
                         return
                 body = state.content[start:]
-                self.send_response(206 if start else 200)
+                self.send_response(state.status if state.status and with_body else 206 if start else 200)
+                for name, value in state.more.items():
+                    self.send_header(name, value)
                 if start:
                     total = len(state.content)
                     self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
@@ -105,6 +116,8 @@ class Server:
                     return
                 stop = state.drops.pop(0) if state.drops else len(body)
                 self.wfile.write(body[:stop])
+                while state.endless:
+                    self.wfile.write(bytes(100_000))
 
         return Handler
 
@@ -113,8 +126,6 @@ class Server:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    # The library writes, and so resumes, in blocks of 10 MB: more than the whole file of these tests.
-    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
     server = Server()
     yield server
     server.stop()
@@ -187,8 +198,8 @@ def test_does_not_resume_what_cannot_be_recognised(server: Server, tmp_path: Pat
     server.etag, server.drops = etag, [1000]
     download(f"{server.url}/file", tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == CONTENT
-    # The second asks for the rest of a version that this server does not have, and gets the whole.
-    assert [requested for _, requested in server.requests] == [None, "bytes=1000-"]
+    # With a weak tag, it asks for the rest of a version that this server does not have, and gets the whole.
+    assert [requested for _, requested in server.requests] == [None, "bytes=1000-" if etag else None]
 
 
 def test_a_part_longer_than_the_file_is_dropped(server: Server, tmp_path: Path) -> None:
@@ -297,6 +308,94 @@ def test_a_file_put_there_by_hand_is_kept_unless_a_hash_says_otherwise(
     assert download(f"{server.url}/file", path).read_bytes() == b"mine"
     assert server.requests == []
     assert download(f"{server.url}/file", path, SHA.upper()).read_bytes() == CONTENT
+
+
+def test_a_changed_file_of_the_same_size_is_fetched_again(server: Server, tmp_path: Path) -> None:
+    path = download(f"{server.url}/file", tmp_path / "file")
+    path.write_bytes(CONTENT[::-1])
+    assert download(f"{server.url}/file", path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "note", ["{", "[]", '{"sha256": 3}', '{"sha256": "abc", "size": "x"}', "[" * 100_000]
+)
+def test_a_file_put_there_by_hand_must_stay_as_it_was(server: Server, tmp_path: Path, note: str) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"mine")
+    (tmp_path / "file.json").write_text(note)
+    for _ in range(2):
+        assert download(f"{server.url}/file", path).read_bytes() == b"mine"
+    path.write_bytes(b"evil")
+    with pytest.raises(YolactError, match=r"has changed since its first use.*delete .*file\.json"):
+        download(f"{server.url}/file", path)
+    assert path.read_bytes() == b"evil"
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("failure", ["none", "404", "redirect", "page", "broken"])
+def test_no_credentials_are_shown_or_kept(
+    failure: str, server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog
+) -> None:
+    caplog.set_level(0)
+    address = server.url.replace("http://", "http://alice:s3cret@")
+    if failure == "404":
+        server.codes = [404]
+    if failure == "redirect":
+        server.redirect = "ftp://bob:s3cret@host/file?token=s3cret"
+    if failure == "page":
+        server.content = b"<html>s"
+    if failure == "broken":
+        server.drops = [0] * 10
+    caught = None
+    try:
+        place = "redirect" if failure == "redirect" else "file"
+        download(f"{address}/{place}?token=s3cret#s3cret", tmp_path / "f")
+    except YolactError as error:
+        caught = error
+    assert (caught is None) == (failure == "none")
+    output = capfd.readouterr()
+    own = [record.getMessage() for record in caplog.records if record.name.startswith("yolact")]
+    texts = [output.out, output.err, str(caught), *own]
+    texts += [path.read_text() for path in tmp_path.glob("*.json")]
+    assert not any("s3cret" in text or "alice" in text for text in texts)
+    assert server.tokens[0].startswith("Basic ")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"status": 204}, "answered 204"),
+        ({"status": 203}, "answered 203"),
+        ({"status": 206, "more": {"Content-Range": "bytes 5-9/10"}}, "another part"),
+        ({"status": 206}, "another part"),
+        ({"status": 304}, "answered 304"),
+        ({"more": {"Content-Encoding": "gzip"}}, "packed as gzip"),
+        ({"content": b"", "length": False}, "sent nothing"),
+        ({"redirect": "/redirect"}, "more than 10 redirects"),
+        ({"length": False, "endless": True}, "more bytes than the 5,000,000 allowed"),
+        (
+            {"more": {"Content-Length": "9" * 12}, "length": False},
+            "999,999,999,999 bytes; at most the 5,000,000",
+        ),
+        ({"more": {"X-Linked-Size": "1000"}}, "more bytes than announced 1,000"),
+    ],
+)
+def test_strange_answers(
+    change: dict, message: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("YOLACT_MAX_DOWNLOAD_BYTES", "5000000")
+    for name, value in change.items():
+        setattr(server, name, value)
+    with pytest.raises(YolactError, match=message):
+        download(f"{server.url}/{'redirect' if server.redirect else 'file'}", tmp_path / "file")
+    assert not (tmp_path / "file").exists()
+
+
+def test_a_slow_server_is_given_up(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "WINDOW", 1e-6)
+    monkeypatch.setattr(transfer, "SLOWEST", 1e13)
+    with pytest.raises(YolactError, match="fewer than"):
+        download(f"{server.url}/file", tmp_path / "file")
 
 
 def test_full_disk_is_reported_before_fetching(
