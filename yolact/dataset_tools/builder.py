@@ -20,8 +20,7 @@ from yolact.dataset_tools.check import Progress
 from yolact_runtime.errors import YolactError
 from yolact_runtime.files import is_folder
 from yolact_runtime.sources.folders import IMAGES
-from yolact_runtime.sources.headers import read_header
-from yolact_runtime.sources.images import check_size
+from yolact_runtime.sources.headers import read_header, size_fault
 from yolact_runtime.typed import first_few, nearest
 from yolact_runtime.untrusted import beyond, limit, read_bytes
 
@@ -198,14 +197,13 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def check_pixels(data: bytes) -> None:
-    """Raise a ValueError if an image file says that it is larger than allowed, or does not say how large."""
+    """Raise a ValueError if decoding an image file takes more memory than allowed, or it does not say it."""
     header = read_header(data)
-    if header is None:
+    if header is None or not header.width:
         raise ValueError("is not an image, or of a format whose size is not known before it is decoded")
-    try:
-        check_size("it", header[:2], len(data) + header.memory)
-    except YolactError as error:
-        raise ValueError(str(error).removeprefix("it ")) from None
+    # With an alpha channel, which `read_image` leaves out.
+    if fault := size_fault(header[:2], len(data) + header.memory * 4 // 3):
+        raise ValueError(fault)
 
 
 def binary_mask(values: np.ndarray) -> np.ndarray:

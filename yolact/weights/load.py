@@ -127,7 +127,7 @@ def load_checkpoint(
         given = given or stored_config(path, metadata["config"])
     found = given or _config_from_name(path, default)
     if own:
-        _check_fits(found, state, str(path))
+        check_fits(found, state, str(path))
     if classes is not None:
         found = replace(found, classes=parse_classes(classes))
     epoch, iteration = position_of(path)
@@ -150,7 +150,7 @@ def _own_checkpoint(path: Path, content: Mapping[str, Any], config: Config | Non
     own = config or stored_config(path, content["config"])
     for state in (content["model"], ema):
         if state is not None:
-            _check_fits(own, state, str(path))
+            check_fits(own, state, str(path))
     return Checkpoint(path, own, content["model"], training, content["epoch"], content["iteration"], ema)
 
 
@@ -230,7 +230,7 @@ def load_state(model: torch.nn.Module, state: Mapping[str, Tensor], source: str,
         )
 
 
-def _check_fits(config: Config, state: Mapping[str, Tensor], source: str) -> None:
+def check_fits(config: Config, state: Mapping[str, Tensor], source: str) -> None:
     """Check that `state` is of a network of `config`, without building it: a small file may describe a huge
     one.
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from yolact_runtime.sources.jpeg2000 import Codestream
 from yolact_runtime.sources.tiff import Tiff
+from yolact_runtime.untrusted import LIMITS, beyond, limit
 
+# Bytes that an image may take while it is decoded, for each pixel of the limit on pixels.
+PIXEL_MEMORY = 8
 # Start of frame in a JPEG: C0 to CF without C4 (tables), C8 (reserved) and CC (tables).
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 # Those whose scans are decoded at once; the others keep all coefficients.
@@ -52,7 +55,7 @@ def read_header(data: bytes) -> Header | None:
                 found = read(data)
             except (struct.error, IndexError, ValueError, ZeroDivisionError):
                 return None
-            return found if found and min(found[:2]) > 0 else None
+            return found if found and (min(found[:2]) > 0 or read is _float) else None
     return None
 
 
@@ -62,7 +65,26 @@ def image_size(data: bytes) -> tuple[int, int] | None:
     Returns None if the format is unknown or the header is damaged.
     """
     found = read_header(data)
-    return found and found[:2]
+    return found[:2] if found and found.width else None
+
+
+def size_fault(size: Sequence[int], memory: int) -> str:
+    """Why an image is too large, for a message after its name; else empty.
+
+    Args:
+        size: Width and height.
+        memory: Bytes that it takes while it is decoded.
+    """
+    says = f"says that it is {size[0]} x {size[1]} pixels"
+    if size[0] * size[1] > limit("pixels"):
+        return f"{says}, more than {beyond('pixels')}"
+    if memory > (most := PIXEL_MEMORY * limit("pixels")):
+        return (
+            f"{says} of a kind that takes {memory / 1e6:,.1f} MB while it is decoded, more than the"
+            f" {most / 1e6:,.1f} MB allowed ({LIMITS['pixels'].variable} sets another limit,"
+            f" of {PIXEL_MEMORY} bytes for each pixel)"
+        )
+    return ""
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
@@ -182,9 +204,10 @@ def _tiff(data: bytes) -> Header | None:
         return None
     values = tiff.values
     pixels = size[0] * size[1]
-    pixel = 6 if values == "uint16" else 3
+    each = int("".join(filter(str.isdigit, values))) // 8
+    pixel = 3 * each
     # OpenCV holds a strip or tile as RGBA, and libtiff as it is stored.
-    block = tiff.block_pixels * (4 + tiff.pixel_bytes) * (2 if values == "uint16" else 1)
+    block = tiff.block_pixels * (4 + tiff.pixel_bytes) * each
     return Header(*size, values, pixels * pixel + max(pixels * pixel, int(block)))
 
 
@@ -215,7 +238,8 @@ def _sun(data: bytes) -> Header:
 
 
 def _float(data: bytes) -> Header:
-    return Header(1, 1, "float32")
+    """These are not decoded, so their size does not matter."""
+    return Header(0, 0, "float32")
 
 
 _READERS: tuple[tuple[bytes | tuple[bytes, ...], Callable[[bytes], Header | None]], ...] = (

@@ -25,15 +25,13 @@ from yolact_runtime.sources.folders import (
     scan,
     suffix_of,
 )
-from yolact_runtime.sources.headers import read_header
+from yolact_runtime.sources.headers import read_header, size_fault
 from yolact_runtime.sources.heif import HeifImage, heif_kind
 from yolact_runtime.sources.structure import examine
-from yolact_runtime.untrusted import LIMITS, beyond, limit, read_bytes
+from yolact_runtime.untrusted import read_bytes
 
 log = logging.getLogger(__name__)
 
-# Bytes that an image may take while it is decoded, for each pixel of the limit on pixels.
-PIXEL_MEMORY = 8
 # A GIF of one pixel.
 _GIF = b"GIF89a\1\0\1\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
 
@@ -166,7 +164,7 @@ def read_image(path: str | Path) -> np.ndarray:
         raise YolactError(f"image {path} is empty (0 bytes)")
     if kind := heif_kind(data):
         heif = HeifImage(path, data, kind)
-        check_size(f"image {path}", heif.size, len(data) + heif.memory)
+        _check_size(path, heif.size, len(data) + heif.memory)
         image, more = heif.decode(), heif.more
     else:
         structure = examine(data)
@@ -179,7 +177,7 @@ def read_image(path: str | Path) -> np.ndarray:
             raise _not_an_image(path)
         _check_values(path, header.values)
         copies = 1 + (structure.data is not data)
-        check_size(f"image {path}", header[:2], copies * len(data) + header.memory)
+        _check_size(path, header[:2], copies * len(data) + header.memory)
         image, more = _decode(path, structure.data), structure.more
         image = _turned(image, structure.orientation)
     if more:
@@ -190,24 +188,9 @@ def read_image(path: str | Path) -> np.ndarray:
     return image
 
 
-def check_size(what: str, size: Sequence[int], memory: int) -> None:
-    """Raise a YolactError if an image is larger than allowed.
-
-    Args:
-        what: The image, for the message.
-        size: Width and height.
-        memory: Bytes that it takes while it is decoded.
-    """
-    if size[0] * size[1] > limit("pixels"):
-        raise YolactError(
-            f"{what} says that it is {size[0]} x {size[1]} pixels, more than {beyond('pixels')}"
-        )
-    if memory > (most := PIXEL_MEMORY * limit("pixels")):
-        raise YolactError(
-            f"{what} says that it is {size[0]} x {size[1]} pixels of a kind that takes {memory / 1e6:,.1f} MB"
-            f" while it is decoded, more than the {most / 1e6:,.1f} MB allowed"
-            f" ({LIMITS['pixels'].variable} sets another limit, of {PIXEL_MEMORY} bytes for each pixel)"
-        )
+def _check_size(path: str | Path, size: Sequence[int], memory: int) -> None:
+    if fault := size_fault(size, memory):
+        raise YolactError(f"image {path} {fault}")
 
 
 def _check_values(path: str | Path, values: str) -> None:
