@@ -161,7 +161,7 @@ def mutate_checkpoint(data: bytes, random: Random, other: bytes = b"") -> bytes:
                 lambda: tensor.to(torch.complex64),
                 lambda: tensor.to(torch.int8),
                 lambda: tensor.half(),
-                lambda: torch.sparse_coo_tensor(size=tensor.shape),
+                lambda: torch.sparse_coo_tensor(size=tensor.shape, check_invariants=False),
                 lambda: torch.zeros(tensor.shape, dtype=torch.bool),
                 lambda: "text",
                 lambda: None,
