@@ -41,7 +41,7 @@ LIMITS = {
     "outline": Limit("YOLACT_MAX_OUTLINE", 4_000_000, "pixels of the length of a mask's outlines"),
     "instances": Limit("YOLACT_MAX_INSTANCES", 50_000, "instances of a mask image"),
     "depth": Limit("YOLACT_MAX_DEPTH", 64, "levels of lists and objects in JSON and YAML"),
-    "input_size": Limit("YOLACT_MAX_INPUT_SIZE", 4096, "pixels of a side of the network's input"),
+    "input_size": Limit("YOLACT_MAX_INPUT_SIZE", 2048, "pixels of a side of the network's input"),
     "classes": Limit("YOLACT_MAX_CLASSES", 50_000, "classes"),
     "levels": Limit("YOLACT_MAX_LEVELS", 16, "pyramid levels"),
     "priors": Limit("YOLACT_MAX_PRIORS", 5_000_000, "priors"),
