@@ -14,6 +14,7 @@ from yolact_runtime.commandline.original import ELSEWHERE, add_original_options,
 from yolact_runtime.engines.options import add_engine_options
 from yolact_runtime.errors import UsageError
 from yolact_runtime.files import stream_of
+from yolact_runtime.untrusted import beyond, limit
 
 _DRIVE = r"[A-Za-z]:(?=[\\/])"
 
@@ -118,6 +119,10 @@ def check_options(args: argparse.Namespace) -> None:
         value = getattr(args, option)
         if value is not None and value < 1:
             raise UsageError(f"--{option.replace('_', '-')} is {value}; it must be 1 or more")
+    for option, most in (("batch_size", "batch"), ("workers", "threads")):
+        if (getattr(args, option) or 1) > limit(most):
+            name = f"--{option.replace('_', '-')}"
+            raise UsageError(f"{name} is {getattr(args, option)}; it must be at most {beyond(most)}")
     if sum(map(bool, (args.sources, args.image, args.images, args.video))) != 1:
         raise UsageError(
             "name the images once: SOURCE..., --image IN[:OUT], --images DIR[:OUTDIR] or --video IN[:OUT]"

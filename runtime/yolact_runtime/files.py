@@ -20,6 +20,8 @@ from yolact_runtime.untrusted import parse_json, read_bytes
 
 # Standard output in place of a file.
 STDOUT = "-"
+# Errors of writing, whichever file is named: copying names the one that is read.
+_OF_WRITING = {errno.ENOSPC, errno.EFBIG, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
 READER_WAIT = 10.0  # seconds that a named pipe waits for its reader
 
 
@@ -37,8 +39,8 @@ def writing(target: object) -> Iterator[None]:
         raise YolactError(f"cannot write {target}: no file can have this name here") from error
     except OSError as error:
         reason = error.strerror or error
-        if isinstance(error.filename, str | bytes) and not _belongs(os.fsdecode(error.filename), str(target)):
-            name = os.fsdecode(error.filename)
+        name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+        if name and error.errno not in _OF_WRITING and not _belongs(name, str(target)):
             raise YolactError(f"cannot open {name}: {reason}; {target} is not written") from error
         raise YolactError(f"cannot write {target}: {reason}") from error
 
@@ -180,10 +182,11 @@ def write_all(file: BinaryIO, data: bytes, name: object) -> None:
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, keep: bool = False) -> Iterator[Path]:
     """Yield a temporary path; on success put the file at `path`, see `place`.
 
-    If the block raises, the temporary file is removed and `path` keeps its previous content.
+    If the block raises, the temporary file is removed and `path` keeps its previous content. If the process
+    is killed, the next one that writes to the folder removes it, or, with `keep`, nobody does.
 
     Raises:
         YolactError: the folder cannot be written to.
@@ -191,7 +194,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     with writing(path):
         folder = None if stream_of(path) is not None else _made_folder(path)
-        with new_file(folder, path.name) as temporary:
+        with new_file(folder, path.name, keep) as temporary:
             yield temporary
             place(temporary, path)
 

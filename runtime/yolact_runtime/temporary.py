@@ -68,19 +68,21 @@ def try_lock(handle: int) -> bool | None:
 
 
 @contextlib.contextmanager
-def new_file(folder: Path | None, name: str) -> Iterator[Path]:
+def new_file(folder: Path | None, name: str, keep: bool = False) -> Iterator[Path]:
     """Yield a locked temporary file for an output; it is removed at the end if it is still there.
 
     Args:
         folder: The output's folder; None for the folder of temporary files.
         name: The output's name, whose suffix the temporary file gets, too.
+        keep: Whether it stays if the run is killed, for the user to look at.
     """
     suffix = Path(name).suffix
     suffix = suffix if len(os.fsencode(suffix)) < _SUFFIX else ""
     if folder is not None:
         sweep(folder)
     while True:
-        handle, path = tempfile.mkstemp(dir=folder, prefix=_prefix(Path(name).stem), suffix=suffix)
+        prefix = _prefix(Path(name).stem, "" if keep else ".yolact")
+        handle, path = tempfile.mkstemp(dir=folder, prefix=prefix, suffix=suffix)
         if _WINDOWS:  # which renames no open file
             os.close(handle)
             break
@@ -100,7 +102,7 @@ def new_file(folder: Path | None, name: str) -> Iterator[Path]:
 def new_folder(folder: Path, name: str) -> Iterator[Path]:
     """Yield a locked temporary folder for an output `name` in `folder`; it is removed at the end."""
     sweep(folder)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=_prefix(name)) as path:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_prefix(name, ".yolact")) as path:
         handle = None if _WINDOWS else os.open(path, os.O_RDONLY)
         try:
             if handle is not None:
@@ -248,10 +250,10 @@ def _is_ours(name: str) -> bool:
     return match is not None and (match[1] == host or match[2] == start != _UNKNOWN)
 
 
-def _prefix(stem: str) -> str:
+def _prefix(stem: str, mark: str) -> str:
     """How the temporary name of an output begins: with the output's name, cut between characters."""
     cut = os.fsencode(stem)[:_STEM].decode(errors="ignore")
-    return f".{cut}.yolact-{'-'.join(_origin())}-"
+    return f".{cut}{mark}-{'-'.join(_origin())}-"
 
 
 @functools.cache

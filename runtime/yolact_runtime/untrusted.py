@@ -41,7 +41,7 @@ LIMITS = {
     "outline": Limit("YOLACT_MAX_OUTLINE", 4_000_000, "pixels of the length of a mask's outlines"),
     "instances": Limit("YOLACT_MAX_INSTANCES", 50_000, "instances of a mask image"),
     "depth": Limit("YOLACT_MAX_DEPTH", 64, "levels of lists and objects in JSON and YAML"),
-    "input_size": Limit("YOLACT_MAX_INPUT_SIZE", 8192, "pixels of a side of the network's input"),
+    "input_size": Limit("YOLACT_MAX_INPUT_SIZE", 4096, "pixels of a side of the network's input"),
     "classes": Limit("YOLACT_MAX_CLASSES", 50_000, "classes"),
     "levels": Limit("YOLACT_MAX_LEVELS", 16, "pyramid levels"),
     "priors": Limit("YOLACT_MAX_PRIORS", 5_000_000, "priors"),
@@ -53,6 +53,7 @@ LIMITS = {
     "workers": Limit("YOLACT_MAX_WORKERS", 128, "processes that load images"),
     "streams": Limit("YOLACT_MAX_STREAMS", 256, "streams"),
     "unpacked_bytes": Limit("YOLACT_MAX_UNPACKED_BYTES", 64 * MIB, "bytes of unpacked weights in metadata"),
+    "engine_file_bytes": Limit("YOLACT_MAX_ENGINE_FILE_BYTES", 4096 * MIB, "bytes of an engine's files"),
     "engine_bytes": Limit("YOLACT_MAX_ENGINE_BYTES", 2048 * MIB, "bytes of memory to try an engine"),
     "engine_seconds": Limit("YOLACT_MAX_ENGINE_SECONDS", 15, "seconds of computing to try an engine"),
 }

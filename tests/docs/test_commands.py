@@ -13,7 +13,7 @@ import pytest
 from doc_pages import PAGES, ROOT, blocks, command_lines, load_hooks, page_id, spans
 
 from yolact import configs
-from yolact_runtime.sources.images import PIXEL_MEMORY
+from yolact_runtime.sources.headers import PIXEL_MEMORY
 from yolact_runtime.untrusted import LIMITS
 
 hooks = load_hooks()

@@ -28,6 +28,9 @@ READERS: dict[str, Callable[[], Iterator[Seed]]] = {
     "settings": corpus_models.setting_seeds,
     "lines": corpus_models.lines_seeds,
     "reports": corpus_models.report_seeds,
+    "caches": corpus_models.cache_seeds,
+    "rooflines": corpus_models.roofline_seeds,
+    "batches": corpus_models.batch_seeds,
 }
 
 

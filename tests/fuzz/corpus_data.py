@@ -241,9 +241,11 @@ def labelme_seeds() -> Iterator[Seed]:
         plain,
         mutate.mutate_json,
         {"in/a.png": png},
+        copies=tuple(f"{number}.json" for number in range(7)),
     )
     inside = {**content, "imagePath": "b.png", "imageData": base64.b64encode(png).decode()}
-    yield Seed("a.json", mutate.dump_json(inside), argv, mutate.mutate_json)
+    copies = tuple(f"{number}.json" for number in range(3))
+    yield Seed("a.json", mutate.dump_json(inside), argv, mutate.mutate_json, copies=copies)
 
 
 def yolo_seeds() -> Iterator[Seed]:
@@ -271,7 +273,11 @@ def yolo_seeds() -> Iterator[Seed]:
         ("images/train/a.png", yaml_names, mutate.mutate_png),
     ):
         others = {name: data for name, data in files.items() if name != f"in/{victim}"}
-        yield Seed(victim, files[f"in/{victim}"], argv, mutator, others)
+        copies: tuple[str, ...] = ()
+        if victim.endswith("a.txt"):
+            copies = tuple(f"labels/train/{number}.txt" for number in range(7))
+            others |= {f"in/images/train/{number}.png": encoded(".png") for number in range(7)}
+        yield Seed(victim, files[f"in/{victim}"], argv, mutator, others, copies=copies)
 
 
 def mask_image_seeds() -> Iterator[Seed]:
@@ -286,7 +292,9 @@ def mask_image_seeds() -> Iterator[Seed]:
     argv = ("yolact-data", "convert", "masks", "{run}/in/m", "{run}/out/o.json", "--images", "{run}/in/i")
     for victim, (data, mutator) in forms.items():
         others = {name: pair[0] for name, pair in forms.items() if name != victim}
-        yield Seed(victim[3:], data, argv, mutator, {**others, "in/i/a.png": encoded(".png")})
+        others["in/i/a.png"] = encoded(".png")
+        copies = tuple(victim[3:].replace("_1", f"_{number}") for number in range(2, 9))
+        yield Seed(victim[3:], data, argv, mutator, others, copies=copies)
 
 
 def voc_seeds() -> Iterator[Seed]:

@@ -15,6 +15,7 @@ from random import Random
 from typing import Any
 
 import mutate
+import targets
 from corpus_data import INFER, JSONL, TRAIN, Seed, annotations, encoded
 from fake_onnx import NATIVE, RUNTIME, int8_file, native_arrays, runtime_arrays, write_onnx
 
@@ -136,15 +137,20 @@ def mutate_checkpoint(data: bytes, random: Random, other: bytes = b"") -> bytes:
     if random.randrange(3) == 0:
         return mutate.mutate_zip(data, random, other)
     content: Any = torch.load(io.BytesIO(data), weights_only=True)
-    plain = [key for key in content if key in ("config", "training", "epoch", "iteration", "format")]
+    known = "config", "training", "epoch", "iteration", "format", "losses", "lr", "image_ids"
+    plain = [key for key in content if key in known]
     if plain and random.randrange(4):
         key = random.choice((*plain, *(key for key in ("config", "config", "training") if key in plain)))
         content[key] = mutate.mutate_value(content[key], random)
     else:
         states = [value for key, value in content.items() if key in ("model", "ema", "state_dict")]
+        if "targets" in content:
+            states = [states[0], content, content["targets"][0], content["targets"][0]]
         state = random.choice(states)
         name = random.choice(list(state))
         tensor = state[name]
+        if not isinstance(tensor, torch.Tensor):
+            tensor = torch.zeros(1)
         state[name] = random.choice(
             (
                 lambda: tensor[:1] if tensor.ndim else tensor,
@@ -155,7 +161,7 @@ def mutate_checkpoint(data: bytes, random: Random, other: bytes = b"") -> bytes:
                 lambda: tensor.to(torch.complex64),
                 lambda: tensor.to(torch.int8),
                 lambda: tensor.half(),
-                lambda: torch.sparse_coo_tensor(size=tensor.shape),
+                lambda: torch.sparse_coo_tensor(size=tensor.shape, check_invariants=False),
                 lambda: torch.zeros(tensor.shape, dtype=torch.bool),
                 lambda: "text",
                 lambda: None,
@@ -245,3 +251,72 @@ def report_seeds() -> Iterator[Seed]:
     argv = ("yolact-bench", "compare", "{run}/in/a.json", "{run}/in/b.json")
     yield Seed("a.json", data, argv, mutate.mutate_json, {"in/b.json": data})
     yield Seed("b.json", data, argv, mutate.mutate_json, {"in/a.json": data})
+
+
+def cache_seeds() -> Iterator[Seed]:
+    """Entries of caches: values with a digest that fits, and whole entries."""
+    entries = {
+        "calibration": targets.CALIBRATION,
+        "kernels": targets.KERNELS,
+        "ceilings": targets.CEILINGS,
+        "engines": True,
+    }
+    for name, value in entries.items():
+        argv = ("targets:read_cache", name, "{run}/in/a.json")
+        yield Seed("a.json", mutate.dump_json(value), argv, mutate_cached)
+        entry = mutate.dump_json({"sha256": "0" * 64, "value": value})
+        yield Seed("a.json", entry, (*argv, "raw"), mutate.mutate_json)
+
+
+def mutate_cached(data: bytes, random: Random, other: bytes = b"") -> bytes:
+    """Change a value in a way that a digest of it can be computed: Python reads what it wrote."""
+    while True:
+        changed = mutate.dump_json(mutate.mutate_value(json.loads(data), random))
+        try:
+            json.dumps(json.loads(changed)).encode()
+        except ValueError:
+            continue
+        return changed
+
+
+def roofline_seeds() -> Iterator[Seed]:
+    words = "--weights {shared}/yolact_tiny_0_1.pth --detect runtime --no-verify --output {run}/tiny.onnx"
+    data = _run("yolact_export.cli", *words.split())["tiny.onnx"]
+    yield Seed("m.onnx", data, ("targets:roofline", "{run}/in/m.onnx"), mutate.mutate_onnx)
+
+
+def batch_seeds() -> Iterator[Seed]:
+    """A batch that was saved because its loss was not finite."""
+    import torch
+
+    from yolact.config import Config
+    from yolact.model import Yolact
+    from yolact.train.failures import DUMP_FORMAT
+
+    content = torch.load(io.BytesIO(checkpoint_files()["full.pth"]), weights_only=True)
+    config = Config.from_dict(content["config"], "x")
+    size = config.model.input_size
+    model = Yolact(config)
+    saved = {
+        "format": DUMP_FORMAT,
+        "config": content["config"],
+        "model": model.state_dict(),
+        "images": torch.zeros(1, 3, size, size),
+        "targets": [
+            {
+                "boxes": torch.tensor([[0.1, 0.1, 0.6, 0.6]]),
+                "labels": torch.zeros(1, dtype=torch.int64),
+                "masks": torch.ones((1, size // 4, size // 4), dtype=torch.bool),
+                "semantic_masks": torch.ones((1, size // 8, size // 8), dtype=torch.bool),
+                "crowd_boxes": torch.zeros((0, 4)),
+            }
+        ],
+        "image_ids": [1],
+        "iteration": 3,
+        "losses": {"box": 1.0, "total": float("nan")},
+        "lr": 0.001,
+    }
+    buffer = io.BytesIO()
+    torch.save(saved, buffer)
+    argv = ("yolact-train", "--device", "cpu", "--debug-batch", "{run}/in/b.pt")
+    yield Seed("b.pt", buffer.getvalue(), argv, mutate_checkpoint)

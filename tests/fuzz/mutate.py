@@ -215,7 +215,8 @@ def _change(root: Any, random: Random) -> Any:
     elif kind == 2 and isinstance(parent[key], list):
         parent[key] = parent[key] * random.choice((2, 3, 1000))
     elif kind == 3 and isinstance(parent[key], (int, float)):
-        parent[key] = parent[key] * random.choice((-1, 0.5, 1.0000001, 1000, 10**9))
+        factor = random.choice((-1, 0.5, 1.0000001, 1000, 10**9))
+        parent[key] = parent[key] * factor if abs(parent[key]) < 1e300 else nasty(random)
     elif kind == 4:
         other = random.choice(places)
         parent[key] = json.loads(json.dumps(other[0][other[1]])) if other[1] in _keys(other[0]) else None

@@ -164,6 +164,8 @@ def test_pairs_and_drive_letters(text, pair):
         ["--image", "photos/a.png:out.xyz"],
         ["photos", "--score-threshold", "1.5"],
         ["photos", "--top-k", "0"],
+        ["photos", "--workers", "100000"],
+        ["photos", "--batch-size", "100000000"],
         ["photos", "--batch-size", "0"],
         ["photos", "--config", "yolact_base_config"],
         ["photos", "--providers", "abacus"],

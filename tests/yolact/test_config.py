@@ -113,7 +113,7 @@ def test_override() -> None:
         ("train.lr.x=3", "lr is a single value"),
         ("detect.nms_top_k=5000", "1 to 3840"),
         ("model.mean=[1, 2]", "model.mean"),
-        ("model.input_size=31", "allowed: 32 to 8192"),
+        ("model.input_size=31", "allowed: 32 to 4096"),
     ],
 )
 def test_override_says_what_is_wrong(assignment: str, message: str) -> None:

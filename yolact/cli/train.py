@@ -60,7 +60,7 @@ def command(args: argparse.Namespace) -> int:
         raise UsageError(f"--threads is {args.threads}; it must be 1 or more")
     if args.debug_batch:
         from yolact.engine import pick_device
-        from yolact.train.failures import debug_batch
+        from yolact.train.bad_batch import debug_batch
 
         return 0 if debug_batch(args.debug_batch, pick_device(args.device)) else 1
     if args.resume and args.init_from:

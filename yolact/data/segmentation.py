@@ -161,12 +161,12 @@ def checked_polygons(segmentation: Any, height: int = 0, width: int = 0) -> list
 
 def _check_outlines(polygons: Sequence[Any]) -> None:
     """Raise a ValueError if polygons together are longer than allowed."""
-    length = 0.0
+    length, most = 0.0, limit("outline")
     for polygon in polygons:
         points = np.asarray(polygon, np.float64).reshape(-1, 2)
         length += np.abs(points - np.roll(points, 1, axis=0)).max(1, initial=0).sum() + len(points)
-    if length > limit("outline"):
-        raise ValueError(f"the outlines are {length:,.0f} pixels long, more than {beyond('outline')}")
+        if length > most:
+            raise ValueError(f"the outlines are longer than {beyond('outline')}")
 
 
 def check_polygon(polygon: Any, most: float = FARTHEST) -> float:

@@ -137,8 +137,8 @@ def _objects(instances: np.ndarray, kinds: np.ndarray) -> list[tuple[np.ndarray,
     flat, classes = instances.ravel("F"), kinds.ravel("F")
     changes = flat[1:] != flat[:-1]
     changes |= classes[1:] != classes[:-1]
-    if (runs := np.count_nonzero(changes)) > limit("runs"):
-        raise YolactError(f"the masks have {runs:,} runs, more than {beyond('runs')}")
+    if (runs := np.count_nonzero(changes)) > limit("rle"):
+        raise YolactError(f"the masks have {runs:,} runs, more than {beyond('rle')}")
     starts = np.append(0, 1 + np.flatnonzero(changes))
     lengths = np.diff(starts, append=flat.size)
     chosen = flat[starts] > 0

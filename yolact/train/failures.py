@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import logging
-import math
-import pickle
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from yolact.config import Config, TrainConfig
-from yolact.data.batch import Batch, Sample, Target, collate
+from yolact.config import TrainConfig
+from yolact.data.batch import Batch, Sample, collate
 from yolact.data.coco import CocoDataset
-from yolact.losses import MultiBoxLoss
-from yolact.model import Yolact
-from yolact.train.checkpoint import write_torch
-from yolact.weights.load import load_state
 from yolact_runtime.errors import YolactError, counted, first_line
 
 log = logging.getLogger(__name__)
-
-DUMP_FORMAT = "yolact-bad-batch/1"
 
 
 class ReplacingDataset(Dataset[tuple[Sample, dict[int, str]]]):
@@ -131,101 +120,3 @@ def explain(error: RuntimeError, settings: TrainConfig) -> YolactError | None:
     ):
         return YolactError(f"another process of the training failed; see its output above ({reason})")
     return None
-
-
-def dump_batch(
-    path: Path, model: Yolact, batch: Batch, iteration: int, losses: dict[str, float], rate: float
-) -> None:
-    """Save a batch with the weights and its loss terms, for `debug_batch`."""
-    content = {
-        "format": DUMP_FORMAT,
-        "config": model.config.to_dict(),
-        "model": model.state_dict(),
-        "images": batch.images,
-        "targets": [vars(target) for target in batch.targets],
-        "image_ids": batch.image_ids,
-        "iteration": iteration,
-        "losses": losses,
-        "lr": rate,
-    }
-    write_torch(content, path)
-
-
-def debug_batch(path: Path, device: torch.device) -> bool:
-    """Compute the loss of a saved batch again, in float32, and log every tensor that is not finite.
-
-    Returns:
-        Whether loss and gradients are finite now.
-
-    Raises:
-        YolactError: the file is not a saved batch.
-    """
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise YolactError(f"cannot read {path}: {first_line(error)}") from error
-    if not isinstance(content, dict) or content.get("format") != DUMP_FORMAT:
-        raise YolactError(f"{path} is not a batch that yolact-train saved (<config>_bad_batch.pt)")
-    config = Config.from_dict(content["config"], str(path))
-    model = Yolact(config)
-    load_state(model, content["model"], str(path))
-    model.to(device).train().freeze_batch_norm()
-    log.info(
-        "%s: iteration %d, lr %g, images %s, losses then: %s",
-        path, content["iteration"], content["lr"], content["image_ids"], _terms_text(content["losses"]),
-    )  # fmt: skip
-
-    bad = [
-        *_not_finite("weight", model.state_dict()),
-        *_not_finite("input", {"images": content["images"]}),
-        *(
-            line
-            for number, target in zip(content["image_ids"], content["targets"], strict=True)
-            for line in _not_finite(f"target of image {number}", target)
-        ),
-    ]
-    hooks = [
-        module.register_forward_hook(_watch(name, bad)) for name, module in model.named_modules() if name
-    ]
-    images = content["images"].to(device)
-    targets = [Target(**target).to(device) for target in content["targets"]]
-    output, semantic = model.forward_train(images)
-    bad += _not_finite("output", {**output._asdict(), "semantic": semantic})
-    losses = MultiBoxLoss(config.loss)(model, output, semantic, targets)
-    for hook in hooks:
-        hook.remove()
-    log.info("losses now, in float32: %s", _terms_text({k: v.item() for k, v in losses._asdict().items()}))
-    losses.total.backward()
-    bad += _not_finite(
-        "gradient", {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    )
-    for line in bad:
-        log.warning("%s", line)
-    if not bad:
-        log.info("every tensor is finite: the loss was too large for the precision of train.amp")
-    return not bad and math.isfinite(losses.total.item())
-
-
-def _watch(name: str, bad: list[str]) -> Any:
-    """A forward hook that appends outputs which are not finite to `bad`."""
-
-    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-        outputs = output if isinstance(output, (list, tuple)) else [output]
-        for index, tensor in enumerate(outputs):
-            bad.extend(_not_finite("activation", {f"{name}[{index}]": tensor}))
-
-    return hook
-
-
-def _not_finite(kind: str, tensors: dict[str, Tensor]) -> list[str]:
-    """A line for each tensor that is not finite."""
-    lines = []
-    for name, tensor in tensors.items():
-        count = int((~tensor.isfinite()).sum()) if tensor.is_floating_point() else 0
-        if count:
-            lines.append(f"{kind} {name} {tuple(tensor.shape)}: {count} of {tensor.numel()} are not finite")
-    return lines
-
-
-def _terms_text(losses: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in losses.items())

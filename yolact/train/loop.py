@@ -20,9 +20,10 @@ from yolact.data.coco import CocoDataset, check_trainable, find_missing_images
 from yolact.losses import MultiBoxLoss
 from yolact.model import Yolact
 from yolact.model.backbone import zero_init_residual
+from yolact.train.bad_batch import dump_batch
 from yolact.train.checkpoint import Checkpoints, save_checkpoint
 from yolact.train.distributed import Processes
-from yolact.train.failures import Unreadable, dump_batch, explain, unreadable_text
+from yolact.train.failures import Unreadable, explain, unreadable_text
 from yolact.train.loader import iterations
 from yolact.train.logging import TrainingLog
 from yolact.train.mode import memory_format, set_training_mode

@@ -151,7 +151,7 @@ def _check_moments(moments: dict[str, Any], names: set[str], parameter: torch.Te
         if value is None and name == "momentum_buffer":
             continue
         if not (isinstance(value, torch.Tensor) and is_plain(value) and value.is_floating_point()):
-            raise ValueError(f"{name} is {shown(value)}")
+            raise ValueError(f"{name} is no tensor of floats")
         shape = () if name == "step" else tuple(parameter.shape)
         if value.shape != shape:
             raise ValueError(f"{name} of shape {tuple(value.shape)} for {shape}")

@@ -124,10 +124,10 @@ def load_checkpoint(
         return _own_checkpoint(path, content, given)
     state = plain_state(content, str(path))
     if "config" in metadata:
-        given = given or _stored_config(path, metadata["config"])
+        given = given or stored_config(path, metadata["config"])
     found = given or _config_from_name(path, default)
     if own:
-        _check_fits(found, state, str(path))
+        check_fits(found, state, str(path))
     if classes is not None:
         found = replace(found, classes=parse_classes(classes))
     epoch, iteration = position_of(path)
@@ -147,14 +147,14 @@ def _own_checkpoint(path: Path, content: Mapping[str, Any], config: Config | Non
     )
     if not sound:
         raise YolactError(f"{path} is a damaged checkpoint: its format is {FORMAT}, but its contents are not")
-    own = config or _stored_config(path, content["config"])
+    own = config or stored_config(path, content["config"])
     for state in (content["model"], ema):
         if state is not None:
-            _check_fits(own, state, str(path))
+            check_fits(own, state, str(path))
     return Checkpoint(path, own, content["model"], training, content["epoch"], content["iteration"], ema)
 
 
-def _stored_config(path: Path, stored: Any) -> Config:
+def stored_config(path: Path, stored: Any) -> Config:
     """The configuration in a checkpoint, as plain values or, in a .safetensors file, as their JSON.
 
     Raises:
@@ -230,7 +230,7 @@ def load_state(model: torch.nn.Module, state: Mapping[str, Tensor], source: str,
         )
 
 
-def _check_fits(config: Config, state: Mapping[str, Tensor], source: str) -> None:
+def check_fits(config: Config, state: Mapping[str, Tensor], source: str) -> None:
     """Check that `state` is of a network of `config`, without building it: a small file may describe a huge
     one.
 

@@ -21,6 +21,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from yolact_runtime.child import module_command
+
 log = logging.getLogger(__name__)
 
 TIMEOUT = 600.0  # seconds; opening may build kernels
@@ -87,7 +89,7 @@ def cold_start(
 ) -> dict[str, float | None] | None:
     """Run `main` in a new process; None (and a warning) if that fails."""
     words = [engine, str(image), json.dumps(dict(options)), str(batch)]
-    command = [sys.executable, "-m", "yolact_bench.measure.cold", *words]
+    command = module_command("yolact_bench.measure.cold", *words)
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=True)
         return json.loads(done.stdout.splitlines()[-1])

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from yolact_bench.roofline.ceilings import KINDS, PRECISIONS, Ceilings, ceilings, gpu_ceilings
-from yolact_bench.roofline.work import PARTS, GraphWork, Work, count_work
-from yolact_export.onnx_graph import read_graph
+from yolact_bench.roofline.count import count_file
+from yolact_bench.roofline.work import PARTS, GraphWork, Work
 from yolact_runtime.errors import UsageError, YolactError
 
 log = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ def roofline(path: str | Path, batch: int = 1) -> Roofline:
         UsageError: less than 1, or the file is for another batch size.
         YolactError: not an ONNX file, or nothing in it can be counted.
     """
-    return Roofline(Path(path), count_work(read_graph(path), batch))
+    return Roofline(Path(path), count_file(Path(path), batch))
 
 
 def roofline_share(

@@ -10,7 +10,6 @@ import json
 import logging
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,12 +17,13 @@ from typing import IO
 
 from rich.progress import TaskID
 
+from yolact_runtime.child import module_command
 from yolact_runtime.commandline import progress_bar
 from yolact_runtime.errors import YolactError, escape_controls
 
 log = logging.getLogger(__name__)
 
-BUILDER = (sys.executable, "-m", "yolact_export.trt.builder")
+_BUILDER = "yolact_export.trt.builder"
 
 
 @dataclass(frozen=True)
@@ -91,20 +91,24 @@ class BuildResult:
     notes: list[str] = field(default_factory=list)
 
 
-def run_build(request: BuildRequest, title: str, command: Sequence[str] = BUILDER) -> BuildResult:
+def run_build(request: BuildRequest, title: str, command: Sequence[str] = ()) -> BuildResult:
     """Build in a separate process, with a progress bar if standard error is a terminal.
 
     Args:
         request: What to build.
         title: The library's name in messages.
-        command: The process to start.
+        command: The process to start, if not `builder`.
 
     Raises:
         YolactError: the build failed, or the process ended without a result.
     """
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
-            list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output, text=True
+            list(command) or module_command(_BUILDER),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            text=True,
         )
         assert process.stdin is not None
         assert process.stdout is not None
@@ -127,7 +131,10 @@ def run_build(request: BuildRequest, title: str, command: Sequence[str] = BUILDE
         raise YolactError(f"{title} ended {_ending(code)} while building {request.onnx}{last}")
     if last:
         log.debug("last line of %s:%s", title, last)
-    return BuildResult(**outcome["result"])
+    try:
+        return BuildResult(**outcome["result"])
+    except TypeError as error:
+        raise YolactError(f"{title} ended without a usable result for {request.onnx} ({error})") from None
 
 
 def _follow(lines: IO[str]) -> dict:
@@ -139,6 +146,8 @@ def _follow(lines: IO[str]) -> dict:
             try:
                 event = json.loads(line)
             except ValueError:  # a line cut off when the process died
+                continue
+            if not isinstance(event, dict):
                 continue
             if "progress" not in event:
                 outcome = event

@@ -73,9 +73,7 @@ def run(
     """
     code = _run(command, parser, argv)
     if reason := _flush():
-        if not logging.getLogger().handlers:  # for --help and the like
-            setup_logging()
-        log.error("%s", reason)
+        _report(reason)
     return code or int(bool(reason))
 
 
@@ -102,8 +100,15 @@ def _run(
         failure = _failure(error, name)
         if debug or failure is None:
             raise
-        log.error("%s", failure)
+        _report(str(failure))
         return failure.exit_code
+
+
+def _report(reason: str) -> None:
+    """Log an error, also before the options are known."""
+    if not logging.getLogger().handlers:
+        setup_logging()
+    log.error("%s", reason)
 
 
 def _failure(error: Exception, name: str) -> YolactError | None:

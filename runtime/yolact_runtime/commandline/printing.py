@@ -54,7 +54,7 @@ def print_line(text: str, file: TextIO | None, style: str = "") -> None:
         from rich.console import Console
 
         console = Console(file=file)
-        with console.capture() as drawn:
+        with _printing(file), console.capture() as drawn:
             console.print(plain(text, style), soft_wrap=True)
         print_text(drawn.get(), file)
     else:
@@ -120,7 +120,7 @@ class Table:
         console = Console()
         if not console.is_terminal:
             console = Console(width=_WIDTH)
-        with console.capture() as lines:
+        with _printing(sys.stdout), console.capture() as lines:
             console.print(drawn, "")
         print_text(lines.get(), sys.stdout)
 
@@ -133,9 +133,16 @@ def print_text(text: str, file: TextIO) -> None:
         YolactError: it cannot be written.
     """
     encoding = file.encoding or "utf-8"
+    with _printing(file):
+        print(text.encode(encoding, "backslashreplace").decode(encoding), end="", file=file, flush=True)
+
+
+@contextlib.contextmanager
+def _printing(file: TextIO) -> Iterator[None]:
+    """Turn an OSError of the block into a YolactError, and print no more; a broken pipe passes."""
     with writing("standard output" if file is sys.stdout else "standard error"):
         try:
-            print(text.encode(encoding, "backslashreplace").decode(encoding), end="", file=file, flush=True)
+            yield
         except OSError:
             discard_output(file)
             raise

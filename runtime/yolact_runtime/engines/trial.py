@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from yolact_runtime.cache import Cache
+from yolact_runtime.child import limit_process, module_command
 from yolact_runtime.engines.backends import BACKENDS
 from yolact_runtime.engines.onnx_file import check_onnx
 from yolact_runtime.engines.threads import usable_cores
-from yolact_runtime.errors import UsageError, YolactError, lacks_memory
+from yolact_runtime.errors import UsageError, YolactError, first_line, lacks_memory
 from yolact_runtime.files import sha256
 from yolact_runtime.untrusted import MIB, beyond, check_regular, limit
 
@@ -36,18 +37,11 @@ TRUST = "YOLACT_TRUST_ENGINES"
 TRIED = {"onnxruntime": "onnxruntime", "cuda": "onnxruntime", "openvino": "openvino"}
 _TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 _PASSED = Cache("engines", "the trial of an engine", "it is tried again", log.debug)
-# Not `-m`, which would import modules from the current folder.
-_CODE = (
-    "import json, sys; sys.path[:], *words = json.loads(sys.argv[1]);"
-    "from yolact_runtime.engines.trial import main; main(*words)"
-)
 _MOST_THREADS = 4
 # How many times the seconds of computing it may take in all.
 _WAIT = 4
 # The exit code of a process that has computed for too long.
 _TOO_LONG = -getattr(signal, "SIGXCPU", 1 << 20)
-# What a result begins with: libraries may print as well.
-_MARK = "yolact trial: "
 
 
 def try_engine(path: Path, backend: str) -> None:
@@ -66,13 +60,16 @@ def try_engine(path: Path, backend: str) -> None:
             much memory.
     """
     files = _files(path)
+    size = sum(file.stat().st_size for file in files)
+    if size > limit("engine_file_bytes"):  # which would be hashed for minutes
+        raise YolactError(f"{path}: its files have {size:,} bytes, more than {beyond('engine_file_bytes')}")
     if os.environ.get(TRUST) == "1" or getattr(sys, "frozen", False) or not sys.executable:
         return
     backend = TRIED[backend]
     inputs = _hashes(files)
     if _PASSED.read(backend, inputs, bool):
         return
-    most = limit("engine_bytes") + 2 * sum(file.stat().st_size for file in files)
+    most = limit("engine_bytes") + 2 * size
     result = _run(path, backend, most)
     if "error" in result:
         kind = UsageError if result.get("usage") else YolactError
@@ -96,6 +93,8 @@ def _files(path: Path) -> list[Path]:
         files = [path, path.with_suffix(".bin")]
         for file in files:
             check_regular(file, "OpenVINO file")
+        if path.stat().st_size > limit("text_bytes"):
+            raise YolactError(f"{path} has more bytes than {beyond('text_bytes')}")
         return files
     names = {external.location for external in check_onnx(path).external}
     return [path, *(path.parent / name for name in sorted(names))]
@@ -114,38 +113,37 @@ def _run(path: Path, backend: str, most: int) -> dict[str, Any]:
     Raises:
         YolactError: it crashes, or takes too long.
     """
-    words = [[item for item in sys.path if isinstance(item, str)], str(path), backend, most]
+    words = str(path), backend, str(most)
     # Each thread of OpenBLAS would allocate memory when NumPy is imported.
     env = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-    with tempfile.TemporaryFile() as output:
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # what a crash leaves there goes with the folder
+            folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+            env["TMPDIR"] = stack.enter_context(folder)
         child = subprocess.Popen(
-            [sys.executable, "-c", _CODE, json.dumps(words)],
-            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.DEVNULL, env=env,
+            module_command("yolact_runtime.engines.trial", *words),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env,
         )  # fmt: skip
         try:
-            code = child.wait(_WAIT * limit("engine_seconds"))
+            output, _ = child.communicate(timeout=_WAIT * limit("engine_seconds"))
+            code = child.returncode
         except subprocess.TimeoutExpired:
-            code = _TOO_LONG
+            output, code = b"", _TOO_LONG
         finally:
             child.kill()
             child.wait()
-        output.seek(max(0, output.seek(0, os.SEEK_END) - MIB))
-        lines = output.read().decode("utf-8", "replace").splitlines()
     if code == _TOO_LONG:
         raise YolactError(
             f"{path}: {_TITLES[backend]} needs more seconds to open and run it once than"
             f" {beyond('engine_seconds')}; if the file is damaged, copy or export it again"
         )
-    if code:
+    if code or not output:
         raise YolactError(
             f"{path}: {_TITLES[backend]} crashes on it{_signal(code)}, with {most // MIB:,} MiB of memory"
             " (YOLACT_MAX_ENGINE_BYTES sets another limit); copy or export it again"
         )
-    for line in reversed(lines):
-        if line.startswith(_MARK):
-            result: dict[str, Any] = json.loads(line.removeprefix(_MARK))
-            return result
-    return {}
+    result: dict[str, Any] = json.loads(output)
+    return result
 
 
 def _signal(code: int) -> str:
@@ -155,10 +153,13 @@ def _signal(code: int) -> str:
     return f" (exit code {code})"
 
 
-def main(path: str, backend: str, most: int) -> None:
-    """The child process: open a file, run it once on noise, and print the result."""
-    result = _try(Path(path), backend, most)
-    print(f"\n{_MARK}{json.dumps(result)}", flush=True)
+def main(path: str, backend: str, most: str) -> None:
+    """The child process: open a file, run it once on noise, and write the result to standard output."""
+    output = os.dup(1)
+    with open(os.devnull, "w") as nothing:  # noqa: PTH123 - for what libraries print
+        os.dup2(nothing.fileno(), 1)
+    result = _try(Path(path), backend, int(most))
+    os.write(output, json.dumps(result).encode())
     # Libraries may crash or wait when they are unloaded.
     os._exit(0)
 
@@ -166,7 +167,7 @@ def main(path: str, backend: str, most: int) -> None:
 def _try(path: Path, backend: str, most: int) -> dict[str, Any]:
     """Open and run a file within limits; what `try_engine` needs to know."""
     threads = min(usable_cores(), _MOST_THREADS)
-    _set_limits(most)
+    limit_process(most, limit("engine_seconds"))  # also if the parent is killed
     try:
         _open_and_run(path, backend, threads)
     except ImportError:
@@ -174,7 +175,8 @@ def _try(path: Path, backend: str, most: int) -> dict[str, Any]:
     except UsageError as error:
         return {"error": str(error), "usage": True}
     except Exception as error:
-        text = str(error) if isinstance(error, YolactError) else f"{path}: {type(error).__name__}: {error}"
+        known = isinstance(error, YolactError)
+        text = str(error) if known else f"{path}: {type(error).__name__}: {first_line(error)}"
         if lacks_memory(error):
             text = (
                 f"{path}: {_TITLES[backend]} needs more than {most // MIB:,} MiB of memory to open and run it"
@@ -182,23 +184,6 @@ def _try(path: Path, backend: str, most: int) -> dict[str, Any]:
             )
         return {"error": text}
     return {"passed": True}
-
-
-def _set_limits(most: int) -> None:
-    """Limit memory and time, which also ends this process if its parent was killed; write no core file."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    for kind, value in (
-        (resource.RLIMIT_DATA, most),
-        (resource.RLIMIT_FSIZE, most),
-        (resource.RLIMIT_CPU, limit("engine_seconds")),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        _, hard = resource.getrlimit(kind)
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (value, value))
 
 
 def _open_and_run(path: Path, backend: str, threads: int) -> None:
@@ -213,3 +198,7 @@ def _open_and_run(path: Path, backend: str, threads: int) -> None:
     shape: Sequence[int] = (meta.min_batch, meta.input_size, meta.input_size, 3)
     noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     check_detections(engine.detect(noise.astype(meta.input_dtype, copy=False)), len(noise), meta)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

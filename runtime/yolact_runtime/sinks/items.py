@@ -13,7 +13,7 @@ from yolact_runtime.files import atomic_path
 from yolact_runtime.sinks.names import FreeNames
 
 # Errors of a name, while the folder takes others: too long, a folder or a circle of links, not allowed.
-_OF_THE_NAME = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.EILSEQ}
+_OF_THE_NAME = {errno.ENAMETOOLONG, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EILSEQ}
 _FORBIDDEN = {errno.EACCES, errno.EPERM}
 
 

@@ -191,7 +191,9 @@ class _Writer:
             log.warning("%s is written as MPEG-4 Part 2: this PyAV has no H.264 encoder (libx264)", target)
         with self._guarded():
             with item_output(target):
-                temporary = self._stack.enter_context(atomic_path(target))
+                # A recording cannot be had again.
+                recording = not frame.path.is_file()
+                temporary = self._stack.enter_context(atomic_path(target, keep=recording))
             # A recording is flushed packet by packet; an MP4 gets its index in front, for browsers.
             options = (
                 {"flush_packets": "1"} if target.suffix.lower() == ".mkv" else {"movflags": "+faststart"}

@@ -92,6 +92,83 @@ def test_no_bar_without_a_terminal(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError("Unable to allocate 9 TiB"), "not enough memory (Unable to allocate 9 TiB); free some"),
+        (RuntimeError("std::bad_alloc"), "not enough memory (std::bad_alloc); free some"),
+        (RecursionError("maximum recursion depth exceeded"), "a file is nested too deeply to be read"),
+        (PermissionError(13, "Permission denied", "secret\n"), r"secret\n: Permission denied"),
+    ],
+)
+def test_errors_of_the_machine_are_one_line(capsys, error, message):
+    def command(args):
+        raise error
+
+    assert run(command, Parser(prog="test"), []) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"ERROR: {message}")
+    with pytest.raises(type(error)):
+        run(command, Parser(prog="test"), ["--debug"])
+
+
+def test_errors_of_the_program_are_not_hidden():
+    def command(args):
+        raise ValueError("a fault")
+
+    with pytest.raises(ValueError, match="a fault"):
+        run(command, Parser(prog="test"), [])
+
+
+SCRIPT = """if True:
+    import sys
+    from yolact_runtime.commandline import Parser, Table, print_line, run
+    def command(args):
+        if args.what == "table":
+            Table("", ("a",), [["b"]]).show()
+        elif args.what == "line":
+            print_line("text", sys.stdout)
+        else:
+            print("text")
+    parser = Parser(prog="test")
+    parser.add_argument("what")
+    sys.exit(run(command, parser, None))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no /dev/full")
+@pytest.mark.parametrize("buffered", ["", "1"])
+@pytest.mark.parametrize("what", ["table", "line", "print", "--help", "--version", "--print-completion=bash"])
+def test_a_standard_output_that_takes_nothing(what, buffered):
+    process = [sys.executable, "-c", SCRIPT, what]
+    options = {"stderr": subprocess.PIPE, "text": True, "env": os.environ | {"PYTHONUNBUFFERED": buffered}}
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
+        done = subprocess.run(process, stdout=full, check=False, **options)
+    assert done.returncode == 1
+    assert re.fullmatch(r"ERROR: (cannot write standard output: )?No space left on device\n", done.stderr)
+    reader, output = os.pipe()
+    os.close(reader)
+    done = subprocess.run(process, stdout=output, check=False, **options)
+    os.close(output)
+    assert done.returncode == 1
+    assert done.stderr == "ERROR: standard output was closed by its reader; stopped\n"
+    if what != "print":  # Python prints nowhere then
+        closed = ["sh", "-c", 'exec "$@" >&-', "sh", *process]
+        done = subprocess.run(closed, check=False, **options)
+        assert done.returncode == 1
+        assert done.stderr == "ERROR: cannot write standard output: it is closed\n"
+
+
+@pytest.mark.parametrize("text", ["[/]", "\x1b[31m", "\u202e", "a\nb", "%s", "\udcff"])
+def test_wrong_values_are_echoed_as_text(capsys, text):
+    parser = Parser(prog="test")
+    parser.add_argument("--number", type=int)
+    for words in (["--number", text], [text], ["--number", "1", f"--{text}"]):
+        assert run(lambda args: 0, parser, words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("test: error: ") and not re.search("[\x00-\x1f\u202e\udcff]", line)
+
+
 def test_a_signal_during_an_import_waits_for_its_end(tmp_path, monkeypatch):
     done = tmp_path / "done"
     (tmp_path / "slow_to_import.py").write_text(

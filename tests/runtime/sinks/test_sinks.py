@@ -283,6 +283,33 @@ def test_file_names_of_an_annotation_file_are_its_own(tmp_path, engine):
     assert [(image["id"], image["file_name"]) for image in found] == [(6, "y/a.jpg"), (5, "x\\a.jpg")]
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 50_000, "more levels than the 64 allowed"),
+        ('{"images": [{"id": ' + "9" * 400 + ', "file_name": "a.jpg"}]}', "400 digits"),
+        ('{"images": [{"id": 1, "file_name": "\\ud800.jpg"}]}', "half a character"),
+        ('{"images": [{"id": 1, "file_name": "' + "a" * 5000 + '"}]}', "more characters than the 4,096"),
+        ('{"images": [{"id": [' + "1, " * 5000 + '1], "file_name": "a.jpg"}]}', "whole numbers are allowed"),
+        ('{"images": null}', 'needs "images"'),
+    ],
+)
+def test_annotation_files_of_strangers_are_refused_in_one_short_line(tmp_path, text, message):
+    (tmp_path / "ids.json").write_text(text)
+    with pytest.raises(YolactError, match=message) as error:
+        ImageIds(tmp_path / "ids.json")
+    assert len(str(error.value)) < 400
+
+
+def test_the_annotations_of_an_annotation_file_are_not_kept(tmp_path):
+    annotations = [{"id": 1, "image_id": 5, "category_id": 1, "bbox": [[[[]]]]}]
+    content = {"images": [{"id": 5, "file_name": "a.jpg"}], "annotations": annotations}
+    (tmp_path / "ids.json").write_text(json.dumps(content), "utf-16")
+    assert ImageIds(tmp_path / "ids.json").find(Path("/in/a.jpg")) == 5
+    with pytest.raises(YolactError, match="is a device, not a file"):
+        ImageIds("/dev/zero")
+
+
 def test_ids_are_whole_numbers(tmp_path):
     for value in ("x1", 1.5, True, [1], None):
         (tmp_path / "ids.json").write_text(json.dumps({"images": [{"id": value, "file_name": "a.jpg"}]}))

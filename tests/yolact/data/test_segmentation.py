@@ -129,8 +129,8 @@ def test_images_beyond_the_limits_are_refused_before_anything_is_allocated(heigh
 @pytest.mark.parametrize(
     ("variable", "value", "segmentation"),
     [
-        ("YOLACT_MAX_RUNS", 5, {"size": [10, 10], "counts": [10] * 10}),
-        ("YOLACT_MAX_RUNS", 5, {"size": [10, 10], "counts": "0:0:0:0:0:0:0"}),
+        ("YOLACT_MAX_RLE", 5, {"size": [10, 10], "counts": [10] * 10}),
+        ("YOLACT_MAX_RLE", 5, {"size": [10, 10], "counts": "0:0:0:0:0:0:0"}),
         ("YOLACT_MAX_OUTLINE", 40, [[0, 0, 9, 0, 9, 9, 0, 9], [0, 0, 9, 0, 9, 9]]),
     ],
 )
@@ -146,7 +146,7 @@ def test_outlines_within_the_limit_are_not_refused_for_their_number_of_points(mo
     )  # 36 pixels and 36 points are fewer than 36 times the reach
     square = [(x, 0) for x in range(9)] + [(9, y) for y in range(9)]
     square += [(9 - x, 9) for x in range(9)] + [(0, 9 - y) for y in range(9)]
-    with pytest.raises(ValueError, match="72 pixels long"):
+    with pytest.raises(ValueError, match="YOLACT_MAX_OUTLINE"):
         to_rle([[value for point in square for value in point]], 10, 10)
     monkeypatch.setenv("YOLACT_MAX_OUTLINE", "72")
     assert to_mask([[value for point in square for value in point]], 10, 10).sum() == 81

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -343,3 +344,46 @@ def test_names_of_a_list_and_only(tmp_path: Path) -> None:
     assert len(conversion.faults) == 2
     assert "shape 2: no class 'cot'; near ones: cat" in conversion.faults[0]
     assert conversion.faults[1].endswith("there is no such image: z")
+
+
+class TestHostile:
+    """Files of strangers."""
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"label": "a" * 5000}, "5,000 characters, more than the 4,096"),
+            ({"points": [[10**400, 1], [2, 2], [3, 3]]}, "401 digits, more than floats hold"),
+            ({"points": [[1e6, 1e6], [2, 2], [3, 3]]}, "far out of its image"),
+            ({"points": [[1, 1], [1e7, 1e7]], "shape_type": "circle"}, "far out of"),
+            ({"shape_type": "mask", "points": [[0, 0]], "mask": "AAAA"}, "its mask is not an image"),
+            ({"shape_type": "mask", "points": [[0, 0]], "mask": "\ud800"}, "half a character"),
+        ],
+    )
+    def test_a_bad_shape_is_one_fault(self, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+        write(tmp_path / "in/a.json", [TRIANGLE | change])
+        write(tmp_path / "in/b.json", [TRIANGLE])
+        (fault,) = convert("labelme", tmp_path / "in").faults
+        assert re.search(message, fault) and len(fault) < 400
+
+    def test_masks_of_many_pixels(self, tmp_path: Path) -> None:
+        large = cv2.imencode(".png", np.zeros((20_000, 20_000), np.uint8))[1]
+        mask = {"shape_type": "mask", "points": [[0, 0]], "mask": base64.b64encode(large).decode()}
+        write(tmp_path / "in/a.json", [TRIANGLE | mask, TRIANGLE])
+        (fault,) = convert("labelme", tmp_path / "in").faults
+        assert "its mask says that it is 20000 x 20000 pixels, more than the 250,000,000 allowed" in fault
+
+    @pytest.mark.parametrize(
+        "name", ["a" * 300 + ".png", "a/" * 3000 + "b.png", "/dev/zero", "../../gone.png"]
+    )
+    def test_names_of_images_elsewhere(self, tmp_path: Path, name: str) -> None:
+        write(tmp_path / "in/a.json", [TRIANGLE], imagePath=name)
+        assert convert("labelme", tmp_path / "in").content["images"][0]["file_name"] == "a.png"
+
+    def test_an_image_inside_the_file_replaces_no_link(self, tmp_path: Path) -> None:
+        image = png(np.zeros((HEIGHT, WIDTH), np.uint8))
+        write(tmp_path / "in/a.json", [TRIANGLE], image=False, imageData=image, imagePath="x.png")
+        (tmp_path / "in/x.png").symlink_to(tmp_path / "elsewhere.png")
+        with pytest.raises(YolactError, match=r"x.png is no image file, and is not replaced"):
+            convert("labelme", tmp_path / "in")
+        assert not (tmp_path / "elsewhere.png").exists()

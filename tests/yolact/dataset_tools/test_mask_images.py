@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -262,3 +265,48 @@ class TestMasks:
         write_values(tmp_path / "masks" / "a.png", box())
         with pytest.raises(YolactError, match=r"a\.png is in no folder"):
             convert("masks", tmp_path / "masks", tmp_path / "images")
+
+
+class TestHostile:
+    """Mask images of strangers."""
+
+    def voc(self, root: Path, instances: np.ndarray, kinds: np.ndarray) -> Path:
+        write_image(root / "JPEGImages", "a.png")
+        for folder, values in (("SegmentationObject", instances), ("SegmentationClass", kinds)):
+            (root / folder).mkdir()
+            Image.fromarray(values).save(root / folder / "a.png")
+        return root
+
+    def test_thousands_of_instances_are_those_that_were_drawn(self, tmp_path: Path) -> None:
+        numbers = np.arange(1, HEIGHT * WIDTH + 1, dtype=np.uint16).reshape(HEIGHT, WIDTH)
+        numbers[:, ::2] = numbers[:, 1::2]
+        conversion = convert("voc", self.voc(tmp_path, numbers, np.full((HEIGHT, WIDTH), 8, np.uint8)))
+        assert conversion.faults == []
+        found = [mask for _, mask in opened(conversion, tmp_path)["a.png"]]
+        assert len(found) == HEIGHT * WIDTH // 2
+        assert {mask.tobytes() for mask in found} == {
+            (numbers == number).tobytes() for number in np.unique(numbers)
+        }
+
+    @pytest.mark.parametrize("name", ["RLE", "INSTANCES"])
+    def test_noise_is_a_fault(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        noise = np.random.default_rng(0).integers(1, 255, (HEIGHT, WIDTH), np.uint8)
+        self.voc(tmp_path, noise, noise % 20 + 1)
+        monkeypatch.setenv(f"YOLACT_MAX_{name}", "200")
+        with pytest.raises(YolactError, match=rf"more than the 200 allowed \(YOLACT_MAX_{name} "):
+            convert("voc", tmp_path)
+
+    def test_postscript_by_the_name_of_a_png_is_not_run(self, tmp_path: Path) -> None:
+        self.voc(tmp_path, box(), box() * 8)
+        Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "a.eps")
+        (tmp_path / "a.eps").replace(tmp_path / "SegmentationObject" / "a.png")
+        with pytest.raises(YolactError, match="is not an image"):
+            convert("voc", tmp_path)
+
+    @pytest.mark.parametrize("make", [os.mkfifo, Path.touch, lambda path: path.symlink_to("/dev/zero")])
+    def test_pipes_devices_and_empty_files(self, tmp_path: Path, make: Callable[[Path], object]) -> None:
+        write_image(tmp_path / "images", "a.png")
+        write_values(tmp_path / "masks/a/cat_1.png", box() * 255)
+        make(tmp_path / "masks/a/cat_2.png")
+        (fault,) = convert("masks", tmp_path / "masks", tmp_path / "images").faults
+        assert re.search("cat_2.png is (a pipe|a device|not an image)", fault)

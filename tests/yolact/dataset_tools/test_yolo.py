@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -359,3 +360,55 @@ def test_against_ultralytics(tmp_path: Path, seed: int) -> None:
     assert annotation["category_id"] == found[0, 0]
     theirs = segments[0].clip(0, 1) * (WIDTH, HEIGHT)
     assert np.allclose(np.reshape(annotation["segmentation"][0], (-1, 2)), theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0 0.1 0.1 0.2 " + "x" * 10_000, "'x{40}' is not a number"),
+        ("1" * 10_000 + " 0.1 0.1 0.2 0.2 0.3 0.3", "class 1{40}; there are names"),
+        ("nan 0.1 0.1 0.2 0.2 0.3 0.3", "class nan"),
+        ("0 1e999 0.1 0.2 0.2 0.3 0.3", "not finite"),
+    ],
+)
+def test_odd_lines_are_faults_of_one_short_line(tmp_path: Path, text: str, message: str) -> None:
+    (fault,) = convert("yolo", write(tmp_path, f"{text}\n{GOOD}\n")).faults
+    assert re.search(message, fault) and len(fault) < 400
+
+
+def test_a_text_file_beyond_the_limit_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = write(tmp_path, f"{GOOD}\n" * 100)
+    (labels / "b.txt").write_text(GOOD)
+    monkeypatch.setenv("YOLACT_MAX_LIST_BYTES", "1000")
+    (fault,) = convert("yolo", labels).faults
+    assert "a.txt has more bytes than the 1,000 allowed" in fault
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"names: {{{'9' * 30}: cat}}", r"class number 9{30} in `names`"),
+        ("names: [" + "x" * 5000 + "]", "5,000 characters"),
+        ('names: ["\\ud800"]', "control characters"),
+        (
+            "names: [" + ", ".join(f"c{number}" for number in range(60)) + "]",
+            "60 class names, more than the 50",
+        ),
+    ],
+)
+def test_class_names_beyond_the_limits(tmp_path: Path, monkeypatch, text: str, message: str) -> None:
+    monkeypatch.setenv("YOLACT_MAX_CLASSES", "50")
+    with pytest.raises(YolactError, match=message):
+        convert("yolo", write(tmp_path, GOOD, text))
+
+
+def test_a_list_of_absolute_and_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, GOOD, "train: train.txt\nnames: [cat]\n")
+    image = tmp_path / "images" / "train" / "b.png"
+    (tmp_path / "train.txt").write_text(f"images/train/a.png\n{image}\nbad\0name.png\n{'x' * 300}.png\n")
+    monkeypatch.chdir(tmp_path)
+    parts, _ = convert_yolo_dataset(Path("data.yaml"), Path("out"))
+    assert len(parts["train"].content["images"]) == 2
+    (tmp_path / "train.txt").write_text("images/train/a.png\n" + "a/" * 5000)
+    with pytest.raises(YolactError, match="line 2 has more characters than the 4,096 allowed"):
+        convert_yolo_dataset(Path("data.yaml"), Path("out"))

@@ -344,3 +344,15 @@ def test_needs_no_torch() -> None:
 def test_progress_is_quiet_without_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path, FakeEngine({}), coco_file([1], []))
     assert capsys.readouterr().err == ""
+
+
+def test_classes_that_do_not_occur_change_nothing(tmp_path: Path, monkeypatch) -> None:
+    engine = FakeEngine({1: [Found(BOX), Found(OTHER, 1)], 2: [Found(OTHER)]})
+    truth = coco_file([1, 2], [annotation(1, 1, BOX), annotation(2, 1, OTHER, 2), annotation(3, 2, BOX)])
+    expected = run(tmp_path, engine, truth)
+    monkeypatch.setattr("yolact.evaluation.metrics._CLASSES", 1)
+    assert run(tmp_path, engine, truth).mask == expected.mask
+    truth["categories"] += [{"id": 50 + number, "name": f"class {number}"} for number in range(3)]
+    more = run(tmp_path, engine, truth).box
+    assert (more.ap, more.ar100, more.by_iou) == (expected.box.ap, expected.box.ar100, expected.box.by_iou)
+    assert more.by_class == {**expected.box.by_class, "class 0": None, "class 1": None, "class 2": None}

@@ -236,3 +236,20 @@ def test_matplotlib_is_imported_only_to_draw() -> None:
         "sys.exit(any(name in sys.modules for name in ('matplotlib', 'jinja2', 'torch')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_names_are_no_markup(tmp_path: Path) -> None:
+    names = ["<script>x</script>[/]", "$\\frac{$", "\x1b[31m\u202ered", "_" * 300, "{{ 7 * 7 }}"]
+    annotations = [annotation(number, 1, BOX, number) for number in range(1, len(names) + 1)]
+    truth = read_truth(tmp_path, coco_file([1], annotations, names))
+    evaluation = score(truth, predictions(truth, {1: [Found(BOX)]}), details=True)
+    text = write_report(evaluation, tmp_path, {"engine": "a\udcff\n<b>.onnx"}).read_text("utf-8")
+    for shown in (
+        "&lt;script&gt;x",
+        "$\\frac{$",
+        r"\x1b[31m\u202ered",
+        "{{ 7 * 7 }}",
+        r"a\udcff\n&lt;b&gt;.onnx",
+    ):
+        assert shown in text
+    assert not re.search("<script|[\x00-\x08\x0e-\x1f\u202e]", text)

@@ -215,8 +215,9 @@ def test_a_damaged_state_is_one_line(
     [
         (torch.zeros(3), "exp_avg of shape (3,)"),
         (float("nan"), "not finite"),
-        (3, "exp_avg is 3"),
-        (None, "exp_avg is None"),
+        (3, "exp_avg is no tensor of floats"),
+        (torch.zeros(3).to_sparse(), "exp_avg is no tensor of floats"),
+        (None, "exp_avg is no tensor of floats"),
     ],
 )
 def test_moments_of_another_network_are_one_line(

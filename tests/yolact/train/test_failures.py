@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,11 @@ import torch
 
 from yolact.cli.train import main
 from yolact.config import TrainConfig
+from yolact.data.batch import collate
+from yolact.data.coco import CocoDataset
 from yolact.model import Yolact
+from yolact.registry import get_config
+from yolact.train.bad_batch import dump_batch
 from yolact.train.failures import explain
 from yolact.weights.load import load_checkpoint
 
@@ -54,6 +59,31 @@ def test_debug_batch_needs_a_saved_batch(tmp_path: Path, capsys: Capture) -> Non
     torch.save({"x": 1}, wrong)
     assert main(["--debug-batch", str(wrong)]) == 1
     assert "is not a batch that yolact-train saved" in capsys.readouterr().err
+
+
+def test_a_damaged_batch_is_one_line(shapes: Path, tmp_path: Path, capsys: Capture) -> None:
+    config = get_config("yolact_tiny")
+    data = replace(config.model, input_size=64)
+    model = Yolact(replace(config, model=data))
+    samples = CocoDataset(shapes / "train", shapes / "annotations/instances_train.json", data, config.classes)
+    path = tmp_path / "batch.pt"
+    dump_batch(path, model, collate([samples[0], samples[1]]), 3, {"box": 1.0}, 0.1)
+    assert main(["--debug-batch", str(path), "--device", "cpu"]) == 0
+    content = torch.load(path, weights_only=True)
+    target = content["targets"][0]
+    changes: list[dict[str, Any]] = [
+        {"config": 3}, {"model": {}}, {"images": 3}, {"images": torch.zeros(0, 3, 64, 64)}, {"lr": None},
+        {"images": content["images"].double()}, {"image_ids": [1]}, {"losses": {"box": [1]}},
+        {"targets": None}, {"iteration": "x"},
+        {"targets": [{**target, "labels": target["labels"] + 99}] * 2}, {"targets": [{}, {}]},
+        {"targets": [{**target, "masks": target["masks"][:, :3]}] * 2}, {"targets": [[1], [2]]},
+    ]  # fmt: skip
+    for change in changes:
+        torch.save({**content, **change}, path)
+        capsys.readouterr()
+        assert main(["--debug-batch", str(path), "--device", "cpu"]) in (1, 2)
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and str(path) in lines[0], lines
 
 
 def test_an_unreadable_image_is_replaced_and_the_run_exits_1(

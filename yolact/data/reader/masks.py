@@ -86,10 +86,12 @@ def read_masks(
             runs.append(row)
     far = np.zeros(len(annotations), bool)
     for start in range(0, len(outlined), _CHUNK):
-        rows = outlined[start : start + _CHUNK]
-        extents[rows], points = _polygon_extents([annotations[row]["segmentation"] for row in rows])
-        reach = np.abs(extents[rows]).max(1)
-        far[rows] = ~((reach <= FAR) & (2 * points * reach <= limit("outline")))
+        part = outlined[start : start + _CHUNK]
+        corners, points = _polygon_extents([annotations[row]["segmentation"] for row in part])
+        at = np.array(part)
+        extents[at] = corners
+        reach = np.abs(corners).max(1)
+        far[at] = ~((reach <= FAR) & (2 * points * reach <= limit("outline")))
     for row in np.flatnonzero(far).tolist():
         try:
             checked_polygons(annotations[row]["segmentation"], *sizes[row].tolist())

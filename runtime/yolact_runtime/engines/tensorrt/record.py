@@ -17,7 +17,7 @@ from yolact_runtime.errors import YolactError, first_line
 from yolact_runtime.files import read_json, sha256
 from yolact_runtime.metadata import PREFIX, Metadata
 from yolact_runtime.typed import convert
-from yolact_runtime.untrusted import check_regular
+from yolact_runtime.untrusted import beyond, check_regular, limit
 
 # `--backend` -> the package that builds and runs engines; the keys are also the names of the extras.
 LIBRARIES = {"trt": "tensorrt", "rtx": "tensorrt_rtx"}
@@ -132,11 +132,16 @@ def read_engine(path: str | Path) -> tuple[Metadata, EngineRecord]:
         raise YolactError(f"{json_path}: field {wrong}; {remedy}")
     remedy = f"copy both files again, or build it again: {rebuild_command(path, record)}"
     try:
-        size, digest = path.stat().st_size, sha256(path)
+        size = path.stat().st_size
+        if size != record.engine_bytes:
+            raise YolactError(
+                f"{path}: engine_bytes is {record.engine_bytes} and the file has {size}; {remedy}"
+            )
+        if size > limit("engine_file_bytes"):  # which would be hashed for minutes
+            raise YolactError(f"{path} has {size:,} bytes, more than {beyond('engine_file_bytes')}")
+        digest = sha256(path)
     except OSError as error:
         raise YolactError(f"cannot read engine {path}: {error.strerror or error}") from error
-    if size != record.engine_bytes:
-        raise YolactError(f"{path}: engine_bytes is {record.engine_bytes} and the file has {size}; {remedy}")
     if digest != record.engine_sha256:
         raise YolactError(
             f"{path}: engine_sha256 is {record.engine_sha256[:12]}... and the file's is {digest[:12]}...;"

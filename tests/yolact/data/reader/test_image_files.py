@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import unicodedata
 from pathlib import Path
 
@@ -8,8 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from yolact.data.layout import image_path
 from yolact.data.reader.findings import Findings
-from yolact.data.reader.image_files import ImageFolder, check_sizes, find_images, header_size
+from yolact.data.reader.image_files import (
+    ImageFolder,
+    check_sizes,
+    exif_orientation,
+    find_images,
+    header_size,
+)
+from yolact_runtime.errors import YolactError
 from yolact_runtime.sources.images import read_image
 
 
@@ -105,3 +114,24 @@ def test_many_images_are_sampled(tmp_path: Path) -> None:
     findings = Findings()
     check_sizes(images, paths, findings, sample=10)
     assert findings.count("error") == 10
+
+
+def test_pipes_and_devices_are_not_opened_for_their_headers(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    for name in ("pipe.png", "zero.png", "a" * 300, "bad\0name.png"):
+        assert header_size(tmp_path / name) is None
+        assert exif_orientation(tmp_path / name) == 1
+
+
+def test_long_names_and_unreadable_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("x" * 300 + ".jpg", "x/" * 2000 + "a.jpg"):
+        assert ImageFolder(folder).find(name) == folder / name
+    assert image_path(folder, "x" * 300) == folder / ("x" * 300)
+
+    def refuse(path: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(YolactError, match=r"cannot read folder .*: Permission denied"):
+        ImageFolder(folder).find("a.jpg")
