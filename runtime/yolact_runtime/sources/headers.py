@@ -199,6 +199,7 @@ def _sides(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _tiff(data: bytes) -> Header | None:
+    """From the first page, with the memory of a strip or tile, which may be larger than the picture."""
     tiff = Tiff(data)
     if not (size := tiff.size):
         return None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -32,8 +34,20 @@ from yolact_runtime.untrusted import read_bytes
 
 log = logging.getLogger(__name__)
 
+_LARGE = 512 << 20  # bytes
+_large = threading.Lock()
 # A GIF of one pixel.
 _GIF = b"GIF89a\1\0\1\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
+
+
+def _forget_turns() -> None:
+    """A process that was forked meanwhile has no thread that would release the lock."""
+    global _large
+    _large = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_turns)
 
 
 def list_images(sources: Iterable[str | Path]) -> list[Path]:
@@ -164,8 +178,8 @@ def read_image(path: str | Path) -> np.ndarray:
         raise YolactError(f"image {path} is empty (0 bytes)")
     if kind := heif_kind(data):
         heif = HeifImage(path, data, kind)
-        _check_size(path, heif.size, len(data) + heif.memory)
-        image, more = heif.decode(), heif.more
+        with _turn(_check_size(path, heif.size, len(data) + heif.memory)):
+            image, more = heif.decode(), heif.more
     else:
         structure = examine(data)
         if structure.cut_off:
@@ -177,9 +191,9 @@ def read_image(path: str | Path) -> np.ndarray:
             raise _not_an_image(path)
         _check_values(path, header.values)
         copies = 1 + (structure.data is not data)
-        _check_size(path, header[:2], copies * len(data) + header.memory)
-        image, more = _decode(path, structure.data), structure.more
-        image = _turned(image, structure.orientation)
+        with _turn(_check_size(path, header[:2], copies * len(data) + header.memory)):
+            image, more = _decode(path, structure.data), structure.more
+            image = _turned(image, structure.orientation)
     if more:
         _warn_of_more(str(path))
     if image.dtype == np.uint16:
@@ -188,9 +202,15 @@ def read_image(path: str | Path) -> np.ndarray:
     return image
 
 
-def _check_size(path: str | Path, size: Sequence[int], memory: int) -> None:
+def _check_size(path: str | Path, size: Sequence[int], memory: int) -> int:
     if fault := size_fault(size, memory):
         raise YolactError(f"image {path} {fault}")
+    return memory
+
+
+def _turn(memory: int) -> contextlib.AbstractContextManager[object]:
+    """Lets one image that takes much memory be decoded at a time, and all others at once."""
+    return _large if memory > _LARGE else contextlib.nullcontext()
 
 
 def _check_values(path: str | Path, values: str) -> None:
