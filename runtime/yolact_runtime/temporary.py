@@ -81,7 +81,7 @@ def new_file(folder: Path | None, name: str, keep: bool = False) -> Iterator[Pat
     if folder is not None:
         sweep(folder)
     while True:
-        prefix = _prefix(Path(name).stem, "" if keep else ".yolact")
+        prefix = _prefix(Path(name).stem, keep)
         handle, path = tempfile.mkstemp(dir=folder, prefix=prefix, suffix=suffix)
         if _WINDOWS:  # which renames no open file
             os.close(handle)
@@ -102,7 +102,7 @@ def new_file(folder: Path | None, name: str, keep: bool = False) -> Iterator[Pat
 def new_folder(folder: Path, name: str) -> Iterator[Path]:
     """Yield a locked temporary folder for an output `name` in `folder`; it is removed at the end."""
     sweep(folder)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=_prefix(name, ".yolact")) as path:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_prefix(name)) as path:
         handle = None if _WINDOWS else os.open(path, os.O_RDONLY)
         try:
             if handle is not None:
@@ -250,10 +250,10 @@ def _is_ours(name: str) -> bool:
     return match is not None and (match[1] == host or match[2] == start != _UNKNOWN)
 
 
-def _prefix(stem: str, mark: str) -> str:
+def _prefix(stem: str, keep: bool = False) -> str:
     """How the temporary name of an output begins: with the output's name, cut between characters."""
     cut = os.fsencode(stem)[:_STEM].decode(errors="ignore")
-    return f".{cut}{mark}-{'-'.join(_origin())}-"
+    return f".{cut}." if keep else f".{cut}.yolact-{'-'.join(_origin())}-"
 
 
 @functools.cache
