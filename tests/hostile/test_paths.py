@@ -29,19 +29,10 @@ infer --engine {} --output out images
 infer --engine m.onnx --output out {}
 infer --engine m.onnx --output out --images {}
 infer --engine m.onnx --output out --image {}
-infer --engine m.onnx --output out --video {}
 infer --engine m.onnx --output out --annotations {} images
 infer --engine m.onnx --output out --classes {} images
-eval --engine {} --images images --annotations a.json
-eval --engine m.onnx --images {} --annotations a.json
-eval --engine m.onnx --images images --annotations {}
-eval --engine m.onnx --dataset {}
-eval --engine m.onnx --images images --annotations a.json --classes {}
 data check {}
-data check a.json --images {}
 data fix {} --output fixed.json
-data show {} --images images --output out
-data show a.json --images {} --output out
 data convert yolo {} out.json
 data convert labelme {} out.json
 data convert voc {} out.json
@@ -50,44 +41,20 @@ data convert yolo labels out.json --images {}
 data convert yolo labels out.json --names {}
 data convert voc labels out.json --only {}
 export --weights {} --output out.onnx
-export --weights m.onnx --to triton --output {}
-export --weights m.onnx --to openvino --output out.xml --calibrate {}
-export --weights m.onnx --to openvino --output out.xml --verify {}
 export inspect {}
-train --dataset {} --config yolact_tiny
-train --dataset set --config yolact_tiny --init-from {}
-train --dataset set --config yolact_tiny --resume {}
-bench --engine {} --no-cold --seconds 0.001 --runs 1
-bench --engine m.onnx --images {} --no-cold --seconds 0.001 --runs 1
-bench --engine m.onnx --images images --annotations {} --no-cold --seconds 0.001 --runs 1
 bench compare {} b.json
 bench compare b.json {}
-bench peers --engine m.onnx --images {} --torchvision
-bench peers --engine m.onnx --images images --torchvision-weights {}
-bench peers --engine m.onnx --images images --ultralytics {}
-bench peers --engine m.onnx --images images --weights m.onnx --original {}
-bench peers --engine m.onnx --images images --original images --weights {}
 bench roofline --onnx {} --threads 1
-bench training --dataset {}
-bench training --dataset set --config yolact_tiny --original {}
-bench data --dataset {}
 """
 WRITES = """
-infer --engine m.onnx --output {} images
 infer --engine m.onnx --output out --json {} images
 infer --engine m.onnx --output out --coco-dataset {} images
 infer --engine m.onnx --output out --jsonl {} images
 infer --engine m.onnx --output out --arrays {} images
 infer --engine m.onnx --output out --video-output {} images
-eval --engine m.onnx --images images --annotations a.json --json {}
-eval --engine m.onnx --images images --annotations a.json --report {}
 data check a.json --json {}
 data fix a.json --output {}
-data show a.json --images images --output {}
 data convert yolo labels {}
-data shapes {} --images 1
-bench --engine m.onnx --no-cold --seconds 0.001 --runs 1 --json {}
-bench --engine m.onnx --no-cold --seconds 0.001 --runs 1 --report {}
 """
 
 
