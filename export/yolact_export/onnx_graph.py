@@ -33,8 +33,8 @@ def read_graph(path: str | Path) -> onnx.ModelProto:
     check_onnx(path)
     try:
         model = onnx.load(path)
-        onnx.checker.check_model(model)
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        onnx.checker.check_model(model)  # which needs the shapes of outputs
         _check_types(model.graph)
         return model
     except OSError as error:

@@ -28,7 +28,7 @@ def test_openvino_from_a_checkpoint(detect: str, checkpoint: Path, tmp_path: Pat
     shown = capsys.readouterr()
     assert "ONNX Runtime against PyTorch" in shown.out
     assert "OpenVINO against ONNX Runtime" in shown.out
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.bin", "m.xml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "m.bin", "m.xml"]
     images = verify.verification_images(None)[:3]
     with load_engine(output, threads=1) as engine, load_engine(checkpoint, input_dtype="uint8") as reference:
         assert (engine.metadata.precision, engine.metadata.detect) == ("fp32", detect)

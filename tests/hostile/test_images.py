@@ -239,6 +239,11 @@ def test_names_in_a_list_that_no_file_can_have(place, capsys):
     listed(capsys, error)
 
 
+def test_a_list_with_a_line_of_many_megabytes(place, capsys):
+    Path("list").write_bytes(b"photos/a.png\n" + b"x" * 50_000_000 + b"\n\nphotos/z.png\n")
+    listed(capsys, f"the path that begins with {'x' * 100} is longer than any file's")
+
+
 def test_a_pipe_in_a_list(place, capsys):
     os.mkfifo("photos/pipe.png")
     Path("list").write_text("photos/a.png\nphotos/pipe.png\nphotos/z.png\n")

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 # How many findings of one kind are printed; --json writes all.
 _SHOWN = 3
+# How many classes are printed: a table of 50,000 takes a minute.
+_CLASSES = 2000
 # How many faults of a conversion are printed.
 _FAULTS = 20
 
@@ -118,12 +120,14 @@ def _check(args: argparse.Namespace) -> int:
 def _print_report(report: Report) -> None:
     """Print the classes, and for every kind of finding how often it occurs and the first few."""
     rows = []
-    for c in report.classes:
+    for c in report.classes[:_CLASSES]:
         areas = [f"{area:.0f}" for area in c.areas] if c.areas else ["", "", ""]
         numbers = [str(number) for number in (c.instances, c.crowds, c.images)]
         rows.append([str(c.category_id), c.name, *numbers, *areas])
     columns = ("id", "class", "instances", "crowds", "images", "area 25%", "50%", "75%")
     Table("", columns, rows, text_columns=2).show()
+    if len(report.classes) > _CLASSES:
+        print_line(f"and {len(report.classes) - _CLASSES} more; --json FILE writes all", sys.stdout)
     print_line(
         f"{counted(report.images, 'image')}, {report.images_without_annotations} without annotations; "
         f"{counted(report.annotations, 'annotation')}",

@@ -16,7 +16,7 @@ from yolact.data.reader.image_files import ImageFolder
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import is_file, is_folder, read_text
 from yolact_runtime.sources.folders import IMAGES
-from yolact_runtime.untrusted import parse_yaml
+from yolact_runtime.untrusted import limit, parse_yaml
 
 log = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ def ultralytics_part(root: Path, value: Any) -> Path | None:
     """What a part (`train: images/train`) of Ultralytics' YAML file names: folder, list or JSON file."""
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not 0 < len(value) <= limit("name"):
         return None
     # Roboflow writes ../train/images where it means train/images.
     places = [root / value, root / value.removeprefix("../")]

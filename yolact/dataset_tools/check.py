@@ -146,8 +146,10 @@ def _count_classes(
     classes = []
     for category in sorted(file.categories, key=lambda category: category["id"]):
         number = category["id"]
-        low, middle, high = np.percentile(areas[number] or [0], (25, 50, 75)).tolist()
-        quartiles = (low, middle, high) if areas[number] else None
+        quartiles = None
+        if areas[number]:
+            low, middle, high = np.percentile(areas[number], (25, 50, 75)).tolist()
+            quartiles = low, middle, high
         counts = instances[number], crowds[number], len(found_in[number])
         classes.append(ClassCount(number, category["name"], *counts, quartiles))
     return classes

@@ -77,6 +77,9 @@ class Parser(argparse.ArgumentParser):
         The namespace gets `prog`, the name of the command with its subcommand.
         """
         words = [_dashes(word) for word in (sys.argv[1:] if args is None else args)]
+        for word in words:
+            if "\0" in word:  # from a program, not from a shell
+                self.error(f"{word!r} has a zero byte, which no path and no name has")
         # First: argparse would take an unknown option's value for a subcommand, or miss a required option.
         self._check_options(words)
         parsed, rest = super().parse_known_args(words, namespace)

@@ -9,7 +9,7 @@ import select
 import stat
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from yolact_runtime.errors import YolactError
@@ -18,6 +18,7 @@ from yolact_runtime.sources.images import image_frame
 
 _BLOCK = 1 << 16
 _TICK = 0.2
+_LONGEST = 1 << 15  # bytes of a path; systems allow 4096, or 32,767 characters
 
 
 class ListSource(Source):
@@ -36,7 +37,7 @@ class ListSource(Source):
         self._closed = threading.Event()
 
     def __iter__(self) -> Iterator[Frame]:
-        names = self._names(self._lines())
+        names = self._names(self._lines(self._read))
         yield from (self._frame(index, name) for index, name in enumerate(names))
 
     def close(self) -> None:
@@ -49,11 +50,11 @@ class ListSource(Source):
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 return []
             position = os.lseek(handle, 0, os.SEEK_CUR)
-            data = b"".join(iter(lambda: os.read(handle, _BLOCK), b""))
+            names = list(self._names(self._lines(lambda: os.read(handle, _BLOCK))))
             os.lseek(handle, position, os.SEEK_SET)
         except (AttributeError, OSError):  # io.UnsupportedOperation is an OSError
             return []
-        return list(self._names(iter(data.split(self._end))))
+        return names
 
     def _names(self, lines: Iterator[bytes]) -> Iterator[str]:
         """The name in each line, without blank lines and what Windows adds: a byte order mark, CR before LF.
@@ -73,6 +74,10 @@ class ListSource(Source):
     def _frame(self, index: int, name: str) -> Frame:
         """The frame of one path; what `find -print0` writes has no line ends, and its error says so."""
         first, zero, _ = name.partition("\0")
+        if len(first) >= _LONGEST:
+            first = first[:100]
+            error = YolactError(f"the path that begins with {first} is longer than any file's")
+            return failed_frame(index, first, error)
         if not zero:
             return image_frame(index, name)
         error = YolactError(
@@ -80,11 +85,13 @@ class ListSource(Source):
         )
         return failed_frame(index, first, error)
 
-    def _lines(self) -> Iterator[bytes]:
+    def _lines(self, read: Callable[[], bytes]) -> Iterator[bytes]:
+        """The lines that are not empty; very long ones are cut off."""
         rest = b""
-        while block := self._read():
+        while block := read():
             *lines, rest = (rest + block).split(self._end)
-            yield from lines
+            rest = rest[: 2 * _LONGEST]
+            yield from filter(None, lines)
         if rest and not self._closed.is_set():
             yield rest
 

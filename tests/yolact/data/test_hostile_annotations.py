@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from yolact.cli.data import main
 from yolact.data.annotations import parse_annotations
 from yolact.dataset_tools.check import check_annotations
 from yolact.dataset_tools.fix import fix_annotations
@@ -160,3 +161,13 @@ def test_fix_reports_a_mask_that_the_real_size_rules_out(tmp_path: Path, write_c
     assert found.counts["error", DAMAGED] == 1
     fixed = json.loads((tmp_path / "fixed.json").read_text())
     assert [bool(entry["segmentation"]) for entry in fixed["annotations"]] == [False, True]
+
+
+def test_of_thousands_of_classes_the_first_are_printed(tmp_path: Path, capsys) -> None:
+    content = copy.deepcopy(CONTENT)
+    content["categories"] += [{"id": number, "name": f"class {number}"} for number in range(2, 2101)]
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(content))
+    assert main(["check", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "and 100 more; --json FILE writes all" in lines and len(lines) < 2100

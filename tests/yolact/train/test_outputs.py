@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 from yolact.config import Config, DatasetConfig
 from yolact.registry import get_config
 from yolact.train.outputs import check_training_outputs
-from yolact_runtime.errors import UsageError
+from yolact_runtime import temporary
+from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.temporary import claiming
 
 
 @pytest.fixture
@@ -52,3 +55,16 @@ def test_the_data_is_kept(config: Config, tmp_path: Path) -> None:
     (tmp_path / "w/yolact_tiny.jsonl").symlink_to(tmp_path / "t.json")
     with pytest.raises(UsageError, match=r"tiny.jsonl, which is an input \(--dataset\)"):
         check_training_outputs(config, tmp_path / "w", None)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks end with the process there")
+def test_a_second_training_of_the_same_configuration(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with claiming():
+        check_training_outputs(config, tmp_path / "w", None)
+        monkeypatch.setattr(temporary, "_held", set())  # as in another process
+        with pytest.raises(YolactError, match=r"^another run writes to .*yolact_tiny.jsonl; wait for it"):
+            check_training_outputs(config, tmp_path / "w", None)
+        check_training_outputs(config, tmp_path / "w", None, main=False)  # a process that does not write
+        check_training_outputs(replace(config, name="other"), tmp_path / "w", None)
