@@ -10,7 +10,7 @@ import os
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -259,10 +259,12 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             folder.rename(target)
 
 
-def write_json(path: str | Path, value: Any, indent: int | None = None) -> None:
-    """Write `value` as JSON to `path`, atomically."""
+def write_json(
+    path: str | Path, value: Any, indent: int | None = None, default: Callable[[Any], Any] | None = None
+) -> None:
+    """Write `value` as JSON to `path`, atomically; `default` converts what JSON does not have."""
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=indent)
+        json.dump(value, file, indent=indent, default=default)
 
 
 def is_file(path: str | Path) -> bool:

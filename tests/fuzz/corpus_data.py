@@ -336,7 +336,8 @@ def dataset_seeds() -> Iterator[Seed]:
 def list_seeds() -> Iterator[Seed]:
     """Lists of images on standard input, and files of class names."""
     argv = (*INFER, "-", *JSONL)
-    yield Seed("l.txt", b"{shared}/a.png\n", argv, mutate.mutate_lines, stdin="in/l.txt", good=1)
+    others = {"in/a.png": encoded(".png")}
+    yield Seed("l.txt", b"../in/a.png\n", argv, mutate.mutate_lines, others, stdin="in/l.txt")
     lines = b"a.png\n./b.png\n# no comment\n"
     yield Seed("l.txt", lines, argv, mutate.mutate_lines, stdin="in/l.txt", good=1)
     nulls = lines.replace(b"\n", b"\0")

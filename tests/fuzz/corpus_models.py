@@ -291,7 +291,7 @@ def batch_seeds() -> Iterator[Seed]:
 
     from yolact.config import Config
     from yolact.model import Yolact
-    from yolact.train.failures import DUMP_FORMAT
+    from yolact.train.bad_batch import DUMP_FORMAT
 
     content = torch.load(io.BytesIO(checkpoint_files()["full.pth"]), weights_only=True)
     config = Config.from_dict(content["config"], "x")

@@ -68,7 +68,8 @@ def fix_annotations(
     for entry in entries:
         _make_plain(entry, kept[entry["image_id"]], findings)
     lists = {"images": list(kept.values()), "annotations": entries, "categories": categories}
-    write_json(target, {**file.more, **lists})
+    # The reader stores polygons as arrays wherever they are, also in what is only copied.
+    write_json(target, {**file.more, **lists}, default=list)
     return findings
 
 

@@ -52,12 +52,18 @@ _CLOSED = "standard output was closed by its reader; stopped"
 OWN_LOGGERS = ("yolact", "yolact_export", "yolact_runtime", "yolact_bench", "__main__")
 
 
+# Characters of a message; longer ones lack their middle.
+MESSAGE_LENGTH = 2000
+
+
 class OneLine(logging.Formatter):
     """Formats a record on one line; escapes line ends and terminal control codes, as in file names."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """The message without a traceback."""
-        return escape_controls(super().formatMessage(record))
+        text = escape_controls(super().formatMessage(record))
+        # A file may have a name or a key of any length; what to do is said at the end.
+        return text if len(text) <= MESSAGE_LENGTH else f"{text[:1400]} ... {text[-500:]}"
 
 
 def run(

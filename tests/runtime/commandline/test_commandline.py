@@ -11,6 +11,7 @@ import time
 import pytest
 
 from yolact_runtime.commandline import Parser, error_console, run, terminated_as_interrupted, track
+from yolact_runtime.errors import YolactError
 
 
 @pytest.mark.parametrize(
@@ -201,3 +202,14 @@ def test_nohup_keeps_a_command_running():
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_long_message_keeps_its_ends(capsys):
+    def work(args):
+        raise YolactError("key " + 9000 * "x" + " is none; use another")
+
+    assert run(work, Parser(prog="yolact-data"), []) == 1
+    line = capsys.readouterr().err
+    assert len(line) < 2100
+    assert line.startswith("ERROR: key xxx")
+    assert line.endswith("xxx is none; use another\n")

@@ -145,3 +145,18 @@ def test_the_input_is_not_overwritten(write_coco, make_square) -> None:
     images, path = write_coco([(40, 60)], [make_square(3, 4, 12)])
     with pytest.raises(UsageError, match="give another name"):
         fix_annotations(path, path, images)
+
+
+def test_annotations_elsewhere_in_the_file_are_copied(write_coco, make_square, tmp_path: Path) -> None:
+    images, path = write_coco([(40, 60)], [make_square(1, 2, 9)])
+    edit(path, lambda c: c.update(old=c["annotations"]))
+    fix_annotations(path, tmp_path / "fixed.json", images)
+    fixed = json.loads((tmp_path / "fixed.json").read_text())
+    assert fixed["old"] == json.loads(path.read_text())["old"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_coordinates_near_the_largest_number_are_an_error(write_coco, make_square) -> None:
+    far = make_square(1, 2, 9) | {"segmentation": [[1e308, 1, 5, 1, 5, -1e308]]}
+    images, path = write_coco([(40, 60)], [far])
+    assert check_annotations(path, images).count("error") > 0

@@ -91,7 +91,7 @@ def read_masks(
         at = np.array(part)
         extents[at] = corners
         reach = np.abs(corners).max(1)
-        far[at] = ~((reach <= FAR) & (2 * points * reach <= limit("outline")))
+        far[at] = ~((reach <= FAR) & (reach <= limit("outline") / (2 * points)))
     for row in np.flatnonzero(far).tolist():
         try:
             checked_polygons(annotations[row]["segmentation"], *sizes[row].tolist())
