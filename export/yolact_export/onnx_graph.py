@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from yolact_runtime.engines.onnx_file import check_onnx
+from yolact_runtime.engines.trial import SHAPES, try_engine
 from yolact_runtime.errors import YolactError, first_line
 from yolact_runtime.metadata import Metadata
 
@@ -28,9 +28,9 @@ def read_graph(path: str | Path) -> onnx.ModelProto:
     """Read an ONNX file and infer the types and shapes of its tensors.
 
     Raises:
-        YolactError: the file does not exist, is cut off, is not valid ONNX, or `check_onnx` refuses it.
+        YolactError: the file does not exist, is cut off, is not valid ONNX, or does not pass its trial.
     """
-    check_onnx(path)
+    try_engine(Path(path), SHAPES)
     try:
         model = onnx.load(path)
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)

@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yolact_runtime.child import module_command
 from yolact_runtime.commandline import Parser, print_line, run
 from yolact_runtime.engines.choose import cpu_flags
 from yolact_runtime.errors import YolactError, plain_value
@@ -95,7 +96,7 @@ class Demo:
             file.flush()
             position = file.tell()
             done = subprocess.run(
-                [sys.executable, "-m", MODULES[name], *arguments], stdout=file, stderr=file, check=False
+                module_command(MODULES[name], *arguments), stdout=file, stderr=file, check=False
             )
         if done.returncode:
             output = journal.read_bytes()[position:].decode(errors="replace").splitlines()[-OUTPUT_SHOWN:]

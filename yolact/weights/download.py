@@ -13,9 +13,9 @@ import shutil
 import time
 from pathlib import Path
 
-from yolact.weights.transfer import AnswerError, Remote, ask, check_scheme, explain, fetch, shown_url
+from yolact.weights.transfer import AnswerError, Remote, ask, check_scheme, explain, fetch
 from yolact_runtime.cache import cache_folder, create_folder
-from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.errors import UsageError, YolactError, without_secrets
 from yolact_runtime.files import follow_links, is_file, read_json, write_json
 from yolact_runtime.files import sha256 as sha256_of
 from yolact_runtime.packages import imports_failed
@@ -101,7 +101,7 @@ def download(url: str, path: str | Path, sha256: str | None = None) -> Path:
     try:
         from huggingface_hub.utils import WeakFileLock
     except ImportError as error:
-        raise imports_failed(error, f"downloading {shown_url(url)}") from error
+        raise imports_failed(error, f"downloading {without_secrets(url)}") from error
     try:
         create_folder(path.parent)
         with WeakFileLock(path.with_name(f".{path.name}.lock")):
@@ -167,8 +167,8 @@ def _fetch(url: str, path: Path, sha256: str) -> None:
                 raise  # of the disk
             reason, again = explain(error, url)
             if not again or attempt == ATTEMPTS:
-                raise YolactError(f"cannot download {shown_url(url)}: {reason}") from error
-            log.warning("%s: %s; trying again in %.0f s", shown_url(url), reason, wait)
+                raise YolactError(f"cannot download {without_secrets(url)}: {reason}") from error
+            log.warning("%s: %s; trying again in %.0f s", without_secrets(url), reason, wait)
             time.sleep(wait)
             wait *= 2
     return None
@@ -203,12 +203,13 @@ def _check_space(url: str, remote: Remote, part: Path) -> None:
         have = 0
     if remote.size > limit("download_bytes"):
         raise YolactError(
-            f"cannot download {shown_url(url)}: {remote.size:,} bytes; at most {beyond('download_bytes')}"
+            f"cannot download {without_secrets(url)}: it has {remote.size:,} bytes, more than"
+            f" {beyond('download_bytes')}"
         )
     needed, free = remote.size - have, shutil.disk_usage(part.parent).free
     if needed > free:
         raise YolactError(
-            f"cannot download {shown_url(url)}: {part.parent} has {free / 1e6:.0f} MB free and"
+            f"cannot download {without_secrets(url)}: {part.parent} has {free / 1e6:.0f} MB free and"
             f" {needed / 1e6:.0f} MB are needed"
         )
 
@@ -227,14 +228,14 @@ def _place(url: str, part: Path, path: Path, hashes: list[str], size: int | None
             wrong = f"SHA-256 is {actual} instead of {expected}; what arrived was deleted"
     if wrong:
         part.unlink()
-        raise YolactError(f"cannot download {shown_url(url)}: {wrong}")
+        raise YolactError(f"cannot download {without_secrets(url)}: {wrong}")
     if size is None and not hashes:
         log.warning(
-            "%s: the server gave neither size nor hash; the file could not be verified", shown_url(url)
+            "%s: the server gave neither size nor hash; the file could not be verified", without_secrets(url)
         )
     # In this order a crash leaves a file without its note, never a note about another file.
     _note_path(path).unlink(missing_ok=True)
     part.replace(follow_links(path))
     size = path.stat().st_size
-    write_json(_note_path(path), {"url": shown_url(url), "size": size, "sha256": actual})
+    write_json(_note_path(path), {"url": without_secrets(url), "size": size, "sha256": actual})
     log.info("downloaded %s (%.1f MB, SHA-256 %s)", path, size / 1e6, actual)

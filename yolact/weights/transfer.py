@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from urllib.parse import urljoin, urlsplit
 
 from yolact_runtime.commandline import progress_bar
-from yolact_runtime.errors import UsageError, YolactError, counted, first_line
+from yolact_runtime.errors import UsageError, YolactError, counted, first_line, without_secrets
 from yolact_runtime.untrusted import beyond, limit
 
 log = logging.getLogger(__name__)
@@ -52,19 +52,9 @@ class AnswerError(Exception):
         self.status = status
 
 
-def shown_url(url: str) -> str:
-    """An address without what may be secret in it: user, password, query and fragment."""
-    try:
-        parts = urlsplit(url)
-        port = f":{parts.port}" if parts.port else ""
-    except ValueError:
-        return "an address that is none"
-    return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}{'?...' if parts.query else ''}"
-
-
-def without_secrets(text: str) -> str:
-    """A text, such as another library's error, with its addresses as `shown_url` has them."""
-    return re.sub(r"\w+://[^\s'\"<>]+", lambda match: shown_url(match[0]), text)
+def hide_secrets(text: str) -> str:
+    """A text, such as another library's error, with each address in it `without_secrets`."""
+    return re.sub(r"\w+://[^\s'\"<>]+", lambda match: without_secrets(match[0]), text)
 
 
 def check_scheme(url: str) -> None:
@@ -76,7 +66,7 @@ def check_scheme(url: str) -> None:
         whole = False
     if not whole or re.search(r"[\s\x00-\x1f\x7f]", url):
         raise UsageError(
-            f"cannot download {without_secrets(url)!r}: allowed are http:// and https://, without spaces"
+            f"cannot download {hide_secrets(url)!r}: allowed are http:// and https://, without spaces"
         )
 
 
@@ -100,7 +90,7 @@ def ask(url: str) -> Remote:
         if target is None or urlsplit(target).netloc != urlsplit(url).netloc:
             return known
         url = target
-    raise YolactError(f"cannot download {shown_url(url)}: more than {counted(REDIRECTS, 'redirect')}")
+    raise YolactError(f"cannot download {without_secrets(url)}: more than {counted(REDIRECTS, 'redirect')}")
 
 
 def fetch(remote: Remote, part: Path, name: str, same_version: bool) -> None:
@@ -137,7 +127,7 @@ def fetch(remote: Remote, part: Path, name: str, same_version: bool) -> None:
                 raise AnswerError(response.status_code, "the server sent another part of the file")
             _receive(response, file, remote.size, name)
             return
-    raise YolactError(f"cannot download {shown_url(url)}: more than {counted(REDIRECTS, 'redirect')}")
+    raise YolactError(f"cannot download {without_secrets(url)}: more than {counted(REDIRECTS, 'redirect')}")
 
 
 def _receive(response: Any, file: BinaryIO, size: int | None, name: str) -> None:
@@ -173,7 +163,7 @@ def _blocks(response: Any) -> Iterator[bytes]:
     except HTTPError as error:
         if response.headers.get("Content-Length") is None:
             raise
-        log.debug("%s", without_secrets(first_line(error)))
+        log.debug("%s", hide_secrets(first_line(error)))
 
 
 def _request(method: str, url: str, headers: dict[str, str]) -> Any:
@@ -201,8 +191,10 @@ def _redirect(url: str, response: Any) -> str | None:
     except UsageError:
         unprotected = True
     if unprotected:
-        text = without_secrets(target)
-        raise YolactError(f"cannot download {shown_url(url)}: it redirects to {text}, which is not https")
+        text = hide_secrets(target)
+        raise YolactError(
+            f"cannot download {without_secrets(url)}: it redirects to {text}, which is not https"
+        )
     return target
 
 
@@ -238,4 +230,4 @@ def explain(error: Exception, url: str) -> tuple[str, bool]:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return cause.verify_message, False
         cause = cause.__cause__ or cause.__context__
-    return without_secrets(first_line(error)), True
+    return hide_secrets(first_line(error)), True

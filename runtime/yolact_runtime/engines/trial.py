@@ -35,7 +35,9 @@ log = logging.getLogger(__name__)
 TRUST = "YOLACT_TRUST_ENGINES"
 # Backends that are tried, and the one that is tried for them: a graph is the same on any device.
 TRIED = {"onnxruntime": "onnxruntime", "cuda": "onnxruntime", "openvino": "openvino"}
-_TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+# The onnx package, which runs nothing but infers shapes: a graph can be made to fill the memory there.
+SHAPES = "onnx"
+_TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", SHAPES: "onnx"}
 _PASSED = Cache("engines", "the trial of an engine", "it is tried again", log.debug)
 _MOST_THREADS = 4
 # How many times the seconds of computing it may take in all.
@@ -53,7 +55,7 @@ def try_engine(path: Path, backend: str) -> None:
 
     Args:
         path: An ONNX or OpenVINO file.
-        backend: One of `TRIED`.
+        backend: One of `TRIED`, or `SHAPES`.
 
     Raises:
         YolactError: `check_onnx` refuses it, it cannot be opened, or the library crashes, hangs or needs too
@@ -65,7 +67,7 @@ def try_engine(path: Path, backend: str) -> None:
         raise YolactError(f"{path}: its files have {size:,} bytes, more than {beyond('engine_file_bytes')}")
     if os.environ.get(TRUST) == "1" or getattr(sys, "frozen", False) or not sys.executable:
         return
-    backend = TRIED[backend]
+    backend = TRIED.get(backend, backend)
     inputs = _hashes(files)
     if _PASSED.read(backend, inputs, bool):
         return
@@ -83,7 +85,7 @@ def remember(path: Path) -> None:
     suffix = path.suffix.lower().removeprefix(".")
     inputs = _hashes(_files(path))
     for backend in _TITLES:
-        if suffix in BACKENDS[backend].suffixes:
+        if suffix in (BACKENDS[backend].suffixes if backend in BACKENDS else (SHAPES,)):
             _PASSED.write(backend, inputs, True)
 
 
@@ -187,7 +189,12 @@ def _try(path: Path, backend: str, most: int) -> dict[str, Any]:
 
 
 def _open_and_run(path: Path, backend: str, threads: int) -> None:
-    """Open a file with an engine's class and run it on noise."""
+    """Open a file with an engine's class and run it on noise, or infer its shapes."""
+    if backend == SHAPES:
+        import onnx
+
+        onnx.shape_inference.infer_shapes(onnx.load(path), data_prop=True)
+        return
     import numpy as np
 
     from yolact_runtime.detections import check_detections

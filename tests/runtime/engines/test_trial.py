@@ -128,3 +128,16 @@ def test_files_that_would_be_hashed_for_minutes(model: Path, tmp_path: Path, no_
         file.truncate(1 << 30)
     with pytest.raises(YolactError, match=r"m\.xml has more bytes than"):
         try_engine(path, "openvino")
+
+
+def test_inferring_shapes_is_tried(model: Path) -> None:
+    """Values that nothing uses: ONNX Runtime drops them, but the onnx package computes them."""
+    trial.try_engine(model, trial.SHAPES)
+    graph = onnx.load(model)
+    graph.graph.initializer.append(numpy_helper.from_array(np.arange(8), "double0"))
+    for index in range(32):
+        names = [f"double{index}"] * 2, [f"double{index + 1}"]
+        graph.graph.node.append(onnx.helper.make_node("Concat", *names, axis=0))
+    onnx.save(graph, model)
+    with pytest.raises(YolactError, match="onnx needs more than 2,048 MiB of memory|crashes on it"):
+        trial.try_engine(model, trial.SHAPES)

@@ -375,7 +375,7 @@ def test_no_credentials_are_shown_or_kept(
         ({"length": False, "endless": True}, "more bytes than the 5,000,000 allowed"),
         (
             {"more": {"Content-Length": "9" * 12}, "length": False},
-            "999,999,999,999 bytes; at most the 5,000,000",
+            "999,999,999,999 bytes, more than the 5,000,000",
         ),
         ({"more": {"X-Linked-Size": "1000"}}, "more bytes than announced 1,000"),
     ],
