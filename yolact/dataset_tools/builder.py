@@ -21,6 +21,7 @@ from yolact_runtime.errors import YolactError
 from yolact_runtime.files import is_folder
 from yolact_runtime.sources.folders import IMAGES
 from yolact_runtime.sources.headers import read_header, size_fault
+from yolact_runtime.sources.structure import examine
 from yolact_runtime.typed import first_few, nearest
 from yolact_runtime.untrusted import beyond, limit, read_bytes
 
@@ -186,9 +187,9 @@ def read_plane(path: Path) -> np.ndarray:
 
 def decode(data: bytes) -> np.ndarray:
     """Same as `read_plane`, from the bytes of a file; raises a ValueError that goes on after its name."""
-    check_pixels(data)
+    first = first_picture(data)
     try:
-        values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+        values = cv2.imdecode(np.frombuffer(first, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error:
         values = None
     if values is None:
@@ -196,14 +197,22 @@ def decode(data: bytes) -> np.ndarray:
     return values
 
 
-def check_pixels(data: bytes) -> None:
-    """Raise a ValueError if decoding an image file takes more memory than allowed, or it does not say it."""
-    header = read_header(data)
+def first_picture(data: bytes) -> bytes:
+    """What to decode of an image file.
+
+    Raises:
+        ValueError: it is cut off, its size is not known, or decoding it takes more memory than allowed.
+    """
+    structure = examine(data)
+    if structure.cut_off or structure.misread:
+        raise ValueError(structure.misread or "is cut off")
+    header = read_header(structure.data)
     if header is None or not header.width:
         raise ValueError("is not an image, or of a format whose size is not known before it is decoded")
     # With an alpha channel, which `read_image` leaves out.
     if fault := size_fault(header[:2], len(data) + header.memory * 4 // 3):
         raise ValueError(fault)
+    return structure.data
 
 
 def binary_mask(values: np.ndarray) -> np.ndarray:

@@ -15,9 +15,9 @@ from yolact.dataset_tools.builder import (
     CocoBuilder,
     Source,
     binary_mask,
-    check_pixels,
     clean_label,
     files_below,
+    first_picture,
     key_of,
     read_plane,
 )
@@ -166,12 +166,12 @@ def _read_codes(path: Path, colours: Mapping[int, int] | None) -> np.ndarray:
 
     data = read_bytes(path, "mask")
     try:
-        check_pixels(data)
+        first = first_picture(data)
     except ValueError as error:
         raise YolactError(f"{path} {error}") from None
     try:
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        with Image.open(io.BytesIO(first), formats=["PNG"]) as image:
             values = np.array(image)  # (H, W), or (H, W, channels)
     except Exception as error:  # Pillow raises whatever a damaged file causes
         raise YolactError(f"cannot read {path}: {first_line(error)}") from error

@@ -109,7 +109,7 @@ class TestVoc:
         for name, values, fault in (
             ("class", bad, "class.png: no known class at the instance"),
             ("size", kinds[:9], "size.png is 60x9;"),
-            ("torn", None, "torn.png: "),
+            ("torn", None, "torn.png is cut off"),
             ("bomb", None, "bomb.png says that it is 20000 x 20000 pixels, more"),
             ("alone", kinds, "alone.png has no image in"),
             ("half", None, "half.png has no class image in"),
@@ -247,15 +247,18 @@ class TestMasks:
         write_values(masks / "a" / "call_3.png", box())
         (masks / "a" / "cell_4.png").write_bytes(b"")
         (masks / "a" / "cell_5.png").write_bytes(b"no image")
+        # OpenCV would reserve the 1.3 GB that the second chunk says it has.
+        whole = (masks / "a" / "cell_1.png").read_bytes()
+        (masks / "a" / "cell_6.png").write_bytes(whole[:33] + b"IEND" + whole[37:])
         write_values(masks / "z" / "cell_1.png", box())
         (tmp_path / "names.txt").write_text("cell\n")
         conversion = convert("masks", masks, images, tmp_path / "names.txt")
         assert len(conversion.content["annotations"]) == 1
         faults = "\n".join(conversion.faults)
-        assert len(conversion.faults) == 5
+        assert len(conversion.faults) == 6
         for text in (
             "cell_2.png is 9x9;", "call_3.png: no class 'call'; near ones: cell",
-            "cell_4.png is not an image", "cell_5.png is not an image",
+            "cell_4.png is not an image", "cell_5.png is not an image", "cell_6.png is cut off",
             f"{masks / 'z'} has no image of its name",
         ):  # fmt: skip
             assert text in faults
