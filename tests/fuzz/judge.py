@@ -27,7 +27,7 @@ from typing import Any
 
 SECONDS = 20.0
 MEMORY = 2_400_000_000
-LINES = 3000
+LINES = 20_000
 LINE_LENGTH = 3000
 # Importing onnxruntime and openvino starts threads, which a fork would lose: each child does that for itself.
 LIGHT = (
