@@ -227,4 +227,7 @@ def _make_core(openvino: Any) -> Any:
     # Memory-mapped weights would change under a running engine if the file is overwritten.
     core.set_property({"ENABLE_MMAP": False})
     core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")  # loads the plugin
+    # Makes OpenVINO's table of types: two threads whose first inferences make it at once wait for each other
+    # for ever, one for the table and one for Python's lock.
+    openvino.Type.f32.to_dtype()
     return core

@@ -115,3 +115,14 @@ while engines:
     signal.raise_signal(signal.SIGUSR1)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_first_inferences_in_two_threads_do_not_wait_for_each_other() -> None:
+    code = (
+        "import sys, threading, openvino; from yolact_runtime.engines.openvino import shared_core; shared_core();"
+        "sys.setswitchinterval(1e-6); both = threading.Barrier(2);"
+        "run = lambda: (both.wait(), openvino.Type.u8.to_dtype());"
+        "threads = [threading.Thread(target=run) for _ in range(2)];"
+        "[one.start() for one in threads]; [one.join() for one in threads]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
