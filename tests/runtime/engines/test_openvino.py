@@ -119,7 +119,8 @@ while engines:
 
 def test_first_inferences_in_two_threads_do_not_wait_for_each_other() -> None:
     code = (
-        "import sys, threading, openvino; from yolact_runtime.engines.openvino import shared_core; shared_core();"
+        "import sys, threading, openvino;"
+        "from yolact_runtime.engines.openvino import shared_core; shared_core();"
         "sys.setswitchinterval(1e-6); both = threading.Barrier(2);"
         "run = lambda: (both.wait(), openvino.Type.u8.to_dtype());"
         "threads = [threading.Thread(target=run) for _ in range(2)];"
