@@ -34,7 +34,7 @@ from yolact_runtime.untrusted import read_bytes
 
 log = logging.getLogger(__name__)
 
-_LARGE = 512 << 20  # bytes
+_LARGE = 256 << 20  # bytes
 _large = threading.Lock()
 # A GIF of one pixel.
 _GIF = b"GIF89a\1\0\1\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\1\0\1\0\0\2\2D\1\0;"

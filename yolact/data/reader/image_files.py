@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
-import threading
 import unicodedata
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,9 +21,6 @@ from yolact_runtime.sources.images import read_image
 SAMPLE = 5000
 _THREADS = 16
 _ORIENTATION = 0x112  # the EXIF tag
-# Images of more pixels are decoded one at a time, whatever the number of threads.
-_LARGE_PIXELS = 50_000_000
-_LARGE = threading.Lock()
 
 
 class ImageFolder:
@@ -152,15 +147,10 @@ def _header(path: Path) -> tuple[int, int, int] | None:
 def decoded_size(path: Path) -> tuple[int, int]:
     """(height, width) of an image, which is decoded whole: damaged ones are noticed.
 
-    Threads may call it: large images are decoded one at a time, so that memory does not grow with threads.
-
     Raises:
         YolactError: it cannot be read.
     """
-    size = header_size(path)
-    small = size is not None and size[0] * size[1] <= _LARGE_PIXELS
-    with contextlib.nullcontext() if small else _LARGE:
-        height, width = read_image(path).shape[:2]
+    height, width = read_image(path).shape[:2]
     return height, width
 
 
