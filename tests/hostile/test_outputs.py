@@ -120,5 +120,5 @@ def test_metadata_of_fewer_classes(
         pytest.importorskip("openvino")
     fewer = dataclasses.replace(metadata, class_names=("cat",), category_ids=(0,))
     path = write_onnx(tmp_path / "m.onnx", arrays, fewer)
-    with load_engine(path, backend=backend) as engine, pytest.raises(YolactError, match=message):
+    with pytest.raises(YolactError, match=message), load_engine(path, backend=backend) as engine:
         engine.predict([WHITE])
