@@ -19,12 +19,12 @@ from yolact.train.checkpoint import write_torch
 from yolact.weights.files import is_plain, read_torch
 from yolact.weights.load import check_fits, load_state, stored_config
 from yolact_runtime.errors import YolactError, first_line
-from yolact_runtime.typed import first_few
 from yolact_runtime.untrusted import limit
 
 log = logging.getLogger(__name__)
 
 DUMP_FORMAT = "yolact-bad-batch/1"
+_KINDS = {"images": Tensor, "targets": list, "image_ids": list, "losses": dict}
 
 
 def dump_batch(
@@ -107,7 +107,7 @@ def _read(path: Path) -> tuple[dict[str, Any], Config]:
         config = stored_config(path, content["config"])
         check_fits(config, content["model"], str(path))
         _check(content, config)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise YolactError(f"{path} is a damaged batch: {first_line(error)}") from error
     return content, config
 
@@ -115,13 +115,16 @@ def _read(path: Path) -> tuple[dict[str, Any], Config]:
 def _check(content: dict[str, Any], config: Config) -> None:
     """Raise a ValueError, TypeError or KeyError unless images and targets have the shapes of `config`."""
     size, classes = config.model.input_size, config.num_classes
+    for name, kind in _KINDS.items():
+        if not isinstance(content[name], kind):
+            raise ValueError(f"{name} is no {kind.__name__}")
     images, targets, ids = content["images"], content["targets"], content["image_ids"]
     if not 1 <= len(images) <= limit("batch") or not len(images) == len(targets) == len(ids):
         raise ValueError(f"{len(images)} images, {len(targets)} targets, {len(ids)} ids")
     _check_tensor("images", images, (len(images), 3, size, size), torch.float32)
     for target in targets:
-        if target.keys() != Target.__annotations__.keys():
-            raise ValueError(f"a target has {first_few(map(str, target))}")
+        if not isinstance(target, dict) or target.keys() != Target.__annotations__.keys():
+            raise ValueError(f"a target does not have {', '.join(Target.__annotations__)}")
         count, labels = len(target["labels"]), target["labels"]
         _check_tensor("labels", labels, (count,), torch.int64)
         if count and not 0 <= int(labels.min()) <= int(labels.max()) < classes:

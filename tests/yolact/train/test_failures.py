@@ -74,6 +74,7 @@ def test_a_damaged_batch_is_one_line(shapes: Path, tmp_path: Path, capsys: Captu
     changes: list[dict[str, Any]] = [
         {"config": 3}, {"model": {}}, {"images": 3}, {"images": torch.zeros(0, 3, 64, 64)}, {"lr": None},
         {"images": content["images"].double()}, {"image_ids": [1]}, {"losses": {"box": [1]}},
+        {"losses": torch.zeros(2)},
         {"targets": None}, {"iteration": "x"},
         {"targets": [{**target, "labels": target["labels"] + 99}] * 2}, {"targets": [{}, {}]},
         {"targets": [{**target, "masks": target["masks"][:, :3]}] * 2}, {"targets": [[1], [2]]},
