@@ -23,4 +23,4 @@ def test_prints_each_stage(tmp_path, capsys, monkeypatch):
 
 def test_wrong_use_is_one_line(tmp_path, capsys):
     assert cli.main(["data", "--dataset", str(tmp_path), "--rounds", "0"]) == 2
-    assert "--rounds 0" in capsys.readouterr().err
+    assert "--rounds is 0" in capsys.readouterr().err
