@@ -1,4 +1,4 @@
-"""Reading what others wrote: the limits on it, and files, JSON and YAML that are refused beyond them.
+"""Reading untrusted files: regular files, JSON and YAML, and the limits on everything that a file may hold.
 
 Every limit is in `LIMITS`, and an environment variable raises or lowers it.
 """

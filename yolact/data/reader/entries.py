@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from yolact.data.reader.consistency import check_boxes
-from yolact.data.reader.findings import Finding, Findings, Level
+from yolact.data.reader.findings import Findings, Level
 from yolact.data.reader.masks import read_masks
+from yolact.data.reader.rows import Entry, Rows
 from yolact.data.reader.values import flag, real_number, shown, whole_number
 from yolact.data.segmentation import check_size
 from yolact_runtime.typed import nearest
 from yolact_runtime.untrusted import beyond, check_text, limit
 
-Entry = dict[str, Any]
 _BOX = "[x, y, width, height]"
 _CATEGORY_IDS = 2**63  # engines hold them in 64 bits
 _LARGEST = 1e9  # pixels: boxes beyond are no mistakes of rounding
@@ -162,7 +162,7 @@ class EntryReader:
 
     def annotations(self, entries: Sequence[Entry]) -> tuple[list[Entry], np.ndarray]:
         """The usable annotations, made uniform in place, and the status of each (n,) uint8."""
-        rows = _Rows(list(entries), self.findings)
+        rows = Rows(list(entries), self.findings)
         images, categories = self._images, self._categories
         wrong = self._references(rows, "image_id", images) | self._references(rows, "category_id", categories)
         rows.drop(wrong | self._flags(rows))
@@ -180,7 +180,7 @@ class EntryReader:
         self._number(rows)
         return rows.entries, status
 
-    def _references(self, rows: _Rows, key: str, known: _Known) -> set[int]:
+    def _references(self, rows: Rows, key: str, known: _Known) -> set[int]:
         """Make the ids at `key` whole numbers; returns the rows whose id cannot be used."""
         kind, listed, end = "category", "categories", ""
         level: Level = "error"
@@ -237,7 +237,7 @@ class EntryReader:
         )
         return {*bad, *unknown, *(() if self.repair else mixed)}
 
-    def _flags(self, rows: _Rows) -> set[int]:
+    def _flags(self, rows: Rows) -> set[int]:
         """Make `iscrowd` 0 or 1; returns the rows where it is neither."""
         bad: list[int] = []
         spelled: list[int] = []
@@ -260,7 +260,7 @@ class EntryReader:
         )
         return set(bad)
 
-    def _boxes(self, rows: _Rows, extents: np.ndarray) -> tuple[np.ndarray, set[int]]:
+    def _boxes(self, rows: Rows, extents: np.ndarray) -> tuple[np.ndarray, set[int]]:
         """Read the boxes, and compute missing ones from the masks.
 
         Returns:
@@ -312,7 +312,7 @@ class EntryReader:
         )
         return boxes, set(wrong)
 
-    def _areas(self, rows: _Rows) -> None:
+    def _areas(self, rows: Rows) -> None:
         """Make `area` a number, or None if it is missing or cannot be used."""
         spelled: list[int] = []
         bad: list[int] = []
@@ -332,7 +332,7 @@ class EntryReader:
             "note", "bad area", bad, lambda row: f"area is {shown(raw[row])}; it is computed from the mask"
         )
 
-    def _number(self, rows: _Rows) -> None:
+    def _number(self, rows: Rows) -> None:
         """Make the annotations' own ids whole numbers, each once; new ones follow the highest."""
         ids = [whole_number(value) for value in rows.ids]
         highest = max((number for number in ids if number is not None), default=0)
@@ -367,47 +367,6 @@ class EntryReader:
             [row for row, number in enumerate(ids) if number == 0],
             lambda row: "pycocotools' own evaluation never counts annotation id 0 as found",
         )
-
-
-class _Rows:
-    """Annotations while they are read, with their ids in the file, and where to report about them."""
-
-    def __init__(self, entries: list[Entry], findings: Findings) -> None:
-        self.entries, self.findings = entries, findings
-        self.ids: list[Any] = [entry.get("id") for entry in entries]
-        self._positions = list(range(len(entries)))
-
-    def report_all(self, level: Level, kind: str, rows: Sequence[int], message: Callable[[int], str]) -> None:
-        """Report a finding about each of `rows`."""
-
-        def describe(row: int) -> Finding:
-            name = self.ids[row]
-            name = f"number {self._positions[row] + 1} of the file" if name is None else _plain(name)
-            return Finding(level, kind, message(row), _plain(self.entries[row].get("image_id")), name)
-
-        self.findings.add_all(level, kind, rows, describe)
-
-    def report(self, level: Level, kind: str, row: int, message: str) -> None:
-        """Report a finding about one row."""
-        self.report_all(level, kind, [row], lambda row: message)
-
-    def drop(self, rows: set[int]) -> np.ndarray:
-        """Remove rows; returns the indices (n,) of those that stay."""
-        kept = np.array([row for row in range(len(self.entries)) if row not in rows], np.int64)
-        if rows:
-            self.entries, self.ids, self._positions = (
-                [values[row] for row in kept.tolist()] for values in (self.entries, self.ids, self._positions)
-            )
-        return kept
-
-
-def _plain(value: Any) -> int | str | None:
-    """An id of the file for a finding: a short text in place of lists, long texts and the like."""
-    return value if value is None or type(value) is int else str(value) if _is_word(value) else shown(value)
-
-
-def _is_word(value: Any) -> bool:
-    return isinstance(value, str) and len(value) <= 100 and value.isprintable()
 
 
 def _name_problem(name: str) -> str:
