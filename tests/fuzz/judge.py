@@ -27,7 +27,7 @@ from typing import Any
 
 SECONDS = 20.0
 MEMORY = 2_400_000_000
-LINES = 20_000
+LINES = 3000  # of messages, and one for each entry of a list on standard input
 LINE_LENGTH = 3000
 # Importing onnxruntime and openvino starts threads, which a fork would lose: each child does that for itself.
 LIGHT = (
@@ -221,8 +221,8 @@ def _is_json(path: Path) -> bool:
     return True
 
 
-def judge_text(code: int, out: bytes, err: bytes) -> list[str]:
-    """What is wrong with an exit code and what was printed."""
+def judge_text(code: int, out: bytes, err: bytes, entries: int = 0) -> list[str]:
+    """What is wrong with an exit code and what was printed about a list of so many entries."""
     faults = []
     if code < 0:
         faults.append(f"signal {signal.Signals(-code).name}")
@@ -238,7 +238,7 @@ def judge_text(code: int, out: bytes, err: bytes) -> list[str]:
     if match := _CONTROLS.search(text.replace("\n", "") + shown.replace("\n", "").replace("\r", "")):
         faults.append(f"control character {match[0]!r} printed")
     lines = text.splitlines()
-    if len(lines) > LINES:
+    if len(lines) > LINES + entries:
         faults.append(f"{len(lines)} lines of messages")
     if longest := max((line for line in lines if len(line) > LINE_LENGTH), key=len, default=""):
         faults.append(f"a line of {len(longest)} characters: {longest[:60]}")
@@ -365,7 +365,9 @@ def _watch(pid: int, order: dict[str, Any]) -> Verdict:
     code = os.waitstatus_to_exitcode(status)
     folder = Path(order["folder"])
     out, err = (folder / "stdout").read_bytes(), (folder / "stderr").read_bytes()
-    faults = [why] if why else judge_text(code, out, err)
+    listed = (folder / order["stdin"]).read_bytes() if order["stdin"] else b""
+    entries = max(listed.count(b"\n"), listed.count(b"\0"))
+    faults = [why] if why else judge_text(code, out, err, entries)
     if not why and peak > order["memory"]:
         faults.append(f"more than {order['memory'] >> 20} MiB of memory")
     if orphans and not why:
