@@ -217,6 +217,8 @@ class TestFaults:
         write(tmp_path / "good.json", [TRIANGLE])
         (tmp_path / "torn.json").write_text('{"shapes": [')
         (tmp_path / "coco.json").write_text('{"images": []}')
+        write(tmp_path / "large.json", [{**TRIANGLE, "points": [[10**400, 5], [25, 5], [9, 9]]}])
+        write(tmp_path / "half.json", [{**TRIANGLE, "label": "\ud800"}])
         write(tmp_path / "size.json", [TRIANGLE], imageHeight=WIDTH, imageWidth=HEIGHT)
         write(tmp_path / "image.json", [TRIANGLE])
         (tmp_path / "image.png").write_bytes(b"no image")
@@ -224,8 +226,10 @@ class TestFaults:
         conversion = convert("labelme", tmp_path)
         assert [image["file_name"] for image in conversion.content["images"]] == ["good.png"]
         faults = "\n".join(conversion.faults)
-        assert len(conversion.faults) == 4
+        assert len(conversion.faults) == 6
         assert "torn.json is not valid JSON" in faults
+        assert "large.json is not valid JSON: a whole number has 401 digits" in faults
+        assert "half.json is not valid JSON: the text '\\ud800' has half a character" in faults
         assert "size.json is of an image of 40 x 60, but" in faults
         assert "size.png is 60 x 40 pixels" in faults
         assert "image.png is damaged or not an image" in faults
