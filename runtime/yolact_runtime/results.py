@@ -166,6 +166,7 @@ def result_of(
     top_k: int,
     contours: Sequence[mask_ops.Region] | None = None,
     copy: bool = True,
+    classes: frozenset[int] | None = None,
 ) -> Result:
     """The result of the `index`-th image; detections that are not finite are dropped with a warning.
 
@@ -177,6 +178,7 @@ def result_of(
         score_threshold, top_k: As for `Engine.predict`.
         contours: The masks of the image's rows, if the engine computed them.
         copy: Copy the prototypes; otherwise the result may share those of the batch.
+        classes: 0-based indices of the classes to keep; None for all.
 
     Raises:
         YolactError: nothing was found, and the prototypes are not finite: the network failed.
@@ -200,7 +202,10 @@ def result_of(
             "dropped %s that are not finite; if this happens often, export in fp32",
             counted(dropped, "detection"),
         )
-    rows = np.flatnonzero(sound & (scores > score_threshold))[:top_k]
+    kept = sound & (scores > score_threshold)
+    if classes is not None:
+        kept &= np.isin(found.classes[index, :count], list(classes))
+    rows = np.flatnonzero(kept)[:top_k]
     if not len(rows):
         prototypes, copy = prototypes[:0], True
     return Result(
