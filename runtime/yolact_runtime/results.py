@@ -38,6 +38,7 @@ class Result:
         class_names: Name of every class of the model.
         class_ids: The dataset's category id of every class of the model.
         contours: The masks if the engine computed them; the prototypes may be missing then.
+        track_ids: (n,) int64, the track of each instance, from 1; -1 where it has none. None without tracking.
     """
 
     height: int
@@ -51,6 +52,7 @@ class Result:
     class_names: tuple[str, ...]
     class_ids: tuple[int, ...]
     contours: Sequence[mask_ops.Region] | None = None
+    track_ids: np.ndarray | None = None
 
     def __repr__(self) -> str:
         """Size and classes; the arrays would fill the screen."""
