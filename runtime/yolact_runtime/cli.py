@@ -11,7 +11,7 @@ from pathlib import Path
 
 from yolact_runtime.commandline import Parser, run
 from yolact_runtime.commandline.original import ELSEWHERE, add_original_options, split_video
-from yolact_runtime.engines.options import add_engine_options
+from yolact_runtime.engines.options import add_class_filter, add_engine_options
 from yolact_runtime.errors import UsageError
 from yolact_runtime.files import stream_of
 from yolact_runtime.untrusted import beyond, limit
@@ -37,6 +37,7 @@ def build_parser() -> Parser:
         help="one video or camera, and the file for its annotated version")  # fmt: skip
     add("--score-threshold", default=0.15, type=float, help="minimum score of a detection, 0..1")
     add("--top-k", default=15, type=int, help="maximum number of detections per image")
+    add_class_filter(parser)
     add("--annotations", type=Path, metavar="FILE",
         help="COCO file with the image ids, by file name; else images are numbered from 1")  # fmt: skip
     add_engine_options(parser)
@@ -133,7 +134,10 @@ def check_options(args: argparse.Namespace) -> None:
         if (getattr(args, option) or 1) > limit(most):
             name = f"--{option.replace('_', '-')}"
             raise UsageError(f"{name} is {getattr(args, option)}; it must be at most {beyond(most)}")
-    if sum(map(bool, (args.sources, args.image, args.images, args.video))) != 1:
+    named = sum(map(bool, (args.sources, args.image, args.images, args.video)))
+    if not named and args.classes and os.path.exists(args.classes[-1]):  # noqa: PTH110 - raises no error
+        raise UsageError(f"--classes takes {args.classes[-1]} for a class; put -- before the images")
+    if named != 1:
         raise UsageError(
             "name the images once: SOURCE..., --image IN[:OUT], --images DIR[:OUTDIR] or --video IN[:OUT]"
         )
