@@ -102,8 +102,8 @@ class Engine(ABC):
             image: (H, W, 3) uint8 BGR; it is not modified.
 
         Returns:
-            The input of `predict_prepared`: here (H, W, 3), the network's, of the input's dtype; `image` itself if it has
-            this shape and dtype.
+            The input of `predict_prepared`: here the network's, (H, W, 3) of the input's dtype; `image`
+            itself if it has this shape and dtype.
         """
         size = self.metadata.input_shape
         if image.shape[:2] == size and image.dtype == self.metadata.input_dtype:

@@ -52,8 +52,8 @@ class GraphOutputs:
         """(P, 4) float32 cx cy w h, for raw heads."""
         spec = self._metadata.priors
         assert spec is not None  # Metadata checks it
-        size = self._metadata.input_size
-        return make_priors(spec.levels, spec.scales, spec.aspect_ratios, size, spec.square)
+        shape = self._metadata.input_shape
+        return make_priors(spec.levels, spec.scales, spec.aspect_ratios, shape, spec.square)
 
     def check(self, inputs: Mapping[str, Sequence[object]], outputs: Mapping[str, Sequence[object]]) -> None:
         """Raise a YolactError unless a graph has the expected inputs and outputs.
