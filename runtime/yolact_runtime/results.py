@@ -38,7 +38,7 @@ class Result:
         class_names: Name of every class of the model.
         class_ids: The dataset's category id of every class of the model.
         contours: The masks if the engine computed them; the prototypes may be missing then.
-        track_ids: (n,) int64, the track of each instance, from 1; -1 where it has none. None without tracking.
+        track_ids: (n,) int64, the track of each instance, from 1; -1 where it has none. None if not tracked.
     """
 
     height: int

@@ -112,7 +112,7 @@ def test_sizes_that_the_file_lacks_are_those_of_the_images(tmp_path):
 
     boxes = random_boxes(4)
     path = write(tmp_path / "a.json", boxes, height=None)
-    with pytest.raises(YolactError, match="image 1 .a.jpg. has no height and width; name the folder"):
+    with pytest.raises(YolactError, match=r"image 1 .a.jpg. has no height and width; name the folder"):
         network_boxes(path, TINY)
     cv2.imwrite(str(tmp_path / "a.jpg"), np.zeros((300, 500, 3), np.uint8))
     np.testing.assert_allclose(network_boxes(path, TINY, images=tmp_path), boxes, atol=1e-6)
