@@ -63,6 +63,16 @@ def _add_output_options(parser: Parser) -> None:
         help="JSON Lines: one line per image, as soon as it is done; - is standard output")  # fmt: skip
     add("--resume", action="store_true", help="continue --jsonl FILE: skip the images that it contains")
     add("--arrays", type=Path, metavar="DIR", help="folder for one NumPy .npz file per image")
+    add("--masks", type=Path, metavar="DIR",
+        help="folder for one PNG per image: 0 is background, else the number is a detection's row"
+        " + 1")  # fmt: skip
+    add("--masks-per-instance", action="store_true",
+        help="with --masks: one PNG per detection instead, 255 in its mask and 0 outside")  # fmt: skip
+    add("--cutouts", type=Path, metavar="DIR",
+        help="folder for one PNG per detection, cut out along its mask: IMAGE_ROW_CLASS.png")  # fmt: skip
+    add("--table", type=Path, metavar="FILE",
+        help="table with a row per detection: FILE.csv, or FILE.parquet (pip install"
+        " 'yolact[table]')")  # fmt: skip
     add("--polygons", action="store_true", help="polygons instead of RLE in the JSON; holes are lost")
 
 
@@ -133,9 +143,13 @@ def check_options(args: argparse.Namespace) -> None:
         )
     if args.resume and (args.jsonl is None or stream_of(args.jsonl) is not None):
         raise UsageError("--resume needs the file to continue: --jsonl FILE")
-    if args.no_json and args.no_overlay and not (args.jsonl or args.coco_dataset or args.arrays):
+    if args.masks_per_instance and not args.masks:
+        raise UsageError("--masks-per-instance needs the folder of the masks: --masks DIR")
+    others = args.jsonl, args.coco_dataset, args.arrays, args.masks, args.cutouts, args.table
+    if args.no_json and args.no_overlay and not any(others):
         raise UsageError(
-            "nothing would be written: --no-json and --no-overlay need --jsonl, --coco-dataset or --arrays"
+            "nothing would be written: --no-json and --no-overlay need --jsonl, --coco-dataset, --arrays,"
+            " --masks, --cutouts or --table"
         )
 
 

@@ -30,6 +30,7 @@ from yolact_bench.measure.protocol import Sampled, Timing, cpu_threads, sample_i
 from yolact_bench.measure.statistics import Interval, mean_interval, paired_ratio
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import atomic_path, read_json
+from yolact_runtime.metadata import InputSize
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class EngineReport:
     backend: str
     config: str
     precision: str
-    input_size: int | None
+    input_size: InputSize | None
     note: str
     weights_sha256: str
     batches: list[BatchReport]

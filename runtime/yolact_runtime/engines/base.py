@@ -62,7 +62,7 @@ class Engine(ABC):
         """Run the model.
 
         Args:
-            batch: (n, S, S, 3) BGR 0..255 of dtype `metadata.input_dtype`, min_batch <= n <= max_batch.
+            batch: (n, H, W, 3) BGR 0..255 of dtype `metadata.input_dtype`, min_batch <= n <= max_batch.
             classes: 0-based indices of the wanted classes, None for all. An engine that keeps the best
                 `metadata.max_detections` itself keeps those of these classes; a graph that has done so
                 returns others, too.
@@ -126,11 +126,11 @@ class Engine(ABC):
             image: (H, W, 3) uint8 BGR; it is not modified.
 
         Returns:
-            The input of `predict_prepared`: here (S, S, 3) of the input's dtype; `image` itself if it has
-            this shape and dtype.
+            The input of `predict_prepared`: here the network's, (H, W, 3) of the input's dtype; `image`
+            itself if it has this shape and dtype.
         """
-        size = self.metadata.input_size
-        if image.shape[:2] == (size, size) and image.dtype == self.metadata.input_dtype:
+        size = self.metadata.input_shape
+        if image.shape[:2] == size and image.dtype == self.metadata.input_dtype:
             return image
         return resize_batch([image], size, self.metadata.input_dtype)[0]
 
