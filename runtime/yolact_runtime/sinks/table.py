@@ -51,7 +51,7 @@ class TableSink(Sink):
 
     The columns are those of `COLUMNS`: the image as in JSON Lines, the row of the instance in it from 0,
     class, category id, score of the mask, box x1 y1 x2 y2, area and centroid in pixels, and the track.
-    Centroids of empty masks and tracks of a run without tracking are missing values.
+    Centroids of empty masks and tracks of instances without one are missing values.
 
     In CSV, a text that a spreadsheet would take for a formula gets an apostrophe in front. In both, bytes of
     a file name that are no text become escapes. Parquet is written in groups of `ROW_GROUP` rows.
@@ -82,8 +82,7 @@ class TableSink(Sink):
     def prepare(self, frame: Frame, image: np.ndarray, result: Result) -> list[Row]:
         """The rows."""
         boxes = result.boxes_float.astype(np.float64).round(2).tolist()
-        # The field of results of runs that track.
-        tracks = getattr(result, "track_ids", None)
+        tracks = result.track_ids
         values = zip(
             result.category_ids.tolist(),
             map(float, map(str, result.mask_scores)),
@@ -138,6 +137,7 @@ class TableSink(Sink):
     ) -> Row:
         """A row, with text that can be encoded."""
         name, label = map(_encodable, (image, self._classes.get(category, "")))
+        track = None if track is None or track < 0 else track
         return (name, row, label, category, score, *box, area, *(centroid or (None, None)), track)
 
 
