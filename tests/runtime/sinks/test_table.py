@@ -258,6 +258,8 @@ def test_lines_of_earlier_versions(tmp_path):
         ("area", -1), ("area", 1 << 40), ("area", 1.5), ("area", "9"), ("area", None), ("area", True),
         ("centroid", [1.0]), ("centroid", ["1", 2]), ("centroid", "ab"), ("centroid", 3),
         ("track_id", "1"), ("track_id", 1 << 63), ("category_id", 1 << 70),
+        # The last character says that the number goes on.
+        ("segmentation", {"size": [50, 70], "counts": "P"}),
     ],
 )  # fmt: skip
 def test_lines_with_other_values_are_refused(tmp_path, field, value):
