@@ -269,6 +269,10 @@ class DatasetConfig:
 
     With `crowd_as_instances`, crowd regions that have a mask are instances like others: CVAT exports what was
     drawn with its brush as crowds.
+
+    `classes` are the names or category ids of those to learn; empty for all. Objects of other classes are
+    background, or with `other_classes` "ignore" regions that are neither an example nor background, as crowds
+    are. Training images with objects of other classes only are left out, validation images are not.
     """
 
     name: str = ""
@@ -277,10 +281,16 @@ class DatasetConfig:
     val_images: str = ""
     val_annotations: str = ""
     crowd_as_instances: bool = False
+    classes: tuple[str | int, ...] = ()
+    other_classes: Literal["background", "ignore"] = "background"
 
     def __post_init__(self) -> None:
         for name in ("name", "train_images", "train_annotations", "val_images", "val_annotations"):
             check_plain_text(getattr(self, name), f"dataset.{name}")
+        most = limit("classes")
+        check(len(self.classes) <= most, "dataset.classes", self.classes, f"at most {beyond('classes')}")
+        for entry in self.classes:
+            check_plain_text(str(entry), "dataset.classes")
 
     @property
     def has_validation(self) -> bool:

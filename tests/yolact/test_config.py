@@ -126,7 +126,7 @@ def numeric_settings(cls: type = Config, prefix: str = "") -> Iterator[tuple[str
     for name, hint in get_type_hints(cls).items():
         if dataclasses.is_dataclass(hint):
             yield from numeric_settings(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
-        elif re.search(r"\b(int|float)\b", str(hint)):
+        elif re.search(r"\b(int|float)\b", str(hint)) and not re.search(r"\bstr\b", str(hint)):
             yield f"{prefix}{name}", operator.attrgetter(f"{prefix}{name}")(get_config("yolact_base"))
 
 

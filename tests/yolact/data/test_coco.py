@@ -14,12 +14,14 @@ from pycocotools.coco import COCO
 from shared_data import reference_file
 from torch.utils.data import DataLoader
 
-from yolact.config import Classes, ModelConfig
+from yolact.config import Classes, LossConfig, ModelConfig
 from yolact.data.annotations import read_classes
 from yolact.data.batch import collate
+from yolact.data.cached import CachedDataset
 from yolact.data.coco import CocoDataset, check_trainable, find_missing_images
+from yolact.matching import NEUTRAL, match
 from yolact.model.priors import prototype_size, pyramid_levels
-from yolact_runtime.errors import YolactError
+from yolact_runtime.errors import UsageError, YolactError
 
 CLASSES = Classes(("nut", "bolt"), (0, 7))
 SMALL = ModelConfig(input_size=64)
@@ -334,3 +336,66 @@ def test_loading_prints_nothing(write_coco, make_square, capfd: pytest.CaptureFi
     images, path = write_coco([(30, 30)], [make_square(1, 1, 5)])
     CocoDataset(images, path, SMALL, read_classes(path))[0]
     assert capfd.readouterr() == ("", "")
+
+
+def three_classes(write_coco, make_square, chosen, other):
+    """Image 1 has classes 0 and 7, image 2 class 9 only, image 3 nothing, image 4 classes 0 and 9."""
+    entries = [(1, 0, 2), (1, 7, 15), (2, 9, 2), (4, 9, 15), (4, 0, 2)]
+    annotations = [make_square(x, 2, 9, image_id=image, category_id=number) for image, number, x in entries]
+    names = [{"id": number, "name": name} for number, name in ((0, "cat"), (7, "dog"), (9, "emu"))]
+    images, path = write_coco([(30, 30)] * 4, annotations, names)
+    classes = read_classes(path, chosen)
+    return CocoDataset(images, path, SMALL, classes, None, 0, False, other)
+
+
+def test_other_classes_are_background(write_coco, make_square) -> None:
+    dataset = three_classes(write_coco, make_square, ["emu", 0], "background")
+    assert dataset.classes == Classes(("cat", "emu"), (0, 9))
+    assert [record.image_id for record in dataset.records] == [1, 2, 3, 4]
+    assert [dataset[i].target.labels.tolist() for i in range(4)] == [[0], [1], [], [1, 0]]
+    assert all(len(dataset[i].target.crowd_boxes) == 0 for i in range(4))
+    check_trainable(dataset)
+
+
+@pytest.mark.parametrize("other", ["background", "ignore"])
+def test_images_of_other_classes_only_are_left_out(write_coco, make_square, other: str, caplog) -> None:
+    dataset = three_classes(write_coco, make_square, ["0"], other)
+    assert [record.image_id for record in dataset.records] == [1, 3, 4]
+    first, empty, last = (dataset[i].target for i in range(3))
+    assert first.labels.tolist() == last.labels.tolist() == [0] and not len(empty.labels)
+    assert len(first.masks) == len(first.semantic_masks) == 1
+    ignored = [[15 / 30, 2 / 30, 24 / 30, 11 / 30]] if other == "ignore" else np.empty((0, 4))
+    for target in (first, last):
+        np.testing.assert_allclose(target.crowd_boxes, ignored, atol=1e-6)
+    check_trainable(dataset)
+    assert "nothing to learn" not in caplog.text  # the classes that are left out are not missed
+
+
+def test_ignored_classes_are_neutral_priors(write_coco, make_square) -> None:
+    cells = np.stack(np.meshgrid(np.arange(32), np.arange(32)), axis=-1).reshape(-1, 2)
+    centres = torch.from_numpy((cells + 0.5) / 32).float()
+    priors = torch.cat([centres, torch.full((len(cells), 2), 0.1)], dim=1)
+
+    def neutral(other: str) -> int:
+        target = three_classes(write_coco, make_square, ["cat"], other)[0].target
+        return int((match(priors, [target], LossConfig()).classes == NEUTRAL).sum())
+
+    assert neutral("ignore") > neutral("background")
+
+
+def test_classes_to_learn_that_are_not_there(write_coco, make_square) -> None:
+    with pytest.raises(UsageError, match=r"dataset.classes: there is no class 'cats'; near ones: cat"):
+        three_classes(write_coco, make_square, ["cats"], "background")
+    images, path = write_coco([(30, 30)], [make_square(2, 2, 9, category_id=0)])
+    dataset = CocoDataset(images, path, SMALL, read_classes(path, [7]), None, 0, False, "background")
+    with pytest.raises(YolactError, match="nothing to learn"):
+        check_trainable(dataset)
+
+
+def test_cached_samples_have_the_chosen_classes(write_coco, make_square) -> None:
+    plain = three_classes(write_coco, make_square, ["cat"], "ignore")
+    cached = CachedDataset(plain.images, plain.annotations, SMALL, plain.classes, None, 0, False, "ignore")
+    for _ in range(2):
+        for i in range(3):
+            assert torch.equal(cached[i].target.boxes, plain[i].target.boxes)
+            assert torch.equal(cached[i].target.crowd_boxes, plain[i].target.crowd_boxes)
