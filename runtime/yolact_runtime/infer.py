@@ -38,17 +38,19 @@ def infer(args: argparse.Namespace) -> int:
     names, target = _sources(args)
     source = open_source(names, null=args.null)
     check_all(args, target, source)
+    settings = pipeline_settings(args)
     ids = ImageIds(args.annotations) if args.annotations else None
     stats = RunStats()
     with open_engine(args, streams=args.streams, **engine_options(args)) as engine:
         meta = engine.metadata
+        engine.class_indices(args.classes, "--classes")  # wrong ones are reported before the work
         if ids:
             for sentence in ids.contradictions(meta.category_ids, meta.class_names):
                 log.warning("%s: the JSON has the engine's ids", sentence)
         outputs = open_outputs(args, target, source, meta, ids)
         try:
             with show_progress("yolact-infer", outputs.source.total, args.quiet) as progress:
-                run_pipeline(outputs.source, engine, outputs.sinks, pipeline_settings(args), progress, stats)
+                run_pipeline(outputs.source, engine, outputs.sinks, settings, progress, stats)
         except (KeyboardInterrupt, YolactError) as error:
             _summarise(stats, outputs, args)
             if isinstance(error, YolactError):
@@ -71,6 +73,7 @@ def pipeline_settings(args: argparse.Namespace) -> PipelineSettings:
         top_k=args.top_k,
         drop_late=args.drop_late,
         track=track_settings(args),
+        classes=args.classes,
     )
 
 

@@ -36,6 +36,7 @@ PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "av": ("av", ("video",)),
     "trackers": ("trackers", ("track",)),
     "supervision": ("supervision", ("track",)),
+    "pyarrow": ("pyarrow", ("table",)),
     "tritonclient": ("tritonclient", ("triton",)),
     "tensorrt": ("tensorrt", ("trt",)),
     "tensorrt_rtx": ("tensorrt-rtx-cu13", ("rtx",)),
