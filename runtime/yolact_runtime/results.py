@@ -152,8 +152,8 @@ class Result:
             masks: Include masks, and use mask scores; otherwise boxes only, with box scores.
 
         Returns:
-            {image_id, category_id, bbox [x, y, width, height] in pixels, score} each; with tracks also track_id;
-            with masks also segmentation, and area in pixels.
+            {image_id, category_id, bbox [x, y, width, height] in pixels, score} each; with tracks also
+            track_id; with masks also segmentation, and area in pixels.
         """
         corners = self.boxes_float.astype(np.float64).round(2)
         sides = (corners[:, 2:] - corners[:, :2]).round(2)
