@@ -81,7 +81,7 @@ def _add_track_options(parser: Parser) -> None:
     """Add the options for tracks."""
     add = parser.add_argument_group("tracks").add_argument
     add("--track", action="store_true",
-        help="number objects, the same way in all frames of a video; images of a folder are frames")  # fmt: skip
+        help="number each object, the same in all frames; images of a folder are frames")  # fmt: skip
     add("--track-memory", type=float, metavar="SECONDS",
         help="how long an object may be hidden and keep its number (default: 1)")  # fmt: skip
     add("--track-score", type=float, metavar="SCORE",
