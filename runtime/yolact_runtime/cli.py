@@ -42,6 +42,7 @@ def build_parser() -> Parser:
         help="COCO file with the image ids, by file name; else images are numbered from 1")  # fmt: skip
     add_engine_options(parser)
     _add_output_options(parser)
+    _add_track_options(parser)
     _add_pipeline_options(parser)
     add_original_options(parser)
     return parser
@@ -74,6 +75,17 @@ def _add_output_options(parser: Parser) -> None:
         help="table with a row per detection: FILE.csv, or FILE.parquet (pip install"
         " 'yolact[table]')")  # fmt: skip
     add("--polygons", action="store_true", help="polygons instead of RLE in the JSON; holes are lost")
+
+
+def _add_track_options(parser: Parser) -> None:
+    """Add the options for tracks."""
+    add = parser.add_argument_group("tracks").add_argument
+    add("--track", action="store_true",
+        help="number each object, the same in all frames; images of a folder are frames")  # fmt: skip
+    add("--track-memory", type=float, metavar="SECONDS",
+        help="how long an object may be hidden and keep its number (default: 1)")  # fmt: skip
+    add("--track-score", type=float, metavar="SCORE",
+        help="lowest score that gives a new object a number, 0..1 (default: 0.4)")  # fmt: skip
 
 
 def _add_pipeline_options(parser: Parser) -> None:
@@ -143,6 +155,7 @@ def check_options(args: argparse.Namespace) -> None:
         )
     if args.resume and (args.jsonl is None or stream_of(args.jsonl) is not None):
         raise UsageError("--resume needs the file to continue: --jsonl FILE")
+    check_track_options(args)
     if args.masks_per_instance and not args.masks:
         raise UsageError("--masks-per-instance needs the folder of the masks: --masks DIR")
     others = args.jsonl, args.coco_dataset, args.arrays, args.masks, args.cutouts, args.table
@@ -150,6 +163,23 @@ def check_options(args: argparse.Namespace) -> None:
         raise UsageError(
             "nothing would be written: --no-json and --no-overlay need --jsonl, --coco-dataset, --arrays,"
             " --masks, --cutouts or --table"
+        )
+
+
+def check_track_options(args: argparse.Namespace) -> None:
+    """Raise a UsageError for options of tracks that are out of range or contradict others."""
+    memory, score = args.track_memory, args.track_score
+    if not args.track and (memory is not None or score is not None):
+        name = "--track-memory" if memory is not None else "--track-score"
+        raise UsageError(f"{name} needs --track")
+    if memory is not None and not 0 <= memory <= 3600:
+        raise UsageError(f"--track-memory is {memory}; it must be in 0..3600 seconds")
+    if score is not None and not 0 <= score <= 1:
+        raise UsageError(f"--track-score is {score}; it must be in 0..1")
+    if args.track and args.resume:
+        raise UsageError(
+            "--resume cannot continue tracks, which depend on all frames before; run without --resume, or"
+            " without --track"
         )
 
 

@@ -13,12 +13,14 @@ from yolact_runtime.engines.options import open_engine
 from yolact_runtime.engines.threads import default_workers
 from yolact_runtime.errors import YolactError, counted
 from yolact_runtime.files import is_stdout
+from yolact_runtime.packages import require
 from yolact_runtime.pipeline import PipelineSettings, RunStats, run_pipeline
 from yolact_runtime.pipeline.progress import show_progress
 from yolact_runtime.sinks.image_ids import ImageIds
 from yolact_runtime.sinks.open import Outputs, OverlayTarget, check_all, open_outputs
 from yolact_runtime.sources.images import silence_opencv
 from yolact_runtime.sources.open import open_source
+from yolact_runtime.tracks import TrackSettings
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ def infer(args: argparse.Namespace) -> int:
     names, target = _sources(args)
     source = open_source(names, null=args.null)
     check_all(args, target, source)
+    settings = pipeline_settings(args)
     ids = ImageIds(args.annotations) if args.annotations else None
     stats = RunStats()
     with open_engine(args, streams=args.streams, **engine_options(args)) as engine:
@@ -47,7 +50,7 @@ def infer(args: argparse.Namespace) -> int:
         outputs = open_outputs(args, target, source, meta, ids)
         try:
             with show_progress("yolact-infer", outputs.source.total, args.quiet) as progress:
-                run_pipeline(outputs.source, engine, outputs.sinks, pipeline_settings(args), progress, stats)
+                run_pipeline(outputs.source, engine, outputs.sinks, settings, progress, stats)
         except (KeyboardInterrupt, YolactError) as error:
             _summarise(stats, outputs, args)
             if isinstance(error, YolactError):
@@ -69,8 +72,18 @@ def pipeline_settings(args: argparse.Namespace) -> PipelineSettings:
         score_threshold=args.score_threshold,
         top_k=args.top_k,
         drop_late=args.drop_late,
+        track=track_settings(args),
         classes=args.classes,
     )
+
+
+def track_settings(args: argparse.Namespace) -> TrackSettings | None:
+    """The settings of tracks that the options name; None without --track."""
+    if not args.track:
+        return None
+    require("--track", "track", "trackers", "supervision")
+    given = {"memory": args.track_memory, "score": args.track_score}
+    return TrackSettings(**{name: value for name, value in given.items() if value is not None})
 
 
 def _sources(args: argparse.Namespace) -> tuple[list[str], OverlayTarget]:

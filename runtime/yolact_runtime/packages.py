@@ -34,6 +34,8 @@ PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "pynvml": ("nvidia-ml-py", ("bench", "train")),
     "openvino": ("openvino", ("openvino",)),
     "av": ("av", ("video",)),
+    "trackers": ("trackers", ("track",)),
+    "supervision": ("supervision", ("track",)),
     "pyarrow": ("pyarrow", ("table",)),
     "tritonclient": ("tritonclient", ("triton",)),
     "tensorrt": ("tensorrt", ("trt",)),
