@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from yolact_runtime.commandline import print_line
@@ -40,13 +41,17 @@ def infer(args: argparse.Namespace) -> int:
     stats = RunStats()
     with open_engine(args, streams=args.streams, **engine_options(args)) as engine:
         meta = engine.metadata
+        engine.class_indices(args.classes, "--classes")  # wrong ones are reported before the work
         if ids:
             for sentence in ids.contradictions(meta.category_ids, meta.class_names):
                 log.warning("%s: the JSON has the engine's ids", sentence)
         outputs = open_outputs(args, target, source, meta, ids)
+        settings = pipeline_settings(args)
+        if args.tile:  # large images: no more of them at once than keep all stages busy
+            settings = replace(settings, in_flight=args.batch_size * engine.streams + 2)
         try:
             with show_progress("yolact-infer", outputs.source.total, args.quiet) as progress:
-                run_pipeline(outputs.source, engine, outputs.sinks, pipeline_settings(args), progress, stats)
+                run_pipeline(outputs.source, engine, outputs.sinks, settings, progress, stats)
         except (KeyboardInterrupt, YolactError) as error:
             _summarise(stats, outputs, args)
             if isinstance(error, YolactError):
@@ -68,6 +73,7 @@ def pipeline_settings(args: argparse.Namespace) -> PipelineSettings:
         score_threshold=args.score_threshold,
         top_k=args.top_k,
         drop_late=args.drop_late,
+        classes=args.classes,
     )
 
 
