@@ -32,6 +32,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 for _name in (
     "commands",
     "oracle",
+    "exact_engine",
     "fake_engine",
     "fake_onnx",
     "fake_driver",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from yolact_runtime.commandline import Parser, run
 from yolact_runtime.commandline.original import ELSEWHERE, add_original_options, split_video
-from yolact_runtime.engines.options import add_class_filter, add_engine_options
+from yolact_runtime.engines.options import add_class_filter, add_engine_options, add_tile_options
 from yolact_runtime.errors import UsageError
 from yolact_runtime.files import stream_of
 from yolact_runtime.untrusted import beyond, limit
@@ -41,6 +41,7 @@ def build_parser() -> Parser:
     add("--annotations", type=Path, metavar="FILE",
         help="COCO file with the image ids, by file name; else images are numbered from 1")  # fmt: skip
     add_engine_options(parser)
+    add_tile_options(parser)
     _add_output_options(parser)
     _add_track_options(parser)
     _add_pipeline_options(parser)

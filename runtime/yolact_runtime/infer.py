@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from yolact_runtime.commandline import print_line
@@ -48,6 +49,9 @@ def infer(args: argparse.Namespace) -> int:
             for sentence in ids.contradictions(meta.category_ids, meta.class_names):
                 log.warning("%s: the JSON has the engine's ids", sentence)
         outputs = open_outputs(args, target, source, meta, ids)
+        settings = pipeline_settings(args)
+        if args.tile:  # large images: no more of them at once than keep all stages busy
+            settings = replace(settings, in_flight=args.batch_size * engine.streams + 2)
         try:
             with show_progress("yolact-infer", outputs.source.total, args.quiet) as progress:
                 run_pipeline(outputs.source, engine, outputs.sinks, settings, progress, stats)

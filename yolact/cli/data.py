@@ -87,6 +87,11 @@ def _parser() -> Parser:
     shapes.add_argument("--train", type=int, default=300, help="number of training images")
     shapes.add_argument("--val", type=int, default=60, help="number of validation images")
     shapes.add_argument("--seed", type=int, default=0, help="random seed")
+    shapes.add_argument("--image-size", type=int, nargs=2, default=(144, 180), metavar=("HEIGHT", "WIDTH"),
+        help="typical height and width of an image in pixels (default: 144 180)")  # fmt: skip
+    shapes.add_argument("--diameter", type=float, nargs=2, metavar=("LOW", "HIGH"),
+        help="smallest and largest shape in pixels (default: they grow with the image)")  # fmt: skip
+    shapes.add_argument("--max-instances", type=int, default=4, metavar="N", help="most shapes in an image")
 
     anchors = add(
         "anchors", _anchors, "find scales and aspect ratios of priors that fit the boxes of a dataset"
@@ -259,7 +264,15 @@ def _shapes(args: argparse.Namespace) -> None:
     from yolact.dataset_tools.synthetic import make_shapes_dataset
 
     check_outputs([], [], [("folder", args.folder)])
-    data = make_shapes_dataset(args.folder, args.train, args.val, seed=args.seed)
+    data = make_shapes_dataset(
+        args.folder,
+        args.train,
+        args.val,
+        image_size=tuple(args.image_size),
+        seed=args.seed,
+        max_instances=args.max_instances,
+        diameter=tuple(args.diameter) if args.diameter else None,
+    )
     log.info("%d + %d images: %s, %s", args.train, args.val, data.train_annotations, data.val_annotations)
 
 
