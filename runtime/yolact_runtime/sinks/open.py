@@ -106,8 +106,7 @@ def _each_source(args: argparse.Namespace, source: Source) -> list[tuple[argpars
         return [(args, source)]
     names = source_names(lane.name for lane in source.lanes)
     return [
-        (options_of_source(args, name), lane.source)
-        for name, lane in zip(names, source.lanes, strict=True)
+        (options_of_source(args, name), lane.source) for name, lane in zip(names, source.lanes, strict=True)
     ]
 
 

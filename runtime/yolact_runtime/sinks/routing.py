@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from yolact_runtime.errors import UsageError
-from yolact_runtime.files import stream_of
+from yolact_runtime.files import STDOUT, stream_of
 from yolact_runtime.frames import Frame, Sink
 from yolact_runtime.results import Result
 from yolact_runtime.sources.several import SimultaneousSource
@@ -80,6 +80,7 @@ def options_of_source(args: argparse.Namespace, name: str) -> argparse.Namespace
                 " which becomes one in a folder for each source"
             )
     for option in FOLDERS:
-        if path := getattr(args, option, None):
+        # "-" is refused as for one source.
+        if (path := getattr(args, option, None)) and str(path) != STDOUT:
             setattr(own, option, Path(path) / name)
     return own
