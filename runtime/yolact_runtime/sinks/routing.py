@@ -19,8 +19,8 @@ from yolact_runtime.sources.several import SimultaneousSource
 
 # Options of yolact-infer that name a file or a folder of which every source has its own. Overlays and videos
 # share a folder, because their names begin with that of the source.
-FILES = ("json", "coco_dataset", "jsonl")
-FOLDERS = ("arrays",)
+FILES = ("json", "coco_dataset", "jsonl", "table")
+FOLDERS = ("arrays", "masks", "cutouts")
 
 
 class RoutingSink(Sink):
