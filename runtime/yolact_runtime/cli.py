@@ -102,6 +102,8 @@ def _add_pipeline_options(parser: Parser) -> None:
         help="concurrent engine calls; auto: the number with the highest throughput")  # fmt: skip
     add("--drop-late", action=argparse.BooleanOptionalAction, default=None,
         help="drop frames that come faster than they are processed (default: for cameras only)")  # fmt: skip
+    add("--reconnects", default=5, type=int, metavar="N",
+        help="how often in a row to try to reach a camera again that was lost")  # fmt: skip
 
 
 def _streams(text: str) -> int | str:
@@ -143,6 +145,8 @@ def check_options(args: argparse.Namespace) -> None:
         value = getattr(args, option)
         if value is not None and value < 1:
             raise UsageError(f"--{option.replace('_', '-')} is {value}; it must be 1 or more")
+    if not 0 <= args.reconnects <= 1_000_000:
+        raise UsageError(f"--reconnects is {args.reconnects}; it must be in 0..1000000")
     for option, most in (("batch_size", "batch"), ("workers", "threads")):
         if (getattr(args, option) or 1) > limit(most):
             name = f"--{option.replace('_', '-')}"
