@@ -33,6 +33,7 @@ for _name in (
     "commands",
     "oracle",
     "fake_engine",
+    "mask_scenes",
     "fake_onnx",
     "fake_driver",
     "fake_nvml",

@@ -41,6 +41,7 @@ def build_parser() -> Parser:
         help="COCO file with the image ids, by file name; else images are numbered from 1")  # fmt: skip
     add_engine_options(parser)
     _add_output_options(parser)
+    _add_labelling_options(parser)
     _add_pipeline_options(parser)
     add_original_options(parser)
     return parser
@@ -63,6 +64,22 @@ def _add_output_options(parser: Parser) -> None:
     add("--resume", action="store_true", help="continue --jsonl FILE: skip the images that it contains")
     add("--arrays", type=Path, metavar="DIR", help="folder for one NumPy .npz file per image")
     add("--polygons", action="store_true", help="polygons instead of RLE in the JSON; holes are lost")
+
+
+def _add_labelling_options(parser: Parser) -> None:
+    """Add the options for labelling tools, in which people correct what was found."""
+    add = parser.add_argument_group("labelling tools").add_argument
+    add("--labelme", type=Path, metavar="DIR",
+        help="folder for one labelme file per image; files that are there are kept")  # fmt: skip
+    add("--labelme-masks", action="store_true", help="exact masks instead of polygons in the labelme files")
+    add("--labelme-overwrite", action="store_true", help="replace labelme files that are there")
+    add("--label-studio", type=Path, metavar="FILE",
+        help="JSON with tasks and predictions to import into Label Studio: brush masks, or polygons with"
+        " --polygons; its labeling interface goes next to it as .xml")  # fmt: skip
+    add("--label-studio-prefix", default="/data/local-files/?d=", metavar="URL",
+        help="what Label Studio's addresses of the images begin with, before their file names")  # fmt: skip
+    add("--polygon-tolerance", default=1.0, type=float, metavar="PIXELS",
+        help="how far polygons for labelling tools may be from the mask's outline; 0 is exact")  # fmt: skip
 
 
 def _add_pipeline_options(parser: Parser) -> None:
@@ -129,10 +146,21 @@ def check_options(args: argparse.Namespace) -> None:
         )
     if args.resume and (args.jsonl is None or stream_of(args.jsonl) is not None):
         raise UsageError("--resume needs the file to continue: --jsonl FILE")
-    if args.no_json and args.no_overlay and not (args.jsonl or args.coco_dataset or args.arrays):
+    _check_labelling_options(args)
+    labels = args.labelme or args.label_studio
+    if args.no_json and args.no_overlay and not (args.jsonl or args.coco_dataset or args.arrays or labels):
         raise UsageError(
-            "nothing would be written: --no-json and --no-overlay need --jsonl, --coco-dataset or --arrays"
+            "nothing would be written: --no-json and --no-overlay need --jsonl, --coco-dataset, --arrays,"
+            " --labelme or --label-studio"
         )
+
+
+def _check_labelling_options(args: argparse.Namespace) -> None:
+    if not 0 <= args.polygon_tolerance <= 100:
+        raise UsageError(f"--polygon-tolerance is {args.polygon_tolerance}; it must be in 0..100 pixels")
+    for option in ("masks", "overwrite"):
+        if getattr(args, f"labelme_{option}") and not args.labelme:
+            raise UsageError(f"--labelme-{option} needs the folder for labelme files: --labelme DIR")
 
 
 if __name__ == "__main__":

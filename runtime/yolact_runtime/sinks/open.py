@@ -18,6 +18,8 @@ from yolact_runtime.sinks.coco import CocoSink, coco_paths
 from yolact_runtime.sinks.coco_dataset import CocoDatasetSink
 from yolact_runtime.sinks.image_ids import ImageIds, ImageNumbers
 from yolact_runtime.sinks.jsonl import JsonLinesSink, read_lines
+from yolact_runtime.sinks.label_studio import LabelStudioSink, label_studio_paths
+from yolact_runtime.sinks.labelme import LabelmeSink, check_stills
 from yolact_runtime.sinks.names import FileNames
 from yolact_runtime.sinks.overlays import OverlaySink, check_writable_suffix
 from yolact_runtime.sinks.video import VideoSink, check_video_suffix
@@ -57,6 +59,7 @@ class Outputs:
     paths: list[str] = field(default_factory=list)
     coco: CocoSink | None = None
     dataset: CocoDatasetSink | None = None
+    label_studio: LabelStudioSink | None = None
     overlays: OverlaySink | None = None
     videos: VideoSink | None = None
 
@@ -72,6 +75,8 @@ class Outputs:
             written.append(", ".join(map(str, self.coco.paths)))
         if self.dataset and not self.dataset.kept and not is_stdout(self.dataset.path):
             written.append(str(self.dataset.path))
+        if self.label_studio and not self.label_studio.kept and not is_stdout(self.label_studio.paths[0]):
+            written.append(", ".join(map(str, self.label_studio.paths)))
         if self.overlays and self.overlays.drawn:
             written.append(f"overlays in {self.overlays.target}")
         return written + [str(path) for path in self.videos.outputs] if self.videos else written
@@ -88,10 +93,15 @@ def check_all(args: argparse.Namespace, target: OverlayTarget, source: Source) -
         raise UsageError("--resume cannot continue an annotated video; add --no-overlay")
     json: list[Named] = [] if args.no_json else [("--json", path) for path in coco_paths(args.json)]
     json += [("--coco-dataset", args.coco_dataset), ("--jsonl", args.jsonl)]
+    if args.label_studio:
+        check_stills("--label-studio", source)
+        json += [("--label-studio", path) for path in label_studio_paths(args.label_studio)]
     for option, path in json:
         if path is not None and Path(path).suffix.lower() in (*IMAGES, *VIDEOS, ".npz"):
             raise UsageError(f"{option} {path}: this is the name of another kind of file; JSON is written")
-    folders: list[Named] = [("--arrays", args.arrays)]
+    folders: list[Named] = [("--arrays", args.arrays), ("--labelme", args.labelme)]
+    if args.labelme:
+        check_stills("--labelme", source)
     pictures: list[Named] = []
     if args.video and not has_video(source):
         raise UsageError(f"--video {args.video[0]}: this is neither a video nor a camera; name it as SOURCE")
@@ -131,12 +141,16 @@ def open_outputs(
     numbers = ImageNumbers(ids, source.total, names)
     outputs = Outputs(source, numbers)
     lines = JsonLinesSink(args.jsonl, numbers, args.polygons, args.resume) if args.jsonl else None
-    resumable: list[CocoSink | CocoDatasetSink | ArraySink | OverlaySink] = []
+    resumable: list[CocoSink | CocoDatasetSink | ArraySink | OverlaySink | LabelmeSink | LabelStudioSink] = []
     # First, because any of their files may fail alone: the image is then in none of the JSON.
     sources = image_folders(source), among(lambda: source_files(source))
     if args.arrays:
         resumable.append(ArraySink(args.arrays, *sources))
         outputs.paths.append(f"arrays in {args.arrays}")
+    if args.labelme:
+        how = args.labelme_masks, args.polygon_tolerance, args.labelme_overwrite
+        resumable.append(LabelmeSink(args.labelme, *how, is_source=sources[1]))
+        outputs.paths.append(f"labelme files in {args.labelme}")
     if not args.no_overlay:
         outputs.overlays = OverlaySink(target.path, target.single, *sources)
         resumable.append(outputs.overlays)
@@ -155,6 +169,11 @@ def open_outputs(
         outputs.dataset = CocoDatasetSink(args.coco_dataset, *classes)
         resumable.append(outputs.dataset)
         outputs.sinks.append(outputs.dataset)
+    if args.label_studio:
+        how = args.polygon_tolerance, args.label_studio_prefix, Path(args.engine).name
+        outputs.label_studio = LabelStudioSink(args.label_studio, *classes, *how)
+        resumable.append(outputs.label_studio)
+        outputs.sinks.append(outputs.label_studio)
     if lines is not None:
         # Last, because a line marks its image as done for a resumed run.
         outputs.sinks.append(lines)
