@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from typing import Any, Literal, cast
 from yolact import ranges
 from yolact.settings import check, check_plain_text, check_ranges
 from yolact_runtime.errors import UsageError
+from yolact_runtime.metadata import InputSize, height_width, plain_size
 from yolact_runtime.typed import convert
 from yolact_runtime.untrusted import beyond, limit
 
@@ -42,7 +44,7 @@ class ModelConfig:
     """The network. Sizes are in input pixels; mean and std are for BGR values of 0..255."""
 
     backbone: BackboneConfig = BackboneConfig()
-    input_size: int = 550
+    input_size: InputSize = 550
     mean: tuple[float, float, float] = (103.94, 116.78, 123.68)
     std: tuple[float, float, float] = (57.38, 57.12, 58.40)
     fpn_features: int = 256
@@ -54,18 +56,29 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         """Check the values, and that there are not too many priors."""
+        object.__setattr__(self, "input_size", plain_size(self.input_size))
         check_ranges(self, "model", ranges.MODEL)
         if self.mask_iou:  # six convolutions without padding halve the prototypes
-            check(self.input_size >= 249, "model.input_size", self.input_size, "at least 249 with mask_iou")
+            check(
+                min(self.input_shape) >= 249,
+                "model.input_size",
+                self.input_size,
+                "at least 249 with mask_iou",
+            )
         scales, ratios = self.prior_scales, self.prior_aspect_ratios
         check(len(scales) == 5, "model.prior_scales", scales, "five levels, P3..P7")
         check(len(ratios) > 0, "model.prior_aspect_ratios", ratios, "one or more")
         equal = len(scales[0]) > 0 and all(len(sizes) == len(scales[0]) for sizes in scales)
         check(equal, "model.prior_scales", scales, "one or more sizes, as many in each level")
         # P3 has a cell for 8x8 pixels, and all levels together a third more.
-        cells = (-(-self.input_size // 8) + 4) ** 2 * 4 // 3
+        cells = math.prod(-(-side // 8) + 4 for side in self.input_shape) * 4 // 3
         priors = cells * len(ratios) * len(scales[0])
         check(priors <= limit("priors"), "model.prior_scales: priors", priors, f"at most {beyond('priors')}")
+
+    @property
+    def input_shape(self) -> tuple[int, int]:
+        """H and W of the input in pixels."""
+        return height_width(self.input_size)
 
 
 @dataclass(frozen=True)
@@ -207,8 +220,9 @@ class AugmentConfig:
     In this order, each with its own switch: `photometric` (brightness in counts of 0..255, contrast and
     saturation as factors, hue in degrees; each on half of the images), `expand` (half of the images, onto a
     canvas of the colour `expand_fill`, BGR, with up to `expand_ratio` times their sides), `crop` (sides of at
-    least `crop_min_side` of the canvas, height / width within `crop_aspect`), `mirror`, `flip` and `rotate`
-    (with equal chances; `rotate` by multiples of 90 degrees), and the resize to the network's input.
+    least `crop_min_side` of the canvas; height / width, over that of the network's input, within
+    `crop_aspect`), `mirror`, `flip` and `rotate` (with equal chances; `rotate` by multiples of 90 degrees),
+    and the resize to the network's input.
 
     A crop contains the centre of at least one instance, and keeps the instances whose centres it contains. It
     draws one of `crop_min_ious` as the IoU to reach with an instance, or none. The original never enforces

@@ -4,19 +4,60 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from yolact_runtime.errors import YolactError
+from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.typed import convert, type_name
 from yolact_runtime.untrusted import beyond, check_text, limit, parse_json
 
 PREFIX = "yolact."
 
+# Size of the network's input in pixels: the side of a square, or height and width.
+InputSize = int | tuple[int, int]
+
 # Provenance, and what only some files need. Everything else changes what the file computes: it is required.
 _OPTIONAL = {"priors", "mask_iou_net", "weights_sha256", "onnx_sha256", "versions", "created", "command"}
+
+
+def height_width(size: InputSize) -> tuple[int, int]:
+    """Height and width of a network input in pixels."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def plain_size(size: InputSize) -> InputSize:
+    """The side alone if the input is a square, as files of earlier versions have it."""
+    height, width = height_width(size)
+    return height if height == width else (height, width)
+
+
+def size_text(size: InputSize | Sequence[int]) -> str:
+    """A size as options take it: "550" for a square, else height x width such as "384x640"."""
+    return str(size) if isinstance(size, int) else "x".join(map(str, size))
+
+
+def parse_input_size(text: str, option: str = "--input-size") -> InputSize:
+    """The size that `size_text` returns as text.
+
+    Args:
+        text: Such as "384x640", height x width, or "550" for a square.
+        option: Where the text is from, for error messages.
+
+    Raises:
+        UsageError: it is something else, or a side is beyond the limit.
+    """
+    if not re.fullmatch(r"[0-9]{1,9}(x[0-9]{1,9})?", text):
+        raise UsageError(
+            f"{option} {text!r}: height x width in pixels is needed, such as 384x640, or 550 for a square"
+        )
+    sides = [int(side) for side in text.split("x")]
+    if not all(1 <= side <= limit("input_size") for side in sides):
+        raise UsageError(f"{option} {text}: each side must be 1 or more, and at most {beyond('input_size')}")
+    return plain_size((sides[0], sides[-1]))
 
 
 @dataclass(frozen=True)
@@ -41,14 +82,16 @@ class PriorSpec:
         sizes = zip(self.levels, self.scales, strict=True)
         return sum(h * w * len(scales) * len(self.aspect_ratios) for (h, w), scales in sizes)
 
-    def problem(self, input_size: int) -> str:
-        """What is wrong with them for an input of `input_size` pixels; empty if nothing is."""
+    def problem(self, input_shape: tuple[int, int]) -> str:
+        """What is wrong with them for an input of that height and width; empty if nothing is."""
         if not 1 <= len(self.levels) <= limit("levels"):
             return f"{len(self.levels)} levels; 1 to {beyond('levels')}"
         if len(self.scales) != len(self.levels):
             return f"{len(self.levels)} levels, but scales for {len(self.scales)}"
-        if not all(1 <= side <= input_size for level in self.levels for side in level):
-            return f"heights and widths of levels must be in 1..{input_size}"
+        height, width = input_shape
+        if not all(1 <= rows <= height and 1 <= columns <= width for rows, columns in self.levels):
+            allowed = f"1..{height}" if height == width else f"1..{height} and 1..{width}"
+            return f"heights and widths of levels must be in {allowed}"
         if not (self.aspect_ratios and all(self.scales)):
             return "each level needs a scale, and all need an aspect ratio"
         if not all(map(_positive, [*self.aspect_ratios, *(size for sizes in self.scales for size in sizes)])):
@@ -64,11 +107,11 @@ class Metadata:
         config: Name of the configuration it was trained with.
         class_names: One name for each class, class 0 first; no background.
         category_ids: The dataset's id of each class (may be sparse, may be 0).
-        input_size: S, side of the square network input in pixels.
+        input_size: Of the network's input in pixels: S, the side of a square, or (H, W) if it is none.
         mean: Subtracted from the 0..255 values, in BGR order.
         std: Divides the difference, in BGR order.
         channel_order: Order of the channels of the engine's input.
-        input_dtype: "uint8" or "float32", of the (N, S, S, 3) input.
+        input_dtype: "uint8" or "float32", of the (N, H, W, 3) input.
         precision: What the file computes in: "fp32", "fp16", "int8".
         detect: "native": the graph returns detections; "runtime": it returns the raw heads.
         max_detections: K, rows kept per image.
@@ -90,7 +133,7 @@ class Metadata:
     config: str
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
-    input_size: int
+    input_size: InputSize
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     channel_order: str = "BGR"
@@ -111,6 +154,14 @@ class Metadata:
     versions: dict[str, str] = field(default_factory=dict)
     created: str = ""
     command: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "input_size", plain_size(self.input_size))
+
+    @property
+    def input_shape(self) -> tuple[int, int]:
+        """H and W of the network's input in pixels."""
+        return height_width(self.input_size)
 
     def to_props(self) -> dict[str, str]:
         """The string properties of an ONNX file, one for each field: key prefixed "yolact.", value JSON.
@@ -189,12 +240,15 @@ class Metadata:
         yield not 0 <= self.score_threshold <= 1, "score_threshold", "it must be in 0..1"
         yield not 0 <= self.iou_threshold <= 1, "iou_threshold", "it must be in 0..1"
         yield self.max_batch < self.min_batch, "max_batch", "it must be at least min_batch"
-        pixels = self.min_batch * self.input_size**2
+        sides = self.input_shape
+        allowed = f"each side must be 1 or more, and at most {beyond('input_size')}"
+        yield not all(1 <= side <= limit("input_size") for side in sides), "input_size", allowed
+        pixels = self.min_batch * math.prod(sides)
         yield pixels > limit("pixels"), "min_batch", f"{pixels:,} pixels; at most {beyond('pixels')}"
         in_runtime = self.detect == "runtime"
         yield in_runtime and self.priors is None, "priors", 'detect="runtime" needs them'
         if in_runtime and self.priors is not None:
-            problem = self.priors.problem(self.input_size)
+            problem = self.priors.problem(sides)
             yield bool(problem), "priors", problem
         missing = in_runtime and self.mask_iou and not self.mask_iou_net
         yield missing, "mask_iou_net", 'detect="runtime" with mask re-scoring needs it'
@@ -222,7 +276,6 @@ _LOW, _HIGH = 1e-6, 1_000_000
 _WHOLE = 2**53
 # The limit on each size.
 _SIZES = {
-    "input_size": "input_size",
     "max_detections": "candidates",
     "nms_top_k": "candidates",
     "min_batch": "batch",

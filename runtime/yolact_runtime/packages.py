@@ -36,6 +36,7 @@ PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "av": ("av", ("video",)),
     "supervision": ("supervision", ("supervision",)),
     "fiftyone": ("fiftyone", ("fiftyone",)),
+    "pyarrow": ("pyarrow", ("table",)),
     "tritonclient": ("tritonclient", ("triton",)),
     "tensorrt": ("tensorrt", ("trt",)),
     "tensorrt_rtx": ("tensorrt-rtx-cu13", ("rtx",)),

@@ -8,25 +8,28 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
+from yolact_runtime.metadata import InputSize, height_width
 
-def resize_batch(images: Sequence[np.ndarray], size: int, dtype: str = "uint8") -> np.ndarray:
-    """Resize each image to a square, without keeping its aspect ratio.
+
+def resize_batch(images: Sequence[np.ndarray], size: InputSize, dtype: str = "uint8") -> np.ndarray:
+    """Resize each image to the network's input, without keeping its aspect ratio.
 
     Bilinear with half-pixel centres and no antialiasing, as in the evaluation of the published models.
 
     Args:
         images: Each (H, W, 3) uint8.
-        size: S, side of the result in pixels.
+        size: Of the result in pixels: S, the side of a square, or (S_h, S_w).
         dtype: "float32" is exact to float32 rounding; "uint8" rounds to integers (off by at most 1) and is
             many times faster.
 
     Returns:
-        (n, size, size, 3) of `dtype`, 0..255.
+        (n, S_h, S_w, 3) of `dtype`, 0..255.
     """
-    batch = np.empty((len(images), size, size, 3), dtype)
+    height, width = height_width(size)
+    batch = np.empty((len(images), height, width, 3), dtype)
     for target, image in zip(batch, images, strict=True):
         if batch.dtype == np.uint8:
-            cv2.resize(image, (size, size), dst=target, interpolation=cv2.INTER_LINEAR)
+            cv2.resize(image, (width, height), dst=target, interpolation=cv2.INTER_LINEAR)
         else:
             _bilinear(image, target)
     return batch

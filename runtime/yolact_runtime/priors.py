@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from yolact_runtime.metadata import InputSize, height_width
+
 
 def make_priors(
     levels: Sequence[tuple[int, int]],
     scales: Sequence[Sequence[float]],
     aspect_ratios: Sequence[float],
-    input_size: int,
+    input_size: InputSize,
     square: bool,
 ) -> np.ndarray:
     """Prior boxes of all pyramid levels, in the order of the network's outputs.
@@ -22,19 +24,20 @@ def make_priors(
         levels: (height, width) of each level's feature map.
         scales: For each level its box sizes in input pixels.
         aspect_ratios: Width over height, the same for every level.
-        input_size: S, side of the network's input in pixels.
-        square: Use height = width, as the published YOLACT models were trained (a bug of the original
-            code that its weights depend on).
+        input_size: Of the network's input in pixels: S, the side of a square, or (H, W).
+        square: Use height = width in pixels, as the published YOLACT models were trained (a bug of the
+            original code that its weights depend on).
 
     Returns:
         (P, 4) float32: centre x, centre y, width, height relative to the input (0..1).
     """
+    height_in, width_in = height_width(input_size)
     boxes = []
     for (height, width), level_scales in zip(levels, scales, strict=True):
         root = np.sqrt(np.asarray(aspect_ratios, np.float64))
         sizes = np.asarray(level_scales, np.float64)[:, None]
-        widths = (sizes * root / input_size).reshape(-1)  # (A,)
-        heights = widths if square else (sizes / root / input_size).reshape(-1)  # (A,)
+        widths = (sizes * root / width_in).reshape(-1)  # (A,)
+        heights = ((sizes * root if square else sizes / root) / height_in).reshape(-1)  # (A,)
         ys, xs = np.meshgrid(
             (np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width, indexing="ij"
         )

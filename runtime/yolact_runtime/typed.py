@@ -31,7 +31,7 @@ def convert(value: Any, hint: Any, where: str = "") -> Any:
             return value
         raise ValueError(f"{where} = {shown(value)}; allowed: {', '.join(map(str, args))}")
     if origin in (typing.Union, types.UnionType):
-        return None if value is None else convert(value, next(a for a in args if a is not type(None)), where)
+        return None if value is None and type(None) in args else _convert_union(value, args, where)
     if origin is tuple and isinstance(value, (list, tuple)):
         if args[-1] is Ellipsis:
             return tuple(convert(item, args[0], where) for item in value)
@@ -49,6 +49,14 @@ def convert(value: Any, hint: Any, where: str = "") -> Any:
     if isinstance(hint, type) and type(value) is hint:
         return value
     raise ValueError(f"{where} = {shown(value)}; expected {type_name(hint)}")
+
+
+def _convert_union(value: Any, kinds: tuple[Any, ...], where: str) -> Any:
+    """One of several types: a tuple for lists, else the first other one; e.g. `int | tuple[int, int]`."""
+    kinds = tuple(kind for kind in kinds if kind is not type(None))
+    listed = isinstance(value, (list, tuple))
+    fitting = [kind for kind in kinds if (typing.get_origin(kind) is tuple) == listed]
+    return convert(value, (fitting or kinds)[0], where)
 
 
 def _convert_fields(values: Mapping[str, Any], cls: Any, where: str) -> Any:

@@ -150,7 +150,7 @@ def test_without_an_image_the_files_of_before_are_kept(place):
             "--labelme needs image files, and a source is a video or camera",
         ),
         (["rtsp://localhost/x", "--label-studio", "x.json"], "--label-studio needs image files"),
-        ([], "need --jsonl, --coco-dataset, --arrays, --labelme or --label-studio"),
+        ([], "--labelme or --label-studio"),
     ],
 )
 def test_wrong_options_are_found_before_the_work(place, capsys, arguments, message):

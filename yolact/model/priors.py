@@ -6,22 +6,23 @@ import torch
 from torch import Tensor
 
 from yolact.config import ModelConfig
+from yolact_runtime.metadata import InputSize, height_width
 from yolact_runtime.priors import make_priors
 
 NUM_LEVELS = 5
 
 
-def pyramid_levels(input_size: int) -> list[tuple[int, int]]:
+def pyramid_levels(input_size: InputSize) -> list[tuple[int, int]]:
     """(height, width) of P3..P7; every stride-2 layer of the network rounds up."""
-    size = input_size
+    height, width = height_width(input_size)
     sizes = []
     for _ in range(2 + NUM_LEVELS):
-        size = -(-size // 2)
-        sizes.append(size)
-    return [(size, size) for size in sizes[2:]]
+        height, width = -(-height // 2), -(-width // 2)
+        sizes.append((height, width))
+    return sizes[2:]
 
 
-def prototype_size(input_size: int) -> tuple[int, int]:
+def prototype_size(input_size: InputSize) -> tuple[int, int]:
     """(Hp, Wp) of the prototypes: twice P3."""
     height, width = pyramid_levels(input_size)[0]
     return 2 * height, 2 * width

@@ -62,7 +62,7 @@ class Engine(ABC):
         """Run the model.
 
         Args:
-            batch: (n, S, S, 3) BGR 0..255 of dtype `metadata.input_dtype`, min_batch <= n <= max_batch.
+            batch: (n, H, W, 3) BGR 0..255 of dtype `metadata.input_dtype`, min_batch <= n <= max_batch.
             classes: 0-based indices of the wanted classes, None for all. An engine that keeps the best
                 `metadata.max_detections` itself keeps those of these classes; a graph that has done so
                 returns others, too.
@@ -106,13 +106,18 @@ class Engine(ABC):
             results += self.predict_prepared(prepared, sizes, score_threshold, top_k, indices)
         return results
 
-    def class_indices(self, classes: Iterable[str | int] | None) -> frozenset[int] | None:
+    def class_indices(
+        self, classes: Iterable[str | int] | None, what: str = "classes"
+    ) -> frozenset[int] | None:
         """0-based indices of classes given by names or category ids, as `predict_prepared` takes them.
+
+        A text is a name first, and an id only if no class has this name. None, for all, stays None. Errors
+        call the value `what`.
 
         Raises:
             UsageError: the model has no such class.
         """
-        return resolve_classes(classes, self.metadata.class_names, self.metadata.category_ids)
+        return resolve_classes(classes, self.metadata.class_names, self.metadata.category_ids, what)
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """The part of `predict` that needs one image only; the pipeline runs it in its decode workers.
@@ -121,11 +126,11 @@ class Engine(ABC):
             image: (H, W, 3) uint8 BGR; it is not modified.
 
         Returns:
-            The input of `predict_prepared`: here (S, S, 3) of the input's dtype; `image` itself if it has
-            this shape and dtype.
+            The input of `predict_prepared`: here the network's, (H, W, 3) of the input's dtype; `image`
+            itself if it has this shape and dtype.
         """
-        size = self.metadata.input_size
-        if image.shape[:2] == (size, size) and image.dtype == self.metadata.input_dtype:
+        size = self.metadata.input_shape
+        if image.shape[:2] == size and image.dtype == self.metadata.input_dtype:
             return image
         return resize_batch([image], size, self.metadata.input_dtype)[0]
 

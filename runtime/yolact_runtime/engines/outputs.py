@@ -52,8 +52,8 @@ class GraphOutputs:
         """(P, 4) float32 cx cy w h, for raw heads."""
         spec = self._metadata.priors
         assert spec is not None  # Metadata checks it
-        size = self._metadata.input_size
-        return make_priors(spec.levels, spec.scales, spec.aspect_ratios, size, spec.square)
+        shape = self._metadata.input_shape
+        return make_priors(spec.levels, spec.scales, spec.aspect_ratios, shape, spec.square)
 
     def check(self, inputs: Mapping[str, Sequence[object]], outputs: Mapping[str, Sequence[object]]) -> None:
         """Raise a YolactError unless a graph has the expected inputs and outputs.
@@ -94,15 +94,16 @@ class GraphOutputs:
             sides: Dimensions of the input; those that are not int are dynamic.
             kind: Its NumPy type.
         """
-        size, expected = self._metadata.input_size, self._metadata.input_dtype
+        height, width = self._metadata.input_shape
+        expected = self._metadata.input_dtype
         fits = len(sides) == 4 and all(
             side == wanted or not isinstance(side, int)
-            for side, wanted in zip(sides[1:], (size, size, 3), strict=True)
+            for side, wanted in zip(sides[1:], (height, width, 3), strict=True)
         )
         if not fits or kind != expected:
             raise YolactError(
                 f"{self._path}: its input is ({', '.join(['N', *map(str, sides[1:])])}) {kind}, and its"
-                f" metadata says (N, {size}, {size}, 3) {expected}; export it again"
+                f" metadata says (N, {height}, {width}, 3) {expected}; export it again"
             )
 
     def detections(self, values: Sequence[np.ndarray], classes: frozenset[int] | None = None) -> Detections:

@@ -202,7 +202,7 @@ def _open_and_run(path: Path, backend: str, threads: int) -> None:
     module, _, attribute = BACKENDS[backend].opener.partition(":")
     engine = getattr(importlib.import_module(module), attribute)(path, threads=threads)
     meta = engine.metadata
-    shape: Sequence[int] = (meta.min_batch, meta.input_size, meta.input_size, 3)
+    shape: Sequence[int] = (meta.min_batch, *meta.input_shape, 3)
     noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     check_detections(engine.detect(noise.astype(meta.input_dtype, copy=False)), len(noise), meta)
 

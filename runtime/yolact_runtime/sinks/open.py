@@ -12,16 +12,19 @@ from yolact_runtime.errors import UsageError, counted
 from yolact_runtime.files import STDOUT, is_stdout
 from yolact_runtime.frames import Sink, Source
 from yolact_runtime.metadata import Metadata
-from yolact_runtime.outputs import Named, among, check_outputs, engine_files
+from yolact_runtime.outputs import Named, among, check_outputs, engine_files, identity_of
 from yolact_runtime.sinks.arrays import ArraySink
 from yolact_runtime.sinks.coco import CocoSink, coco_paths
 from yolact_runtime.sinks.coco_dataset import CocoDatasetSink
+from yolact_runtime.sinks.cutouts import CutoutSink
 from yolact_runtime.sinks.image_ids import ImageIds, ImageNumbers
-from yolact_runtime.sinks.jsonl import JsonLinesSink, read_lines
+from yolact_runtime.sinks.jsonl import JsonLinesSink, fill_areas, read_lines
 from yolact_runtime.sinks.label_studio import LabelStudioSink, label_studio_paths
 from yolact_runtime.sinks.labelme import LabelmeSink, check_stills
+from yolact_runtime.sinks.masks import MaskSink
 from yolact_runtime.sinks.names import FileNames
 from yolact_runtime.sinks.overlays import OverlaySink, check_writable_suffix
+from yolact_runtime.sinks.table import TableSink, check_table
 from yolact_runtime.sinks.video import VideoSink, check_video_suffix
 from yolact_runtime.sources.folders import IMAGES, VIDEOS
 from yolact_runtime.sources.open import (
@@ -61,6 +64,7 @@ class Outputs:
     dataset: CocoDatasetSink | None = None
     label_studio: LabelStudioSink | None = None
     overlays: OverlaySink | None = None
+    table: TableSink | None = None
     videos: VideoSink | None = None
 
     @property
@@ -77,6 +81,8 @@ class Outputs:
             written.append(str(self.dataset.path))
         if self.label_studio and not self.label_studio.kept and not is_stdout(self.label_studio.paths[0]):
             written.append(", ".join(map(str, self.label_studio.paths)))
+        if self.table and not self.table.kept:
+            written.append(str(self.table.path))
         if self.overlays and self.overlays.drawn:
             written.append(f"overlays in {self.overlays.target}")
         return written + [str(path) for path in self.videos.outputs] if self.videos else written
@@ -99,10 +105,14 @@ def check_all(args: argparse.Namespace, target: OverlayTarget, source: Source) -
     for option, path in json:
         if path is not None and Path(path).suffix.lower() in (*IMAGES, *VIDEOS, ".npz"):
             raise UsageError(f"{option} {path}: this is the name of another kind of file; JSON is written")
-    folders: list[Named] = [("--arrays", args.arrays), ("--labelme", args.labelme)]
+    folders: list[Named] = [("--arrays", args.arrays), ("--masks", args.masks), ("--cutouts", args.cutouts)]
     if args.labelme:
         check_stills("--labelme", source)
+        folders.append(("--labelme", args.labelme))
     pictures: list[Named] = []
+    if args.table:
+        check_table(args.table)
+        pictures.append(("--table", args.table))
     if args.video and not has_video(source):
         raise UsageError(f"--video {args.video[0]}: this is neither a video nor a camera; name it as SOURCE")
     if not args.no_overlay:
@@ -117,11 +127,21 @@ def check_all(args: argparse.Namespace, target: OverlayTarget, source: Source) -
         else:
             folders.append(("--images" if args.images else "--output", target.path))
         folders += [("--video-output", args.video_output)] if has_video(source) else []
+    _check_picture_folders(args, target)
     reads: list[Named] = [("--engine", path) for path in engine_files(args.engine)]
     reads += [("--annotations", args.annotations)]
     reads += [("standard input", STDOUT)] if STDOUT in args.sources else []
     sources = (("SOURCE", path) for path in source_files(source))
     check_outputs(itertools.chain(reads, sources), json + pictures, folders)
+
+
+def _check_picture_folders(args: argparse.Namespace, target: OverlayTarget) -> None:
+    """Raise a UsageError if two outputs would write `a.png` into one folder."""
+    folders: list[Named] = [("--masks", args.masks), ("--cutouts", args.cutouts)]
+    folders += [] if args.no_overlay else [("overlays", target.folder)]
+    for (first, one), (second, other) in itertools.combinations(folders, 2):
+        if one is not None and other is not None and identity_of(one) == identity_of(other):
+            raise UsageError(f"{first} and {second} write into the same folder {one}; name two folders")
 
 
 def _video_file(args: argparse.Namespace) -> Path | None:
@@ -141,12 +161,28 @@ def open_outputs(
     numbers = ImageNumbers(ids, source.total, names)
     outputs = Outputs(source, numbers)
     lines = JsonLinesSink(args.jsonl, numbers, args.polygons, args.resume) if args.jsonl else None
-    resumable: list[CocoSink | CocoDatasetSink | ArraySink | OverlaySink | LabelmeSink | LabelStudioSink] = []
+    resumable: list[
+        CocoSink
+        | CocoDatasetSink
+        | ArraySink
+        | OverlaySink
+        | MaskSink
+        | CutoutSink
+        | TableSink
+        | LabelmeSink
+        | LabelStudioSink
+    ] = []
     # First, because any of their files may fail alone: the image is then in none of the JSON.
     sources = image_folders(source), among(lambda: source_files(source))
     if args.arrays:
         resumable.append(ArraySink(args.arrays, *sources))
         outputs.paths.append(f"arrays in {args.arrays}")
+    if args.masks:
+        resumable.append(MaskSink(args.masks, args.masks_per_instance, *sources))
+        outputs.paths.append(f"masks in {args.masks}")
+    if args.cutouts:
+        resumable.append(CutoutSink(args.cutouts, meta.category_ids, meta.class_names, *sources))
+        outputs.paths.append(f"cut-outs in {args.cutouts}")
     if args.labelme:
         how = args.labelme_masks, args.polygon_tolerance, args.labelme_overwrite
         resumable.append(LabelmeSink(args.labelme, *how, is_source=sources[1]))
@@ -174,12 +210,17 @@ def open_outputs(
         outputs.label_studio = LabelStudioSink(args.label_studio, *classes, *how)
         resumable.append(outputs.label_studio)
         outputs.sinks.append(outputs.label_studio)
+    if args.table:
+        outputs.table = TableSink(args.table, meta.category_ids, meta.class_names)
+        resumable.append(outputs.table)
+        outputs.sinks.append(outputs.table)
     if lines is not None:
         # Last, because a line marks its image as done for a resumed run.
         outputs.sinks.append(lines)
         outputs.paths += [] if is_stdout(args.jsonl) else [str(args.jsonl)]
     if lines is not None and args.resume:
         for line, _ in read_lines(Path(args.jsonl)):
+            fill_areas(line)
             line["image_id"] = numbers.carry(line["image_id"], line["image"])
             for sink in resumable:
                 sink.carry(line)

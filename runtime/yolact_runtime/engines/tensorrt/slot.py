@@ -76,7 +76,7 @@ class Slot(Resource):
         """Detections and prototypes of images that the host resized, as new arrays.
 
         Args:
-            batch: (n, S, S, 3), dtype of the engine's input.
+            batch: (n, H, W, 3), dtype of the engine's input.
             classes: 0-based indices of the wanted classes; None for all.
 
         Raises:
@@ -122,7 +122,7 @@ class Slot(Resource):
         """Detections that a result can show, and their masks.
 
         Args:
-            images: (H, W, 3) uint8 of any size; (S, S, 3) float32 if the host resizes.
+            images: (h, w, 3) uint8 of any size; (H, W, 3) float32, the input's, if the host resizes.
             sizes: Height and width of each.
             score_threshold: Detections must score higher to be shown.
             top_k: Show at most this many detections.
