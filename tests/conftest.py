@@ -34,6 +34,7 @@ for _name in (
     "oracle",
     "exact_engine",
     "fake_engine",
+    "mask_scenes",
     "fake_onnx",
     "fake_driver",
     "fake_nvml",

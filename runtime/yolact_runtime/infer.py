@@ -116,7 +116,7 @@ def _summarise(stats: RunStats, outputs: list[Outputs], source: Source, args: ar
     if stats.done and stats.seconds > 0:
         summary.append(f"{1000 / stats.fps:.1f} ms per image ({stats.fps:.1f} images/s)")
     # Standard output holds the JSON only.
-    files = args.jsonl, args.coco_dataset, None if args.no_json else args.json
+    files = args.jsonl, args.coco_dataset, args.label_studio, None if args.no_json else args.json
     out = sys.stderr if any(map(is_stdout, files)) else sys.stdout
     if not isinstance(source, SimultaneousSource):
         print_line("; ".join(summary + outputs[0].written()), out)
