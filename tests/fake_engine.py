@@ -50,7 +50,7 @@ class FakeEngine(Engine):
             max_detections=20,
         )
 
-    def detect(self, batch: np.ndarray) -> Detections:
+    def detect(self, batch: np.ndarray, classes: frozenset[int] | None = None) -> Detections:
         n, k = len(batch), self.metadata.max_detections
         found = Detections(
             np.zeros(n, np.int32),

@@ -26,6 +26,7 @@ class Frame:
             once, from any thread.
         time: Seconds since the start of the video or stream; None for images.
         duration: Seconds that the frame is shown, where the video says so.
+        source: Which of several sources the frame is from, from 0.
     """
 
     index: int
@@ -34,15 +35,16 @@ class Frame:
     read: Callable[[], np.ndarray]
     time: float | None = None
     duration: float | None = None
+    source: int = 0
 
 
-def failed_frame(index: int, name: str, error: YolactError) -> Frame:
+def failed_frame(index: int, name: str, error: YolactError, source: int = 0) -> Frame:
     """A frame that cannot be read: its `read` raises `error`, so that the failure is counted."""
 
     def read() -> np.ndarray:
         raise error
 
-    return Frame(index, name, Path(name), read)
+    return Frame(index, name, Path(name), read, source=source)
 
 
 class Source(ABC):

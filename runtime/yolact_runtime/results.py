@@ -38,6 +38,7 @@ class Result:
         class_names: Name of every class of the model.
         class_ids: The dataset's category id of every class of the model.
         contours: The masks if the engine computed them; the prototypes may be missing then.
+        track_ids: (n,) int64, the track of each instance, from 1; -1 where it has none. None without tracking.
     """
 
     height: int
@@ -51,6 +52,7 @@ class Result:
     class_names: tuple[str, ...]
     class_ids: tuple[int, ...]
     contours: Sequence[mask_ops.Region] | None = None
+    track_ids: np.ndarray | None = None
 
     def __repr__(self) -> str:
         """Size and classes; the arrays would fill the screen."""
@@ -166,6 +168,7 @@ def result_of(
     top_k: int,
     contours: Sequence[mask_ops.Region] | None = None,
     copy: bool = True,
+    classes: frozenset[int] | None = None,
 ) -> Result:
     """The result of the `index`-th image; detections that are not finite are dropped with a warning.
 
@@ -177,6 +180,7 @@ def result_of(
         score_threshold, top_k: As for `Engine.predict`.
         contours: The masks of the image's rows, if the engine computed them.
         copy: Copy the prototypes; otherwise the result may share those of the batch.
+        classes: 0-based indices of the classes to keep; None for all.
 
     Raises:
         YolactError: nothing was found, and the prototypes are not finite: the network failed.
@@ -200,7 +204,10 @@ def result_of(
             "dropped %s that are not finite; if this happens often, export in fp32",
             counted(dropped, "detection"),
         )
-    rows = np.flatnonzero(sound & (scores > score_threshold))[:top_k]
+    kept = sound & (scores > score_threshold)
+    if classes is not None:
+        kept &= np.isin(found.classes[index, :count], list(classes))
+    rows = np.flatnonzero(kept)[:top_k]
     if not len(rows):
         prototypes, copy = prototypes[:0], True
     return Result(

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from yolact_runtime.engines.backends import BACKENDS, PRECISIONS
+from yolact_runtime.metadata import parse_input_size
 
 if TYPE_CHECKING:
     from yolact_runtime.engines.base import Engine
@@ -25,8 +26,10 @@ def add_engine_options(parser: argparse.ArgumentParser, required: bool = True) -
     add("--providers", nargs="+", metavar="NAME",
         help="ONNX Runtime providers, best first: cuda, cuda:1, cpu; end them with --")  # fmt: skip
     add("--config", help="configuration of a checkpoint that does not name its own")
-    add("--classes", metavar="FILE|NAMES",
-        help="classes of a checkpoint without its own: NAME,NAME,... or a file of one per line")  # fmt: skip
+    add("--input-size", type=parse_input_size, metavar="HxW",
+        help="open a checkpoint with an input of this height and width; N for a square")  # fmt: skip
+    add("--class-names", metavar="FILE|NAMES",
+        help="class names of a checkpoint without its own: NAME,... or a file of one per line")  # fmt: skip
 
 
 def open_engine(args: argparse.Namespace, **options: Any) -> Engine:
@@ -39,7 +42,7 @@ def open_engine(args: argparse.Namespace, **options: Any) -> Engine:
 
     named = {
         name: getattr(args, name)
-        for name in ("backend", "precision", "threads", "providers", "config", "classes")
+        for name in ("backend", "precision", "threads", "providers", "config", "input_size", "class_names")
     }
     given = {name: value for name, value in named.items() if value is not None}
     return load_engine(args.engine, **given, **options)

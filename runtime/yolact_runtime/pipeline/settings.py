@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 
@@ -26,6 +27,7 @@ class PipelineSettings:
         in_flight: Maximum number of frames between the start of decoding and the end of writing; None: as
             many as keep all stages busy.
         engine_failures: Number of consecutive images that the engine fails on before the run gives up.
+        classes: Names or category ids of the classes to find, as for `Engine.predict`; None for all.
 
     Raises:
         UsageError: a value outside its range.
@@ -40,6 +42,7 @@ class PipelineSettings:
     drop_late: bool | None = None
     in_flight: int | None = None
     engine_failures: int = 10
+    classes: Sequence[str | int] | None = None
 
     def __post_init__(self) -> None:
         check_limits(self.score_threshold, self.top_k)

@@ -62,6 +62,7 @@ class Run:
         self.finished = threading.Event()
         self.error: BaseException | None = None
         self._source, self._engine, self._sinks, self._settings = source, engine, sinks, settings
+        self._classes = engine.class_indices(settings.classes)
         self._batch = min(settings.batch_size, engine.metadata.max_batch)
         streams = max(1, engine.streams)
         self._drop_late = source.live if settings.drop_late is None else settings.drop_late
@@ -228,6 +229,7 @@ class Run:
                 [(item.image.shape[0], item.image.shape[1]) for item in batch if item.image is not None],
                 settings.score_threshold,
                 settings.top_k,
+                self._classes,
             )
             pairs = list(zip(batch, results, strict=True))
         except Exception as error:

@@ -46,16 +46,16 @@ class ChainSource(Source):
     def __iter__(self) -> Iterator[Frame]:
         """The frames of all sources; a failure becomes a frame whose `read` raises it."""
         index = 0
-        for source in self.sources:
+        for number, source in enumerate(self.sources):
             if self._closed.is_set():
                 return
             try:
                 for frame in source:
-                    yield replace(frame, index=index)
+                    yield replace(frame, index=index, source=number)
                     index += 1
             except YolactError as error:
                 name = str(getattr(source, "path", None) or getattr(source, "name", "source"))
-                yield failed_frame(index, name, error)
+                yield failed_frame(index, name, error, number)
                 index += 1
             source.close()
 
