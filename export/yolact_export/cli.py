@@ -329,9 +329,8 @@ def _export_checkpoint(args: argparse.Namespace, weights: Path, path: Path) -> N
     )
     verification = Verification(not args.no_verify, args.verify, args.annotations)
     log.info("exporting %s as %s", weights, args.precision)
-    export_checkpoint(
-        weights, args.config, path, options, verification, precision, args.class_names, args.input_size
-    )
+    opened = args.class_names, args.input_size
+    export_checkpoint(weights, args.config, path, options, verification, precision, *opened)
 
 
 # Formats by name. Each function takes the parsed options and writes `args.output`.
