@@ -113,8 +113,8 @@ def _resized(config: Config, size: InputSize | None, weights: str | Path) -> Con
         return config
     resized = replace(config, model=replace(config.model, input_size=size))
     log.info(
-        "%s: input %s instead of the %s it was trained with; its priors keep their sizes in pixels, and AP may"
-        " change: measure it with yolact-eval",
+        "%s: input %s instead of the %s it was trained with; its priors keep their sizes in pixels, and AP"
+        " may change: measure it with yolact-eval",
         weights, size_text(resized.model.input_size), size_text(config.model.input_size),
     )  # fmt: skip
     return resized
