@@ -220,8 +220,9 @@ class AugmentConfig:
     In this order, each with its own switch: `photometric` (brightness in counts of 0..255, contrast and
     saturation as factors, hue in degrees; each on half of the images), `expand` (half of the images, onto a
     canvas of the colour `expand_fill`, BGR, with up to `expand_ratio` times their sides), `crop` (sides of at
-    least `crop_min_side` of the canvas, height / width within `crop_aspect`), `mirror`, `flip` and `rotate`
-    (with equal chances; `rotate` by multiples of 90 degrees), and the resize to the network's input.
+    least `crop_min_side` of the canvas; height / width, over that of the network's input, within
+    `crop_aspect`), `mirror`, `flip` and `rotate` (with equal chances; `rotate` by multiples of 90 degrees),
+    and the resize to the network's input.
 
     A crop contains the centre of at least one instance, and keeps the instances whose centres it contains. It
     draws one of `crop_min_ious` as the IoU to reach with an instance, or none. The original never enforces

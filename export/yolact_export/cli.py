@@ -39,6 +39,7 @@ def build_parser() -> Parser:
         prog="yolact-export",
         usage="yolact-export --weights WEIGHTS [--to FORMAT] [options]\n       yolact-export inspect FILE",
         description="Export a checkpoint and verify that the export computes the same.",
+        elsewhere={"--classes": "the names of a checkpoint without its own are --class-names FILE|NAMES"},
     )
     weights = "checkpoint or name; or an exported .onnx (trt, openvino, triton) or .engine (triton); required"
     parser.add_argument("--weights", "--trained-model", help=weights)

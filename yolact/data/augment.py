@@ -88,16 +88,18 @@ class Augmenter:
         rng = np.random.default_rng((self.seed % 2**64, epoch, index))
         solid = (boxes[:, 2:] > boxes[:, :2]).all(1)
         photometric = draw_photometric(rng, self.config)
-        return photometric, draw_geometry(rng, self.config, boxes[solid & ~crowd], height, width)
+        rows, columns = self.model.input_shape
+        geometry = draw_geometry(rng, self.config, boxes[solid & ~crowd], height, width, rows / columns)
+        return photometric, geometry
 
     def image(self, image: np.ndarray, photometric: Photometric, geometry: Geometry) -> np.ndarray:
-        """Augment an image (H, W, 3) uint8 BGR: (S, S, 3) float32 BGR, values about 0..255, a view."""
+        """Augment an image (h, w, 3) uint8 BGR: (H, W, 3) float32 BGR, values about 0..255, a view."""
         pixels, inside = geometry.visible_pixels(image, self.fill)
         photometric(pixels[inside])
         return geometry.turn(geometry.resize(pixels, image.shape[:2], self.model.input_size, self.fill))
 
     def normalise(self, pixels: np.ndarray) -> np.ndarray:
-        """(S, S, 3) float32 BGR as (3, S, S) float32 RGB, minus mean, over std."""
+        """(H, W, 3) float32 BGR as (3, H, W) float32 RGB, minus mean, over std."""
         planes = np.empty((3, *pixels.shape[:2]), np.float32)
         for plane, channel in zip(planes, (2, 1, 0), strict=True):
             np.subtract(pixels[..., channel], self._mean[channel], out=plane)
@@ -120,7 +122,12 @@ def draw_photometric(rng: np.random.Generator, config: AugmentConfig) -> Photome
 
 
 def draw_geometry(
-    rng: np.random.Generator, config: AugmentConfig, boxes: np.ndarray, height: int, width: int
+    rng: np.random.Generator,
+    config: AugmentConfig,
+    boxes: np.ndarray,
+    height: int,
+    width: int,
+    aspect: float = 1.0,
 ) -> Geometry:
     """Draw expansion, crop, mirror, flip and rotation.
 
@@ -129,6 +136,7 @@ def draw_geometry(
         config: The random changes.
         boxes: (n, 4) boxes of the instances, x1 y1 x2 y2 in pixels; without any, every crop is allowed.
         height, width: Of the image.
+        aspect: Height / width of the network's input.
     """
     left = top = 0
     wide, high = width, height
@@ -138,12 +146,16 @@ def draw_geometry(
         left, top = int(rng.uniform(0, width * (ratio - 1))), int(rng.uniform(0, height * (ratio - 1)))
         # Rounding must not cut the image.
         wide, high = max(wide, left + width), max(high, top + height)
+    corner = np.array([left, top, left, top])
     crop = np.array([0, 0, wide, high])
     if config.crop:
-        crop = _draw_crop(rng, config, boxes + np.array([left, top, left, top]), high, wide)
-    x1, y1, x2, y2 = (crop - np.array([left, top, left, top])).tolist()
+        crop = _draw_crop(rng, config, boxes + corner, high, wide, aspect)
     mirror, flip = (rng.random(2) < 0.5).tolist()
     turns = int(rng.integers(4))
+    if config.crop and config.rotate and turns % 2 and aspect != 1:
+        # Upright crops become wide ones.
+        crop = _draw_crop(rng, config, boxes + corner, high, wide, 1 / aspect)
+    x1, y1, x2, y2 = (crop - corner).tolist()
     return Geometry(
         (x1, y1, x2, y2),
         mirror=config.mirror and mirror,
@@ -153,7 +165,12 @@ def draw_geometry(
 
 
 def _draw_crop(
-    rng: np.random.Generator, config: AugmentConfig, boxes: np.ndarray, height: int, width: int
+    rng: np.random.Generator,
+    config: AugmentConfig,
+    boxes: np.ndarray,
+    height: int,
+    width: int,
+    aspect: float,
 ) -> np.ndarray:
     """Draw a crop x1, y1, x2, y2 in whole pixels; sometimes the whole canvas (SSD, Sec. 2.2)."""
     whole = np.array([0, 0, width, height])
@@ -164,7 +181,7 @@ def _draw_crop(
         sides = rng.uniform(config.crop_min_side, 1, (_TRIES, 2)) * whole[2:]
         corners = rng.random((_TRIES, 2)) * (whole[2:] - sides)
         crops = np.concatenate([corners, corners + sides], axis=1).astype(np.int64)  # (tries, 4)
-        aspects = sides[:, 1] / sides[:, 0]
+        aspects = sides[:, 1] / sides[:, 0] / aspect  # 1: not stretched by the resize
         good = (config.crop_aspect[0] <= aspects) & (aspects <= config.crop_aspect[1])
         good &= (crops[:, 2:] > crops[:, :2]).all(1)
         if len(boxes):

@@ -41,7 +41,7 @@ class Sample:
     """One training image.
 
     Attributes:
-        image: (3, S, S) float32, RGB, normalised.
+        image: (3, H, W) float32, RGB, normalised.
         target: Its ground truth.
         image_id: Its id in the annotation file.
     """
@@ -53,7 +53,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """Several samples: images (B, 3, S, S) float32, and as many targets and image ids."""
+    """Several samples: images (B, 3, H, W) float32, and as many targets and image ids."""
 
     images: Tensor
     targets: list[Target]

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from yolact_runtime.metadata import InputSize, height_width
+
 
 @dataclass(frozen=True)
 class Geometry:
-    """One affine map from an image to a square input.
+    """One affine map from an image to the network's input.
 
-    The crop is resized to the square, then mirrored, flipped and rotated, in this order.
+    The crop is resized, then mirrored, flipped and rotated, in this order.
 
     Attributes:
         crop: x1, y1, x2, y2 in whole pixels of the image; it may extend beyond the image (expansion).
@@ -100,27 +102,30 @@ class Geometry:
         pixels[1:-1, 1:-1] = image[y1:y2, x1:x2]
         return pixels, (slice(1, -1), slice(1, -1))
 
-    def resize(self, pixels: np.ndarray, shape: tuple[int, int], size: int, fill: np.ndarray) -> np.ndarray:
-        """The crop as a square input, before mirroring and rotation.
+    def resize(
+        self, pixels: np.ndarray, shape: tuple[int, int], size: InputSize, fill: np.ndarray
+    ) -> np.ndarray:
+        """The crop at the size of the input, before mirroring and rotation.
 
         Bilinear with half-pixel centres, like `cv2.resize` of the crop.
 
         Args:
             pixels: From `visible_pixels`.
             shape: (height, width) of the image.
-            size: S.
+            size: S, or height and width, of the input; a turn by 90 degrees exchanges them here.
             fill: (3,) float32, the colour outside the image.
 
         Returns:
-            (S, S, 3) float32.
+            (H, W, 3) float32, or (W, H, 3) before such a turn.
         """
+        height, width = height_width(size)[:: -1 if self.turns % 2 else 1]
         x1, y1, x2, y2 = self.crop
         seen = self._visible(*shape)
         if seen == self.crop:
-            return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR)
-        rows = np.empty((size, size * 3), np.float32)
-        rows[:] = np.tile(fill, size)
-        canvas = rows.reshape(size, size, 3)
+            return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
+        rows = np.empty((height, width * 3), np.float32)
+        rows[:] = np.tile(fill, width)
+        canvas = rows.reshape(height, width, 3)
         if seen[0] >= seen[2] or seen[1] >= seen[3]:
             return canvas
         # Where the crop ends inside the image, its border repeats its own pixels.
@@ -131,10 +136,10 @@ class Geometry:
             if edge == limit:
                 axis[side] = axis[-2 if side else 1]
         left, top = seen[0] - 1 - x1, seen[1] - 1 - y1
-        wide, high = (x2 - x1) / size, (y2 - y1) / size
+        wide, high = (x2 - x1) / width, (y2 - y1) / height
         # The input pixels that depend on the image.
-        i1, i2 = _reached(left, pixels.shape[1], wide, size)
-        j1, j2 = _reached(top, pixels.shape[0], high, size)
+        i1, i2 = _reached(left, pixels.shape[1], wide, width)
+        j1, j2 = _reached(top, pixels.shape[0], high, height)
         if i1 < i2 and j1 < j2:
             inverse = [[wide, 0, (i1 + 0.5) * wide - 0.5 - left], [0, high, (j1 + 0.5) * high - 0.5 - top]]
             cv2.warpAffine(

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 from yolact.data.geometry import Geometry
+from yolact_runtime.metadata import InputSize, height_width
 
 # 1.0 in the fixed-point weights of cv2.resize for bytes.
 _ONE = 2048
@@ -89,17 +90,18 @@ class MaskSampler:
 
     Args:
         geometry: From the image to the input.
-        size: S, side of the input in pixels.
+        size: Of the input in pixels: S, the side of a square, or (H, W).
         shapes: (height, width) of each kind of target.
     """
 
-    def __init__(self, geometry: Geometry, size: int, shapes: Sequence[tuple[int, int]]) -> None:
+    def __init__(self, geometry: Geometry, size: InputSize, shapes: Sequence[tuple[int, int]]) -> None:
         self._geometry = geometry
         self._shapes = list(shapes)
         heights, widths = zip(*self._shapes, strict=True)
         wide, high = geometry.turned_sides
-        self._rows = _axes(high, size, heights, rows=True)
-        self._columns = _axes(wide, size, widths, rows=False)
+        height, width = height_width(size)
+        self._rows = _axes(high, height, heights, rows=True)
+        self._columns = _axes(wide, width, widths, rows=False)
 
     def __call__(self, regions: Sequence[tuple[np.ndarray, int, int]]) -> list[np.ndarray]:
         """The targets of G instances.

@@ -25,7 +25,7 @@ class Backbone(nn.Module):
     channels: tuple[int, int, int]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Images (N, 3, S, S) to C3, C4, C5 at strides 8, 16, 32."""
+        """Images (N, 3, H, W) to C3, C4, C5 at strides 8, 16, 32."""
         raise NotImplementedError
 
 

@@ -83,7 +83,7 @@ def detect(
         keep = scores.amax(dim=-1) > config.score_threshold  # (N, P)
         scores = scores if columns is None else scores[..., columns]
         if config.nms == "traditional":
-            kept = _traditional_nms(boxes, scores, config, model.config.model.input_size)
+            kept = _traditional_nms(boxes, scores, config, model.config.model.input_shape)
         else:
             kept = _fast_nms(boxes, scores, keep, config, compact)
         if columns is not None:
@@ -157,13 +157,19 @@ def _fast_nms(boxes: Tensor, scores: Tensor, keep: Tensor, config: DetectConfig,
     return _Kept(best, order.div(max(k, 1), rounding_mode="trunc"), priors)
 
 
-def _traditional_nms(boxes: Tensor, scores: Tensor, config: DetectConfig, input_size: int) -> _Kept:
-    """Sequential NMS of each class: drop a box if a better one that is kept overlaps it; as `_fast_nms`."""
+def _traditional_nms(
+    boxes: Tensor, scores: Tensor, config: DetectConfig, input_shape: tuple[int, int]
+) -> _Kept:
+    """Sequential NMS of each class: drop a box if a better one that is kept overlaps it; as `_fast_nms`.
+
+    `input_shape` is the height and width of the network's input in pixels.
+    """
     images, num_priors, num_classes = scores.shape
     image, prior, cls = (scores > config.score_threshold).nonzero(as_tuple=True)  # each (n,)
     # The original counts pixels inclusively: a box is one pixel wider than the difference of its corners.
     # In double precision, as batched_nms separates the groups by adding offsets.
-    pixels = boxes[image, prior].double() * input_size + boxes.new_tensor([0, 0, 1, 1], dtype=torch.double)
+    sides = boxes.new_tensor([*input_shape[::-1]] * 2, dtype=torch.double)
+    pixels = boxes[image, prior].double() * sides + boxes.new_tensor([0, 0, 1, 1], dtype=torch.double)
     values = scores[image, prior, cls]
     order = batched_nms(pixels, values.double(), image * num_classes + cls, config.iou_threshold)
     flat = boxes.new_full((images, num_priors * num_classes), -1.0)  # (N, P*C)

@@ -9,7 +9,7 @@ from yolact.config import ModelConfig
 
 
 class Normalise(nn.Module):
-    """(N, S, S, 3) uint8 or float32 BGR 0..255 to (N, 3, S, S) float32 RGB, minus mean, over std."""
+    """(N, H, W, 3) uint8 or float32 BGR 0..255 to (N, 3, H, W) float32 RGB, minus mean, over std."""
 
     mean: Tensor
     std: Tensor
@@ -21,4 +21,4 @@ class Normalise(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         normalised = (images.float() - self.mean) / self.std
-        return normalised.flip(-1).permute(0, 3, 1, 2).contiguous()  # (N, 3, S, S)
+        return normalised.flip(-1).permute(0, 3, 1, 2).contiguous()  # (N, 3, H, W)

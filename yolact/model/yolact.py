@@ -61,7 +61,7 @@ class Yolact(nn.Module):
         self._init_weights()
 
     def forward(self, x: Tensor) -> YolactOutput:
-        """Raw outputs for images x (N, 3, S, S) float, RGB, normalised as `config.model` says."""
+        """Raw outputs for images x (N, 3, H, W) float, RGB, normalised as `config.model` says."""
         return self._heads(self.fpn(self.backbone(x)))
 
     def forward_train(self, x: Tensor) -> tuple[YolactOutput, Tensor]:

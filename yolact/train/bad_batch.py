@@ -114,14 +114,14 @@ def _read(path: Path) -> tuple[dict[str, Any], Config]:
 
 def _check(content: dict[str, Any], config: Config) -> None:
     """Raise a ValueError, TypeError or KeyError unless images and targets have the shapes of `config`."""
-    size, classes = config.model.input_size, config.num_classes
+    size, classes = config.model.input_shape, config.num_classes
     for name, kind in _KINDS.items():
         if not isinstance(content[name], kind):
             raise ValueError(f"{name} is no {kind.__name__}")
     images, targets, ids = content["images"], content["targets"], content["image_ids"]
     if not 1 <= len(images) <= limit("batch") or not len(images) == len(targets) == len(ids):
         raise ValueError(f"{len(images)} images, {len(targets)} targets, {len(ids)} ids")
-    _check_tensor("images", images, (len(images), 3, size, size), torch.float32)
+    _check_tensor("images", images, (len(images), 3, *size), torch.float32)
     for target in targets:
         if not isinstance(target, dict) or target.keys() != Target.__annotations__.keys():
             raise ValueError(f"a target does not have {', '.join(Target.__annotations__)}")

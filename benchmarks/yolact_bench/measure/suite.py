@@ -49,6 +49,7 @@ class Settings:
     threads: int | None = None  # CPU threads of the engines, OpenCV and PyTorch; None for their choice
     score_threshold: float = 0.0  # end to end, detections above it get masks
     top_k: int | None = None  # at most this many of them; None for all that the engine keeps
+    classes: tuple[str, ...] | None = None  # names or category ids of those to find; None for all
 
     def __post_init__(self) -> None:
         if not self.batches or min(self.batches) < 1 or len(set(self.batches)) < len(self.batches):
@@ -196,13 +197,20 @@ def measure(
     return Report(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         machine=describe_machine(),
-        settings={**asdict(settings), "batches": list(settings.batches), "images": len(images)},
+        settings=_as_json(settings, len(images)),
         conditions=monitor.conditions,
         engines=[
             EngineReport(batches=found[one.name], **{key: getattr(one, key) for key in _DESCRIPTION})
             for one in candidates
         ],
     )
+
+
+def _as_json(settings: Settings, images: int) -> dict[str, Any]:
+    """The settings in the report; `classes` only if some were chosen."""
+    values = {**asdict(settings), "batches": list(settings.batches), "images": images}
+    classes = values.pop("classes")
+    return values if classes is None else {**values, "classes": list(classes)}
 
 
 def _measure_batch(

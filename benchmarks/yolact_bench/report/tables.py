@@ -135,6 +135,8 @@ def machine(report: Report) -> str:
     settings, host = report.settings, report.machine
     gpu = f"; {host['gpu']['name']}, driver {host['gpu']['driver']}" if host.get("gpu") else ""
     limit = f"the best {settings['top_k']} detections" if settings["top_k"] else "all detections"
+    if settings.get("classes"):
+        limit += f" of the classes {', '.join(settings['classes'])}"
     return (
         f"{host['cpu']}, {host['cores']} cores{gpu}; threads: {settings['threads'] or 'default'};"
         f" {counted(settings['images'], 'image')}; masks of {limit} above score"

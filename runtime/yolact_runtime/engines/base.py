@@ -106,13 +106,18 @@ class Engine(ABC):
             results += self.predict_prepared(prepared, sizes, score_threshold, top_k, indices)
         return results
 
-    def class_indices(self, classes: Iterable[str | int] | None) -> frozenset[int] | None:
+    def class_indices(
+        self, classes: Iterable[str | int] | None, what: str = "classes"
+    ) -> frozenset[int] | None:
         """0-based indices of classes given by names or category ids, as `predict_prepared` takes them.
+
+        A text is a name first, and an id only if no class has this name. None, for all, stays None. Errors
+        call the value `what`.
 
         Raises:
             UsageError: the model has no such class.
         """
-        return resolve_classes(classes, self.metadata.class_names, self.metadata.category_ids)
+        return resolve_classes(classes, self.metadata.class_names, self.metadata.category_ids, what)
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """The part of `predict` that needs one image only; the pipeline runs it in its decode workers.

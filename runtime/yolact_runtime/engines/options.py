@@ -32,6 +32,12 @@ def add_engine_options(parser: argparse.ArgumentParser, required: bool = True) -
         help="class names of a checkpoint without its own: NAME,... or a file of one per line")  # fmt: skip
 
 
+def add_class_filter(parser: argparse._ActionsContainer) -> None:
+    """Add the option `--classes`, for `Engine.class_indices`."""
+    parser.add_argument("--classes", nargs="+", metavar="NAME|ID",
+        help="find only these classes, by name or category id; end them with --")  # fmt: skip
+
+
 def open_engine(args: argparse.Namespace, **options: Any) -> Engine:
     """Open the engine given by the options of `add_engine_options`, with more `options` of `load_engine`.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 
 from yolact_runtime.engines.base import check_limits, check_whole
@@ -55,6 +55,15 @@ class PipelineSettings:
 
 
 @dataclass
+class SourceStats:
+    """Counts of one source: as in `RunStats`."""
+
+    done: int = 0
+    failed: int = 0
+    detections: int = 0
+
+
+@dataclass
 class RunStats:
     """Counts of a run; at its end `read` is done + failed + dropped, unless it was stopped.
 
@@ -65,6 +74,7 @@ class RunStats:
         dropped: Frames of a live source that came too fast.
         detections: Detections in the frames done.
         seconds: From the start until the last frame was written.
+        sources: The same for each source, by `Frame.source`.
     """
 
     read: int = 0
@@ -73,6 +83,14 @@ class RunStats:
     dropped: int = 0
     detections: int = 0
     seconds: float = 0.0
+    sources: dict[int, SourceStats] = field(default_factory=dict)
+
+    def count(self, source: int, detections: int | None) -> None:
+        """Count a frame of a source with its detections; None for one that failed."""
+        for stats in (self, self.sources.setdefault(source, SourceStats())):
+            stats.done += detections is not None
+            stats.failed += detections is None
+            stats.detections += detections or 0
 
     @property
     def fps(self) -> float:

@@ -13,7 +13,8 @@ import pytest
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.frames import Source
 from yolact_runtime.sources.listing import ListSource
-from yolact_runtime.sources.open import ChainSource, RemainingSource, has_video, image_folders, open_source
+from yolact_runtime.sources.open import RemainingSource, has_video, image_folders, open_source
+from yolact_runtime.sources.several import ChainSource
 
 
 @pytest.fixture
