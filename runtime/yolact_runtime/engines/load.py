@@ -72,7 +72,8 @@ def load_engine(
         options["threads"] = threads
     if streams != 1:
         options["streams"] = streams
-    size = parse_input_size(input_size) if isinstance(input_size, str) else input_size
+    text = input_size if isinstance(input_size, str | None) else size_text(input_size)
+    size = None if text is None else parse_input_size(text)
     file = _existing_file(path)
     if _suffix(file) in SUFFIXES:
         engine, why = open_exported(file, backend, precision, options)
