@@ -18,6 +18,34 @@ def softmax(logits):
     return powers / powers.sum(axis=1, keepdims=True)
 
 
+def priors(height, width, scales, aspect_ratios, square):
+    """Prior boxes of an input of `height` x `width` pixels: (P, 4) cx cy w h relative to it.
+
+    Args:
+        height, width: Of the input; P3 has a cell for 8 x 8 pixels, P4 for 16 x 16, ..., rounded up.
+        scales: Box sizes of each level in pixels.
+        aspect_ratios: Width over height.
+        square: The original's bug: boxes are as high as they are wide.
+    """
+    boxes = []
+    for level, sizes in enumerate(scales):
+        rows, columns = (math.ceil(side / 2 ** (3 + level)) for side in (height, width))
+        for row in range(rows):
+            for column in range(columns):
+                for size in sizes:
+                    for ratio in aspect_ratios:
+                        wide, high = size * math.sqrt(ratio), size / math.sqrt(ratio)
+                        centre = (column + 0.5) / columns, (row + 0.5) / rows
+                        boxes.append((*centre, wide / width, (wide if square else high) / height))
+    return np.array(boxes)
+
+
+def resize(image, height, width):
+    """An image (H, W, 3) at another size, bilinear with half-pixel centres: (height, width, 3) float64."""
+    vertical, horizontal = _axis(image.shape[0], height), _axis(image.shape[1], width)
+    return np.einsum("yh,hwc,xw->yxc", vertical, image.astype(np.float64), horizontal, optimize=True)
+
+
 def decode(loc, priors):
     """Offsets (P, 4) relative to priors (cx, cy, w, h) -> (P, 4) x1 y1 x2 y2."""
     loc, priors = np.asarray(loc, np.float64), np.asarray(priors, np.float64)
