@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import cv2
 import numpy as np
 
 from yolact_runtime import Detections, Engine, Metadata, YolactError
+from yolact_runtime.frames import Frame, Source
 
 SIZE = 64  # of images and prototypes, so that masks are exact
 
@@ -50,7 +52,7 @@ class FakeEngine(Engine):
             max_detections=20,
         )
 
-    def detect(self, batch: np.ndarray) -> Detections:
+    def detect(self, batch: np.ndarray, classes: frozenset[int] | None = None) -> Detections:
         n, k = len(batch), self.metadata.max_detections
         found = Detections(
             np.zeros(n, np.int32),
@@ -73,6 +75,51 @@ class FakeEngine(Engine):
                 found.classes[i, j] = row.label
                 found.mask_scores[i, j] = row.score if row.mask_score is None else row.mask_score
         return found
+
+
+class BlobEngine(Engine):
+    """Detects overlapping blobs whose shapes depend on the image, so that no two masks are alike."""
+
+    def __init__(self, names: Sequence[str] = ("cat", "traffic light"), most: int = 20) -> None:
+        self.metadata = Metadata(
+            config="blobs",
+            class_names=tuple(names),
+            category_ids=tuple(range(7, 7 + len(names))),
+            input_size=64,
+            mean=(0.0, 0.0, 0.0),
+            std=(1.0, 1.0, 1.0),
+            max_detections=most,
+        )
+
+    def detect(self, batch: np.ndarray) -> Detections:
+        n, k = len(batch), self.metadata.max_detections
+        rng = np.random.default_rng(int(batch.sum()))
+        centre, half = rng.uniform(0.1, 0.9, (n, k, 2)), rng.uniform(0.02, 0.4, (n, k, 2))
+        return Detections(
+            np.full(n, k, np.int32),
+            np.concatenate([centre - half, centre + half], axis=2).astype(np.float32),
+            -np.sort(-rng.uniform(0.05, 1, (n, k)).astype(np.float32)),
+            rng.integers(0, len(self.metadata.class_names), (n, k)).astype(np.int32),
+            rng.normal(size=(n, k, 3)).astype(np.float32),
+            (batch.astype(np.float32) - 110) / 20,
+            rng.uniform(0.05, 1, (n, k)).astype(np.float32),
+        )
+
+
+class Pictures(Source):
+    """An image with random blobs for each name, a frame of a video with `clock`."""
+
+    def __init__(self, names: Sequence[str], clock: bool = False, height: int = 50, width: int = 70) -> None:
+        self.names, self.clock, self.size = names, clock, (height, width, 3)
+
+    def __iter__(self) -> Iterator[Frame]:
+        for index, name in enumerate(self.names):
+            path = Path(name.partition("#")[0])
+            yield Frame(index, name, path, partial(self.read, index), index / 3 if self.clock else None)
+
+    def read(self, index: int) -> np.ndarray:
+        blobs = np.random.default_rng(index).integers(0, 256, (5, 7, 3), np.uint8)
+        return cv2.resize(blobs, self.size[1::-1], interpolation=cv2.INTER_CUBIC)
 
 
 def write_image(path: Path, shade: int, height: int = SIZE, width: int = SIZE) -> None:

@@ -36,7 +36,7 @@ class TorchEngine(Engine):
         input_dtype: `float32` resizes on float values, as the original does. `uint8` rounds the resized
             image, like the input of an exported graph: use it to compare with one.
         threads: CPU threads; None for PyTorch's choice.
-        classes: Class names of weights that hold none: separated by commas, or a file with one in each line.
+        class_names: Those of weights that hold none: separated by commas, or a file with one in each line.
 
     Raises:
         YolactError: the file cannot be opened.
@@ -51,7 +51,7 @@ class TorchEngine(Engine):
         nms: str | None = None,
         input_dtype: str = "float32",
         threads: int | None = None,
-        classes: str | None = None,
+        class_names: str | None = None,
     ) -> None:
         if input_dtype not in ("float32", "uint8"):
             raise UsageError(f"input_dtype {input_dtype!r}; allowed: float32, uint8")
@@ -59,7 +59,7 @@ class TorchEngine(Engine):
         if threads:
             torch.set_num_threads(threads)
         self.path = Path(path)
-        self._setup(load_model(path, config, classes), device, nms, input_dtype)
+        self._setup(load_model(path, config, class_names), device, nms, input_dtype)
 
     @classmethod
     def from_model(cls, model: Yolact, device: str = "auto", input_dtype: str = "float32") -> TorchEngine:
@@ -98,13 +98,13 @@ class TorchEngine(Engine):
             output = YolactOutput(**{name: torch.from_numpy(v).to(self.device) for name, v in heads.items()})
             return Detections(*(tensor.cpu().numpy() for tensor in detect(self.model, output)))
 
-    def detect(self, batch: np.ndarray) -> Detections:
+    def detect(self, batch: np.ndarray, classes: frozenset[int] | None = None) -> Detections:
         with torch.inference_mode():
             output = self._forward(batch)
             if self.stage_timer is not None and self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)  # the network's time is not detection's
             with self.timed("detect"):
-                found = detect(self.model, output)
+                found = detect(self.model, output, classes=classes)
                 return Detections(*(tensor.cpu().numpy() for tensor in found))
 
 

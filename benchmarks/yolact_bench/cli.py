@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolact_bench.options import add_engines, add_output, add_protocol, check_files, deliver, settings_of
 from yolact_runtime.commandline import Parser, run
+from yolact_runtime.engines.options import add_class_filter
 from yolact_runtime.errors import UsageError
 from yolact_runtime.packages import require
 
@@ -53,6 +54,7 @@ def build_parser(subcommands: Collection[str] = tuple(COMMANDS)) -> Parser:
     parser = Parser(prog="yolact-bench", description=text)
     add_engines(parser, required=False)
     parser.add_argument("--images", metavar="DIR", help="folder of images (default: one synthetic image)")
+    add_class_filter(parser)
     add_protocol(parser)
     more = parser.add_argument_group("more measurements")
     more.add_argument("--no-cold", action="store_true", help="skip start-up and memory (a process each)")
@@ -122,7 +124,9 @@ def _extras(
     found: dict[str, Any] = {}
     if not args.no_cold:
         log.info("starting %s in its own process", candidate.name)
-        found["cold"] = cold_start(candidate.path, images[0], candidate.options, max(args.batch))
+        found["cold"] = cold_start(
+            candidate.path, images[0], candidate.options, max(args.batch), args.classes
+        )
     if args.pipeline:
         log.info("measuring the pipeline of %s", candidate.name)
         with cpu_threads(args.threads):
@@ -154,7 +158,7 @@ def _pipeline(candidate: EngineCandidate, images: Sequence[Path], settings: Sett
         if candidate.engine.streams == 1 != asked:
             throughput = stack.enter_context(reopen(candidate, asked))
         batch = min(max(settings.batches), latency.metadata.max_batch)
-        limits = settings.score_threshold, settings.top_k
+        limits = settings.score_threshold, settings.top_k, settings.classes
         return pipeline_throughput(latency, throughput, images, batch, settings.seconds, *limits)
 
 

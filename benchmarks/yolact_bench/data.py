@@ -21,6 +21,7 @@ from yolact_bench.options import check_number
 from yolact_runtime.commandline import Table, printing_beside
 from yolact_runtime.errors import counted
 from yolact_runtime.files import write_json
+from yolact_runtime.metadata import size_text
 from yolact_runtime.packages import require
 
 if TYPE_CHECKING:
@@ -97,8 +98,8 @@ def command(args: argparse.Namespace) -> None:
     }
     instances = sum(len(record.annotations) for record in dataset.records) / len(dataset)
     title = (
-        f"{counted(len(dataset), 'image')}, {instances:.1f} instances each, input {config.model.input_size},"
-        f" {args.rounds} rounds, one process, one thread"
+        f"{counted(len(dataset), 'image')}, {instances:.1f} instances each,"
+        f" input {size_text(config.model.input_size)}, {args.rounds} rounds, one process, one thread"
     )
     rows = []
     for name in (*STAGES, *(name for name in variants if name != "stages")):
@@ -164,7 +165,7 @@ def torchvision_recipe(dataset: CocoDataset) -> Callable[[Record], Any]:
             v2.RandomZoomOut(fill=fill, side_range=(1, recipe.expand_ratio)),
             v2.RandomIoUCrop(),
             v2.RandomHorizontalFlip(),
-            v2.Resize((size, size), antialias=False),
+            v2.Resize(model.input_shape, antialias=False),
             v2.SanitizeBoundingBoxes(),
             v2.ToDtype(torch.float32),
             v2.Normalize(list(mean), list(std)),
@@ -189,7 +190,7 @@ def torchvision_recipe(dataset: CocoDataset) -> Callable[[Record], Any]:
                 "labels": torch.from_numpy(single),
             }
         )
-        full = sample["masks"].as_subclass(torch.Tensor).float()[None]  # (1, G, S, S)
+        full = sample["masks"].as_subclass(torch.Tensor).float()[None]  # (1, G, H, W)
         for name, shape in (("prototype", prototypes), ("semantic", pyramid_levels(size)[0])):
             if full.shape[1]:
                 sample[name] = F.interpolate(full, shape, mode="bilinear") > 0.5

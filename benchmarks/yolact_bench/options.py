@@ -126,7 +126,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
     check_number("--top-k", args.top_k, 1, "candidates")
     check_number("--max-images", getattr(args, "max_images", None), 1, 10**9)
     limits = args.score_threshold, args.top_k
-    return Settings(tuple(args.batch), args.seconds, args.runs, args.threads, *limits)
+    classes = tuple(chosen) if (chosen := getattr(args, "classes", None)) else None
+    return Settings(tuple(args.batch), args.seconds, args.runs, args.threads, *limits, classes)
 
 
 def deliver(report: Report, args: argparse.Namespace) -> None:

@@ -28,6 +28,7 @@ from yolact_bench.options import check_protocol
 from yolact_runtime.commandline import Table, print_line, printing_beside
 from yolact_runtime.errors import YolactError, counted
 from yolact_runtime.files import write_json
+from yolact_runtime.metadata import size_text
 from yolact_runtime.packages import require
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def command(args: argparse.Namespace) -> None:
     timings = {name: Timing.of(taken, args.batch_size) for name, taken in times.items()}
     with printing_beside(args.json):
         print_line(
-            f"{config.name}, input {config.model.input_size}, batch {args.batch_size}, {device},"
+            f"{config.name}, input {size_text(config.model.input_size)}, batch {args.batch_size}, {device},"
             f" {counted(torch.get_num_threads(), 'thread')}, interleaved",
             sys.stdout,
         )

@@ -54,7 +54,7 @@ def export_checkpoint(
     options: OnnxOptions,
     verification: Verification,
     precision: PrecisionOptions | None = None,
-    classes: str | None = None,
+    class_names: str | None = None,
 ) -> None:
     """Write a checkpoint as ONNX, verify it and print the comparisons.
 
@@ -65,19 +65,19 @@ def export_checkpoint(
         options: What to put into the graph.
         verification: How to verify it.
         precision: Of convolutions and matrix products; None for float32.
-        classes: Its class names, if it holds none; see `yolact.weights.state.parse_classes`.
+        class_names: Its class names, if it holds none; see `yolact.weights.state.parse_classes`.
 
     Raises:
         YolactError: the file differs from the checkpoint, or has less of the precision than requested.
     """
     needed = verification.enabled or (precision is not None and precision.precision == "fp16")
     images = verify.verification_images(verification.images) if needed else []
-    model = load_model(weights, config, classes)
+    model = load_model(weights, config, class_names)
     with tempfile.TemporaryDirectory() as folder:
         single = path if precision is None else Path(folder) / "float32.onnx"
         graph = write_onnx(model, single, replace(options, weights_sha256=sha256(weights)))
         if verification.enabled:
-            reference = verify.reference_engine(weights, config, options.input_type, classes)
+            reference = verify.reference_engine(weights, config, options.input_type, class_names)
             with OnnxRuntimeEngine(single, providers=_CPU) as engine:
                 verify.check(reference, engine, images, "ONNX Runtime against PyTorch")
         if precision is not None:

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 # Options that only the export of a checkpoint can have.
 _CHECKPOINT_OPTIONS = (
-    *("config", "classes", "detect", "batch", "max_batch", "input_type"),
+    *("config", "class_names", "detect", "batch", "max_batch", "input_type"),
     *("precision", "keep_float", "calibrate", "calibration_method", "calibration_images"),
 )
 
@@ -38,12 +38,13 @@ def build_parser() -> Parser:
         prog="yolact-export",
         usage="yolact-export --weights WEIGHTS [--to FORMAT] [options]\n       yolact-export inspect FILE",
         description="Export a checkpoint and verify that the export computes the same.",
+        elsewhere={"--classes": "the names of a checkpoint without its own are --class-names FILE|NAMES"},
     )
     weights = "checkpoint or name; or an exported .onnx (trt, openvino, triton) or .engine (triton); required"
     parser.add_argument("--weights", "--trained-model", help=weights)
     parser.add_argument("--config", help="configuration, if neither the file nor its name says it")
     classes = "classes, if the file does not hold them: NAME,NAME,... or a file with one in each line"
-    parser.add_argument("--classes", metavar="FILE|NAMES", help=classes)
+    parser.add_argument("--class-names", metavar="FILE|NAMES", help=classes)
     parser.add_argument("--to", choices=list(TARGETS), default="onnx", help="format to write")
     parser.add_argument("--output", type=Path, help="file to write; by default, next to the weights")
     _add_graph_options(parser.add_argument_group("graph"))
@@ -64,7 +65,7 @@ def build_parser() -> Parser:
     )
     inspect.add_argument("file", type=Path, help=".onnx, .xml, .engine or .plan, or a checkpoint")
     inspect.add_argument("--config", help="configuration, if the checkpoint does not say it")
-    inspect.add_argument("--classes", metavar="FILE|NAMES", help="its classes, if it does not hold them")
+    inspect.add_argument("--class-names", metavar="FILE|NAMES", help="its classes, if it does not hold them")
     return parser
 
 
@@ -134,14 +135,15 @@ def _extra(args: argparse.Namespace) -> str:
 
 def _inspect(args: argparse.Namespace) -> None:
     """Run `yolact-export inspect`."""
-    own = ("command", "file", "config", "classes", "debug", "quiet", "command_line", "prog")
+    own = ("command", "file", "config", "class_names", "debug", "quiet", "command_line", "prog")
     if given := _given(args, [name for name in vars(args) if name not in own]):
         raise UsageError(
-            f"{given[0]} is an option of an export; inspect takes --config, --classes, --debug and --quiet"
+            f"{given[0]} is an option of an export; inspect takes --config, --class-names, --debug and"
+            " --quiet"
         )
     from yolact_export.inspection import print_file
 
-    print_file(args.file, args.config, args.classes)
+    print_file(args.file, args.config, args.class_names)
 
 
 def _given(args: argparse.Namespace, names: Sequence[str]) -> list[str]:
@@ -322,7 +324,7 @@ def _export_checkpoint(args: argparse.Namespace, weights: Path, path: Path) -> N
     )
     verification = Verification(not args.no_verify, args.verify, args.annotations)
     log.info("exporting %s as %s", weights, args.precision)
-    export_checkpoint(weights, args.config, path, options, verification, precision, args.classes)
+    export_checkpoint(weights, args.config, path, options, verification, precision, args.class_names)
 
 
 # Formats by name. Each function takes the parsed options and writes `args.output`.

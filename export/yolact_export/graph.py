@@ -50,7 +50,7 @@ class ExportedYolact(nn.Module):
         return (*DETECTIONS, "mask_scores") if self.model.config.model.mask_iou else DETECTIONS
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(N, S, S, 3) uint8 or float32 BGR 0..255 to the tensors in `output_names`."""
+        """(N, H, W, 3) uint8 or float32 BGR 0..255 to the tensors in `output_names`."""
         output = self.model(self.normalise(images))
         if self.detect == "runtime":
             return tuple(output)
@@ -78,7 +78,7 @@ class SubtractMean(nn.Module):
             first.weight.copy_(weight.to(first.weight.dtype))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, S, S, 3) uint8 or float32 BGR 0..255 to (N, 3, S, S) float32 BGR minus mean."""
+        """(N, H, W, 3) uint8 or float32 BGR 0..255 to (N, 3, H, W) float32 BGR minus mean."""
         # Floats first, as TensorRT cannot transpose bytes; then planes, where subtracting the mean is fast.
         return images.float().permute(0, 3, 1, 2).contiguous() - self.mean
 

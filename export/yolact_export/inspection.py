@@ -24,13 +24,13 @@ log = logging.getLogger(__name__)
 _LONGEST = 90
 
 
-def print_file(path: Path, config: str | None = None, classes: str | None = None) -> None:
+def print_file(path: Path, config: str | None = None, class_names: str | None = None) -> None:
     """Print the metadata, inputs, outputs and compute of a file.
 
     Args:
         path: An ONNX file, an OpenVINO model, a TensorRT engine (with its JSON next to it) or a checkpoint.
         config: Configuration of a checkpoint that does not name its own.
-        classes: The same for its classes; see `yolact.weights.state.parse_classes`.
+        class_names: The same for its class names; see `yolact.weights.state.parse_classes`.
 
     Raises:
         UsageError: there is no such file, or its suffix is unknown.
@@ -43,7 +43,7 @@ def print_file(path: Path, config: str | None = None, classes: str | None = None
         ".xml": _openvino_tables,
         **dict.fromkeys((".engine", ".plan"), _engine_tables),
         **dict.fromkeys(
-            (".pth", ".pt", ".safetensors"), lambda path: _checkpoint_tables(path, config, classes)
+            (".pth", ".pt", ".safetensors"), lambda path: _checkpoint_tables(path, config, class_names)
         ),
     }
     suffix = path.suffix.lower()
@@ -92,12 +92,12 @@ def _engine_tables(path: Path) -> list[Table]:
     return [_fields_table(metadata), _fields_table(record, "Engine")]
 
 
-def _checkpoint_tables(path: Path, config: str | None, classes: str | None) -> list[Table]:
+def _checkpoint_tables(path: Path, config: str | None, class_names: str | None) -> list[Table]:
     """Metadata and number of parameters of a checkpoint."""
     from yolact.engine import describe
     from yolact.weights.load import load_model
 
-    model = load_model(path, config, classes)
+    model = load_model(path, config, class_names)
     sizes = {name: sum(p.numel() for p in module.parameters()) for name, module in model.named_children()}
     counts = [[name, f"{count:,}"] for name, count in (*sizes.items(), ("all", sum(sizes.values())))]
     return [_fields_table(describe(model.config)), Table("Parameters", ("module", "parameters"), counts)]

@@ -119,11 +119,11 @@ def pack_mask_iou_net(model: Yolact) -> str:
 
 def _trace(module: ExportedYolact, path: Path, options: OnnxOptions) -> onnx.ModelProto:
     """Trace the module to an optimised graph with inferred shapes; `path` is overwritten on the way."""
-    size = module.model.config.model.input_size
+    height, width = module.model.config.model.input_shape
     # Two images for a dynamic batch: with one, a traced size could become a constant.
     batch = 2 if options.max_batch else options.batch
     dtype = torch.uint8 if options.input_type == "uint8" else torch.float32
-    images = torch.zeros(batch, size, size, 3, dtype=dtype)
+    images = torch.zeros(batch, height, width, 3, dtype=dtype)
     names = list(module.output_names)
     dynamic = {name: {0: "batch"} for name in ["images", *names]} if options.max_batch else None
     with warnings.catch_warnings(), torch.inference_mode():

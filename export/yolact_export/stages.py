@@ -35,7 +35,7 @@ class Stages:
     """The two stages of a model.
 
     Attributes:
-        network: From a batch (N, S, S, 3) to the raw heads `HEADS`, float32, by name.
+        network: From a batch (N, H, W, 3) to the raw heads `HEADS`, float32, by name.
         detection: From raw heads to detections.
     """
 

@@ -79,7 +79,7 @@ class Comparison:
 
 
 def reference_engine(
-    weights: Path, config: str | None, input_type: str, classes: str | None = None
+    weights: Path, config: str | None, input_type: str, class_names: str | None = None
 ) -> TorchEngine:
     """The checkpoint that an export is compared with.
 
@@ -87,9 +87,9 @@ def reference_engine(
         weights: The checkpoint.
         config: Its configuration, if neither the file nor its name says it.
         input_type: Of the exported file, so that both round their input in the same way.
-        classes: Its classes, if the file does not name them.
+        class_names: Its class names, if the file does not name them.
     """
-    return TorchEngine(weights, config=config, device="cpu", input_dtype=input_type, classes=classes)
+    return TorchEngine(weights, config=config, device="cpu", input_dtype=input_type, class_names=class_names)
 
 
 def compare(

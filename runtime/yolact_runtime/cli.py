@@ -11,7 +11,7 @@ from pathlib import Path
 
 from yolact_runtime.commandline import Parser, run
 from yolact_runtime.commandline.original import ELSEWHERE, add_original_options, split_video
-from yolact_runtime.engines.options import add_engine_options
+from yolact_runtime.engines.options import add_class_filter, add_engine_options
 from yolact_runtime.errors import UsageError
 from yolact_runtime.files import stream_of
 from yolact_runtime.untrusted import beyond, limit
@@ -37,6 +37,7 @@ def build_parser() -> Parser:
         help="one video or camera, and the file for its annotated version")  # fmt: skip
     add("--score-threshold", default=0.15, type=float, help="minimum score of a detection, 0..1")
     add("--top-k", default=15, type=int, help="maximum number of detections per image")
+    add_class_filter(parser)
     add("--annotations", type=Path, metavar="FILE",
         help="COCO file with the image ids, by file name; else images are numbered from 1")  # fmt: skip
     add_engine_options(parser)
@@ -62,6 +63,16 @@ def _add_output_options(parser: Parser) -> None:
         help="JSON Lines: one line per image, as soon as it is done; - is standard output")  # fmt: skip
     add("--resume", action="store_true", help="continue --jsonl FILE: skip the images that it contains")
     add("--arrays", type=Path, metavar="DIR", help="folder for one NumPy .npz file per image")
+    add("--masks", type=Path, metavar="DIR",
+        help="folder for one PNG per image: 0 is background, else the number is a detection's row"
+        " + 1")  # fmt: skip
+    add("--masks-per-instance", action="store_true",
+        help="with --masks: one PNG per detection instead, 255 in its mask and 0 outside")  # fmt: skip
+    add("--cutouts", type=Path, metavar="DIR",
+        help="folder for one PNG per detection, cut out along its mask: IMAGE_ROW_CLASS.png")  # fmt: skip
+    add("--table", type=Path, metavar="FILE",
+        help="table with a row per detection: FILE.csv, or FILE.parquet (pip install"
+        " 'yolact[table]')")  # fmt: skip
     add("--polygons", action="store_true", help="polygons instead of RLE in the JSON; holes are lost")
 
 
@@ -123,15 +134,22 @@ def check_options(args: argparse.Namespace) -> None:
         if (getattr(args, option) or 1) > limit(most):
             name = f"--{option.replace('_', '-')}"
             raise UsageError(f"{name} is {getattr(args, option)}; it must be at most {beyond(most)}")
-    if sum(map(bool, (args.sources, args.image, args.images, args.video))) != 1:
+    named = sum(map(bool, (args.sources, args.image, args.images, args.video)))
+    if not named and args.classes and os.path.exists(args.classes[-1]):  # noqa: PTH110 - raises no error
+        raise UsageError(f"--classes takes {args.classes[-1]} for a class; put -- before the images")
+    if named != 1:
         raise UsageError(
             "name the images once: SOURCE..., --image IN[:OUT], --images DIR[:OUTDIR] or --video IN[:OUT]"
         )
     if args.resume and (args.jsonl is None or stream_of(args.jsonl) is not None):
         raise UsageError("--resume needs the file to continue: --jsonl FILE")
-    if args.no_json and args.no_overlay and not (args.jsonl or args.coco_dataset or args.arrays):
+    if args.masks_per_instance and not args.masks:
+        raise UsageError("--masks-per-instance needs the folder of the masks: --masks DIR")
+    others = args.jsonl, args.coco_dataset, args.arrays, args.masks, args.cutouts, args.table
+    if args.no_json and args.no_overlay and not any(others):
         raise UsageError(
-            "nothing would be written: --no-json and --no-overlay need --jsonl, --coco-dataset or --arrays"
+            "nothing would be written: --no-json and --no-overlay need --jsonl, --coco-dataset, --arrays,"
+            " --masks, --cutouts or --table"
         )
 
 

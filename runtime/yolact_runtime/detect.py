@@ -27,6 +27,7 @@ def detect(
     prototypes: np.ndarray,
     priors: np.ndarray,
     metadata: Metadata,
+    classes: frozenset[int] | None = None,
 ) -> Detections:
     """Detections of a batch.
 
@@ -37,6 +38,8 @@ def detect(
         prototypes: (N, Hp, Wp, M) float32.
         priors: (P, 4) float32 cx cy w h, relative.
         metadata: Its thresholds and limits are used.
+        classes: 0-based indices of the wanted classes; None for all. The best `max_detections` are those of
+            these classes. Other classes never suppress them: fast NMS treats each class on its own.
 
     Returns:
         Detections, without priors whose box or scores are not finite.
@@ -51,6 +54,7 @@ def detect(
         prototypes=prototypes,
         mask_scores=np.zeros((n, k), np.float32),
     )
+    columns = None if classes is None else np.array(sorted(classes), np.int32)
     for i in range(n):
         candidates, scores = select(logits[i], metadata.score_threshold)
         boxes = decode(loc[i, candidates], priors[candidates])
@@ -58,12 +62,14 @@ def detect(
         if not finite.all():
             log.warning("dropped %d boxes that are not finite", len(finite) - int(finite.sum()))
             candidates, scores, boxes = candidates[finite], scores[finite], boxes[finite]
-        rows, classes = fast_nms(boxes, scores, metadata.iou_threshold, metadata.nms_top_k, k)
+        if columns is not None:
+            scores = scores[:, columns]
+        rows, found = fast_nms(boxes, scores, metadata.iou_threshold, metadata.nms_top_k, k)
         count = len(rows)
         out.count[i] = count
         out.boxes[i, :count] = boxes[rows]
-        out.scores[i, :count] = out.mask_scores[i, :count] = scores[rows, classes]
-        out.classes[i, :count] = classes
+        out.scores[i, :count] = out.mask_scores[i, :count] = scores[rows, found]
+        out.classes[i, :count] = found if columns is None else columns[found]
         out.coefficients[i, :count] = coefficients[i, candidates[rows]]
     return out
 

@@ -9,6 +9,7 @@ import json
 import os
 import stat
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ from yolact_runtime.untrusted import parse_json, read_bytes
 STDOUT = "-"
 # Errors of writing, whichever file is named: copying names the one that is read.
 _OF_WRITING = {errno.ENOSPC, errno.EFBIG, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
+# The mask can only be read by setting it: two threads at once would leave another one behind.
+_UMASK = threading.Lock()
 READER_WAIT = 10.0  # seconds that a named pipe waits for its reader
 
 
@@ -315,6 +318,7 @@ def sha256(path: str | Path) -> str:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
+    with _UMASK:
+        mask = os.umask(0)
+        os.umask(mask)
     return mask

@@ -26,6 +26,8 @@ class Frame:
             once, from any thread.
         time: Seconds since the start of the video or stream; None for images.
         duration: Seconds that the frame is shown, where the video says so.
+        source: Which of several sources the frame is from, from 0.
+        source_index: Position in that source, if several are read at the same time; else None.
     """
 
     index: int
@@ -34,15 +36,17 @@ class Frame:
     read: Callable[[], np.ndarray]
     time: float | None = None
     duration: float | None = None
+    source: int = 0
+    source_index: int | None = None
 
 
-def failed_frame(index: int, name: str, error: YolactError) -> Frame:
+def failed_frame(index: int, name: str, error: YolactError, source: int = 0) -> Frame:
     """A frame that cannot be read: its `read` raises `error`, so that the failure is counted."""
 
     def read() -> np.ndarray:
         raise error
 
-    return Frame(index, name, Path(name), read)
+    return Frame(index, name, Path(name), read, source=source)
 
 
 class Source(ABC):
@@ -51,10 +55,12 @@ class Source(ABC):
     Attributes:
         total: Number of frames; None if unknown.
         live: Frames come in real time, and may be dropped if processing is too slow.
+        dropped: Number of late frames that the source dropped itself.
     """
 
     total: int | None = None
     live: bool = False
+    dropped: int = 0
 
     @abstractmethod
     def __iter__(self) -> Iterator[Frame]:
@@ -63,6 +69,13 @@ class Source(ABC):
         Raises:
             YolactError: the source failed; the frames before remain valid.
         """
+
+    def drops_late(self, drop_late: bool | None) -> bool:
+        """Whether the source drops late frames itself, as `PipelineSettings.drop_late` says.
+
+        If not, the pipeline does. Called before the iteration.
+        """
+        return False
 
     def close(self) -> None:  # noqa: B027 - most sources hold nothing
         """Free resources; a running iteration ends soon. May be called twice."""

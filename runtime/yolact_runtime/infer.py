@@ -40,6 +40,7 @@ def infer(args: argparse.Namespace) -> int:
     stats = RunStats()
     with open_engine(args, streams=args.streams, **engine_options(args)) as engine:
         meta = engine.metadata
+        engine.class_indices(args.classes, "--classes")  # wrong ones are reported before the work
         if ids:
             for sentence in ids.contradictions(meta.category_ids, meta.class_names):
                 log.warning("%s: the JSON has the engine's ids", sentence)
@@ -68,6 +69,7 @@ def pipeline_settings(args: argparse.Namespace) -> PipelineSettings:
         score_threshold=args.score_threshold,
         top_k=args.top_k,
         drop_late=args.drop_late,
+        classes=args.classes,
     )
 
 

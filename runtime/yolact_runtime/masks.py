@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from yolact_runtime.errors import YolactError
 from yolact_runtime.preprocess import bilinear_axis
 
 
@@ -47,6 +48,11 @@ class Region(NamedTuple):
         # A run may end at the bottom of a column, so its last pixel determines the column.
         steps[self._index(self.edges[1::2] - 1) + 1] -= 1
         return np.cumsum(steps[:-1], dtype=np.int8).view(bool).reshape(self.width, self.height).T
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Rows and columns of the rectangle, to index the image with."""
+        return slice(self.y, self.y + self.height), slice(self.x, self.x + self.width)
 
     def _index(self, pixels: np.ndarray) -> np.ndarray:
         column, row = np.divmod(pixels, self.image_height)
@@ -260,9 +266,70 @@ def full_masks(regions: Sequence[Region], height: int, width: int) -> np.ndarray
     """(n, height, width) bool from regions of an image of that size."""
     out = np.zeros((len(regions), height, width), bool)
     for target, region in zip(out, regions, strict=True):
-        rows, columns = slice(region.y, region.y + region.height), slice(region.x, region.x + region.width)
-        target[rows, columns] = region.mask
+        target[region.window] = region.mask
     return out
+
+
+def label_map(regions: Sequence[Region], height: int, width: int) -> np.ndarray:
+    """Number of the instance that each pixel belongs to: 0 for none, else its place in `regions` plus 1.
+
+    Where masks overlap, the first one wins.
+
+    Returns:
+        (height, width) uint8; uint16 for more than 255 regions.
+
+    Raises:
+        YolactError: more than 65,535 regions.
+    """
+    if len(regions) > np.iinfo(np.uint16).max:
+        raise YolactError(f"a label map has 16 bits, for 65,535 instances; there are {len(regions):,}")
+    out = np.zeros((height, width), np.uint8 if len(regions) <= np.iinfo(np.uint8).max else np.uint16)
+    for index in range(len(regions) - 1, -1, -1):
+        out[regions[index].window][regions[index].mask] = index + 1
+    return out
+
+
+def cutout(image: np.ndarray, region: Region) -> np.ndarray:
+    """The smallest rectangle of an image that holds a mask, with the mask as alpha.
+
+    Args:
+        image: (H, W, 3) uint8 BGR.
+        region: The mask.
+
+    Returns:
+        (h, w, 4) uint8 BGRA, alpha 255 in the mask and 0 outside; (0, 0, 4) for an empty mask.
+    """
+    if not len(region.edges):
+        return np.zeros((0, 0, 4), np.uint8)
+    mask = np.ascontiguousarray(region.mask).view(np.uint8)
+    x, y, width, height = cv2.boundingRect(mask)
+    inner = slice(y, y + height), slice(x, x + width)
+    return np.dstack([image[region.window][inner], mask[inner] * np.uint8(255)])
+
+
+def areas(regions: Sequence[Region]) -> np.ndarray:
+    """(n,) int64: pixels of each mask."""
+    return np.array([(one.edges[1::2] - one.edges[0::2]).sum() for one in regions], np.int64)
+
+
+def centroids(regions: Sequence[Region]) -> np.ndarray:
+    """(n, 2) float64: mean x and y of each mask in pixels, where those of the first pixel are 0.5.
+
+    NaN for an empty mask.
+    """
+    sums = np.array([_sums(one.edges, one.image_height) for one in regions], np.float64).reshape(-1, 3)
+    pixels = np.where(sums[:, :1] > 0, sums[:, :1], np.nan)  # (n, 1)
+    return sums[:, 1:] / pixels + 0.5
+
+
+def _sums(edges: np.ndarray, height: int) -> tuple[int, int, int]:
+    """Pixels of a mask, and the sums of their columns and rows."""
+    column, row = np.divmod(edges, height)
+    # Of all pixels before each edge: whole columns, and the beginning of one.
+    columns = height * (column * (column - 1) // 2) + row * column
+    rows = column * (height * (height - 1) // 2) + row * (row - 1) // 2
+    total = [int((values[1::2] - values[0::2]).sum()) for values in (edges, columns, rows)]
+    return total[0], total[1], total[2]
 
 
 def encode(regions: Sequence[Region], height: int, width: int) -> list[dict[str, Any]]:
@@ -276,6 +343,13 @@ def encode(regions: Sequence[Region], height: int, width: int) -> list[dict[str,
     runs = [{"size": [height, width], "counts": counts} for counts in _counts(regions, height * width)]
     packed = coco_mask.frPyObjects(runs, height, width)
     return [{"size": [height, width], "counts": rle["counts"].decode("ascii")} for rle in packed]
+
+
+def packed_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
+    """A mask of a COCO file, compressed RLE or polygons, as pycocotools computes with it."""
+    if isinstance(segmentation, list):
+        return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    return {"size": segmentation["size"], "counts": segmentation["counts"].encode()}
 
 
 def _counts(regions: Sequence[Region], pixels: int) -> list[np.ndarray]:

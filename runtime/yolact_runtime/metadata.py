@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from yolact_runtime.errors import YolactError
+from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.typed import convert, type_name
 from yolact_runtime.untrusted import beyond, check_text, limit, parse_json
 
@@ -32,6 +33,31 @@ def plain_size(size: InputSize) -> InputSize:
     """The side alone if the input is a square, as files of earlier versions have it."""
     height, width = height_width(size)
     return height if height == width else (height, width)
+
+
+def size_text(size: InputSize | Sequence[int]) -> str:
+    """A size as options take it: "550" for a square, else height x width such as "384x640"."""
+    return str(size) if isinstance(size, int) else "x".join(map(str, size))
+
+
+def parse_input_size(text: str, option: str = "--input-size") -> InputSize:
+    """The size that `size_text` returns as text.
+
+    Args:
+        text: Such as "384x640", height x width, or "550" for a square.
+        option: Where the text is from, for error messages.
+
+    Raises:
+        UsageError: it is something else, or a side is beyond the limit.
+    """
+    if not re.fullmatch(r"[0-9]{1,9}(x[0-9]{1,9})?", text):
+        raise UsageError(
+            f"{option} {text!r}: height x width in pixels is needed, such as 384x640, or 550 for a square"
+        )
+    sides = [int(side) for side in text.split("x")]
+    if not all(1 <= side <= limit("input_size") for side in sides):
+        raise UsageError(f"{option} {text}: each side must be 1 or more, and at most {beyond('input_size')}")
+    return plain_size((sides[0], sides[-1]))
 
 
 @dataclass(frozen=True)

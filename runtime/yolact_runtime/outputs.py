@@ -21,7 +21,7 @@ Named = tuple[str, str | Path | None]
 Identity = tuple[int, int] | str
 
 # Images have other suffixes, so folders of images need not be searched for these outputs.
-_NO_IMAGES = (".html", ".json", ".jsonl")
+_NO_IMAGES = (".csv", ".html", ".json", ".jsonl", ".parquet")
 
 
 def check_outputs(

@@ -34,6 +34,7 @@ PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "pynvml": ("nvidia-ml-py", ("bench", "train")),
     "openvino": ("openvino", ("openvino",)),
     "av": ("av", ("video",)),
+    "pyarrow": ("pyarrow", ("table",)),
     "tritonclient": ("tritonclient", ("triton",)),
     "tensorrt": ("tensorrt", ("trt",)),
     "tensorrt_rtx": ("tensorrt-rtx-cu13", ("rtx",)),

@@ -25,8 +25,8 @@ def make_priors(
         scales: For each level its box sizes in input pixels.
         aspect_ratios: Width over height, the same for every level.
         input_size: Of the network's input in pixels: S, the side of a square, or (H, W).
-        square: Use height = width in pixels, as the published YOLACT models were trained (a bug of the original
-            code that its weights depend on).
+        square: Use height = width in pixels, as the published YOLACT models were trained (a bug of the
+            original code that its weights depend on).
 
     Returns:
         (P, 4) float32: centre x, centre y, width, height relative to the input (0..1).

@@ -38,6 +38,7 @@ class Result:
         class_names: Name of every class of the model.
         class_ids: The dataset's category id of every class of the model.
         contours: The masks if the engine computed them; the prototypes may be missing then.
+        track_ids: (n,) int64, the track of each instance, from 1; -1 where it has none. None if not tracked.
     """
 
     height: int
@@ -51,6 +52,7 @@ class Result:
     class_names: tuple[str, ...]
     class_ids: tuple[int, ...]
     contours: Sequence[mask_ops.Region] | None = None
+    track_ids: np.ndarray | None = None
 
     def __repr__(self) -> str:
         """Size and classes; the arrays would fill the screen."""
@@ -103,6 +105,44 @@ class Result:
         """COCO run-length encoding of each mask: {"size": [height, width], "counts": str}."""
         return mask_ops.encode(self.regions, self.height, self.width)
 
+    @cached_property
+    def areas(self) -> np.ndarray:
+        """(n,) int64: pixels of each mask."""
+        return mask_ops.areas(self.regions)
+
+    @cached_property
+    def centroids(self) -> np.ndarray:
+        """(n, 2) float64: mean x and y of each mask in pixels, as of boxes; NaN for an empty mask."""
+        return mask_ops.centroids(self.regions)
+
+    def label_map(self) -> np.ndarray:
+        """(height, width): 0 for background, else 1 + the row of the instance that a pixel belongs to.
+
+        Where masks overlap, the lower row wins: the better score. uint8, or uint16 for more than 255 rows.
+
+        Raises:
+            YolactError: there are more than 65,535 rows.
+        """
+        return mask_ops.label_map(self.regions, self.height, self.width)
+
+    def cutout(self, image: np.ndarray, row: int) -> np.ndarray:
+        """One instance, cut out of its image along the rectangle around its mask.
+
+        Args:
+            image: (height, width, 3) uint8 BGR, the one that the instances were found in.
+            row: Of the instance, from 0.
+
+        Returns:
+            (h, w, 4) uint8 BGRA, alpha 255 in the mask and 0 outside, where the colours are kept;
+            (0, 0, 4) for an empty mask.
+
+        Raises:
+            YolactError: the image has another size.
+            IndexError: there is no such row.
+        """
+        self._check_size(image)
+        return mask_ops.cutout(image, self.regions[row])
+
     def to_coco(self, image_id: int, polygons: bool = False, masks: bool = True) -> list[dict[str, Any]]:
         """The instances as entries of a COCO results file.
 
@@ -112,7 +152,8 @@ class Result:
             masks: Include masks, and use mask scores; otherwise boxes only, with box scores.
 
         Returns:
-            {image_id, category_id, bbox [x, y, width, height] in pixels, score (, segmentation)} each.
+            {image_id, category_id, bbox [x, y, width, height] in pixels, score} each; with masks also
+            segmentation, and area in pixels.
         """
         corners = self.boxes_float.astype(np.float64).round(2)
         sides = (corners[:, 2:] - corners[:, :2]).round(2)
@@ -133,9 +174,11 @@ class Result:
             )
         ]
         if masks:
+            areas = self.areas.tolist()
             for index, (entry, rle) in enumerate(zip(entries, self.rles, strict=True)):
                 outlines = mask_ops.polygons(self.regions[index]) if polygons else []
                 entry["segmentation"] = outlines or rle
+                entry["area"] = areas[index]
         return entries
 
     def draw(self, image: np.ndarray) -> np.ndarray:
@@ -147,14 +190,17 @@ class Result:
         Raises:
             YolactError: the image has another size.
         """
-        if image.shape[:2] != (self.height, self.width):
-            raise YolactError(
-                f"the image is {image.shape[1]} x {image.shape[0]}, the result {self.width} x {self.height}"
-            )
+        self._check_size(image)
         pairs = zip(self.names, self.mask_scores.tolist(), strict=True)
         return draw_instances(
             image, self.regions, self.boxes, [f"{name} {score:.2f}" for name, score in pairs]
         )
+
+    def _check_size(self, image: np.ndarray) -> None:
+        if image.shape[:2] != (self.height, self.width):
+            raise YolactError(
+                f"the image is {image.shape[1]} x {image.shape[0]}, the result {self.width} x {self.height}"
+            )
 
 
 def result_of(
@@ -166,6 +212,7 @@ def result_of(
     top_k: int,
     contours: Sequence[mask_ops.Region] | None = None,
     copy: bool = True,
+    classes: frozenset[int] | None = None,
 ) -> Result:
     """The result of the `index`-th image; detections that are not finite are dropped with a warning.
 
@@ -177,6 +224,7 @@ def result_of(
         score_threshold, top_k: As for `Engine.predict`.
         contours: The masks of the image's rows, if the engine computed them.
         copy: Copy the prototypes; otherwise the result may share those of the batch.
+        classes: 0-based indices of the classes to keep; None for all.
 
     Raises:
         YolactError: nothing was found, and the prototypes are not finite: the network failed.
@@ -200,7 +248,10 @@ def result_of(
             "dropped %s that are not finite; if this happens often, export in fp32",
             counted(dropped, "detection"),
         )
-    rows = np.flatnonzero(sound & (scores > score_threshold))[:top_k]
+    kept = sound & (scores > score_threshold)
+    if classes is not None:
+        kept &= np.isin(found.classes[index, :count], list(classes))
+    rows = np.flatnonzero(kept)[:top_k]
     if not len(rows):
         prototypes, copy = prototypes[:0], True
     return Result(

@@ -342,5 +342,11 @@ def list_seeds() -> Iterator[Seed]:
     yield Seed("l.txt", lines, argv, mutate.mutate_lines, stdin="in/l.txt", good=1)
     nulls = lines.replace(b"\n", b"\0")
     yield Seed("l.txt", nulls, (*argv, "--null"), mutate.mutate_lines, stdin="in/l.txt", good=1)
-    weights = ("yolact-export", "inspect", "{shared}/yolact_tiny_0_1.pth", "--classes", "{run}/in/names.txt")
+    weights = (
+        "yolact-export",
+        "inspect",
+        "{shared}/yolact_tiny_0_1.pth",
+        "--class-names",
+        "{run}/in/names.txt",
+    )
     yield Seed("names.txt", b"circle\nsquare\ntriangle\n", weights, mutate.mutate_lines, good=2)

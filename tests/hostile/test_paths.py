@@ -30,7 +30,7 @@ infer --engine m.onnx --output out {}
 infer --engine m.onnx --output out --images {}
 infer --engine m.onnx --output out --image {}
 infer --engine m.onnx --output out --annotations {} images
-infer --engine m.onnx --output out --classes {} images
+infer --engine m.onnx --output out --class-names {} images
 data check {}
 data fix {} --output fixed.json
 data convert yolo {} out.json

@@ -58,6 +58,13 @@ def test_masks_agree_with_the_oracle_and_run_lengths_with_pycocotools(seed, boxe
     assert [(r["size"], r["counts"].encode()) for r in rles] == [
         (r["size"], r["counts"]) for r in encode_whole(full)
     ]
+    assert masks.areas(regions).tolist() == full.sum(axis=(1, 2)).tolist()
+    labels = np.where(full.any(axis=0), full.argmax(axis=0) + 1, 0) if boxes else np.zeros(size)
+    np.testing.assert_array_equal(masks.label_map(regions, *size), labels)
+    for mask, centroid in zip(full, masks.centroids(regions), strict=True):
+        rows, columns = np.nonzero(mask)
+        expected = (columns.mean() + 0.5, rows.mean() + 0.5) if len(rows) else (np.nan, np.nan)
+        np.testing.assert_allclose(centroid, expected, rtol=1e-9)
 
 
 @settings(max_examples=100, deadline=None)

@@ -6,7 +6,8 @@ from golden import assert_pixel_boxes
 from pycocotools import mask as coco_mask
 from shared_data import reference_files
 
-from yolact_runtime import Result
+from yolact_runtime import Result, YolactError
+from yolact_runtime import masks as mask_ops
 
 
 def make(boxes, height=100, width=200, scores=None, mask_scores=None, classes=None):
@@ -85,6 +86,61 @@ def test_scores_survive_json():
 def test_results_cannot_be_changed():
     with pytest.raises(AttributeError):
         make([]).height = 3
+
+
+def overlapping():
+    """A result whose masks overlap, and one that is empty."""
+    return make([(0.1, 0.1, 0.6, 0.6), (0.3, 0.3, 0.9, 0.9), (3, 3, 4, 4), (0, 0, 1, 0.4)])
+
+
+def test_a_label_map_has_the_lowest_row_of_each_pixel():
+    result = overlapping()
+    labels = result.label_map()
+    expected = np.where(result.masks.any(axis=0), result.masks.argmax(axis=0) + 1, 0)
+    assert labels.dtype == np.uint8 and labels.shape == (100, 200)
+    np.testing.assert_array_equal(labels, expected)
+    assert sorted(set(labels.flat)) == [0, 1, 2, 4]
+    assert not make([]).label_map().any()
+
+
+def test_label_maps_of_many_instances_have_16_bits():
+    boxes = [(x / 20, y / 20, (x + 0.1) / 20, (y + 0.1) / 20) for y in range(15) for x in range(20)]
+    for count, kind in ((255, np.uint8), (256, np.uint16), (300, np.uint16)):
+        result = make([(3, 3, 4, 4)] * (count - 200) + boxes[:200])  # the last ones have pixels
+        labels = result.label_map()
+        expected = np.where(result.masks.any(axis=0), result.masks.argmax(axis=0) + 1, 0)
+        assert labels.dtype == kind and labels.max() > count - 4  # rows below are covered
+        np.testing.assert_array_equal(labels, expected)
+    with pytest.raises(YolactError, match=r"for 65,535 instances; there are 65,536"):
+        mask_ops.label_map(result.regions[:1] * 65536, 10, 10)
+
+
+def test_areas_and_centroids_are_those_of_the_masks():
+    result = overlapping()
+    assert result.areas.dtype == np.int64
+    assert result.areas.tolist() == [int(coco_mask.area(rle)) for rle in result.rles]
+    assert result.areas.tolist() == [entry["area"] for entry in result.to_coco(1)]
+    for mask, centroid in zip(result.masks, result.centroids, strict=True):
+        rows, columns = np.nonzero(mask)
+        expected = (columns.mean() + 0.5, rows.mean() + 0.5) if len(rows) else (np.nan, np.nan)
+        np.testing.assert_allclose(centroid, expected, rtol=1e-12)
+    assert make([]).areas.shape == (0,) and make([]).centroids.shape == (0, 2)
+
+
+def test_cutouts_have_the_mask_as_alpha():
+    result = overlapping()
+    image = np.random.default_rng(0).integers(0, 256, (100, 200, 3), np.uint8)
+    for row, (mask, rle) in enumerate(zip(result.masks, result.rles, strict=True)):
+        x, y, width, height = coco_mask.toBbox(rle).astype(int).tolist()
+        window = slice(y, y + height), slice(x, x + width)
+        cut = result.cutout(image, row)
+        np.testing.assert_array_equal(cut[..., 3], mask[window] * 255)
+        np.testing.assert_array_equal(cut[..., :3], image[window])
+    assert result.cutout(image, 2).shape == (0, 0, 4)
+    with pytest.raises(IndexError):
+        result.cutout(image, 4)
+    with pytest.raises(YolactError, match="the image is 3 x 2, the result 200 x 100"):
+        result.cutout(np.zeros((2, 3, 3), np.uint8), 0)
 
 
 def test_the_representation_is_short():

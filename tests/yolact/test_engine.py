@@ -110,11 +110,11 @@ def test_no_gpu_says_what_to_do(checkpoint: Path) -> None:
 def test_classes_of_weights_without_names(checkpoint: Path, tmp_path: Path) -> None:
     bare = tmp_path / "yolact_tiny_0_1.pth"
     torch.save(torch.load(checkpoint, weights_only=True)["model"], bare)
-    with load_engine(bare, classes="cat,dog,hen") as engine:
+    with load_engine(bare, class_names="cat,dog,hen") as engine:
         assert engine.metadata.class_names == ("cat", "dog", "hen")
         assert engine.metadata.category_ids == (1, 2, 3)
     with pytest.raises(UsageError, match="holds its class names"):
-        load_engine(checkpoint, classes="cat,dog,hen")
+        load_engine(checkpoint, class_names="cat,dog,hen")
 
 
 @pytest.mark.parametrize(

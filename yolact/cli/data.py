@@ -1,10 +1,12 @@
-"""`yolact-data`: check and repair annotation files, draw samples, convert to COCO, generate a dataset."""
+"""`yolact-data`: check, repair and convert annotation files, draw samples, fit priors, generate a dataset."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
+import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -13,10 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolact.registry import get_config
+from yolact.settings import override
 from yolact_runtime.commandline import Parser, Table, print_line, printing_beside, run, track
 from yolact_runtime.errors import UsageError, YolactError, counted
 from yolact_runtime.files import atomic_path, is_stdout, read_json, stream_of, write_json
 from yolact_runtime.outputs import check_outputs
+from yolact_runtime.packages import require
 
 if TYPE_CHECKING:
     from yolact.data.reader.findings import Finding, Level
@@ -28,6 +32,8 @@ log = logging.getLogger(__name__)
 _SHOWN = 3
 # How many classes are printed: a table of 50,000 takes a minute.
 _CLASSES = 2000
+# How often each image is augmented to fit priors.
+_EPOCHS = 4
 # How many faults of a conversion are printed.
 _FAULTS = 20
 
@@ -81,6 +87,38 @@ def _parser() -> Parser:
     shapes.add_argument("--train", type=int, default=300, help="number of training images")
     shapes.add_argument("--val", type=int, default=60, help="number of validation images")
     shapes.add_argument("--seed", type=int, default=0, help="random seed")
+
+    anchors = add(
+        "anchors", _anchors, "find scales and aspect ratios of priors that fit the boxes of a dataset"
+    )
+    anchors.add_argument("annotations", type=Path, help="COCO annotation file")
+    anchors.add_argument("--images", type=Path, help="folder of the images, if the file lacks their sizes")
+    anchors.add_argument(
+        "--config", default="yolact_base", help="configuration to compare with and to change"
+    )
+    anchors.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any setting, such as model.input_size=400",
+    )
+    anchors.add_argument(
+        "--scales",
+        type=int,
+        default=0,
+        metavar="N",
+        help="scales per level (default: the configuration's number)",
+    )
+    anchors.add_argument(
+        "--ratios",
+        type=int,
+        default=0,
+        metavar="N",
+        help="aspect ratios (default: the configuration's number)",
+    )
+    anchors.add_argument("--augment", action="store_true", help="fit the boxes as training augments them")
+    anchors.add_argument("--seed", type=int, default=0, help="of k-means and the augmentation")
 
     other = add("convert", _convert, "convert annotations in another format to COCO; exit code 1 for faults")
     formats = ("labelme", "masks", "voc", "yolo")
@@ -223,6 +261,45 @@ def _shapes(args: argparse.Namespace) -> None:
     check_outputs([], [], [("folder", args.folder)])
     data = make_shapes_dataset(args.folder, args.train, args.val, seed=args.seed)
     log.info("%d + %d images: %s, %s", args.train, args.val, data.train_annotations, data.val_annotations)
+
+
+def _anchors(args: argparse.Namespace) -> None:
+    """`anchors`: print priors that fit, and the share of boxes that they and the configuration's match."""
+    require("yolact-data anchors", "train", "scipy")
+    from yolact.dataset_tools.anchors import best_overlaps, fit_priors, network_boxes, settings_of
+
+    config = override(get_config(args.config), args.set)
+    model = config.model
+    if args.seed < 0:
+        raise UsageError(f"--seed is {args.seed}; it must be 0 or more")
+    iou = config.loss.positive_iou
+    augment = replace(config.augment, enabled=True) if args.augment else None
+    boxes = network_boxes(args.annotations, model, args.images, augment, _EPOCHS if augment else 1, args.seed)
+    fitted = fit_priors(boxes, model, args.scales, args.ratios, iou, args.seed)
+    before, after = best_overlaps(boxes, model), best_overlaps(boxes, fitted)
+    groups = (
+        ("all", 0, math.inf),
+        ("small, below 32 x 32", 0, 32**2),
+        ("medium", 32**2, 96**2),
+        ("large, from 96 x 96", 96**2, math.inf),
+    )
+    rows = []
+    for name, low, high in groups:
+        if number := int(((before.areas >= low) & (before.areas < high)).sum()):
+            shares = [f"{100 * fit.matched(iou, low, high):.1f}%" for fit in (before, after)]
+            rows.append([name, str(number), *shares])
+    height, width = model.input_shape
+    print_line(f"boxes as the network sees them, in pixels of its input of {height} x {width}:", sys.stdout)
+    columns = ("boxes", "number", f"matched at {iou:g} before", "after")
+    Table("", columns, rows, text_columns=1).show()
+    print_line(
+        f"mean of the best IoU: {before.overlaps.mean():.3f} before, {after.overlaps.mean():.3f} after",
+        sys.stdout,
+    )
+    if after.matched(iou) <= before.matched(iou):
+        print_line("the priors of the configuration match as many boxes: keep them", sys.stdout)
+    for setting in settings_of(fitted):
+        print_line(f"--set {shlex.quote(setting)}", sys.stdout)
 
 
 def _convert(args: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from yolact.config import DatasetConfig
 from yolact.registry import configs
 from yolact_runtime.commandline import Parser, Table, print_line, printing_beside, run
-from yolact_runtime.engines.options import add_engine_options, open_engine
+from yolact_runtime.engines.options import add_class_filter, add_engine_options, open_engine
 from yolact_runtime.errors import UsageError, counted
 from yolact_runtime.files import write_json
 from yolact_runtime.outputs import Named, check_outputs, engine_files
@@ -46,6 +46,7 @@ def _parser() -> Parser:
         elsewhere=_ELSEWHERE,
     )
     add_engine_options(parser)
+    add_class_filter(parser)
     add = parser.add_argument
     data = parser.add_argument_group("data (by default the validation images of the engine's configuration)")
     data.add_argument("--images", metavar="DIR", help="folder of the images")
@@ -97,13 +98,14 @@ def _evaluate(args: argparse.Namespace) -> int:
         check_report_packages()
     _check_files(args)
     with open_engine(args) as engine:
+        wanted = engine.class_indices(args.classes, "--classes")
         images, annotations = _data(args, engine.metadata.config)
         _check_files(args, [("the dataset", images), ("the dataset", annotations)])
         truth = read_ground_truth(annotations, images)
         if args.val_fraction is not None:
             truth = truth.subset(held_out(truth.images, args.val_fraction, args.seed))
         limit = None if args.max_images == -1 else args.max_images
-        found = predict(engine, images, truth, batch_size=args.batch_size, max_images=limit)
+        found = predict(engine, images, truth, batch_size=args.batch_size, max_images=limit, classes=wanted)
     if args.output_coco_json:
         for entries, path in zip((found.boxes, found.masks), _result_files(args), strict=True):
             write_json(path, entries)
@@ -118,6 +120,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         "images_from": str(images),
         "annotations": str(annotations),
     }
+    if wanted is not None:
+        about["classes"] = ", ".join(engine.metadata.class_names[index] for index in sorted(wanted))
     if args.json:
         write_json(args.json, {**about, **evaluation.to_json()}, indent=2)
         log.info("wrote the metrics to %s", args.json)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,13 +78,17 @@ class Evaluation:
 
 @dataclass
 class Predictions:
-    """COCO result entries of an engine: `boxes` with box scores, `masks` (and boxes) with mask scores."""
+    """COCO result entries of an engine: `boxes` with box scores, `masks` (and boxes) with mask scores.
+
+    `category_ids` are the categories of the annotation file that were asked for; None for all.
+    """
 
     image_ids: list[int] = field(default_factory=list)
     boxes: list[dict[str, Any]] = field(default_factory=list)
     masks: list[dict[str, Any]] = field(default_factory=list)
     failures: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    category_ids: frozenset[int] | None = None
 
 
 def evaluate(
@@ -96,6 +100,7 @@ def evaluate(
     max_images: int | None = None,
     progress: bool = True,
     score_threshold: float = 0.0,
+    classes: Iterable[str | int] | None = None,
 ) -> Evaluation:
     """Compute box and mask AP of an engine on a COCO annotation file.
 
@@ -107,14 +112,18 @@ def evaluate(
         max_images: Evaluate only the first images of the file; None for all.
         progress: Show a progress bar on standard error if that is a terminal.
         score_threshold: Drop detections with this box score or less. 0 keeps all, as COCO expects.
+        classes: Evaluate only these classes of the engine, by name or category id; None for all. All images
+            count, as with `catIds` in pycocotools.
 
     Raises:
-        UsageError: a number is out of range.
+        UsageError: a number is out of range, or a class that the engine or the file does not have.
         YolactError: the annotation file cannot be used, has none of the engine's classes, or `images` has
             none of its images. If single images fail, `Evaluation.failures` says why.
     """
     truth = read_ground_truth(annotations, images)
-    return score(truth, predict(engine, images, truth, batch_size, max_images, progress, score_threshold))
+    indices = engine.class_indices(classes)
+    found = predict(engine, images, truth, batch_size, max_images, progress, score_threshold, classes=indices)
+    return score(truth, found)
 
 
 def predict(
@@ -126,16 +135,18 @@ def predict(
     progress: bool = True,
     score_threshold: float = 0.0,
     stop: Callable[[], bool] = lambda: False,
+    classes: frozenset[int] | None = None,
 ) -> Predictions:
     """Run an engine over the images of an annotation file; see `evaluate` for arguments and errors.
 
-    `stop` is called before each batch; once it is true, the predictions of the others are returned.
+    `stop` is called before each batch; once it is true, the predictions of the others are returned. `classes`
+    are 0-based indices.
     """
     for name, value in (("batch_size", batch_size), ("max_images", max_images)):
         if value is not None and value < 1:
             raise UsageError(f"{name} is {value}; it must be 1 or more")
     folder = Path(images)
-    categories = match_categories(engine.metadata, truth)
+    categories = match_categories(engine.metadata, truth, classes)
     records = truth.images if max_images is None else truth.images[:max_images]
     if not any(is_file(image_path(folder, record["file_name"])) for record in records):
         raise YolactError(
@@ -145,12 +156,14 @@ def predict(
     size = batch_size or min(engine.metadata.max_batch, DEFAULT_BATCH)
     batches = [records[start : start + size] for start in range(0, len(records), size)]
     found = Predictions(image_ids=[record["id"] for record in records])
+    if classes is not None:
+        found.category_ids = frozenset(categories.values())
     for batch in track(batches, "evaluating") if progress else batches:
         if stop():
             break
         pairs = ((record, _open(record, folder, found)) for record in batch)
         opened = [(record, image) for record, image in pairs if image is not None]
-        for record, result in _results(engine, opened, score_threshold, found):
+        for record, result in _results(engine, opened, score_threshold, classes, found):
             start = time.perf_counter()
             masks = result.to_coco(record["id"])
             found.seconds += time.perf_counter() - start
@@ -182,20 +195,23 @@ def _results(
     engine: Engine,
     opened: list[tuple[dict[str, Any], np.ndarray]],
     score_threshold: float,
+    classes: frozenset[int] | None,
     found: Predictions,
 ) -> Iterator[tuple[dict[str, Any], Result]]:
     """Predict a batch; if that fails, one image after the other, so that only the bad ones fail."""
     start = time.perf_counter()
     try:
+        meta = engine.metadata
+        ids = None if classes is None else [meta.category_ids[index] for index in classes]
         results = engine.predict(
-            [image for _, image in opened], score_threshold, top_k=engine.metadata.max_detections
+            [image for _, image in opened], score_threshold, top_k=meta.max_detections, classes=ids
         )
     except YolactError as error:
         if len(opened) == 1:
             _fail(opened[0][0], error, found)
             return
         for one in opened:
-            yield from _results(engine, [one], score_threshold, found)
+            yield from _results(engine, [one], score_threshold, classes, found)
         return
     found.seconds += time.perf_counter() - start
     yield from zip([record for record, _ in opened], results, strict=True)
@@ -218,7 +234,7 @@ def score(
 
     Args:
         truth: The annotation file.
-        found: The predictions.
+        found: The predictions; of some classes only if their `category_ids` say so.
         details: Add precision-recall curves and the confusion matrix.
         confusion_score: The lowest score, 0..1, of detections in the confusion matrix.
         faster: Compute with faster-coco-eval; the numbers are the same.
@@ -228,6 +244,8 @@ def score(
         YolactError: faster-coco-eval is not installed.
     """
     library = coco_library(faster)
+    if found.category_ids is not None:
+        truth = truth.only(found.category_ids)
     with_mask, without = truth.with_masks()
     mask, mask_curves = None, None
     if without < len(truth.annotations) or not without:

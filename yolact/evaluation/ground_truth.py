@@ -18,9 +18,9 @@ from yolact.data.reader.findings import Findings
 from yolact.data.reader.image_files import check_sizes, find_images
 from yolact.data.segmentation import check_size, to_rle
 from yolact_runtime import Metadata, YolactError
-from yolact_runtime.errors import counted
+from yolact_runtime.errors import UsageError, counted
 from yolact_runtime.sources.images import read_image
-from yolact_runtime.typed import first_few
+from yolact_runtime.typed import first_few, nearest
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,14 @@ class GroundTruth:
             self,
             images=[image for image in self.images if image["id"] in ids],
             annotations=[entry for entry in self.annotations if entry["image_id"] in ids],
+        )
+
+    def only(self, categories: Collection[int]) -> GroundTruth:
+        """The same with the annotations of these categories only; all images stay."""
+        return replace(
+            self,
+            annotations=[entry for entry in self.annotations if entry["category_id"] in categories],
+            categories=[category for category in self.categories if category["id"] in categories],
         )
 
     def with_masks(self) -> tuple[list[dict[str, Any]], int]:
@@ -182,8 +190,12 @@ def check_image_sizes(truth: GroundTruth, folder: str | Path) -> None:
     findings.raise_errors(truth.path)
 
 
-def match_categories(metadata: Metadata, truth: GroundTruth) -> dict[int, int]:
+def match_categories(
+    metadata: Metadata, truth: GroundTruth, classes: Collection[int] | None = None
+) -> dict[int, int]:
     """Map category ids of the engine to those of the file, for the classes that both have.
+
+    `classes` are the 0-based indices of those to map; None for all.
 
     Classes are matched by id and name, else by name, else by name regardless of case, spaces and underscores
     if only one class of each side has it. If no name matches but all ids do, the ids are used (names in
@@ -191,7 +203,25 @@ def match_categories(metadata: Metadata, truth: GroundTruth) -> dict[int, int]:
 
     Raises:
         YolactError: the engine and the file have no class in common.
+        UsageError: the file does not have one of `classes`.
     """
+    matches = _matches(metadata, truth)
+    if classes is not None:
+        wanted = {metadata.category_ids[i]: metadata.class_names[i] for i in sorted(classes)}
+        if missing := [name for number, name in wanted.items() if number not in matches]:
+            near = nearest(missing[0], truth.class_names.values())
+            raise UsageError(f"{truth.path} does not have the class {missing[0]!r}; {near}")
+        return {number: matches[number] for number in wanted}
+    names = {category["id"]: category["name"] for category in truth.categories}
+    if unknown := [name for number, name in names.items() if number not in matches.values()]:
+        log.warning(
+            "the engine does not have %s of %s; these objects count as missed", first_few(unknown), truth.path
+        )
+    return matches
+
+
+def _matches(metadata: Metadata, truth: GroundTruth) -> dict[int, int]:
+    """Same as `match_categories` for all classes, without the warning about others of the file."""
     theirs = {category["id"]: category["name"] for category in truth.categories}
     ours = dict(zip(metadata.category_ids, metadata.class_names, strict=True))
     matches: dict[int, int] = {}
@@ -220,11 +250,6 @@ def match_categories(metadata: Metadata, truth: GroundTruth) -> dict[int, int]:
         raise YolactError(
             f"{truth.path} has none of the engine's classes: it has {first_few(theirs.values())}, the engine"
             f" {first_few(ours.values())}"
-        )
-    unknown = [name for number, name in theirs.items() if number not in matches.values()]
-    if unknown:
-        log.warning(
-            "the engine does not have %s of %s; these objects count as missed", first_few(unknown), truth.path
         )
     return matches
 

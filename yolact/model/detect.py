@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
@@ -45,7 +46,11 @@ class _Kept(NamedTuple):
 
 
 def detect(
-    model: Yolact, output: YolactOutput, config: DetectConfig | None = None, compact: bool = True
+    model: Yolact,
+    output: YolactOutput,
+    config: DetectConfig | None = None,
+    compact: bool = True,
+    classes: Collection[int] | None = None,
 ) -> Detections:
     """Decode boxes, apply NMS and, for YOLACT++, re-score masks.
 
@@ -56,6 +61,9 @@ def detect(
         compact: Drop the priors below the score threshold before sorting, so that shapes depend on
             the data. The exported graph turns this off: its shapes are fixed, and it sorts with TopK,
             which orders equal scores by their indices, as the stable sort here does.
+        classes: 0-based indices of the wanted classes; None for all. The others are left out before NMS, so
+            they suppress nothing. In cross-class NMS a prior has the best of all its classes, and is left
+            out if this one is not wanted.
 
     Returns:
         The best `max_detections` of every image.
@@ -63,14 +71,23 @@ def detect(
     config = config or model.config.detect
     scores = output.logits.softmax(dim=-1)[..., 1:]  # (N, P, C)
     boxes = decode(output.loc, model.priors)  # (N, P, 4)
-    if config.nms == "traditional":
-        kept = _traditional_nms(boxes, scores, config, model.config.model.input_shape)
-    elif config.nms == "cross_class":
-        best, classes = scores.max(dim=-1)  # (N, P)
-        kept = _fast_nms(boxes, best[..., None], config, compact)
-        kept = kept._replace(classes=classes.gather(1, kept.priors))
+    columns = None if classes is None else torch.tensor(sorted(classes), device=scores.device)
+    if config.nms == "cross_class":
+        best, labels = scores.max(dim=-1)  # (N, P)
+        keep = best > config.score_threshold
+        if columns is not None:
+            keep = keep & torch.isin(labels, columns)
+        kept = _fast_nms(boxes, best[..., None], keep, config, compact)
+        kept = kept._replace(classes=labels.gather(1, kept.priors))
     else:
-        kept = _fast_nms(boxes, scores, config, compact)
+        keep = scores.amax(dim=-1) > config.score_threshold  # (N, P)
+        scores = scores if columns is None else scores[..., columns]
+        if config.nms == "traditional":
+            kept = _traditional_nms(boxes, scores, config, model.config.model.input_shape)
+        else:
+            kept = _fast_nms(boxes, scores, keep, config, compact)
+        if columns is not None:
+            kept = kept._replace(classes=columns[kept.classes])
 
     missing = config.max_detections - _fixed(kept.scores.shape[1])
     if missing > 0:
@@ -107,17 +124,17 @@ def _best(scores: Tensor, k: int, compact: bool) -> tuple[Tensor, Tensor]:
     return values[..., :k], index[..., :k]
 
 
-def _fast_nms(boxes: Tensor, scores: Tensor, config: DetectConfig, compact: bool) -> _Kept:
+def _fast_nms(boxes: Tensor, scores: Tensor, keep: Tensor, config: DetectConfig, compact: bool) -> _Kept:
     """Fast NMS (YOLACT, Sec. 5): drop a box if any better one of its class overlaps it, kept or not.
 
     Args:
         boxes: (N, P, 4) relative corners.
         scores: (N, P, C).
+        keep: (N, P) bool, the priors that take part.
         config: Thresholds and limits.
         compact: As in `detect`.
     """
     images, _, num_classes = scores.shape
-    keep = scores.amax(dim=-1) > config.score_threshold  # (N, P)
     scores = torch.where(keep[..., None], scores, -1.0)
     prior_index = None
     if compact:

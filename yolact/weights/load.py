@@ -66,21 +66,23 @@ class Checkpoint:
     classes_known: bool = True
 
 
-def load_model(weights: str | Path, config: str | Config | None = None, classes: str | None = None) -> Yolact:
+def load_model(
+    weights: str | Path, config: str | Config | None = None, class_names: str | None = None
+) -> Yolact:
     """Open a checkpoint as a network in evaluation mode, with averaged weights if it has some.
 
     Args:
         weights: A published or own `.pth`, a `.safetensors`, or the name of published weights such as
             `yolact_resnet50`, which are downloaded once.
         config: Needed only if neither the file nor its name (`<config>_<epoch>_<iteration>.pth`) says it.
-        classes: Class names of weights that hold none and were trained on other classes than those of the
+        class_names: Those of weights that hold none and were trained on other classes than those of the
             configuration; see `parse_classes`.
 
     Raises:
         YolactError: the file cannot be opened, its keys or shapes do not fit the configuration, or a weight
             is not finite.
     """
-    checkpoint = load_checkpoint(weights, config, classes)
+    checkpoint = load_checkpoint(weights, config, class_names)
     with torch.device("meta"):  # without memory: the file's tensors are compared first, then used
         model = Yolact(checkpoint.config)
     if checkpoint.ema is not None:
@@ -88,11 +90,11 @@ def load_model(weights: str | Path, config: str | Config | None = None, classes:
     state = checkpoint.ema or checkpoint.model
     found = count_classes(state)
     if found not in (None, len(checkpoint.config.classes)):
-        names = checkpoint.config.name if classes is None else f"--classes {classes}"
+        names = checkpoint.config.name if class_names is None else f"--class-names {class_names}"
         raise YolactError(
             f"{weights} has {counted(found or 0, 'class', 'classes')}, but {names} has"
-            f" {len(checkpoint.config.classes)}; give the names with --classes NAME,NAME,... or a file with"
-            " one in each line"
+            f" {len(checkpoint.config.classes)}; give the names with --class-names NAME,NAME,... or a file"
+            " with one in each line"
         )
     load_state(model, state, str(weights))
     return model.eval()
@@ -101,25 +103,25 @@ def load_model(weights: str | Path, config: str | Config | None = None, classes:
 def load_checkpoint(
     weights: str | Path,
     config: str | Config | None = None,
-    classes: str | None = None,
+    class_names: str | None = None,
     default: Config | None = None,
 ) -> Checkpoint:
     """Read a weights file without building the network.
 
     Args:
-        weights, config, classes: As for `load_model`.
+        weights, config, class_names: As for `load_model`.
         default: The configuration if `config` is None and neither the file nor its name says it.
 
     Raises:
         YolactError: the file cannot be opened, or says nothing about its configuration.
-        UsageError: `classes` are given, and the file holds its own.
+        UsageError: `class_names` are given, and the file holds its own.
     """
     path = locate(weights)
     given = get_config(config) if isinstance(config, str) else config
     content, metadata = _read(path)
     own = content.get("format") == FORMAT or "config" in metadata
-    if own and classes is not None:
-        raise UsageError(f"--classes {classes}: {path} holds its class names; leave the option out")
+    if own and class_names is not None:
+        raise UsageError(f"--class-names {class_names}: {path} holds its class names; leave the option out")
     if content.get("format") == FORMAT:
         return _own_checkpoint(path, content, given)
     state = plain_state(content, str(path))
@@ -128,8 +130,8 @@ def load_checkpoint(
     found = given or _config_from_name(path, default)
     if own:
         check_fits(found, state, str(path))
-    if classes is not None:
-        found = replace(found, classes=parse_classes(classes))
+    if class_names is not None:
+        found = replace(found, classes=parse_classes(class_names))
     epoch, iteration = position_of(path)
     return Checkpoint(path, found, state, None, epoch, iteration, classes_known=own)
 

@@ -88,15 +88,15 @@ def parse_classes(text: str) -> Classes:
     """
     file = Path(text)
     if file.is_file() or (file.suffix and "," not in text):
-        names = [line.strip() for line in read_text(file, "--classes").splitlines() if line.strip()]
+        names = [line.strip() for line in read_text(file, "--class-names").splitlines() if line.strip()]
         if not names:
-            raise YolactError(f"--classes {text}: the file has no names; expected one in each line")
+            raise YolactError(f"--class-names {text}: the file has no names; expected one in each line")
     else:
         names = [name.strip() for name in text.split(",")]
     twice = sorted({name for name in names if names.count(name) > 1})
     if not all(names) or twice:
+        problem = f"{twice[0]!r} occurs twice" if twice and twice[0] else "a name is empty"
         raise UsageError(
-            f"--classes {text}: {f'{twice[0]!r} occurs twice' if twice and twice[0] else 'a name is empty'};"
-            " expected NAME,NAME,... or a file with a name in each line"
+            f"--class-names {text}: {problem}; expected NAME,NAME,... or a file with a name in each line"
         )
     return Classes(tuple(names), tuple(range(1, len(names) + 1)))

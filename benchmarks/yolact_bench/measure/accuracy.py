@@ -20,7 +20,7 @@ def accuracy(
     candidate: EngineCandidate, images: Path, annotations: Path, max_images: int | None = None
 ) -> dict[str, Any] | None:
     """Mask and box AP of all detections of an engine, whatever threshold it is measured with, on the first
-    `max_images` of a COCO annotation file with its folder of images.
+    `max_images` of a COCO annotation file with its folder of images; of the candidate's `classes` only.
 
     Returns:
         {"mask_ap", "mask_ap50", "box_ap", "box_ap50", "images", "failures"}; AP 0..1, or None without such
@@ -34,7 +34,9 @@ def accuracy(
 
     truth = read_ground_truth(annotations, images)
     try:
-        found = predict(candidate.engine, images, truth, batch_size=1, max_images=max_images)
+        found = predict(
+            candidate.engine, images, truth, batch_size=1, max_images=max_images, classes=candidate.classes
+        )
     except YolactError as error:
         log.warning("no AP of %s: %s", candidate.name, error)
         return None

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from yolact_runtime.metadata import InputSize
+
 # Both kinds of run, with their names in JSON.
 KINDS = {"network_only": "alone", "end_to_end": "end_to_end"}
 STAGES = ("decode", "preprocess", "upload", "network", "detect", "download", "masks", "rle")
@@ -39,7 +41,7 @@ class Candidate(ABC):
         backend: The library that runs it, with its version.
         config: The model.
         precision: What its arithmetic really is: "fp32", "fp16", "bf16", "int8" or "int8+bf16".
-        input_size: Side of the network's input in pixels; None if it varies.
+        input_size: Of the network's input in pixels, the side of a square or (H, W); None if it varies.
         note: What a reader must know for a fair comparison, one line; may be empty.
         licence: Of its code; empty for our own.
         weights_sha256: Of the checkpoint it came from; empty if unknown.
@@ -49,7 +51,7 @@ class Candidate(ABC):
     backend: str
     config: str
     precision: str
-    input_size: int | None
+    input_size: InputSize | None
     note: str = ""
     licence: str = ""
     weights_sha256: str = ""

@@ -1,6 +1,6 @@
 """Start-up and memory of one engine, measured in its own process.
 
-    cold.py ENGINE IMAGE OPTIONS_AS_JSON BATCH
+    cold.py ENGINE IMAGE OPTIONS_AS_JSON BATCH CLASSES_AS_JSON
 
 prints `{"import_ms", "load_ms", "first_ms", "peak_mib", "device_mib"}`: importing the runtime, opening the
 engine, its first prediction of one image (masks included), then after a few predictions of a whole batch the
@@ -31,7 +31,8 @@ MORE_RUNS = 3  # memory has reached its size by then
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure in this process and print the result."""
-    engine, image, options, batch = sys.argv[1:] if argv is None else argv
+    engine, image, options, batch, chosen = sys.argv[1:] if argv is None else argv
+    classes: list[str] | None = json.loads(chosen)
     start = time.perf_counter()
     from yolact_runtime import load_engine
 
@@ -47,11 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     picture = read_image(image)
     ready = time.perf_counter()
-    _predict(model, [picture])
+    _predict(model, [picture], classes)
     done = time.perf_counter()
     count = min(max(model.metadata.min_batch, int(batch)), model.metadata.max_batch)
     for _ in range(MORE_RUNS):
-        _predict(model, [picture] * count)
+        _predict(model, [picture] * count, classes)
     after = nvml.memory_used() if nvml else None
     figures = {
         "import_ms": 1000 * (imported - start),
@@ -64,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _predict(model: Any, pictures: list[Any]) -> None:
-    for result in model.predict(pictures, 0.0, model.metadata.max_detections):
+def _predict(model: Any, pictures: list[Any], classes: list[str] | None) -> None:
+    for result in model.predict(pictures, 0.0, model.metadata.max_detections, classes):
         result.rles  # noqa: B018 - computed when first asked for
 
 
@@ -85,10 +86,14 @@ def peak_memory() -> float | None:
 
 
 def cold_start(
-    engine: str, image: Path, options: Mapping[str, Any], batch: int = 1
+    engine: str,
+    image: Path,
+    options: Mapping[str, Any],
+    batch: int = 1,
+    classes: Sequence[str] | None = None,
 ) -> dict[str, float | None] | None:
     """Run `main` in a new process; None (and a warning) if that fails."""
-    words = [engine, str(image), json.dumps(dict(options)), str(batch)]
+    words = [engine, str(image), json.dumps(dict(options)), str(batch), json.dumps(classes)]
     command = module_command("yolact_bench.measure.cold", *words)
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=True)

@@ -93,7 +93,9 @@ def open_engines(
         options = {**common, **defaults(spec), **spec.options}
         engine = stack.enter_context(load_engine(spec.path, **options))
         limits = settings.score_threshold, settings.top_k
-        candidates.append(EngineCandidate(name, engine, *limits, path=spec.path, options=options))
+        candidates.append(
+            EngineCandidate(name, engine, *limits, path=spec.path, options=options, classes=settings.classes)
+        )
     in_torch = [one for one in candidates if one.backend.startswith("PyTorch")]
     if len({one.options.get("threads") for one in in_torch}) > 1:
         raise UsageError("PyTorch engines in one run share their CPU threads; give all the same number")

@@ -48,6 +48,7 @@ def pipeline_throughput(
     seconds: float = 3.0,
     score_threshold: float = 0.0,
     top_k: int | None = None,
+    classes: Sequence[str] | None = None,
     clock: Callable[[], int] = time.perf_counter_ns,
 ) -> dict[str, Any]:
     """Measure both with one model.
@@ -58,6 +59,7 @@ def pipeline_throughput(
         images: Files, used in turn, `batch` per call of either engine.
         seconds: Time for each; at least five passes of each are measured.
         score_threshold, top_k: Which detections get masks; None for all that the engine keeps.
+        classes: Names or category ids of the classes to find; None for all.
         clock: In nanoseconds.
 
     Returns:
@@ -75,12 +77,14 @@ def pipeline_throughput(
         raise UsageError(f"the loop's engine has {latency.streams} streams; open it with streams=1")
     workers = default_workers()
     settings = runtime.PipelineSettings(
-        batch, decode_workers=workers, post_workers=workers, score_threshold=score_threshold, top_k=top_k
-    )
+        batch, decode_workers=workers, post_workers=workers, score_threshold=score_threshold, top_k=top_k,
+        classes=classes,
+    )  # fmt: skip
 
     def serial(total: int) -> None:
         for paths in itertools.islice(batches(images, batch), total // batch):
-            for result in latency.predict([read_image(path) for path in paths], score_threshold, top_k):
+            pictures = [read_image(path) for path in paths]
+            for result in latency.predict(pictures, score_threshold, top_k, classes):
                 result.rles  # noqa: B018 - computed when first asked for
 
     def pipelined(total: int) -> None:

@@ -44,8 +44,10 @@ DEVICE_RUNS = 10  # stage by stage; the first two warm up
 class EngineCandidate(Candidate):
     """One of our engines, which is closed with this; `path` and `options` serve to open it again.
 
+    `classes` are the names or category ids of those to find; None for all.
+
     Raises:
-        UsageError: a limit out of its range.
+        UsageError: a limit out of its range, or a class that the engine does not have.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class EngineCandidate(Candidate):
         top_k: int | None = None,
         path: str = "",
         options: Mapping[str, Any] | None = None,
+        classes: Sequence[str | int] | None = None,
     ) -> None:
         meta = engine.metadata
         self.name, self.engine, self.path, self.options = name, engine, path, dict(options or {})
@@ -63,6 +66,9 @@ class EngineCandidate(Candidate):
         self.precision, self.weights_sha256 = engine.precision, meta.weights_sha256
         self._limits = score_threshold, meta.max_detections if top_k is None else top_k
         check_limits(*self._limits)
+        self.classes = engine.class_indices(classes, "--classes")
+        # Engines of other packages may not take classes.
+        self._only = () if self.classes is None else (self.classes,)
         self._by_events: dict[str, float] = {}
 
     def prepare(self, images: Sequence[Path], batch: int) -> None:
@@ -79,7 +85,7 @@ class EngineCandidate(Candidate):
         self._by_events = self._device_stages(next(batches(images, batch)))
 
     def network_only(self) -> None:
-        self.engine.detect(next(self._prepared))
+        self.engine.detect(next(self._prepared), *self._only)
 
     def end_to_end(self, paths: Sequence[Path]) -> Run:
         """Run the engine as its users do, and time each stage."""
@@ -91,7 +97,7 @@ class EngineCandidate(Candidate):
             prepared = [engine.prepare(image) for image in images]
             ready = clock()
             sizes = [(image.shape[0], image.shape[1]) for image in images]
-            results = engine.predict_prepared(prepared, sizes, *self._limits)
+            results = engine.predict_prepared(prepared, sizes, *self._limits, *self._only)
             returned = clock()
             for result in results:
                 result.regions  # noqa: B018 - computed when first asked for
@@ -119,7 +125,7 @@ class EngineCandidate(Candidate):
             return {}
         images = [read_image(path) for path in paths]
         try:
-            taken = [stage_times(images, *self._limits) for _ in range(DEVICE_RUNS)][2:]
+            taken = [stage_times(images, *self._limits, *self._only) for _ in range(DEVICE_RUNS)][2:]
         except YolactError as error:
             log.info("%s: stages by the host's clock only: %s", self.name, error)
             return {}

@@ -30,6 +30,7 @@ from yolact_bench.measure.protocol import Sampled, Timing, cpu_threads, sample_i
 from yolact_bench.measure.statistics import Interval, mean_interval, paired_ratio
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import atomic_path, read_json
+from yolact_runtime.metadata import InputSize
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class Settings:
     threads: int | None = None  # CPU threads of the engines, OpenCV and PyTorch; None for their choice
     score_threshold: float = 0.0  # end to end, detections above it get masks
     top_k: int | None = None  # at most this many of them; None for all that the engine keeps
+    classes: tuple[str, ...] | None = None  # names or category ids of those to find; None for all
 
     def __post_init__(self) -> None:
         if not self.batches or min(self.batches) < 1 or len(set(self.batches)) < len(self.batches):
@@ -86,7 +88,7 @@ class EngineReport:
     backend: str
     config: str
     precision: str
-    input_size: int | None
+    input_size: InputSize | None
     note: str
     weights_sha256: str
     batches: list[BatchReport]
@@ -195,13 +197,20 @@ def measure(
     return Report(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         machine=describe_machine(),
-        settings={**asdict(settings), "batches": list(settings.batches), "images": len(images)},
+        settings=_as_json(settings, len(images)),
         conditions=monitor.conditions,
         engines=[
             EngineReport(batches=found[one.name], **{key: getattr(one, key) for key in _DESCRIPTION})
             for one in candidates
         ],
     )
+
+
+def _as_json(settings: Settings, images: int) -> dict[str, Any]:
+    """The settings in the report; `classes` only if some were chosen."""
+    values = {**asdict(settings), "batches": list(settings.batches), "images": images}
+    classes = values.pop("classes")
+    return values if classes is None else {**values, "classes": list(classes)}
 
 
 def _measure_batch(

@@ -22,7 +22,7 @@ import numpy as np
 
 from yolact_bench.measure.candidate import PREPARED, Candidate, Run
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.metadata import Metadata
+from yolact_runtime.metadata import InputSize, Metadata, size_text
 
 if TYPE_CHECKING:
     import torch
@@ -105,7 +105,8 @@ class OriginalCandidate(Candidate):
             raise UsageError(f"the original has no configuration {like.config}; it has {', '.join(CONFIGS)}")
         if not weights.is_file():
             raise YolactError(f"--weights {weights} does not exist")
-        self.config, self.input_size = like.config, like.input_size
+        side = _square(like.input_size, "--engine")
+        self.config, self.input_size = like.config, side
         self.backend = f"PyTorch, its own code ({device})"
         self._process = CheckoutProcess(
             checkout,
@@ -114,7 +115,7 @@ class OriginalCandidate(Candidate):
             weights=weights.resolve(),
             device=device,
             threads=threads,
-            input_size=like.input_size,
+            input_size=side,
             classes=len(like.category_ids),
             categories=like.category_ids,
         )
@@ -160,6 +161,7 @@ def open_training(
     """
     import torch
 
+    side = _square(model.config.model.input_size, "model.input_size")
     case, weights, config = folder / "case.pth", folder / "weights.pth", model.config
     boxes, masks, crowds = [], [], []
     # The form of the original's dataset: crowd regions last, with the label -1.
@@ -167,7 +169,7 @@ def open_training(
         crowds.append(len(target.crowd_boxes))
         labels = torch.cat([target.labels, torch.full((crowds[-1],), -1)])
         boxes.append(torch.column_stack([torch.cat([target.boxes, target.crowd_boxes]), labels]).float())
-        masks.append(torch.from_numpy(_masks(dataset, index)).float())
+        masks.append(torch.from_numpy(_masks(dataset, index, side)).float())
     torch.save((batch.images, boxes, masks, crowds), case)
     torch.save(model.state_dict(), weights)
     return CheckoutProcess(
@@ -178,19 +180,26 @@ def open_training(
         case=case,
         device=device,
         threads=torch.get_num_threads(),
-        input_size=config.model.input_size,
+        input_size=side,
         classes=len(config.classes.names),
         freeze_bn=freeze_bn,
     )
 
 
-def _masks(dataset: CocoDataset, index: int) -> np.ndarray:
-    """The masks (n, S, S) of a sample at input size, crowd regions last."""
+def _square(size: InputSize, what: str) -> int:
+    """The side of an input, which has to be a square; `what` has this size."""
+    if not isinstance(size, int):
+        raise UsageError(f"{what} has an input of {size_text(size)}; the original takes squares only")
+    return size
+
+
+def _masks(dataset: CocoDataset, index: int, side: int) -> np.ndarray:
+    """The masks (n, S, S) of a sample at input size S, crowd regions last."""
     import cv2
 
     from yolact.data.segmentation import to_mask
 
-    record, side = dataset.records[index], dataset.model.input_size
+    record = dataset.records[index]
     height, width = dataset.read_image(record).shape[:2]
     boxes, crowd = dataset.boxes(record, height, width)
     real = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(axis=1))

@@ -11,6 +11,7 @@ from yolact_bench.measure.protocol import MIN_RUNS, WARM_UP_LIMIT, WARM_UP_RUNS
 from yolact_bench.measure.suite import EngineReport, Measured, Report
 from yolact_runtime.commandline import Table, print_line
 from yolact_runtime.errors import counted
+from yolact_runtime.metadata import size_text
 
 TITLES = {"network_only": "Network only", "end_to_end": "End to end, file to RLE masks"}
 _STATISTICS = ("median", "p90", "p95", "p99", "mean", "±", "std")
@@ -27,7 +28,7 @@ def report_tables(report: Report) -> dict[str, Table]:
             [
                 [
                     *(engine.name, engine.backend, engine.config, engine.precision),
-                    *(f"{engine.input_size} px" if engine.input_size else "varies", engine.licence),
+                    *(input_text(engine) or "varies", engine.licence),
                 ]
                 for engine in engines
             ],
@@ -134,6 +135,8 @@ def machine(report: Report) -> str:
     settings, host = report.settings, report.machine
     gpu = f"; {host['gpu']['name']}, driver {host['gpu']['driver']}" if host.get("gpu") else ""
     limit = f"the best {settings['top_k']} detections" if settings["top_k"] else "all detections"
+    if settings.get("classes"):
+        limit += f" of the classes {', '.join(settings['classes'])}"
     return (
         f"{host['cpu']}, {host['cores']} cores{gpu}; threads: {settings['threads'] or 'default'};"
         f" {counted(settings['images'], 'image')}; masks of {limit} above score"
@@ -193,6 +196,11 @@ def _interval(ends: Iterable[float], text: Callable[[float], str]) -> str:
 def rate(value: float) -> str:
     """Images per second, with two decimals if they are few."""
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def input_text(engine: EngineReport) -> str:
+    """Size of the network's input, such as "550 px" or "384x640 px"; empty if it varies."""
+    return f"{size_text(engine.input_size)} px" if engine.input_size else ""
 
 
 def agreement_text(engine: EngineReport) -> str:

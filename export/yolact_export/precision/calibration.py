@@ -120,7 +120,7 @@ def calibrate(
 
 
 def batches(images: Iterable[np.ndarray], metadata: Metadata) -> Iterator[np.ndarray]:
-    """Each (H, W, 3) uint8 BGR image as the smallest batch that the graph accepts, (n, S, S, 3)."""
+    """Each (H, W, 3) uint8 BGR image as the smallest batch that the graph accepts, (n, H, W, 3)."""
     for image in images:
         batch = resize_batch([image], metadata.input_size, metadata.input_dtype)
         yield np.repeat(batch, metadata.min_batch, axis=0)

@@ -56,7 +56,7 @@ class HeadReference:
 
     Args:
         model: The float32 graph.
-        batches: Inputs of the graphs, (n, S, S, 3) each.
+        batches: Inputs of the graphs, (n, H, W, 3) each.
         metadata: Of the graph, for the score threshold.
     """
 
@@ -113,7 +113,7 @@ def tensor_errors(
     Args:
         model: The float32 graph.
         reduced: The graph to compare.
-        batches: Inputs of the graphs, (n, S, S, 3) each.
+        batches: Inputs of the graphs, (n, H, W, 3) each.
 
     Returns:
         Errors by head, over all priors, and errors by layer group.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 
+from yolact_runtime.classes import resolve_classes
 from yolact_runtime.detections import Detections, check_detections
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.metadata import Metadata
@@ -57,18 +58,25 @@ class Engine(ABC):
         return self.metadata.precision
 
     @abstractmethod
-    def detect(self, batch: np.ndarray) -> Detections:
+    def detect(self, batch: np.ndarray, classes: frozenset[int] | None = None) -> Detections:
         """Run the model.
 
         Args:
             batch: (n, H, W, 3) BGR 0..255 of dtype `metadata.input_dtype`, min_batch <= n <= max_batch.
+            classes: 0-based indices of the wanted classes, None for all. An engine that keeps the best
+                `metadata.max_detections` itself keeps those of these classes; a graph that has done so
+                returns others, too.
 
         Raises:
             YolactError: the backend failed.
         """
 
     def predict(
-        self, images: Sequence[np.ndarray], score_threshold: float = 0.15, top_k: int = 15
+        self,
+        images: Sequence[np.ndarray],
+        score_threshold: float = 0.15,
+        top_k: int = 15,
+        classes: Iterable[str | int] | None = None,
     ) -> list[Result]:
         """Find the instances in each image.
 
@@ -76,15 +84,18 @@ class Engine(ABC):
             images: Each (H, W, 3) uint8 BGR, of any size; they are not modified.
             score_threshold: Keep detections whose box score is greater (0..1).
             top_k: Keep at most this many per image, the best box scores.
+            classes: Names or category ids of the classes to find; None for all. Others are dropped before
+                `top_k` and before masks are computed.
 
         Returns:
             One result per image, best score first.
 
         Raises:
             YolactError: an image has another shape or dtype, or the engine failed.
-            UsageError: a threshold outside its range.
+            UsageError: a threshold outside its range, or a class that the model does not have.
         """
         check_limits(score_threshold, top_k)
+        indices = self.class_indices(classes)
         for index, image in enumerate(images):
             check_image(index, image)
         results: list[Result] = []
@@ -92,8 +103,21 @@ class Engine(ABC):
             chunk = images[start : start + self.metadata.max_batch]
             prepared = [self.prepare(image) for image in chunk]
             sizes = [(image.shape[0], image.shape[1]) for image in chunk]
-            results += self.predict_prepared(prepared, sizes, score_threshold, top_k)
+            results += self.predict_prepared(prepared, sizes, score_threshold, top_k, indices)
         return results
+
+    def class_indices(
+        self, classes: Iterable[str | int] | None, what: str = "classes"
+    ) -> frozenset[int] | None:
+        """0-based indices of classes given by names or category ids, as `predict_prepared` takes them.
+
+        A text is a name first, and an id only if no class has this name. None, for all, stays None. Errors
+        call the value `what`.
+
+        Raises:
+            UsageError: the model has no such class.
+        """
+        return resolve_classes(classes, self.metadata.class_names, self.metadata.category_ids, what)
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """The part of `predict` that needs one image only; the pipeline runs it in its decode workers.
@@ -102,8 +126,8 @@ class Engine(ABC):
             image: (H, W, 3) uint8 BGR; it is not modified.
 
         Returns:
-            The input of `predict_prepared`: here (H, W, 3), the network's, of the input's dtype; `image` itself if it has
-            this shape and dtype.
+            The input of `predict_prepared`: here the network's, (H, W, 3) of the input's dtype; `image`
+            itself if it has this shape and dtype.
         """
         size = self.metadata.input_shape
         if image.shape[:2] == size and image.dtype == self.metadata.input_dtype:
@@ -116,6 +140,7 @@ class Engine(ABC):
         sizes: Sequence[tuple[int, int]],
         score_threshold: float,
         top_k: int,
+        classes: frozenset[int] | None = None,
     ) -> list[Result]:
         """The rest of `predict`.
 
@@ -123,6 +148,7 @@ class Engine(ABC):
             prepared: Outputs of `prepare`, 1 to `metadata.max_batch`.
             sizes: Height and width of each image.
             score_threshold, top_k: As for `predict`.
+            classes: 0-based indices of the classes to find, from `class_indices`; None for all.
         """
         meta = self.metadata
         missing = max(0, meta.min_batch - len(prepared))
@@ -131,12 +157,13 @@ class Engine(ABC):
         else:
             batch = np.stack([*prepared, *[prepared[-1]] * missing])
         with self.timed("network"):
-            detections = self.detect(batch)
+            # Engines of other packages may not take classes.
+            detections = self.detect(batch) if classes is None else self.detect(batch, classes)
         check_detections(detections, len(batch), meta)
         # A view of one image's prototypes would keep those of the whole batch alive.
         copy = self.reuses_outputs or len(batch) > 1
         return [
-            result_of(detections, index, size, meta, score_threshold, top_k, copy=copy)
+            result_of(detections, index, size, meta, score_threshold, top_k, copy=copy, classes=classes)
             for index, size in enumerate(sizes)
         ]
 

@@ -7,7 +7,7 @@ import inspect
 import logging
 import os
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -250,9 +250,7 @@ def _options_for(opener: Callable[..., Any], options: Mapping[str, Any], what: s
     allowed = options_of(opener)
     for option, value in options.items():
         if option not in allowed and (option, value) != ("streams", "auto"):
-            raise UsageError(
-                f"option {option!r} does not apply to {what}; it takes {', '.join(allowed) or 'none'}"
-            )
+            raise _unknown_option(option, what, allowed)
     return {name: value for name, value in options.items() if name in allowed}
 
 
@@ -294,7 +292,19 @@ def _refuse_unknown(options: Mapping[str, Any], able: list[str], suffix: str) ->
         if options.keys() <= allowed.keys():
             return  # without importing the other backends
     option = next(option for option in options if option not in allowed)
-    raise UsageError(f"option {option!r} does not apply to a .{suffix} engine; it takes {', '.join(allowed)}")
+    raise _unknown_option(option, f"a .{suffix} engine", allowed)
+
+
+def _unknown_option(option: str, what: str, allowed: Iterable[str]) -> UsageError:
+    """The error for an option that what is opened does not take."""
+    advice = ""
+    if option == "classes":
+        advice = (
+            "; the names of a checkpoint without its own are class_names, and the classes to find go to"
+            " predict(classes=...)"
+        )
+    known = ", ".join(allowed) or "none"
+    return UsageError(f"option {option!r} does not apply to {what}; it takes {known}{advice}")
 
 
 def find_engine(onnx: Path) -> Path:

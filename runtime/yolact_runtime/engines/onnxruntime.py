@@ -108,7 +108,7 @@ class OnnxRuntimeEngine(Engine):
     def precision(self) -> str:
         return self._delivered
 
-    def detect(self, batch: np.ndarray) -> Detections:
+    def detect(self, batch: np.ndarray, classes: frozenset[int] | None = None) -> Detections:
         session, bound = self._session, self._bound
         if session is None:
             raise YolactError(f"engine {self.path} is closed; open it again")
@@ -119,7 +119,7 @@ class OnnxRuntimeEngine(Engine):
         if self.metadata.detect != "runtime":
             return self._outputs.detections(values)
         with self.timed("detect"):
-            return self._outputs.detections(values)
+            return self._outputs.detections(values, classes)
 
     def close(self) -> None:
         self._session = self._bound = None

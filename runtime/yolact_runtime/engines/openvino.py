@@ -112,7 +112,7 @@ class OpenVinoEngine(Engine):
     def precision(self) -> str:
         return self._precision
 
-    def detect(self, batch: np.ndarray) -> Detections:
+    def detect(self, batch: np.ndarray, classes: frozenset[int] | None = None) -> Detections:
         """Run the model on a free request, waiting for one."""
         requests = self._requests
         if requests is None:
@@ -129,7 +129,7 @@ class OpenVinoEngine(Engine):
         if self.metadata.detect != "runtime":
             return self._outputs.detections(values)
         with self.timed("detect"):
-            return self._outputs.detections(values)
+            return self._outputs.detections(values, classes)
 
     def close(self) -> None:
         self._requests = None

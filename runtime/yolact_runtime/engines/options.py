@@ -25,8 +25,14 @@ def add_engine_options(parser: argparse.ArgumentParser, required: bool = True) -
     add("--providers", nargs="+", metavar="NAME",
         help="ONNX Runtime providers, best first: cuda, cuda:1, cpu; end them with --")  # fmt: skip
     add("--config", help="configuration of a checkpoint that does not name its own")
-    add("--classes", metavar="FILE|NAMES",
-        help="classes of a checkpoint without its own: NAME,NAME,... or a file of one per line")  # fmt: skip
+    add("--class-names", metavar="FILE|NAMES",
+        help="class names of a checkpoint without its own: NAME,... or a file of one per line")  # fmt: skip
+
+
+def add_class_filter(parser: argparse._ActionsContainer) -> None:
+    """Add the option `--classes`, for `Engine.class_indices`."""
+    parser.add_argument("--classes", nargs="+", metavar="NAME|ID",
+        help="find only these classes, by name or category id; end them with --")  # fmt: skip
 
 
 def open_engine(args: argparse.Namespace, **options: Any) -> Engine:
@@ -39,7 +45,7 @@ def open_engine(args: argparse.Namespace, **options: Any) -> Engine:
 
     named = {
         name: getattr(args, name)
-        for name in ("backend", "precision", "threads", "providers", "config", "classes")
+        for name in ("backend", "precision", "threads", "providers", "config", "class_names")
     }
     given = {name: value for name, value in named.items() if value is not None}
     return load_engine(args.engine, **given, **options)

@@ -52,8 +52,8 @@ class GraphOutputs:
         """(P, 4) float32 cx cy w h, for raw heads."""
         spec = self._metadata.priors
         assert spec is not None  # Metadata checks it
-        size = self._metadata.input_size
-        return make_priors(spec.levels, spec.scales, spec.aspect_ratios, size, spec.square)
+        shape = self._metadata.input_shape
+        return make_priors(spec.levels, spec.scales, spec.aspect_ratios, shape, spec.square)
 
     def check(self, inputs: Mapping[str, Sequence[object]], outputs: Mapping[str, Sequence[object]]) -> None:
         """Raise a YolactError unless a graph has the expected inputs and outputs.
@@ -106,8 +106,10 @@ class GraphOutputs:
                 f" metadata says (N, {height}, {width}, 3) {expected}; export it again"
             )
 
-    def detections(self, values: Sequence[np.ndarray]) -> Detections:
+    def detections(self, values: Sequence[np.ndarray], classes: frozenset[int] | None = None) -> Detections:
         """Detections from the outputs, in the order of `names`; float16 becomes float32.
+
+        Raw heads give detections of `classes` only (0-based indices; None for all).
 
         Raises:
             YolactError: they do not match the metadata.
@@ -120,16 +122,21 @@ class GraphOutputs:
         if self._metadata.detect == "native":
             found.setdefault("mask_scores", found["scores"])
             return Detections(**found)
-        return self._detect(**found)
+        return self._detect(**found, classes=classes)
 
     def _detect(
-        self, loc: np.ndarray, logits: np.ndarray, coefficients: np.ndarray, prototypes: np.ndarray
+        self,
+        loc: np.ndarray,
+        logits: np.ndarray,
+        coefficients: np.ndarray,
+        prototypes: np.ndarray,
+        classes: frozenset[int] | None,
     ) -> Detections:
         """Detections from raw heads; raises a YolactError if they do not match the metadata."""
-        n, priors, classes = len(loc), len(self.priors), len(self._metadata.class_names) + 1
+        n, priors, columns = len(loc), len(self.priors), len(self._metadata.class_names) + 1
         for name, head, sides in (
             ("loc", loc, (n, priors, 4)),
-            ("logits", logits, (n, priors, classes)),
+            ("logits", logits, (n, priors, columns)),
             ("coefficients", coefficients, (n, priors, prototypes.shape[-1])),
             ("prototypes", prototypes, (n, *prototypes.shape[1:3], coefficients.shape[-1])),
         ):
@@ -138,7 +145,7 @@ class GraphOutputs:
                     f"{self._path}: its output {name} is {head.shape} {head.dtype}, and its metadata needs"
                     f" {sides} float32; export it again"
                 )
-        found = detect(loc, logits, coefficients, prototypes, self.priors, self._metadata)
+        found = detect(loc, logits, coefficients, prototypes, self.priors, self._metadata, classes)
         self.rescore(found)
         return found
 

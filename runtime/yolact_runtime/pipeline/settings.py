@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from numbers import Real
 
 from yolact_runtime.engines.base import check_limits, check_whole
@@ -26,6 +27,7 @@ class PipelineSettings:
         in_flight: Maximum number of frames between the start of decoding and the end of writing; None: as
             many as keep all stages busy.
         engine_failures: Number of consecutive images that the engine fails on before the run gives up.
+        classes: Names or category ids of the classes to find, as for `Engine.predict`; None for all.
 
     Raises:
         UsageError: a value outside its range.
@@ -40,6 +42,7 @@ class PipelineSettings:
     drop_late: bool | None = None
     in_flight: int | None = None
     engine_failures: int = 10
+    classes: Sequence[str | int] | None = None
 
     def __post_init__(self) -> None:
         check_limits(self.score_threshold, self.top_k)
@@ -49,6 +52,15 @@ class PipelineSettings:
                 check_whole(name, value)
         if not (isinstance(self.deadline, Real) and math.isfinite(self.deadline) and self.deadline >= 0):
             raise UsageError(f"deadline is {self.deadline}; it must be a number of seconds, 0 or more")
+
+
+@dataclass
+class SourceStats:
+    """Counts of one source: as in `RunStats`."""
+
+    done: int = 0
+    failed: int = 0
+    detections: int = 0
 
 
 @dataclass
@@ -62,6 +74,7 @@ class RunStats:
         dropped: Frames of a live source that came too fast.
         detections: Detections in the frames done.
         seconds: From the start until the last frame was written.
+        sources: The same for each source, by `Frame.source`.
     """
 
     read: int = 0
@@ -70,6 +83,14 @@ class RunStats:
     dropped: int = 0
     detections: int = 0
     seconds: float = 0.0
+    sources: dict[int, SourceStats] = field(default_factory=dict)
+
+    def count(self, source: int, detections: int | None) -> None:
+        """Count a frame of a source with its detections; None for one that failed."""
+        for stats in (self, self.sources.setdefault(source, SourceStats())):
+            stats.done += detections is not None
+            stats.failed += detections is None
+            stats.detections += detections or 0
 
     @property
     def fps(self) -> float:

@@ -62,14 +62,20 @@ class Run:
         self.finished = threading.Event()
         self.error: BaseException | None = None
         self._source, self._engine, self._sinks, self._settings = source, engine, sinks, settings
+        self._classes = engine.class_indices(settings.classes)
         self._batch = min(settings.batch_size, engine.metadata.max_batch)
         streams = max(1, engine.streams)
-        self._drop_late = source.live if settings.drop_late is None else settings.drop_late
+        late = source.live if settings.drop_late is None else settings.drop_late
         # One batch in each stream and one waiting; with more, frames of a live source would be outdated.
-        window = (streams + 1) * self._batch
-        if not self._drop_late:
+        window, waiting = (streams + 1) * self._batch, self._batch
+        if not late:
             window += streams * self._batch + settings.decode_workers + 2 * settings.post_workers
-        self._intake: Channel[Frame] = Channel(self._batch if self._drop_late else settings.decode_workers)
+            waiting = settings.decode_workers
+        self._drop_late = late
+        if source.drops_late(settings.drop_late):
+            # The source keeps the newest frames until they are needed.
+            self._drop_late, waiting = False, 1
+        self._intake: Channel[Frame] = Channel(waiting)
         self._slots: Channel[None] = Channel(items=[None] * (settings.in_flight or window))
         self._prepared: Channel[_Item] = Channel()
         self._found: Channel[_Item] = Channel()
@@ -167,12 +173,14 @@ class Run:
     def _read(self) -> None:
         """Move frames from the source to the intake."""
         put = self._intake.put_newest if self._drop_late else self._intake.put
+        own = 0
         try:
             self._begun.wait()
             for frame in self._source:
-                dropped = put(frame)
-                self.stats.read += 1
-                self.stats.dropped += dropped or 0
+                late = put(frame) or 0
+                before, own = own, self._source.dropped
+                self.stats.read += 1 + own - before
+                self.stats.dropped += late + own - before
         except Closed:
             pass
         except Exception as error:
@@ -228,6 +236,7 @@ class Run:
                 [(item.image.shape[0], item.image.shape[1]) for item in batch if item.image is not None],
                 settings.score_threshold,
                 settings.top_k,
+                self._classes,
             )
             pairs = list(zip(batch, results, strict=True))
         except Exception as error:
@@ -307,11 +316,7 @@ class Run:
                     raise _as_yolact_error(error) from error
                 finally:
                     self._writing = None
-            if item.fault is not None:
-                self.stats.failed += 1
-            else:
-                self.stats.done += 1
-                self.stats.detections += item.detections
+            self.stats.count(item.frame.source, None if item.fault is not None else item.detections)
             self.stats.seconds = time.perf_counter() - self._start
             self._slots.put(None)
 

@@ -87,8 +87,8 @@ class CocoSink(Sink):
             return
         masks, boxes = [], []
         for entry in line["detections"]:
-            mask = {key: value for key, value in entry.items() if key != "box_score"}
-            box = {key: value for key, value in mask.items() if key != "segmentation"}
+            mask = {key: value for key, value in entry.items() if key not in ("box_score", "centroid")}
+            box = {key: value for key, value in mask.items() if key not in ("segmentation", "area")}
             masks.append(mask)
             boxes.append({**box, "score": entry.get("box_score", entry["score"])})
         self._append(number, line["image"], (line["height"], line["width"], _dump(masks), _dump(boxes)))

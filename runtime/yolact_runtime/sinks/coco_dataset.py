@@ -16,6 +16,7 @@ from pycocotools import mask as coco_mask
 from yolact_runtime.errors import YolactError
 from yolact_runtime.files import follow_links, stream_of, writing
 from yolact_runtime.frames import Frame, Sink
+from yolact_runtime.masks import packed_rle
 from yolact_runtime.results import Result
 from yolact_runtime.sinks.growing import GrowingFile, GrowingJson
 from yolact_runtime.sinks.image_ids import ImageNumbers
@@ -132,10 +133,7 @@ def _annotations(found: list[dict[str, Any]], height: int, width: int) -> list[d
     annotations = []
     for entry in found:
         mask = entry["segmentation"]
-        if isinstance(mask, list):
-            rle = coco_mask.merge(coco_mask.frPyObjects(mask, height, width))
-        else:
-            rle = {"size": mask["size"], "counts": mask["counts"].encode()}
+        rle = packed_rle(mask, height, width)
         area = int(coco_mask.area(rle))
         if area:
             annotations.append(

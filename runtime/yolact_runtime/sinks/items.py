@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from yolact_runtime.errors import ItemError, UsageError, YolactError
@@ -14,6 +15,7 @@ from yolact_runtime.sinks.names import FreeNames
 
 # Errors of a name, while the folder takes others: too long, a folder or a circle of links, not allowed.
 _OF_THE_NAME = {errno.ENAMETOOLONG, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EILSEQ}
+_AT_ONCE = 8  # files of one image that are written at the same time
 _FORBIDDEN = {errno.EACCES, errno.EPERM}
 
 
@@ -36,6 +38,31 @@ def write_item(path: Path, data: bytes, names: FreeNames | None = None) -> None:
         if names is not None:
             names.give_back()
         raise
+
+
+def write_items(files: Sequence[tuple[Path, bytes]], names: FreeNames) -> None:
+    """Write several files of one image: all of them, or none if one of their names is to blame.
+
+    Args:
+        files: Each path and its content.
+        names: As for `write_item`.
+
+    Raises:
+        ItemError, YolactError: as `write_item`.
+    """
+    # Each file waits for the disk, several at once hardly longer than one.
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        writes = [pool.submit(write_item, path, data) for path, data in files]
+    errors = [write.exception() for write in writes]
+    found = sorted((error for error in errors if error), key=lambda error: isinstance(error, ItemError))
+    if found and isinstance(found[0], ItemError):
+        names.give_back()
+        for (path, _), error in zip(files, errors, strict=True):
+            if error is None:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+    if found:
+        raise found[0]
 
 
 @contextlib.contextmanager

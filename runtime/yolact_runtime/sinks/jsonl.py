@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import atomic_path, open_stream, stream_of, write_all, write_stdout, writing
 from yolact_runtime.frames import Frame, Sink
+from yolact_runtime.masks import packed_rle
 from yolact_runtime.results import Result
 from yolact_runtime.sinks.growing import GrowingFile
 from yolact_runtime.sinks.image_ids import ImageNumbers
@@ -34,7 +36,7 @@ class JsonLinesSink(Sink):
 
     A line is `{"image", "index", "image_id", "height", "width", "detections"}`, plus "time" in seconds for a
     frame of a video, or `{"image", "index", "error"}`. Detections are entries of COCO results, plus
-    "box_score" if the engine re-scores masks.
+    "centroid" (x and y in pixels; null for an empty mask), and "box_score" if the engine re-scores masks.
 
     Args:
         path: The file, overwritten unless `resume`; a pipe or device; `-` for standard output.
@@ -79,6 +81,8 @@ class JsonLinesSink(Sink):
             entry["image_id"] = number
             if score != mask_score:
                 entry["box_score"] = float(str(score))
+        for entry, centroid in zip(detections, rounded_centroids(result), strict=True):
+            entry["centroid"] = centroid
         return _dump({**line, "height": result.height, "width": result.width, "detections": detections})
 
     def write(self, frame: Frame, prepared: bytes) -> None:
@@ -134,6 +138,27 @@ class JsonLinesSink(Sink):
             return _locked(path)
 
 
+def rounded_centroids(result: Result) -> list[list[float] | None]:
+    """x and y of the centroid of each mask, to a hundredth of a pixel; None for an empty one."""
+    pairs = result.centroids.round(2).tolist()
+    return [pair if area else None for pair, area in zip(pairs, result.areas.tolist(), strict=True)]
+
+
+def fill_areas(line: dict[str, Any]) -> None:
+    """Add the area of each mask to a line of an earlier version, which has none.
+
+    Raises:
+        YolactError: a mask is damaged.
+    """
+    for entry in line["detections"]:
+        if "area" not in entry:
+            try:
+                rle = packed_rle(entry["segmentation"], line["height"], line["width"])
+                entry["area"] = int(coco_mask.area(rle))
+            except Exception as error:  # of any kind, from pycocotools
+                raise YolactError(f"cannot resume: the line of {line['image']} has a damaged mask") from error
+
+
 def _dump(line: dict[str, Any]) -> bytes:
     return json.dumps(line).encode() + b"\n"
 
@@ -187,8 +212,13 @@ def _parse(raw: bytes) -> dict[str, Any] | None:
 
 def _is_detection(entry: Any, image_id: int | None, size: list[int]) -> bool:
     """Whether an entry has what other outputs are written from; a wrong mask could end pycocotools."""
-    numbers = [entry["score"], entry.get("box_score", 0), *entry["bbox"]]
+    numbers = [entry["score"], entry.get("box_score", 0), *entry["bbox"], *(entry.get("centroid") or ())]
     right = type(entry["category_id"]) is int and len(entry["bbox"]) == 4 and entry["image_id"] == image_id
+    # Lines of earlier versions have no area and centroid.
+    right &= type(entry.get("area", 0)) is int and 0 <= entry.get("area", 0) <= size[0] * size[1]
+    right &= len(entry.get("centroid") or (0, 0)) == 2
+    right &= type(entry.get("track_id")) in (int, type(None))
+    right &= all(abs(number or 0) < 1 << 63 for number in (entry["category_id"], entry.get("track_id")))
     mask = entry["segmentation"]
     if isinstance(mask, list):
         right &= bool(mask) and all(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in mask)

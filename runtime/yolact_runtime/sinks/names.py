@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -80,11 +80,24 @@ class FreeNames:
 
     def take(self, frame: Frame, suffix: str) -> Path:
         """A path for `frame`: `a.png`, or `a_2.png`, `a_3.png` and so on if that is taken."""
-        return self._take(frame.path, frame.name, frame.time is not None, suffix)
+        return self._take(frame.path, frame.name, frame.time is not None, suffix)[0]
 
-    def carry(self, line: dict[str, Any], suffix: str) -> None:
-        """Mark the name of an image of an earlier run as taken; `line` is from its JSON Lines, in order."""
-        self._take(Path(line["image"]), line["image"], "time" in line, suffix)
+    def take_several(self, frame: Frame, endings: Sequence[str]) -> list[Path]:
+        """Paths for several files of `frame`: `a` and each ending, or `a_2` and each and so on.
+
+        Other frames get none of them if an ending can be told from the rest of a name by its underscores.
+        """
+        return self._take(frame.path, frame.name, frame.time is not None, "", endings)
+
+    def carry(self, line: dict[str, Any], suffix: str, endings: Sequence[str] = ("",)) -> None:
+        """Mark the name of an image of an earlier run as taken; `line` is from its JSON Lines, in order.
+
+        Args:
+            line: The line.
+            suffix: As for `take`; "" for `take_several`.
+            endings: As for `take_several`.
+        """
+        self._take(Path(line["image"]), line["image"], "time" in line, suffix, endings)
 
     def give_back(self) -> None:
         """Free the name that was taken last, because nothing was written: a resumed run gives it again."""
@@ -94,20 +107,24 @@ class FreeNames:
             else:
                 self._numbers[key] = number
 
-    def _take(self, path: Path, name: str, moving: bool, suffix: str) -> Path:
-        """The first free name for `path`; a frame of a video takes its stem from `name`."""
+    def _take(
+        self, path: Path, name: str, moving: bool, suffix: str, endings: Sequence[str] = ("",)
+    ) -> list[Path]:
+        """The first free name for `path`, with each ending; a frame of a video takes its stem from `name`."""
         stem = re.sub(r"[^\w.-]+", "_", PurePath(name).name) if moving else path.stem
         base = (stem + suffix).casefold()
         number = self._numbers.get(base, 0) + 1
         while True:
             free = f"{stem}{suffix}" if number == 1 else f"{stem}_{number}{suffix}"
             key = free.casefold()
-            target = self._folder / free
-            kept = (self._careful and os.path.lexists(target)) or self._is_source(target)
-            if (key == base or key not in self._numbers) and not kept:
+            targets = [self._folder / (free + ending) for ending in endings]
+            if (key == base or key not in self._numbers) and not any(map(self._is_kept, targets)):
                 break
             number += 1
         self._before = {base: self._numbers.get(base), key: self._numbers.get(key)}
         self._numbers[base] = number
         self._numbers.setdefault(key, 1)
-        return target
+        return targets
+
+    def _is_kept(self, path: Path) -> bool:
+        return (self._careful and os.path.lexists(path)) or self._is_source(path)

@@ -12,14 +12,17 @@ from yolact_runtime.errors import UsageError, counted
 from yolact_runtime.files import STDOUT, is_stdout
 from yolact_runtime.frames import Sink, Source
 from yolact_runtime.metadata import Metadata
-from yolact_runtime.outputs import Named, among, check_outputs, engine_files
+from yolact_runtime.outputs import Named, among, check_outputs, engine_files, identity_of
 from yolact_runtime.sinks.arrays import ArraySink
 from yolact_runtime.sinks.coco import CocoSink, coco_paths
 from yolact_runtime.sinks.coco_dataset import CocoDatasetSink
+from yolact_runtime.sinks.cutouts import CutoutSink
 from yolact_runtime.sinks.image_ids import ImageIds, ImageNumbers
-from yolact_runtime.sinks.jsonl import JsonLinesSink, read_lines
+from yolact_runtime.sinks.jsonl import JsonLinesSink, fill_areas, read_lines
+from yolact_runtime.sinks.masks import MaskSink
 from yolact_runtime.sinks.names import FileNames
 from yolact_runtime.sinks.overlays import OverlaySink, check_writable_suffix
+from yolact_runtime.sinks.table import TableSink, check_table
 from yolact_runtime.sinks.video import VideoSink, check_video_suffix
 from yolact_runtime.sources.folders import IMAGES, VIDEOS
 from yolact_runtime.sources.open import (
@@ -58,6 +61,7 @@ class Outputs:
     coco: CocoSink | None = None
     dataset: CocoDatasetSink | None = None
     overlays: OverlaySink | None = None
+    table: TableSink | None = None
     videos: VideoSink | None = None
 
     @property
@@ -72,6 +76,8 @@ class Outputs:
             written.append(", ".join(map(str, self.coco.paths)))
         if self.dataset and not self.dataset.kept and not is_stdout(self.dataset.path):
             written.append(str(self.dataset.path))
+        if self.table and not self.table.kept:
+            written.append(str(self.table.path))
         if self.overlays and self.overlays.drawn:
             written.append(f"overlays in {self.overlays.target}")
         return written + [str(path) for path in self.videos.outputs] if self.videos else written
@@ -91,8 +97,11 @@ def check_all(args: argparse.Namespace, target: OverlayTarget, source: Source) -
     for option, path in json:
         if path is not None and Path(path).suffix.lower() in (*IMAGES, *VIDEOS, ".npz"):
             raise UsageError(f"{option} {path}: this is the name of another kind of file; JSON is written")
-    folders: list[Named] = [("--arrays", args.arrays)]
+    folders: list[Named] = [("--arrays", args.arrays), ("--masks", args.masks), ("--cutouts", args.cutouts)]
     pictures: list[Named] = []
+    if args.table:
+        check_table(args.table)
+        pictures.append(("--table", args.table))
     if args.video and not has_video(source):
         raise UsageError(f"--video {args.video[0]}: this is neither a video nor a camera; name it as SOURCE")
     if not args.no_overlay:
@@ -107,11 +116,21 @@ def check_all(args: argparse.Namespace, target: OverlayTarget, source: Source) -
         else:
             folders.append(("--images" if args.images else "--output", target.path))
         folders += [("--video-output", args.video_output)] if has_video(source) else []
+    _check_picture_folders(args, target)
     reads: list[Named] = [("--engine", path) for path in engine_files(args.engine)]
     reads += [("--annotations", args.annotations)]
     reads += [("standard input", STDOUT)] if STDOUT in args.sources else []
     sources = (("SOURCE", path) for path in source_files(source))
     check_outputs(itertools.chain(reads, sources), json + pictures, folders)
+
+
+def _check_picture_folders(args: argparse.Namespace, target: OverlayTarget) -> None:
+    """Raise a UsageError if two outputs would write `a.png` into one folder."""
+    folders: list[Named] = [("--masks", args.masks), ("--cutouts", args.cutouts)]
+    folders += [] if args.no_overlay else [("overlays", target.folder)]
+    for (first, one), (second, other) in itertools.combinations(folders, 2):
+        if one is not None and other is not None and identity_of(one) == identity_of(other):
+            raise UsageError(f"{first} and {second} write into the same folder {one}; name two folders")
 
 
 def _video_file(args: argparse.Namespace) -> Path | None:
@@ -131,12 +150,20 @@ def open_outputs(
     numbers = ImageNumbers(ids, source.total, names)
     outputs = Outputs(source, numbers)
     lines = JsonLinesSink(args.jsonl, numbers, args.polygons, args.resume) if args.jsonl else None
-    resumable: list[CocoSink | CocoDatasetSink | ArraySink | OverlaySink] = []
+    resumable: list[
+        CocoSink | CocoDatasetSink | ArraySink | OverlaySink | MaskSink | CutoutSink | TableSink
+    ] = []
     # First, because any of their files may fail alone: the image is then in none of the JSON.
     sources = image_folders(source), among(lambda: source_files(source))
     if args.arrays:
         resumable.append(ArraySink(args.arrays, *sources))
         outputs.paths.append(f"arrays in {args.arrays}")
+    if args.masks:
+        resumable.append(MaskSink(args.masks, args.masks_per_instance, *sources))
+        outputs.paths.append(f"masks in {args.masks}")
+    if args.cutouts:
+        resumable.append(CutoutSink(args.cutouts, meta.category_ids, meta.class_names, *sources))
+        outputs.paths.append(f"cut-outs in {args.cutouts}")
     if not args.no_overlay:
         outputs.overlays = OverlaySink(target.path, target.single, *sources)
         resumable.append(outputs.overlays)
@@ -155,12 +182,17 @@ def open_outputs(
         outputs.dataset = CocoDatasetSink(args.coco_dataset, *classes)
         resumable.append(outputs.dataset)
         outputs.sinks.append(outputs.dataset)
+    if args.table:
+        outputs.table = TableSink(args.table, meta.category_ids, meta.class_names)
+        resumable.append(outputs.table)
+        outputs.sinks.append(outputs.table)
     if lines is not None:
         # Last, because a line marks its image as done for a resumed run.
         outputs.sinks.append(lines)
         outputs.paths += [] if is_stdout(args.jsonl) else [str(args.jsonl)]
     if lines is not None and args.resume:
         for line, _ in read_lines(Path(args.jsonl)):
+            fill_areas(line)
             line["image_id"] = numbers.carry(line["image_id"], line["image"])
             for sink in resumable:
                 sink.carry(line)

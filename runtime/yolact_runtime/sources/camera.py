@@ -78,6 +78,10 @@ class CameraSource(Source):
 
     A separate thread talks to the camera, so that `close` and a hung driver end the iteration at once.
     Stream time continues after an interruption without counting its duration.
+
+    Attributes:
+        name: The address without secrets.
+        reconnects: How often the camera was lost and came back.
     """
 
     live = True
@@ -96,6 +100,7 @@ class CameraSource(Source):
                 "give 0, camera:0, /dev/video0 or an address such as rtsp://host/1"
             )
         self.settings = settings or CameraSettings()
+        self.reconnects = 0
         self._closed = threading.Event()
         self._queue: queue.Queue[Frame | YolactError | None] = queue.Queue(maxsize=2)
         self._overdue = math.inf  # when a call with a time limit of its own should have ended
@@ -176,6 +181,7 @@ class CameraSource(Source):
                 for frame in self._connect():
                     if began is None:
                         began = time.monotonic()
+                        self.reconnects += failures > 0
                     yield frame
                 return
             except _LostError as error:

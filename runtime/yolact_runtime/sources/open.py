@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 from yolact_runtime.errors import UsageError, YolactError, without_secrets
-from yolact_runtime.frames import Frame, Source, failed_frame
-from yolact_runtime.sources.camera import CameraSource, is_camera
+from yolact_runtime.frames import Frame, Source
+from yolact_runtime.sources.camera import CameraSettings, CameraSource, is_camera
 from yolact_runtime.sources.folders import (
     IMAGES,
     OTHER_IMAGES,
@@ -25,44 +23,8 @@ from yolact_runtime.sources.folders import (
 from yolact_runtime.sources.heif import is_heif
 from yolact_runtime.sources.images import ImageSource, each_once, expand
 from yolact_runtime.sources.listing import ListSource
+from yolact_runtime.sources.several import ChainSource, SimultaneousSource, leaves
 from yolact_runtime.sources.video import VideoSource, is_video
-
-
-class ChainSource(Source):
-    """Sources one after the other, with their frames numbered consecutively.
-
-    A source that fails ends with a frame that cannot be read, so that the failure is counted; the next
-    source follows.
-    """
-
-    def __init__(self, sources: Sequence[Source]) -> None:
-        self.sources = sources
-        self._closed = threading.Event()
-        totals = [source.total for source in sources]
-        self.total = None if None in totals else sum(total for total in totals if total is not None)
-        # Images between cameras are not live and must not be dropped.
-        self.live = all(source.live for source in sources)
-
-    def __iter__(self) -> Iterator[Frame]:
-        """The frames of all sources; a failure becomes a frame whose `read` raises it."""
-        index = 0
-        for source in self.sources:
-            if self._closed.is_set():
-                return
-            try:
-                for frame in source:
-                    yield replace(frame, index=index)
-                    index += 1
-            except YolactError as error:
-                name = str(getattr(source, "path", None) or getattr(source, "name", "source"))
-                yield failed_frame(index, name, error)
-                index += 1
-            source.close()
-
-    def close(self) -> None:
-        self._closed.set()
-        for source in self.sources:
-            source.close()
 
 
 class RemainingSource(Source):
@@ -109,14 +71,23 @@ class BrokenSource(Source):
         raise self.error
 
 
-def open_source(names: Sequence[str], stream: BinaryIO | None = None, null: bool = False) -> Source:
+def open_source(
+    names: Sequence[str],
+    stream: BinaryIO | None = None,
+    null: bool = False,
+    camera: CameraSettings | None = None,
+) -> Source:
     """One source for all names, in their order.
+
+    Cameras and streams among several names are read at the same time, and all files in their order as one
+    more source; see `SimultaneousSource`.
 
     Args:
         names: Images, folders (of images), patterns, videos, cameras (`0`, `camera:0`, `/dev/video0`),
             addresses (`rtsp://...`, `http://...`), and `-` for a list of images on standard input.
         stream: Read instead of standard input.
         null: The paths on standard input end in NUL instead of a line end.
+        camera: How long to wait for cameras and streams.
 
     Raises:
         UsageError: a name of nothing, or `-` twice.
@@ -125,7 +96,7 @@ def open_source(names: Sequence[str], stream: BinaryIO | None = None, null: bool
     """
     if list(names).count("-") > 1:
         raise UsageError("- (standard input) is named twice; it can be read once")
-    opened = _Opened(stream, null)
+    opened = _Opened(stream, null, camera)
     for name in names:
         opened.add(name)
     opened.end_images()
@@ -133,18 +104,33 @@ def open_source(names: Sequence[str], stream: BinaryIO | None = None, null: bool
     if not sources:
         raise UsageError("no source is named; name images, folders, patterns, videos, a camera or -")
     if len(sources) > 1:
-        return ChainSource(sources)
+        return _together(sources)
     if isinstance(sources[0], BrokenSource):
         raise sources[0].error
     return sources[0]
 
 
+def _together(sources: list[Source]) -> Source:
+    """Several sources as one: live ones at the same time, beside the others, which stay in their order."""
+    if not any(source.live for source in sources):
+        return ChainSource(sources)
+    live = [source for source in sources if source.live or _is_address(source)]
+    others = [source for source in sources if source not in live]
+    # A chain even if it is one, so that it is called the same.
+    return SimultaneousSource([*live, ChainSource(others)] if others else live)
+
+
+def _is_address(source: Source) -> bool:
+    """Whether a source is a stream that could not be opened."""
+    return isinstance(source, BrokenSource) and "://" in source.path
+
+
 class _Opened:
     """The sources of the names so far; images that follow each other are one source."""
 
-    def __init__(self, stream: BinaryIO | None, null: bool) -> None:
+    def __init__(self, stream: BinaryIO | None, null: bool, camera: CameraSettings | None) -> None:
         self.sources: list[Source] = []
-        self._stream, self._null = stream, null
+        self._stream, self._null, self._camera = stream, null, camera
         self._images: list[list[str]] = []
         self._unread: list[BrokenSource] = []
 
@@ -158,7 +144,7 @@ class _Opened:
             self._add_pattern(name)
             return
         try:
-            other = _other_source(name, self._stream, self._null)
+            other = _other_source(name, self._stream, self._null, self._camera)
             if other is None:
                 self._images.append(expand(name, self._unreadable))
                 return
@@ -194,42 +180,41 @@ class _Opened:
 
 def image_folders(source: Source) -> set[str] | None:
     """Real paths of the folders that a source reads images from; None if they are not known in advance."""
-    if isinstance(source, ListSource):
+    if _has_list(source):
         return None
-    if isinstance(source, ChainSource):
-        folders = [image_folders(one) for one in source.sources]
-        return None if None in folders else set().union(*filter(None, folders))
-    return source.folders if isinstance(source, ImageSource) else set()
+    return {folder for one in leaves(source) if isinstance(one, ImageSource) for folder in one.folders}
 
 
 def source_files(source: Source) -> Iterator[str | Path]:
     """The files that a source reads, as far as they are known in advance."""
-    if isinstance(source, ChainSource):
-        for one in source.sources:
-            yield from source_files(one)
-    elif isinstance(source, ImageSource):
-        yield from source.paths
-    elif isinstance(source, ListSource):
-        yield from source.known_names()
-    elif isinstance(source, VideoSource | BrokenSource):
-        yield source.path
+    for one in leaves(source):
+        if isinstance(one, ImageSource):
+            yield from one.paths
+        elif isinstance(one, ListSource):
+            yield from one.known_names()
+        elif isinstance(one, VideoSource | BrokenSource):
+            yield one.path
 
 
 def file_folders(source: Source) -> set[str] | None:
     """Real paths of the folders of all files that a source reads; None if it has a list, which may go on."""
-    if any(isinstance(one, ListSource) for one in getattr(source, "sources", [source])):
+    if _has_list(source):
         return None
     return {os.path.realpath(head) for head in {os.path.split(path)[0] for path in source_files(source)}}
 
 
 def has_video(source: Source) -> bool:
     """Whether a source may have frames of a video or stream."""
-    if isinstance(source, ChainSource):
-        return any(has_video(one) for one in source.sources)
-    return not isinstance(source, ImageSource | ListSource | BrokenSource)
+    return not all(isinstance(one, ImageSource | ListSource | BrokenSource) for one in leaves(source))
 
 
-def _other_source(name: str, stream: BinaryIO | None, null: bool) -> Source | None:
+def _has_list(source: Source) -> bool:
+    return any(isinstance(one, ListSource) for one in leaves(source))
+
+
+def _other_source(
+    name: str, stream: BinaryIO | None, null: bool, camera: CameraSettings | None
+) -> Source | None:
     """The list, video or camera of a name; None for images."""
     if name == "-":
         if stream is None and sys.stdin is None:
@@ -239,4 +224,6 @@ def _other_source(name: str, stream: BinaryIO | None, null: bool) -> Source | No
     if os.path.isfile(name):  # noqa: PTH113
         still = suffix_of(name) in (*IMAGES, *OTHER_IMAGES) or is_heif(name)
         return VideoSource(Path(name)) if not still and is_video(name) else None
-    return CameraSource(name) if not os.path.isdir(name) and is_camera(name) else None  # noqa: PTH112
+    if os.path.isdir(name) or not is_camera(name):  # noqa: PTH112
+        return None
+    return CameraSource(name, camera)

@@ -96,7 +96,7 @@ class OnDevice(FakeEngine):
         self.clock.nap(0.02)
         return super().detect(batch)
 
-    def stage_times(self, images, score_threshold, top_k):
+    def stage_times(self, images, score_threshold, top_k, classes=None):
         assert (len(images), score_threshold, top_k) == (1, 0.0, 20)
         self.asked += 1
         if not self.reported:
@@ -141,13 +141,13 @@ class Whole(FakeEngine):
 
     clock = Clock()
 
-    def predict_prepared(self, prepared, sizes, score_threshold, top_k):
+    def predict_prepared(self, prepared, sizes, score_threshold, top_k, classes=None):
         self.clock.nap(0.03)
         batch = np.stack(prepared)
         found = FakeEngine.detect(self, batch)
         plain = FakeEngine(self.findings)
-        plain.detect = lambda _: found  # type: ignore[method-assign]
-        return plain.predict_prepared(prepared, sizes, score_threshold, top_k)
+        plain.detect = lambda *_: found  # type: ignore[method-assign]
+        return plain.predict_prepared(prepared, sizes, score_threshold, top_k, classes)
 
 
 def test_an_engine_that_does_all_in_one_call(images, findings, clock: Clock) -> None:

@@ -21,7 +21,7 @@ SHAPE = st.one_of(
     st.tuples(st.integers(1, 90), st.integers(1, 90)),
     st.sampled_from([(1, 1), (1, 300), (700, 1), (55, 55), (110, 110), (110, 55), (220, 30), (426, 640)]),
 )
-SIZE = st.one_of(st.integers(1, 70), st.just(55))
+SIZE = st.one_of(st.integers(1, 70), st.just(55), st.tuples(st.integers(1, 70), st.integers(1, 70)))
 
 
 def random_images(seed, shapes):
@@ -87,7 +87,8 @@ def test_the_barrier_is_needed():
     ("options", "message"),
     [
         ({"batch": 0}, "batch 1..65535, not 0"),
-        ({"size": 40000}, "size 1..32768, not 40000"),
+        ({"size": (55, 40000)}, "width 1..32768, not 40000"),
+        ({"size": (0, 55)}, "height 1..32768, not 0"),
         ({"capacity": 0}, "capacity 1..1099511627776, not 0"),
         ({"dtype": "int8"}, "uint8, float32 or float16, not int8"),
         ({"std": (1, 0, 1)}, "three positive stds"),

@@ -120,6 +120,9 @@ def test_json_lines(tmp_path, engine):
     run_pipeline(Shades([1, None, 2, 0]), engine, [JsonLinesSink(tmp_path / "new/out.jsonl", ImageNumbers())])
     first, failed, rescored, empty = (line for line, _ in read_lines(tmp_path / "new/out.jsonl"))
     one, two, _ = results(engine, [1, 2, 0])
+    centroids = [line["detections"][0].pop("centroid") for line in (first, rescored)]
+    assert centroids == [one.centroids[0].round(2).tolist(), two.centroids[0].round(2).tolist()]
+    assert first["detections"][1].pop("centroid") == one.centroids[1].round(2).tolist()
     assert first == {
         "image": "photos/0.jpg", "index": 0, "image_id": 1, "height": 48, "width": 64,
         "detections": one.to_coco(1),

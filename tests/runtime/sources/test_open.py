@@ -13,7 +13,8 @@ import pytest
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.frames import Source
 from yolact_runtime.sources.listing import ListSource
-from yolact_runtime.sources.open import ChainSource, RemainingSource, has_video, image_folders, open_source
+from yolact_runtime.sources.open import RemainingSource, has_video, image_folders, open_source
+from yolact_runtime.sources.several import ChainSource
 
 
 @pytest.fixture
@@ -57,7 +58,8 @@ def test_a_link_to_an_image_is_an_image(place):
 def test_a_list_in_the_middle(place):
     source = open_source(["a.png", "-", "b.png"], io.BytesIO(b"sub/c.png\n"))
     assert isinstance(source, ChainSource) and source.total is None
-    assert names(source) == ["a.png", "sub/c.png", "b.png"]
+    frames = list(source)
+    assert [(frame.name, frame.source) for frame in frames] == [("a.png", 0), ("sub/c.png", 1), ("b.png", 2)]
     assert image_folders(source) is None
 
 
@@ -114,7 +116,8 @@ def test_a_source_that_breaks_off_is_a_frame_of_its_name(place, monkeypatch):
             raise YolactError("camera camera:0 is gone")
 
     frames = list(ChainSource([Gone(), open_source(["a.png"])]))
-    assert [(frame.index, frame.name) for frame in frames] == [(0, "camera:0"), (1, "a.png")]
+    found = [(frame.index, frame.name, frame.source) for frame in frames]
+    assert found == [(0, "camera:0", 0), (1, "a.png", 1)]
     with pytest.raises(YolactError, match="is gone"):
         frames[0].read()
 

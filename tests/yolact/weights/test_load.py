@@ -341,21 +341,21 @@ def test_classes_of_weights_that_do_not_name_them(model: Yolact, tmp_path: Path)
     path = tmp_path / "yolact_tiny_1_2.pth"
     torch.save(model.state_dict(), path)
     with pytest.raises(
-        YolactError, match=r"has 2 classes, but yolact_tiny has 3; give the names with --classes"
+        YolactError, match=r"has 2 classes, but yolact_tiny has 3; give the names with --class-names"
     ):
         load_model(path)
     names = tmp_path / "names.txt"
     names.write_bytes("\ufeffcat\r\n\r\nhot dog, large\r\n".encode())
     for text, expected in (("cat, dog", ("cat", "dog")), (str(names), ("cat", "hot dog, large"))):
-        opened = load_model(path, classes=text)
+        opened = load_model(path, class_names=text)
         assert same_weights(opened, model)
         assert opened.config.classes == Classes(expected, (1, 2))
-    with pytest.raises(YolactError, match="has 2 classes, but --classes cat has 1"):
-        load_model(path, classes="cat")
+    with pytest.raises(YolactError, match="has 2 classes, but --class-names cat has 1"):
+        load_model(path, class_names="cat")
     own = tmp_path / "own.pth"
     save_checkpoint(own, model, 3, 70, None)
-    with pytest.raises(UsageError, match=r"--classes cat,dog: .*own\.pth holds its class names"):
-        load_model(own, classes="cat,dog")
+    with pytest.raises(UsageError, match=r"--class-names cat,dog: .*own\.pth holds its class names"):
+        load_model(own, class_names="cat,dog")
 
 
 @pytest.mark.parametrize(
@@ -363,7 +363,7 @@ def test_classes_of_weights_that_do_not_name_them(model: Yolact, tmp_path: Path)
 )
 def test_wrong_classes(text: str, message: str) -> None:
     with pytest.raises(
-        YolactError, match=f"--classes {text}.*{message}" if "exist" not in message else message
+        YolactError, match=f"--class-names {text}.*{message}" if "exist" not in message else message
     ):
         parse_classes(text)
 

@@ -27,12 +27,12 @@ __device__ __forceinline__ int blend(int above, int below, Tap rows) {
 }
 
 // pixels: BGR bytes of all images, row by row without gaps; table (N, 3): offset in bytes, height and width of each
-// image. Target: (N, size, size, 3) BGR for uint8, else (x - mean) / std as (N, 3, size, size) RGB.
+// image. Target: (N, rows, columns, 3) BGR for uint8, else (x - mean) / std as (N, 3, rows, columns) RGB.
 // Grid: tiles across, tiles down, images.
 template <typename T>
 __global__ void __launch_bounds__(kTileColumns *kTileRows)
-    resize(const unsigned char *pixels, const long long *table, int size, float mean_b, float mean_g, float mean_r,
-           float std_b, float std_g, float std_r, T *target) {
+    resize(const unsigned char *pixels, const long long *table, int rows, int columns, float mean_b, float mean_g,
+           float mean_r, float std_b, float std_g, float std_r, T *target) {
     __shared__ Tap taps[kTileColumns + kTileRows];
     const long long *image = table + 3 * blockIdx.z;
     const int height = int(image[1]), width = int(image[2]);
@@ -40,25 +40,25 @@ __global__ void __launch_bounds__(kTileColumns *kTileRows)
     const int thread = threadIdx.y * kTileColumns + threadIdx.x;
     // Double precision is slow on most GPUs, so a block computes each position once.
     if (thread < kTileColumns) {
-        taps[thread] = tap(left + thread, size, width, true);
+        taps[thread] = tap(left + thread, columns, width, true);
     } else if (thread < kTileColumns + kTileRows) {
-        taps[thread] = tap(top + thread - kTileColumns, size, height, false);
+        taps[thread] = tap(top + thread - kTileColumns, rows, height, false);
     }
     __syncthreads();
     const int x = left + threadIdx.x, y = top + threadIdx.y;
-    if (x >= size || y >= size) return;
-    const Tap columns = taps[threadIdx.x], rows = taps[kTileColumns + threadIdx.y];
+    if (x >= columns || y >= rows) return;
+    const Tap across = taps[threadIdx.x], down = taps[kTileColumns + threadIdx.y];
     const unsigned char *source = pixels + image[0];
-    const unsigned char *above = source + size_t(rows.low) * width * 3;
-    const unsigned char *below = source + size_t(rows.high) * width * 3;
+    const unsigned char *above = source + size_t(down.low) * width * 3;
+    const unsigned char *below = source + size_t(down.high) * width * 3;
     int values[3];
 #pragma unroll
     for (int c = 0; c < 3; ++c) {
-        const int low = 3 * columns.low + c, high = 3 * columns.high + c;
-        values[c] = blend((above[low] * columns.weight_low + above[high] * columns.weight_high) >> 4,
-                          (below[low] * columns.weight_low + below[high] * columns.weight_high) >> 4, rows);
+        const int low = 3 * across.low + c, high = 3 * across.high + c;
+        values[c] = blend((above[low] * across.weight_low + above[high] * across.weight_high) >> 4,
+                          (below[low] * across.weight_low + below[high] * across.weight_high) >> 4, down);
     }
-    const size_t place = size_t(y) * size + x, plane = size_t(size) * size;
+    const size_t place = size_t(y) * columns + x, plane = size_t(rows) * columns;
     if constexpr (sizeof(T) == 1) {
         T *bytes = target + (blockIdx.z * plane + place) * 3;
 #pragma unroll

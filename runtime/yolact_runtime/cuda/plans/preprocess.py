@@ -8,6 +8,7 @@ import numpy as np
 
 from yolact_runtime.cuda.plans.plan import Buffer, Launch, Plan, check_limits
 from yolact_runtime.errors import UsageError
+from yolact_runtime.metadata import InputSize, height_width
 
 SOURCE = "preprocess.cu"
 _TYPES = {
@@ -22,7 +23,7 @@ _TILE = (32, 8, 1)
 
 def preprocess_plan(
     batch: int,
-    size: int,
+    size: InputSize,
     capacity: int,
     dtype: np.typing.DTypeLike = np.uint8,
     mean: Sequence[float] = (0.0, 0.0, 0.0),
@@ -31,12 +32,12 @@ def preprocess_plan(
     """The launch that resizes images, and normalises them unless the output is uint8.
 
     Inputs of the plan: `pixels` uint8 (capacity,) and `table` int64 (N, 3), which `pack` fills. Output:
-    `images`, uint8 (N, S, S, 3) BGR like that of `yolact_runtime.preprocess.resize_batch`, or (x - mean) /
-    std of it, (N, 3, S, S) RGB.
+    `images`, uint8 (N, H, W, 3) BGR like that of `yolact_runtime.preprocess.resize_batch`, or (x - mean) /
+    std of it, (N, 3, H, W) RGB.
 
     Args:
         batch: N, number of images; 1..65535.
-        size: S, side of the output in pixels; 1..32768.
+        size: Of the output in pixels: the side of a square, or (H, W); 1..32768.
         capacity: Bytes of all images of a batch, 3 per pixel.
         dtype: Of the output: uint8, float32 or float16.
         mean: Subtracted from the 0..255 values, in BGR order.
@@ -45,9 +46,13 @@ def preprocess_plan(
     Raises:
         UsageError: a value is outside these limits.
     """
+    rows, columns = height_width(size)
     check_limits(
         "the preprocessing kernel takes",
-        {"batch": (batch, 65535), "size": (size, MAX_SIDE), "capacity": (capacity, 2**40)},
+        {
+            **{"batch": (batch, 65535), "height": (rows, MAX_SIDE), "width": (columns, MAX_SIDE)},
+            "capacity": (capacity, 2**40),
+        },
     )
     kind = np.dtype(dtype)
     if kind not in _TYPES:
@@ -56,14 +61,17 @@ def preprocess_plan(
         raise UsageError(
             f"the preprocessing kernel takes three means and three positive stds, not {mean} and {std}"
         )
-    shape = (batch, size, size, 3) if kind == np.uint8 else (batch, 3, size, size)
+    shape = (batch, rows, columns, 3) if kind == np.uint8 else (batch, 3, rows, columns)
     launch = Launch(
         SOURCE,
         f"resize<{_TYPES[kind]}>",
-        (-(-size // _TILE[0]), -(-size // _TILE[1]), batch),
+        (-(-columns // _TILE[0]), -(-rows // _TILE[1]), batch),
         _TILE,
         0,
-        ("pixels", "table", np.int32(size), *map(np.float32, mean), *map(np.float32, std), "images"),
+        (
+            *("pixels", "table", np.int32(rows), np.int32(columns)),
+            *(*map(np.float32, mean), *map(np.float32, std), "images"),
+        ),
     )
     inputs = (
         Buffer("pixels", (capacity,), np.dtype(np.uint8)),

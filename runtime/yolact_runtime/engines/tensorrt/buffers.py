@@ -145,7 +145,7 @@ class SlotBuffers(Resource):
         self.summary = PackedBuffers.allocate(device, held, "summary", summary)
 
     def staging(self) -> tuple[np.ndarray, np.ndarray]:
-        """Pinned images (N, S, S, 3) that the host resized and prototypes (N, Hp, Wp, M); allocated once.
+        """Pinned images (N, H, W, 3) that the host resized and prototypes (N, Hp, Wp, M); allocated once.
 
         Raises:
             DeviceError: there is not enough memory.

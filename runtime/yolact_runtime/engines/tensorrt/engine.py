@@ -102,6 +102,7 @@ class TensorRtEngine(Engine):
         sizes: Sequence[tuple[int, int]],
         score_threshold: float,
         top_k: int,
+        classes: frozenset[int] | None = None,
     ) -> list[Result]:
         """Results of prepared images, with masks from the GPU if it has enough memory."""
         meta = self.metadata
@@ -111,19 +112,28 @@ class TensorRtEngine(Engine):
             )
         if self._gpu_masks:
             with self._slot() as slot:
-                found = slot.predict(prepared, sizes, score_threshold, top_k)
+                found = slot.predict(prepared, sizes, score_threshold, top_k, classes)
                 if found is not None:
                     detections, regions = found
                     check_detections(detections, len(detections.boxes), meta)
                     return [
-                        result_of(detections, index, size, meta, score_threshold, top_k, regions[index])
+                        result_of(
+                            detections,
+                            index,
+                            size,
+                            meta,
+                            score_threshold,
+                            top_k,
+                            regions[index],
+                            classes=classes,
+                        )
                         for index, size in enumerate(sizes)
                     ]
         if self._resizes:
             prepared = [super(TensorRtEngine, self).prepare(image) for image in prepared]
-        return super().predict_prepared(prepared, sizes, score_threshold, top_k)
+        return super().predict_prepared(prepared, sizes, score_threshold, top_k, classes)
 
-    def detect(self, batch: np.ndarray) -> Detections:
+    def detect(self, batch: np.ndarray, classes: frozenset[int] | None = None) -> Detections:
         meta = self.metadata
         fits = batch.ndim == 4 and batch.shape[1:] == self._input.shape and batch.dtype == self._input.dtype
         if not fits or not meta.min_batch <= len(batch) <= meta.max_batch:
@@ -132,10 +142,14 @@ class TensorRtEngine(Engine):
                 f" images {self._input.shape} {self._input.dtype} are needed"
             )
         with self._slot() as slot:
-            return slot.detect(batch)
+            return slot.detect(batch, classes)
 
     def stage_times(
-        self, images: Sequence[np.ndarray], score_threshold: float = 0.15, top_k: int = 15
+        self,
+        images: Sequence[np.ndarray],
+        score_threshold: float = 0.15,
+        top_k: int = 15,
+        classes: frozenset[int] | None = None,
     ) -> dict[str, float]:
         """GPU time of each stage of one call, launched stage by stage and timed by events.
 
@@ -145,6 +159,7 @@ class TensorRtEngine(Engine):
             images: At most a batch of images, as for `predict`.
             score_threshold: As for `predict`.
             top_k: As for `predict`.
+            classes: As for `predict_prepared`.
 
         Returns:
             Milliseconds of `upload`, `preprocess`, `network`, `detect`, `masks` and `download`.
@@ -158,7 +173,7 @@ class TensorRtEngine(Engine):
             prepared = [self.prepare(image) for image in images]
             sizes = [(image.shape[0], image.shape[1]) for image in images]
             with self._slot() as slot:
-                times = slot.stage_times(prepared, sizes, score_threshold, top_k)
+                times = slot.stage_times(prepared, sizes, score_threshold, top_k, classes)
         if times is None:
             raise YolactError(f"{self.path}: its stages cannot be timed: masks are computed on the host")
         return times

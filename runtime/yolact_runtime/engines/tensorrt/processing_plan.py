@@ -59,9 +59,9 @@ class ProcessingPlan:
     def check(self) -> None:
         """Raise a YolactError if the shapes of the engine do not match its metadata."""
         meta = self.metadata
-        size, k = meta.input_size, meta.max_detections
+        (height, width), k = meta.input_shape, meta.max_detections
         expected: dict[str, tuple[int | None, ...]] = {
-            "images": (size, size, 3),
+            "images": (height, width, 3),
             "prototypes": (None, None, self.depth),
         }
         if meta.detect == "native":

@@ -72,11 +72,12 @@ class Slot(Resource):
             self._batches[n] = Batch(self._model, self._buffers, n).__enter__()
         return self._batches[n]
 
-    def detect(self, batch: np.ndarray) -> Detections:
+    def detect(self, batch: np.ndarray, classes: frozenset[int] | None = None) -> Detections:
         """Detections and prototypes of images that the host resized, as new arrays.
 
         Args:
-            batch: (n, S, S, 3), dtype of the engine's input.
+            batch: (n, H, W, 3), dtype of the engine's input.
+            classes: 0-based indices of the wanted classes; None for all.
 
         Raises:
             DeviceError: the GPU failed.
@@ -115,15 +116,17 @@ class Slot(Resource):
         sizes: Sequence[tuple[int, int]],
         score_threshold: float,
         top_k: int,
+        classes: frozenset[int] | None = None,
         mark: Callable[[str], None] | None = None,
     ) -> tuple[Detections, list[list[Region]]] | None:
         """Detections that a result can show, and their masks.
 
         Args:
-            images: (H, W, 3) uint8 of any size; (S, S, 3) float32 if the host resizes.
+            images: (h, w, 3) uint8 of any size; (H, W, 3) float32, the input's, if the host resizes.
             sizes: Height and width of each.
             score_threshold: Detections must score higher to be shown.
             top_k: Show at most this many detections.
+            classes: 0-based indices of the classes to show; None for all.
             mark: Called before the first stage of a series with "", and after each stage with its name; then
                 the stages are launched without a graph.
 
@@ -141,7 +144,7 @@ class Slot(Resource):
             batch = self._batch(max(len(images), self._plan.metadata.min_batch))
             if not batch.connected:
                 batch.connect(buffers)
-            self._queue_call(batch, buffers, images, sizes, score_threshold, top_k, mark)
+            self._queue_call(batch, buffers, images, sizes, score_threshold, top_k, classes, mark)
             self._doing = "waiting for detections"
             self._stream.synchronize()
             if not self._download_edges(batch, buffers, len(images), mark):
@@ -154,6 +157,7 @@ class Slot(Resource):
         sizes: Sequence[tuple[int, int]],
         score_threshold: float,
         top_k: int,
+        classes: frozenset[int] | None = None,
     ) -> dict[str, float] | None:
         """Run a call stage by stage, without a graph, and time each on the GPU.
 
@@ -170,7 +174,7 @@ class Slot(Resource):
                 marks.append((name, self._model.device.open_event(held)))
                 marks[-1][1].record(self._stream)
 
-            if self.predict(images, sizes, score_threshold, top_k, mark) is None:
+            if self.predict(images, sizes, score_threshold, top_k, classes, mark) is None:
                 return None
             self._stream.synchronize()
             times: dict[str, float] = {}
@@ -187,6 +191,7 @@ class Slot(Resource):
         sizes: Sequence[tuple[int, int]],
         score_threshold: float,
         top_k: int,
+        classes: frozenset[int] | None,
         mark: Callable[[str], None] | None,
     ) -> None:
         """Fill the pinned memory and put the call on the stream, all but the download of edges."""
@@ -194,7 +199,8 @@ class Slot(Resource):
         header["sizes"][...] = 1
         header["sizes"][:count] = sizes
         header["limits"][0] = score_threshold
-        header["limits"][1] = min(top_k, self._plan.metadata.max_detections)
+        most = self._plan.metadata.max_detections
+        header["limits"][1] = min(top_k, most) if classes is None else most
         if mark:
             mark(_BEGIN)
         if self._plan.resizes:

@@ -1,0 +1,243 @@
+"""Tables of all instances: CSV and Parquet."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.files import atomic_path, writing
+from yolact_runtime.frames import Frame, Sink
+from yolact_runtime.packages import require
+from yolact_runtime.results import Result
+from yolact_runtime.sinks.growing import GrowingFile
+from yolact_runtime.sinks.jsonl import rounded_centroids
+
+log = logging.getLogger(__name__)
+
+# Columns and their types in Parquet.
+COLUMNS = {
+    "image": "string",
+    "row": "int64",
+    "class": "string",
+    "category_id": "int64",
+    "score": "float64",
+    "x1": "float64",
+    "y1": "float64",
+    "x2": "float64",
+    "y2": "float64",
+    "area": "int64",
+    "centroid_x": "float64",
+    "centroid_y": "float64",
+    "track": "int64",
+}
+SUFFIXES = (".csv", ".parquet")
+ROW_GROUP = 16_384  # rows of Parquet in memory at a time
+# What spreadsheets take for the beginning of a formula, also after their own separators and line ends.
+_FORMULA = re.compile("[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
+
+# A value of each column.
+Row = tuple[Any, ...]
+
+
+class TableSink(Sink):
+    """A table with a row per instance, which grows under a temporary name until `close`.
+
+    The columns are those of `COLUMNS`: the image as in JSON Lines, the row of the instance in it from 0,
+    class, category id, score of the mask, box x1 y1 x2 y2, area and centroid in pixels, and the track.
+    Centroids of empty masks and tracks of a run without tracking are missing values.
+
+    In CSV, a text that a spreadsheet would take for a formula gets an apostrophe in front. In both, bytes of
+    a file name that are no text become escapes. Parquet is written in groups of `ROW_GROUP` rows.
+
+    Args:
+        path: The file; its suffix decides the format.
+        class_ids: The engine's category ids.
+        class_names: The engine's class names.
+
+    Attributes:
+        kept: Whether `close` kept the file of an earlier run, because no image was done.
+
+    Raises:
+        UsageError: the suffix is another.
+        YolactError: pyarrow is missing, or the folder cannot be written to.
+    """
+
+    def __init__(self, path: str | Path, class_ids: tuple[int, ...], class_names: tuple[str, ...]) -> None:
+        """Create the temporary file."""
+        check_table(path)
+        self.path = Path(path)
+        self.kept = False
+        self._done = False
+        self._classes = dict(zip(class_ids, class_names, strict=True))
+        kind = _Csv if self.path.suffix.lower() == ".csv" else _Parquet
+        self._file: _Csv | _Parquet | None = kind(self.path)
+
+    def prepare(self, frame: Frame, image: np.ndarray, result: Result) -> list[Row]:
+        """The rows."""
+        boxes = result.boxes_float.astype(np.float64).round(2).tolist()
+        # The field of results of runs that track.
+        tracks = getattr(result, "track_ids", None)
+        values = zip(
+            result.category_ids.tolist(),
+            map(float, map(str, result.mask_scores)),
+            boxes,
+            result.areas.tolist(),
+            rounded_centroids(result),
+            [None] * len(result) if tracks is None else tracks.tolist(),
+            strict=True,
+        )
+        return [self._row(frame.name, row, *some) for row, some in enumerate(values)]
+
+    def write(self, frame: Frame, prepared: list[Row]) -> None:
+        self._append(prepared)
+
+    def carry(self, line: dict[str, Any]) -> None:
+        """Take over an image of an earlier run; `line` as for `CocoSink.carry`."""
+        rows = []
+        for row, entry in enumerate(line["detections"]):
+            x, y, width, height = entry["bbox"]
+            box = [x, y, round(x + width, 2), round(y + height, 2)]
+            found = entry["category_id"], entry["score"], box, entry["area"]
+            rows.append(self._row(line["image"], row, *found, entry.get("centroid"), entry.get("track_id")))
+        self._append(rows)
+
+    def close(self) -> None:
+        """Finish and rename the file; if no image was done, keep that of an earlier run instead."""
+        file, self._file = self._file, None
+        if file is None:
+            return
+        if not self._done and self.path.is_file():
+            self.kept = True
+            log.warning("no image was done: %s is kept", self.path)
+            file.discard()
+            return
+        file.close()
+
+    def _append(self, rows: list[Row]) -> None:
+        if self._file is not None:
+            self._file.append(rows)
+            self._done = True
+
+    def _row(
+        self,
+        image: str,
+        row: int,
+        category: int,
+        score: float,
+        box: Sequence[float],
+        area: int,
+        centroid: Sequence[float] | None,
+        track: int | None,
+    ) -> Row:
+        """A row, with text that can be encoded."""
+        name, label = map(_encodable, (image, self._classes.get(category, "")))
+        return (name, row, label, category, score, *box, area, *(centroid or (None, None)), track)
+
+
+def _encodable(text: str) -> str:
+    """Text without halves of characters, which stand for bytes of a file name that are no text."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def check_table(path: str | Path) -> None:
+    """Raise an error if a table cannot be written with the suffix of `path`, or pyarrow is missing for it."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UsageError(f"cannot write a table as {path}; known suffixes are {', '.join(SUFFIXES)}")
+    if suffix == ".parquet":
+        require(f"the table {path}", "table", "pyarrow")
+
+
+class _Csv:
+    """A CSV file with a header."""
+
+    def __init__(self, path: Path) -> None:
+        with contextlib.ExitStack() as stack:
+            temporary = stack.enter_context(atomic_path(path))
+            self._file = GrowingFile(stack.enter_context(temporary.open("r+b", buffering=0)), path)
+            self._file.append(f"{','.join(COLUMNS)}\n".encode())
+            self._stack = stack.pop_all()
+
+    def append(self, rows: Iterable[Row]) -> None:
+        """Append all rows, or none and raise a YolactError."""
+        lines = (",".join(map(_cell, row)) + "\n" for row in rows)
+        self._file.append("".join(lines).encode())
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def discard(self) -> None:
+        self._stack.__exit__(YolactError, YolactError("discarded"), None)
+
+
+def _cell(value: str | float | None) -> str:
+    """A value of a CSV file; texts are always quoted, so that no spreadsheet splits one."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        return repr(value)
+    text = f"'{value}" if _FORMULA.match(value) else value
+    return '"' + text.replace('"', '""') + '"'
+
+
+class _Parquet:
+    """A Parquet file, compressed with Zstandard; only the current row group is in memory."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow
+        from pyarrow import parquet
+
+        self._path = path
+        self._rows: list[Row] = []
+        self._schema = pyarrow.schema([(name, getattr(pyarrow, kind)()) for name, kind in COLUMNS.items()])
+        with contextlib.ExitStack() as stack, writing(path):
+            temporary = stack.enter_context(atomic_path(path))
+            # A file of Python's: pyarrow cannot open every name, and its errors name no reason.
+            file = stack.enter_context(temporary.open("r+b"))
+            self._writer = parquet.ParquetWriter(file, self._schema, compression="zstd")
+            self._stack = stack.pop_all()
+
+    def append(self, rows: list[Row]) -> None:
+        """Append rows; on a YolactError nothing will be at the path but what was there before."""
+        self._rows += rows
+        try:
+            with writing(self._path):
+                while len(self._rows) >= ROW_GROUP:
+                    self._write_group()
+        except YolactError:
+            self.discard()
+            raise
+
+    def close(self) -> None:
+        """Write the last group and the index, and rename the file, unless it was discarded."""
+        if not self._writer.is_open:
+            return
+        try:
+            with writing(self._path), self._stack:
+                self._write_group()
+                self._writer.close()
+        finally:
+            self._writer.is_open = False
+
+    def discard(self) -> None:
+        """Remove the temporary file; the previous file stays."""
+        self._writer.is_open = False  # or its destructor would write to the closed file
+        self._stack.__exit__(YolactError, YolactError("discarded"), None)
+
+    def _write_group(self) -> None:
+        import pyarrow
+
+        group, self._rows = self._rows[:ROW_GROUP], self._rows[ROW_GROUP:]
+        if group:
+            columns = zip(*group, strict=True)
+            arrays = [
+                pyarrow.array(values, field.type) for values, field in zip(columns, self._schema, strict=True)
+            ]
+            self._writer.write_table(pyarrow.Table.from_arrays(arrays, schema=self._schema))
