@@ -76,7 +76,7 @@ def make_shapes_dataset(
     Args:
         root: folder to write to; an older shapes dataset in it is replaced.
         train_images, val_images: how many images, 1 or more.
-        image_size: typical height and width in pixels, each at least 48; images vary by a fifth around it.
+        image_size: typical height and width in pixels, 48 to 8192; images vary by a fifth around it.
         seed: of everything random.
         category_ids: one for each of circle, square, triangle (or of the first one or two of them).
         max_instances: the most shapes in an image, besides crowds.
@@ -170,8 +170,8 @@ def _check(
     """Raise a UsageError for an argument of `make_shapes_dataset` that is out of range."""
     if min(train_images, val_images, max_instances) < 1:
         raise UsageError(f"shapes: {train_images} and {val_images} images of {max_instances}; 1 or more each")
-    if min(image_size) < 48:
-        raise UsageError(f"shapes: image size {image_size}; height and width must be at least 48")
+    if not all(48 <= side <= 8192 for side in image_size):
+        raise UsageError(f"shapes: image size {image_size}; height and width must be 48 to 8192")
     if not 1 <= len(category_ids) <= len(SHAPES) or len(set(category_ids)) != len(category_ids):
         raise UsageError(f"shapes: category ids {tuple(category_ids)}; one to three different numbers")
 
@@ -268,8 +268,8 @@ def _add_instance(rng: np.random.Generator, scene: _Scene, num_classes: int) -> 
         label = int(rng.integers(num_classes))
         low, high = (limit * _scale(scene.image) for limit in _DIAMETER)
         diameter = rng.uniform(low, high)
-        # Up to a fifth of a shape may reach out of the image.
-        margin = 0.3 * diameter
+        # Up to a fifth of a shape may reach out of the image, more where this is narrower than the shape.
+        margin = min(0.3 * diameter, height / 2, width / 2)
         lowest, highest = np.array([margin, margin]), np.array([width - margin, height - margin])
         centre = rng.uniform(lowest, highest)
         if scene.items and rng.random() < 0.25:
