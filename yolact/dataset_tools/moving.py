@@ -160,9 +160,10 @@ class _Scene:
         label = int(rng.integers(3))
         diameter = rng.uniform(*_DIAMETER) * self._scale
         side = math.ceil(diameter * 1.4) + 2
-        mask = _rasterise((_outline(rng, label, diameter) + side / 2).round(2), side, side)
-        paint = np.zeros((side, side, 3), np.uint8)
-        _paint(rng, paint, mask, label)
+        patch = _rasterise((_outline(rng, label, diameter) + side / 2).round(2), side, side)
+        mask, paint = np.zeros((side, side), bool), np.zeros((side, side, 3), np.uint8)
+        mask[patch.inside] = patch.mask
+        _paint(rng, paint, patch, label)
         right = rng.random() < 0.5
         speed = rng.uniform(*_SPEED) * self._scale
         slope = rng.uniform(-0.25, 0.25)

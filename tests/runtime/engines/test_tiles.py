@@ -190,7 +190,7 @@ def test_an_image_that_fits_goes_through_as_it_is():
 
 
 def test_masks_of_a_network_are_moved_to_their_place():
-    """Tiles of a shade of their own, as FakeEngine looks at the first pixel: the mask is the tile's, moved."""
+    """Each tile has a shade of its own, as FakeEngine looks at the first pixel."""
     fake = FakeEngine({7: [Found((20, 10, 40, 30))]})
     image = np.zeros((64, 128, 3), np.uint8)
     image[:2, 64:66] = 7
@@ -198,7 +198,7 @@ def test_masks_of_a_network_are_moved_to_their_place():
     (alone,) = fake.predict([image[:, 64:]])
     np.testing.assert_array_equal(result.masks[0, :, 64:], alone.masks[0])
     assert not result.masks[0, :, :64].any()
-    np.testing.assert_allclose(result.boxes_float, alone.boxes_float + [64, 0, 64, 0], atol=1e-4)
+    np.testing.assert_allclose(result.boxes_float, alone.boxes_float + np.array([64, 0, 64, 0]), atol=1e-4)
     assert result.to_coco(3)[0]["category_id"] == 1
     assert result.draw(image).shape == image.shape
 
