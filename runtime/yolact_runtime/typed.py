@@ -54,10 +54,16 @@ def convert(value: Any, hint: Any, where: str = "") -> Any:
 def _convert_union(value: Any, kinds: tuple[Any, ...], where: str) -> Any:
     """One of several types: the value's own, a tuple for lists, or else the first other one."""
     kinds = tuple(kind for kind in kinds if kind is not type(None))
+    if len(kinds) == 1:
+        return convert(value, kinds[0], where)
     listed = isinstance(value, (list, tuple))
     fitting = [kind for kind in kinds if (typing.get_origin(kind) is tuple) == listed]
     own = [kind for kind in kinds if type(value) is kind]
-    return convert(value, (own or fitting or kinds)[0], where)
+    try:
+        return convert(value, (own or fitting or kinds)[0], where)
+    except ValueError:
+        expected = " or ".join(map(type_name, kinds))
+        raise ValueError(f"{where} = {shown(value)}; expected {expected}") from None
 
 
 def _convert_fields(values: Mapping[str, Any], cls: Any, where: str) -> Any:

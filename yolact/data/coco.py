@@ -214,7 +214,8 @@ class CocoDataset(Dataset[Sample]):
             kept &= (sides > self.augmenter.config.min_box_side).all(1)
         annotations = [record.annotations[i] for i in np.flatnonzero(kept & ~crowd)]
         size = self.model.input_size
-        sampler = MaskSampler(geometry, size, (prototype_size(size), pyramid_levels(size)[0]))
+        shapes = prototype_size(size, self.model.proto_scale), pyramid_levels(size)[0]
+        sampler = MaskSampler(geometry, size, shapes)
         masks, semantic_masks = sampler(
             [self._region(annotation, height, width, geometry) for annotation in annotations]
         )

@@ -69,6 +69,35 @@ def test_every_real_image_and_mask_agrees_with_pycocotools(coco_mini) -> None:
             assert torch.equal(mask, downsample_masks(torch.from_numpy(full)[None], mask.shape)[0])
 
 
+def test_a_sample_of_an_input_that_is_not_square_is_the_whole_image(coco_mini) -> None:
+    """Pixels in double precision from the rule of half-pixel centres; masks by pycocotools and OpenCV."""
+    model = ModelConfig(input_size=(96, 208), proto_scale=0.5)
+    classes = read_classes(coco_mini.val_annotations)
+    dataset = CocoDataset(coco_mini.val_images, coco_mini.val_annotations, model, classes)
+    truth = COCO(coco_mini.val_annotations)
+    for index in range(0, 79, 13):
+        sample, image = dataset[index], dataset.read_image(dataset.records[index])
+        height, width = image.shape[:2]
+        assert sample.image.shape == (3, 96, 208)
+        rows, columns = (bilinear(*sides) for sides in ((height, 96), (width, 208)))
+        resized = np.einsum("yh,hwc,xw->yxc", rows, image.astype(np.float64), columns, optimize=True)
+        expected = ((resized - model.mean) / model.std)[..., ::-1].transpose(2, 0, 1)
+        np.testing.assert_allclose(sample.image, expected, atol=5e-4)
+        single = [a for a in truth.imgToAnns[sample.image_id] if not a["iscrowd"]]
+        x, y, w, h = np.array([a["bbox"] for a in single]).reshape(-1, 4).T
+        relative = np.stack([x / width, y / height, (x + w) / width, (y + h) / height], axis=1)
+        np.testing.assert_allclose(sample.target.boxes, relative.clip(0, 1), atol=1e-6)
+        full = torch.from_numpy(np.stack([cv2.resize(truth.annToMask(a), (208, 96)) for a in single]))
+        assert torch.equal(sample.target.masks, downsample_masks(full, (48, 104)))
+        assert torch.equal(sample.target.semantic_masks, downsample_masks(full, (12, 26)))
+
+
+def bilinear(length: int, size: int) -> np.ndarray:
+    """Weights (size, length) of `length` pixels in each of `size`: half-pixel centres, no antialiasing."""
+    at = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, length - 1)
+    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(length)))
+
+
 def test_polygons_and_both_kinds_of_rle_give_the_same_masks(write_coco, make_square) -> None:
     annotation = make_square(4, 6, 20)
     mask = coco_mask.decode(coco_mask.frPyObjects(annotation["segmentation"], 40, 50))[:, :, 0]

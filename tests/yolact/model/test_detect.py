@@ -16,14 +16,16 @@ from yolact.config import Classes, DetectConfig
 from yolact.model import Yolact, YolactOutput
 from yolact.model.boxes import corners
 from yolact.model.detect import assemble_masks, detect
+from yolact.model.priors import prototype_size
 from yolact.registry import get_config
+from yolact_runtime.metadata import InputSize
 
 
-def make_model(classes: int = 3, mask_iou: bool = False) -> Yolact:
+def make_model(classes: int = 3, mask_iou: bool = False, size: InputSize = 128) -> Yolact:
     config = get_config("yolact_tiny")
     names = tuple(f"class {i}" for i in range(classes))
     config = replace(config, classes=Classes(names, tuple(range(classes))))
-    size = 256 if mask_iou else config.model.input_size
+    size = 256 if mask_iou else size
     return Yolact(replace(config, model=replace(config.model, mask_iou=mask_iou, input_size=size))).eval()
 
 
@@ -37,14 +39,20 @@ def make_output(model: Yolact, images: int = 2, background: float = 2.0, seed: i
     logits = 2 * normal(images, p, c + 1)
     logits[..., 0] += background
     return YolactOutput(
-        normal(images, p, 4), logits, normal(images, p, 16).tanh(), normal(images, 32, 32, 16).relu()
+        normal(images, p, 4),
+        logits,
+        normal(images, p, 16).tanh(),
+        normal(images, *prototype_size(model.config.model.input_size), 16).relu(),
     )
 
 
 @pytest.mark.parametrize("compact", [True, False])
-@pytest.mark.parametrize(("classes", "background"), [(3, 3.0), (1, 4.0), (20, 5.0), (3, 30.0)])
-def test_fast_nms_is_the_oracles(classes: int, background: float, compact: bool) -> None:
-    model = make_model(classes)
+@pytest.mark.parametrize(
+    ("classes", "background", "size"),
+    [(3, 3.0, 128), (1, 4.0, 128), (20, 5.0, 128), (3, 30.0, 128), (3, 3.0, (72, 200)), (3, 3.0, (250, 40))],
+)
+def test_fast_nms_is_the_oracles(classes: int, background: float, size: InputSize, compact: bool) -> None:
+    model = make_model(classes, size=size)
     output = make_output(model, background=background)
     with torch.inference_mode():
         found = detect(model, output, compact=compact)
@@ -66,12 +74,15 @@ def test_fast_nms_is_the_oracles(classes: int, background: float, compact: bool)
         assert found.count.sum() == 0
 
 
-def test_traditional_nms_is_torchvisions() -> None:
-    model = make_model()
+@pytest.mark.parametrize("size", [128, (64, 224), (200, 56)])
+def test_traditional_nms_is_torchvisions(size: InputSize) -> None:
+    model = make_model(size=size)
     output = make_output(model, images=1)
     found = detect(model, output, DetectConfig(nms="traditional", max_detections=3000))
     scores = output.logits.softmax(-1)[0, :, 1:]
-    boxes = oracle.decode(output.loc[0].numpy(), model.priors.numpy()) * 128
+    boxes = oracle.decode(output.loc[0].numpy(), model.priors.numpy()) * np.array(
+        model.config.model.input_shape[::-1] * 2
+    )
     expected = 0
     for cls in range(3):
         rows = (scores[:, cls] > 0.05).nonzero()[:, 0]
@@ -117,8 +128,9 @@ def test_reference_unit(nms: str, key: str) -> None:
     np.testing.assert_allclose(found.coefficients[0, :n], golden[f"det_{key}_mask"][rows], atol=1e-6)
 
 
-def test_masks_are_the_oracles() -> None:
-    model = make_model()
+@pytest.mark.parametrize("size", [128, (72, 200)])
+def test_masks_are_the_oracles(size: InputSize) -> None:
+    model = make_model(size=size)
     output = make_output(model, images=2)
     found = detect(model, output)
     masks = assemble_masks(found.coefficients, found.prototypes, found.boxes)
