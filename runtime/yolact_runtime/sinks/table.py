@@ -39,7 +39,7 @@ COLUMNS = {
 }
 SUFFIXES = (".csv", ".parquet")
 ROW_GROUP = 16_384  # rows of Parquet in memory at a time
-# What spreadsheets take for the beginning of a formula, also after their own separators and line ends.
+# What spreadsheets take for the beginning of a formula, with the wide forms of the signs.
 _FORMULA = re.compile("[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 # A value of each column.
