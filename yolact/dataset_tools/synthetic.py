@@ -186,7 +186,7 @@ def _make_scene(
 ) -> _Scene:
     """One image: a background, perhaps a crowd, up to `max_instances` shapes, blur and noise."""
     height, width = (round(side * rng.uniform(0.8, 1.2)) for side in image_size)
-    scene = _Scene(_background(rng, height, width))
+    scene = _Scene(background(rng, height, width))
     kind = rng.random()
     if kind >= empty_share:
         if kind < empty_share + crowd_share:
@@ -200,7 +200,7 @@ def _make_scene(
     return scene
 
 
-def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Dull clouds of two sizes and a few faint lines: structure everywhere, but no strong colours."""
     tone = rng.uniform(70, 170, 3) * 0.3 + rng.uniform(70, 170) * 0.7
     image = np.tile(tone.astype(np.float32), (height, width, 1))
@@ -214,7 +214,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
     return image.clip(0, 255).astype(np.uint8)
 
 
-def _outline(rng: np.random.Generator, label: int, diameter: float) -> np.ndarray:
+def outline_of(rng: np.random.Generator, label: int, diameter: float) -> np.ndarray:
     """Corner points (n, 2) of a shape around the origin."""
     corners = (40, 4, 3)[label]
     # The circle around a square or triangle says less of how large it looks.
@@ -228,13 +228,13 @@ def _outline(rng: np.random.Generator, label: int, diameter: float) -> np.ndarra
     return points - (1 - squash) * np.outer(points @ axis, axis)
 
 
-def _rasterise(outline: np.ndarray, height: int, width: int) -> np.ndarray:
+def rasterise(outline: np.ndarray, height: int, width: int) -> np.ndarray:
     """The outline's mask (H, W) bool, by the rule by which COCO polygons are read."""
     rles = coco_mask.frPyObjects([outline.reshape(-1).tolist()], height, width)
     return coco_mask.decode(rles)[:, :, 0].astype(bool)
 
 
-def _paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, label: int) -> None:
+def paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, label: int) -> None:
     """Fill the mask with a strong colour and a texture: plain, stripes, checks or grain."""
     height, width = mask.shape
     # Each class has a usual hue, as real things do. It is only a hint: the hues of the classes overlap.
@@ -275,11 +275,11 @@ def _add_instance(rng: np.random.Generator, scene: _Scene, num_classes: int) -> 
         if scene.items and rng.random() < 0.25:
             y, x = np.nonzero(scene.items[-1].visible)
             centre = rng.normal((x.mean(), y.mean()), 0.6 * diameter).clip(lowest, highest)
-        outline = (_outline(rng, label, diameter) + centre).round(2)
-        mask = _rasterise(outline, height, width)
+        outline = (outline_of(rng, label, diameter) + centre).round(2)
+        mask = rasterise(outline, height, width)
         whole = bool((outline.min(0) >= 0).all() and (outline.max(0) <= (width, height)).all())
         if diameter > low * 1.8 and rng.random() < 0.1:
-            mask &= ~_rasterise((outline - centre) * rng.uniform(0.3, 0.45) + centre, height, width)
+            mask &= ~rasterise((outline - centre) * rng.uniform(0.3, 0.45) + centre, height, width)
             whole = False
         if mask.sum() < _VISIBLE_PIXELS or not all(item.survives(mask) for item in scene.items):
             continue
@@ -287,7 +287,7 @@ def _add_instance(rng: np.random.Generator, scene: _Scene, num_classes: int) -> 
             if (item.visible & mask).any():
                 item.visible &= ~mask
                 item.outline = None
-        _paint(rng, scene.image, mask, label)
+        paint(rng, scene.image, mask, label)
         scene.items.append(_Item(label, int(mask.sum()), mask, outline if whole else None))
         return
 
@@ -301,10 +301,10 @@ def _add_crowd(rng: np.random.Generator, scene: _Scene, num_classes: int) -> Non
     middle = rng.uniform((0.25 * width, 0.25 * height), (0.75 * width, 0.75 * height))
     for _ in range(int(rng.integers(9, 20))):
         diameter = rng.uniform(*_CROWD_DIAMETER) * _scale(scene.image)
-        outline = _outline(rng, label, diameter) + rng.normal(middle, spread)
-        mask = _rasterise(outline, height, width)
+        outline = outline_of(rng, label, diameter) + rng.normal(middle, spread)
+        mask = rasterise(outline, height, width)
         if mask.any():
-            _paint(rng, scene.image, mask, label)
+            paint(rng, scene.image, mask, label)
             union |= mask
     scene.items.append(_Item(label, int(union.sum()), union, None, crowd=True))
 
