@@ -1,19 +1,20 @@
 """`yolact-bench tracks`: tracks on synthetic videos of moving shapes, whose identities are known.
 
-The tracker gets the true boxes, and what each engine finds. IDF1 is the share of boxes with the right identity
-(F1 of the best one-to-one matching of identities), and a switch is an object whose track changes, both at an
-IoU of 0.5, as in TrackEval.
+The tracker gets the true boxes, and what each engine finds. IDF1 is the share of boxes with the right
+identity (F1 of the best one-to-one matching of identities), and a switch is an object whose track changes,
+both at an IoU of 0.5, as in TrackEval.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from yolact_bench.options import check_number
 from yolact_runtime.commandline import Table, printing_beside
@@ -77,8 +78,8 @@ def _checked(engine: Engine, path: str) -> Engine:
 
     if not set(SHAPES) <= set(engine.metadata.class_names):
         raise UsageError(
-            f"{path} does not find {', '.join(SHAPES)}, which the videos are of; train on `yolact-data shapes`,"
-            " or run yolact-demo"
+            f"{path} does not find {', '.join(SHAPES)}, which the videos are of; train on"
+            " `yolact-data shapes`, or run yolact-demo"
         )
     return engine
 
@@ -91,7 +92,7 @@ class TrackFigures:
         idf1: Of all frames, 0..1.
         switches: Objects whose track changed, counted each time.
         switches_per_100_frames: The same, for 100 frames.
-        ms: Milliseconds of the tracker per frame.
+        ms: Milliseconds of the tracker per frame, the median.
     """
 
     idf1: float
@@ -109,7 +110,7 @@ def measure(videos: Iterable[Iterable[MovingFrame]], engine: Engine | None = Non
     """
     from yolact_runtime import Tracker
 
-    seconds, frames, scores = 0.0, 0, IdentityScores()
+    times, scores = [], IdentityScores()
     for video in videos:
         tracker = Tracker()
         scores.begin()
@@ -117,14 +118,13 @@ def measure(videos: Iterable[Iterable[MovingFrame]], engine: Engine | None = Non
             result = _true_result(frame) if engine is None else engine.predict([frame.image])[0]
             start = time.perf_counter()
             result = tracker.update(result, frame.time)
-            seconds += time.perf_counter() - start
-            frames += 1
+            times.append(1000 * (time.perf_counter() - start))
             assert result.track_ids is not None
             tracked = result.track_ids >= 0
             found = result.track_ids[tracked], result.boxes_float[tracked]
             scores.add(frame.identities, frame.boxes, *found)
-    count = max(1, frames)
-    return TrackFigures(scores.idf1, scores.switches, 100 * scores.switches / count, 1000 * seconds / count)
+    share = 100 * scores.switches / len(times)
+    return TrackFigures(scores.idf1, scores.switches, share, statistics.median(times))
 
 
 def _true_result(frame: MovingFrame) -> Result:

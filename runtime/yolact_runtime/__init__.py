@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from yolact_runtime.detections import Detections
     from yolact_runtime.engines.base import Engine
     from yolact_runtime.engines.load import load_engine
+    from yolact_runtime.engines.tiles import tiled
     from yolact_runtime.errors import YolactError
     from yolact_runtime.metadata import Metadata
     from yolact_runtime.results import Result
@@ -26,6 +27,7 @@ __all__ = [
     "YolactError",
     "__version__",
     "load_engine",
+    "tiled",
 ]
 
 # Imported when first used, so that a command's `--help` does not wait for OpenCV (PEP 562).
@@ -38,6 +40,7 @@ _MODULES = {
     "TrackSettings": "tracks",
     "Tracker": "tracks",
     "load_engine": "engines.load",
+    "tiled": "engines.tiles",
 }
 
 

@@ -153,9 +153,10 @@ class _Scene:
         label = int(rng.integers(3))
         diameter = rng.uniform(*_DIAMETER) * self._scale
         side = math.ceil(diameter * 1.4) + 2
-        mask = rasterise((outline_of(rng, label, diameter) + side / 2).round(2), side, side)
-        patch = np.zeros((side, side, 3), np.uint8)
-        paint(rng, patch, mask, label)
+        shape = rasterise((outline_of(rng, label, diameter) + side / 2).round(2), side, side)
+        mask, patch = np.zeros((side, side), bool), np.zeros((side, side, 3), np.uint8)
+        mask[shape.inside] = shape.mask
+        paint(rng, patch, shape, label)
         right = rng.random() < 0.5
         speed = rng.uniform(*_SPEED) * self._scale
         slope = rng.uniform(-0.25, 0.25)

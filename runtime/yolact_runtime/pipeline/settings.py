@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 
@@ -94,6 +94,15 @@ class RunStats:
             stats.done += detections is not None
             stats.failed += detections is None
             stats.detections += detections or 0
+
+    def of(self, sources: Iterable[int]) -> SourceStats:
+        """The counts of some sources together."""
+        counts = [self.sources[source] for source in sources if source in self.sources]
+        return SourceStats(
+            sum(one.done for one in counts),
+            sum(one.failed for one in counts),
+            sum(one.detections for one in counts),
+        )
 
     @property
     def fps(self) -> float:
