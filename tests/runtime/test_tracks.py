@@ -198,7 +198,7 @@ def test_each_video_has_its_own_tracks_and_ids_are_unique():
         for path, source in videos:
             new = trackers.update(frame(path, step, step / RATE, source), still)
             found[path, source] += new.track_ids.tolist()
-    assert [ids for ids in found.values()] == [[-1, n, n, n] for n in (1, 2, 3)]
+    assert list(found.values()) == [[-1, n, n, n] for n in (1, 2, 3)]
 
 
 def test_images_of_a_folder_are_frames_also_those_that_fail():
