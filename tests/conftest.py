@@ -32,7 +32,9 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 for _name in (
     "commands",
     "oracle",
+    "exact_engine",
     "fake_engine",
+    "mask_scenes",
     "fake_onnx",
     "fake_driver",
     "fake_nvml",

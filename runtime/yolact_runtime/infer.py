@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from yolact_runtime.commandline import print_line
@@ -14,6 +15,7 @@ from yolact_runtime.engines.threads import default_workers
 from yolact_runtime.errors import YolactError, counted
 from yolact_runtime.files import is_stdout
 from yolact_runtime.frames import Source
+from yolact_runtime.packages import require
 from yolact_runtime.pipeline import PipelineSettings, RunStats, SourceStats, run_pipeline
 from yolact_runtime.pipeline.progress import show_progress
 from yolact_runtime.sinks.image_ids import ImageIds
@@ -22,6 +24,7 @@ from yolact_runtime.sources.camera import CameraSettings
 from yolact_runtime.sources.images import silence_opencv
 from yolact_runtime.sources.open import open_source
 from yolact_runtime.sources.several import SimultaneousSource
+from yolact_runtime.tracks import TrackSettings
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +42,7 @@ def infer(args: argparse.Namespace) -> int:
     names, target = _sources(args)
     source = open_source(names, null=args.null, camera=CameraSettings(attempts=args.reconnects))
     check_all(args, target, source)
+    settings = pipeline_settings(args)
     ids = ImageIds(args.annotations) if args.annotations else None
     stats = RunStats()
     with open_engine(args, streams=args.streams, **engine_options(args)) as engine:
@@ -48,9 +52,11 @@ def infer(args: argparse.Namespace) -> int:
             for sentence in ids.contradictions(meta.category_ids, meta.class_names):
                 log.warning("%s: the JSON has the engine's ids", sentence)
         outputs, source, sinks = open_all(args, target, source, meta, ids)
+        if args.tile:  # large images: no more of them at once than keep all stages busy
+            settings = replace(settings, in_flight=args.batch_size * engine.streams + 2)
         try:
             with show_progress("yolact-infer", source.total, args.quiet) as progress:
-                run_pipeline(source, engine, sinks, pipeline_settings(args), progress, stats)
+                run_pipeline(source, engine, sinks, settings, progress, stats)
         except (KeyboardInterrupt, YolactError) as error:
             _summarise(stats, outputs, source, args)
             if isinstance(error, YolactError):
@@ -72,8 +78,18 @@ def pipeline_settings(args: argparse.Namespace) -> PipelineSettings:
         score_threshold=args.score_threshold,
         top_k=args.top_k,
         drop_late=args.drop_late,
+        track=track_settings(args),
         classes=args.classes,
     )
+
+
+def track_settings(args: argparse.Namespace) -> TrackSettings | None:
+    """The settings of tracks that the options name; None without --track."""
+    if not args.track:
+        return None
+    require("--track", "track", "trackers", "supervision")
+    given = {"memory": args.track_memory, "score": args.track_score}
+    return TrackSettings(**{name: value for name, value in given.items() if value is not None})
 
 
 def _sources(args: argparse.Namespace) -> tuple[list[str], OverlayTarget]:
@@ -100,7 +116,7 @@ def _summarise(stats: RunStats, outputs: list[Outputs], source: Source, args: ar
     if stats.done and stats.seconds > 0:
         summary.append(f"{1000 / stats.fps:.1f} ms per image ({stats.fps:.1f} images/s)")
     # Standard output holds the JSON only.
-    files = args.jsonl, args.coco_dataset, None if args.no_json else args.json
+    files = args.jsonl, args.coco_dataset, args.label_studio, None if args.no_json else args.json
     out = sys.stderr if any(map(is_stdout, files)) else sys.stdout
     if not isinstance(source, SimultaneousSource):
         print_line("; ".join(summary + outputs[0].written()), out)

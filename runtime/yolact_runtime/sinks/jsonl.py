@@ -237,7 +237,8 @@ def _is_detection(entry: Any, image_id: int | None, size: list[int]) -> bool:
         numbers += outline
         right &= all(-1 <= value <= max(size) + 1 for value in outline)
     else:
-        right &= mask["size"] == size and re.fullmatch("[0-o]*", mask["counts"]) is not None
+        # The last number ends, too: pycocotools would read on.
+        right &= mask["size"] == size and re.fullmatch("([0-o]*[0-O])?", mask["counts"]) is not None
     return right and all(type(one) in (int, float) and math.isfinite(one) for one in numbers)
 
 

@@ -20,6 +20,8 @@ from yolact_runtime.sinks.coco_dataset import CocoDatasetSink
 from yolact_runtime.sinks.cutouts import CutoutSink
 from yolact_runtime.sinks.image_ids import ImageIds, ImageNumbers
 from yolact_runtime.sinks.jsonl import JsonLinesSink, fill_areas, read_lines
+from yolact_runtime.sinks.label_studio import LabelStudioSink, label_studio_paths
+from yolact_runtime.sinks.labelme import LabelmeSink, check_stills
 from yolact_runtime.sinks.masks import MaskSink
 from yolact_runtime.sinks.names import FileNames, source_names
 from yolact_runtime.sinks.overlays import OverlaySink, check_writable_suffix
@@ -62,6 +64,7 @@ class Outputs:
     paths: list[str] = field(default_factory=list)
     coco: CocoSink | None = None
     dataset: CocoDatasetSink | None = None
+    label_studio: LabelStudioSink | None = None
     overlays: OverlaySink | None = None
     table: TableSink | None = None
     videos: VideoSink | None = None
@@ -78,6 +81,8 @@ class Outputs:
             written.append(", ".join(map(str, self.coco.paths)))
         if self.dataset and not self.dataset.kept and not is_stdout(self.dataset.path):
             written.append(str(self.dataset.path))
+        if self.label_studio and not self.label_studio.kept and not is_stdout(self.label_studio.paths[0]):
+            written.append(", ".join(map(str, self.label_studio.paths)))
         if self.table and not self.table.kept:
             written.append(str(self.table.path))
         if self.overlays and self.overlays.drawn:
@@ -128,10 +133,16 @@ def _named(
         raise UsageError("--resume cannot continue an annotated video; add --no-overlay")
     json: list[Named] = [] if args.no_json else [("--json", path) for path in coco_paths(args.json)]
     json += [("--coco-dataset", args.coco_dataset), ("--jsonl", args.jsonl)]
+    if args.label_studio:
+        check_stills("--label-studio", source)
+        json += [("--label-studio", path) for path in label_studio_paths(args.label_studio)]
     for option, path in json:
         if path is not None and Path(path).suffix.lower() in (*IMAGES, *VIDEOS, ".npz"):
             raise UsageError(f"{option} {path}: this is the name of another kind of file; JSON is written")
     folders: list[Named] = [("--arrays", args.arrays), ("--masks", args.masks), ("--cutouts", args.cutouts)]
+    if args.labelme:
+        check_stills("--labelme", source)
+        folders.append(("--labelme", args.labelme))
     pictures: list[Named] = []
     if args.table:
         check_table(args.table)
@@ -223,7 +234,15 @@ def open_outputs(
     name = getattr(args, "source_name", "")
     lines = JsonLinesSink(args.jsonl, numbers, args.polygons, args.resume, name) if args.jsonl else None
     resumable: list[
-        CocoSink | CocoDatasetSink | ArraySink | OverlaySink | MaskSink | CutoutSink | TableSink
+        CocoSink
+        | CocoDatasetSink
+        | ArraySink
+        | OverlaySink
+        | MaskSink
+        | CutoutSink
+        | TableSink
+        | LabelmeSink
+        | LabelStudioSink
     ] = []
     # First, because any of their files may fail alone: the image is then in none of the JSON.
     sources = image_folders(whole), among(lambda: source_files(whole))
@@ -236,6 +255,10 @@ def open_outputs(
     if args.cutouts:
         resumable.append(CutoutSink(args.cutouts, meta.category_ids, meta.class_names, *sources))
         outputs.paths.append(f"cut-outs in {args.cutouts}")
+    if args.labelme:
+        how = args.labelme_masks, args.polygon_tolerance, args.labelme_overwrite
+        resumable.append(LabelmeSink(args.labelme, *how, is_source=sources[1]))
+        outputs.paths.append(f"labelme files in {args.labelme}")
     if not args.no_overlay:
         outputs.overlays = OverlaySink(target.path, target.single, *sources)
         resumable.append(outputs.overlays)
@@ -255,6 +278,11 @@ def open_outputs(
         outputs.dataset = CocoDatasetSink(args.coco_dataset, *classes)
         resumable.append(outputs.dataset)
         outputs.sinks.append(outputs.dataset)
+    if args.label_studio:
+        how = args.polygon_tolerance, args.label_studio_prefix, Path(args.engine).name
+        outputs.label_studio = LabelStudioSink(args.label_studio, *classes, *how)
+        resumable.append(outputs.label_studio)
+        outputs.sinks.append(outputs.label_studio)
     if args.table:
         outputs.table = TableSink(args.table, meta.category_ids, meta.class_names)
         resumable.append(outputs.table)
