@@ -28,6 +28,8 @@ class ChainSource(Source):
     source follows.
     """
 
+    name = "files"
+
     def __init__(self, sources: Sequence[Source]) -> None:
         self.sources = sources
         self._closed = threading.Event()
