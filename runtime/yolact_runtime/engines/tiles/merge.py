@@ -160,9 +160,7 @@ def _unite(parts: Sequence[View], score: float) -> View:
     return parts[0]._replace(score=score, box=box, region=region)
 
 
-def _find_parts(
-    views: Sequence[View], sizes: Sequence[int], links: Sequence[Sequence[_Link]]
-) -> list[bool]:
+def _find_parts(views: Sequence[View], sizes: Sequence[int], links: Sequence[Sequence[_Link]]) -> list[bool]:
     """Which views are parts: cut off, or agreeing with one that reaches out of their tile."""
     cut = [view.cut for view in views]
     for index, view in enumerate(views):
