@@ -46,7 +46,6 @@ def test_areas_and_unions(seed):
     (rle,) = masks.encode([joined], 30, 40)
     expected = coco_mask.merge([coco_mask.encode(np.asfortranarray(m, np.uint8)) for m in (one, two)])
     assert rle["counts"] == expected["counts"].decode()
-    assert regions.shared_area(first, second) == (one & two).sum()
     left, top, right, bottom = 5, 3, 22, 21
     assert regions.area_within(first, (left, top, right, bottom)) == one[top:bottom, left:right].sum()
     assert regions.area_within(first, (0, 0, 40, 30)) == one.sum()
