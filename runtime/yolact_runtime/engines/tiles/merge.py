@@ -3,9 +3,9 @@
 Two tiles see the same pixels where they overlap. So two detections are of one object if their masks agree
 there, however little of the object that is; boxes and the rest of the masks do not matter.
 
-An object that some tile sees whole is taken from the tile with the best score, and what other tiles see of it
-is dropped, also if a part was taken for another class. Of an object that no tile sees whole, the parts are
-united.
+An object that some tile sees whole is taken from the tile with the best score. What other tiles see of it is
+dropped, also if they take it for another class. Of an object that no tile sees whole, the parts of one class
+are united.
 """
 
 from __future__ import annotations
@@ -126,20 +126,21 @@ def merge(views: Sequence[View], windows: Sequence[Window]) -> list[View]:
     for index in order:
         view = views[index]
         kept = [link for link in links[index] if link.other in group]
-        of_class = [link for link in kept if views[link.other].label == view.label]
-        whole = [link.other for link in of_class if link.agrees and not cut[link.other]]
-        if whole:
-            best = max(whole, key=lambda other: scores[other])
+        whole = [link for link in kept if not cut[link.other]]
+        of_class = {link.other for link in kept if views[link.other].label == view.label}
+        same = [link.other for link in whole if link.agrees and link.other in of_class]
+        if same:
+            best = max(same, key=lambda other: scores[other])
             scores[best] = max(scores[best], view.score)
         elif not cut[index]:
-            group[index] = index
+            if not any(link.agrees for link in whole):
+                group[index] = index
         elif not any(
             link.shared >= _COVERED * sizes[index] and views[link.other].score >= _SCORE * view.score
-            for link in kept
-            if not cut[link.other]
+            for link in whole
         ):
-            parts = [link.other for link in of_class if link.continues and cut[link.other]]
-            _join(index, parts, group)
+            parts = [link.other for link in kept if link.continues and cut[link.other]]
+            _join(index, [other for other in parts if other in of_class], group)
     objects = defaultdict(list)
     for index, first in group.items():  # in the order above
         objects[first].append(index)
