@@ -28,11 +28,6 @@ def area_within(region: Region, window: Sequence[int]) -> int:
     return int((np.minimum(stop, bottom) - np.maximum(start, top))[inside].clip(0).sum())
 
 
-def shared_area(first: Region, second: Region) -> int:
-    """Number of pixels that two masks of the same image have in common."""
-    return area(first) + area(second) - area(union([first, second]))
-
-
 def union(regions: Sequence[Region]) -> Region:
     """The pixels of any of some masks, at least one, of the same image."""
     starts = np.concatenate([region.edges[0::2] for region in regions])

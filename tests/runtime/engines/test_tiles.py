@@ -7,11 +7,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from exact_engine import ExactEngine
+from exact_engine import ExactEngine, region_of
 from fake_engine import FakeEngine, Found, write_image
 
 from yolact_runtime import YolactError, masks, tiled
-from yolact_runtime.engines.tiles.windows import windows
+from yolact_runtime.engines.tiles.merge import View, merge
+from yolact_runtime.engines.tiles.windows import Window, windows
 from yolact_runtime.errors import UsageError
 from yolact_runtime.frames import Frame, Sink, Source
 from yolact_runtime.pipeline import PipelineSettings, run_pipeline
@@ -130,6 +131,18 @@ def test_a_part_with_a_better_score_gives_way_to_the_whole():
     (result,) = tiled(ExactEngine(changed=(0, 1.8)), TILE, OVERLAP, False).predict([scene.image], 0.1)
     assert len(result) == 1 and result.areas.tolist() == [(scene.image[..., 0] == 1).sum()]
     assert result.scores[0] == pytest.approx(0.9)
+
+
+def test_one_object_that_tiles_take_for_two_classes_has_the_better_one():
+    """Two classes of one tile stay: the network's own suppression has let them."""
+    disc = region_of(cv2.circle(np.zeros((64, 112), np.uint8), (56, 30), 6, 1, -1) > 0)
+    tiles = [Window(0, 0, 64, 64), Window(48, 0, 112, 64)]
+    views = [
+        View(tile, score, score, label, (50, 24, 63, 37), disc, cut=False)
+        for tile, label, score in ((0, 0, 0.8), (0, 1, 0.3), (1, 1, 0.7), (1, 0, 0.2))
+    ]
+    assert merge(views, tiles) == views[:2]
+    assert merge(views[2:], tiles) == views[2:]
 
 
 def test_without_overlap_an_object_on_a_seam_is_two():

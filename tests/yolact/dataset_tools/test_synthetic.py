@@ -83,6 +83,15 @@ def test_a_smaller_dataset_is_the_beginning_of_a_larger(tmp_path: Path) -> None:
         assert one.read_bytes() == two.read_bytes()
 
 
+def test_large_scenes_of_small_shapes(tmp_path: Path) -> None:
+    made = make_shapes_dataset(tmp_path, 1, 1, (400, 600), max_instances=40, diameter=(20, 33), crowd_share=0)
+    coco = load(made.train_annotations)
+    assert len(coco.anns) > 4
+    # A triangle's circle is 1.35 times as wide as it is said to be.
+    assert max(max(annotation["bbox"][2:]) for annotation in coco.anns.values()) <= 33 * 1.35 + 1
+    assert {annotation["area"] < 32**2 for annotation in coco.anns.values()} == {True}
+
+
 @pytest.mark.parametrize("ids", [(0, 1, 2), (12, 5), (0,)])
 def test_category_ids_are_free(tmp_path: Path, ids: tuple[int, ...]) -> None:
     made = make_shapes_dataset(tmp_path, 4, 1, category_ids=ids)
@@ -118,6 +127,9 @@ def test_wrong_arguments_and_folders(tmp_path: Path) -> None:
         {"image_size": (200, 8193)},
         {"category_ids": (1, 1)},
         {"category_ids": ()},
+        {"diameter": (30, 20)},
+        {"diameter": (20, 80)},
+        {"image_size": (20_000, 20_000)},
     ):
         with pytest.raises(YolactError, match="shapes:"):
             make_shapes_dataset(tmp_path, **wrong)

@@ -3,8 +3,9 @@
 Two tiles see the same pixels where they overlap. So two detections are of one object if their masks agree
 there, however little of the object that is; boxes and the rest of the masks do not matter.
 
-An object that some tile sees whole is taken from the tile with the best score, and what other tiles see of it
-is dropped. Of an object that no tile sees whole, the parts are united.
+An object that some tile sees whole is taken from the tile with the best score. What other tiles see of it is
+dropped, also if they take it for another class. Of an object that no tile sees whole, the parts of one class
+are united.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from yolact_runtime.results import Result
 
 # Masks agree where their intersection over union is at least this.
 _AGREE = 0.5
+# Parts are of one object if they share this share of the smaller one there.
+_CONTINUE = 0.5
 # A part is covered by a detection which has this share of its pixels, and of its score.
 _COVERED, _SCORE = 0.5, 0.5
 # A detection is cut if it comes this close to the border of its tile, as a share of the tile's side: masks
@@ -65,7 +68,13 @@ class _Link(NamedTuple):
 
     @property
     def agrees(self) -> bool:
+        """Whether both masks are much the same where both tiles see."""
         return self.shared >= _AGREE * (self.own_inside + self.other_inside - self.shared)
+
+    @property
+    def continues(self) -> bool:
+        """Whether most of one mask there is in the other, as of parts whose ends are less exact."""
+        return self.shared >= _CONTINUE * min(self.own_inside, self.other_inside)
 
 
 def views_of(result: Result, tile: int, window: Window, height: int, width: int) -> list[View]:
@@ -117,19 +126,21 @@ def merge(views: Sequence[View], windows: Sequence[Window]) -> list[View]:
     for index in order:
         view = views[index]
         kept = [link for link in links[index] if link.other in group]
-        same = [link.other for link in kept if link.agrees and views[link.other].label == view.label]
-        whole = [other for other in same if not cut[other]]
-        if whole:
-            best = max(whole, key=lambda other: scores[other])
+        whole = [link for link in kept if not cut[link.other]]
+        of_class = {link.other for link in kept if views[link.other].label == view.label}
+        same = [link.other for link in whole if link.agrees and link.other in of_class]
+        if same:
+            best = max(same, key=lambda other: scores[other])
             scores[best] = max(scores[best], view.score)
         elif not cut[index]:
-            group[index] = index
+            if not any(link.agrees for link in whole):
+                group[index] = index
         elif not any(
             link.shared >= _COVERED * sizes[index] and views[link.other].score >= _SCORE * view.score
-            for link in kept
-            if not cut[link.other]
+            for link in whole
         ):
-            _join(index, same, group)
+            parts = [link.other for link in kept if link.continues and cut[link.other]]
+            _join(index, [other for other in parts if other in of_class], group)
     objects = defaultdict(list)
     for index, first in group.items():  # in the order above
         objects[first].append(index)
@@ -140,12 +151,12 @@ def merge(views: Sequence[View], windows: Sequence[Window]) -> list[View]:
     return sorted(found, key=lambda view: -view.score)
 
 
-def _join(index: int, same: Sequence[int], group: dict[int, int]) -> None:
-    """Add a part to the object that it agrees with; several objects become one, as it connects them."""
-    if not same:
+def _join(index: int, parts: Sequence[int], group: dict[int, int]) -> None:
+    """Add a part to the object of others; several objects become one, as it connects them."""
+    if not parts:
         group[index] = index
         return
-    first, *others = dict.fromkeys(group[other] for other in same)
+    first, *others = dict.fromkeys(group[other] for other in parts)
     if others:
         group.update({member: first for member, leader in group.items() if leader in others})
     group[index] = first
