@@ -86,7 +86,7 @@ def _add_labelling_options(parser: Parser) -> None:
     add("--labelme-overwrite", action="store_true", help="replace labelme files that are there")
     add("--label-studio", type=Path, metavar="FILE",
         help="JSON with tasks and predictions to import into Label Studio: brush masks, or polygons with"
-        " --polygons; its labeling interface goes next to it as .xml")  # fmt: skip
+        " --polygons; its labeling interface goes next to it as .label_config.xml")  # fmt: skip
     add("--label-studio-prefix", default="/data/local-files/?d=", metavar="URL",
         help="what Label Studio's addresses of the images begin with, before their file names")  # fmt: skip
     add("--polygon-tolerance", default=1.0, type=float, metavar="PIXELS",

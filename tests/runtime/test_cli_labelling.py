@@ -104,19 +104,19 @@ def test_a_resumed_run_gives_the_same_files(place, options):
 
 def test_tasks_of_label_studio(place, capsys):
     Path("photos/d.png").write_text("no image")
-    prefix = "/data/local-files/?d=shop/"
+    prefix = "/data/local-files/?d=shop"
     assert infer("photos", "other", "--label-studio", "new/tasks.json", "--label-studio-prefix", prefix) == 1
-    assert "new/tasks.json, new/tasks.xml" in capsys.readouterr().out
+    assert "new/tasks.json, new/tasks.label_config.xml" in capsys.readouterr().out
     tasks = read("new/tasks.json")
     names = ["photos/a%20b.png", "photos/b.png", "photos/c.png", "other/b.png"]
-    assert [task["data"] for task in tasks] == [{"image": prefix + name} for name in names]
+    assert [task["data"] for task in tasks] == [{"image": f"{prefix}/{name}"} for name in names]
     for task, name in zip(tasks, names, strict=True):
         expected = result_of(name.replace("%20", " ")).to_label_studio(model_version="m.onnx")
         assert task["predictions"] == [expected] and len(expected["result"])
-    assert "<BrushLabels" in Path("new/tasks.xml").read_text()
+    assert "<BrushLabels" in Path("new/tasks.label_config.xml").read_text()
     assert infer("photos/b.png", "--label-studio", "tasks.json", "--polygons") == 0
     assert read("tasks.json")[0]["predictions"][0]["result"][0]["type"] == "polygonlabels"
-    assert "<PolygonLabels" in Path("tasks.xml").read_text()
+    assert "<PolygonLabels" in Path("tasks.label_config.xml").read_text()
 
 
 def test_tasks_go_to_standard_output(place, capsys):
@@ -130,7 +130,7 @@ def test_without_an_image_the_files_of_before_are_kept(place):
     Path("tasks.json").write_text("before")
     Path("broken.png").write_text("no image")
     assert infer("broken.png", "--label-studio", "tasks.json", "--labelme", "labels") == 1
-    assert Path("tasks.json").read_text() == "before" and not Path("tasks.xml").exists()
+    assert Path("tasks.json").read_text() == "before" and not Path("tasks.label_config.xml").exists()
 
 
 @pytest.mark.parametrize(
