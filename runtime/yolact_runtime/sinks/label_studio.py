@@ -31,8 +31,8 @@ class LabelStudioSink(Sink):
     """A JSON list of tasks, which grows under a temporary name until `close`, and the labeling interface.
 
     A task is `{"data": {"image": address}, "predictions": [prediction]}`. The interface is
-    `tasks.label_config.xml` next to `tasks.json`, as Label Studio's converter names it. Standard output, a pipe
-    or a device gets the tasks only.
+    `tasks.label_config.xml` next to `tasks.json`, as Label Studio's converter names it. Standard output, a
+    pipe or a device gets the tasks only.
 
     Args:
         path: The file of tasks.
