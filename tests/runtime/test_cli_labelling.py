@@ -75,7 +75,7 @@ def test_corrected_files_are_kept_unless_asked(place, capsys):
     Path("labels").mkdir()
     Path("labels/b.json").write_text("corrected")
     assert infer("photos", "--labelme", "labels") == 0
-    assert "labels: kept 1 labelme file that were there before" in capsys.readouterr().err.replace("\n", " ")
+    assert "labels: kept 1 labelme file; --labelme-overwrite" in capsys.readouterr().err.replace("\n", " ")
     assert Path("labels/b.json").read_text() == "corrected" and len(list(Path("labels").iterdir())) == 3
     assert infer("photos", "--labelme", "labels", "--labelme-overwrite") == 0
     assert "kept" not in capsys.readouterr().err

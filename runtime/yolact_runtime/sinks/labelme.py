@@ -74,7 +74,7 @@ class LabelmeSink(Sink):
         """Say how many files were kept."""
         if self.kept and not self._closed:
             log.warning(
-                "%s: kept %s that were there before; --labelme-overwrite replaces such files",
+                "%s: kept %s; --labelme-overwrite replaces those that are there",
                 self._folder, counted(self.kept, "labelme file"),
             )  # fmt: skip
         self._closed = True

@@ -1,5 +1,7 @@
 """Outlines for people to edit."""
 
+import sys
+
 import cv2
 import numpy as np
 import pytest
@@ -66,3 +68,14 @@ def test_wrong_tolerances_are_refused(tolerance):
         scene().to_labelme("a.png", tolerance=tolerance)
     with pytest.raises(YolactError):
         scene().to_label_studio(polygons=True, tolerance=tolerance)
+
+
+@pytest.mark.parametrize("package", ["supervision", "fiftyone"])
+def test_a_missing_package_is_one_line_that_installs_it(package, monkeypatch):
+    for name in [one for one in sys.modules if one.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(YolactError) as caught:
+        getattr(scene(), f"to_{package}")()
+    assert str(caught.value).startswith(f"Result.to_{package}() (no module '{package}') needs packages")
+    assert f"[{package}]" in str(caught.value) and "pip install" in str(caught.value)
