@@ -32,6 +32,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 for _name in (
     "commands",
     "oracle",
+    "exact_engine",
     "fake_engine",
     "mask_scenes",
     "fake_onnx",
@@ -49,6 +50,8 @@ for _name in (
     "engine_files",
     "converted",
     "videos",
+    "camera_server",
+    "rtsp_server",
 ):
     _spec = importlib.util.spec_from_file_location(_name, HERE / f"{_name}.py")
     assert _spec is not None and _spec.loader is not None

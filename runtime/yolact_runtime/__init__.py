@@ -9,13 +9,26 @@ if TYPE_CHECKING:
     from yolact_runtime.detections import Detections
     from yolact_runtime.engines.base import Engine
     from yolact_runtime.engines.load import load_engine
+    from yolact_runtime.engines.tiles import tiled
     from yolact_runtime.errors import YolactError
     from yolact_runtime.metadata import Metadata
     from yolact_runtime.results import Result
+    from yolact_runtime.tracks import Tracker, TrackSettings
 
     __version__: str
 
-__all__ = ["Detections", "Engine", "Metadata", "Result", "YolactError", "__version__", "load_engine"]
+__all__ = [
+    "Detections",
+    "Engine",
+    "Metadata",
+    "Result",
+    "TrackSettings",
+    "Tracker",
+    "YolactError",
+    "__version__",
+    "load_engine",
+    "tiled",
+]
 
 # Imported when first used, so that a command's `--help` does not wait for OpenCV (PEP 562).
 _MODULES = {
@@ -24,7 +37,10 @@ _MODULES = {
     "Metadata": "metadata",
     "Result": "results",
     "YolactError": "errors",
+    "TrackSettings": "tracks",
+    "Tracker": "tracks",
     "load_engine": "engines.load",
+    "tiled": "engines.tiles",
 }
 
 

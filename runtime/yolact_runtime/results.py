@@ -13,7 +13,7 @@ import numpy as np
 
 from yolact_runtime import masks as mask_ops
 from yolact_runtime.detections import Detections
-from yolact_runtime.draw import draw_instances
+from yolact_runtime.draw import draw_instances, track_colour
 from yolact_runtime.errors import YolactError, counted
 from yolact_runtime.exchange.instances import TOLERANCE, Instance, check_tolerance
 from yolact_runtime.exchange.to_fiftyone import fiftyone_detections
@@ -161,8 +161,8 @@ class Result:
             masks: Include masks, and use mask scores; otherwise boxes only, with box scores.
 
         Returns:
-            {image_id, category_id, bbox [x, y, width, height] in pixels, score} each; with masks also
-            segmentation, and area in pixels.
+            {image_id, category_id, bbox [x, y, width, height] in pixels, score} each; with tracks also
+            track_id; with masks also segmentation, and area in pixels.
         """
         corners = self.boxes_float.astype(np.float64).round(2)
         sides = (corners[:, 2:] - corners[:, :2]).round(2)
@@ -182,6 +182,9 @@ class Result:
                 strict=True,
             )
         ]
+        if self.track_ids is not None:
+            for entry, track in zip(entries, self.track_ids.tolist(), strict=True):
+                entry["track_id"] = track
         if masks:
             areas = self.areas.tolist()
             for index, (entry, rle) in enumerate(zip(entries, self.rles, strict=True)):
@@ -291,9 +294,14 @@ class Result:
         """
         self._check_size(image)
         pairs = zip(self.names, self.mask_scores.tolist(), strict=True)
-        return draw_instances(
-            image, self.regions, self.boxes, [f"{name} {score:.2f}" for name, score in pairs]
-        )
+        texts = [f"{name} {score:.2f}" for name, score in pairs]
+        if self.track_ids is None:
+            return draw_instances(image, self.regions, self.boxes, texts)
+        tracks = self.track_ids.tolist()
+        texts = [
+            f"#{track} {text}" if track >= 0 else text for track, text in zip(tracks, texts, strict=True)
+        ]
+        return draw_instances(image, self.regions, self.boxes, texts, list(map(track_colour, tracks)))
 
     def _check_size(self, image: np.ndarray) -> None:
         if image.shape[:2] != (self.height, self.width):

@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING
 from yolact.config import DatasetConfig
 from yolact.registry import configs
 from yolact_runtime.commandline import Parser, Table, print_line, printing_beside, run
-from yolact_runtime.engines.options import add_class_filter, add_engine_options, open_engine
+from yolact_runtime.engines.options import (
+    add_class_filter,
+    add_engine_options,
+    add_tile_options,
+    open_engine,
+)
 from yolact_runtime.errors import UsageError, counted
 from yolact_runtime.files import write_json
 from yolact_runtime.outputs import Named, check_outputs, engine_files
@@ -46,6 +51,7 @@ def _parser() -> Parser:
         elsewhere=_ELSEWHERE,
     )
     add_engine_options(parser)
+    add_tile_options(parser)
     add_class_filter(parser)
     add = parser.add_argument
     data = parser.add_argument_group("data (by default the validation images of the engine's configuration)")

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -21,6 +21,7 @@ from pycocotools import mask as coco_mask
 from yolact.config import DatasetConfig
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import atomic_path, read_json, write_json
+from yolact_runtime.untrusted import beyond, limit
 
 SHAPES = ("circle", "square", "triangle")
 
@@ -33,6 +34,39 @@ _CROWD_DIAMETER = (7.0, 12.0)
 _HUE_SPREAD = 15
 # What must stay visible of a shape for it to count as an instance: a share of it, and pixels.
 _VISIBLE_SHARE, _VISIBLE_PIXELS = 0.65, 60
+# The sides of images, where 1 is the typical one.
+_SMALLER, _LARGER = 0.8, 1.2
+
+
+class _Patch(NamedTuple):
+    """A mask within a rectangle of its image: left column, top row, and (h, w) bool; nothing is outside."""
+
+    x: int
+    y: int
+    mask: np.ndarray
+
+    @property
+    def inside(self) -> tuple[slice, slice]:
+        """The rows and columns of the rectangle."""
+        height, width = self.mask.shape
+        return slice(self.y, self.y + height), slice(self.x, self.x + width)
+
+    def without(self, other: _Patch) -> _Patch:
+        """What another mask does not cover."""
+        y, x = max(self.y, other.y), max(self.x, other.x)
+        bottom = min(self.y + self.mask.shape[0], other.y + other.mask.shape[0])
+        right = min(self.x + self.mask.shape[1], other.x + other.mask.shape[1])
+        if bottom <= y or right <= x:
+            return self
+        left = self.mask.copy()
+        cover = other.mask[y - other.y : bottom - other.y, x - other.x : right - other.x]
+        left[y - self.y : bottom - self.y, x - self.x : right - self.x] &= ~cover
+        return _Patch(self.x, self.y, left)
+
+    def pixels(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns of the mask's pixels in the image."""
+        y, x = np.nonzero(self.mask)
+        return y + self.y, x + self.x
 
 
 @dataclass
@@ -41,14 +75,16 @@ class _Item:
 
     label: int
     full: int
-    visible: np.ndarray
+    visible: _Patch
     outline: np.ndarray | None
     crowd: bool = False
 
-    def survives(self, cover: np.ndarray) -> bool:
+    def survives(self, cover: _Patch) -> bool:
         """Whether enough stays visible under `cover`."""
-        left = int((self.visible & ~cover).sum())
-        return left >= max(_VISIBLE_PIXELS, _VISIBLE_SHARE * self.full)
+        left = self.visible.without(cover)
+        if left is self.visible:
+            return True
+        return int(left.mask.sum()) >= max(_VISIBLE_PIXELS, _VISIBLE_SHARE * self.full)
 
 
 @dataclass
@@ -67,6 +103,7 @@ def make_shapes_dataset(
     max_instances: int = 4,
     crowd_share: float = 0.12,
     empty_share: float = 0.04,
+    diameter: tuple[float, float] | None = None,
 ) -> DatasetConfig:
     """Write a shapes dataset in COCO's layout: `train/`, `val/`, `annotations/instances_{train,val}.json`.
 
@@ -76,12 +113,14 @@ def make_shapes_dataset(
     Args:
         root: folder to write to; an older shapes dataset in it is replaced.
         train_images, val_images: how many images, 1 or more.
-        image_size: typical height and width in pixels, each at least 48; images vary by a fifth around it.
+        image_size: typical height and width in pixels, 48 to 8192; images vary by a fifth around it.
         seed: of everything random.
         category_ids: one for each of circle, square, triangle (or of the first one or two of them).
         max_instances: the most shapes in an image, besides crowds.
         crowd_share: share of the images with a crowd region.
         empty_share: share of the images without any shape.
+        diameter: smallest and largest diameter of the shapes, in pixels; None for shapes that grow with the
+            image and fill a third to two thirds of its width.
 
     Returns:
         The dataset's paths.
@@ -91,7 +130,7 @@ def make_shapes_dataset(
         YolactError: `root` cannot be written to, or holds files that are not of a shapes dataset.
     """
     root = Path(root)
-    _check(train_images, val_images, image_size, category_ids, max_instances)
+    _check(train_images, val_images, image_size, category_ids, max_instances, diameter)
     paths = {
         f"{split}_{kind}": path
         for split in ("train", "val")
@@ -104,7 +143,7 @@ def make_shapes_dataset(
         scenes = (
             _make_scene(
                 np.random.default_rng((seed, number, index)),
-                *(image_size, len(category_ids), max_instances, crowd_share, empty_share),
+                *(image_size, len(category_ids), max_instances, crowd_share, empty_share, diameter),
             )
             for index in range(count)
         )
@@ -152,7 +191,8 @@ def _write_images(folder: Path, scenes: Iterable[_Scene], category_ids: Sequence
         images.append({"id": image_id, "file_name": name, "height": height, "width": width})
         for item in scene.items:
             numbers = {"id": len(annotations) + 1, "image_id": image_id}
-            annotations.append({**numbers, "category_id": int(category_ids[item.label]), **_describe(item)})
+            category = int(category_ids[item.label])
+            annotations.append({**numbers, "category_id": category, **_describe(item, height, width)})
     categories = [
         {"id": int(category), "name": name, "supercategory": "shape"}
         for category, name in zip(category_ids, SHAPES, strict=False)
@@ -166,12 +206,19 @@ def _check(
     image_size: tuple[int, int],
     category_ids: Sequence[int],
     max_instances: int,
+    diameter: tuple[float, float] | None,
 ) -> None:
     """Raise a UsageError for an argument of `make_shapes_dataset` that is out of range."""
     if min(train_images, val_images, max_instances) < 1:
         raise UsageError(f"shapes: {train_images} and {val_images} images of {max_instances}; 1 or more each")
     if min(image_size) < 48:
         raise UsageError(f"shapes: image size {image_size}; height and width must be at least 48")
+    if image_size[0] * image_size[1] * _LARGER**2 > limit("pixels"):
+        raise UsageError(f"shapes: image size {image_size}; more pixels than {beyond('pixels')}")
+    if diameter is not None and not 10 <= diameter[0] <= diameter[1] <= min(image_size) / 2:
+        raise UsageError(
+            f"shapes: diameters {diameter}; the smallest first, from 10 pixels to half of the image's side"
+        )
     if not 1 <= len(category_ids) <= len(SHAPES) or len(set(category_ids)) != len(category_ids):
         raise UsageError(f"shapes: category ids {tuple(category_ids)}; one to three different numbers")
 
@@ -183,16 +230,18 @@ def _make_scene(
     max_instances: int,
     crowd_share: float,
     empty_share: float,
+    diameter: tuple[float, float] | None,
 ) -> _Scene:
     """One image: a background, perhaps a crowd, up to `max_instances` shapes, blur and noise."""
-    height, width = (round(side * rng.uniform(0.8, 1.2)) for side in image_size)
-    scene = _Scene(_background(rng, height, width))
+    height, width = (round(side * rng.uniform(_SMALLER, _LARGER)) for side in image_size)
+    scene = _Scene(background(rng, height, width))
+    sizes = diameter or (_DIAMETER[0] * _scale(scene.image), _DIAMETER[1] * _scale(scene.image))
     kind = rng.random()
     if kind >= empty_share:
         if kind < empty_share + crowd_share:
             _add_crowd(rng, scene, num_classes)
         for _ in range(int(rng.integers(1, max_instances + 1))):
-            _add_instance(rng, scene, num_classes)
+            _add_instance(rng, scene, num_classes, sizes)
     # Soft edges and sensor noise, over shapes and background.
     image = cv2.GaussianBlur(scene.image, (3, 3), 0.6).astype(np.int16)
     image += rng.integers(-9, 10, image.shape, np.int16)
@@ -200,7 +249,7 @@ def _make_scene(
     return scene
 
 
-def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Dull clouds of two sizes and a few faint lines: structure everywhere, but no strong colours."""
     tone = rng.uniform(70, 170, 3) * 0.3 + rng.uniform(70, 170) * 0.7
     image = np.tile(tone.astype(np.float32), (height, width, 1))
@@ -214,7 +263,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
     return image.clip(0, 255).astype(np.uint8)
 
 
-def _outline(rng: np.random.Generator, label: int, diameter: float) -> np.ndarray:
+def outline_of(rng: np.random.Generator, label: int, diameter: float) -> np.ndarray:
     """Corner points (n, 2) of a shape around the origin."""
     corners = (40, 4, 3)[label]
     # The circle around a square or triangle says less of how large it looks.
@@ -228,20 +277,22 @@ def _outline(rng: np.random.Generator, label: int, diameter: float) -> np.ndarra
     return points - (1 - squash) * np.outer(points @ axis, axis)
 
 
-def _rasterise(outline: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The outline's mask (H, W) bool, by the rule by which COCO polygons are read."""
+def rasterise(outline: np.ndarray, height: int, width: int) -> _Patch:
+    """The outline's mask, by the rule by which COCO polygons are read."""
     rles = coco_mask.frPyObjects([outline.reshape(-1).tolist()], height, width)
-    return coco_mask.decode(rles)[:, :, 0].astype(bool)
+    x, y, columns, rows = coco_mask.toBbox(rles)[0].astype(int).tolist()
+    mask = coco_mask.decode(rles)[y : y + rows, x : x + columns, 0]
+    return _Patch(x, y, mask.astype(bool))
 
 
-def _paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, label: int) -> None:
+def paint(rng: np.random.Generator, image: np.ndarray, patch: _Patch, label: int) -> None:
     """Fill the mask with a strong colour and a texture: plain, stripes, checks or grain."""
-    height, width = mask.shape
+    height, width = image.shape[:2]
     # Each class has a usual hue, as real things do. It is only a hint: the hues of the classes overlap.
     hue = int(rng.normal(label * 60, _HUE_SPREAD)) % 180
     saturation, value = rng.integers(170, 256), rng.integers(130, 256)
     colour = cv2.cvtColor(np.array([[[hue, saturation, value]]], np.uint8), cv2.COLOR_HSV2BGR)[0, 0]
-    y, x = np.nonzero(mask)
+    y, x = patch.pixels()
     period, angle = rng.uniform(5, 12), rng.uniform(0, math.pi)
     along = (x * math.cos(angle) + y * math.sin(angle)) * 2 * math.pi / period
     across = (y * math.cos(angle) - x * math.sin(angle)) * 2 * math.pi / period
@@ -261,34 +312,38 @@ def _scale(image: np.ndarray) -> float:
     return math.sqrt(image.shape[0] * image.shape[1]) / 128
 
 
-def _add_instance(rng: np.random.Generator, scene: _Scene, num_classes: int) -> None:
+def _add_instance(
+    rng: np.random.Generator, scene: _Scene, num_classes: int, diameters: tuple[float, float]
+) -> None:
     """Put a shape on top, where one can be found that hides no earlier one too much."""
     height, width = scene.image.shape[:2]
     for _ in range(10):
         label = int(rng.integers(num_classes))
-        low, high = (limit * _scale(scene.image) for limit in _DIAMETER)
+        low, high = diameters
         diameter = rng.uniform(low, high)
-        # Up to a fifth of a shape may reach out of the image.
-        margin = 0.3 * diameter
+        # Up to a fifth of a shape may reach out of the image, more where this is narrower than the shape.
+        margin = min(0.3 * diameter, height / 2, width / 2)
         lowest, highest = np.array([margin, margin]), np.array([width - margin, height - margin])
         centre = rng.uniform(lowest, highest)
         if scene.items and rng.random() < 0.25:
-            y, x = np.nonzero(scene.items[-1].visible)
+            y, x = scene.items[-1].visible.pixels()
             centre = rng.normal((x.mean(), y.mean()), 0.6 * diameter).clip(lowest, highest)
-        outline = (_outline(rng, label, diameter) + centre).round(2)
-        mask = _rasterise(outline, height, width)
+        outline = (outline_of(rng, label, diameter) + centre).round(2)
+        patch = rasterise(outline, height, width)
         whole = bool((outline.min(0) >= 0).all() and (outline.max(0) <= (width, height)).all())
         if diameter > low * 1.8 and rng.random() < 0.1:
-            mask &= ~_rasterise((outline - centre) * rng.uniform(0.3, 0.45) + centre, height, width)
+            hole = (outline - centre) * rng.uniform(0.3, 0.45) + centre
+            patch = patch.without(rasterise(hole, height, width))
             whole = False
-        if mask.sum() < _VISIBLE_PIXELS or not all(item.survives(mask) for item in scene.items):
+        area = int(patch.mask.sum())
+        if area < _VISIBLE_PIXELS or not all(item.survives(patch) for item in scene.items):
             continue
         for item in scene.items:
-            if (item.visible & mask).any():
-                item.visible &= ~mask
-                item.outline = None
-        _paint(rng, scene.image, mask, label)
-        scene.items.append(_Item(label, int(mask.sum()), mask, outline if whole else None))
+            left = item.visible.without(patch)
+            if left.mask.sum() < item.visible.mask.sum():
+                item.visible, item.outline = left, None
+        paint(rng, scene.image, patch, label)
+        scene.items.append(_Item(label, area, patch, outline if whole else None))
         return
 
 
@@ -301,21 +356,23 @@ def _add_crowd(rng: np.random.Generator, scene: _Scene, num_classes: int) -> Non
     middle = rng.uniform((0.25 * width, 0.25 * height), (0.75 * width, 0.75 * height))
     for _ in range(int(rng.integers(9, 20))):
         diameter = rng.uniform(*_CROWD_DIAMETER) * _scale(scene.image)
-        outline = _outline(rng, label, diameter) + rng.normal(middle, spread)
-        mask = _rasterise(outline, height, width)
-        if mask.any():
-            _paint(rng, scene.image, mask, label)
-            union |= mask
-    scene.items.append(_Item(label, int(union.sum()), union, None, crowd=True))
+        outline = outline_of(rng, label, diameter) + rng.normal(middle, spread)
+        patch = rasterise(outline, height, width)
+        if patch.mask.any():
+            paint(rng, scene.image, patch, label)
+            union[patch.inside] |= patch.mask
+    scene.items.append(_Item(label, int(union.sum()), _Patch(0, 0, union), None, crowd=True))
 
 
-def _describe(item: _Item) -> dict[str, Any]:
-    """The annotation's segmentation, area, bbox and iscrowd."""
-    rle = coco_mask.encode(np.asfortranarray(item.visible, np.uint8))
+def _describe(item: _Item, height: int, width: int) -> dict[str, Any]:
+    """The annotation's segmentation, area, bbox and iscrowd, in an image of that size."""
+    mask = np.zeros((height, width), np.uint8, order="F")
+    mask[item.visible.inside] = item.visible.mask
+    rle = coco_mask.encode(mask)
     if item.outline is not None:
         segmentation: Any = [item.outline.reshape(-1).tolist()]
     elif item.crowd:
-        segmentation = {"size": list(item.visible.shape), "counts": _counts(item.visible)}
+        segmentation = {"size": [height, width], "counts": _counts(mask.view(bool))}
     else:
         segmentation = {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
     return {

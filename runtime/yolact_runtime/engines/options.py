@@ -6,6 +6,8 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from yolact_runtime.engines.backends import BACKENDS, PRECISIONS
+from yolact_runtime.errors import UsageError
+from yolact_runtime.metadata import parse_input_size
 
 if TYPE_CHECKING:
     from yolact_runtime.engines.base import Engine
@@ -25,6 +27,8 @@ def add_engine_options(parser: argparse.ArgumentParser, required: bool = True) -
     add("--providers", nargs="+", metavar="NAME",
         help="ONNX Runtime providers, best first: cuda, cuda:1, cpu; end them with --")  # fmt: skip
     add("--config", help="configuration of a checkpoint that does not name its own")
+    add("--input-size", type=parse_input_size, metavar="HxW",
+        help="open a checkpoint with an input of this height and width; N for a square")  # fmt: skip
     add("--class-names", metavar="FILE|NAMES",
         help="class names of a checkpoint without its own: NAME,... or a file of one per line")  # fmt: skip
 
@@ -35,17 +39,52 @@ def add_class_filter(parser: argparse._ActionsContainer) -> None:
         help="find only these classes, by name or category id; end them with --")  # fmt: skip
 
 
+def add_tile_options(parser: argparse.ArgumentParser) -> None:
+    """Add the option group with `--tile`, for commands that predict; `open_engine` reads it."""
+    add = parser.add_argument_group("tiles for large images").add_argument
+    add("--tile", type=int, metavar="PIXELS",
+        help="cut larger images into tiles of this side, and merge what is found in them")  # fmt: skip
+    add("--tile-overlap", type=float, metavar="SHARE",
+        help="share of a tile that its neighbour sees, too, 0..0.9 (default: 0.2)")  # fmt: skip
+    add("--tile-full", action=argparse.BooleanOptionalAction,
+        help="run the whole image, too, for objects larger than a tile (default: yes)")  # fmt: skip
+
+
 def open_engine(args: argparse.Namespace, **options: Any) -> Engine:
     """Open the engine given by the options of `add_engine_options`, with more `options` of `load_engine`.
 
+    With the options of `add_tile_options`, it cuts large images into tiles.
+
     Raises:
         YolactError: as `load_engine`.
+        UsageError: options of tiles that are out of range, or without `--tile`.
     """
     from yolact_runtime.engines.load import load_engine  # imports OpenCV, which `--help` does not need
 
+    tiles = _tile_options(args)
     named = {
         name: getattr(args, name)
-        for name in ("backend", "precision", "threads", "providers", "config", "class_names")
+        for name in ("backend", "precision", "threads", "providers", "config", "input_size", "class_names")
     }
     given = {name: value for name, value in named.items() if value is not None}
-    return load_engine(args.engine, **given, **options)
+    engine = load_engine(args.engine, **given, **options)
+    if not tiles:
+        return engine
+    from yolact_runtime.engines.tiles import tiled
+
+    return tiled(engine, **tiles)
+
+
+def _tile_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `tiled` that the options give; empty without `--tile`."""
+    named = {"tile": "tile", "overlap": "tile_overlap", "full": "tile_full"}
+    values = {key: getattr(args, name, None) for key, name in named.items()}
+    given = {key: value for key, value in values.items() if value is not None}
+    if not given:
+        return {}
+    if "tile" not in given:
+        raise UsageError("--tile-overlap and --tile-full need the side of the tiles: --tile PIXELS")
+    from yolact_runtime.engines.tiles.windows import OVERLAP, check_tiles
+
+    check_tiles(given["tile"], given.get("overlap", OVERLAP))
+    return given
