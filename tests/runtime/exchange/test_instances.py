@@ -45,11 +45,12 @@ def test_outlines_are_within_their_tolerance_of_the_mask(seed, tolerance):
 
 
 def test_entries_of_results_give_the_same_instances():
-    result = scene(2)
+    result = scene(2, tracks=np.array([4, 9, 1, -1, 2, 3]))
     names = dict(zip(result.class_ids, result.class_names, strict=True))
     for polygons in (False, True):
         found = instances_of(result.to_coco(1, polygons=polygons), names)
         assert [one.label for one in found] == result.names[:-1]  # the last mask is empty
+        assert [one.track_id for one in found] == [4, 9, 1, None, 2]
         for one, region, mask in zip(found, result.regions, result.masks, strict=False):
             expected = Instance("x", 1.0, region)
             for a, b in zip(one.outlines(1.0), expected.outlines(1.0), strict=True):
