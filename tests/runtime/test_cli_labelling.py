@@ -82,6 +82,28 @@ def test_corrected_files_are_kept_unless_asked(place, capsys):
     assert read("labels/b.json")["imagePath"] == "../photos/b.png"
 
 
+def test_files_of_other_images_stay(place):
+    for source in ("photos", "other", "photos", "other"):
+        assert infer(source, "--labelme", "labels", "--labelme-overwrite") == 0
+    images = {path.name: read(path)["imagePath"] for path in Path("labels").iterdir()}
+    assert images == {
+        "a b.json": "../photos/a b.png",
+        "b.json": "../photos/b.png",
+        "b_2.json": "../other/b.png",
+        "c.json": "../photos/c.png",
+    }
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[1]", '{"imagePath": 7}', '{"imagePath": "a\\u0000"}', '{"imagePath": ""}']
+)
+def test_files_that_are_no_labelme_files_are_kept(place, content):
+    Path("labels").mkdir()
+    Path("labels/c.json").write_text(content)
+    assert infer("photos/c.png", "--labelme", "labels") == 0
+    assert Path("labels/c.json").read_text() == content and len(list(Path("labels").iterdir())) == 1
+
+
 @pytest.mark.parametrize("options", [(), ("--polygons",), ("--polygons", "--polygon-tolerance", 0)])
 def test_a_resumed_run_gives_the_same_files(place, options):
     sources = ["photos", "other"]
