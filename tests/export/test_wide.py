@@ -21,6 +21,7 @@ from yolact_export import verify
 from yolact_export.onnx import OnnxOptions, write_onnx
 from yolact_runtime import Engine, Result, load_engine
 from yolact_runtime.preprocess import resize_batch
+from yolact_runtime.priors import make_priors
 
 SIZES = [(384, 640), (550, 300), (320, 1024)]
 # Of sizes that are neither those of the inputs nor of their shape.
