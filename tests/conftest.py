@@ -51,6 +51,7 @@ for _name in (
     "converted",
     "videos",
     "camera_server",
+    "rtsp_server",
 ):
     _spec = importlib.util.spec_from_file_location(_name, HERE / f"{_name}.py")
     assert _spec is not None and _spec.loader is not None

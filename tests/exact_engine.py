@@ -78,8 +78,8 @@ class ExactEngine(Engine):
                 raise YolactError(f"cannot look at object {number}")
             region = region_of(image[..., 0] == number)
             label, score = image[region.edges[0] % height, region.edges[0] // height, 1:].tolist()
-            inner = 0 < region.x and region.x + region.width < width
-            inner = inner and 0 < region.y and region.y + region.height < height
+            inner = region.x > 0 and region.x + region.width < width
+            inner = inner and region.y > 0 and region.y + region.height < height
             if self.changed and not inner:
                 label, score = self.changed[0], score * self.changed[1]
             if score / 100 > score_threshold and (classes is None or label in classes):

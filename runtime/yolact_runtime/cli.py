@@ -28,8 +28,8 @@ def build_parser() -> Parser:
     )
     add = parser.add_argument
     add("sources", nargs="*", metavar="SOURCE",
-        help="images, folders, patterns such as 'photos/*.jpg', videos, a camera (0, /dev/video0, rtsp://...),"
-        " or - for a list of images on standard input")  # fmt: skip
+        help="images, folders, patterns such as 'photos/*.jpg', videos, cameras (0, /dev/video0, rtsp://...;"
+        " all at once), or - for a list of images on standard input")  # fmt: skip
     add("--null", action="store_true", help="paths on standard input end in NUL instead of a line end")
     add("--image", type=split_pair, metavar="IN[:OUT]", help="one image, and the file for its overlay")
     add("--images", type=split_pair, metavar="DIR[:OUTDIR]", help="a folder, and the folder for its overlays")

@@ -83,14 +83,16 @@ def test_what_inspect_shows(exported: Path, capsys: Capture) -> None:
     [
         ("384*640", "input size '384*640': height x width in pixels is needed, such as 384x640"),
         ("64x4096", "input size 64x4096: each side must be 1 or more, and at most the 2,048 allowed"),
-        ("16x160", "model.input_size = [16, 160]; allowed: 32 to 2048"),
+        ("16x160", "model.input_size = (16, 160); allowed: 32 to 2048"),
     ],
 )
-def test_sizes_that_are_refused(text: str, message: str, own: Path, capsys: Capture) -> None:
+def test_sizes_that_are_refused(
+    text: str, message: str, own: Path, caplog: pytest.LogCaptureFixture, capsys: Capture
+) -> None:
     before = sorted(own.parent.iterdir())
     assert export(own, "--input-size", text) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "ERROR" in line]
-    assert message in line
+    # Logging goes to standard error once the options are parsed.
+    assert message in (capsys.readouterr().err + caplog.text).splitlines()[-1]
     assert sorted(own.parent.iterdir()) == before
 
 
@@ -98,7 +100,7 @@ def test_networks_that_re_score_masks_need_larger_ones(tmp_path: Path, capsys: C
     path = tmp_path / "yolact_plus_resnet50_0_1.pth"
     save_checkpoint(path, Yolact(get_config("yolact_plus_resnet50")), 0, 1, None)
     assert export(path, "--input-size", "240x640", "--no-verify") == 2
-    assert "model.input_size = [240, 640]; allowed: at least 249 with mask_iou" in capsys.readouterr().err
+    assert "model.input_size = (240, 640); allowed: at least 249 with mask_iou" in capsys.readouterr().err
 
 
 def test_an_exported_file_keeps_its_size(exported: Path, capsys: Capture) -> None:
@@ -129,7 +131,8 @@ def test_reduced_precision(precision: str, own: Path, photos: Path, tmp_path: Pa
 def test_openvino_models(exported: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     output = tmp_path / "wide.xml"
-    assert export(exported, "--to", "openvino", "--output", str(output)) == 0
+    # Masks of a network that was never trained hover about one half.
+    assert export(exported, "--to", "openvino", "--output", str(output), "--no-verify") == 0
     with load_engine(output) as engine:
         assert engine.metadata.input_size == SIZE
 

@@ -296,7 +296,8 @@ def _anchors(args: argparse.Namespace) -> None:
         raise UsageError(f"--seed is {args.seed}; it must be 0 or more")
     iou = config.loss.positive_iou
     augment = replace(config.augment, enabled=True) if args.augment else None
-    boxes = network_boxes(args.annotations, model, args.images, augment, _EPOCHS if augment else 1, args.seed)
+    epochs, classes = _EPOCHS if augment else 1, config.dataset.classes
+    boxes = network_boxes(args.annotations, model, args.images, augment, epochs, args.seed, classes)
     fitted = fit_priors(boxes, model, args.scales, args.ratios, iou, args.seed)
     before, after = best_overlaps(boxes, model), best_overlaps(boxes, fitted)
     groups = (

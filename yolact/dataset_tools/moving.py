@@ -1,7 +1,7 @@
 """A synthetic video of moving shapes whose identities are known: to measure tracking.
 
-The shapes are those of the synthetic dataset. They enter and leave the picture, pass in front of each other.
-A shape that has left does not return: the next one has a new identity.
+The shapes are those of the synthetic dataset. They enter and leave the picture, and hide each other. A
+shape that has left does not return: the next one has a new identity.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
 
-from yolact.dataset_tools.synthetic import _background, _outline, _paint, _rasterise
+from yolact.dataset_tools.synthetic import background, outline_of, paint, rasterise
 from yolact_runtime.errors import UsageError
 
 # Diameters, and pixels per second, where the image is 128 pixels wide.
@@ -36,7 +35,6 @@ class MovingFrame:
         identities: (n,) int64, from 1.
         labels: (n,) int64, index into `synthetic.SHAPES`.
         boxes: (n, 4) float32, x1 y1 x2 y2 in pixels, around what is visible.
-        full_boxes: (n, 4) float32, around the whole shapes, also where something hides them.
     """
 
     image: np.ndarray
@@ -44,17 +42,16 @@ class MovingFrame:
     identities: np.ndarray
     labels: np.ndarray
     boxes: np.ndarray
-    full_boxes: np.ndarray
 
 
 @dataclass(frozen=True)
 class _Shape:
-    """A shape on its way through the picture; `mask` and `paint` are square."""
+    """A shape on its way through the picture; `mask` and `patch` are square."""
 
     identity: int
     label: int
     mask: np.ndarray
-    paint: np.ndarray
+    patch: np.ndarray
     start: np.ndarray
     velocity: np.ndarray  # pixels per second
     period: float
@@ -113,7 +110,7 @@ class _Scene:
     def __init__(self, rng: np.random.Generator, size: tuple[int, int]) -> None:
         self._rng, self._size = rng, size
         self._scale = math.sqrt(size[0] * size[1]) / 128
-        self._background = _background(rng, *size)
+        self._background = background(rng, *size)
         self._shapes: list[_Shape] = []
         self._count = 0
 
@@ -126,31 +123,27 @@ class _Scene:
         self._shapes.sort(key=lambda shape: shape.depth)
         image = self._background.copy()
         owner = np.zeros(self._size, np.int64)
-        full = {}
-        for shape in self._shapes:
-            full[shape.identity] = _put(image, owner, shape, shape.centre(time))
+        areas = {shape.identity: _put(image, owner, shape, shape.centre(time)) for shape in self._shapes}
         image = cv2.GaussianBlur(image, (3, 3), 0.6).astype(np.int16)
         image += self._rng.integers(-9, 10, image.shape, np.int16)
-        return self._seen(image.clip(0, 255).astype(np.uint8), time, owner, full)
+        return self._seen(image.clip(0, 255).astype(np.uint8), time, owner, areas)
 
-    def _seen(self, image: np.ndarray, time: float, owner: np.ndarray, full: dict[int, Any]) -> MovingFrame:
+    def _seen(self, image: np.ndarray, time: float, owner: np.ndarray, areas: dict[int, int]) -> MovingFrame:
         """The frame with the shapes of which enough is visible."""
-        labels, identities, boxes, full_boxes = [], [], [], []
+        labels, identities, boxes = [], [], []
         for shape in self._shapes:
             y, x = np.nonzero(owner == shape.identity)
-            if len(x) < max(1, _VISIBLE_SHARE * full[shape.identity][1]):
+            if len(x) < max(1, _VISIBLE_SHARE * areas[shape.identity]):
                 continue
             labels.append(shape.label)
             identities.append(shape.identity)
             boxes.append((x.min(), y.min(), x.max() + 1, y.max() + 1))
-            full_boxes.append(full[shape.identity][0])
         return MovingFrame(
             image,
             time,
             np.array(identities, np.int64),
             np.array(labels, np.int64),
             np.array(boxes, np.float32).reshape(-1, 4),
-            np.array(full_boxes, np.float32).reshape(-1, 4),
         )
 
     def _enter(self, time: float, ahead: bool) -> _Shape:
@@ -160,9 +153,10 @@ class _Scene:
         label = int(rng.integers(3))
         diameter = rng.uniform(*_DIAMETER) * self._scale
         side = math.ceil(diameter * 1.4) + 2
-        mask = _rasterise((_outline(rng, label, diameter) + side / 2).round(2), side, side)
-        paint = np.zeros((side, side, 3), np.uint8)
-        _paint(rng, paint, mask, label)
+        shape = rasterise((outline_of(rng, label, diameter) + side / 2).round(2), side, side)
+        mask, patch = np.zeros((side, side), bool), np.zeros((side, side, 3), np.uint8)
+        mask[shape.inside] = shape.mask
+        paint(rng, patch, shape, label)
         right = rng.random() < 0.5
         speed = rng.uniform(*_SPEED) * self._scale
         slope = rng.uniform(-0.25, 0.25)
@@ -170,27 +164,25 @@ class _Scene:
         velocity = np.array([-speed if right else speed, slope * speed])
         begin = time - (rng.uniform(0.1, 0.9) * width / speed if ahead else 0)
         return _Shape(
-            self._count, label, mask, paint, start, velocity, rng.uniform(*_PERIOD), begin, rng.random()
+            self._count, label, mask, patch, start, velocity, rng.uniform(*_PERIOD), begin, rng.random()
         )
 
 
-def _put(image: np.ndarray, owner: np.ndarray, shape: _Shape, centre: np.ndarray) -> tuple[np.ndarray, int]:
-    """Draw a shape; returns its box within the picture, and its area in pixels, also of what is outside."""
+def _put(image: np.ndarray, owner: np.ndarray, shape: _Shape, centre: np.ndarray) -> int:
+    """Draw a shape; returns its area in pixels, also of what is outside the picture."""
     side = len(shape.mask)
     corner = centre - side / 2
     x, y = math.floor(corner[0]), math.floor(corner[1])
     move = np.array([[1, 0, corner[0] - x], [0, 1, corner[1] - y]])
     size = (side + 1, side + 1)
     mask = cv2.warpAffine(shape.mask.astype(np.float32), move, size) > 0.5
-    paint = cv2.warpAffine(shape.paint, move, size, borderMode=cv2.BORDER_REPLICATE)
+    patch = cv2.warpAffine(shape.patch, move, size, borderMode=cv2.BORDER_REPLICATE)
     height, width = owner.shape
     top, left = max(0, y), max(0, x)
     bottom, right = min(height, y + side + 1), min(width, x + side + 1)
     if top < bottom and left < right:
         part = slice(top - y, bottom - y), slice(left - x, right - x)
         inside = mask[part]
-        image[top:bottom, left:right][inside] = paint[part][inside]
+        image[top:bottom, left:right][inside] = patch[part][inside]
         owner[top:bottom, left:right][inside] = shape.identity
-    ys, xs = np.nonzero(mask)
-    box = np.array([x + xs.min(), y + ys.min(), x + xs.max() + 1, y + ys.max() + 1])
-    return box.clip(0, [width, height, width, height]), len(xs)
+    return int(mask.sum())

@@ -47,7 +47,7 @@ def add_tile_options(parser: argparse.ArgumentParser) -> None:
     add("--tile-overlap", type=float, metavar="SHARE",
         help="share of a tile that its neighbour sees, too, 0..0.9 (default: 0.2)")  # fmt: skip
     add("--tile-full", action=argparse.BooleanOptionalAction,
-        help="run the whole image, too, for objects larger than a tile")  # fmt: skip
+        help="run the whole image, too, for objects larger than a tile (default: yes)")  # fmt: skip
 
 
 def open_engine(args: argparse.Namespace, **options: Any) -> Engine:

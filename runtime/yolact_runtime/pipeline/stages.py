@@ -75,10 +75,8 @@ class Run:
         if not late:
             window += streams * self._batch + settings.decode_workers + 2 * settings.post_workers
             waiting = settings.decode_workers
-        self._drop_late = late
-        if source.drops_late(settings.drop_late):
-            # The source keeps the newest frames until they are needed.
-            self._drop_late, waiting = False, 1
+        self._late_in_source = source.drops_late(settings.drop_late)
+        self._drop_late = late and not self._late_in_source
         self._intake: Channel[Frame] = Channel(waiting)
         self._slots: Channel[None] = Channel(items=[None] * (settings.in_flight or window))
         self._prepared: Channel[_Item] = Channel()
@@ -189,6 +187,8 @@ class Run:
                 before, own = own, self._source.dropped
                 self.stats.read += 1 + own - before
                 self.stats.dropped += late + own - before
+                if self._late_in_source:
+                    self._intake.wait_until_empty()  # until then, newer frames may come
         except Closed:
             pass
         except Exception as error:

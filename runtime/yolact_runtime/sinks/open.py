@@ -83,7 +83,7 @@ class Outputs:
             written.append(str(self.dataset.path))
         if self.label_studio and not self.label_studio.kept and not is_stdout(self.label_studio.paths[0]):
             written.append(", ".join(map(str, self.label_studio.paths)))
-        if self.table and not self.table.kept:
+        if self.table and self.table.written:
             written.append(str(self.table.path))
         if self.overlays and self.overlays.drawn:
             written.append(f"overlays in {self.overlays.target}")

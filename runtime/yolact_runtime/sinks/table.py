@@ -39,7 +39,7 @@ COLUMNS = {
 }
 SUFFIXES = (".csv", ".parquet")
 ROW_GROUP = 16_384  # rows of Parquet in memory at a time
-# What spreadsheets take for the beginning of a formula, also after their own separators and line ends.
+# What spreadsheets take for the beginning of a formula, with the wide forms of the signs.
 _FORMULA = re.compile("[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 # A value of each column.
@@ -62,7 +62,8 @@ class TableSink(Sink):
         class_names: The engine's class names.
 
     Attributes:
-        kept: Whether `close` kept the file of an earlier run, because no image was done.
+        written: Whether `close` has put the file at its path; it keeps that of an earlier run if no image was
+            done.
 
     Raises:
         UsageError: the suffix is another.
@@ -73,7 +74,7 @@ class TableSink(Sink):
         """Create the temporary file."""
         check_table(path)
         self.path = Path(path)
-        self.kept = False
+        self.written = False
         self._done = False
         self._classes = dict(zip(class_ids, map(_encodable, class_names), strict=True))
         kind = _Csv if self.path.suffix.lower() == ".csv" else _Parquet
@@ -107,11 +108,10 @@ class TableSink(Sink):
         if file is None:
             return
         if not self._done and self.path.is_file():
-            self.kept = True
             log.warning("no image was done: %s is kept", self.path)
             file.discard()
             return
-        file.close()
+        self.written = file.close()
 
     def _append(self, rows: list[Row]) -> None:
         if self._file is not None:
@@ -168,8 +168,10 @@ class _Csv:
         lines = (",".join(map(_cell, row)) + "\n" for row in rows)
         self._file.append("".join(lines).encode())
 
-    def close(self) -> None:
+    def close(self) -> bool:
+        """Rename the file; True."""
         self._stack.close()
+        return True
 
     def discard(self) -> None:
         self._stack.__exit__(YolactError, YolactError("discarded"), None)
@@ -213,16 +215,17 @@ class _Parquet:
             self.discard()
             raise
 
-    def close(self) -> None:
-        """Write the last group and the index, and rename the file, unless it was discarded."""
+    def close(self) -> bool:
+        """Write the last group and the index, and rename the file; False if it was discarded."""
         if not self._writer.is_open:
-            return
+            return False
         try:
             with writing(self._path), self._stack:
                 self._write_group()
                 self._writer.close()
         finally:
             self._writer.is_open = False
+        return True
 
     def discard(self) -> None:
         """Remove the temporary file; the previous file stays."""

@@ -73,8 +73,8 @@ class Lane:
     name: str
     numbers: range
     dropped: int = 0
-    ended: bool = False
-    waiting: deque[Frame] = field(default_factory=deque)
+    ended: bool = field(default=False, init=False, repr=False)
+    waiting: deque[Frame] = field(default_factory=deque, init=False, repr=False)
 
     @property
     def reconnects(self) -> int:

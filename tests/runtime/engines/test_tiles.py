@@ -127,7 +127,7 @@ def test_neighbours_of_one_class_and_small_things_on_large_ones_stay():
 def test_a_part_with_a_better_score_gives_way_to_the_whole():
     scene = Scene()
     scene.disc(52, 30, 13, score=50)
-    (result,) = tiled(ExactEngine(changed=(0, 1.8)), TILE, OVERLAP).predict([scene.image], 0.1)
+    (result,) = tiled(ExactEngine(changed=(0, 1.8)), TILE, OVERLAP, False).predict([scene.image], 0.1)
     assert len(result) == 1 and result.areas.tolist() == [(scene.image[..., 0] == 1).sum()]
     assert result.scores[0] == pytest.approx(0.9)
 
@@ -168,7 +168,7 @@ def test_tiles_fill_batches_over_all_images_of_a_call():
     expected = None
     for batch in (1, 4, 7, 64):
         engine = ExactEngine(batch)
-        results = tiled(engine, TILE, OVERLAP).predict(images, top_k=11)
+        results = tiled(engine, TILE, OVERLAP, full=False).predict(images, top_k=11)
         assert [len(result) for result in results] == [11, 1, 11, 11]
         tuples = [(result.rles, result.relative_boxes.tolist()) for result in results]
         expected = expected or tuples
@@ -190,15 +190,15 @@ def test_an_image_that_fits_goes_through_as_it_is():
 
 
 def test_masks_of_a_network_are_moved_to_their_place():
-    """Tiles of a shade of their own, as FakeEngine looks at the first pixel: the mask is the tile's, moved."""
+    """The tile with the shade that FakeEngine looks for: its mask is the image's, moved."""
     fake = FakeEngine({7: [Found((20, 10, 40, 30))]})
     image = np.zeros((64, 128, 3), np.uint8)
     image[:2, 64:66] = 7
-    (result,) = tiled(fake, 64, 0).predict([image])
+    (result,) = tiled(fake, 64, 0, False).predict([image])
     (alone,) = fake.predict([image[:, 64:]])
     np.testing.assert_array_equal(result.masks[0, :, 64:], alone.masks[0])
     assert not result.masks[0, :, :64].any()
-    np.testing.assert_allclose(result.boxes_float, alone.boxes_float + [64, 0, 64, 0], atol=1e-4)
+    np.testing.assert_allclose(result.boxes_float, alone.boxes_float + np.array([64, 0, 64, 0]), atol=1e-4)
     assert result.to_coco(3)[0]["category_id"] == 1
     assert result.draw(image).shape == image.shape
 

@@ -141,3 +141,30 @@ def test_ctrl_c_ends_all():
     assert time.monotonic() - began < 10 and all(one.closed.is_set() for one in sources)
     assert stats.done == sum(len(sink.order) for sink in sinks) > 10
     assert not [t for t in threading.enumerate() if t.name.startswith("source ")]
+
+
+def test_no_frames_pile_up_before_a_slow_engine():
+    release = threading.Event()
+
+    class Held(FakeEngine):
+        def detect(self, batch):
+            assert release.wait(10)
+            return super().detect(batch)
+
+    class Given(Shades):
+        def __iter__(self):
+            yield from super().__iter__()
+            given.release()
+
+    given = threading.Semaphore(0)
+    source, sinks = SimultaneousSource([Given(10, 100, True), Given(20, 100, True)]), [Record(), Record()]
+
+    def wait():
+        assert given.acquire(timeout=10) and given.acquire(timeout=10)
+        release.set()
+
+    threading.Thread(target=wait).start()
+    run_pipeline(source, Held({}, max_batch=1), [RoutingSink(source, sinks)])
+    # One in the engine, one before it, one that waits for a worker; and the newest of each source.
+    assert sum(len(sink.order) for sink in sinks) <= 5
+    assert [sink.order[-1] for sink in sinks] == [99, 99]

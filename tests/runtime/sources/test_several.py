@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import videos
 from camera_server import serving, stream
+from rtsp_server import RtspCamera
 
 from yolact_runtime import YolactError
 from yolact_runtime.frames import Frame, Source
@@ -176,3 +178,35 @@ def test_two_streams_of_which_one_is_cut_and_comes_back():
     assert [lane.reconnects for lane in source.lanes] == [1, 0]
     with pytest.raises(YolactError, match="3 attempts to reconnect failed"):
         first[-1].read()
+
+
+def test_two_rtsp_cameras_of_which_one_is_killed_and_comes_back():
+    pytest.importorskip("av")
+    settings = CameraSettings(open_timeout=5, read_timeout=5, attempts=50, delay=0.02)
+    killed, steady = (RtspCamera(videos.shades(10)) for _ in range(2))
+    killed.start()
+    steady.start()
+    source = SimultaneousSource([CameraSource(one.address, settings) for one in (killed, steady)])
+    frames, before, between = [], 0, 0
+    try:
+        for frame in source:
+            frames.append(frame)
+            counts = [len(of(frames, number)) for number in (0, 1)]
+            if not before and min(counts) >= 5:
+                killed.kill()
+                before, between = counts
+            elif before and killed.ended.is_set() and counts[1] >= between + 10:
+                killed.start()  # the other one went on in between
+            elif not killed.ended.is_set() and before and counts[0] >= before + 10:
+                break
+    finally:
+        source.close()
+        killed.kill()
+        steady.kill()
+    assert [lane.reconnects for lane in source.lanes] == [1, 0]
+    for number, camera in enumerate((killed, steady)):
+        own = of(frames, number)
+        assert all(frame.name.startswith(f"{camera.shown}#") for frame in own)
+        assert all(a.time < b.time for a, b in itertools.pairwise(own)) and own[0].time < 0.2
+        shades = [frame.read().mean() for frame in own]
+        assert all(min(abs(shade - 16 - 10 * i) for i in range(10)) < 4 for shade in shades)

@@ -26,13 +26,13 @@ class TiledEngine(Engine):
         tile: Longer side of a tile in pixels; its shape is that of the network's input.
         overlap: Neighbours share at least this share of a tile, 0..0.9. An object is found best if it is
             smaller than what they share, so that one of them sees it whole.
-        full: Run the whole image, too: finds objects larger than a tile.
+        full: Run the whole image, too: finds objects larger than a tile, for one more call of the network.
 
     Raises:
         UsageError: a value out of its range.
     """
 
-    def __init__(self, engine: Engine, tile: int, overlap: float = OVERLAP, full: bool = False) -> None:
+    def __init__(self, engine: Engine, tile: int, overlap: float = OVERLAP, full: bool = True) -> None:
         check_tiles(tile, overlap)
         self._engine, self._overlap, self._full = engine, float(overlap), full
         # As wide for its height as the network's input, so that a tile is not distorted.
@@ -140,6 +140,6 @@ def _part(image: np.ndarray, window: Window) -> np.ndarray:
     return image[window.top : window.bottom, window.left : window.right]
 
 
-def tiled(engine: Engine, tile: int = 640, overlap: float = OVERLAP, full: bool = False) -> TiledEngine:
+def tiled(engine: Engine, tile: int = 640, overlap: float = OVERLAP, full: bool = True) -> TiledEngine:
     """`engine` on overlapping tiles of images larger than `tile` pixels; arguments as for `TiledEngine`."""
     return TiledEngine(engine, tile, overlap, full)

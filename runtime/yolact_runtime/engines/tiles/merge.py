@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
 from yolact_runtime.engines.tiles.windows import Window
-from yolact_runtime.masks import Region
-from yolact_runtime.regions import area, area_within, move, shared_area, union
+from yolact_runtime.masks import Region, encode
+from yolact_runtime.regions import area, area_within, move, union
 from yolact_runtime.results import Result
 
 # Masks agree where their intersection over union is at least this.
@@ -105,8 +107,9 @@ def merge(views: Sequence[View], windows: Sequence[Window]) -> list[View]:
         views: Those of all tiles, by tile, and best score first within it.
         windows: The tiles.
     """
-    links = _links(views, windows)
-    cut = _find_parts(views, links)
+    sizes = [area(view.region) for view in views]
+    links = _links(views, sizes, windows)
+    cut = _find_parts(views, sizes, links)
     # Whole ones first, then parts, the best of each first: sorting is stable, so ties go by tile.
     order = sorted(range(len(views)), key=lambda index: (cut[index], -views[index].score))
     scores = [view.score for view in views]
@@ -121,7 +124,11 @@ def merge(views: Sequence[View], windows: Sequence[Window]) -> list[View]:
             scores[best] = max(scores[best], view.score)
         elif not cut[index]:
             group[index] = index
-        elif not any(_covers(link, view, views[link.other]) for link in kept if not cut[link.other]):
+        elif not any(
+            link.shared >= _COVERED * sizes[index] and views[link.other].score >= _SCORE * view.score
+            for link in kept
+            if not cut[link.other]
+        ):
             _join(index, same, group)
     objects = defaultdict(list)
     for index, first in group.items():  # in the order above
@@ -131,11 +138,6 @@ def merge(views: Sequence[View], windows: Sequence[Window]) -> list[View]:
         for parts in objects.values()
     ]
     return sorted(found, key=lambda view: -view.score)
-
-
-def _covers(link: _Link, part: View, other: View) -> bool:
-    """Whether a part is of the object that another tile sees whole, perhaps as one of another class."""
-    return link.shared >= _COVERED * area(part.region) and other.score >= _SCORE * part.score
 
 
 def _join(index: int, same: Sequence[int], group: dict[int, int]) -> None:
@@ -158,39 +160,48 @@ def _unite(parts: Sequence[View], score: float) -> View:
     return parts[0]._replace(score=score, box=box, region=region)
 
 
-def _find_parts(views: Sequence[View], links: Sequence[Sequence[_Link]]) -> list[bool]:
+def _find_parts(views: Sequence[View], sizes: Sequence[int], links: Sequence[Sequence[_Link]]) -> list[bool]:
     """Which views are parts: cut off, or agreeing with one that reaches out of their tile."""
     cut = [view.cut for view in views]
     for index, view in enumerate(views):
-        size = area(view.region)
         for link in links[index]:
             other = views[link.other]
             if (
                 other.label == view.label
                 and link.agrees
-                and link.own_inside >= _INSIDE * size
-                and link.other_inside < _INSIDE * area(other.region)
+                and link.own_inside >= _INSIDE * sizes[index]
+                and link.other_inside < _INSIDE * sizes[link.other]
             ):
                 cut[index] = True
     return cut
 
 
-def _links(views: Sequence[View], windows: Sequence[Window]) -> list[list[_Link]]:
-    """For each view, the views of other tiles that share pixels with it."""
+def _links(views: Sequence[View], sizes: Sequence[int], windows: Sequence[Window]) -> list[list[_Link]]:
+    """For each view, the views of other tiles that share pixels with it; `sizes` are the areas of all."""
     links: list[list[_Link]] = [[] for _ in views]
-    for one, two in _near(views):
-        first, second = views[one], views[two]
-        shared = shared_area(first.region, second.region)
-        if shared:
-            inside = area_within(first.region, windows[second.tile])
-            other = area_within(second.region, windows[first.tile])
-            links[one].append(_Link(two, shared, inside, other))
-            links[two].append(_Link(one, shared, other, inside))
+    if not views:
+        return links
+    height = views[0].region.image_height
+    width = max(view.region.x + view.region.width for view in views)
+    rles = encode([view.region for view in views], height, width)
+
+    @cache
+    def inside(index: int, tile: int) -> int:
+        return area_within(views[index].region, windows[tile])
+
+    for one, others in _near(views):
+        ious = coco_mask.iou([rles[one]], [rles[other] for other in others], [0] * len(others))[0].tolist()
+        for other, iou in zip(others, ious, strict=True):
+            shared = round(iou * (sizes[one] + sizes[other]) / (1 + iou))
+            if shared:
+                own, theirs = inside(one, views[other].tile), inside(other, views[one].tile)
+                links[one].append(_Link(other, shared, own, theirs))
+                links[other].append(_Link(one, shared, theirs, own))
     return links
 
 
-def _near(views: Sequence[View]) -> Iterator[tuple[int, int]]:
-    """The pairs of views of different tiles whose masks' rectangles overlap."""
+def _near(views: Sequence[View]) -> Iterator[tuple[int, list[int]]]:
+    """Views, and for each those of other tiles whose masks' rectangles overlap; each pair once."""
     index = np.array([number for number, view in enumerate(views) if len(view.region.edges)], np.int64)
     if not len(index):
         return
@@ -204,5 +215,5 @@ def _near(views: Sequence[View]) -> Iterator[tuple[int, int]]:
         below = slice(position + 1, stop)
         near = (left[below] < right[position]) & (right[below] > left[position])
         near &= tile[below] != tile[position]
-        for offset in np.flatnonzero(near).tolist():
-            yield int(index[position]), int(index[position + 1 + offset])
+        if near.any():
+            yield int(index[position]), index[below][near].tolist()
