@@ -34,6 +34,7 @@ for _name in (
     "oracle",
     "exact_engine",
     "fake_engine",
+    "mask_scenes",
     "fake_onnx",
     "fake_driver",
     "fake_nvml",
@@ -49,6 +50,8 @@ for _name in (
     "engine_files",
     "converted",
     "videos",
+    "camera_server",
+    "rtsp_server",
 ):
     _spec = importlib.util.spec_from_file_location(_name, HERE / f"{_name}.py")
     assert _spec is not None and _spec.loader is not None

@@ -29,14 +29,19 @@ RECORD = EngineRecord(
 
 def write_engine(folder: Path, arrays: dict[str, np.ndarray], metadata: Metadata, **changes: object) -> Path:
     """Write m.onnx, and the same as m.engine with its JSON; `changes` are those of its record."""
-    onnx_file = write_onnx(folder / "m.onnx", arrays, metadata)
-    path = folder / "m.engine"
+    return engine_of(write_onnx(folder / "m.onnx", arrays, metadata), metadata, **changes)
+
+
+def engine_of(onnx_file: Path, metadata: Metadata, **changes: object) -> Path:
+    """Write an ONNX file as an engine next to it, with its JSON; `changes` are those of its record."""
+    path = onnx_file.with_suffix(".engine")
     path.write_bytes(onnx_file.read_bytes())
     record = replace(
         RECORD,
         profile=(metadata.min_batch, metadata.max_batch, metadata.max_batch),
         engine_sha256=sha256(path),
         engine_bytes=path.stat().st_size,
+        onnx_file=onnx_file.name,
         **changes,  # type: ignore[arg-type]
     )
     write_json(record_path(path), to_json(metadata, record))

@@ -66,7 +66,7 @@ def runtime_arrays() -> dict[str, np.ndarray]:
 def write_onnx(path, arrays, metadata, props=None):
     """An ONNX file that returns `arrays` for each image; "scores" times the image's brightest value / 255."""
     kind = TensorProto.UINT8 if metadata.input_dtype == "uint8" else TensorProto.FLOAT
-    size = metadata.input_size
+    height, width = metadata.input_shape
     nodes = [
         helper.make_node("Shape", ["images"], ["n"], start=0, end=1),
         helper.make_node("Cast", ["images"], ["float_images"], to=TensorProto.FLOAT),
@@ -90,7 +90,7 @@ def write_onnx(path, arrays, metadata, props=None):
             nodes.append(helper.make_node("Mul", ["scores_all", "factor"], ["scores"]))
         element = helper.np_dtype_to_tensor_dtype(array.dtype)
         outputs.append(helper.make_tensor_value_info(name, element, ["N", *array.shape[1:]]))
-    images = helper.make_tensor_value_info("images", kind, ["N", size, size, 3])
+    images = helper.make_tensor_value_info("images", kind, ["N", height, width, 3])
     initial = [numpy_helper.from_array(value, name) for name, value in constants.items()]
     graph = helper.make_graph(nodes, "fake", [images], outputs, initial)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)

@@ -9,6 +9,7 @@ import oracle
 from cuda_on_cpu import FORWARD, run
 
 from yolact_runtime.cuda.plans.detection import detection_plan
+from yolact_runtime.cuda.plans.visible import class_words
 
 DIGITS = 3  # coefficients that spell a prior's index to base 64, exact in half precision
 
@@ -64,10 +65,15 @@ def make_heads(
 
 
 def run_kernels(
-    heads: Heads, order: int = FORWARD, skip_barrier: tuple[str, int] = ("", 0), **settings
+    heads: Heads,
+    order: int = FORWARD,
+    skip_barrier: tuple[str, int] = ("", 0),
+    wanted: set[int] | None = None,
+    **settings,
 ) -> list[Found]:
-    """Detections of each image; checks what every run must keep."""
+    """Detections of each image, of the wanted classes; checks what every run must keep."""
     n, p, width = heads.logits.shape
+    settings["choose"] = wanted is not None
     plan = detection_plan(
         n, p, width - 1, DIGITS,
         loc_dtype=heads.loc.dtype, logits_dtype=heads.logits.dtype, coefficients_dtype=heads.loc.dtype,
@@ -79,6 +85,8 @@ def run_kernels(
         "coefficients": heads.coefficients,
         "priors": heads.priors,
     }
+    if wanted is not None:
+        inputs["wanted"] = class_words(wanted, width - 1)
     out = run(plan, inputs, order, skip_barrier=skip_barrier)
     found = []
     for i, count in enumerate(out["count"]):

@@ -87,9 +87,11 @@ def example_plans() -> Iterator[Plan]:
     floats = ("float32", "float16")
     for loc, logits in itertools.product(floats, floats):
         yield detection_plan(1, 19248, 80, loc_dtype=loc, logits_dtype=logits, coefficients_dtype=loc)
+    for logits in floats:
+        yield detection_plan(1, 19248, 80, logits_dtype=logits, choose=True)
     for dtype in floats:
         yield mask_plan(MaskShapes(1, 100, 32, 138, 138, 480, 640, dtype))
-    yield visible_plan(1, 100, 32)
+    yield visible_plan(1, 100, 32, 80)
     for dtype in ("uint8", *floats):
         yield preprocess_plan(1, 550, 640 * 480 * 3, dtype)
 

@@ -18,6 +18,34 @@ def softmax(logits):
     return powers / powers.sum(axis=1, keepdims=True)
 
 
+def priors(height, width, scales, aspect_ratios, square):
+    """Prior boxes of an input of `height` x `width` pixels: (P, 4) cx cy w h relative to it.
+
+    Args:
+        height, width: Of the input; P3 has a cell for 8 x 8 pixels, P4 for 16 x 16, ..., rounded up.
+        scales: Box sizes of each level in pixels.
+        aspect_ratios: Width over height.
+        square: The original's bug: boxes are as high as they are wide.
+    """
+    boxes = []
+    for level, sizes in enumerate(scales):
+        rows, columns = (math.ceil(side / 2 ** (3 + level)) for side in (height, width))
+        for row in range(rows):
+            for column in range(columns):
+                for size in sizes:
+                    for ratio in aspect_ratios:
+                        wide, high = size * math.sqrt(ratio), size / math.sqrt(ratio)
+                        centre = (column + 0.5) / columns, (row + 0.5) / rows
+                        boxes.append((*centre, wide / width, (wide if square else high) / height))
+    return np.array(boxes)
+
+
+def resize(image, height, width):
+    """An image (H, W, 3) at another size, bilinear with half-pixel centres: (height, width, 3) float64."""
+    vertical, horizontal = _axis(image.shape[0], height), _axis(image.shape[1], width)
+    return np.einsum("yh,hwc,xw->yxc", vertical, image.astype(np.float64), horizontal, optimize=True)
+
+
 def decode(loc, priors):
     """Offsets (P, 4) relative to priors (cx, cy, w, h) -> (P, 4) x1 y1 x2 y2."""
     loc, priors = np.asarray(loc, np.float64), np.asarray(priors, np.float64)
@@ -127,3 +155,43 @@ def downsample_masks(masks, size):
         return torch.zeros((0, *size), dtype=torch.bool)
     small = torch.nn.functional.interpolate(masks[None].float(), size, mode="bilinear", align_corners=False)
     return small[0] > 0.5
+
+
+def losses(priors, outputs, targets, matches, weights=(1.5, 1, 6.125, 1)):
+    """Box, class, mask and semantic loss of a batch (YOLACT, Sec. 3.3 and 5), image by image.
+
+    Args:
+        priors: (P, 4).
+        outputs: For each image loc, logits, coefficients, prototypes and semantic logits (C, H3, W3).
+        targets: For each image boxes, labels, masks, semantic masks.
+        matches: For each image what each prior learns (-1 nothing, 0 background, or the label + 1), and the
+            instance.
+        weights: Of the four terms.
+    """
+    terms, total = np.zeros(4), 0
+    for output, target, (classes, instances) in zip(outputs, targets, matches, strict=True):
+        loc, logits, coefficients, prototypes, semantic = (np.float64(part) for part in output)
+        boxes, labels, masks, regions = target
+        positive = np.flatnonzero(classes > 0)
+        total += len(positive)
+        entropy = -np.log(softmax(logits))
+        hard = sorted(np.flatnonzero(classes == 0), key=lambda prior: -entropy[prior, 0])
+        for prior in [*positive, *hard[: 3 * len(positive)]]:
+            terms[1] += entropy[prior, classes[prior]]
+        height, width = prototypes.shape[:2]
+        for prior in positive:
+            box, truth = boxes[instances[prior]], np.asarray(masks[instances[prior]], bool)
+            x1, y1, x2, y2 = np.float64(box)
+            cx, cy, w, h = np.float64(priors[prior])
+            centre = [((x1 + x2) / 2 - cx) / (0.1 * w), ((y1 + y2) / 2 - cy) / (0.1 * h)]
+            size = [math.log((x2 - x1) / w) / 0.2, math.log((y2 - y1) / h) / 0.2]
+            error = np.abs(loc[prior] - [*centre, *size])
+            terms[0] += np.where(error < 1, error**2 / 2, error - 0.5).sum()
+            (mask,) = assemble(coefficients[prior][None], prototypes, box[None])
+            right = np.where(truth, mask, 1 - mask)[mask > 0]  # it is 0 outside the box
+            terms[2] -= np.log(right).sum() / ((x2 - x1) * (y2 - y1)) / (height * width)
+        for cls, values in enumerate(semantic):
+            of_class = [region for region, label in zip(regions, labels, strict=True) if label == cls]
+            truth = np.any(of_class, axis=0) if of_class else np.zeros(values.shape, bool)
+            terms[3] += np.logaddexp(0, np.where(truth, -values, values)).mean()
+    return terms * weights / [total, total, total, len(targets)]

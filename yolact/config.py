@@ -18,9 +18,11 @@ from typing import Any, Literal, cast
 from yolact import ranges
 from yolact.settings import check, check_plain_text, check_ranges
 from yolact_runtime.errors import UsageError
-from yolact_runtime.metadata import InputSize, height_width, plain_size
+from yolact_runtime.metadata import height_width, plain_size
 from yolact_runtime.typed import convert
 from yolact_runtime.untrusted import beyond, limit
+
+PROTO_SCALES = (0.125, 0.25, 0.5)
 
 BackboneName = Literal["resnet50", "resnet101", "darknet53", "mobilenetv2", "tiny"]
 
@@ -41,14 +43,25 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network. Sizes are in input pixels; mean and std are for BGR values of 0..255."""
+    """The network. Sizes are in input pixels; mean and std are for BGR values of 0..255.
+
+    Attributes:
+        input_size: Side of the square to which images are resized, or [height, width].
+        proto_scale: Sides of the prototypes, over those of the input: 0.125, 0.25 or 0.5. Larger ones give
+            finer masks in more time; the weights have the same shapes.
+        prior_scales: Sizes of the priors of each level, P3 to P7.
+        prior_aspect_ratios: Width over height of the priors, of all levels.
+        prior_square: Give priors their width as height, too, as those of the published weights have it.
+        mask_iou: Predict the IoU of each mask, and multiply its score by this (YOLACT++).
+    """
 
     backbone: BackboneConfig = BackboneConfig()
-    input_size: InputSize = 550
+    input_size: int | tuple[int, int] = 550
     mean: tuple[float, float, float] = (103.94, 116.78, 123.68)
     std: tuple[float, float, float] = (57.38, 57.12, 58.40)
     fpn_features: int = 256
     num_prototypes: int = 32
+    proto_scale: float = 0.25
     prior_scales: tuple[tuple[float, ...], ...] = ((24.0,), (48.0,), (96.0,), (192.0,), (384.0,))
     prior_aspect_ratios: tuple[float, ...] = (1.0, 0.5, 2.0)
     prior_square: bool = True
@@ -58,13 +71,14 @@ class ModelConfig:
         """Check the values, and that there are not too many priors."""
         object.__setattr__(self, "input_size", plain_size(self.input_size))
         check_ranges(self, "model", ranges.MODEL)
-        if self.mask_iou:  # six convolutions without padding halve the prototypes
-            check(
-                min(self.input_shape) >= 249,
-                "model.input_size",
-                self.input_size,
-                "at least 249 with mask_iou",
-            )
+        check(self.proto_scale in PROTO_SCALES, "model.proto_scale", self.proto_scale, "0.125, 0.25, 0.5")
+        if self.mask_iou:
+            # Five convolutions without padding halve the prototypes: their sides are at least 63. They are a
+            # multiple of those of P3, which has a cell for 8 pixels.
+            least = 8 * (math.ceil(63 / (8 * self.proto_scale)) - 1) + 1
+            smallest = min(self.input_shape)
+            allowed = f"at least {least} with mask_iou and proto_scale {self.proto_scale:g}"
+            check(smallest >= least, "model.input_size", self.input_size, allowed)
         scales, ratios = self.prior_scales, self.prior_aspect_ratios
         check(len(scales) == 5, "model.prior_scales", scales, "five levels, P3..P7")
         check(len(ratios) > 0, "model.prior_aspect_ratios", ratios, "one or more")
@@ -269,6 +283,10 @@ class DatasetConfig:
 
     With `crowd_as_instances`, crowd regions that have a mask are instances like others: CVAT exports what was
     drawn with its brush as crowds.
+
+    `classes` are the names or category ids of those to learn; empty for all. Objects of other classes are
+    background, or with `other_classes` "ignore" regions that are neither an example nor background, as crowds
+    are. Training images with objects of other classes only are left out, validation images are not.
     """
 
     name: str = ""
@@ -277,10 +295,16 @@ class DatasetConfig:
     val_images: str = ""
     val_annotations: str = ""
     crowd_as_instances: bool = False
+    classes: tuple[str | int, ...] = ()
+    other_classes: Literal["background", "ignore"] = "background"
 
     def __post_init__(self) -> None:
         for name in ("name", "train_images", "train_annotations", "val_images", "val_annotations"):
             check_plain_text(getattr(self, name), f"dataset.{name}")
+        most = limit("classes")
+        check(len(self.classes) <= most, "dataset.classes", self.classes, f"at most {beyond('classes')}")
+        for entry in self.classes:
+            check_plain_text(str(entry), "dataset.classes")
 
     @property
     def has_validation(self) -> bool:

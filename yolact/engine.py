@@ -20,7 +20,7 @@ from yolact_runtime.detections import Detections
 from yolact_runtime.engines.base import Engine
 from yolact_runtime.engines.threads import check_threads
 from yolact_runtime.errors import UsageError, first_line
-from yolact_runtime.metadata import Metadata, PriorSpec
+from yolact_runtime.metadata import InputSize, Metadata, PriorSpec
 
 MAX_BATCH = 64
 
@@ -30,13 +30,14 @@ class TorchEngine(Engine):
 
     Args:
         path: A `.pth` or `.safetensors` file.
-        config: Name of the configuration, if neither the file nor its name says it.
+        config: The configuration or its name, if neither the file nor its name says it.
         device: `cpu`, `cuda`, `cuda:1`, ...; `auto` is the first GPU, if there is one.
         nms: `fast`, `traditional` or `cross_class`; None for the configuration's.
         input_dtype: `float32` resizes on float values, as the original does. `uint8` rounds the resized
             image, like the input of an exported graph: use it to compare with one.
         threads: CPU threads; None for PyTorch's choice.
         class_names: Those of weights that hold none: separated by commas, or a file with one in each line.
+        input_size: Of the network's input in pixels, instead of that it was trained with; see `load_model`.
 
     Raises:
         YolactError: the file cannot be opened.
@@ -46,12 +47,13 @@ class TorchEngine(Engine):
     def __init__(
         self,
         path: str | Path,
-        config: str | None = None,
+        config: str | Config | None = None,
         device: str = "auto",
         nms: str | None = None,
         input_dtype: str = "float32",
         threads: int | None = None,
         class_names: str | None = None,
+        input_size: InputSize | None = None,
     ) -> None:
         if input_dtype not in ("float32", "uint8"):
             raise UsageError(f"input_dtype {input_dtype!r}; allowed: float32, uint8")
@@ -59,7 +61,7 @@ class TorchEngine(Engine):
         if threads:
             torch.set_num_threads(threads)
         self.path = Path(path)
-        self._setup(load_model(path, config, class_names), device, nms, input_dtype)
+        self._setup(load_model(path, config, class_names, input_size), device, nms, input_dtype)
 
     @classmethod
     def from_model(cls, model: Yolact, device: str = "auto", input_dtype: str = "float32") -> TorchEngine:

@@ -33,11 +33,18 @@ COMMANDS = {
     "training": ("yolact_bench.training", "time a training step, stage by stage"),
     "data": ("yolact_bench.data", "time the making of training samples, stage by stage"),
     "masks": ("yolact_bench.masks", "time masks inside boxes against masks of whole images"),
+    "tracks": ("yolact_bench.tracks", "measure tracks on synthetic videos of known identities"),
 }
 
 
 # Extras with the packages of subcommands that need more than `bench`; `train` has those of `bench`, too.
-EXTRAS = {"roofline": "train", "kernels": "train,trt", "training": "train", "data": "train"}
+EXTRAS = {
+    "roofline": "train",
+    "kernels": "train,trt",
+    "training": "train",
+    "data": "train",
+    "tracks": "train,track",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -152,6 +152,7 @@ def torchvision_recipe(dataset: CocoDataset) -> Callable[[Record], Any]:
 
     model, recipe = dataset.model, dataset.augmenter.config  # type: ignore[union-attr]
     mean, std, size = model.mean[::-1], model.std[::-1], model.input_size
+    prototypes = prototype_size(size, model.proto_scale)
     fill = {tv_tensors.Image: [round(value) for value in mean], "others": 0}
     transform = v2.Compose(
         [
@@ -190,7 +191,7 @@ def torchvision_recipe(dataset: CocoDataset) -> Callable[[Record], Any]:
             }
         )
         full = sample["masks"].as_subclass(torch.Tensor).float()[None]  # (1, G, H, W)
-        for name, shape in (("prototype", prototype_size(size)), ("semantic", pyramid_levels(size)[0])):
+        for name, shape in (("prototype", prototypes), ("semantic", pyramid_levels(size)[0])):
             if full.shape[1]:
                 sample[name] = F.interpolate(full, shape, mode="bilinear") > 0.5
         return sample

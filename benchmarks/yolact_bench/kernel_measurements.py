@@ -70,7 +70,7 @@ def make_inputs(
         nearest = distance.argmin(axis=0)
         chosen = np.argsort(distance.min(axis=0), kind="stable")[:candidates]
         image[chosen, classes[nearest[chosen]]] = 10 + rng.uniform(-2, 4, candidates)
-    rows, columns = prototype_size(config.model.input_size)
+    rows, columns = prototype_size(config.model.input_size, config.model.proto_scale)
     coarse = np.maximum(rng.standard_normal((batch, 18, 18, COEFFICIENTS), np.float32), 0)
     prototypes = np.stack([cv2.resize(image, (columns, rows)) for image in coarse])  # (N, Hp, Wp, M)
     loc = 0.5 * rng.standard_normal((batch, len(priors), 4), np.float32)

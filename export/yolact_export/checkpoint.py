@@ -21,7 +21,7 @@ from yolact_export.precision.reduce import PrecisionOptions, Reduced, error_tabl
 from yolact_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import sha256
-from yolact_runtime.metadata import PREFIX
+from yolact_runtime.metadata import PREFIX, InputSize
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ def export_checkpoint(
     verification: Verification,
     precision: PrecisionOptions | None = None,
     class_names: str | None = None,
+    input_size: InputSize | None = None,
 ) -> None:
     """Write a checkpoint as ONNX, verify it and print the comparisons.
 
@@ -66,18 +67,19 @@ def export_checkpoint(
         verification: How to verify it.
         precision: Of convolutions and matrix products; None for float32.
         class_names: Its class names, if it holds none; see `yolact.weights.state.parse_classes`.
+        input_size: Of the network's input in pixels, instead of that it was trained with; see `load_model`.
 
     Raises:
         YolactError: the file differs from the checkpoint, or has less of the precision than requested.
     """
     needed = verification.enabled or (precision is not None and precision.precision == "fp16")
     images = verify.verification_images(verification.images) if needed else []
-    model = load_model(weights, config, class_names)
+    model = load_model(weights, config, class_names, input_size)
     with tempfile.TemporaryDirectory() as folder:
         single = path if precision is None else Path(folder) / "float32.onnx"
         graph = write_onnx(model, single, replace(options, weights_sha256=sha256(weights)))
         if verification.enabled:
-            reference = verify.reference_engine(weights, config, options.input_type, class_names)
+            reference = verify.reference_engine(weights, model.config, options.input_type, class_names)
             with OnnxRuntimeEngine(single, providers=_CPU) as engine:
                 verify.check(reference, engine, images, "ONNX Runtime against PyTorch")
         if precision is not None:

@@ -16,6 +16,7 @@ from yolact_export.trt import options as trt_options
 from yolact_runtime.commandline import Parser, run
 from yolact_runtime.errors import UsageError
 from yolact_runtime.files import is_stdout
+from yolact_runtime.metadata import parse_input_size, size_text
 from yolact_runtime.outputs import Named, check_outputs, engine_files
 from yolact_runtime.packages import import_failure, installed
 
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 
 # Options that only the export of a checkpoint can have.
 _CHECKPOINT_OPTIONS = (
-    *("config", "class_names", "detect", "batch", "max_batch", "input_type"),
+    *("config", "class_names", "detect", "batch", "max_batch", "input_size", "input_type"),
     *("precision", "keep_float", "calibrate", "calibration_method", "calibration_images"),
 )
 
@@ -78,6 +79,8 @@ def _add_graph_options(group: argparse._ArgumentGroup) -> None:
     )
     add("--detect", choices=["native", "runtime", "plugin"], default="native", help=detect)
     add("--batch", type=int, default=1, help="images in every call")
+    size = "height and width of the input, also of another size than it was trained with; N for a square"
+    add("--input-size", type=parse_input_size, metavar="HxW", help=size)
     add("--max-batch", type=int, help="make the batch dynamic, 1 to this many")
     input_type = "float32 accepts images resized without rounding, as in the original's evaluation"
     add("--input-type", choices=["uint8", "float32"], default="uint8", help=input_type)
@@ -265,13 +268,16 @@ def _is_exported(weights: str) -> bool:
 
 
 def _default_output(args: argparse.Namespace, suffix: str) -> Path:
-    """The default of `--output`: next to the weights, with the precision and the kind of detection."""
+    """The default of `--output`: next to the weights, with the options that are not the default."""
     if _is_exported(args.weights):
         return Path(args.weights).with_suffix(suffix)
     from yolact.weights.load import locate
 
     weights = locate(args.weights)
-    parts = [part for part, default in ((args.precision, "fp32"), (args.detect, "native")) if part != default]
+    parts = [size_text(args.input_size)] if args.input_size else []
+    parts += [
+        part for part, default in ((args.precision, "fp32"), (args.detect, "native")) if part != default
+    ]
     return weights.with_name("_".join([weights.stem, *parts]) + suffix)
 
 
@@ -324,7 +330,8 @@ def _export_checkpoint(args: argparse.Namespace, weights: Path, path: Path) -> N
     )
     verification = Verification(not args.no_verify, args.verify, args.annotations)
     log.info("exporting %s as %s", weights, args.precision)
-    export_checkpoint(weights, args.config, path, options, verification, precision, args.class_names)
+    opened = args.class_names, args.input_size
+    export_checkpoint(weights, args.config, path, options, verification, precision, *opened)
 
 
 # Formats by name. Each function takes the parsed options and writes `args.output`.

@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from yolact.config import Config
 from yolact.engine import TorchEngine
 from yolact.evaluation.matching import match_instances
 from yolact_export.stages import Stages, raise_scores, stages_of
@@ -79,13 +80,13 @@ class Comparison:
 
 
 def reference_engine(
-    weights: Path, config: str | None, input_type: str, class_names: str | None = None
+    weights: Path, config: Config | None, input_type: str, class_names: str | None = None
 ) -> TorchEngine:
     """The checkpoint that an export is compared with.
 
     Args:
         weights: The checkpoint.
-        config: Its configuration, if neither the file nor its name says it.
+        config: That of the exported network; None for that of the file.
         input_type: Of the exported file, so that both round their input in the same way.
         class_names: Its class names, if the file does not name them.
     """

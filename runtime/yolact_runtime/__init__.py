@@ -13,10 +13,22 @@ if TYPE_CHECKING:
     from yolact_runtime.errors import YolactError
     from yolact_runtime.metadata import Metadata
     from yolact_runtime.results import Result
+    from yolact_runtime.tracks import Tracker, TrackSettings
 
     __version__: str
 
-__all__ = ["Detections", "Engine", "Metadata", "Result", "YolactError", "__version__", "load_engine", "tiled"]
+__all__ = [
+    "Detections",
+    "Engine",
+    "Metadata",
+    "Result",
+    "TrackSettings",
+    "Tracker",
+    "YolactError",
+    "__version__",
+    "load_engine",
+    "tiled",
+]
 
 # Imported when first used, so that a command's `--help` does not wait for OpenCV (PEP 562).
 _MODULES = {
@@ -25,6 +37,8 @@ _MODULES = {
     "Metadata": "metadata",
     "Result": "results",
     "YolactError": "errors",
+    "TrackSettings": "tracks",
+    "Tracker": "tracks",
     "load_engine": "engines.load",
     "tiled": "engines.tiles",
 }

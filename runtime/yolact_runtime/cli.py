@@ -28,8 +28,8 @@ def build_parser() -> Parser:
     )
     add = parser.add_argument
     add("sources", nargs="*", metavar="SOURCE",
-        help="images, folders, patterns such as 'photos/*.jpg', videos, a camera (0, /dev/video0, rtsp://...),"
-        " or - for a list of images on standard input")  # fmt: skip
+        help="images, folders, patterns such as 'photos/*.jpg', videos, cameras (0, /dev/video0, rtsp://...;"
+        " all at once), or - for a list of images on standard input")  # fmt: skip
     add("--null", action="store_true", help="paths on standard input end in NUL instead of a line end")
     add("--image", type=split_pair, metavar="IN[:OUT]", help="one image, and the file for its overlay")
     add("--images", type=split_pair, metavar="DIR[:OUTDIR]", help="a folder, and the folder for its overlays")
@@ -43,6 +43,8 @@ def build_parser() -> Parser:
     add_engine_options(parser)
     add_tile_options(parser)
     _add_output_options(parser)
+    _add_track_options(parser)
+    _add_labelling_options(parser)
     _add_pipeline_options(parser)
     add_original_options(parser)
     return parser
@@ -77,6 +79,33 @@ def _add_output_options(parser: Parser) -> None:
     add("--polygons", action="store_true", help="polygons instead of RLE in the JSON; holes are lost")
 
 
+def _add_track_options(parser: Parser) -> None:
+    """Add the options for tracks."""
+    add = parser.add_argument_group("tracks").add_argument
+    add("--track", action="store_true",
+        help="number each object, the same in all frames; images of a folder are frames")  # fmt: skip
+    add("--track-memory", type=float, metavar="SECONDS",
+        help="how long an object may be hidden and keep its number (default: 1)")  # fmt: skip
+    add("--track-score", type=float, metavar="SCORE",
+        help="lowest score that gives a new object a number, 0..1 (default: 0.4)")  # fmt: skip
+
+
+def _add_labelling_options(parser: Parser) -> None:
+    """Add the options for labelling tools, in which people correct what was found."""
+    add = parser.add_argument_group("labelling tools").add_argument
+    add("--labelme", type=Path, metavar="DIR",
+        help="folder for one labelme file per image; files that are there are kept")  # fmt: skip
+    add("--labelme-masks", action="store_true", help="exact masks instead of polygons in the labelme files")
+    add("--labelme-overwrite", action="store_true", help="replace labelme files that are there")
+    add("--label-studio", type=Path, metavar="FILE",
+        help="JSON with tasks and predictions to import into Label Studio: brush masks, or polygons with"
+        " --polygons; its labeling interface goes next to it as .xml")  # fmt: skip
+    add("--label-studio-prefix", default="/data/local-files/?d=", metavar="URL",
+        help="what Label Studio's addresses of the images begin with, before their file names")  # fmt: skip
+    add("--polygon-tolerance", default=1.0, type=float, metavar="PIXELS",
+        help="how far polygons for labelling tools may be from the mask's outline; 0 is exact")  # fmt: skip
+
+
 def _add_pipeline_options(parser: Parser) -> None:
     """Add the options for batching and threads."""
     add = parser.add_argument_group("pipeline").add_argument
@@ -90,6 +119,8 @@ def _add_pipeline_options(parser: Parser) -> None:
         help="concurrent engine calls; auto: the number with the highest throughput")  # fmt: skip
     add("--drop-late", action=argparse.BooleanOptionalAction, default=None,
         help="drop frames that come faster than they are processed (default: for cameras only)")  # fmt: skip
+    add("--reconnects", default=5, type=int, metavar="N",
+        help="how often in a row to try to reach a camera again that was lost")  # fmt: skip
 
 
 def _streams(text: str) -> int | str:
@@ -131,6 +162,8 @@ def check_options(args: argparse.Namespace) -> None:
         value = getattr(args, option)
         if value is not None and value < 1:
             raise UsageError(f"--{option.replace('_', '-')} is {value}; it must be 1 or more")
+    if not 0 <= args.reconnects <= 1_000_000:
+        raise UsageError(f"--reconnects is {args.reconnects}; it must be in 0..1000000")
     for option, most in (("batch_size", "batch"), ("workers", "threads")):
         if (getattr(args, option) or 1) > limit(most):
             name = f"--{option.replace('_', '-')}"
@@ -144,14 +177,41 @@ def check_options(args: argparse.Namespace) -> None:
         )
     if args.resume and (args.jsonl is None or stream_of(args.jsonl) is not None):
         raise UsageError("--resume needs the file to continue: --jsonl FILE")
+    check_track_options(args)
     if args.masks_per_instance and not args.masks:
         raise UsageError("--masks-per-instance needs the folder of the masks: --masks DIR")
+    _check_labelling_options(args)
     others = args.jsonl, args.coco_dataset, args.arrays, args.masks, args.cutouts, args.table
-    if args.no_json and args.no_overlay and not any(others):
+    if args.no_json and args.no_overlay and not any((*others, args.labelme, args.label_studio)):
         raise UsageError(
             "nothing would be written: --no-json and --no-overlay need --jsonl, --coco-dataset, --arrays,"
-            " --masks, --cutouts or --table"
+            " --masks, --cutouts, --table, --labelme or --label-studio"
         )
+
+
+def check_track_options(args: argparse.Namespace) -> None:
+    """Raise a UsageError for options of tracks that are out of range or contradict others."""
+    memory, score = args.track_memory, args.track_score
+    if not args.track and (memory is not None or score is not None):
+        name = "--track-memory" if memory is not None else "--track-score"
+        raise UsageError(f"{name} needs --track")
+    if memory is not None and not 0 <= memory <= 3600:
+        raise UsageError(f"--track-memory is {memory}; it must be in 0..3600 seconds")
+    if score is not None and not 0 <= score <= 1:
+        raise UsageError(f"--track-score is {score}; it must be in 0..1")
+    if args.track and args.resume:
+        raise UsageError(
+            "--resume cannot continue tracks, which depend on all frames before; run without --resume, or"
+            " without --track"
+        )
+
+
+def _check_labelling_options(args: argparse.Namespace) -> None:
+    if not 0 <= args.polygon_tolerance <= 100:
+        raise UsageError(f"--polygon-tolerance is {args.polygon_tolerance}; it must be in 0..100 pixels")
+    for option in ("masks", "overwrite"):
+        if getattr(args, f"labelme_{option}") and not args.labelme:
+            raise UsageError(f"--labelme-{option} needs the folder for labelme files: --labelme DIR")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from yolact_runtime.masks import Region
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _OPACITY = 0.45
+_GREY = (160, 160, 160)
 # Sides of small boxes, as a multiple of the thickness of their lines.
 _SMALL = 6
 # Font scales: of the smallest canvases, and below which nobody can read a label.
@@ -30,7 +31,11 @@ _MOST = 0.25
 
 
 def draw_instances(
-    image: np.ndarray, regions: Sequence[Region], boxes: np.ndarray, texts: Sequence[str]
+    image: np.ndarray,
+    regions: Sequence[Region],
+    boxes: np.ndarray,
+    texts: Sequence[str],
+    colours: Sequence[tuple[int, int, int]] | None = None,
 ) -> np.ndarray:
     """A copy of an image with n instances drawn on it, the first one on top.
 
@@ -38,26 +43,28 @@ def draw_instances(
 
     Args:
         image: (H, W, 3) uint8 BGR; it is not modified.
-        regions: n masks. Each instance gets its own colour.
+        regions: n masks.
         boxes: (n, 4) int, x1 y1 x2 y2 in pixels.
         texts: n labels, such as "dog 0.87".
+        colours: n colours, BGR; by default each instance has its own.
 
     Returns:
         (H, W, 3) uint8 BGR.
     """
     canvas = np.array(image)
+    colours = [colour(index) for index in range(len(regions))] if colours is None else colours
     last_first = range(len(regions) - 1, -1, -1)
     thickness = max(1, round(min(image.shape[:2]) / 400))
     sides = boxes[:, 2:] - boxes[:, :2]  # (n, 2)
     thin = np.clip(sides.min(axis=1, initial=thickness * _SMALL) // _SMALL, 1, thickness)
     for index in last_first:
-        _draw_mask(canvas, regions[index], colour(index), int(thin[index]))
+        _draw_mask(canvas, regions[index], colours[index], int(thin[index]))
     margins = np.maximum(0, (thickness * _SMALL - sides + 1) // 2)
     frames = np.concatenate([boxes[:, :2] - margins, boxes[:, 2:] + margins], axis=1)
     for index in last_first:
         x1, y1, x2, y2 = frames[index].tolist()
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), colour(index), thickness)
-    draw_labels(canvas, texts, frames)
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), colours[index], thickness)
+    draw_labels(canvas, texts, frames, colours=colours)
     return canvas
 
 
@@ -68,6 +75,11 @@ def colour(index: int) -> tuple[int, int, int]:
     value = 1.0 if index % 2 == 0 else 0.8
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, value)
     return int(blue * 255), int(green * 255), int(red * 255)
+
+
+def track_colour(track: int) -> tuple[int, int, int]:
+    """BGR colour of a track, the same in every frame; grey for instances without one (-1)."""
+    return colour(track) if track >= 0 else _GREY
 
 
 def _draw_mask(canvas: np.ndarray, region: Region, bgr: tuple[int, int, int], thickness: int) -> None:
@@ -88,7 +100,13 @@ def _blend(bgr: tuple[int, int, int]) -> np.ndarray:
     return values.astype(np.uint8)[None]
 
 
-def draw_labels(canvas: np.ndarray, texts: Sequence[str], boxes: np.ndarray, size: float = 1.0) -> None:
+def draw_labels(
+    canvas: np.ndarray,
+    texts: Sequence[str],
+    boxes: np.ndarray,
+    size: float = 1.0,
+    colours: Sequence[tuple[int, int, int]] | None = None,
+) -> None:
     """Label boxes; no label covers another one, and none covers a box where there is space elsewhere.
 
     A label is above its box, below it or next to it, whichever hides the smallest shares of all boxes; if
@@ -98,9 +116,10 @@ def draw_labels(canvas: np.ndarray, texts: Sequence[str], boxes: np.ndarray, siz
 
     Args:
         canvas: (H, W, 3) uint8 BGR, drawn on.
-        texts: One for each box; the label has the `colour` of the box's index.
+        texts: One for each box.
         boxes: (n, 4) int, x1 y1 x2 y2 in pixels.
         size: Of the text, where 1 is legible if the whole canvas is on a screen.
+        colours: Of the labels, BGR; by default the `colour` of each box's index.
     """
     height, width = canvas.shape[:2]
     taken = np.empty((0, 4), np.int64)
@@ -125,7 +144,7 @@ def draw_labels(canvas: np.ndarray, texts: Sequence[str], boxes: np.ndarray, siz
                 covered += hidden[best]
                 taken = np.concatenate([taken, place[None]])
                 space -= label.width * label.height
-                _draw_label(canvas, label, place, colour(index))
+                _draw_label(canvas, label, place, colours[index] if colours else colour(index))
                 break
 
 

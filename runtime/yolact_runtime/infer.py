@@ -14,12 +14,17 @@ from yolact_runtime.engines.options import open_engine
 from yolact_runtime.engines.threads import default_workers
 from yolact_runtime.errors import YolactError, counted
 from yolact_runtime.files import is_stdout
-from yolact_runtime.pipeline import PipelineSettings, RunStats, run_pipeline
+from yolact_runtime.frames import Source
+from yolact_runtime.packages import require
+from yolact_runtime.pipeline import PipelineSettings, RunStats, SourceStats, run_pipeline
 from yolact_runtime.pipeline.progress import show_progress
 from yolact_runtime.sinks.image_ids import ImageIds
-from yolact_runtime.sinks.open import Outputs, OverlayTarget, check_all, open_outputs
+from yolact_runtime.sinks.open import Outputs, OverlayTarget, check_all, open_all
+from yolact_runtime.sources.camera import CameraSettings
 from yolact_runtime.sources.images import silence_opencv
 from yolact_runtime.sources.open import open_source
+from yolact_runtime.sources.several import SimultaneousSource
+from yolact_runtime.tracks import TrackSettings
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +40,9 @@ def infer(args: argparse.Namespace) -> int:
     """
     silence_opencv()
     names, target = _sources(args)
-    source = open_source(names, null=args.null)
+    source = open_source(names, null=args.null, camera=CameraSettings(attempts=args.reconnects))
     check_all(args, target, source)
+    settings = pipeline_settings(args)
     ids = ImageIds(args.annotations) if args.annotations else None
     stats = RunStats()
     with open_engine(args, streams=args.streams, **engine_options(args)) as engine:
@@ -45,21 +51,20 @@ def infer(args: argparse.Namespace) -> int:
         if ids:
             for sentence in ids.contradictions(meta.category_ids, meta.class_names):
                 log.warning("%s: the JSON has the engine's ids", sentence)
-        outputs = open_outputs(args, target, source, meta, ids)
-        settings = pipeline_settings(args)
+        outputs, source, sinks = open_all(args, target, source, meta, ids)
         if args.tile:  # large images: no more of them at once than keep all stages busy
             settings = replace(settings, in_flight=args.batch_size * engine.streams + 2)
         try:
-            with show_progress("yolact-infer", outputs.source.total, args.quiet) as progress:
-                run_pipeline(outputs.source, engine, outputs.sinks, settings, progress, stats)
+            with show_progress("yolact-infer", source.total, args.quiet) as progress:
+                run_pipeline(source, engine, sinks, settings, progress, stats)
         except (KeyboardInterrupt, YolactError) as error:
-            _summarise(stats, outputs, args)
+            _summarise(stats, outputs, source, args)
             if isinstance(error, YolactError):
                 raise
             log.error("interrupted: the results of the images done so far are written")
             return 130
-    _summarise(stats, outputs, args)
-    return 1 if stats.failed or outputs.numbers.unlisted else 0
+    _summarise(stats, outputs, source, args)
+    return 1 if stats.failed or any(one.numbers.unlisted for one in outputs) else 0
 
 
 def pipeline_settings(args: argparse.Namespace) -> PipelineSettings:
@@ -73,8 +78,18 @@ def pipeline_settings(args: argparse.Namespace) -> PipelineSettings:
         score_threshold=args.score_threshold,
         top_k=args.top_k,
         drop_late=args.drop_late,
+        track=track_settings(args),
         classes=args.classes,
     )
+
+
+def track_settings(args: argparse.Namespace) -> TrackSettings | None:
+    """The settings of tracks that the options name; None without --track."""
+    if not args.track:
+        return None
+    require("--track", "track", "trackers", "supervision")
+    given = {"memory": args.track_memory, "score": args.track_score}
+    return TrackSettings(**{name: value for name, value in given.items() if value is not None})
 
 
 def _sources(args: argparse.Namespace) -> tuple[list[str], OverlayTarget]:
@@ -89,21 +104,34 @@ def _sources(args: argparse.Namespace) -> tuple[list[str], OverlayTarget]:
     return [source], OverlayTarget(Path(target), single=bool(args.image))
 
 
-def _summarise(stats: RunStats, outputs: Outputs, args: argparse.Namespace) -> None:
-    """Print one line: counts, speed and the files written."""
-    summary = [
-        f"{counted(stats.done, 'image')}, {counted(stats.detections, 'detection')},"
-        f" {counted(stats.failed, 'failure')}"
-    ]
+def _summarise(stats: RunStats, outputs: list[Outputs], source: Source, args: argparse.Namespace) -> None:
+    """Print one line: counts, speed and the files written; of several sources, one more for each."""
+    summary = [_counts(stats)]
     if stats.dropped:
         summary.append(f"{stats.dropped} dropped")
     if args.resume:
-        summary.append(f"{outputs.skipped} done before")
+        summary.append(f"{sum(one.skipped for one in outputs)} done before")
     if args.annotations:
-        summary.append(f"{outputs.numbers.unlisted} not in {args.annotations}")
+        summary.append(f"{sum(one.numbers.unlisted for one in outputs)} not in {args.annotations}")
     if stats.done and stats.seconds > 0:
         summary.append(f"{1000 / stats.fps:.1f} ms per image ({stats.fps:.1f} images/s)")
     # Standard output holds the JSON only.
-    files = args.jsonl, args.coco_dataset, None if args.no_json else args.json
+    files = args.jsonl, args.coco_dataset, args.label_studio, None if args.no_json else args.json
     out = sys.stderr if any(map(is_stdout, files)) else sys.stdout
-    print_line("; ".join(summary + outputs.written()), out)
+    if not isinstance(source, SimultaneousSource):
+        print_line("; ".join(summary + outputs[0].written()), out)
+        return
+    print_line("; ".join(summary), out)
+    for lane, one in zip(source.lanes, outputs, strict=True):
+        counts = _counts(stats.of(lane.numbers))
+        more = [f"{lane.dropped} dropped"] if lane.dropped else []
+        more += [counted(lane.reconnects, "reconnection")] if lane.reconnects else []
+        print_line(f"{lane.name}: {'; '.join([counts, *more, *one.written()])}", out)
+
+
+def _counts(stats: RunStats | SourceStats) -> str:
+    """How much was done and found, and how much failed."""
+    return (
+        f"{counted(stats.done, 'image')}, {counted(stats.detections, 'detection')},"
+        f" {counted(stats.failed, 'failure')}"
+    )

@@ -285,7 +285,7 @@ def label_map(regions: Sequence[Region], height: int, width: int) -> np.ndarray:
         raise YolactError(f"a label map has 16 bits, for 65,535 instances; there are {len(regions):,}")
     out = np.zeros((height, width), np.uint8 if len(regions) <= np.iinfo(np.uint8).max else np.uint16)
     for index in range(len(regions) - 1, -1, -1):
-        out[regions[index].window][regions[index].mask] = index + 1
+        np.copyto(out[regions[index].window], index + 1, where=regions[index].mask)
     return out
 
 

@@ -40,23 +40,21 @@ def size_text(size: InputSize | Sequence[int]) -> str:
     return str(size) if isinstance(size, int) else "x".join(map(str, size))
 
 
-def parse_input_size(text: str, option: str = "--input-size") -> InputSize:
-    """The size that `size_text` returns as text.
-
-    Args:
-        text: Such as "384x640", height x width, or "550" for a square.
-        option: Where the text is from, for error messages.
+def parse_input_size(text: str) -> InputSize:
+    """The size from text such as "384x640", height x width, or "550" for a square.
 
     Raises:
         UsageError: it is something else, or a side is beyond the limit.
     """
     if not re.fullmatch(r"[0-9]{1,9}(x[0-9]{1,9})?", text):
         raise UsageError(
-            f"{option} {text!r}: height x width in pixels is needed, such as 384x640, or 550 for a square"
+            f"input size {text!r}: height x width in pixels is needed, such as 384x640, or 550 for a square"
         )
     sides = [int(side) for side in text.split("x")]
     if not all(1 <= side <= limit("input_size") for side in sides):
-        raise UsageError(f"{option} {text}: each side must be 1 or more, and at most {beyond('input_size')}")
+        raise UsageError(
+            f"input size {text}: each side must be 1 or more, and at most {beyond('input_size')}"
+        )
     return plain_size((sides[0], sides[-1]))
 
 

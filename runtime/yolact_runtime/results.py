@@ -7,15 +7,24 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from yolact_runtime import masks as mask_ops
 from yolact_runtime.detections import Detections
-from yolact_runtime.draw import draw_instances
+from yolact_runtime.draw import draw_instances, track_colour
 from yolact_runtime.errors import YolactError, counted
+from yolact_runtime.exchange.instances import TOLERANCE, Instance, check_tolerance
+from yolact_runtime.exchange.to_fiftyone import fiftyone_detections
+from yolact_runtime.exchange.to_label_studio import label_studio_prediction
+from yolact_runtime.exchange.to_labelme import labelme_content
+from yolact_runtime.exchange.to_supervision import compact_masks, supervision_detections
 from yolact_runtime.metadata import Metadata
+
+if TYPE_CHECKING:
+    import fiftyone
+    import supervision
 
 log = logging.getLogger(__name__)
 
@@ -152,8 +161,8 @@ class Result:
             masks: Include masks, and use mask scores; otherwise boxes only, with box scores.
 
         Returns:
-            {image_id, category_id, bbox [x, y, width, height] in pixels, score} each; with masks also
-            segmentation, and area in pixels.
+            {image_id, category_id, bbox [x, y, width, height] in pixels, score} each; with tracks also
+            track_id; with masks also segmentation, and area in pixels.
         """
         corners = self.boxes_float.astype(np.float64).round(2)
         sides = (corners[:, 2:] - corners[:, :2]).round(2)
@@ -173,6 +182,9 @@ class Result:
                 strict=True,
             )
         ]
+        if self.track_ids is not None:
+            for entry, track in zip(entries, self.track_ids.tolist(), strict=True):
+                entry["track_id"] = track
         if masks:
             areas = self.areas.tolist()
             for index, (entry, rle) in enumerate(zip(entries, self.rles, strict=True)):
@@ -180,6 +192,96 @@ class Result:
                 entry["segmentation"] = outlines or rle
                 entry["area"] = areas[index]
         return entries
+
+    def to_supervision(self, compact: bool = False) -> supervision.Detections:
+        """The instances as `supervision.Detections`; needs `pip install "yolact[supervision]"`.
+
+        It has `xyxy` (the float boxes), `mask`, `confidence` (of the mask), `class_id` (0-based),
+        `tracker_id` if there are tracks (-1 for none), and `data["class_name"]`.
+
+        Args:
+            compact: Masks as supervision's `CompactMask`, which keeps their runs only. Otherwise they are
+                `Result.masks` itself: a byte for each pixel of the image and instance.
+
+        Raises:
+            YolactError: supervision is not installed.
+        """
+        mask = compact_masks(self.regions, self.height, self.width) if compact else self.masks
+        fields = {
+            "xyxy": self.boxes_float,
+            "confidence": self.mask_scores,
+            "class_id": self.classes,
+            "tracker_id": self.track_ids,
+            "data": {"class_name": np.array(self.names, dtype=np.str_)},
+        }
+        return supervision_detections(mask, fields)
+
+    def to_fiftyone(self) -> fiftyone.core.labels.Detections:
+        """The instances as FiftyOne's `Detections`; needs `pip install "yolact[fiftyone]"`.
+
+        The bounding box of each is the smallest around its mask: FiftyOne would stretch a mask to any other.
+        `detected_box` is the one that the network found. Both are x, y, width, height relative to the image.
+        `index` is the track. An empty mask is None.
+
+        Raises:
+            YolactError: FiftyOne is not installed.
+        """
+        pairs = zip(self._instances(), self.boxes_float.astype(np.float64), strict=True)
+        return fiftyone_detections(pairs, self.height, self.width)
+
+    def to_labelme(
+        self, image_path: str, masks: bool = False, tolerance: float = TOLERANCE
+    ) -> dict[str, Any]:
+        """The content of a labelme file, to be written as JSON; instances with an empty mask are left out.
+
+        Args:
+            image_path: The image, relative to the folder of the file.
+            masks: Exact masks; otherwise polygons, one for each connected component, without holes. Those of
+                an instance have the same group id.
+            tolerance: Farthest distance of a polygon from the exact outline, in pixels; 0 gives that.
+
+        Raises:
+            UsageError: the tolerance is not within 0 and 100.
+        """
+        check_tolerance(tolerance)
+        found = self._instances(empty=False)
+        return labelme_content(found, self.height, self.width, image_path, masks, tolerance)
+
+    def to_label_studio(
+        self,
+        polygons: bool = False,
+        tolerance: float = TOLERANCE,
+        model_version: str = "yolact",
+        from_name: str = "label",
+        to_name: str = "image",
+    ) -> dict[str, Any]:
+        """A prediction for Label Studio; instances with an empty mask are left out.
+
+        A task with it is `{"data": {"image": address}, "predictions": [prediction]}`.
+
+        Args:
+            polygons: Polygons, one for each connected component, without holes; otherwise exact brush masks.
+            tolerance: Farthest distance of a polygon from the exact outline, in pixels; 0 gives that.
+            model_version: What Label Studio shows as the origin.
+            from_name, to_name: The names of the control and image tags in the labeling interface.
+
+        Raises:
+            UsageError: the tolerance is not within 0 and 100.
+        """
+        check_tolerance(tolerance)
+        names = model_version, from_name, to_name
+        found = self._instances(empty=False)
+        return label_studio_prediction(found, self.height, self.width, polygons, tolerance, *names)
+
+    def _instances(self, empty: bool = True) -> list[Instance]:
+        """What other tools get of each instance, with or without those that have an empty mask."""
+        tracks = [-1] * len(self) if self.track_ids is None else self.track_ids.tolist()
+        rows = zip(self.names, self.mask_scores, self.regions, tracks, strict=True)
+        return [
+            Instance(name, float(str(score)), region, None if track < 0 else track)
+            for name, score, region, track in rows
+            if empty or len(region.edges)
+        ]
 
     def draw(self, image: np.ndarray) -> np.ndarray:
         """A copy of `image` with mask, box and label of each instance drawn on it, the best one on top.
@@ -192,9 +294,14 @@ class Result:
         """
         self._check_size(image)
         pairs = zip(self.names, self.mask_scores.tolist(), strict=True)
-        return draw_instances(
-            image, self.regions, self.boxes, [f"{name} {score:.2f}" for name, score in pairs]
-        )
+        texts = [f"{name} {score:.2f}" for name, score in pairs]
+        if self.track_ids is None:
+            return draw_instances(image, self.regions, self.boxes, texts)
+        tracks = self.track_ids.tolist()
+        texts = [
+            f"#{track} {text}" if track >= 0 else text for track, text in zip(tracks, texts, strict=True)
+        ]
+        return draw_instances(image, self.regions, self.boxes, texts, list(map(track_colour, tracks)))
 
     def _check_size(self, image: np.ndarray) -> None:
         if image.shape[:2] != (self.height, self.width):

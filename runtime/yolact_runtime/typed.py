@@ -52,11 +52,18 @@ def convert(value: Any, hint: Any, where: str = "") -> Any:
 
 
 def _convert_union(value: Any, kinds: tuple[Any, ...], where: str) -> Any:
-    """One of several types: a tuple for lists, else the first other one; e.g. `int | tuple[int, int]`."""
+    """One of several types: the value's own, a tuple for lists, or else the first other one."""
     kinds = tuple(kind for kind in kinds if kind is not type(None))
+    if len(kinds) == 1:
+        return convert(value, kinds[0], where)
     listed = isinstance(value, (list, tuple))
     fitting = [kind for kind in kinds if (typing.get_origin(kind) is tuple) == listed]
-    return convert(value, (fitting or kinds)[0], where)
+    own = [kind for kind in kinds if type(value) is kind]
+    try:
+        return convert(value, (own or fitting or kinds)[0], where)
+    except ValueError:
+        expected = " or ".join(map(type_name, kinds))
+        raise ValueError(f"{where} = {shown(value)}; expected {expected}") from None
 
 
 def _convert_fields(values: Mapping[str, Any], cls: Any, where: str) -> Any:

@@ -155,6 +155,36 @@ def test_ap_of_every_engine(fakes, images, tmp_path: Path, capsys: pytest.Captur
     assert (engine["accuracy"]["mask_ap"], engine["accuracy"]["images"]) == (pytest.approx(1), 1)
 
 
+def test_some_classes(fakes, images, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    asked = []
+    figures = {"import_ms": 1.0, "load_ms": 2.0, "first_ms": 3.0, "peak_mib": None, "device_mib": None}
+    monkeypatch.setattr(cold, "cold_start", lambda *given: asked.append(given[-1]) or figures)
+    truth = coco_file((1, 2), [annotation(1, 1, BOX), annotation(2, 2, BOX, 2)])
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    given = [
+        "--engine",
+        "a.onnx",
+        "--images",
+        "images",
+        "--seconds",
+        "0.01",
+        "--pipeline",
+        "--classes",
+        "cat",
+    ]
+    outputs = ["--annotations", "truth.json", "--json", "bench.json", "--report", "bench.html"]
+    assert cli.main([*given, *outputs]) == 0
+    report = json.loads((tmp_path / "bench.json").read_text())
+    jsonschema.validate(report, schema())
+    assert report["settings"]["classes"] == ["cat"] and asked == [["cat"]]
+    # Of the two objects one is a cat, which is found; another image has a wrong one with the same score.
+    assert report["engines"][0]["accuracy"]["mask_ap"] == pytest.approx(1)
+    assert "masks of all detections of the classes cat above" in " ".join(capsys.readouterr().out.split())
+    assert "of the classes cat above" in (tmp_path / "bench.html").read_text()
+    assert cli.main([*given[:-1], "cats"]) == 2
+    assert "--classes: there is no class 'cats'; near ones: cat" in capsys.readouterr().err
+
+
 def test_peers_get_their_command_line(fakes, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["peers", "--engine", "a", "--images", "images"]) == 2
     assert "no peer was asked for" in capsys.readouterr().err

@@ -39,7 +39,7 @@ def check(
     model = Yolact(replace(config, classes=Classes(names, tuple(range(classes))))).eval()
     reference = TorchEngine.from_model(model, "cpu", "uint8")
     head = model.prediction_layers[0]
-    logits = reference.heads(resize_batch(IMAGES, size, "uint8"))["logits"]
+    logits = reference.heads(resize_batch(IMAGES, config.model.input_size, "uint8"))["logits"]
     with torch.no_grad():  # scores that differ from prior to prior
         head.conf_layer.weight.mul_(2.0 / float(logits.std()))  # type: ignore[union-attr, operator]
     write_onnx(model, tmp_path / "m.onnx", options)
@@ -61,6 +61,9 @@ def check(
         (OnnxOptions(batch=3), 1, 32, ["detect.nms_top_k=1"]),
         (replace(DYNAMIC, detect="runtime"), 1, 32, ["detect.max_detections=300"]),
         (DYNAMIC, 2, 64, ["detect.nms=cross_class", "detect.max_detections=300"]),
+        (DYNAMIC, 2, 64, ["model.proto_scale=0.5"]),
+        (DYNAMIC, 2, 64, ["model.proto_scale=0.5", "model.input_size=[33,90]"]),
+        (replace(DYNAMIC, detect="runtime"), 2, 64, ["model.proto_scale=0.125"]),
     ],
 )
 def test_limits_above_and_below_what_there_is(

@@ -135,6 +135,15 @@ def test_an_onnx_file_of_somebody_else(tmp_path: Path, backend: str | None) -> N
         ({"yolact.max_batch": '"many"'}, r"yolact\.max_batch is '\"many\"', not a int"),
         ({"yolact.std": "{"}, r"yolact\.std is '\{', not a tuple"),
         ({"yolact.input_size": "32"}, r"its input is \(N, 16, 16, 3\) uint8, .* \(N, 32, 32, 3\) uint8"),
+        (
+            {"yolact.input_size": "[16, 32]"},
+            r"its input is \(N, 16, 16, 3\) uint8, .* \(N, 16, 32, 3\) uint8",
+        ),
+        (
+            {"yolact.input_size": "[32, 16]"},
+            r"its input is \(N, 16, 16, 3\) uint8, .* \(N, 32, 16, 3\) uint8",
+        ),
+        ({"yolact.input_size": "[16, 16, 3]"}, r"yolact\.input_size is '\[16, 16, 3\]', not a "),
         ({"yolact.input_dtype": '"float32"'}, r"its input is \(N, 16, 16, 3\) uint8, .* 3\) float32"),
         ({"yolact.mask_iou": "true"}, r"it lacks the outputs mask_scores"),
     ],

@@ -56,6 +56,7 @@ def test_twenty_thousand_images_with_one_in_a_hundred_bad(tmp_path, monkeypatch,
     engine = Watched(2_000, max_batch=8)
     monkeypatch.setattr("yolact_runtime.infer.open_engine", lambda args, streams: engine)
     arguments = ["--engine", "none", "--no-overlay", "--batch-size", "8", "--jsonl", "out.jsonl", "photos"]
+    arguments += ["--table", "table.csv"]
     assert cli.main(arguments) == 1
     printed = capsys.readouterr()
     assert printed.out.startswith("19800 images, 19800 detections, 200 failures")
@@ -68,6 +69,8 @@ def test_twenty_thousand_images_with_one_in_a_hundred_bad(tmp_path, monkeypatch,
     assert [image["id"] for image in images] == good
     with Path("out.jsonl").open() as lines:
         assert sum("error" in json.loads(line) for line in lines) == 200
+    with Path("table.csv").open() as rows:
+        assert sum(1 for _ in rows) == 1 + 19_800
     # The captured error lines and the tests' own lists are in it as well.
     assert engine.late - engine.early < 16 * MEGABYTE
 

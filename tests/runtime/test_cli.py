@@ -220,3 +220,18 @@ def test_an_interruption_keeps_what_is_done(place, number, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("2 images, 4 detections, 0 failures")
     assert not list(Path("results").glob(".*"))
     assert signal.getsignal(number) == before
+
+
+def test_some_classes(place, capsys):
+    assert infer("photos", "--top-k", "1", "--classes", "bird", "cat") == 0
+    entries = load("results/mask_detections.json")
+    assert [(e["image_id"], e["category_id"], e["score"]) for e in entries] == [(1, 0, 0.3), (2, 0, 0.3)]
+    assert infer("--classes", "7", "--", "photos") == 0  # an id
+    assert {e["category_id"] for e in load("results/mask_detections.json")} == {7}
+    assert "2 detections" in capsys.readouterr().out
+    Path("results/mask_detections.json").unlink()
+    assert infer("photos", "--classes", "dog", "cats") == 2
+    assert "--classes: there is no class 'cats'; near ones: cat" in capsys.readouterr().err
+    assert not Path("results/mask_detections.json").exists()
+    assert infer("--classes", "dog", "photos") == 2
+    assert "--classes takes photos for a class; put -- before the images" in capsys.readouterr().err

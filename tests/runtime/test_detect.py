@@ -130,3 +130,26 @@ def test_a_full_size_case_is_fast():
         detect(*case, meta)
         times.append(time.perf_counter() - start)
     assert min(times) < 0.075  # a fast reference takes that on two idle cores; this is far below it
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    priors=st.integers(1, 60),
+    wanted=st.sets(st.integers(0, 5), min_size=1),
+    background=st.floats(-2, 8),
+    limit=st.sampled_from([1, 5, 100]),
+    top_k=st.sampled_from([1, 4, 200]),
+)
+def test_the_best_of_some_classes_are_those_of_the_oracle(seed, priors, wanted, background, limit, top_k):
+    """Other classes take no rows: the oracle finds everything, and its rows are filtered, then cut."""
+    case = heads(seed, priors, 6, background)
+    found = detect(*case, metadata(6, max_detections=limit, nms_top_k=top_k), frozenset(wanted))
+    loc, logits, coefficients, _, anchors = case
+    every = oracle.detect(loc[0], logits[0], coefficients[0], anchors, top_k=top_k, limit=10**6)
+    rows = np.flatnonzero(np.isin(every["classes"], list(wanted)))[:limit]
+    assert found.count.tolist() == [len(rows)]
+    np.testing.assert_array_equal(found.classes[0, : len(rows)], every["classes"][rows])
+    np.testing.assert_allclose(found.scores[0, : len(rows)], every["scores"][rows], atol=1e-6)
+    np.testing.assert_allclose(found.boxes[0, : len(rows)], every["boxes"][rows], atol=1e-5)
+    np.testing.assert_array_equal(found.coefficients[0, : len(rows)], every["coefficients"][rows])

@@ -6,6 +6,8 @@ import pytest
 from fake_onnx import NATIVE, RUNTIME
 
 from yolact_runtime import Metadata, YolactError
+from yolact_runtime.errors import UsageError
+from yolact_runtime.metadata import parse_input_size, size_text
 
 FILE = Path("model.onnx")
 
@@ -16,6 +18,41 @@ def test_what_is_written_is_read_back(metadata):
     props = full.to_props()
     assert all(key.startswith("yolact.") and isinstance(value, str) for key, value in props.items())
     assert Metadata.from_props({**props, "yolact.future": "1", "other": "x"}, FILE) == full
+
+
+def test_an_input_that_is_not_square_is_written_as_two_sides():
+    wide = dataclasses.replace(NATIVE, input_size=(48, 80))
+    assert wide.input_shape == (48, 80)
+    assert wide.to_props()["yolact.input_size"] == "[48, 80]"
+    assert Metadata.from_props(wide.to_props(), FILE) == wide
+
+
+def test_a_square_is_written_as_one_side_as_ever():
+    square = dataclasses.replace(NATIVE, input_size=(48, 48))
+    assert (square.input_size, square.input_shape) == (48, (48, 48))
+    assert square.to_props()["yolact.input_size"] == "48"
+
+
+@pytest.mark.parametrize("levels", [[[49, 2]], [[2, 81]]])
+def test_levels_larger_than_a_side_of_the_input(levels):
+    props = dataclasses.replace(RUNTIME, input_size=(48, 80)).to_props()
+    spec = {**json.loads(props["yolact.priors"]), "levels": levels}
+    with pytest.raises(YolactError, match=r"levels must be in 1\.\.48 and 1\.\.80"):
+        Metadata.from_props({**props, "yolact.priors": json.dumps(spec)}, FILE)
+
+
+@pytest.mark.parametrize(("text", "size"), [("384x640", (384, 640)), ("550", 550), ("64x64", 64)])
+def test_sizes_as_text(text, size):
+    assert parse_input_size(text) == size
+    assert parse_input_size(size_text(size)) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "384x", "384x640x3", "-1x5", "384 x 640", "wide", "0x64", "64x4096"]
+)
+def test_texts_that_are_no_size(text):
+    with pytest.raises(UsageError, match=r"input size .*(384x640|2,048 allowed)"):
+        parse_input_size(text)
 
 
 def test_provenance_may_be_missing():
@@ -47,6 +84,10 @@ def test_a_missing_field_is_named_with_the_file(name):
         ("std", [1.0, 0.0, 1.0]),
         ("input_size", 0),
         ("input_size", True),
+        ("input_size", [16]),
+        ("input_size", [16, 0]),
+        ("input_size", [16, 1 << 20]),
+        ("input_size", [16.5, 16]),
         ("input_dtype", "float16"),
         ("channel_order", "RGB"),
         ("detect", "magic"),

@@ -10,11 +10,14 @@ from collections.abc import Iterator
 from typing import Any, get_type_hints
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from shared_data import load_fill
 
 from yolact.config import Classes, Config, TrainConfig
+from yolact.model import Yolact
+from yolact.model.priors import prototype_size
 from yolact.registry import config_name_of, configs, get_config, position_of
 from yolact.settings import override
 from yolact_runtime.errors import UsageError
@@ -114,10 +117,17 @@ def test_override() -> None:
         ("detect.nms_top_k=5000", "1 to 3840"),
         ("model.mean=[1, 2]", "model.mean"),
         ("model.input_size=31", "allowed: 32 to 2048"),
+        ("model.input_size=[31,640]", "model.input_size = (31, 640); allowed: 32 to 2048"),
+        ("model.input_size=[640,2049]", "allowed: 32 to 2048"),
+        ("model.input_size=[384,640,3]", "[384, 640, 3]; expected int or tuple[int, int]"),
+        ("model.input_size=[384,true]", "expected int or tuple[int, int]"),
+        ("model.proto_scale=0.3", "model.proto_scale = 0.3; allowed: 0.125, 0.25, 0.5"),
+        ("model.proto_scale=1/2", "model.proto_scale = '1/2'; expected float"),
+        ("model.input_size=384x640", "'384x640'; expected int or tuple[int, int]"),
     ],
 )
 def test_override_says_what_is_wrong(assignment: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message.replace("[", r"\[").replace("(", r"\(")):
+    with pytest.raises(UsageError, match=re.escape(message)):
         override(get_config("yolact_base"), [assignment])
 
 
@@ -126,7 +136,7 @@ def numeric_settings(cls: type = Config, prefix: str = "") -> Iterator[tuple[str
     for name, hint in get_type_hints(cls).items():
         if dataclasses.is_dataclass(hint):
             yield from numeric_settings(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
-        elif re.search(r"\b(int|float)\b", str(hint)):
+        elif re.search(r"\b(int|float)\b", str(hint)) and not re.search(r"\bstr\b", str(hint)):
             yield f"{prefix}{name}", operator.attrgetter(f"{prefix}{name}")(get_config("yolact_base"))
 
 
@@ -181,6 +191,29 @@ def test_mask_re_scoring_needs_an_input_that_its_network_can_halve() -> None:
     override(get_config("yolact_plus_base"), ["model.input_size=249"])
     with pytest.raises(UsageError, match=r"model\.input_size = 248; allowed: at least 249 with mask_iou"):
         override(get_config("yolact_plus_base"), ["model.input_size=248"])
+    for scale, least in ((0.125, 497), (0.5, 121)):
+        config = override(get_config("yolact_tiny"), [f"model.proto_scale={scale}", "model.input_size=512"])
+        config = override(config, ["model.mask_iou=true", f"model.input_size=[512,{least}]"])
+        model, small = Yolact(config), (1, 1, *prototype_size(least, scale))
+        assert model.maskiou_net(torch.zeros(small)).shape == (1, 3)
+        with pytest.raises(UsageError, match=f"at least {least} with mask_iou and proto_scale {scale}"):
+            override(config, [f"model.input_size=[512,{least - 1}]"])
+
+
+def test_prototypes_are_a_quarter_where_nothing_else_is_said() -> None:
+    values = get_config("yolact_base").to_dict()
+    assert values["model"].pop("proto_scale") == 0.25
+    assert Config.from_dict(values) == get_config("yolact_base")
+
+
+def test_an_input_has_a_height_and_a_width() -> None:
+    config = override(get_config("yolact_base"), ["model.input_size=[384,640]"])
+    assert config.model.input_size == config.model.input_shape == (384, 640)
+    assert config.to_dict()["model"]["input_size"] == [384, 640]
+    assert Config.from_dict(config.to_dict()) == config
+    square = override(config, ["model.input_size=[550,550]"])
+    assert square == get_config("yolact_base")
+    assert square.to_dict()["model"]["input_size"] == 550
 
 
 @given(st.floats(0, 10), st.integers(1, 64))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import oracle
 import pytest
 import torch
 from golden import strided
@@ -22,7 +24,9 @@ from yolact.data.geometry import Geometry
 from yolact.losses import Losses, MultiBoxLoss, match
 from yolact.model import Yolact, YolactOutput
 from yolact.model.boxes import encode
+from yolact.model.priors import prototype_size, pyramid_levels
 from yolact.registry import get_config
+from yolact_runtime.metadata import InputSize
 
 CASES = sorted(REFERENCE.glob("loss_*.npz"))
 
@@ -209,6 +213,42 @@ def test_finite_where_the_original_is_not(boxes: list[list[float]], scale: float
     losses.total.backward()
     assert torch.isfinite(torch.stack(list(losses))).all()
     assert all(torch.isfinite(tensor.grad).all() for tensor in (*output, semantic) if tensor.grad is not None)
+
+
+def np_arrays(rows: list[Any]) -> list[list[np.ndarray]]:
+    return [[part.numpy() for part in row] for row in rows]
+
+
+@pytest.mark.parametrize(("size", "scale"), [(128, 0.25), ((72, 200), 0.25), ((160, 64), 0.5), (96, 0.125)])
+def test_losses_are_the_oracles(size: InputSize, scale: float) -> None:
+    """Crowds, overlapping instances of one class, an image without any; in double precision."""
+    config = get_config("yolact_tiny")
+    model = Yolact(replace(config, model=replace(config.model, input_size=size, proto_scale=scale)))
+    height, width = model.config.model.input_shape
+    rng = np.random.default_rng(height)
+    (h3, w3), (hp, wp) = pyramid_levels(size)[0], prototype_size(size, scale)
+    outputs, targets = [], []
+    for count, crowds in ((5, 1), (0, 0), (3, 0)):
+        shapes = (len(model.priors), 4), (len(model.priors), 4), (len(model.priors), 16), (hp, wp, 16)
+        *heads, prototypes, semantic = (rng.normal(size=shape) for shape in (*shapes, (3, h3, w3)))
+        outputs.append([*heads, np.maximum(prototypes, 0), semantic])
+        corner = rng.uniform(0, 0.5, (count + crowds, 2))
+        boxes = np.concatenate([corner, corner + rng.uniform(0.2, 0.5, corner.shape)], axis=1)
+        full = np.zeros((count, height, width), np.uint8)
+        for mask, box in zip(full, boxes, strict=False):
+            x1, y1, x2, y2 = np.round(box * [width, height, width, height]).astype(int)
+            cv2.ellipse(
+                mask, ((x1 + x2) // 2, (y1 + y2) // 2), ((x2 - x1) // 2, (y2 - y1) // 2), 0, 0, 360, 1, -1
+            )
+        rows = np.column_stack([boxes, np.arange(len(boxes)) % 2]).astype(np.float32)
+        targets.append(make_target(rows, full, crowds, (hp, wp), (h3, w3)))
+    tensors = [torch.from_numpy(np.stack(part).astype(np.float32)) for part in zip(*outputs, strict=True)]
+    matches = match(model.priors, targets, LossConfig())
+    found = MultiBoxLoss(LossConfig())(model, YolactOutput(*tensors[:4]), tensors[4], targets, matches)
+    parts = [list(vars(target).values())[:4] for target in targets]
+    given = list(zip(*tensors, strict=True)), parts, list(zip(*matches, strict=True))
+    expected = oracle.losses(model.priors, *(np_arrays(rows) for rows in given))
+    np.testing.assert_allclose([term.item() for term in found[:4]], expected, rtol=1e-4)
 
 
 NUMBERS = st.floats(-1e3, 1e3) | st.floats(0, 40) | st.sampled_from([0.0, -1.0, 1e-9, 0.02, 0.5, 1e30, -1e30])

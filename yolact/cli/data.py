@@ -6,6 +6,7 @@ import argparse
 import logging
 import math
 import os
+import re
 import shlex
 import sys
 from collections import defaultdict
@@ -87,8 +88,12 @@ def _parser() -> Parser:
     shapes.add_argument("--train", type=int, default=300, help="number of training images")
     shapes.add_argument("--val", type=int, default=60, help="number of validation images")
     shapes.add_argument("--seed", type=int, default=0, help="random seed")
-    shapes.add_argument("--image-size", type=int, nargs=2, default=(144, 180), metavar=("HEIGHT", "WIDTH"),
-        help="typical height and width of an image in pixels (default: 144 180)")  # fmt: skip
+    shapes.add_argument(
+        "--image-size",
+        default="144x180",
+        metavar="HEIGHTxWIDTH",
+        help="typical size of the images in pixels; they vary by a fifth around it",
+    )
     shapes.add_argument("--diameter", type=float, nargs=2, metavar=("LOW", "HIGH"),
         help="smallest and largest shape in pixels (default: they grow with the image)")  # fmt: skip
     shapes.add_argument("--max-instances", type=int, default=4, metavar="N", help="most shapes in an image")
@@ -263,12 +268,15 @@ def _shapes(args: argparse.Namespace) -> None:
     """`shapes`: write the dataset."""
     from yolact.dataset_tools.synthetic import make_shapes_dataset
 
+    if not re.fullmatch(r"[0-9]{1,5}x[0-9]{1,5}", args.image_size):
+        raise UsageError(f"--image-size {args.image_size!r}; height x width is needed, such as 144x256")
+    height, width = map(int, args.image_size.split("x"))
     check_outputs([], [], [("folder", args.folder)])
     data = make_shapes_dataset(
         args.folder,
         args.train,
         args.val,
-        image_size=tuple(args.image_size),
+        image_size=(height, width),
         seed=args.seed,
         max_instances=args.max_instances,
         diameter=tuple(args.diameter) if args.diameter else None,
@@ -287,7 +295,8 @@ def _anchors(args: argparse.Namespace) -> None:
         raise UsageError(f"--seed is {args.seed}; it must be 0 or more")
     iou = config.loss.positive_iou
     augment = replace(config.augment, enabled=True) if args.augment else None
-    boxes = network_boxes(args.annotations, model, args.images, augment, _EPOCHS if augment else 1, args.seed)
+    epochs, classes = _EPOCHS if augment else 1, config.dataset.classes
+    boxes = network_boxes(args.annotations, model, args.images, augment, epochs, args.seed, classes)
     fitted = fit_priors(boxes, model, args.scales, args.ratios, iou, args.seed)
     before, after = best_overlaps(boxes, model), best_overlaps(boxes, fitted)
     groups = (

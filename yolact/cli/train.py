@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Settings of a dataset that are not its files.
+_CHOICES = ("crowd_as_instances", "classes", "other_classes")
+
 
 def build_parser() -> Parser:
     """The command's options."""
@@ -133,8 +136,9 @@ def _configuration(args: argparse.Namespace, base: Config) -> Config:
 
     config = _with_options(args, base)
     dataset = resolve_dataset(args.dataset) if args.dataset else default_dataset(config.dataset)
-    dataset = replace(dataset, crowd_as_instances=config.dataset.crowd_as_instances)
-    return replace(config, dataset=dataset, classes=read_classes(Path(dataset.train_annotations)))
+    kept = {name: getattr(config.dataset, name) for name in _CHOICES}
+    classes = read_classes(Path(dataset.train_annotations), config.dataset.classes)
+    return replace(config, dataset=replace(dataset, **kept), classes=classes)
 
 
 def _with_options(args: argparse.Namespace, base: Config) -> Config:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from yolact.data.reader.findings import Findings
 from yolact.data.reader.masks import pack_polygons
 from yolact.data.reader.roboflow import without_root
 from yolact.data.reader.values import shown
+from yolact_runtime.classes import resolve_classes
 from yolact_runtime.errors import YolactError
 from yolact_runtime.untrusted import beyond, check_values, read_bytes
 
@@ -71,6 +72,21 @@ class AnnotationFile:
         ids = sorted(named)
         return Classes(tuple(named[number] for number in ids), tuple(ids))
 
+    def only(self, categories: Collection[int]) -> AnnotationFile:
+        """The same with the annotations of these categories only; all images stay."""
+        chosen = np.array([entry["category_id"] in categories for entry in self.annotations], bool)
+        return replace(
+            self,
+            annotations=[self.annotations[row] for row in np.flatnonzero(chosen)],
+            categories=[category for category in self.categories if category["id"] in categories],
+            status=self.status[chosen],
+        )
+
+    def images_without(self, categories: Collection[int]) -> set[int]:
+        """Ids of the images whose annotations are all of other categories; not of those without any."""
+        every = {entry["image_id"] for entry in self.annotations}
+        return every - {e["image_id"] for e in self.annotations if e["category_id"] in categories}
+
 
 def read_annotations(path: str | Path, ignored: Sequence[str] = ()) -> AnnotationFile:
     """Read a COCO annotation file for training or evaluation; unusual spellings are logged, once.
@@ -100,13 +116,25 @@ def forget_annotations() -> None:
     _read_once.cache_clear()
 
 
-def read_classes(annotations: str | Path) -> Classes:
+def read_classes(annotations: str | Path, chosen: Sequence[str | int] = ()) -> Classes:
     """Class names and category ids of a COCO annotation file, sorted by id.
+
+    Args:
+        annotations: The file.
+        chosen: Names or ids of the classes to learn; empty for all.
 
     Raises:
         YolactError: as `read_annotations`, or there are no categories.
+        UsageError: the file does not have a chosen class.
     """
-    return read_annotations(annotations, ignored=["no images"]).classes
+    classes = read_annotations(annotations, ignored=["no images"]).classes
+    indices = resolve_classes(chosen or None, classes.names, classes.category_ids, "dataset.classes")
+    if indices is None:
+        return classes
+    rows = sorted(indices)
+    return Classes(
+        tuple(classes.names[row] for row in rows), tuple(classes.category_ids[row] for row in rows)
+    )
 
 
 @lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,10 +26,12 @@ from yolact.data.reader.image_files import check_sizes, find_images, size_proble
 from yolact.data.segmentation import to_region
 from yolact.model.preprocess import Normalise
 from yolact.model.priors import prototype_size, pyramid_levels
-from yolact_runtime.errors import YolactError
+from yolact_runtime.errors import YolactError, counted
 from yolact_runtime.files import is_file
 from yolact_runtime.preprocess import resize_batch
 from yolact_runtime.sources.images import read_image
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class CocoDataset(Dataset[Sample]):
     """The images of a COCO annotation file, resized to the network's input, with their targets.
 
     Every image of the file is an item, with or without annotations. Crowd regions become crowd boxes. So do
-    instances without a segmentation: they are neither examples nor background.
+    instances without a segmentation: they are neither examples nor background. Images with objects of other
+    classes only are no items.
 
     Augmentation drops instances and crowds whose centre is outside the crop, and clips the boxes of the
     others; a sample may have no instances.
@@ -62,6 +66,8 @@ class CocoDataset(Dataset[Sample]):
         augment: Random changes; None for none.
         seed: Seed of these changes.
         crowd_as_instances: Take crowd regions with a mask for instances.
+        other_classes: What objects of classes that are not in `classes` are: "background", or "ignore" for
+            crowd boxes. None: there must be none.
 
     Raises:
         YolactError: the annotation file cannot be used; names the file and the entry.
@@ -76,6 +82,7 @@ class CocoDataset(Dataset[Sample]):
         augment: AugmentConfig | None = None,
         seed: int = 0,
         crowd_as_instances: bool = False,
+        other_classes: str | None = None,
     ) -> None:
         self.images = Path(images)
         self.annotations = Path(annotations)
@@ -85,6 +92,7 @@ class CocoDataset(Dataset[Sample]):
         self.augmenter = Augmenter(augment, model, seed) if augment and augment.enabled else None
         self._labels = {number: index for index, number in enumerate(classes.category_ids)}
         self.crowd_as_instances = crowd_as_instances
+        self.other_classes = other_classes
         self.records = self._index(read_annotations(annotations))
 
     def __len__(self) -> int:
@@ -147,13 +155,20 @@ class CocoDataset(Dataset[Sample]):
             image["id"]: Record(image["id"], paths[image["id"]], image["height"], image["width"])
             for image in file.images
         }
+        if self.other_classes is not None:
+            left_out = file.images_without(self._labels)
+            records = {number: record for number, record in records.items() if number not in left_out}
+            text = "%s: %d of %s have objects of other classes only; they are left out"
+            log.info(text, file.path, len(left_out), counted(len(file.images), "image"))
         for annotation in file.annotations:
-            if annotation["category_id"] not in self._labels:
+            known = annotation["category_id"] in self._labels
+            if not known and self.other_classes is None:
                 raise YolactError(
                     f"{file.path}: annotation {annotation['id']} has category_id {annotation['category_id']},"
                     " which is not among the classes to learn"
                 )
-            records[annotation["image_id"]].annotations.append(annotation)
+            if known or (self.other_classes == "ignore" and annotation["image_id"] in records):
+                records[annotation["image_id"]].annotations.append(annotation)
         return list(records.values())
 
     def boxes(self, record: Record, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -162,7 +177,9 @@ class CocoDataset(Dataset[Sample]):
         corners[:, 2:] += corners[:, :2]
         crowd = np.array(
             [
-                a["segmentation"] is None or (a["iscrowd"] == 1 and not self.crowd_as_instances)
+                a["segmentation"] is None
+                or a["category_id"] not in self._labels
+                or (a["iscrowd"] == 1 and not self.crowd_as_instances)
                 for a in record.annotations
             ],
             bool,
@@ -197,7 +214,8 @@ class CocoDataset(Dataset[Sample]):
             kept &= (sides > self.augmenter.config.min_box_side).all(1)
         annotations = [record.annotations[i] for i in np.flatnonzero(kept & ~crowd)]
         size = self.model.input_size
-        sampler = MaskSampler(geometry, size, (prototype_size(size), pyramid_levels(size)[0]))
+        shapes = prototype_size(size, self.model.proto_scale), pyramid_levels(size)[0]
+        sampler = MaskSampler(geometry, size, shapes)
         masks, semantic_masks = sampler(
             [self._region(annotation, height, width, geometry) for annotation in annotations]
         )
@@ -233,6 +251,8 @@ def check_trainable(dataset: CocoDataset) -> None:
         YolactError: nothing to learn, or an image has another size than the annotation file says.
     """
     file = read_annotations(dataset.annotations)
+    if dataset.other_classes is not None:
+        file = file.only(dataset.classes.category_ids)
     paths = {record.image_id: record.path for record in dataset.records}
     require_examples(file, paths.keys(), dataset.crowd_as_instances)
     findings = Findings()

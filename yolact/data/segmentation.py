@@ -17,6 +17,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from yolact.data.reader.values import shown
+from yolact_runtime.rle import rle_counts
 from yolact_runtime.untrusted import beyond, limit
 
 # Polygons are rasterised in steps of a fifth of a pixel, also those outside the image: far coordinates would
@@ -196,44 +197,6 @@ def check_polygon(polygon: Any, most: float = FARTHEST) -> float:
 def is_pairs(segmentation: list[Any]) -> bool:
     """Whether a segmentation is one polygon as a list of three or more pairs [x, y]."""
     return len(segmentation) > 2 and all(isinstance(p, (list, array)) and len(p) == 2 for p in segmentation)
-
-
-def rle_counts(counts: Any) -> np.ndarray:
-    """The runs (n,) int64, background first, of an RLE's `counts`, compressed or not.
-
-    Raises:
-        ValueError: they cannot be read.
-    """
-    if not isinstance(counts, (list, str, bytes)):
-        raise ValueError(f"counts is a {type(counts).__name__}, not a list or a string")
-    if len(counts) > limit("rle"):
-        raise ValueError(f"the RLE has {len(counts):,} numbers or characters, more than {beyond('rle')}")
-    if isinstance(counts, list):
-        if not all(type(count) is int and 0 <= count < 2**32 for count in counts):
-            raise ValueError("RLE counts must be whole numbers, 0 or more, of at most 32 bits")
-        return np.array(counts, np.int64)
-    if isinstance(counts, str):
-        counts = counts.encode("ascii", "replace")
-    # Each character has five bits, and a sixth if more follow; the top bit of the last five is the sign.
-    codes = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
-    if codes.size == 0:
-        return codes
-    last = np.flatnonzero((codes & 0x20) == 0)
-    if codes.min() < 0 or codes.max() > 63 or last.size == 0 or last[-1] != codes.size - 1:
-        raise ValueError("compressed RLE is damaged")
-    first = np.concatenate([[0], last[:-1] + 1])
-    position = np.arange(codes.size) - np.repeat(first, last - first + 1)
-    # pycocotools shifts by 5 bits for each character in 32 bits, and fills negative ones after the last.
-    if position.max() > 6 or ((last - first == 6) & ((codes[last] & 0x10) != 0)).any():
-        raise ValueError("compressed RLE is damaged")
-    values = np.add.reduceat((codes & 0x1F) << (5 * position), first)
-    values = np.where(codes[last] & 0x10, values - (np.int64(1) << (5 * (last - first + 1))), values)
-    # From the fourth on, each is stored as the difference from the one two before it.
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
-    if values.min() < 0 or values.max() >= 2**32:
-        raise ValueError("compressed RLE is damaged")
-    return values
 
 
 def rle_totals(counts: Sequence[bytes]) -> np.ndarray:

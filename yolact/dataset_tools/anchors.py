@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from scipy.cluster.vq import kmeans2
 from scipy.optimize import minimize
 
 from yolact.config import AugmentConfig, ModelConfig
-from yolact.data.annotations import read_annotations
+from yolact.data.annotations import read_annotations, read_classes
 from yolact.data.augment import Augmenter
 from yolact.data.geometry import Geometry
 from yolact.data.reader.findings import Findings
@@ -60,6 +60,7 @@ def network_boxes(
     augment: AugmentConfig | None = None,
     epochs: int = 1,
     seed: int = 0,
+    classes: Sequence[str | int] = (),
 ) -> np.ndarray:
     """The boxes of a COCO annotation file as the network sees them; crowds are left out.
 
@@ -70,6 +71,7 @@ def network_boxes(
         augment: Crops, expansions and turns to apply; None for none.
         epochs: How many times each image is augmented.
         seed: Of the augmentation.
+        classes: Names or ids of the classes whose boxes count; empty for all.
 
     Returns:
         (n, 4) float64: x1 y1 x2 y2 relative to the network's input, 0..1, each side more than 0.
@@ -78,6 +80,8 @@ def network_boxes(
         YolactError: the file cannot be used, or does not say the size of an image and `images` is None.
     """
     file = read_annotations(annotations)
+    if classes:
+        file = file.only(read_classes(annotations, classes).category_ids)
     paths = {}
     if images is not None and any(None in (image["height"], image["width"]) for image in file.images):
         findings = Findings()

@@ -113,7 +113,7 @@ def make_shapes_dataset(
     Args:
         root: folder to write to; an older shapes dataset in it is replaced.
         train_images, val_images: how many images, 1 or more.
-        image_size: typical height and width in pixels, each at least 48; images vary by a fifth around it.
+        image_size: typical height and width in pixels, 48 to 8192; images vary by a fifth around it.
         seed: of everything random.
         category_ids: one for each of circle, square, triangle (or of the first one or two of them).
         max_instances: the most shapes in an image, besides crowds.
@@ -234,7 +234,7 @@ def _make_scene(
 ) -> _Scene:
     """One image: a background, perhaps a crowd, up to `max_instances` shapes, blur and noise."""
     height, width = (round(side * rng.uniform(_SMALLER, _LARGER)) for side in image_size)
-    scene = _Scene(_background(rng, height, width))
+    scene = _Scene(background(rng, height, width))
     sizes = diameter or (_DIAMETER[0] * _scale(scene.image), _DIAMETER[1] * _scale(scene.image))
     kind = rng.random()
     if kind >= empty_share:
@@ -249,7 +249,7 @@ def _make_scene(
     return scene
 
 
-def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+def background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Dull clouds of two sizes and a few faint lines: structure everywhere, but no strong colours."""
     tone = rng.uniform(70, 170, 3) * 0.3 + rng.uniform(70, 170) * 0.7
     image = np.tile(tone.astype(np.float32), (height, width, 1))
@@ -263,7 +263,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
     return image.clip(0, 255).astype(np.uint8)
 
 
-def _outline(rng: np.random.Generator, label: int, diameter: float) -> np.ndarray:
+def outline_of(rng: np.random.Generator, label: int, diameter: float) -> np.ndarray:
     """Corner points (n, 2) of a shape around the origin."""
     corners = (40, 4, 3)[label]
     # The circle around a square or triangle says less of how large it looks.
@@ -277,7 +277,7 @@ def _outline(rng: np.random.Generator, label: int, diameter: float) -> np.ndarra
     return points - (1 - squash) * np.outer(points @ axis, axis)
 
 
-def _rasterise(outline: np.ndarray, height: int, width: int) -> _Patch:
+def rasterise(outline: np.ndarray, height: int, width: int) -> _Patch:
     """The outline's mask, by the rule by which COCO polygons are read."""
     rles = coco_mask.frPyObjects([outline.reshape(-1).tolist()], height, width)
     x, y, columns, rows = coco_mask.toBbox(rles)[0].astype(int).tolist()
@@ -285,7 +285,7 @@ def _rasterise(outline: np.ndarray, height: int, width: int) -> _Patch:
     return _Patch(x, y, mask.astype(bool))
 
 
-def _paint(rng: np.random.Generator, image: np.ndarray, patch: _Patch, label: int) -> None:
+def paint(rng: np.random.Generator, image: np.ndarray, patch: _Patch, label: int) -> None:
     """Fill the mask with a strong colour and a texture: plain, stripes, checks or grain."""
     height, width = image.shape[:2]
     # Each class has a usual hue, as real things do. It is only a hint: the hues of the classes overlap.
@@ -321,19 +321,19 @@ def _add_instance(
         label = int(rng.integers(num_classes))
         low, high = diameters
         diameter = rng.uniform(low, high)
-        # Up to a fifth of a shape may reach out of the image.
-        margin = 0.3 * diameter
+        # Up to a fifth of a shape may reach out of the image, more where this is narrower than the shape.
+        margin = min(0.3 * diameter, height / 2, width / 2)
         lowest, highest = np.array([margin, margin]), np.array([width - margin, height - margin])
         centre = rng.uniform(lowest, highest)
         if scene.items and rng.random() < 0.25:
             y, x = scene.items[-1].visible.pixels()
             centre = rng.normal((x.mean(), y.mean()), 0.6 * diameter).clip(lowest, highest)
-        outline = (_outline(rng, label, diameter) + centre).round(2)
-        patch = _rasterise(outline, height, width)
+        outline = (outline_of(rng, label, diameter) + centre).round(2)
+        patch = rasterise(outline, height, width)
         whole = bool((outline.min(0) >= 0).all() and (outline.max(0) <= (width, height)).all())
         if diameter > low * 1.8 and rng.random() < 0.1:
             hole = (outline - centre) * rng.uniform(0.3, 0.45) + centre
-            patch = patch.without(_rasterise(hole, height, width))
+            patch = patch.without(rasterise(hole, height, width))
             whole = False
         area = int(patch.mask.sum())
         if area < _VISIBLE_PIXELS or not all(item.survives(patch) for item in scene.items):
@@ -342,7 +342,7 @@ def _add_instance(
             left = item.visible.without(patch)
             if left.mask.sum() < item.visible.mask.sum():
                 item.visible, item.outline = left, None
-        _paint(rng, scene.image, patch, label)
+        paint(rng, scene.image, patch, label)
         scene.items.append(_Item(label, area, patch, outline if whole else None))
         return
 
@@ -356,10 +356,10 @@ def _add_crowd(rng: np.random.Generator, scene: _Scene, num_classes: int) -> Non
     middle = rng.uniform((0.25 * width, 0.25 * height), (0.75 * width, 0.75 * height))
     for _ in range(int(rng.integers(9, 20))):
         diameter = rng.uniform(*_CROWD_DIAMETER) * _scale(scene.image)
-        outline = _outline(rng, label, diameter) + rng.normal(middle, spread)
-        patch = _rasterise(outline, height, width)
+        outline = outline_of(rng, label, diameter) + rng.normal(middle, spread)
+        patch = rasterise(outline, height, width)
         if patch.mask.any():
-            _paint(rng, scene.image, patch, label)
+            paint(rng, scene.image, patch, label)
             union[patch.inside] |= patch.mask
     scene.items.append(_Item(label, int(union.sum()), _Patch(0, 0, union), None, crowd=True))
 

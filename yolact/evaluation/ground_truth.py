@@ -205,7 +205,7 @@ def match_categories(
         YolactError: the engine and the file have no class in common.
         UsageError: the file does not have one of `classes`.
     """
-    matches = _matches(metadata, truth)
+    matches = match_names(metadata, truth)
     if classes is not None:
         wanted = {metadata.category_ids[i]: metadata.class_names[i] for i in sorted(classes)}
         if missing := [name for number, name in wanted.items() if number not in matches]:
@@ -215,12 +215,15 @@ def match_categories(
     names = {category["id"]: category["name"] for category in truth.categories}
     if unknown := [name for number, name in names.items() if number not in matches.values()]:
         log.warning(
-            "the engine does not have %s of %s; these objects count as missed", first_few(unknown), truth.path
+            "the engine does not have %s of %s; these objects count as missed; --classes"
+            " evaluates some classes only",
+            first_few(unknown),
+            truth.path,
         )
     return matches
 
 
-def _matches(metadata: Metadata, truth: GroundTruth) -> dict[int, int]:
+def match_names(metadata: Metadata, truth: GroundTruth) -> dict[int, int]:
     """Same as `match_categories` for all classes, without the warning about others of the file."""
     theirs = {category["id"]: category["name"] for category in truth.categories}
     ours = dict(zip(metadata.category_ids, metadata.class_names, strict=True))

@@ -38,8 +38,17 @@ class Head(nn.Module):
         return x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, values)  # through (N, H, W, A*V)
 
 
-def build_protonet(features: int, num_prototypes: int) -> nn.Sequential:
-    """Protonet (YOLACT, Sec. 3.1): P3 (N, features, H, W) to prototypes >= 0 (N, num_prototypes, 2H, 2W)."""
+def build_protonet(features: int, num_prototypes: int, enlarged: int = 2) -> nn.Sequential:
+    """Protonet (YOLACT, Sec. 3.1).
+
+    Args:
+        features: Channels of P3.
+        num_prototypes: M.
+        enlarged: Sides of the prototypes over those of P3; no weight depends on it.
+
+    Returns:
+        P3 (N, features, H, W) to prototypes >= 0 (N, M, enlarged * H, enlarged * W).
+    """
 
     def conv() -> nn.Conv2d:
         return nn.Conv2d(features, features, 3, padding=1)
@@ -51,7 +60,9 @@ def build_protonet(features: int, num_prototypes: int) -> nn.Sequential:
         nn.ReLU(),
         conv(),
         nn.ReLU(),
-        nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
+        nn.Upsample(scale_factor=enlarged, mode="bilinear", align_corners=False)
+        if enlarged > 1
+        else nn.Identity(),
         nn.ReLU(),
         conv(),
         nn.ReLU(),

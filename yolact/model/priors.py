@@ -22,10 +22,11 @@ def pyramid_levels(input_size: InputSize) -> list[tuple[int, int]]:
     return sizes[2:]
 
 
-def prototype_size(input_size: InputSize) -> tuple[int, int]:
-    """(Hp, Wp) of the prototypes: twice P3."""
+def prototype_size(input_size: InputSize, proto_scale: float = 0.25) -> tuple[int, int]:
+    """(Hp, Wp) of the prototypes: those of P3, which has an eighth of the input's sides, times 1, 2 or 4."""
     height, width = pyramid_levels(input_size)[0]
-    return 2 * height, 2 * width
+    enlarged = round(8 * proto_scale)
+    return enlarged * height, enlarged * width
 
 
 def model_priors(model: ModelConfig) -> Tensor:

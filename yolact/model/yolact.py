@@ -49,7 +49,7 @@ class Yolact(nn.Module):
         features = model.fpn_features
         self.backbone = build_backbone(model.backbone)
         self.fpn = FPN(self.backbone.channels, features)
-        self.proto_net = build_protonet(features, model.num_prototypes)
+        self.proto_net = build_protonet(features, model.num_prototypes, round(8 * model.proto_scale))
         per_cell = len(model.prior_aspect_ratios) * len(model.prior_scales[0])
         self.prediction_layers = nn.ModuleList(
             [Head(features, per_cell, config.num_classes, model.num_prototypes)]

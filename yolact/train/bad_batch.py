@@ -114,14 +114,14 @@ def _read(path: Path) -> tuple[dict[str, Any], Config]:
 
 def _check(content: dict[str, Any], config: Config) -> None:
     """Raise a ValueError, TypeError or KeyError unless images and targets have the shapes of `config`."""
-    size, classes = config.model.input_shape, config.num_classes
+    model, classes = config.model, config.num_classes
     for name, kind in _KINDS.items():
         if not isinstance(content[name], kind):
             raise ValueError(f"{name} is no {kind.__name__}")
     images, targets, ids = content["images"], content["targets"], content["image_ids"]
     if not 1 <= len(images) <= limit("batch") or not len(images) == len(targets) == len(ids):
         raise ValueError(f"{len(images)} images, {len(targets)} targets, {len(ids)} ids")
-    _check_tensor("images", images, (len(images), 3, *size), torch.float32)
+    _check_tensor("images", images, (len(images), 3, *model.input_shape), torch.float32)
     for target in targets:
         if not isinstance(target, dict) or target.keys() != Target.__annotations__.keys():
             raise ValueError(f"a target does not have {', '.join(Target.__annotations__)}")
@@ -131,7 +131,10 @@ def _check(content: dict[str, Any], config: Config) -> None:
             raise ValueError(f"labels are not 0 to {classes - 1}")
         _check_tensor("boxes", target["boxes"], (count, 4), torch.float32)
         _check_tensor("crowd_boxes", target["crowd_boxes"], (len(target["crowd_boxes"]), 4), torch.float32)
-        sizes = {"masks": prototype_size(size), "semantic_masks": pyramid_levels(size)[0]}
+        sizes = {
+            "masks": prototype_size(model.input_size, model.proto_scale),
+            "semantic_masks": pyramid_levels(model.input_size)[0],
+        }
         for name, (height, width) in sizes.items():
             _check_tensor(name, target[name], (count, height, width), torch.bool)
     numbers = [content["iteration"], content["lr"], *ids, *content["losses"].values()]

@@ -372,7 +372,7 @@ def _dataset(
     augment = None if settings.overfit else config.augment
     dataset = (CachedDataset if settings.cache_samples else CocoDataset)(
         data.train_images, data.train_annotations, config.model, config.classes, augment, settings.seed,
-        data.crowd_as_instances,
+        data.crowd_as_instances, data.other_classes if data.classes else None,
     )  # fmt: skip
     if held:
         dataset.records = [record for record in dataset.records if record.image_id not in held]

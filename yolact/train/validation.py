@@ -16,7 +16,12 @@ from yolact.data.layout import image_path
 from yolact.data.split import held_out
 from yolact.engine import TorchEngine, describe
 from yolact.evaluation.evaluate import DEFAULT_BATCH, Predictions, predict, score
-from yolact.evaluation.ground_truth import check_image_sizes, match_categories, read_ground_truth
+from yolact.evaluation.ground_truth import (
+    check_image_sizes,
+    match_categories,
+    match_names,
+    read_ground_truth,
+)
 from yolact.model import Yolact
 from yolact.train.distributed import Processes
 from yolact.train.pictures import mosaic
@@ -52,8 +57,14 @@ class Validation:
             self.images,
             data.crowd_as_instances,
         )
+        images = self.truth.images
+        if data.classes:
+            if limit:  # the same images as in training
+                left_out = read_annotations(self.truth.path).images_without(config.classes.category_ids)
+                images = [image for image in images if image["id"] not in left_out]
+            self.truth = self.truth.only(set(match_names(describe(config), self.truth).values()))
         if limit:
-            held = [image["id"] for image in self.truth.images[:limit]]
+            held = [image["id"] for image in images[:limit]]
         if held:
             self.truth = self.truth.subset(held)
         self.processes = processes

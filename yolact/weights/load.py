@@ -26,6 +26,7 @@ from yolact.weights.state import count_classes, is_state, parse_classes, plain_s
 from yolact_runtime.cache import cache_folder
 from yolact_runtime.errors import UsageError, YolactError, counted
 from yolact_runtime.files import is_file
+from yolact_runtime.metadata import InputSize, height_width, size_text
 from yolact_runtime.typed import first_few
 from yolact_runtime.untrusted import parse_json
 
@@ -67,7 +68,10 @@ class Checkpoint:
 
 
 def load_model(
-    weights: str | Path, config: str | Config | None = None, class_names: str | None = None
+    weights: str | Path,
+    config: str | Config | None = None,
+    class_names: str | None = None,
+    input_size: InputSize | None = None,
 ) -> Yolact:
     """Open a checkpoint as a network in evaluation mode, with averaged weights if it has some.
 
@@ -77,14 +81,17 @@ def load_model(
         config: Needed only if neither the file nor its name (`<config>_<epoch>_<iteration>.pth`) says it.
         class_names: Those of weights that hold none and were trained on other classes than those of the
             configuration; see `parse_classes`.
+        input_size: Of the network's input in pixels, instead of that it was trained with: S, the side of a
+            square, or (H, W). Priors keep their sizes in pixels, as the network learned them at its strides.
 
     Raises:
         YolactError: the file cannot be opened, its keys or shapes do not fit the configuration, or a weight
             is not finite.
+        UsageError: an input size that the network cannot have.
     """
     checkpoint = load_checkpoint(weights, config, class_names)
     with torch.device("meta"):  # without memory: the file's tensors are compared first, then used
-        model = Yolact(checkpoint.config)
+        model = Yolact(_resized(checkpoint.config, input_size, weights))
     if checkpoint.ema is not None:
         log.info("%s: opening the moving average (EMA) of the weights", weights)
     state = checkpoint.ema or checkpoint.model
@@ -98,6 +105,19 @@ def load_model(
         )
     load_state(model, state, str(weights))
     return model.eval()
+
+
+def _resized(config: Config, size: InputSize | None, weights: str | Path) -> Config:
+    """The configuration with another input size, which is logged; None is its own."""
+    if size is None or height_width(size) == config.model.input_shape:
+        return config
+    resized = replace(config, model=replace(config.model, input_size=size))
+    log.info(
+        "%s: input %s instead of the %s it was trained with; its priors keep their sizes in pixels, and AP"
+        " may change: measure it with yolact-eval",
+        weights, size_text(resized.model.input_size), size_text(config.model.input_size),
+    )  # fmt: skip
+    return resized
 
 
 def load_checkpoint(

@@ -1,6 +1,6 @@
 """Start-up and memory of one engine, measured in its own process.
 
-    cold.py ENGINE IMAGE OPTIONS_AS_JSON BATCH CLASSES_AS_JSON
+    cold.py ENGINE IMAGE OPTIONS_AS_JSON BATCH [CLASSES_AS_JSON]
 
 prints `{"import_ms", "load_ms", "first_ms", "peak_mib", "device_mib"}`: importing the runtime, opening the
 engine, its first prediction of one image (masks included), then after a few predictions of a whole batch the
@@ -31,8 +31,8 @@ MORE_RUNS = 3  # memory has reached its size by then
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure in this process and print the result."""
-    engine, image, options, batch, chosen = sys.argv[1:] if argv is None else argv
-    classes: list[str] | None = json.loads(chosen)
+    engine, image, options, batch, *chosen = sys.argv[1:] if argv is None else argv
+    classes: list[str] | None = json.loads(chosen[0]) if chosen else None
     start = time.perf_counter()
     from yolact_runtime import load_engine
 

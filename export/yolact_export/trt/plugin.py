@@ -90,7 +90,9 @@ def add_detection(trt: Any, network: Any, metadata: Metadata, capability: str) -
             iou_threshold=metadata.iou_threshold,
             top_k=metadata.nms_top_k,
             limit=metadata.max_detections,
-            **{f"{name}_dtype": dtypes[tensor.dtype] for name, tensor in heads.items()},
+            loc_dtype=dtypes[heads["loc"].dtype],
+            logits_dtype=dtypes[heads["logits"].dtype],
+            coefficients_dtype=dtypes[heads["coefficients"].dtype],
         )
 
     if tuple(heads["loc"].shape)[1:] != (len(priors), 4):

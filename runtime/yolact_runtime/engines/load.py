@@ -28,7 +28,7 @@ from yolact_runtime.engines.threads import check_threads
 from yolact_runtime.engines.trial import TRIED, try_engine
 from yolact_runtime.errors import UsageError, YolactError, counted
 from yolact_runtime.files import sha256
-from yolact_runtime.metadata import PREFIX
+from yolact_runtime.metadata import PREFIX, InputSize, height_width, parse_input_size, size_text
 from yolact_runtime.packages import imports_failed
 from yolact_runtime.untrusted import check_regular
 
@@ -41,6 +41,7 @@ def load_engine(
     precision: str | None = None,
     threads: int | None = None,
     streams: int | str = 1,
+    input_size: InputSize | str | None = None,
     **options: Any,
 ) -> Engine:
     """Open a model, and log in one line what was opened and why.
@@ -55,6 +56,8 @@ def load_engine(
         threads: CPU threads, for all streams together; left out, as many as there are cores.
         streams: Number of concurrent calls; "auto" for the highest throughput, which is 1 for engines
             without streams.
+        input_size: Of a checkpoint that is opened with another input than it was trained with: the side of a
+            square, (height, width), or text such as "384x640". An exported file of another size is refused.
         options: For the backend, for example `providers` of ONNX Runtime.
 
     Raises:
@@ -69,13 +72,17 @@ def load_engine(
         options["threads"] = threads
     if streams != 1:
         options["streams"] = streams
+    text = input_size if isinstance(input_size, str | None) else size_text(input_size)
+    size = None if text is None else parse_input_size(text)
     file = _existing_file(path)
     if _suffix(file) in SUFFIXES:
         engine, why = open_exported(file, backend, precision, options)
     else:
+        options |= {} if size is None else {"input_size": size}
         engine, why = _open_by_entry_point(file, backend, options), ""
     try:
         check_precision(engine, precision, file)
+        _check_input_size(engine, size, file)
     except UsageError:
         engine.close()
         raise
@@ -204,6 +211,16 @@ def check_precision(engine: Engine, asked: str | None, file: Path) -> None:
         remedy += " --calibrate DIR" if asked == "int8" else ""
     found = f"the file is {stored}" if computed == asked else f"{engine.name} delivers {computed}"
     raise UsageError(f"engine {file}: precision {asked} was asked for, but {found}; {remedy}")
+
+
+def _check_input_size(engine: Engine, asked: InputSize | None, file: Path) -> None:
+    """Raise a UsageError if the input of `engine` is not of the size that was asked for."""
+    if asked is not None and engine.metadata.input_shape != height_width(asked):
+        found, wanted = size_text(engine.metadata.input_size), size_text(asked)
+        raise UsageError(
+            f"engine {file}: its input is {found}, and {wanted} was asked for; export it for that size:"
+            f" yolact-export --weights W --input-size {wanted}"
+        )
 
 
 def _warn_of_precision(engine: Engine, file: Path) -> None:

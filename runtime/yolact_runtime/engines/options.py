@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolact_runtime.engines.backends import BACKENDS, PRECISIONS
 from yolact_runtime.errors import UsageError
+from yolact_runtime.metadata import parse_input_size
 
 if TYPE_CHECKING:
     from yolact_runtime.engines.base import Engine
@@ -26,6 +27,8 @@ def add_engine_options(parser: argparse.ArgumentParser, required: bool = True) -
     add("--providers", nargs="+", metavar="NAME",
         help="ONNX Runtime providers, best first: cuda, cuda:1, cpu; end them with --")  # fmt: skip
     add("--config", help="configuration of a checkpoint that does not name its own")
+    add("--input-size", type=parse_input_size, metavar="HxW",
+        help="open a checkpoint with an input of this height and width; N for a square")  # fmt: skip
     add("--class-names", metavar="FILE|NAMES",
         help="class names of a checkpoint without its own: NAME,... or a file of one per line")  # fmt: skip
 
@@ -61,7 +64,7 @@ def open_engine(args: argparse.Namespace, **options: Any) -> Engine:
     tiles = _tile_options(args)
     named = {
         name: getattr(args, name)
-        for name in ("backend", "precision", "threads", "providers", "config", "class_names")
+        for name in ("backend", "precision", "threads", "providers", "config", "input_size", "class_names")
     }
     given = {name: value for name, value in named.items() if value is not None}
     engine = load_engine(args.engine, **given, **options)

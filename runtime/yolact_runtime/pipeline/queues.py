@@ -60,6 +60,12 @@ class Channel(Generic[T]):
             self._append(item)
             return dropped
 
+    def wait_until_empty(self) -> None:
+        """Wait until everything is taken, or the channel is closed."""
+        with self._freed:
+            while self._items and not self._closed:
+                self._freed.wait()
+
     def get(self) -> T:
         """Remove and return the oldest item, waiting for one.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 
 from yolact_runtime.engines.base import check_limits, check_whole
 from yolact_runtime.errors import UsageError
+from yolact_runtime.tracks import TrackSettings
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class PipelineSettings:
         in_flight: Maximum number of frames between the start of decoding and the end of writing; None: as
             many as keep all stages busy.
         engine_failures: Number of consecutive images that the engine fails on before the run gives up.
+        track: Give instances their tracks; None: no tracks.
         classes: Names or category ids of the classes to find, as for `Engine.predict`; None for all.
 
     Raises:
@@ -42,6 +44,7 @@ class PipelineSettings:
     drop_late: bool | None = None
     in_flight: int | None = None
     engine_failures: int = 10
+    track: TrackSettings | None = None
     classes: Sequence[str | int] | None = None
 
     def __post_init__(self) -> None:
@@ -91,6 +94,15 @@ class RunStats:
             stats.done += detections is not None
             stats.failed += detections is None
             stats.detections += detections or 0
+
+    def of(self, sources: Iterable[int]) -> SourceStats:
+        """The counts of some sources together."""
+        counts = [self.sources[source] for source in sources if source in self.sources]
+        return SourceStats(
+            sum(one.done for one in counts),
+            sum(one.failed for one in counts),
+            sum(one.detections for one in counts),
+        )
 
     @property
     def fps(self) -> float:

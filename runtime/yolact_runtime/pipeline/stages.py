@@ -2,6 +2,8 @@
 
     reader > intake > decode workers > prepared > engine threads > found > post workers > ordered > writer
 
+With tracks, one thread between `found` and the post workers takes all frames in order, also the failed ones.
+
 A frame holds one of a fixed number of slots from the start of its decoding until it is written. The slots
 bound the memory and slow the reader down to the slowest stage. So the queues after the intake need no bounds,
 and no full queue can block the frame that the writer waits for.
@@ -13,7 +15,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +27,7 @@ from yolact_runtime.frames import Frame, Sink, Source
 from yolact_runtime.pipeline.queues import Channel, Closed
 from yolact_runtime.pipeline.settings import PipelineSettings, RunStats
 from yolact_runtime.results import Result
+from yolact_runtime.tracks import SourceTrackers
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +47,7 @@ class _Item:
     outputs: list[Any] | None = None
     detections: int = 0
     fault: str | None = None
+    tracked: bool = False
 
 
 class Run:
@@ -71,14 +75,14 @@ class Run:
         if not late:
             window += streams * self._batch + settings.decode_workers + 2 * settings.post_workers
             waiting = settings.decode_workers
-        self._drop_late = late
-        if source.drops_late(settings.drop_late):
-            # The source keeps the newest frames until they are needed.
-            self._drop_late, waiting = False, 1
+        self._late_in_source = source.drops_late(settings.drop_late)
+        self._drop_late = late and not self._late_in_source
         self._intake: Channel[Frame] = Channel(waiting)
         self._slots: Channel[None] = Channel(items=[None] * (settings.in_flight or window))
         self._prepared: Channel[_Item] = Channel()
         self._found: Channel[_Item] = Channel()
+        self._trackers = SourceTrackers(settings.track) if settings.track else None
+        self._tracked: Channel[_Item] = Channel() if self._trackers else self._found
         self._ordered: Channel[_Item] = Channel()
         self._lock = threading.Lock()
         self._engine_faults = 0
@@ -90,6 +94,7 @@ class Run:
         self._threads = [
             *self._stage("decode", settings.decode_workers, self._decode, self._prepared.close),
             *self._stage("engine", streams, self._infer, self._found.close),
+            *(self._stage("track", 1, self._track, self._tracked.close) if self._trackers else ()),
             *self._stage("post", settings.post_workers, self._post, self._ordered.close),
             *self._stage("writer", 1, self._write, self.finished.set),
         ]
@@ -115,7 +120,8 @@ class Run:
         with self._lock:
             self._aborted = True
             self.error = self.error or error
-        for queue in (self._intake, self._slots, self._prepared, self._found, self._ordered):
+        queues = self._intake, self._slots, self._prepared, self._found, self._tracked, self._ordered
+        for queue in queues:
             queue.close(discard=True)
 
     def join(self) -> None:
@@ -181,6 +187,8 @@ class Run:
                 before, own = own, self._source.dropped
                 self.stats.read += 1 + own - before
                 self.stats.dropped += late + own - before
+                if self._late_in_source:
+                    self._intake.wait_until_empty()  # until then, newer frames may come
         except Closed:
             pass
         except Exception as error:
@@ -260,10 +268,26 @@ class Run:
             self._end(YolactError(f"the engine failed on {count} in a row; the rest is skipped"))
             self.stop_reading()
 
+    def _track(self) -> None:
+        """Give the instances their tracks, in the order of the frames."""
+        assert self._trackers is not None
+        for item in _in_order(self._found):
+            item.tracked = True
+            if item.result is None:
+                self._trackers.skip(item.frame)
+                self._ordered.put(item)
+                continue
+            try:
+                item.result = self._trackers.update(item.frame, item.result)
+            except Exception as error:
+                self._lose(item, error)
+            else:
+                self._tracked.put(item)
+
     def _post(self) -> None:
         """Prepare the outputs of every sink."""
         while True:
-            item = self._found.get()
+            item = self._tracked.get()
             image, result = item.image, item.result
             assert image is not None and result is not None
             try:
@@ -277,9 +301,9 @@ class Run:
             self._ordered.put(item)
 
     def _lose(self, item: _Item, error: Exception, quietly: bool = False) -> None:
-        """Report a failed frame; it goes to the writer, which needs every ticket."""
+        """Report a failed frame; it goes to the stages that need every ticket."""
         self._report(item, error, quietly)
-        self._ordered.put(item)
+        (self._found if self._trackers and not item.tracked else self._ordered).put(item)
 
     def _report(self, item: _Item, error: Exception, quietly: bool = False) -> None:
         """Mark a frame as failed, and log why."""
@@ -292,13 +316,8 @@ class Run:
 
     def _write(self) -> None:
         """Give frames to the sinks in the order of their tickets."""
-        waiting: dict[int, _Item] = {}
         reported = ""
-        for ticket in itertools.count():
-            while ticket not in waiting:
-                item = self._ordered.get()
-                waiting[item.ticket] = item
-            item = waiting.pop(ticket)
+        for item in _in_order(self._ordered):
             for index, sink in enumerate(self._sinks):
                 if self._aborted:
                     raise Closed
@@ -319,6 +338,16 @@ class Run:
             self.stats.count(item.frame.source, None if item.fault is not None else item.detections)
             self.stats.seconds = time.perf_counter() - self._start
             self._slots.put(None)
+
+
+def _in_order(queue: Channel[_Item]) -> Iterator[_Item]:
+    """The items of a queue in the order of their tickets, which are all put into it."""
+    waiting: dict[int, _Item] = {}
+    for ticket in itertools.count():
+        while ticket not in waiting:
+            item = queue.get()
+            waiting[item.ticket] = item
+        yield waiting.pop(ticket)
 
 
 def _as_yolact_error(error: Exception) -> YolactError:

@@ -20,8 +20,8 @@ class ArraySink(Sink):
 
     Content, best score first: `boxes` (n, 4) float32, x1 y1 x2 y2 in pixels; `scores` and `mask_scores` (n,)
     float32; `classes` (n,) int64, 0-based; `category_ids` (n,) int64; `counts` (n,) bytes, COCO's compressed
-    RLE; `size` (2,) int64, height and width in pixels; `image`, its name. A mask is
-    `pycocotools.mask.decode({"size": size.tolist(), "counts": bytes(counts[i])})`.
+    RLE; `size` (2,) int64, height and width in pixels; `image`, its name; with tracks `track_ids` (n,) int64.
+    A mask is `pycocotools.mask.decode({"size": size.tolist(), "counts": bytes(counts[i])})`.
 
     Args:
         folder: Folder of the archives; `a.jpg` becomes `a.npz`.
@@ -39,6 +39,7 @@ class ArraySink(Sink):
     def prepare(self, frame: Frame, image: np.ndarray, result: Result) -> bytes:
         """The file's content."""
         buffer = io.BytesIO()
+        tracks: dict[str, Any] = {} if result.track_ids is None else {"track_ids": result.track_ids}
         np.savez(
             buffer,
             boxes=result.boxes_float,
@@ -49,6 +50,7 @@ class ArraySink(Sink):
             counts=np.array([rle["counts"] for rle in result.rles], np.bytes_),
             size=np.array([result.height, result.width]),
             image=np.array(frame.name),
+            **tracks,
         )
         return buffer.getvalue()
 

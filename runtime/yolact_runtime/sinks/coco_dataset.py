@@ -145,6 +145,7 @@ def _annotations(found: list[dict[str, Any]], height: int, width: int) -> list[d
                     "area": area,
                     "iscrowd": 0,
                     "score": entry["score"],
+                    **{key: entry[key] for key in ("track_id",) if key in entry},
                 }
             )
     return annotations

@@ -44,6 +44,7 @@ class JsonLinesSink(Sink):
         polygons: Polygons instead of RLE.
         resume: Continue the file, if it exists: an incomplete last line and lines with "error" are dropped,
             and the images of the others are in `done`.
+        source: Name of the source, for lines on standard output, a pipe or a device, which several share.
 
     Attributes:
         done: How often each image is in the resumed file.
@@ -53,7 +54,12 @@ class JsonLinesSink(Sink):
     """
 
     def __init__(
-        self, path: str | Path, numbers: ImageNumbers, polygons: bool = False, resume: bool = False
+        self,
+        path: str | Path,
+        numbers: ImageNumbers,
+        polygons: bool = False,
+        resume: bool = False,
+        source: str = "",
     ) -> None:
         """Open and lock the file."""
         self.done: dict[str, int] = {}
@@ -61,6 +67,7 @@ class JsonLinesSink(Sink):
         self._polygons = polygons
         self._file: GrowingFile | BinaryIO | None = None
         stream = stream_of(path)
+        self._source = {"source": source} if source and stream is not None else {}
         if stream is None:
             self._file = self._open(Path(path), resume)
         elif resume:
@@ -73,7 +80,7 @@ class JsonLinesSink(Sink):
     def prepare(self, frame: Frame, image: np.ndarray, result: Result) -> bytes:
         """The line."""
         number = self._numbers.find(frame)
-        line: dict[str, Any] = {"image": frame.name, "index": frame.index, "image_id": number}
+        line: dict[str, Any] = {**self._head(frame), "image_id": number}
         if frame.time is not None:
             line["time"] = round(frame.time, 6)
         detections = result.to_coco(0 if number is None else number, polygons=self._polygons)
@@ -90,7 +97,11 @@ class JsonLinesSink(Sink):
         self._append(prepared)
 
     def fail(self, frame: Frame, error: str) -> None:
-        self._append(_dump({"image": frame.name, "index": frame.index, "error": error}))
+        self._append(_dump({**self._head(frame), "error": error}))
+
+    def _head(self, frame: Frame) -> dict[str, Any]:
+        """How a line begins."""
+        return {"image": frame.name, **self._source, "index": frame.index}
 
     def close(self) -> None:
         if self._file is not None:
@@ -226,7 +237,8 @@ def _is_detection(entry: Any, image_id: int | None, size: list[int]) -> bool:
         numbers += outline
         right &= all(-1 <= value <= max(size) + 1 for value in outline)
     else:
-        right &= mask["size"] == size and re.fullmatch("[0-o]*", mask["counts"]) is not None
+        # The last number ends, too: pycocotools would read on.
+        right &= mask["size"] == size and re.fullmatch("([0-o]*[0-O])?", mask["counts"]) is not None
     return right and all(type(one) in (int, float) and math.isfinite(one) for one in numbers)
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import os
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 from yolact_runtime.frames import Frame
 from yolact_runtime.outputs import identity_of
+
+# Bytes of a name that is made of the address of a source.
+_MAX_STEM = 80
 
 
 class FileNames:
@@ -47,6 +51,30 @@ class FileNames:
             return Path(os.path.relpath(folder, self._root), tail).as_posix()
         except ValueError:
             return Path(name).as_posix()
+
+
+def file_stem(name: str) -> str:
+    """A file name for a source: `rtsp_host_1` for `rtsp://host/1`."""
+    stem = re.sub(r"[^\w.-]+", "_", name).strip("._") or "camera"
+    if len(stem.encode()) <= _MAX_STEM:
+        return stem
+    short = stem.encode()[: _MAX_STEM - 9].decode(errors="ignore")
+    return f"{short}_{hashlib.sha256(name.encode(errors='surrogateescape')).hexdigest()[:8]}"
+
+
+def source_names(names: Iterable[str]) -> list[str]:
+    """Names for the outputs of sources: as by `file_stem`; the second of one name ends in `_2`, and so on."""
+    taken: set[str] = set()
+    found = []
+    for name in names:
+        stem = free = file_stem(name)
+        number = 2
+        while free.casefold() in taken:
+            free = f"{stem}_{number}"
+            number += 1
+        taken.add(free.casefold())
+        found.append(free)
+    return found
 
 
 def no_source(path: Path) -> bool:

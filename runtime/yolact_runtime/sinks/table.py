@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ COLUMNS = {
 }
 SUFFIXES = (".csv", ".parquet")
 ROW_GROUP = 16_384  # rows of Parquet in memory at a time
-# What spreadsheets take for the beginning of a formula, also after their own separators and line ends.
+# What spreadsheets take for the beginning of a formula, with the wide forms of the signs.
 _FORMULA = re.compile("[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 
 # A value of each column.
@@ -51,7 +51,7 @@ class TableSink(Sink):
 
     The columns are those of `COLUMNS`: the image as in JSON Lines, the row of the instance in it from 0,
     class, category id, score of the mask, box x1 y1 x2 y2, area and centroid in pixels, and the track.
-    Centroids of empty masks and tracks of a run without tracking are missing values.
+    Centroids of empty masks and tracks of instances without one are missing values.
 
     In CSV, a text that a spreadsheet would take for a formula gets an apostrophe in front. In both, bytes of
     a file name that are no text become escapes. Parquet is written in groups of `ROW_GROUP` rows.
@@ -62,7 +62,8 @@ class TableSink(Sink):
         class_names: The engine's class names.
 
     Attributes:
-        kept: Whether `close` kept the file of an earlier run, because no image was done.
+        written: Whether `close` has put the file at its path; it keeps that of an earlier run if no image was
+            done.
 
     Raises:
         UsageError: the suffix is another.
@@ -73,18 +74,17 @@ class TableSink(Sink):
         """Create the temporary file."""
         check_table(path)
         self.path = Path(path)
-        self.kept = False
+        self.written = False
         self._done = False
-        self._classes = dict(zip(class_ids, class_names, strict=True))
+        self._classes = dict(zip(class_ids, map(_encodable, class_names), strict=True))
         kind = _Csv if self.path.suffix.lower() == ".csv" else _Parquet
         self._file: _Csv | _Parquet | None = kind(self.path)
 
     def prepare(self, frame: Frame, image: np.ndarray, result: Result) -> list[Row]:
         """The rows."""
         boxes = result.boxes_float.astype(np.float64).round(2).tolist()
-        # The field of results of runs that track.
-        tracks = getattr(result, "track_ids", None)
-        values = zip(
+        tracks = result.track_ids
+        found = zip(
             result.category_ids.tolist(),
             map(float, map(str, result.mask_scores)),
             boxes,
@@ -93,20 +93,14 @@ class TableSink(Sink):
             [None] * len(result) if tracks is None else tracks.tolist(),
             strict=True,
         )
-        return [self._row(frame.name, row, *some) for row, some in enumerate(values)]
+        return self._rows(frame.name, found)
 
     def write(self, frame: Frame, prepared: list[Row]) -> None:
         self._append(prepared)
 
     def carry(self, line: dict[str, Any]) -> None:
         """Take over an image of an earlier run; `line` as for `CocoSink.carry`."""
-        rows = []
-        for row, entry in enumerate(line["detections"]):
-            x, y, width, height = entry["bbox"]
-            box = [x, y, round(x + width, 2), round(y + height, 2)]
-            found = entry["category_id"], entry["score"], box, entry["area"]
-            rows.append(self._row(line["image"], row, *found, entry.get("centroid"), entry.get("track_id")))
-        self._append(rows)
+        self._append(self._rows(line["image"], map(_from_line, line["detections"])))
 
     def close(self) -> None:
         """Finish and rename the file; if no image was done, keep that of an earlier run instead."""
@@ -114,31 +108,35 @@ class TableSink(Sink):
         if file is None:
             return
         if not self._done and self.path.is_file():
-            self.kept = True
             log.warning("no image was done: %s is kept", self.path)
             file.discard()
             return
-        file.close()
+        self.written = file.close()
 
     def _append(self, rows: list[Row]) -> None:
         if self._file is not None:
             self._file.append(rows)
             self._done = True
 
-    def _row(
-        self,
-        image: str,
-        row: int,
-        category: int,
-        score: float,
-        box: Sequence[float],
-        area: int,
-        centroid: Sequence[float] | None,
-        track: int | None,
-    ) -> Row:
-        """A row, with text that can be encoded."""
-        name, label = map(_encodable, (image, self._classes.get(category, "")))
-        return (name, row, label, category, score, *box, area, *(centroid or (None, None)), track)
+    def _rows(self, image: str, found: Iterable[Row]) -> list[Row]:
+        """Rows from category, score, box, area, centroid or None, and track or None of each instance."""
+        name = _encodable(image)
+        return [
+            (
+                *(name, row, self._classes.get(category, ""), category, score, *box, area),
+                *(centroid or (None, None)),
+                None if track is None or track < 0 else track,
+            )
+            for row, (category, score, box, area, centroid, track) in enumerate(found)
+        ]
+
+
+def _from_line(entry: dict[str, Any]) -> Row:
+    """What `TableSink._rows` takes of a detection in JSON Lines."""
+    x, y, width, height = entry["bbox"]
+    box = x, y, round(x + width, 2), round(y + height, 2)
+    track = entry.get("track_id")
+    return entry["category_id"], entry["score"], box, entry["area"], entry.get("centroid"), track
 
 
 def _encodable(text: str) -> str:
@@ -170,8 +168,10 @@ class _Csv:
         lines = (",".join(map(_cell, row)) + "\n" for row in rows)
         self._file.append("".join(lines).encode())
 
-    def close(self) -> None:
+    def close(self) -> bool:
+        """Rename the file; True."""
         self._stack.close()
+        return True
 
     def discard(self) -> None:
         self._stack.__exit__(YolactError, YolactError("discarded"), None)
@@ -215,16 +215,17 @@ class _Parquet:
             self.discard()
             raise
 
-    def close(self) -> None:
-        """Write the last group and the index, and rename the file, unless it was discarded."""
+    def close(self) -> bool:
+        """Write the last group and the index, and rename the file; False if it was discarded."""
         if not self._writer.is_open:
-            return
+            return False
         try:
             with writing(self._path), self._stack:
                 self._write_group()
                 self._writer.close()
         finally:
             self._writer.is_open = False
+        return True
 
     def discard(self) -> None:
         """Remove the temporary file; the previous file stays."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +20,7 @@ from yolact_runtime.outputs import identity_of
 from yolact_runtime.results import Result
 from yolact_runtime.sinks.audio import AudioCopy
 from yolact_runtime.sinks.items import item_output
+from yolact_runtime.sinks.names import file_stem
 from yolact_runtime.sources.libav import (
     from_bgr,
     load_av,
@@ -60,6 +60,8 @@ class VideoSink(Sink):
         preset: str = "veryfast",
         keep: Iterable[str | Path] = (),
         target: str | Path | None = None,
+        stem: str = "",
+        taken: set[Path] | None = None,
     ) -> None:
         """Prepare; the first frame opens a file.
 
@@ -69,6 +71,8 @@ class VideoSink(Sink):
             preset: x264's trade of speed for size, `ultrafast` to `veryslow`.
             keep: Files that are never overwritten, such as the sources.
             target: File for the first video, in place of one in `folder`; it is overwritten.
+            stem: Name of recordings without its suffix, in place of one after their address.
+            taken: Names that are given, if several sinks write to `folder`.
 
         Raises:
             YolactError: PyAV is missing.
@@ -83,7 +87,8 @@ class VideoSink(Sink):
         self.outputs: list[Path] = []
         self._folder = Path(folder)
         self._quality = crf, preset
-        self._taken: set[Path] = set()
+        self._stem = stem
+        self._taken = set() if taken is None else taken
         self._kept = {identity_of(path) for path in keep}
         self._folders = {identity_of(Path(path).parent) for path in keep}
         self._writer: _Writer | None = None
@@ -141,7 +146,7 @@ class VideoSink(Sink):
             stem, suffix = frame.path.stem, suffix if suffix in _KEPT_SUFFIXES else ".mp4"
         else:
             # A recording without an end: Matroska plays even if the process is killed.
-            stem = re.sub(r"[^\w.-]+", "_", frame.name.rpartition("#")[0]).strip("._") or "camera"
+            stem = self._stem or file_stem(frame.name.rpartition("#")[0])
             suffix = ".mkv"
         if frame.path.is_file():
             self._kept.add(identity_of(frame.path))

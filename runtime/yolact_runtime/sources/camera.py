@@ -197,7 +197,7 @@ class CameraSource(Source):
                         f"camera {self.name} is lost after {self._count} frames ({error}); "
                         f"{failures} attempts to reconnect failed"
                     ) from error
-                pause = min(self.settings.delay * 2**failures, 30.0)
+                pause = min(self.settings.delay * 2.0 ** min(failures, 10), 30.0)
                 failures += 1
                 log.warning(
                     "camera %s is lost (%s); attempt %d of %d to reconnect in %.1f s",

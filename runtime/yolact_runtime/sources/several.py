@@ -28,6 +28,8 @@ class ChainSource(Source):
     source follows.
     """
 
+    name = "files"
+
     def __init__(self, sources: Sequence[Source]) -> None:
         self.sources = sources
         self._closed = threading.Event()
@@ -71,8 +73,8 @@ class Lane:
     name: str
     numbers: range
     dropped: int = 0
-    ended: bool = False
-    waiting: deque[Frame] = field(default_factory=deque)
+    ended: bool = field(default=False, init=False, repr=False)
+    waiting: deque[Frame] = field(default_factory=deque, init=False, repr=False)
 
     @property
     def reconnects(self) -> int:

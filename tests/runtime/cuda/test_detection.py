@@ -107,6 +107,27 @@ def test_random_heads_agree_with_the_oracle(
         assert_equal(found, oracle_detections(heads, image, **keep))
 
 
+@settings(max_examples=30)
+@given(
+    seed=st.integers(0, 10**6),
+    priors=st.integers(1, 70),
+    classes=st.sampled_from([1, 6, 32, 33, 40]),
+    wanted=st.sets(st.integers(0, 39)),
+    limit=st.sampled_from([1, 5, 100]),
+    order=st.sampled_from([FORWARD, REVERSED, 5]),
+)
+def test_the_best_of_some_classes_are_those_of_the_oracle(seed, priors, classes, wanted, limit, order):
+    heads = make_heads(seed, priors, classes, 2)
+    for image in range(2):
+        assume(separated(heads, image, 0.05, 0.5))
+    wanted = {cls for cls in wanted if cls < classes}
+    for image, found in enumerate(run_kernels(heads, order, wanted=wanted, limit=limit)):
+        every = oracle_detections(heads, image, limit=10**6)
+        rows = np.flatnonzero(np.isin(every.classes, list(wanted)))[:limit]
+        expected = Found(*(getattr(every, field.name)[rows] for field in dataclasses.fields(Found)))
+        assert_equal(found, expected)
+
+
 @pytest.mark.parametrize("half", [False, True])
 def test_a_network_of_550_pixels(half):
     heads = make_heads(3, 19248, 80, background=7, spread=1.5)

@@ -19,7 +19,7 @@ class Fake(Engine):
         self.changes = changes
         self.sizes = []
 
-    def detect(self, batch):
+    def detect(self, batch, classes=None):
         self.sizes.append(len(batch))
         assert batch.shape[1:] == (16, 16, 3) and batch.dtype == self.metadata.input_dtype
         arrays = native_arrays()
@@ -163,3 +163,36 @@ def test_names_and_missing_packages(tmp_path, monkeypatch):
     names.clear()
     with pytest.raises(YolactError, match="engine tiny does not exist"):
         load_engine("tiny")
+
+
+def test_classes_are_chosen_before_the_limit():
+    fake = Fake()
+    (result,) = fake.predict([WHITE], top_k=1, classes=["cat"])
+    assert result.names == ["cat"] and result.scores.tolist() == [SCORES[1]]
+    for wanted, names in ((None, ["dog", "cat"]), ([7, 0], ["dog", "cat"]), ("dog", ["dog"]), ([90], [])):
+        assert fake.predict([WHITE], classes=wanted)[0].names == names
+    assert fake.class_indices(["7", "cat"]) == {0, 1}
+    with pytest.raises(UsageError, match=r"classes: there is no class 'dogs'; near ones: dog"):
+        fake.predict([WHITE], classes=["dogs"])
+
+
+class Raw(Fake):
+    """Knows what it was asked for, as engines that detect from raw heads."""
+
+    def detect(self, batch, classes=None):
+        self.asked = classes
+        return super().detect(batch)
+
+
+def test_engines_are_told_the_classes():
+    raw = Raw()
+    raw.predict([WHITE], classes=["dog", 0])
+    assert raw.asked == {0, 1}
+    raw.predict([WHITE])
+    assert raw.asked is None
+
+
+def test_the_former_option_says_what_it_is_now(tmp_path):
+    path = write_onnx(tmp_path / "m.onnx", native_arrays(), NATIVE)
+    with pytest.raises(UsageError, match=r"option 'classes' .*class_names, and .*predict\(classes=\.\.\.\)"):
+        load_engine(path, classes="cat,dog")

@@ -20,6 +20,7 @@ from yolact_runtime import YolactError
 from yolact_runtime.engines.onnxruntime import OnnxRuntimeEngine
 from yolact_runtime.errors import UsageError
 from yolact_runtime.priors import make_priors
+from yolact_runtime.rescore import MaskIouNet
 
 WHITE, BLACK = np.full((20, 30, 3), 255, np.uint8), np.zeros((9, 9, 3), np.uint8)
 
@@ -99,3 +100,35 @@ def test_providers(tmp_path, capfd):
         except YolactError as error:
             assert "cuda does not load" in str(error) or "cannot open" in str(error)
     assert capfd.readouterr() == ("", "")
+
+
+def test_raw_heads_keep_the_best_of_the_wanted_classes(tmp_path):
+    """Four rows are kept: without a choice the best of all classes, with one those of the class."""
+    arrays = runtime_arrays()
+    arrays["loc"] = np.arange(16, dtype=np.float32).reshape(1, 4, 4) * 9 % 7 - 3  # boxes apart
+    arrays["logits"][0] = [[0, 2, 3, 4], [0, 1, 3, 4], [0, 0, 3, 4], [0, -1, 3, 4]]
+    engine = OnnxRuntimeEngine(write_onnx(tmp_path / "m.onnx", arrays, RUNTIME))
+    spec = RUNTIME.priors
+    priors = make_priors(spec.levels, spec.scales, spec.aspect_ratios, 16, spec.square)
+    heads = arrays["loc"][0], arrays["logits"][0], arrays["coefficients"][0], priors
+    every = oracle.detect(*heads, limit=1000)
+    rows = np.flatnonzero(every["classes"] == 0)
+    assert len(rows) >= 3 and not (oracle.detect(*heads, limit=4)["classes"] == 0).any()
+    for result in engine.predict([WHITE, WHITE], 0, 100, classes=["cat"]):
+        assert set(result.names) == {"cat"}
+        np.testing.assert_allclose(result.scores, every["scores"][rows], atol=1e-6)
+    (result,) = engine.predict([WHITE], 0, 2, classes=["cat"])
+    np.testing.assert_allclose(result.scores, every["scores"][rows[:2]], atol=1e-6)
+
+
+def test_masks_of_other_classes_are_not_rescored(tmp_path, monkeypatch):
+    layer = (np.array([0.1, 0.2, 0.5], np.float32).reshape(3, 1, 1, 1), np.zeros(3, np.float32))
+    meta = dataclasses.replace(RUNTIME, mask_iou=True, mask_iou_net=pack_mask_iou_net([layer]))
+    engine = OnnxRuntimeEngine(write_onnx(tmp_path / "m.onnx", runtime_arrays(), meta))
+    seen = []
+    plain = MaskIouNet.__call__
+    monkeypatch.setattr(
+        MaskIouNet, "__call__", lambda net, masks, classes: seen.extend(classes) or plain(net, masks, classes)
+    )
+    (result,) = engine.predict([WHITE], 0, classes=["bird"])
+    assert seen and set(seen) == {2} and set(result.names) == {"bird"}

@@ -76,7 +76,7 @@ class Record(Sink):
 
 def engine(streams=1, delay=None, max_batch=4):
     class Delayed(FakeEngine):
-        def detect(self, batch):
+        def detect(self, batch, classes=None):
             self.sizes.append(len(batch))
             if delay:
                 time.sleep(delay(len(self.sizes)))
@@ -348,3 +348,13 @@ def test_progress_comes_at_the_end_at_least():
 def test_settings_outside_their_range(wrong):
     with pytest.raises(UsageError, match=next(iter(wrong))):
         PipelineSettings(**wrong)
+
+
+def test_only_the_wanted_classes_reach_the_sinks():
+    sink = Record()
+    fake = engine(2)
+    stats = run_pipeline(Shades([1] * 9), fake, [sink], PipelineSettings(4, classes=["dog"]))
+    assert stats.detections == 9 and set(sink.written.values()) == {(1, 1)}
+    with pytest.raises(UsageError, match="classes: there is no class 'nothing'"):
+        run_pipeline(Shades([1]), fake, [sink], PipelineSettings(classes=["nothing"]))
+    assert not own_threads()

@@ -157,6 +157,17 @@ def test_files_of_an_image_are_written_all_or_none(tmp_path):
     assert names.take_several(frame, ["_0.png"]) == [tmp_path / "a_0.png"]
 
 
+def test_files_written_at_the_same_time_have_the_usual_mode(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_items([(tmp_path / f"{index}.png", b"x") for index in range(60)], FreeNames(tmp_path))
+        assert os.umask(0o027) == 0o027
+    finally:
+        os.umask(before)
+    if os.name == "posix":
+        assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
+
+
 def test_a_folder_that_takes_no_files_ends_the_run(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(YolactError, match="cannot write"):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -159,7 +159,7 @@ def test_the_previous_table_stays_until_the_end(tmp_path, suffix):
     sink = open_table(path)
     assert path.read_text() == "before"
     run_pipeline(Pictures([]), BlobEngine(), [sink])
-    assert sink.kept and path.read_text() == "before" and [path] == list(tmp_path.iterdir())
+    assert not sink.written and path.read_text() == "before" and [path] == list(tmp_path.iterdir())
     run(path)
     assert len(read_table(path)) == 45 and [path] == list(tmp_path.iterdir())
 
@@ -222,21 +222,19 @@ def test_tracks(tmp_path, suffix):
     need(suffix)
     path, frame = tmp_path / f"t{suffix}", next(iter(Pictures(NAMES)))
     (result,) = BlobEngine().predict([frame.read()])
-    fields = {name: getattr(result, name) for name in ("boxes_float", "category_ids", "mask_scores")}
-    fields |= {name: getattr(result, name) for name in ("areas", "centroids", "names")}
-
-    class Tracked(SimpleNamespace):
-        def __len__(self):
-            return 15
-
-    sink = open_table(path)
-    tracks = np.arange(15) * 3
-    sink.write(frame, sink.prepare(frame, frame.read(), Tracked(**fields, track_ids=tracks)))
+    sink, tracks = open_table(path), np.arange(15) * 3
+    tracks[4] = -1
+    tracked = dataclasses.replace(result, track_ids=tracks)
+    sink.write(frame, sink.prepare(frame, frame.read(), tracked))
+    lines = JsonLinesSink(tmp_path / "l.jsonl", ImageNumbers())
+    sink.carry(json.loads(lines.prepare(frame, frame.read(), tracked)))
+    lines.close()
     entry = {"category_id": 7, "score": 0.5, "bbox": [1.0, 2.0, 3.0, 4.0], "area": 0, "track_id": 8}
-    sink.carry({"image": "x.jpg", "detections": [entry]})
+    sink.carry({"image": "x.jpg", "detections": [entry, {**entry, "track_id": -1}]})
     sink.close()
     rows = read_table(path)
-    assert [row["track"] for row in rows] == [*tracks.tolist(), 8]
+    assert rows[:15] == rows[15:30]
+    assert [row["track"] for row in rows[15:]] == [*[None if one < 0 else one for one in tracks], 8, None]
     assert (rows[-1]["class"], rows[-1]["x2"], rows[-1]["centroid_x"]) == ("cat", 4.0, None)
 
 
@@ -264,6 +262,8 @@ def test_lines_of_earlier_versions(tmp_path):
         ("area", -1), ("area", 1 << 40), ("area", 1.5), ("area", "9"), ("area", None), ("area", True),
         ("centroid", [1.0]), ("centroid", ["1", 2]), ("centroid", "ab"), ("centroid", 3),
         ("track_id", "1"), ("track_id", 1 << 63), ("category_id", 1 << 70),
+        # The last character says that the number goes on.
+        ("segmentation", {"size": [50, 70], "counts": "P"}),
     ],
 )  # fmt: skip
 def test_lines_with_other_values_are_refused(tmp_path, field, value):

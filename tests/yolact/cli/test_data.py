@@ -32,6 +32,19 @@ def test_shapes_then_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert "0 errors" in out
 
 
+def test_shapes_of_images_that_are_wide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for size in ("60x400", "121x215"):
+        assert main(["shapes", str(tmp_path), "--train", "5", "--val", "1", "--image-size", size]) == 0
+        content = json.loads((tmp_path / "annotations" / "instances_train.json").read_text())
+        height, width = map(int, size.split("x"))
+        for image in content["images"]:
+            assert 0.79 * height < image["height"] < 1.21 * height
+            assert 0.79 * width < image["width"] < 1.21 * width
+    capsys.readouterr()
+    assert main(["shapes", str(tmp_path), "--image-size", "144"]) == 2
+    assert "--image-size '144'; height x width is needed, such as 144x256" in capsys.readouterr().err
+
+
 def test_check_fails_on_errors_and_not_on_warnings(
     shapes: DatasetConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

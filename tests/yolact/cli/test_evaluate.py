@@ -145,6 +145,20 @@ def test_wrong_use(dataset: Path, capsys: pytest.CaptureFixture[str], options, c
     assert message in capsys.readouterr().err
 
 
+def test_some_classes(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--engine", "e.onnx", *DATA, "--per-class", "--output-coco-json", "--report", "out"]
+    assert command.main([*options, "--json", "cat.json", "--classes", "1"]) == 0
+    assert "dog" not in capsys.readouterr().out
+    metrics = json.loads((dataset / "cat.json").read_text())
+    assert metrics["classes"] == "cat" and list(metrics["mask"]["by_class"]) == ["cat"]
+    assert metrics["details"]["confusion"]["classes"] == ["cat"]
+    assert command.main([*options, "--json", "dog.json", "--classes", "dog"]) == 0
+    assert json.loads((dataset / "dog.json").read_text())["detections"] == 0
+    assert json.loads((dataset / "results" / "bbox_detections.json").read_text()) == []
+    assert command.main([*options, "--classes", "cats"]) == 2
+    assert "--classes: there is no class 'cats'; near ones: cat" in capsys.readouterr().err
+
+
 def test_default_score_of_the_confusion_matrix(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--help"]) == 0
     help_text = " ".join(capsys.readouterr().out.split())

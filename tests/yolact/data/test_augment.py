@@ -25,9 +25,11 @@ from yolact.model.priors import prototype_size, pyramid_levels
 from yolact.registry import get_config
 from yolact.train.sampler import EpochBatches
 from yolact_runtime.errors import UsageError
+from yolact_runtime.metadata import InputSize
 
 CLASSES = Classes(("nut", "bolt"), (0, 7))
 SMALL = ModelConfig(input_size=64)
+WIDE = ModelConfig(input_size=(32, 112))
 RECIPE = AugmentConfig()
 EVERYTHING = AugmentConfig(flip=True, rotate=True)
 
@@ -100,10 +102,12 @@ boxes_of = st.lists(
 ).map(lambda rows: np.array([[x, y, min(x + w, 200), min(y + h, 150)] for x, y, w, h in rows]).reshape(-1, 4))
 
 
-@given(boxes_of, st.integers(0, 2**32))
-def test_crops_keep_an_instance_and_their_shape(boxes: np.ndarray, seed: int) -> None:
-    config = replace(RECIPE, expand=False)
-    geometry = draw_geometry(np.random.default_rng(seed), config, boxes, 150, 200)
+@given(boxes_of, st.sampled_from([1.0, 0.5, 1.6]), st.integers(0, 2**32))
+def test_crops_keep_an_instance_and_their_shape(boxes: np.ndarray, aspect: float, seed: int) -> None:
+    config = replace(EVERYTHING, expand=False)
+    geometry = draw_geometry(np.random.default_rng(seed), config, boxes, 150, 200, aspect)
+    if geometry.turns % 2:  # the crop is resized to the input before it is turned
+        aspect = 1 / aspect
     x1, y1, x2, y2 = geometry.crop
     assert 0 <= x1 < x2 <= 200
     assert 0 <= y1 < y2 <= 150
@@ -111,8 +115,8 @@ def test_crops_keep_an_instance_and_their_shape(boxes: np.ndarray, seed: int) ->
         # Whole pixels: a side may be one more or less than drawn.
         assert x2 - x1 >= 0.3 * 200 - 1
         assert y2 - y1 >= 0.3 * 150 - 1
-        assert (y2 - y1 - 1) / (x2 - x1 + 1) <= 2
-        assert (y2 - y1 + 1) / (x2 - x1 - 1) >= 0.5
+        assert (y2 - y1 - 1) / (x2 - x1 + 1) <= 2 * aspect
+        assert (y2 - y1 + 1) / (x2 - x1 - 1) >= 0.5 * aspect
         centres = (boxes[:, :2] + boxes[:, 2:]) / 2
         inside = [(x1 < x < x2) and (y1 < y < y2) for x, y in centres]
         assert any(inside) or len(boxes) == 0
@@ -137,15 +141,18 @@ def test_an_enforced_iou_is_reached() -> None:
     assert reached(False) < 0.9
 
 
+@pytest.mark.parametrize("model", [SMALL, WIDE], ids=["square", "wide"])
 @pytest.mark.parametrize("size", [(1, 1), (1, 400), (400, 1), (30, 3000)])
-def test_extreme_image_sizes_are_augmented(size: tuple[int, int]) -> None:
+def test_extreme_image_sizes_are_augmented(size: tuple[int, int], model: ModelConfig) -> None:
     rng = np.random.default_rng(1)
-    augmenter = Augmenter(EVERYTHING, SMALL, 0)
+    augmenter = Augmenter(EVERYTHING, model, 0)
     image = np.full((*size, 3), 90, np.uint8)
     for _ in range(50):
-        geometry = draw_geometry(rng, EVERYTHING, np.array([[0.0, 0, size[1], size[0]]]), *size)
-        result = augmenter.normalise(augmenter.image(image, draw_photometric(rng, EVERYTHING), geometry))
-        assert result.shape == (3, 64, 64)
+        photometric, geometry = augmenter.draw(
+            0, int(rng.integers(99)), np.array([[0.0, 0, size[1], size[0]]]), np.zeros(1, bool), *size
+        )
+        result = augmenter.normalise(augmenter.image(image, photometric, geometry))
+        assert result.shape == (3, *model.input_shape)
         assert np.isfinite(result).all()
 
 
@@ -234,13 +241,14 @@ def test_small_boxes_are_dropped_and_an_image_may_be_left_without(write_coco, ma
     assert target.masks.shape == (0, *prototype_size(64))
 
 
-def test_real_masks_agree_with_the_rule_of_the_original(coco_mini) -> None:
+@pytest.mark.parametrize("size", [550, (320, 608)])
+def test_real_masks_agree_with_the_rule_of_the_original(coco_mini, size: InputSize) -> None:
     """Polygons and RLE through the original's steps at full size, one after the other."""
     classes = read_classes(coco_mini.train_annotations)
-    model = ModelConfig()
+    model = ModelConfig(input_size=size)
     augment = replace(EVERYTHING, min_box_side=0)
     dataset = CocoDataset(coco_mini.train_images, coco_mini.train_annotations, model, classes, augment)
-    size, differ, borders, masks = model.input_size, 0, 0, 0
+    differ, borders, masks = 0, 0, 0
     for index in range(0, len(dataset), 5):
         record = dataset.records[index]
         height, width = record.height, record.width
@@ -258,7 +266,7 @@ def test_real_masks_agree_with_the_rule_of_the_original(coco_mini) -> None:
             canvas[top : top + seen.shape[0], left : left + seen.shape[1]] = seen
             canvas = canvas[:, ::-1] if geometry.mirror else canvas
             canvas = canvas[::-1] if geometry.flip else canvas
-            resized = cv2.resize(np.rot90(canvas, geometry.turns).copy(), (size, size))[None]
+            resized = cv2.resize(np.rot90(canvas, geometry.turns).copy(), model.input_shape[::-1])[None]
             for result, shape in (
                 (target.masks[number], prototype_size(size)),
                 (target.semantic_masks[number], pyramid_levels(size)[0]),

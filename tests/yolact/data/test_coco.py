@@ -14,12 +14,14 @@ from pycocotools.coco import COCO
 from shared_data import reference_file
 from torch.utils.data import DataLoader
 
-from yolact.config import Classes, ModelConfig
+from yolact.config import Classes, LossConfig, ModelConfig
 from yolact.data.annotations import read_classes
 from yolact.data.batch import collate
+from yolact.data.cached import CachedDataset
 from yolact.data.coco import CocoDataset, check_trainable, find_missing_images
+from yolact.matching import NEUTRAL, match
 from yolact.model.priors import prototype_size, pyramid_levels
-from yolact_runtime.errors import YolactError
+from yolact_runtime.errors import UsageError, YolactError
 
 CLASSES = Classes(("nut", "bolt"), (0, 7))
 SMALL = ModelConfig(input_size=64)
@@ -65,6 +67,35 @@ def test_every_real_image_and_mask_agrees_with_pycocotools(coco_mini) -> None:
         for mask, annotation in zip(sample.target.masks, single, strict=True):
             full = cv2.resize(oracle.annToMask(annotation), (64, 64))
             assert torch.equal(mask, downsample_masks(torch.from_numpy(full)[None], mask.shape)[0])
+
+
+def test_a_sample_of_an_input_that_is_not_square_is_the_whole_image(coco_mini) -> None:
+    """Pixels in double precision from the rule of half-pixel centres; masks by pycocotools and OpenCV."""
+    model = ModelConfig(input_size=(96, 208), proto_scale=0.5)
+    classes = read_classes(coco_mini.val_annotations)
+    dataset = CocoDataset(coco_mini.val_images, coco_mini.val_annotations, model, classes)
+    truth = COCO(coco_mini.val_annotations)
+    for index in range(0, 79, 13):
+        sample, image = dataset[index], dataset.read_image(dataset.records[index])
+        height, width = image.shape[:2]
+        assert sample.image.shape == (3, 96, 208)
+        rows, columns = (bilinear(*sides) for sides in ((height, 96), (width, 208)))
+        resized = np.einsum("yh,hwc,xw->yxc", rows, image.astype(np.float64), columns, optimize=True)
+        expected = ((resized - model.mean) / model.std)[..., ::-1].transpose(2, 0, 1)
+        np.testing.assert_allclose(sample.image, expected, atol=5e-4)
+        single = [a for a in truth.imgToAnns[sample.image_id] if not a["iscrowd"]]
+        x, y, w, h = np.array([a["bbox"] for a in single]).reshape(-1, 4).T
+        relative = np.stack([x / width, y / height, (x + w) / width, (y + h) / height], axis=1)
+        np.testing.assert_allclose(sample.target.boxes, relative.clip(0, 1), atol=1e-6)
+        full = torch.from_numpy(np.stack([cv2.resize(truth.annToMask(a), (208, 96)) for a in single]))
+        assert torch.equal(sample.target.masks, downsample_masks(full, (48, 104)))
+        assert torch.equal(sample.target.semantic_masks, downsample_masks(full, (12, 26)))
+
+
+def bilinear(length: int, size: int) -> np.ndarray:
+    """Weights (size, length) of `length` pixels in each of `size`: half-pixel centres, no antialiasing."""
+    at = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, length - 1)
+    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(length)))
 
 
 def test_polygons_and_both_kinds_of_rle_give_the_same_masks(write_coco, make_square) -> None:
@@ -334,3 +365,66 @@ def test_loading_prints_nothing(write_coco, make_square, capfd: pytest.CaptureFi
     images, path = write_coco([(30, 30)], [make_square(1, 1, 5)])
     CocoDataset(images, path, SMALL, read_classes(path))[0]
     assert capfd.readouterr() == ("", "")
+
+
+def three_classes(write_coco, make_square, chosen, other):
+    """Image 1 has classes 0 and 7, image 2 class 9 only, image 3 nothing, image 4 classes 0 and 9."""
+    entries = [(1, 0, 2), (1, 7, 15), (2, 9, 2), (4, 9, 15), (4, 0, 2)]
+    annotations = [make_square(x, 2, 9, image_id=image, category_id=number) for image, number, x in entries]
+    names = [{"id": number, "name": name} for number, name in ((0, "cat"), (7, "dog"), (9, "emu"))]
+    images, path = write_coco([(30, 30)] * 4, annotations, names)
+    classes = read_classes(path, chosen)
+    return CocoDataset(images, path, SMALL, classes, None, 0, False, other)
+
+
+def test_other_classes_are_background(write_coco, make_square) -> None:
+    dataset = three_classes(write_coco, make_square, ["emu", 0], "background")
+    assert dataset.classes == Classes(("cat", "emu"), (0, 9))
+    assert [record.image_id for record in dataset.records] == [1, 2, 3, 4]
+    assert [dataset[i].target.labels.tolist() for i in range(4)] == [[0], [1], [], [1, 0]]
+    assert all(len(dataset[i].target.crowd_boxes) == 0 for i in range(4))
+    check_trainable(dataset)
+
+
+@pytest.mark.parametrize("other", ["background", "ignore"])
+def test_images_of_other_classes_only_are_left_out(write_coco, make_square, other: str, caplog) -> None:
+    dataset = three_classes(write_coco, make_square, ["0"], other)
+    assert [record.image_id for record in dataset.records] == [1, 3, 4]
+    first, empty, last = (dataset[i].target for i in range(3))
+    assert first.labels.tolist() == last.labels.tolist() == [0] and not len(empty.labels)
+    assert len(first.masks) == len(first.semantic_masks) == 1
+    ignored = [[15 / 30, 2 / 30, 24 / 30, 11 / 30]] if other == "ignore" else np.empty((0, 4))
+    for target in (first, last):
+        np.testing.assert_allclose(target.crowd_boxes, ignored, atol=1e-6)
+    check_trainable(dataset)
+    assert "nothing to learn" not in caplog.text  # the classes that are left out are not missed
+
+
+def test_ignored_classes_are_neutral_priors(write_coco, make_square) -> None:
+    cells = np.stack(np.meshgrid(np.arange(32), np.arange(32)), axis=-1).reshape(-1, 2)
+    centres = torch.from_numpy((cells + 0.5) / 32).float()
+    priors = torch.cat([centres, torch.full((len(cells), 2), 0.1)], dim=1)
+
+    def neutral(other: str) -> int:
+        target = three_classes(write_coco, make_square, ["cat"], other)[0].target
+        return int((match(priors, [target], LossConfig()).classes == NEUTRAL).sum())
+
+    assert neutral("ignore") > neutral("background")
+
+
+def test_classes_to_learn_that_are_not_there(write_coco, make_square) -> None:
+    with pytest.raises(UsageError, match=r"dataset.classes: there is no class 'cats'; near ones: cat"):
+        three_classes(write_coco, make_square, ["cats"], "background")
+    images, path = write_coco([(30, 30)], [make_square(2, 2, 9, category_id=0)])
+    dataset = CocoDataset(images, path, SMALL, read_classes(path, [7]), None, 0, False, "background")
+    with pytest.raises(YolactError, match="nothing to learn"):
+        check_trainable(dataset)
+
+
+def test_cached_samples_have_the_chosen_classes(write_coco, make_square) -> None:
+    plain = three_classes(write_coco, make_square, ["cat"], "ignore")
+    cached = CachedDataset(plain.images, plain.annotations, SMALL, plain.classes, None, 0, False, "ignore")
+    for _ in range(2):
+        for i in range(3):
+            assert torch.equal(cached[i].target.boxes, plain[i].target.boxes)
+            assert torch.equal(cached[i].target.crowd_boxes, plain[i].target.crowd_boxes)

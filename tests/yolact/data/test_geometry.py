@@ -13,8 +13,11 @@ from oracle import downsample_masks
 from yolact.data.geometry import Geometry
 from yolact.data.mask_targets import MaskSampler
 from yolact.data.segmentation import to_mask, to_region
+from yolact_runtime.metadata import InputSize
 
 SIZE = 96
+# Height and width of the network's input.
+SIZES = st.sampled_from([(SIZE, SIZE), (64, 112), (120, 56)])
 FILL = np.array([104, 117, 124], np.float32)
 turns = st.builds(dict, mirror=st.booleans(), flip=st.booleans(), turns=st.integers(0, 3))
 
@@ -53,18 +56,21 @@ def matrix(geometry: Geometry) -> np.ndarray:
     return functools.reduce(lambda done, step: step @ done, steps)[:2]
 
 
-def transformed(image: np.ndarray, geometry: Geometry) -> np.ndarray:
+def transformed(image: np.ndarray, geometry: Geometry, size: InputSize = SIZE) -> np.ndarray:
     part, _ = geometry.visible_pixels(image, FILL)
-    return geometry.turn(geometry.resize(part, image.shape[:2], SIZE, FILL))
+    return geometry.turn(geometry.resize(part, image.shape[:2], size, FILL))
 
 
-@given(cases(), st.integers(0, 99))
-def test_images_equal_a_step_by_step_transform(case: tuple[int, int, Geometry], seed: int) -> None:
+@given(cases(), SIZES, st.integers(0, 99))
+def test_images_equal_a_step_by_step_transform(
+    case: tuple[int, int, Geometry], size: tuple[int, int], seed: int
+) -> None:
     height, width, geometry = case
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-    expected = cv2.resize(crop_of(image.astype(np.float32), geometry.crop, FILL), (SIZE, SIZE))
+    expected = turned(crop_of(image.astype(np.float32), geometry.crop, FILL), geometry)
+    expected = cv2.resize(np.ascontiguousarray(expected), size[::-1])
     # warpAffine rounds coordinates: a few hundredths of a count.
-    np.testing.assert_allclose(transformed(image, geometry), turned(expected, geometry), atol=0.25)
+    np.testing.assert_allclose(transformed(image, geometry, size), expected, atol=0.25)
 
 
 def test_a_crop_outside_the_image_is_fill() -> None:
@@ -85,17 +91,18 @@ def test_boxes_follow_the_matrix(case: tuple[int, int, Geometry], data: st.DataO
 
 # Regions that hardly have a pixel left say nothing about their bounds; a crop leaves many of those.
 @settings(suppress_health_check=[HealthCheck.filter_too_much])
-@given(cases(), st.data())
+@given(cases(), SIZES, st.data())
 def test_boxes_are_the_bounds_of_the_transformed_masks(
-    case: tuple[int, int, Geometry], data: st.DataObject
+    case: tuple[int, int, Geometry], size: tuple[int, int], data: st.DataObject
 ) -> None:
     height, width, geometry = case
     left, top = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
     right, bottom = data.draw(st.integers(left + 1, width)), data.draw(st.integers(top + 1, height))
     region = np.ones((bottom - top, right - left), np.uint8)
-    mask = MaskSampler(geometry, SIZE, [(SIZE, SIZE)])([(region, left, top)])[0][0]
-    x1, y1, x2, y2 = geometry.boxes(np.array([[left, top, right, bottom]], np.float64))[0] * SIZE
-    enlarged = SIZE / min(geometry.turned_sides)
+    mask = MaskSampler(geometry, size, [size])([(region, left, top)])[0][0]
+    sides = np.array(size[::-1] * 2)
+    x1, y1, x2, y2 = geometry.boxes(np.array([[left, top, right, bottom]], np.float64))[0] * sides
+    enlarged = max(size[::-1][axis] / geometry.turned_sides[axis] for axis in (0, 1))
     assume(min(x2 - x1, y2 - y1) > 3 * max(enlarged, 1))
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     bounds = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
@@ -129,16 +136,19 @@ polygons = st.lists(
 )
 
 
-@given(cases(), polygons, st.sampled_from([(24, 12), (96, 48), (13, 7)]))
+@given(cases(), polygons, SIZES, st.sampled_from([(4, 8), (1, 2), (7.3, 13.7)]))
 def test_mask_targets_equal_a_step_by_step_transform(
-    case: tuple[int, int, Geometry], segmentation: list[list[float]], targets: tuple[int, int]
+    case: tuple[int, int, Geometry],
+    segmentation: list[list[float]],
+    size: tuple[int, int],
+    parts: tuple[float, float],
 ) -> None:
     height, width, geometry = case
     full = crop_of(to_mask(segmentation, height, width), geometry.crop)
-    resized = cv2.resize(turned(full, geometry).copy(), (SIZE, SIZE))
+    resized = cv2.resize(turned(full, geometry).copy(), size[::-1])
     region = to_region(segmentation, height, width, geometry.crop)
-    shapes = [(n, n) for n in targets]
-    for result, shape in zip(MaskSampler(geometry, SIZE, shapes)([region]), shapes, strict=True):
+    shapes = [(round(size[0] / part), round(size[1] / part)) for part in parts]
+    for result, shape in zip(MaskSampler(geometry, size, shapes)([region]), shapes, strict=True):
         expected = downsample_masks(resized[None], shape)[0].numpy()
         # Where the blend of the last step is 0.5, float32 may fall on either side.
         assert (result[0] != expected).sum() <= 2

@@ -10,6 +10,17 @@ from yolact.dataset_tools.show import draw_sample
 from yolact_runtime.draw import colour
 
 
+def test_wide_inputs_are_drawn_wide(write_coco, make_square) -> None:
+    folder, path = write_coco([(100, 200)], [make_square(20, 40, 50)])
+    model, classes = ModelConfig(input_size=(96, 176)), read_classes(path)
+    picture = draw_sample(CocoDataset(folder, path, model, classes)[0], classes, model)
+    assert picture.shape == (5 * 96, 5 * 176, 3)
+    rows, columns = np.nonzero((picture == colour(0)).all(axis=2))
+    # The lower right corner of the box, 70, 90 in the image; its label is at the upper left one.
+    assert columns.max() == pytest.approx(70 / 200 * 880, abs=3)
+    assert rows.max() == pytest.approx(90 / 100 * 480, abs=3)
+
+
 @pytest.mark.parametrize("size", [128, 550])
 def test_small_inputs_are_enlarged_and_tiny_objects_ringed(write_coco, make_square, size: int) -> None:
     folder, path = write_coco([(size, size)], [make_square(60, 60, 2), make_square(10, 90, 30)])

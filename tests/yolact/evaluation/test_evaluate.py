@@ -73,7 +73,8 @@ def test_masks_are_ranked_by_mask_scores(tmp_path: Path) -> None:
     assert result.mask.ap == pytest.approx(0.5)
 
 
-def test_equals_pycocotools_used_directly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def random_case(classes: int = 2) -> tuple[dict[int, list[Found]], dict]:
+    """Findings and an annotation file of eight images, with crowd regions."""
     random = np.random.default_rng(0)
 
     def box() -> tuple[int, int, int, int]:
@@ -86,13 +87,15 @@ def test_equals_pycocotools_used_directly(tmp_path: Path, capsys: pytest.Capture
         for corners in boxes:
             number = len(annotations) + 1
             more = {"iscrowd": int(random.random() < 0.1), "area": float(random.integers(10, 12_000))}
-            annotations.append(annotation(number, image, corners, int(random.integers(1, 3)), **more))
+            annotations.append(
+                annotation(number, image, corners, int(random.integers(1, classes + 1)), **more)
+            )
         shifted = [tuple(int(v) + int(random.integers(-2, 3)) for v in corners) for corners in boxes * 2]
         findings[image] = [
-            Found(corners, int(random.integers(0, 2)), random.random(), random.random())
+            Found(corners, int(random.integers(0, classes)), random.random(), random.random())
             for corners in [*shifted, box()]
         ]
-    content = coco_file(range(1, 9), annotations)
+    content = coco_file(range(1, 9), annotations, ["cat", "dog", "emu"][:classes])
     for entry in content["annotations"]:  # crowds have RLE
         if entry["iscrowd"]:
             mask = np.zeros((SIZE, SIZE), np.uint8, order="F")
@@ -101,6 +104,11 @@ def test_equals_pycocotools_used_directly(tmp_path: Path, capsys: pytest.Capture
             edges = np.flatnonzero(np.diff(np.concatenate([[0], flat, [0]])))
             runs = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
             entry["segmentation"] = {"size": [SIZE, SIZE], "counts": [run for run in runs if run]}
+    return findings, content
+
+
+def test_equals_pycocotools_used_directly(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    findings, content = random_case()
     engine = FakeEngine(findings, max_batch=3)
     result = run(tmp_path, engine, copy.deepcopy(content))
     assert capsys.readouterr().out == ""
@@ -114,6 +122,43 @@ def test_equals_pycocotools_used_directly(tmp_path: Path, capsys: pytest.Capture
         oracle.evaluate(), oracle.accumulate(), oracle.summarize()
         assert 0.02 < oracle.stats[0] < 0.98
         np.testing.assert_allclose(twelve(metrics), oracle.stats, atol=1e-12)
+
+
+@pytest.mark.parametrize("wanted", [["emu"], [1, "dog"], ["cat", "dog", "emu"]])
+def test_some_classes_equal_the_cat_ids_of_pycocotools(tmp_path: Path, wanted: list[str | int]) -> None:
+    findings, content = random_case(classes=3)
+    engine = FakeEngine(findings, ["cat", "dog", "emu"], [1, 2, 3], max_batch=3)
+    result = run(tmp_path, engine, copy.deepcopy(content), classes=wanted)
+    truth = read_ground_truth(tmp_path / "annotations.json", tmp_path / "images")
+    every = predict(engine, tmp_path / "images", truth)
+    ids = sorted({1: 1, "cat": 1, "dog": 2, "emu": 3}[one] for one in wanted)
+    for kind, metrics, entries in (("bbox", result.box, every.boxes), ("segm", result.mask, every.masks)):
+        expected = COCO(str(tmp_path / "annotations.json"))
+        bare = [{k: v for k, v in entry.items() if kind == "bbox" or k != "bbox"} for entry in entries]
+        oracle = COCOeval(expected, expected.loadRes(bare), kind)
+        oracle.params.catIds = ids
+        oracle.evaluate(), oracle.accumulate(), oracle.summarize()
+        assert 0.02 < oracle.stats[0] < 0.98
+        np.testing.assert_allclose(twelve(metrics), oracle.stats, atol=1e-12)
+        assert list(metrics.by_class) == [["cat", "dog", "emu"][number - 1] for number in ids]
+    assert result.images == 8
+    assert result.detections == sum(entry["category_id"] in ids for entry in every.boxes)
+
+
+def test_classes_that_engine_or_file_do_not_have(tmp_path: Path) -> None:
+    engine = FakeEngine({1: [Found(BOX)]}, ["cat", "dog", "emu"], [1, 2, 3])
+    truth = coco_file([1], [annotation(1, 1, BOX)])
+    assert run(tmp_path, engine, truth, classes=["cat"]).mask.ap == ONE
+    with pytest.raises(UsageError, match="no class 'cats'; near ones: cat"):
+        run(tmp_path, engine, truth, classes=["cats"])
+    with pytest.raises(UsageError, match=r"annotations.json does not have the class 'emu'; known: cat, dog"):
+        run(tmp_path, engine, truth, classes=["cat", "emu"])
+
+
+def test_some_classes_where_only_the_ids_are_the_same(tmp_path: Path) -> None:
+    truth = coco_file([1], [annotation(1, 1, BOX), annotation(2, 1, OTHER, 2)], names=["Katze", "Hund"])
+    result = run(tmp_path, FakeEngine({1: [Found(BOX), Found(OTHER, 1)]}), truth, classes=["dog"])
+    assert result.box.by_class == {"Hund": ONE}
 
 
 def twelve(metrics: Metrics) -> list[float]:

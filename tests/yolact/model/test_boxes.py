@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from shared_data import DATA, reference_file
 
 from yolact.model.boxes import corners, crop_window, decode, encode, iou
 from yolact.model.priors import model_priors, prototype_size, pyramid_levels
-from yolact.registry import configs
+from yolact.registry import configs, get_config
 
 
 def random_boxes(count: int, seed: int = 0) -> torch.Tensor:
@@ -90,6 +93,24 @@ def test_all_priors_are_the_references(name: str) -> None:
 def test_levels_round_up() -> None:
     assert pyramid_levels(550) == [(69, 69), (35, 35), (18, 18), (9, 9), (5, 5)]
     assert prototype_size(700) == (176, 176)
+    assert pyramid_levels((384, 643)) == [(48, 81), (24, 41), (12, 21), (6, 11), (3, 6)]
+    assert prototype_size((384, 643)) == (96, 162)
+
+
+@pytest.mark.parametrize("square", [False, True])
+def test_priors_of_an_input_that_is_not_square_are_as_large_in_pixels(square: bool) -> None:
+    height, width = 200, 392
+    base = get_config("yolact_plus_resnet50").model
+    model = replace(base, mask_iou=False, input_size=(height, width), prior_square=square)
+    expected = []
+    for level, scales in enumerate(model.prior_scales):
+        rows, columns = (math.ceil(side / 2 ** (level + 3)) for side in (height, width))
+        for y, x in itertools.product(range(rows), range(columns)):
+            for scale, ratio in itertools.product(scales, model.prior_aspect_ratios):
+                wide, high = scale * math.sqrt(ratio), scale / math.sqrt(ratio)
+                high = wide if square else high
+                expected.append([(x + 0.5) / columns, (y + 0.5) / rows, wide / width, high / height])
+    np.testing.assert_allclose(model_priors(model), expected, rtol=1e-6)
 
 
 def test_corners() -> None:

@@ -16,14 +16,16 @@ from yolact.config import Classes, DetectConfig
 from yolact.model import Yolact, YolactOutput
 from yolact.model.boxes import corners
 from yolact.model.detect import assemble_masks, detect
+from yolact.model.priors import prototype_size
 from yolact.registry import get_config
+from yolact_runtime.metadata import InputSize
 
 
-def make_model(classes: int = 3, mask_iou: bool = False) -> Yolact:
+def make_model(classes: int = 3, mask_iou: bool = False, size: InputSize = 128) -> Yolact:
     config = get_config("yolact_tiny")
     names = tuple(f"class {i}" for i in range(classes))
     config = replace(config, classes=Classes(names, tuple(range(classes))))
-    size = 256 if mask_iou else config.model.input_size
+    size = 256 if mask_iou else size
     return Yolact(replace(config, model=replace(config.model, mask_iou=mask_iou, input_size=size))).eval()
 
 
@@ -37,14 +39,20 @@ def make_output(model: Yolact, images: int = 2, background: float = 2.0, seed: i
     logits = 2 * normal(images, p, c + 1)
     logits[..., 0] += background
     return YolactOutput(
-        normal(images, p, 4), logits, normal(images, p, 16).tanh(), normal(images, 32, 32, 16).relu()
+        normal(images, p, 4),
+        logits,
+        normal(images, p, 16).tanh(),
+        normal(images, *prototype_size(model.config.model.input_size), 16).relu(),
     )
 
 
 @pytest.mark.parametrize("compact", [True, False])
-@pytest.mark.parametrize(("classes", "background"), [(3, 3.0), (1, 4.0), (20, 5.0), (3, 30.0)])
-def test_fast_nms_is_the_oracles(classes: int, background: float, compact: bool) -> None:
-    model = make_model(classes)
+@pytest.mark.parametrize(
+    ("classes", "background", "size"),
+    [(3, 3.0, 128), (1, 4.0, 128), (20, 5.0, 128), (3, 30.0, 128), (3, 3.0, (72, 200)), (3, 3.0, (250, 40))],
+)
+def test_fast_nms_is_the_oracles(classes: int, background: float, size: InputSize, compact: bool) -> None:
+    model = make_model(classes, size=size)
     output = make_output(model, background=background)
     with torch.inference_mode():
         found = detect(model, output, compact=compact)
@@ -66,12 +74,15 @@ def test_fast_nms_is_the_oracles(classes: int, background: float, compact: bool)
         assert found.count.sum() == 0
 
 
-def test_traditional_nms_is_torchvisions() -> None:
-    model = make_model()
+@pytest.mark.parametrize("size", [128, (64, 224), (200, 56)])
+def test_traditional_nms_is_torchvisions(size: InputSize) -> None:
+    model = make_model(size=size)
     output = make_output(model, images=1)
     found = detect(model, output, DetectConfig(nms="traditional", max_detections=3000))
     scores = output.logits.softmax(-1)[0, :, 1:]
-    boxes = oracle.decode(output.loc[0].numpy(), model.priors.numpy()) * 128
+    boxes = oracle.decode(output.loc[0].numpy(), model.priors.numpy()) * np.array(
+        model.config.model.input_shape[::-1] * 2
+    )
     expected = 0
     for cls in range(3):
         rows = (scores[:, cls] > 0.05).nonzero()[:, 0]
@@ -117,8 +128,9 @@ def test_reference_unit(nms: str, key: str) -> None:
     np.testing.assert_allclose(found.coefficients[0, :n], golden[f"det_{key}_mask"][rows], atol=1e-6)
 
 
-def test_masks_are_the_oracles() -> None:
-    model = make_model()
+@pytest.mark.parametrize("size", [128, (72, 200)])
+def test_masks_are_the_oracles(size: InputSize) -> None:
+    model = make_model(size=size)
     output = make_output(model, images=2)
     found = detect(model, output)
     masks = assemble_masks(found.coefficients, found.prototypes, found.boxes)
@@ -163,3 +175,61 @@ def test_not_a_number_is_not_a_detection(compact: bool) -> None:
     assert found.count[0] == 0
     assert found.count[1] > 0
     assert torch.isfinite(found.scores).all()
+
+
+def expected_rows(model: Yolact, output: YolactOutput, image: int, nms: str, wanted: set[int]):
+    """Scores and classes that each kind of NMS keeps of some classes, best first, by the oracle's float64."""
+    scores = oracle.softmax(output.logits[image].numpy())[:, 1:]
+    boxes = oracle.decode(output.loc[image].numpy(), model.priors.numpy())
+    best, labels = scores.max(axis=1), scores.argmax(axis=1)
+    if nms == "fast":
+        keep = np.flatnonzero(best > 0.05)
+        rows = [row for row in oracle.fast_nms(boxes[keep], scores[keep], limit=10**6) if row[1] in wanted]
+        return [(score, cls) for _, cls, score in rows]
+    if nms == "cross_class":
+        # A prior has the best of all its classes; priors of other classes do not suppress.
+        keep = np.flatnonzero((best > 0.05) & np.isin(labels, list(wanted)))
+        rows = oracle.fast_nms(boxes[keep], best[keep, None], limit=10**6)
+        return [(score, labels[keep[row]]) for row, _, score in rows]
+    kept = []
+    pixels = boxes * model.config.model.input_size + np.array([0, 0, 1, 1])
+    for cls in wanted:
+        mine: list[int] = []
+        for row in sorted(np.flatnonzero(scores[:, cls] > 0.05), key=lambda row: -scores[row, cls]):
+            if all(oracle.iou(pixels[other], pixels[row]) <= 0.5 for other in mine):
+                mine.append(row)
+        kept += [(scores[row, cls], cls) for row in mine]
+    return sorted(kept, reverse=True)
+
+
+@pytest.mark.parametrize("limit", [5, 100])
+@pytest.mark.parametrize("wanted", [{1}, {0, 3}, {0, 1, 2, 3}])
+@pytest.mark.parametrize("nms", ["fast", "traditional", "cross_class"])
+def test_some_classes_are_those_of_the_oracle(nms: str, wanted: set[int], limit: int) -> None:
+    model = make_model(4)
+    output = make_output(model, background=4.0)
+    config = DetectConfig(nms=nms, max_detections=limit)  # type: ignore[arg-type]
+    found = detect(model, output, config, classes=wanted)
+    for i in range(2):
+        rows = expected_rows(model, output, i, nms, wanted)
+        assert len(rows) > 5
+        n = int(found.count[i])
+        assert n == min(len(rows), limit)
+        np.testing.assert_allclose(found.scores[i, :n], [score for score, _ in rows[:n]], atol=1e-6)
+        assert found.classes[i, :n].tolist() == [cls for _, cls in rows[:n]]
+        assert (found.classes[i, n:] == 0).all()
+
+
+def test_a_class_that_is_left_out_suppresses_nothing() -> None:
+    model = make_model(2)
+    p = len(model.priors)
+    logits = torch.full((1, p, 3), -20.0)
+    logits[..., 0] = 0
+    logits[0, 0, 1], logits[0, 1, 2] = 4.0, 3.0  # neighbours: the first is better
+    output = YolactOutput(torch.zeros(1, p, 4), logits, torch.zeros(1, p, 16), torch.zeros(1, 32, 32, 16))
+    model.priors[:2] = torch.tensor([0.5, 0.5, 0.4, 0.4])
+    config = DetectConfig(nms="cross_class")
+    assert detect(model, output, config).classes[0, :1].tolist() == [0]
+    assert detect(model, output, config).count.tolist() == [1]
+    only = detect(model, output, config, classes=[1])
+    assert only.count.tolist() == [1] and only.classes[0, 0] == 1

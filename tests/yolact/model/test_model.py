@@ -39,6 +39,23 @@ def test_forward_shapes(config: Config) -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("size", [(40, 90), (131, 64)])
+def test_forward_shapes_of_inputs_that_are_not_square(size: tuple[int, int]) -> None:
+    config = override(get_config("yolact_tiny"), [f"model.input_size={list(size)}"])
+    x = torch.randn(2, 3, *size)
+    plain = Yolact(config).eval()
+    for scale, enlarged in ((0.125, 1), (0.25, 2), (0.5, 4)):
+        model = Yolact(override(config, [f"model.proto_scale={scale}"])).eval()
+        model.load_state_dict(plain.state_dict())  # prototypes of another size have the same weights
+        with torch.inference_mode():
+            output, semantic = model.forward_train(x)
+        assert output.loc.shape == (2, *model.priors.shape)
+        cells = [-(-side // 8) for side in size]
+        assert semantic.shape == (2, 3, *cells)
+        assert output.prototypes.shape == (2, *(enlarged * side for side in cells), 16)
+        assert output.prototypes.shape[1:3] == prototype_size(size, scale)
+
+
 def test_a_new_deformable_layer_is_half_a_convolution() -> None:
     layer = DeformConv(4, 6, stride=2)
     x = torch.randn(2, 4, 9, 11)

@@ -28,6 +28,9 @@ __device__ __forceinline__ __half from_float<__half>(float value) { return __flo
 // False for infinities and NaN.
 __device__ __forceinline__ bool is_finite(float value) { return fabsf(value) <= 3.402823466e38f; }
 
+// Whether the bit of a class is set: bit i of words[b] is that of class 32 b + i.
+__device__ __forceinline__ bool is_wanted(const unsigned *words, int cls) { return words[cls / 32] >> cls % 32 & 1; }
+
 __device__ __forceinline__ float warp_max(float value) {
 #pragma unroll
     for (int step = kWarpSize / 2; step > 0; step /= 2) {

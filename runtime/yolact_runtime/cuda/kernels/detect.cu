@@ -160,7 +160,7 @@ __global__ __launch_bounds__(kListThreads) void list_candidates(
 // Fast NMS of one class of one image: removes a box if a better one of the class's best `top_k` overlaps it, even
 // one that is itself removed. Writes the rest best first, as keys: the score's bits plus one, zero past the end.
 template <typename Logit>
-__global__ __launch_bounds__(kNmsThreads) void class_nms(
+__device__ __forceinline__ void keep_of_class(
     const Logit *__restrict__ logits,         // (N, P, C+1)
     const float2 *__restrict__ normalisers,   // (N, P)
     const float4 *__restrict__ boxes,         // (N, P)
@@ -233,6 +233,33 @@ __global__ __launch_bounds__(kNmsThreads) void class_nms(
         written += total;
     }
     for (int slot = written + threadIdx.x; slot < per_class; slot += kNmsThreads) kept_keys[out + slot] = 0;
+}
+
+template <typename Logit>
+__global__ __launch_bounds__(kNmsThreads) void class_nms(
+    const Logit *__restrict__ logits, const float2 *__restrict__ normalisers, const float4 *__restrict__ boxes,
+    const int *__restrict__ candidates, const int *__restrict__ candidate_counts,
+    int prior_count, int logit_count, int top_k, int per_class, float iou_threshold,
+    unsigned *__restrict__ kept_keys, int *__restrict__ kept_priors) {
+    keep_of_class(logits, normalisers, boxes, candidates, candidate_counts, prior_count, logit_count, top_k,
+                  per_class, iou_threshold, kept_keys, kept_priors);
+}
+
+// The same, and nothing of classes that are not wanted.
+template <typename Logit>
+__global__ __launch_bounds__(kNmsThreads) void wanted_class_nms(
+    const Logit *__restrict__ logits, const float2 *__restrict__ normalisers, const float4 *__restrict__ boxes,
+    const int *__restrict__ candidates, const int *__restrict__ candidate_counts,
+    const unsigned *__restrict__ wanted,  // (ceil(C / 32)), a bit for each class
+    int prior_count, int logit_count, int top_k, int per_class, float iou_threshold,
+    unsigned *__restrict__ kept_keys, int *__restrict__ kept_priors) {
+    if (is_wanted(wanted, blockIdx.x)) {
+        keep_of_class(logits, normalisers, boxes, candidates, candidate_counts, prior_count, logit_count, top_k,
+                      per_class, iou_threshold, kept_keys, kept_priors);
+        return;
+    }
+    unsigned *keys = kept_keys + (size_t(blockIdx.y) * gridDim.x + blockIdx.x) * per_class;
+    for (int slot = threadIdx.x; slot < per_class; slot += kNmsThreads) keys[slot] = 0;
 }
 
 // The best detections of all classes of an image, with their boxes and coefficients. One block per image.

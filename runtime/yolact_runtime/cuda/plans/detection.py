@@ -28,6 +28,7 @@ def detection_plan(
     loc_dtype: np.typing.DTypeLike = np.float32,
     logits_dtype: np.typing.DTypeLike = np.float32,
     coefficients_dtype: np.typing.DTypeLike = np.float32,
+    choose: bool = False,
 ) -> Plan:
     """Launches that turn a network's heads into detections.
 
@@ -49,6 +50,8 @@ def detection_plan(
         loc_dtype: float32 or float16, like the two below.
         logits_dtype: float32 or float16.
         coefficients_dtype: float32 or float16; the output is float32.
+        choose: One more input, `wanted` uint32 with a bit for each class (see `class_words`): the best K are
+            those of the classes whose bit is set.
 
     Raises:
         UsageError: a value is outside these limits.
@@ -76,6 +79,8 @@ def detection_plan(
     # No more than `limit` of a class can be among the best `limit` of all classes.
     per_class = min(top_k, limit, priors)
     n, p, c, m, k = batch, priors, classes, coefficients, limit
+    chosen = ("wanted",) if choose else ()
+    class_nms = "wanted_class_nms" if choose else "class_nms"
     launches = (
         Launch(
             SOURCE, f"filter_scores<{loc}, {logits}>", (words, n, 1), (256, 1, 1), 0,
@@ -88,8 +93,8 @@ def detection_plan(
         ),
         Launch(
             # A box, a 64-bit key, a score and a prior for each of top_k.
-            SOURCE, f"class_nms<{logits}>", (c, n, 1), (256, 1, 1), top_k * (16 + 8 + 4 + 4),
-            ("logits", "normalisers", "prior_boxes", "candidates", "candidate_counts",
+            SOURCE, f"{class_nms}<{logits}>", (c, n, 1), (256, 1, 1), top_k * (16 + 8 + 4 + 4),
+            ("logits", "normalisers", "prior_boxes", "candidates", "candidate_counts", *chosen,
              np.int32(p), np.int32(c + 1), np.int32(top_k), np.int32(per_class), np.float32(iou_threshold),
              "kept_keys", "kept_priors"),
         ),
@@ -107,6 +112,7 @@ def detection_plan(
             Buffer("logits", (n, p, c + 1), np.dtype(logits_dtype)),
             Buffer("coefficients", (n, p, m), np.dtype(coefficients_dtype)),
             Buffer("priors", (p, 4), _FLOAT),
+            *(Buffer(name, (-(-c // 32),), _WORD) for name in chosen),
         ),
         outputs=(
             Buffer("count", (n,), _INT),

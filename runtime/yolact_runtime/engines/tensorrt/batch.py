@@ -69,8 +69,9 @@ class Batch(Resource):
             self._staged = self._buffers.staging()[0][:n]
         self._visible = self._load(held, plan.visible(n), addresses)
         # Only the detections that a result can show get a mask.
+        replaced = {"count": addresses["visible"], "boxes": addresses["mask_boxes"]}
         masks = plan.masks(n, images.height, images.width)
-        self._masks = self._load(held, masks, addresses | {"count": addresses["visible"]})
+        self._masks = self._load(held, masks, addresses | replaced)
         self._runs, self.connected = 0, True
 
     def disconnect(self) -> None:

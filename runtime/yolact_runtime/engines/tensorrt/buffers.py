@@ -94,7 +94,8 @@ class ImageBuffers(Resource):
         n = plan.metadata.max_batch
         masks = plan.masks(n, self.height, self.width)
         edges = next(buffer for buffer in masks.outputs if buffer.name == "edges")
-        for buffer in (*masks.workspace, edges):
+        shown = (buffer for buffer in plan.visible(n).outputs if buffer.name == "mask_boxes")
+        for buffer in (*masks.workspace, edges, *shown):
             self.addresses[buffer.name] = device.allocate(self._held, buffer.name, buffer.nbytes)
         self.edges = device.pinned(self._held, "edges", edges.shape, edges.dtype)
         if plan.resizes:

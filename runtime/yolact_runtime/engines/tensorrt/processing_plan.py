@@ -98,7 +98,13 @@ class ProcessingPlan:
         if meta.detect == "runtime" and meta.mask_iou:
             return "the host re-scores masks after detection"
         if meta.detect == "native":
-            kinds = {"count": _INT, "boxes": _FLOAT, "scores": _FLOAT, "coefficients": _FLOAT}
+            kinds = {
+                "count": _INT,
+                "boxes": _FLOAT,
+                "scores": _FLOAT,
+                "classes": _INT,
+                "coefficients": _FLOAT,
+            }
             for name, kind in kinds.items():
                 if self.tensors[name].dtype != kind:
                     return f"its {name} is {self.tensors[name].dtype}, and the mask kernels take {kind}"
@@ -145,23 +151,24 @@ class ProcessingPlan:
             n, loc.shape[0], logits.shape[1] - 1, self.depth,
             score_threshold=meta.score_threshold, iou_threshold=meta.iou_threshold, top_k=meta.nms_top_k,
             limit=meta.max_detections, loc_dtype=loc.dtype, logits_dtype=logits.dtype,
-            coefficients_dtype=coefficients.dtype,
+            coefficients_dtype=coefficients.dtype, choose=True,
         )  # fmt: skip
 
     def visible(self, n: int) -> Plan:
         """Detections to the number of them that need a mask."""
-        return visible_plan(n, self.metadata.max_detections, self.depth)
+        return visible_plan(n, self.metadata.max_detections, self.depth, len(self.metadata.class_names))
 
     def masks(self, n: int, height: int, width: int) -> Plan:
         """Detections to the edges of their masks."""
         return mask_plan(self.shapes(n, height, width))
 
     def header(self, n: int) -> tuple[Buffer, ...]:
-        """What a call uploads besides pixels: position and size of each image, and the limits of the call."""
+        """What a call uploads besides pixels: position and size of each image, the limits of the call."""
         return (
             Buffer("table", (n, 3), np.dtype(np.int64)),
             Buffer("sizes", (n, 2), _INT),
             Buffer("limits", (2,), _FLOAT),
+            Buffer("wanted", (-(-len(self.metadata.class_names) // 32),), np.dtype(np.uint32)),
         )
 
     def summary(self, n: int) -> tuple[Buffer, ...]:

@@ -16,6 +16,7 @@ import numpy as np
 from yolact_runtime.cuda.device import Event, pycuda_failure
 from yolact_runtime.cuda.plans.masks import read_regions
 from yolact_runtime.cuda.plans.preprocess import pack
+from yolact_runtime.cuda.plans.visible import class_words
 from yolact_runtime.cuda.resource import Resource
 from yolact_runtime.detections import Detections
 from yolact_runtime.engines.outputs import INPUT
@@ -87,7 +88,9 @@ class Slot(Resource):
             images, prototypes = (array[:n] for array in self._buffers.staging())
             prepared = self._batch(n)
             images[...] = batch
+            self._choose(prepared, classes)
             self._doing = f"uploading {counted(n, 'image')}"
+            prepared.header.upload(stream)
             stream.upload(addresses[INPUT], images)
             self._doing = "running the network"
             prepared.queue_network()
@@ -199,8 +202,8 @@ class Slot(Resource):
         header["sizes"][...] = 1
         header["sizes"][:count] = sizes
         header["limits"][0] = score_threshold
-        most = self._plan.metadata.max_detections
-        header["limits"][1] = min(top_k, most) if classes is None else most
+        header["limits"][1] = min(top_k, self._plan.metadata.max_detections)
+        self._choose(batch, classes)
         if mark:
             mark(_BEGIN)
         if self._plan.resizes:
@@ -219,6 +222,10 @@ class Slot(Resource):
         for name, stage in batch.stages():
             stage()
             mark(name)
+
+    def _choose(self, batch: Batch, classes: frozenset[int] | None) -> None:
+        """Write into the header which classes the call wants."""
+        batch.header.arrays["wanted"][...] = class_words(classes, len(self._plan.metadata.class_names))
 
     def _download_edges(
         self, batch: Batch, buffers: ImageBuffers, count: int, mark: Callable[[str], None] | None

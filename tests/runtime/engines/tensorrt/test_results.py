@@ -88,6 +88,7 @@ def assert_same(got: list[Result], expected: list[Result]) -> None:
         assert one.rles == other.rles
 
 
+@pytest.mark.parametrize("detects", ["raw heads", "native"])
 @settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     calls=st.lists(
@@ -95,16 +96,17 @@ def assert_same(got: list[Result], expected: list[Result]) -> None:
             st.lists(st.integers(0, 3), min_size=1, max_size=3),  # which images
             st.sampled_from([0.0, 0.2, 0.5, 0.95]),
             st.integers(1, 5),
+            st.none() | st.sets(st.sampled_from(["cat", 7, "bird"]), min_size=1),
         ),
         min_size=3,
         max_size=8,
     )
 )
 def test_what_is_replayed_follows_images_and_limits(
-    calls: list[tuple[list[int], float, int]], tmp_path: Path
+    calls: list[tuple[list[int], float, int, set | None]], detects: str, tmp_path: Path
 ) -> None:
-    """A graph is captured with some sizes and limits, and replayed with others."""
-    path = write_engine(tmp_path, heads(), RUNTIME)
+    """A graph is captured with some sizes, limits and classes, and replayed with others."""
+    path = write_engine(tmp_path, *ENGINES[detects])
     some = images()
     with pytest.MonkeyPatch.context() as patch:
         gpu = FakeGpu().install(patch)
@@ -112,11 +114,9 @@ def test_what_is_replayed_follows_images_and_limits(
             OnnxRuntimeEngine(path.with_suffix(".onnx"), threads=1) as reference,
             load_engine(path) as engine,
         ):
-            for chosen, threshold, top_k in calls:
+            for chosen, *limits in calls:
                 batch = [some[index] for index in chosen]
-                assert_same(
-                    engine.predict(batch, threshold, top_k), reference.predict(batch, threshold, top_k)
-                )
+                assert_same(engine.predict(batch, *limits), reference.predict(batch, *limits))
         assert not gpu.problems
         assert not gpu.held
 
@@ -146,8 +146,10 @@ def test_results_are_those_of_onnx_runtime(kind: str, gpu: FakeGpu, tmp_path: Pa
     path = write_engine(tmp_path, arrays, metadata)
     with OnnxRuntimeEngine(path.with_suffix(".onnx"), threads=1) as reference:
         expected = reference.predict(images(), 0.2, 3)
+        dogs = reference.predict(images(), 0.2, 3, classes=["dog"])
     assert sum(map(len, expected)) >= 4
     with load_engine(path) as engine:
+        assert_same(engine.predict(images(), 0.2, 3, classes=["dog"]), dogs)
         for _ in range(3):  # plain, captured, replayed
             # Four images where three fit: a full batch and a ragged one.
             assert_same(engine.predict(images(), 0.2, 3), expected)

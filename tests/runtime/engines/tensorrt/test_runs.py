@@ -22,7 +22,7 @@ from yolact_runtime.metadata import Metadata
 IMAGE = np.full((20, 30, 3), 255, np.uint8)
 # One call after a `runtime` engine, as the GPU sees it.
 CALL = [
-    "upload", "resize", "network", "filter_scores", "list_candidates", "class_nms", "keep_best",
+    "upload", "resize", "network", "filter_scores", "list_candidates", "wanted_class_nms", "keep_best",
     "count_visible", "assemble_masks", "mask_bits", "count_edges", "write_edges", "download",
 ]  # fmt: skip
 EDGES = "download"

@@ -1,0 +1,98 @@
+"""labelme files of what was found, to correct by hand."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yolact_runtime.errors import UsageError, YolactError, counted
+from yolact_runtime.exchange.instances import TOLERANCE
+from yolact_runtime.frames import Frame, Sink, Source
+from yolact_runtime.results import Result
+from yolact_runtime.sinks.items import write_item
+from yolact_runtime.sinks.names import FreeNames, no_source
+from yolact_runtime.sources.open import has_video
+
+log = logging.getLogger(__name__)
+
+
+class LabelmeSink(Sink):
+    """A labelme file for each image; one that is there is kept, as it may have been corrected by hand.
+
+    Args:
+        folder: Folder of the files; `a.jpg` gets `a.json`. It may be the folder of the images.
+        masks: Exact masks instead of polygons.
+        tolerance: Of the polygons, in pixels.
+        overwrite: Replace files that are there.
+        is_source: As for `FreeNames`.
+
+    Attributes:
+        kept: Number of files that were there, and are kept.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        masks: bool = False,
+        tolerance: float = TOLERANCE,
+        overwrite: bool = False,
+        is_source: Callable[[Path], bool] = no_source,
+    ) -> None:
+        self.kept = 0
+        self._folder = folder
+        self._masks = masks
+        self._tolerance = tolerance
+        self._overwrite = overwrite
+        self._names = FreeNames(folder, is_source=is_source)
+        self._closed = False
+
+    def prepare(self, frame: Frame, image: np.ndarray, result: Result) -> bytes:
+        """The file's content."""
+        if frame.time is not None:
+            raise YolactError(f"{frame.name} is a frame of a video; labelme needs image files")
+        path = image_path(frame.path, self._folder)
+        return json.dumps(result.to_labelme(path, self._masks, self._tolerance), indent=2).encode()
+
+    def carry(self, line: dict[str, Any]) -> None:
+        """Keep the file that an earlier run wrote; `line` as for `CocoSink.carry`."""
+        self._names.carry(line, ".json")
+
+    def write(self, frame: Frame, prepared: bytes) -> None:
+        path = self._names.take(frame, ".json")
+        if not self._overwrite and os.path.lexists(path):
+            self.kept += 1
+        else:
+            write_item(path, prepared, self._names)
+
+    def close(self) -> None:
+        """Say how many files were kept."""
+        if self.kept and not self._closed:
+            log.warning(
+                "%s: kept %s that were there before; --labelme-overwrite replaces such files",
+                self._folder, counted(self.kept, "labelme file"),
+            )  # fmt: skip
+        self._closed = True
+
+
+def image_path(image: Path, folder: Path) -> str:
+    """The path of an image from the folder of its labelme file, with `/` between folders."""
+    inside = Path(os.path.realpath(image.parent)) / image.name
+    try:
+        return Path(os.path.relpath(inside, os.path.realpath(folder))).as_posix()
+    except ValueError:  # on another drive of Windows
+        return inside.as_posix()
+
+
+def check_stills(option: str, source: Source) -> None:
+    """Raise a UsageError for a source with frames of a video, which a labelling tool cannot open."""
+    if has_video(source):
+        raise UsageError(
+            f"{option} needs image files, and a source is a video or camera; write its frames as images"
+            " first: ffmpeg -i clip.mp4 frames/%06d.png"
+        )
