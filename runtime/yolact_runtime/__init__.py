@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,6 +31,11 @@ __all__ = [
     "load_engine",
     "tiled",
 ]
+
+# ONNX Runtime and OpenVINO report their use to their makers. OpenVINO does so when it is imported, by a process
+# that a thread forks, and which can keep this one from ending.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 # Imported when first used, so that a command's `--help` does not wait for OpenCV (PEP 562).
 _MODULES = {

@@ -106,3 +106,19 @@ class Sink(ABC):
 
     def close(self) -> None:  # noqa: B027 - some sinks keep nothing
         """Write what was kept, also after an error or Ctrl-C. May be called twice."""
+
+    def written(self) -> list[str]:
+        """The files and folders that were written, for messages; valid after `close`."""
+        return []
+
+
+class ResumableSink(Sink):
+    """A sink whose output of an earlier run can be continued."""
+
+    @abstractmethod
+    def carry(self, line: dict[str, Any]) -> None:
+        """Take over an image that an earlier run has done; called in their order, before `write`.
+
+        Args:
+            line: What `JsonLinesSink` wrote about it.
+        """

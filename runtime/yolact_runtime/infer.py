@@ -18,8 +18,9 @@ from yolact_runtime.frames import Source
 from yolact_runtime.packages import require
 from yolact_runtime.pipeline import PipelineSettings, RunStats, SourceStats, run_pipeline
 from yolact_runtime.pipeline.progress import show_progress
+from yolact_runtime.sinks.check import OverlayTarget, check_all
 from yolact_runtime.sinks.image_ids import ImageIds
-from yolact_runtime.sinks.open import Outputs, OverlayTarget, check_all, open_all
+from yolact_runtime.sinks.open import Outputs, open_all
 from yolact_runtime.sources.camera import CameraSettings
 from yolact_runtime.sources.images import silence_opencv
 from yolact_runtime.sources.open import open_source

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from yolact_runtime.frames import Frame, Sink
+from yolact_runtime.frames import Frame, ResumableSink
 from yolact_runtime.results import Result
 from yolact_runtime.sinks.items import write_item
 from yolact_runtime.sinks.names import FreeNames, no_source
 
 
-class ArraySink(Sink):
+class ArraySink(ResumableSink):
     """One `.npz` per image, which `numpy.load` opens without pickle.
 
     Content, best score first: `boxes` (n, 4) float32, x1 y1 x2 y2 in pixels; `scores` and `mask_scores` (n,)
@@ -34,6 +34,7 @@ class ArraySink(Sink):
         sources: Collection[str] | None = (),
         is_source: Callable[[Path], bool] = no_source,
     ) -> None:
+        self._folder = folder
         self._names = FreeNames(folder, sources, is_source)
 
     def prepare(self, frame: Frame, image: np.ndarray, result: Result) -> bytes:
@@ -54,8 +55,10 @@ class ArraySink(Sink):
         )
         return buffer.getvalue()
 
+    def written(self) -> list[str]:
+        return [f"arrays in {self._folder}"]
+
     def carry(self, line: dict[str, Any]) -> None:
-        """Keep the archive that an earlier run wrote; `line` as for `CocoSink.carry`."""
         self._names.carry(line, ".npz")
 
     def write(self, frame: Frame, prepared: bytes) -> None:

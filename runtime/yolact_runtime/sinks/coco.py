@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from yolact_runtime.errors import YolactError
-from yolact_runtime.files import stream_of
-from yolact_runtime.frames import Frame, Sink
+from yolact_runtime.files import is_stdout, stream_of
+from yolact_runtime.frames import Frame, ResumableSink
 from yolact_runtime.results import Result
 from yolact_runtime.sinks.growing import GrowingJson
 from yolact_runtime.sinks.image_ids import ImageNumbers
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 Prepared = tuple[int, int, list[str], list[str]]
 
 
-class CocoSink(Sink):
+class CocoSink(ResumableSink):
     """Three COCO files, which grow under temporary names until `close`; only one on standard output.
 
     In the folder of the mask file, `mask_detections.json`, are `bbox_detections.json` with boxes and their
@@ -58,7 +58,7 @@ class CocoSink(Sink):
         """Create the temporary files."""
         self.paths = coco_paths(Path(path))
         self.kept = False
-        self._done = False
+        self._done = self._written = False
         self._numbers = numbers
         self._polygons = polygons
         categories = [{"id": key, "name": name} for key, name in zip(class_ids, class_names, strict=True)]
@@ -81,7 +81,7 @@ class CocoSink(Sink):
         self._done = True
 
     def carry(self, line: dict[str, Any]) -> None:
-        """Take over an image of an earlier run; `line` is one that `JsonLinesSink` wrote."""
+        """Write what the line says."""
         self._done = True
         if (number := line["image_id"]) is None:
             return
@@ -105,6 +105,10 @@ class CocoSink(Sink):
         with contextlib.ExitStack() as stack:  # closes all, even if one fails
             for file in files:
                 stack.callback(file.close)
+        self._written = True
+
+    def written(self) -> list[str]:
+        return [", ".join(map(str, self.paths))] if self._written and not is_stdout(self.paths[0]) else []
 
     def _append(self, number: int, name: str, prepared: Prepared) -> None:
         """Append an image's entries to all files or to none."""

@@ -14,8 +14,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from yolact_runtime.errors import YolactError
-from yolact_runtime.files import follow_links, stream_of, writing
-from yolact_runtime.frames import Frame, Sink
+from yolact_runtime.files import follow_links, is_stdout, stream_of, writing
+from yolact_runtime.frames import Frame, ResumableSink
 from yolact_runtime.masks import packed_rle
 from yolact_runtime.results import Result
 from yolact_runtime.sinks.growing import GrowingFile, GrowingJson
@@ -24,7 +24,7 @@ from yolact_runtime.sinks.image_ids import ImageNumbers
 log = logging.getLogger(__name__)
 
 
-class CocoDatasetSink(Sink):
+class CocoDatasetSink(ResumableSink):
     """A whole COCO annotation file: "images", "annotations" and "categories".
 
     Annotations have `id` (counted from 1), `image_id`, `category_id`, `segmentation`, `bbox` and `area` of
@@ -56,7 +56,7 @@ class CocoDatasetSink(Sink):
         """Create the temporary files."""
         self.path = Path(path)
         self.kept = False
-        self._done = False
+        self._done = self._written = False
         self._numbers = numbers
         self._polygons = polygons
         self._closed = False
@@ -87,7 +87,6 @@ class CocoDatasetSink(Sink):
         self._done = True
 
     def carry(self, line: dict[str, Any]) -> None:
-        """Take over an image of an earlier run; `line` as for `CocoSink.carry`."""
         self._done = True
         number, size = line["image_id"], (line["height"], line["width"])
         if number is None:
@@ -110,8 +109,12 @@ class CocoDatasetSink(Sink):
                 self._annotations.discard()
                 return
             self._annotations.close(itertools.chain([b', "images": ['], self._images.blocks(), [b"]}"]))
+            self._written = True
         finally:
             self._images.close()
+
+    def written(self) -> list[str]:
+        return [str(self.path)] if self._written and not is_stdout(self.path) else []
 
     def _append(self, number: int, name: str, height: int, width: int, found: list[dict]) -> None:
         """Append an image and its annotations, or neither."""

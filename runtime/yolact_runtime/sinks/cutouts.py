@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from yolact_runtime.frames import Frame, Sink
+from yolact_runtime.frames import Frame, ResumableSink
 from yolact_runtime.results import Result
 from yolact_runtime.sinks.items import write_items
 from yolact_runtime.sinks.masks import encode_png
@@ -18,7 +18,7 @@ from yolact_runtime.sinks.names import FreeNames, no_source
 _LONGEST = 80  # bytes of a class name in a file name, of the 255 that most file systems allow
 
 
-class CutoutSink(Sink):
+class CutoutSink(ResumableSink):
     """An RGBA PNG per instance, cut along the rectangle around its mask, with the mask as alpha.
 
     They are `<image>_<row>_<class>.png`. In the class, everything but letters, digits and hyphens becomes a
@@ -40,6 +40,7 @@ class CutoutSink(Sink):
         is_source: Callable[[Path], bool] = no_source,
     ) -> None:
         self._classes = dict(zip(class_ids, class_names, strict=True))
+        self._folder = folder
         self._names = FreeNames(folder, sources, is_source)
 
     def prepare(self, frame: Frame, image: np.ndarray, result: Result) -> dict[str, bytes]:
@@ -55,8 +56,10 @@ class CutoutSink(Sink):
         paths = self._names.take_several(frame, list(prepared))
         write_items(list(zip(paths, prepared.values(), strict=True)), self._names)
 
+    def written(self) -> list[str]:
+        return [f"cut-outs in {self._folder}"]
+
     def carry(self, line: dict[str, Any]) -> None:
-        """Keep the files that an earlier run wrote; `line` as for `CocoSink.carry`."""
         found = enumerate(line["detections"])
         rows = ((row, entry["category_id"]) for row, entry in found if entry["area"])
         self._names.carry(line, "", self._endings(rows))

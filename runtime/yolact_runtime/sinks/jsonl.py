@@ -17,7 +17,15 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.files import atomic_path, open_stream, stream_of, write_all, write_stdout, writing
+from yolact_runtime.files import (
+    atomic_path,
+    is_stdout,
+    open_stream,
+    stream_of,
+    write_all,
+    write_stdout,
+    writing,
+)
 from yolact_runtime.frames import Frame, Sink
 from yolact_runtime.masks import packed_rle
 from yolact_runtime.results import Result
@@ -106,6 +114,9 @@ class JsonLinesSink(Sink):
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+    def written(self) -> list[str]:
+        return [] if is_stdout(self._name) else [str(self._name)]
 
     def _append(self, line: bytes) -> None:
         """Write a line to the file, pipe or device, or to standard output."""

@@ -18,8 +18,8 @@ from yolact_runtime.exchange.to_label_studio import (
     label_studio_config,
     label_studio_prediction,
 )
-from yolact_runtime.files import atomic_path, stream_of
-from yolact_runtime.frames import Frame, Sink
+from yolact_runtime.files import atomic_path, is_stdout, stream_of
+from yolact_runtime.frames import Frame, ResumableSink
 from yolact_runtime.results import Result
 from yolact_runtime.sinks.growing import GrowingJson
 from yolact_runtime.sinks.image_ids import ImageNumbers
@@ -27,7 +27,7 @@ from yolact_runtime.sinks.image_ids import ImageNumbers
 log = logging.getLogger(__name__)
 
 
-class LabelStudioSink(Sink):
+class LabelStudioSink(ResumableSink):
     """A JSON list of tasks, which grows under a temporary name until `close`, and the labeling interface.
 
     A task is `{"data": {"image": address}, "predictions": [prediction]}`. The interface is
@@ -65,7 +65,7 @@ class LabelStudioSink(Sink):
         """Create the temporary file."""
         self.paths = label_studio_paths(Path(path))
         self.kept = False
-        self._done = False
+        self._done = self._written = False
         self._numbers = numbers
         self._names = dict(zip(class_ids, class_names, strict=True))
         self._polygons, self._tolerance = polygons, tolerance
@@ -90,7 +90,7 @@ class LabelStudioSink(Sink):
         self._done = True
 
     def carry(self, line: dict[str, Any]) -> None:
-        """Take over an image of an earlier run; `line` as for `CocoSink.carry`."""
+        """Write what the line says."""
         self._done = True
         if line["image_id"] is None:
             return
@@ -118,6 +118,10 @@ class LabelStudioSink(Sink):
                 with atomic_path(path) as temporary:
                     text = label_studio_config(list(self._names.values()), self._polygons)
                     temporary.write_text(text, encoding="utf-8")
+        self._written = True
+
+    def written(self) -> list[str]:
+        return [", ".join(map(str, self.paths))] if self._written and not is_stdout(self.paths[0]) else []
 
     def _prediction(self, entries: list[dict[str, Any]], height: int, width: int) -> str:
         found = instances_of(entries, self._names)

@@ -14,7 +14,7 @@ import numpy as np
 from yolact_runtime.errors import UsageError, YolactError, counted
 from yolact_runtime.exchange.instances import TOLERANCE
 from yolact_runtime.files import is_file, read_json
-from yolact_runtime.frames import Frame, Sink, Source
+from yolact_runtime.frames import Frame, ResumableSink, Source
 from yolact_runtime.outputs import identity_of
 from yolact_runtime.results import Result
 from yolact_runtime.sinks.items import write_item
@@ -24,7 +24,7 @@ from yolact_runtime.sources.open import has_video
 log = logging.getLogger(__name__)
 
 
-class LabelmeSink(Sink):
+class LabelmeSink(ResumableSink):
     """A labelme file for each image; one that is there is kept, as it may have been corrected by hand.
 
     Args:
@@ -62,8 +62,10 @@ class LabelmeSink(Sink):
         path = image_path(frame.path, self._folder)
         return json.dumps(result.to_labelme(path, self._masks, self._tolerance), indent=2).encode()
 
+    def written(self) -> list[str]:
+        return [f"labelme files in {self._folder}"]
+
     def carry(self, line: dict[str, Any]) -> None:
-        """Keep the file that an earlier run wrote; `line` as for `CocoSink.carry`."""
         self._names.carry(line, ".json")
 
     def write(self, frame: Frame, prepared: bytes) -> None:

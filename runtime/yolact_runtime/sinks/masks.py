@@ -10,14 +10,14 @@ import cv2
 import numpy as np
 
 from yolact_runtime.errors import YolactError
-from yolact_runtime.frames import Frame, Sink
+from yolact_runtime.frames import Frame, ResumableSink
 from yolact_runtime.masks import full_masks
 from yolact_runtime.results import Result
 from yolact_runtime.sinks.items import write_items
 from yolact_runtime.sinks.names import FreeNames, no_source
 
 
-class MaskSink(Sink):
+class MaskSink(ResumableSink):
     """A PNG per image with the number of an instance in each pixel, or one per instance.
 
     A pixel is 0 for background, else 1 + the row of its instance; where masks overlap, the lower row wins,
@@ -38,6 +38,7 @@ class MaskSink(Sink):
         is_source: Callable[[Path], bool] = no_source,
     ) -> None:
         self._per_instance = per_instance
+        self._folder = folder
         self._names = FreeNames(folder, sources, is_source)
 
     def prepare(self, frame: Frame, image: np.ndarray, result: Result) -> list[bytes]:
@@ -54,8 +55,10 @@ class MaskSink(Sink):
         paths = self._names.take_several(frame, self._endings(len(prepared)))
         write_items(list(zip(paths, prepared, strict=True)), self._names)
 
+    def written(self) -> list[str]:
+        return [f"masks in {self._folder}"]
+
     def carry(self, line: dict[str, Any]) -> None:
-        """Keep the files that an earlier run wrote; `line` as for `CocoSink.carry`."""
         self._names.carry(line, "", self._endings(len(line["detections"])))
 
     def _endings(self, count: int) -> list[str]:

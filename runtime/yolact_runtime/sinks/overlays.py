@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.frames import Frame, Sink
+from yolact_runtime.frames import Frame, ResumableSink
 from yolact_runtime.results import Result
 from yolact_runtime.sinks.items import write_item
 from yolact_runtime.sinks.names import FreeNames, no_source
@@ -19,7 +19,7 @@ from yolact_runtime.sinks.names import FreeNames, no_source
 WRITABLE = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
-class OverlaySink(Sink):
+class OverlaySink(ResumableSink):
     """An annotated image for each image; `VideoSink` handles frames of videos.
 
     Args:
@@ -60,8 +60,10 @@ class OverlaySink(Sink):
             )
         return suffix, data.tobytes()
 
+    def written(self) -> list[str]:
+        return [f"overlays in {self.target}"] if self.drawn else []
+
     def carry(self, line: dict[str, Any]) -> None:
-        """Keep the overlay that an earlier run wrote; `line` as for `CocoSink.carry`."""
         if "time" not in line:
             self._names.carry(line, _suffix(Path(line["image"])))
 

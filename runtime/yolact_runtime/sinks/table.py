@@ -13,7 +13,7 @@ import numpy as np
 
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import atomic_path, writing
-from yolact_runtime.frames import Frame, Sink
+from yolact_runtime.frames import Frame, ResumableSink
 from yolact_runtime.packages import require
 from yolact_runtime.results import Result
 from yolact_runtime.sinks.growing import GrowingFile
@@ -46,7 +46,7 @@ _FORMULA = re.compile("[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
 Row = tuple[Any, ...]
 
 
-class TableSink(Sink):
+class TableSink(ResumableSink):
     """A table with a row per instance, which grows under a temporary name until `close`.
 
     The columns are those of `COLUMNS`: the image as in JSON Lines, the row of the instance in it from 0,
@@ -61,10 +61,6 @@ class TableSink(Sink):
         class_ids: The engine's category ids.
         class_names: The engine's class names.
 
-    Attributes:
-        written: Whether `close` has put the file at its path; it keeps that of an earlier run if no image was
-            done.
-
     Raises:
         UsageError: the suffix is another.
         YolactError: pyarrow is missing, or the folder cannot be written to.
@@ -74,8 +70,7 @@ class TableSink(Sink):
         """Create the temporary file."""
         check_table(path)
         self.path = Path(path)
-        self.written = False
-        self._done = False
+        self._done = self._written = False
         self._classes = dict(zip(class_ids, map(_encodable, class_names), strict=True))
         kind = _Csv if self.path.suffix.lower() == ".csv" else _Parquet
         self._file: _Csv | _Parquet | None = kind(self.path)
@@ -99,7 +94,6 @@ class TableSink(Sink):
         self._append(prepared)
 
     def carry(self, line: dict[str, Any]) -> None:
-        """Take over an image of an earlier run; `line` as for `CocoSink.carry`."""
         self._append(self._rows(line["image"], map(_from_line, line["detections"])))
 
     def close(self) -> None:
@@ -111,7 +105,10 @@ class TableSink(Sink):
             log.warning("no image was done: %s is kept", self.path)
             file.discard()
             return
-        self.written = file.close()
+        self._written = file.close()
+
+    def written(self) -> list[str]:
+        return [str(self.path)] if self._written else []
 
     def _append(self, rows: list[Row]) -> None:
         if self._file is not None:

@@ -136,6 +136,9 @@ class VideoSink(Sink):
             writer.finish()
             self.outputs.append(writer.target)
 
+    def written(self) -> list[str]:
+        return [str(path) for path in self.outputs]
+
     def _target(self, frame: Frame) -> Path:
         """The path for the video that begins with `frame`: the single target, or one that is free."""
         single, self._single = self._single, None

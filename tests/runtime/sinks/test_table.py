@@ -159,7 +159,7 @@ def test_the_previous_table_stays_until_the_end(tmp_path, suffix):
     sink = open_table(path)
     assert path.read_text() == "before"
     run_pipeline(Pictures([]), BlobEngine(), [sink])
-    assert not sink.written and path.read_text() == "before" and [path] == list(tmp_path.iterdir())
+    assert not sink.written() and path.read_text() == "before" and [path] == list(tmp_path.iterdir())
     run(path)
     assert len(read_table(path)) == 45 and [path] == list(tmp_path.iterdir())
 
