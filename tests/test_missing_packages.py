@@ -74,7 +74,7 @@ LINES: dict[str, tuple[str, str]] = {
     f"yolact-bench {QUICK} --roofline": ("psutil onnx sympy", "train"),
     "yolact-bench compare a.json a.json": ("psutil scipy", "bench"),
     "yolact-infer --engine heads.onnx shapes/val --track --output o": ("trackers supervision", "track"),
-    "yolact-bench tracks --videos 1 --frames 2": ("psutil torch trackers", "train,track"),
+    "yolact-bench tracks --videos 1 --frames 2": ("psutil scipy trackers", "bench,track"),
     "yolact-bench masks --repeats 1 --detections 2 --size 40x40": ("psutil", "bench"),
     f"yolact-bench peers --engine heads.onnx {DATA.split(' --a')[0]} --torchvision": ("psutil", "train"),
     "yolact-bench roofline --onnx heads.onnx": ("onnx sympy", "train"),

@@ -48,7 +48,8 @@ class ModelConfig:
     Attributes:
         input_size: Side of the square to which images are resized, or [height, width].
         proto_scale: Sides of the prototypes, over those of the input: 0.125, 0.25 or 0.5. Larger ones give
-            finer masks in more time; the weights have the same shapes.
+            finer masks in more time; the weights have the same shapes, and `loss.min_mask_area` counts pixels
+            of this size.
         prior_scales: Sizes of the priors of each level, P3 to P7.
         prior_aspect_ratios: Width over height of the priors, of all levels.
         prior_square: Give priors their width as height, too, as those of the published weights have it.

@@ -43,7 +43,7 @@ EXTRAS = {
     "kernels": "train,trt",
     "training": "train",
     "data": "train",
-    "tracks": "train,track",
+    "tracks": "bench,track",
 }
 
 

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def command(args: argparse.Namespace) -> None:
     """Print IDF1, switches and the tracker's time for true boxes and for each engine."""
-    require("yolact-bench tracks", "train,track", "trackers", "supervision", "torch")
+    require("yolact-bench tracks", "bench,track", "trackers", "supervision")
     for name in ("videos", "frames"):
         check_number(f"--{name}", getattr(args, name), 1, "runs")
     from yolact.dataset_tools.moving import moving_shapes

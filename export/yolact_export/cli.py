@@ -32,6 +32,8 @@ _CHECKPOINT_OPTIONS = (
 # Of the files that each `--to` writes and `yolact-infer` opens; the first is that of the default.
 _SUFFIXES = {"onnx": (".onnx",), "trt": (".engine", ".plan"), "openvino": (".xml",)}
 
+_ELSEWHERE = {"--classes": "the names of a checkpoint without its own are --class-names FILE|NAMES"}
+
 
 def build_parser() -> Parser:
     """The options of an export, and the subcommand `inspect`."""
@@ -39,7 +41,7 @@ def build_parser() -> Parser:
         prog="yolact-export",
         usage="yolact-export --weights WEIGHTS [--to FORMAT] [options]\n       yolact-export inspect FILE",
         description="Export a checkpoint and verify that the export computes the same.",
-        elsewhere={"--classes": "the names of a checkpoint without its own are --class-names FILE|NAMES"},
+        elsewhere=_ELSEWHERE,
     )
     weights = "checkpoint or name; or an exported .onnx (trt, openvino, triton) or .engine (triton); required"
     parser.add_argument("--weights", "--trained-model", help=weights)
@@ -63,6 +65,7 @@ def build_parser() -> Parser:
         help="show what an exported file or a checkpoint is",
         description="Show the metadata, inputs, outputs, compute by precision, and FLOPs of a file.",
         argument_default=argparse.SUPPRESS,  # so that options before `inspect` count as well
+        elsewhere=_ELSEWHERE,
     )
     inspect.add_argument("file", type=Path, help=".onnx, .xml, .engine or .plan, or a checkpoint")
     inspect.add_argument("--config", help="configuration, if the checkpoint does not say it")

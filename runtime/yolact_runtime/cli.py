@@ -98,10 +98,9 @@ def _add_labelling_options(parser: Parser) -> None:
     add("--labelme-masks", action="store_true", help="exact masks instead of polygons in the labelme files")
     add("--labelme-overwrite", action="store_true", help="replace labelme files that are there")
     add("--label-studio", type=Path, metavar="FILE",
-        help="JSON with tasks and predictions to import into Label Studio: brush masks, or polygons with"
-        " --polygons; its labeling interface goes next to it as .xml")  # fmt: skip
+        help="tasks for Label Studio with brush masks or --polygons, and its labeling interface")  # fmt: skip
     add("--label-studio-prefix", default="/data/local-files/?d=", metavar="URL",
-        help="what Label Studio's addresses of the images begin with, before their file names")  # fmt: skip
+        help="what the addresses of the images in Label Studio begin with")  # fmt: skip
     add("--polygon-tolerance", default=1.0, type=float, metavar="PIXELS",
         help="how far polygons for labelling tools may be from the mask's outline; 0 is exact")  # fmt: skip
 

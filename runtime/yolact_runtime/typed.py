@@ -48,7 +48,8 @@ def convert(value: Any, hint: Any, where: str = "") -> Any:
         return int(value)
     if isinstance(hint, type) and type(value) is hint:
         return value
-    raise ValueError(f"{where} = {shown(value)}; expected {type_name(hint)}")
+    expected = 'a list, such as ["a", "b"]' if hint == tuple[str | int, ...] else type_name(hint)
+    raise ValueError(f"{where} = {shown(value)}; expected {expected}")
 
 
 def _convert_union(value: Any, kinds: tuple[Any, ...], where: str) -> Any:

@@ -41,6 +41,8 @@ def test_help_shows_the_subcommand(capsys: Capture) -> None:
         (["inspect", "a.onnx", "--to", "trt"], "yolact-export inspect: error: unknown option --to"),
         (["--to", "trt", "inspect", "a.onnx"], "--to is an option of an export"),
         (["--debug", "inspect"], "file is missing"),
+        (["--weights", "w.pth", "--classes", "a,b"], "own are --class-names FILE|NAMES"),
+        (["inspect", "w.pth", "--classes", "a,b"], "own are --class-names FILE|NAMES"),
     ],
 )
 def test_wrong_arguments(arguments: list[str], words: str, capsys: Capture) -> None:

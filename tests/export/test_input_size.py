@@ -10,13 +10,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from yolact.engine import TorchEngine
 from yolact.model import Yolact
 from yolact.registry import get_config
+from yolact.settings import override
 from yolact.train.checkpoint import save_checkpoint
 from yolact_export import verify
 from yolact_export.cli import main
+from yolact_export.onnx import OnnxOptions, write_onnx
 from yolact_runtime import load_engine
 from yolact_runtime.engines.tensorrt.record import read_engine
 
@@ -101,6 +104,24 @@ def test_networks_that_re_score_masks_need_larger_ones(tmp_path: Path, capsys: C
     save_checkpoint(path, Yolact(get_config("yolact_plus_resnet50")), 0, 1, None)
     assert export(path, "--input-size", "240x640", "--no-verify") == 2
     assert "model.input_size = (240, 640); allowed: at least 249 with mask_iou" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("detect", ["native", "runtime"])
+def test_masks_are_re_scored_in_wide_prototypes(detect: str, network: Yolact, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    settings = ["model.input_size=[256, 320]", "model.mask_iou=true", "detect.score_threshold=0.3"]
+    model = Yolact(override(network.config, settings)).eval()
+    model.load_state_dict(network.state_dict(), strict=False)
+    reference = TorchEngine.from_model(model, "cpu", "uint8")
+    write_onnx(model, tmp_path / "m.onnx", OnnxOptions(detect=detect))
+    with load_engine(tmp_path / "m.onnx", providers=["cpu"]) as engine:
+        # Masks of a network that was never trained hover about one half.
+        tolerances = verify.Tolerances(mask_iou=0.9)
+        seen = verify.compare(reference, engine, verify.verification_images(None)[:2], tolerances)
+    assert seen.problems == []
+    assert seen.matched > 0
+    assert seen.scales["mask_scores"] != seen.scales["scores"]
 
 
 def test_an_exported_file_keeps_its_size(exported: Path, capsys: Capture) -> None:

@@ -14,6 +14,7 @@ from yolact_runtime.cuda.plans.masks import MaskShapes, mask_plan, read_regions
 from yolact_runtime.cuda.plans.plan import Plan
 from yolact_runtime.cuda.plans.preprocess import pack, preprocess_plan
 from yolact_runtime.masks import Region
+from yolact_runtime.metadata import InputSize
 
 pytest.importorskip("pycuda.driver", reason="pycuda is not installed", exc_type=ImportError)
 pytestmark = pytest.mark.gpu
@@ -98,14 +99,14 @@ def test_masks(dtype: str) -> None:
     assert differing <= 1e-3 * total
 
 
+@pytest.mark.parametrize("size", [110, (60, 110), (110, 60)])
 @pytest.mark.parametrize("dtype", ["uint8", "float32", "float16"])
-def test_preprocessing(dtype: str) -> None:
+def test_preprocessing(dtype: str, size: InputSize) -> None:
     images = [
         np.random.default_rng(5).integers(0, 256, (*size, 3), np.uint8) for size in ((426, 640), (55, 30))
     ]
-    plan = preprocess_plan(
-        2, 110, sum(image.size for image in images), dtype, mean=(104.0, 117.0, 124.0), std=(57.0, 57.0, 58.0)
-    )
+    means, stds, capacity = (104.0, 117.0, 124.0), (57.0, 57.0, 58.0), sum(image.size for image in images)
+    plan = preprocess_plan(2, size, capacity, dtype, mean=means, std=stds)
     inputs = {buffer.name: np.zeros(buffer.shape, buffer.dtype) for buffer in plan.inputs}
     pack(images, inputs["pixels"], inputs["table"])
     np.testing.assert_array_equal(on_device(plan, inputs)["images"], run(plan, inputs)["images"])

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from engine_files import write_engine
+from engine_files import engine_of, write_engine
 from fake_driver import CUresult
 from fake_gpu import FakeGpu
-from fake_onnx import NATIVE, native_arrays
+from fake_onnx import NATIVE, native_arrays, write_onnx
 
 from yolact_runtime import YolactError, load_engine
 from yolact_runtime.cuda import launch
@@ -50,7 +51,7 @@ def test_no_memory_for_the_buffers(gpu: FakeGpu, engine: Path) -> None:
 
 def test_no_pinned_memory(gpu: FakeGpu, engine: Path) -> None:
     gpu.fail_when = lambda name: name == "cuMemHostAlloc"
-    refused(engine, r"pinned buffer header \(768 bytes\) in cuMemHostAlloc: out of memory", DeviceError)
+    refused(engine, r"pinned buffer header \(1,024 bytes\) in cuMemHostAlloc: out of memory", DeviceError)
     assert not gpu.held
 
 
@@ -163,6 +164,18 @@ def test_outputs_that_are_not_those_of_the_metadata(gpu: FakeGpu, tmp_path: Path
     arrays["boxes"] = np.zeros((1, 5, 4), np.float32)
     engine = write_engine(tmp_path, arrays, NATIVE)
     refused(engine, r"its boxes is \(5, 4\) for each image, its metadata says 4 x 4; export it again")
+    assert not gpu.held
+
+
+@pytest.mark.parametrize("size", [(16, 32), (32, 16)])
+def test_an_input_of_another_size(size: tuple[int, int], gpu: FakeGpu, tmp_path: Path) -> None:
+    engine = engine_of(
+        write_onnx(tmp_path / "m.onnx", native_arrays(), NATIVE), replace(NATIVE, input_size=size)
+    )
+    wanted = rf"{size[0]} x {size[1]} x 3"
+    refused(
+        engine, rf"its images is \(16, 16, 3\) for each image, its metadata says {wanted}; export it again"
+    )
     assert not gpu.held
 
 

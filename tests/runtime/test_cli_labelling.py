@@ -75,11 +75,33 @@ def test_corrected_files_are_kept_unless_asked(place, capsys):
     Path("labels").mkdir()
     Path("labels/b.json").write_text("corrected")
     assert infer("photos", "--labelme", "labels") == 0
-    assert "labels: kept 1 labelme file that were there before" in capsys.readouterr().err.replace("\n", " ")
+    assert "labels: kept 1 labelme file; --labelme-overwrite" in capsys.readouterr().err.replace("\n", " ")
     assert Path("labels/b.json").read_text() == "corrected" and len(list(Path("labels").iterdir())) == 3
     assert infer("photos", "--labelme", "labels", "--labelme-overwrite") == 0
     assert "kept" not in capsys.readouterr().err
     assert read("labels/b.json")["imagePath"] == "../photos/b.png"
+
+
+def test_files_of_other_images_stay(place):
+    for source in ("photos", "other", "photos", "other"):
+        assert infer(source, "--labelme", "labels", "--labelme-overwrite") == 0
+    images = {path.name: read(path)["imagePath"] for path in Path("labels").iterdir()}
+    assert images == {
+        "a b.json": "../photos/a b.png",
+        "b.json": "../photos/b.png",
+        "b_2.json": "../other/b.png",
+        "c.json": "../photos/c.png",
+    }
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[1]", '{"imagePath": 7}', '{"imagePath": "a\\u0000"}', '{"imagePath": ""}']
+)
+def test_files_that_are_no_labelme_files_are_kept(place, content):
+    Path("labels").mkdir()
+    Path("labels/c.json").write_text(content)
+    assert infer("photos/c.png", "--labelme", "labels") == 0
+    assert Path("labels/c.json").read_text() == content and len(list(Path("labels").iterdir())) == 1
 
 
 @pytest.mark.parametrize("options", [(), ("--polygons",), ("--polygons", "--polygon-tolerance", 0)])
@@ -104,19 +126,19 @@ def test_a_resumed_run_gives_the_same_files(place, options):
 
 def test_tasks_of_label_studio(place, capsys):
     Path("photos/d.png").write_text("no image")
-    prefix = "/data/local-files/?d=shop/"
+    prefix = "/data/local-files/?d=shop"
     assert infer("photos", "other", "--label-studio", "new/tasks.json", "--label-studio-prefix", prefix) == 1
-    assert "new/tasks.json, new/tasks.xml" in capsys.readouterr().out
+    assert "new/tasks.json, new/tasks.label_config.xml" in capsys.readouterr().out
     tasks = read("new/tasks.json")
     names = ["photos/a%20b.png", "photos/b.png", "photos/c.png", "other/b.png"]
-    assert [task["data"] for task in tasks] == [{"image": prefix + name} for name in names]
+    assert [task["data"] for task in tasks] == [{"image": f"{prefix}/{name}"} for name in names]
     for task, name in zip(tasks, names, strict=True):
         expected = result_of(name.replace("%20", " ")).to_label_studio(model_version="m.onnx")
         assert task["predictions"] == [expected] and len(expected["result"])
-    assert "<BrushLabels" in Path("new/tasks.xml").read_text()
+    assert "<BrushLabels" in Path("new/tasks.label_config.xml").read_text()
     assert infer("photos/b.png", "--label-studio", "tasks.json", "--polygons") == 0
     assert read("tasks.json")[0]["predictions"][0]["result"][0]["type"] == "polygonlabels"
-    assert "<PolygonLabels" in Path("tasks.xml").read_text()
+    assert "<PolygonLabels" in Path("tasks.label_config.xml").read_text()
 
 
 def test_tasks_go_to_standard_output(place, capsys):
@@ -130,7 +152,7 @@ def test_without_an_image_the_files_of_before_are_kept(place):
     Path("tasks.json").write_text("before")
     Path("broken.png").write_text("no image")
     assert infer("broken.png", "--label-studio", "tasks.json", "--labelme", "labels") == 1
-    assert Path("tasks.json").read_text() == "before" and not Path("tasks.xml").exists()
+    assert Path("tasks.json").read_text() == "before" and not Path("tasks.label_config.xml").exists()
 
 
 @pytest.mark.parametrize(

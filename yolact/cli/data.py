@@ -106,13 +106,14 @@ def _parser() -> Parser:
     anchors.add_argument(
         "--config", default="yolact_base", help="configuration to compare with and to change"
     )
-    anchors.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="any setting, such as model.input_size=400",
-    )
+    for command in (show, anchors):
+        command.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="any setting, such as model.input_size=400",
+        )
     anchors.add_argument(
         "--scales",
         type=int,
@@ -233,7 +234,7 @@ def _show(args: argparse.Namespace) -> int:
         raise UsageError(f"--seed {args.seed}, --epoch {args.epoch}; allowed: 0 or more")
     if args.count < 1:
         raise UsageError(f"--count {args.count}; allowed: 1 or more")
-    config = get_config(args.config)
+    config = override(get_config(args.config), args.set)
     model = config.model
     augment = replace(config.augment, enabled=True) if args.augment else None
     dataset = CocoDataset(args.images, args.annotations, model, classes, augment, args.seed)

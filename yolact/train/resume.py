@@ -107,7 +107,10 @@ def check_changes(saved: Config, given: Config, path: Path) -> str:
             )
     lines = [f"{name} {old} -> {new}" for name, (old, new) in changes.items()]
     before, after = saved.dataset, given.dataset
-    if before != after:
+    for name, (old, new) in differences(before, after, "dataset.").items():
+        if name in ("dataset.crowd_as_instances", "dataset.other_classes"):
+            lines.append(f"{name} {old} -> {new}")
+    if before.train_annotations != after.train_annotations:
         lines.append(f"dataset {before.train_annotations} -> {after.train_annotations}")
     return ", ".join(lines)
 

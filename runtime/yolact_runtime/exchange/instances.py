@@ -70,7 +70,9 @@ def instances_of(
         mask = segmentation if isinstance(segmentation, list) else region_of(segmentation)
         if not isinstance(mask, Region) or len(mask.edges):
             label = names.get(entry["category_id"], default)
-            found.append(Instance(label, entry["score"], mask, entry.get("track_id")))
+            track = entry.get("track_id")
+            track = None if track is None or track < 0 else track
+            found.append(Instance(label, entry["score"], mask, track))
     return found
 
 

@@ -96,7 +96,12 @@ def label_studio_config(
 
 
 def image_address(prefix: str, name: str) -> str:
-    """The address of an image: `prefix` and its file name, quoted unless the prefix is of a bucket (s3://)."""
+    """The address of an image: `prefix` and its file name, quoted unless the prefix is of a bucket (s3://).
+
+    A slash comes between them if the prefix ends in neither `/` nor `=`.
+    """
+    if prefix and not prefix.endswith(("/", "=")):
+        prefix += "/"
     web = "://" not in prefix or prefix.startswith(("http://", "https://"))
     return prefix + (quote(name, errors="surrogateescape") if web else name)
 

@@ -44,6 +44,7 @@ def run_pipeline(
 
     Raises:
         YolactError: the error that ended the run.
+        UsageError: the engine does not have a class of the settings; then nothing is read, written or closed.
         KeyboardInterrupt: Ctrl-C, after the frames in flight are written; a second one drops these, too.
     """
     run = Run(source, engine, sinks, settings or PipelineSettings(), stats or RunStats())

@@ -30,8 +30,9 @@ log = logging.getLogger(__name__)
 class LabelStudioSink(Sink):
     """A JSON list of tasks, which grows under a temporary name until `close`, and the labeling interface.
 
-    A task is `{"data": {"image": address}, "predictions": [prediction]}`. The interface is `tasks.xml` next
-    to `tasks.json`; standard output, a pipe or a device gets the tasks only.
+    A task is `{"data": {"image": address}, "predictions": [prediction]}`. The interface is
+    `tasks.label_config.xml` next to `tasks.json`, as Label Studio's converter names it. Standard output, a
+    pipe or a device gets the tasks only.
 
     Args:
         path: The file of tasks.
@@ -132,4 +133,4 @@ class LabelStudioSink(Sink):
 
 def label_studio_paths(path: Path) -> list[Path]:
     """The files of tasks (`path` itself) and of the interface; the first only for a pipe or device."""
-    return [path] if stream_of(path) is not None else [path, path.with_suffix(".xml")]
+    return [path] if stream_of(path) is not None else [path, path.with_suffix(".label_config.xml")]

@@ -13,7 +13,9 @@ import numpy as np
 
 from yolact_runtime.errors import UsageError, YolactError, counted
 from yolact_runtime.exchange.instances import TOLERANCE
+from yolact_runtime.files import is_file, read_json
 from yolact_runtime.frames import Frame, Sink, Source
+from yolact_runtime.outputs import identity_of
 from yolact_runtime.results import Result
 from yolact_runtime.sinks.items import write_item
 from yolact_runtime.sinks.names import FreeNames, no_source
@@ -26,10 +28,11 @@ class LabelmeSink(Sink):
     """A labelme file for each image; one that is there is kept, as it may have been corrected by hand.
 
     Args:
-        folder: Folder of the files; `a.jpg` gets `a.json`. It may be the folder of the images.
+        folder: Folder of the files; `a.jpg` gets `a.json`, or `a_2.json` if that is of another image. It may
+            be the folder of the images.
         masks: Exact masks instead of polygons.
         tolerance: Of the polygons, in pixels.
-        overwrite: Replace files that are there.
+        overwrite: Replace files of the same images that are there.
         is_source: As for `FreeNames`.
 
     Attributes:
@@ -65,6 +68,8 @@ class LabelmeSink(Sink):
 
     def write(self, frame: Frame, prepared: bytes) -> None:
         path = self._names.take(frame, ".json")
+        while _is_of_another(path, frame.path):
+            path = self._names.take(frame, ".json")
         if not self._overwrite and os.path.lexists(path):
             self.kept += 1
         else:
@@ -74,10 +79,21 @@ class LabelmeSink(Sink):
         """Say how many files were kept."""
         if self.kept and not self._closed:
             log.warning(
-                "%s: kept %s that were there before; --labelme-overwrite replaces such files",
+                "%s: kept %s; --labelme-overwrite replaces those that are there",
                 self._folder, counted(self.kept, "labelme file"),
             )  # fmt: skip
         self._closed = True
+
+
+def _is_of_another(path: Path, image: Path) -> bool:
+    """Whether a file is the labelme file of another image, such as one of the same name in another folder."""
+    if not is_file(path):
+        return False
+    try:
+        other = path.parent / read_json(path, "labelme file")["imagePath"]
+    except (YolactError, TypeError, KeyError):
+        return False
+    return is_file(other) and identity_of(other) != identity_of(image)
 
 
 def image_path(image: Path, folder: Path) -> str:

@@ -13,6 +13,7 @@ from fake_engine import FakeEngine
 
 from yolact_bench.measure.stages import EngineCandidate
 from yolact_bench.measure.suite import SCHEMA, Report, Settings, measure, with_extras
+from yolact_bench.report.tables import input_text, report_tables
 from yolact_runtime.errors import UsageError
 
 QUICK = Settings(seconds=0.01, runs=6)
@@ -118,6 +119,17 @@ def test_json_keeps_to_its_schema(report: Report) -> None:
     assert set(content["engines"][1]["batches"][0]["alone"]["ratio"]) == {"value", "low", "high"}
 
 
+def test_an_input_that_is_not_square(images, findings) -> None:
+    engine = FakeEngine(findings)
+    engine.metadata = dataclasses.replace(engine.metadata, input_size=(48, 80))
+    report = measure([EngineCandidate("wide", engine)], images, QUICK)
+    content = json.loads(json.dumps(report.to_json()))
+    jsonschema.validate(content, schema())
+    assert content["engines"][0]["input_size"] == [48, 80]
+    assert [input_text(one) for one in report.engines] == ["48x80 px"]
+    assert report_tables(report)["engines"].rows[0][4] == "48x80 px"
+
+
 def test_the_schema_refuses_what_is_no_report(report: Report) -> None:
     def broken(change) -> dict:
         content = json.loads(json.dumps(report.to_json()))
@@ -129,6 +141,7 @@ def test_the_schema_refuses_what_is_no_report(report: Report) -> None:
         lambda content: content["engines"][0]["batches"][0]["alone"].pop("samples_us"),
         lambda content: content["engines"][0]["batches"][0]["alone"].update(median="3"),
         lambda content: content["engines"][0].update(cold={"load_ms": 1}),
+        lambda content: content["engines"][0].update(input_size=[48]),
         lambda content: content.update(schema="yolact-bench/1"),
     ):
         with pytest.raises(jsonschema.ValidationError):

@@ -156,6 +156,9 @@ def test_wrong_use_is_one_line(checkout: Path, weights: Path, tmp_path: Path, im
     evil = dataclasses.replace(LIKE, config="__import__('os').abort() or yolact_base")
     with pytest.raises(UsageError, match="the original has no configuration __import__"):
         OriginalCandidate(checkout, weights, evil, 1)
+    wide = dataclasses.replace(LIKE, input_size=(384, 640))
+    with pytest.raises(UsageError, match="has an input of 384x640; the original takes squares only"):
+        OriginalCandidate(checkout, weights, wide, 1)
     with pytest.raises(YolactError, match=r"--weights .*none\.pth does not exist"):
         OriginalCandidate(checkout, tmp_path / "none.pth", LIKE, 1)
     with pytest.raises(YolactError, match=r"--original .*: not a checkout of github\.com/dbolya/yolact"):

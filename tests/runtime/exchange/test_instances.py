@@ -1,5 +1,7 @@
 """Outlines for people to edit."""
 
+import sys
+
 import cv2
 import numpy as np
 import pytest
@@ -43,11 +45,12 @@ def test_outlines_are_within_their_tolerance_of_the_mask(seed, tolerance):
 
 
 def test_entries_of_results_give_the_same_instances():
-    result = scene(2)
+    result = scene(2, tracks=np.array([4, 9, 1, -1, 2, 3]))
     names = dict(zip(result.class_ids, result.class_names, strict=True))
     for polygons in (False, True):
         found = instances_of(result.to_coco(1, polygons=polygons), names)
         assert [one.label for one in found] == result.names[:-1]  # the last mask is empty
+        assert [one.track_id for one in found] == [4, 9, 1, None, 2]
         for one, region, mask in zip(found, result.regions, result.masks, strict=False):
             expected = Instance("x", 1.0, region)
             for a, b in zip(one.outlines(1.0), expected.outlines(1.0), strict=True):
@@ -66,3 +69,14 @@ def test_wrong_tolerances_are_refused(tolerance):
         scene().to_labelme("a.png", tolerance=tolerance)
     with pytest.raises(YolactError):
         scene().to_label_studio(polygons=True, tolerance=tolerance)
+
+
+@pytest.mark.parametrize("package", ["supervision", "fiftyone"])
+def test_a_missing_package_is_one_line_that_installs_it(package, monkeypatch):
+    for name in [one for one in sys.modules if one.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(YolactError) as caught:
+        getattr(scene(), f"to_{package}")()
+    assert str(caught.value).startswith(f"Result.to_{package}() (no module '{package}') needs packages")
+    assert f"[{package}]" in str(caught.value) and "pip install" in str(caught.value)

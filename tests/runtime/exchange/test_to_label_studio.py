@@ -132,4 +132,5 @@ def test_addresses_are_quoted_except_in_buckets():
     )
     assert image_address("https://host/", "b c.jpg") == "https://host/b%20c.jpg"
     assert image_address("s3://bucket/", "b c.jpg") == "s3://bucket/b c.jpg"
+    assert image_address("https://host/in", "b.jpg") == "https://host/in/b.jpg"
     assert image_address("", "\udcff.jpg") == "%FF.jpg"

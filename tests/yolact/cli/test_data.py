@@ -99,6 +99,13 @@ def test_show_draws_what_the_network_sees(shapes: DatasetConfig, tmp_path: Path)
     assert len(list((tmp_path / "all").iterdir())) == 12
 
 
+def test_show_draws_inputs_that_are_not_square(shapes: DatasetConfig, tmp_path: Path) -> None:
+    options = ["--images", shapes.train_images, "--count", "1", "--set", "model.input_size=[96,160]"]
+    assert main(["show", shapes.train_annotations, *options, "--output", str(tmp_path / "out")]) == 0
+    (picture,) = (tmp_path / "out").iterdir()
+    assert cv2.imread(str(picture)).shape == (480, 800, 3)
+
+
 def test_show_draws_augmented_samples(shapes: DatasetConfig, tmp_path: Path, capsys) -> None:
     def pictures(*extra: str) -> dict[str, bytes]:
         folder = tmp_path / "-".join(("out", *extra))

@@ -63,7 +63,7 @@ def test_debug_batch_needs_a_saved_batch(tmp_path: Path, capsys: Capture) -> Non
 
 def test_a_damaged_batch_is_one_line(shapes: Path, tmp_path: Path, capsys: Capture) -> None:
     config = get_config("yolact_tiny")
-    data = replace(config.model, input_size=64)
+    data = replace(config.model, input_size=(48, 80), proto_scale=0.5)
     model = Yolact(replace(config, model=data))
     samples = CocoDataset(shapes / "train", shapes / "annotations/instances_train.json", data, config.classes)
     path = tmp_path / "batch.pt"
@@ -72,7 +72,8 @@ def test_a_damaged_batch_is_one_line(shapes: Path, tmp_path: Path, capsys: Captu
     content = torch.load(path, weights_only=True)
     target = content["targets"][0]
     changes: list[dict[str, Any]] = [
-        {"config": 3}, {"model": {}}, {"images": 3}, {"images": torch.zeros(0, 3, 64, 64)}, {"lr": None},
+        {"config": 3}, {"model": {}}, {"images": 3}, {"images": torch.zeros(0, 3, 48, 80)}, {"lr": None},
+        {"images": content["images"].mT},
         {"images": content["images"].double()}, {"image_ids": [1]}, {"losses": {"box": [1]}},
         {"losses": torch.zeros(2)},
         {"targets": None}, {"iteration": "x"},
