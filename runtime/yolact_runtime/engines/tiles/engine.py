@@ -167,5 +167,15 @@ def _part(image: np.ndarray, window: Window) -> np.ndarray:
 
 
 def tiled(engine: Engine, tile: int = 640, overlap: float = OVERLAP, full: bool = True) -> TiledEngine:
-    """`engine` on overlapping tiles of images larger than `tile` pixels; arguments as for `TiledEngine`."""
+    """An engine for large images: it cuts them into overlapping tiles and merges what is found.
+
+    Args:
+        engine: Runs the tiles; closed with the one returned.
+        tile: Longer side of a tile in pixels. Images that are not larger are run as they are.
+        overlap: Neighbours share at least this share of a tile, 0..0.9.
+        full: Run the whole image, too, for objects larger than a tile.
+
+    Raises:
+        UsageError: a value out of its range.
+    """
     return TiledEngine(engine, tile, overlap, full)
