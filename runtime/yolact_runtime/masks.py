@@ -59,8 +59,8 @@ class Region(NamedTuple):
         return (column - self.x) * self.height + row - self.y
 
 
-# Instances processed at once; limits the memory for large images.
-_CHUNK = 32
+# Instances processed at once, and fewer in large images: values that their masks may take, 64 MB.
+_CHUNK, _VALUES = 32, 16_000_000
 
 
 def crop_bounds(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -126,8 +126,9 @@ def box_masks(
     rows, columns = prototypes.shape[:2]
     bounds = crop_bounds(boxes, rows, columns).tolist()
     regions: list[Region] = []
-    for start in range(0, len(bounds), _CHUNK):
-        some = slice(start, start + _CHUNK)
+    chunk = max(1, min(_CHUNK, _VALUES // (width * (rows + 2))))
+    for start in range(0, len(bounds), chunk):
+        some = slice(start, start + chunk)
         with np.errstate(over="ignore"):  # once: it takes as long as a small mask's exponentials
             lines = [
                 _lines(prototypes, row, bound, height, width)

@@ -2,6 +2,8 @@
 
 import itertools
 import logging
+import threading
+import time
 from pathlib import Path
 
 import cv2
@@ -246,6 +248,37 @@ def test_everything_else_is_the_engine_itself():
         wrapped.stage_timer = timer = lambda stage: None
         assert engine.stage_timer is timer is wrapped.stage_timer
     assert engine.closed
+
+
+def test_closing_waits_for_the_batch_under_way_and_runs_no_more_tiles():
+    started, go_on, errors = threading.Event(), threading.Event(), []
+
+    class Slow(ExactEngine):
+        def predict_prepared(self, *arguments):
+            started.set()
+            assert go_on.wait(10) and not self.closed
+            return super().predict_prepared(*arguments)
+
+    def predict():
+        with pytest.raises(YolactError) as error:
+            engine.predict([Scene().image])
+        errors.append(str(error.value))
+
+    slow = Slow(max_batch=1)
+    engine = tiled(slow, TILE)
+    caller = threading.Thread(target=predict)
+    caller.start()
+    assert started.wait(10)
+    closer = threading.Thread(target=engine.close)
+    closer.start()
+    while not engine._closed:
+        time.sleep(0.001)
+    assert not slow.closed
+    go_on.set()
+    caller.join(10)
+    closer.join(10)
+    assert slow.closed and len(slow.shown) == 1
+    assert errors == ["the engine was closed before all tiles were run"]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -12,7 +13,11 @@ from yolact_runtime.detections import Detections
 from yolact_runtime.engines.base import Engine
 from yolact_runtime.engines.tiles.merge import View, merge, views_of
 from yolact_runtime.engines.tiles.windows import OVERLAP, Window, check_tiles, windows
+from yolact_runtime.errors import YolactError
 from yolact_runtime.results import Result
+
+# Seconds that closing waits for batches that are under way.
+_PATIENCE = 10.0
 
 
 class TiledEngine(Engine):
@@ -35,6 +40,7 @@ class TiledEngine(Engine):
     def __init__(self, engine: Engine, tile: int, overlap: float = OVERLAP, full: bool = True) -> None:
         check_tiles(tile, overlap)
         self._engine, self._overlap, self._full = engine, float(overlap), full
+        self._running, self._closed, self._idle = 0, False, threading.Condition()
         # As wide for its height as the network's input, so that a tile is not distorted.
         sides = engine.metadata.input_shape
         self._height, self._width = (max(1, round(tile * side / max(sides))) for side in sides)
@@ -82,7 +88,8 @@ class TiledEngine(Engine):
         results: dict[int, Result] = {}
         if small:
             inputs, of_inputs = [prepared[index] for index in small], [sizes[index] for index in small]
-            found = self._engine.predict_prepared(inputs, of_inputs, score_threshold, top_k, classes)
+            with self._open():
+                found = self._engine.predict_prepared(inputs, of_inputs, score_threshold, top_k, classes)
             results.update(zip(small, found, strict=True))
         cuts = {index: self._windows(sizes[index]) for index in large}
         views: dict[int, list[View]] = {index: [] for index in large}
@@ -104,10 +111,29 @@ class TiledEngine(Engine):
         prepared = [self._engine.prepare(tile) for tile in tiles]
         sizes = [(tile.shape[0], tile.shape[1]) for tile in tiles]
         most = self.metadata.max_detections
-        return self._engine.predict_prepared(prepared, sizes, score_threshold, most, classes)
+        with self._open():
+            return self._engine.predict_prepared(prepared, sizes, score_threshold, most, classes)
 
     def close(self) -> None:
+        """Close the engine after the batch under way; a call that has more tiles to run fails."""
+        with self._idle:
+            self._closed = True
+            self._idle.wait_for(lambda: not self._running, _PATIENCE)
         self._engine.close()
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[None]:
+        """Keep the engine open for a batch."""
+        with self._idle:
+            if self._closed:
+                raise YolactError("the engine was closed before all tiles were run")
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._running -= 1
+                self._idle.notify_all()
 
     def _cuts(self, size: Sequence[int]) -> bool:
         return size[0] > self._height or size[1] > self._width
@@ -141,5 +167,15 @@ def _part(image: np.ndarray, window: Window) -> np.ndarray:
 
 
 def tiled(engine: Engine, tile: int = 640, overlap: float = OVERLAP, full: bool = True) -> TiledEngine:
-    """`engine` on overlapping tiles of images larger than `tile` pixels; arguments as for `TiledEngine`."""
+    """An engine for large images: it cuts them into overlapping tiles and merges what is found.
+
+    Args:
+        engine: Runs the tiles; closed with the one returned.
+        tile: Longer side of a tile in pixels. Images that are not larger are run as they are.
+        overlap: Neighbours share at least this share of a tile, 0..0.9.
+        full: Run the whole image, too, for objects larger than a tile.
+
+    Raises:
+        UsageError: a value out of its range.
+    """
     return TiledEngine(engine, tile, overlap, full)
