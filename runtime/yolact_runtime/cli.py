@@ -98,7 +98,7 @@ def _add_labelling_options(parser: Parser) -> None:
     add("--labelme-masks", action="store_true", help="exact masks instead of polygons in the labelme files")
     add("--labelme-overwrite", action="store_true", help="replace labelme files that are there")
     add("--label-studio", type=Path, metavar="FILE",
-        help="tasks for Label Studio with brush masks, or --polygons, and a labeling interface")  # fmt: skip
+        help="tasks for Label Studio with brush masks or --polygons, and its labeling interface")  # fmt: skip
     add("--label-studio-prefix", default="/data/local-files/?d=", metavar="URL",
         help="what the addresses of the images in Label Studio begin with")  # fmt: skip
     add("--polygon-tolerance", default=1.0, type=float, metavar="PIXELS",

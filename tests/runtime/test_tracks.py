@@ -180,6 +180,13 @@ def test_no_and_many_instances():
     assert sorted(tracks) == list(range(1, len(many) + 1))
 
 
+def test_boxes_without_an_area_have_no_track():
+    tracker = Tracker()
+    for _ in range(3):
+        tracks = ids_of(tracker, [[WIDTH, 10, WIDTH + 50, 60], [100, 100, 100, 100], [20, 20, 90, 90]])
+    assert tracks == [-1, -1, 1]
+
+
 @pytest.mark.parametrize(("setting", "value"), [("memory", -1), ("memory", np.nan), ("score", 1.5)])
 def test_settings_out_of_range(setting, value):
     with pytest.raises(UsageError, match=str(value)):

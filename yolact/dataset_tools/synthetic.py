@@ -113,7 +113,7 @@ def make_shapes_dataset(
     Args:
         root: folder to write to; an older shapes dataset in it is replaced.
         train_images, val_images: how many images, 1 or more.
-        image_size: typical height and width in pixels, 48 to 8192; images vary by a fifth around it.
+        image_size: typical height and width in pixels, each at least 48; images vary by a fifth around it.
         seed: of everything random.
         category_ids: one for each of circle, square, triangle (or of the first one or two of them).
         max_instances: the most shapes in an image, besides crowds.

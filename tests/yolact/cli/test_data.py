@@ -21,7 +21,7 @@ def shapes(tmp_path: Path) -> DatasetConfig:
 
 
 def test_shapes_then_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    size = ["--image-size", "100", "140", "--diameter", "20", "40", "--max-instances", "6"]
+    size = ["--image-size", "100x140", "--diameter", "20", "40", "--max-instances", "6"]
     assert main(["shapes", str(tmp_path / "s"), "--train", "4", "--val", "2", "--seed", "3", *size]) == 0
     path = tmp_path / "s" / "annotations" / "instances_train.json"
     found = main(["check", str(path), "--images", str(tmp_path / "s" / "train")])
