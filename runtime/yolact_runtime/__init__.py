@@ -32,7 +32,7 @@ __all__ = [
     "tiled",
 ]
 
-# ONNX Runtime and OpenVINO report their use to their makers. OpenVINO does so when it is imported, by a forked
+# ONNX Runtime and OpenVINO report their use to their makers. OpenVINO does so at its import, by a forked
 # process, which can keep this one from ending.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
