@@ -123,11 +123,11 @@ def _summarise(stats: RunStats, outputs: list[Outputs], source: Source, args: ar
         print_line("; ".join(summary + outputs[0].written()), out)
         return
     print_line("; ".join(summary), out)
-    for lane, one in zip(source.lanes, outputs, strict=True):
-        counts = _counts(stats.of(lane.numbers))
-        more = [f"{lane.dropped} dropped"] if lane.dropped else []
-        more += [counted(lane.reconnects, "reconnection")] if lane.reconnects else []
-        print_line(f"{lane.name}: {'; '.join([counts, *more, *one.written()])}", out)
+    for feed, one in zip(source.feeds, outputs, strict=True):
+        counts = _counts(stats.of(feed.numbers))
+        more = [f"{feed.dropped} dropped"] if feed.dropped else []
+        more += [counted(feed.reconnects, "reconnection")] if feed.reconnects else []
+        print_line(f"{feed.name}: {'; '.join([counts, *more, *one.written()])}", out)
 
 
 def _counts(stats: RunStats | SourceStats) -> str:

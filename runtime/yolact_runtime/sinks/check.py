@@ -63,9 +63,9 @@ def each_source(args: argparse.Namespace, source: Source) -> list[tuple[argparse
     """The sources that have outputs of their own, with the options of each."""
     if not isinstance(source, SimultaneousSource):
         return [(args, source)]
-    names = source_names(lane.name for lane in source.lanes)
+    names = source_names(feed.name for feed in source.feeds)
     return [
-        (options_of_source(args, name), lane.source) for name, lane in zip(names, source.lanes, strict=True)
+        (options_of_source(args, name), feed.source) for name, feed in zip(names, source.feeds, strict=True)
     ]
 
 

@@ -28,13 +28,13 @@ class RoutingSink(Sink):
 
     Args:
         source: What the frames are from.
-        sinks: One for each of `source.lanes`; None if nothing is written for it.
+        sinks: One for each of `source.feeds`; None if nothing is written for it.
     """
 
     def __init__(self, source: SimultaneousSource, sinks: Sequence[Sink | None]) -> None:
         self._sinks = [sink for sink in sinks if sink is not None]
         self._by_source = {
-            number: sink for lane, sink in zip(source.lanes, sinks, strict=True) for number in lane.numbers
+            number: sink for feed, sink in zip(source.feeds, sinks, strict=True) for number in feed.numbers
         }
 
     def prepare(self, frame: Frame, image: np.ndarray, result: Result) -> Any:

@@ -59,7 +59,7 @@ class ChainSource(Source):
 
 
 @dataclass(eq=False)
-class Lane:
+class Feed:
     """One of the sources of a `SimultaneousSource`.
 
     Attributes:
@@ -90,16 +90,16 @@ class SimultaneousSource(Source):
     fails ends with a frame that cannot be read, as in a `ChainSource`; the others go on.
 
     Attributes:
-        lanes: The sources, with their names and counts.
+        feeds: The sources, with their names and counts.
     """
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self.sources = sources
-        self.lanes: list[Lane] = []
+        self.feeds: list[Feed] = []
         first = 0
         for source in sources:
             count = len(source.sources) if isinstance(source, ChainSource) else 1
-            self.lanes.append(Lane(source, name_of(source), range(first, first + count)))
+            self.feeds.append(Feed(source, name_of(source), range(first, first + count)))
             first += count
         self.total = _total(sources)
         self.live = any(source.live for source in sources)
@@ -114,8 +114,8 @@ class SimultaneousSource(Source):
     def __iter__(self) -> Iterator[Frame]:
         """The frames of all sources; no source gets two turns while another one waits."""
         threads = [
-            threading.Thread(target=self._read, args=(lane,), daemon=True, name=f"source {lane.name}")
-            for lane in self.lanes
+            threading.Thread(target=self._read, args=(feed,), daemon=True, name=f"source {feed.name}")
+            for feed in self.feeds
         ]
         for thread in threads:
             thread.start()
@@ -142,65 +142,65 @@ class SimultaneousSource(Source):
             source.close()
 
     def _take(self, turn: int) -> tuple[int, Frame] | None:
-        """The lane after the next frame's, and the frame, starting with lane `turn`; None at the end."""
-        count = len(self.lanes)
+        """The feed after the next frame's, and the frame, starting with feed `turn`; None at the end."""
+        count = len(self.feeds)
         with self._changed:
             while not self._closed:
                 for number in range(turn, turn + count):
-                    lane = self.lanes[number % count]
-                    if lane.waiting:
-                        frame = lane.waiting.popleft()
+                    feed = self.feeds[number % count]
+                    if feed.waiting:
+                        frame = feed.waiting.popleft()
                         self._changed.notify_all()
                         return (number + 1) % count, frame
-                if all(lane.ended for lane in self.lanes):
+                if all(feed.ended for feed in self.feeds):
                     return None
                 self._changed.wait()
         return None
 
-    def _read(self, lane: Lane) -> None:
+    def _read(self, feed: Feed) -> None:
         """Read one source in its own thread."""
         index = 0
         failure: YolactError | None = None
         try:
-            for frame in lane.source:
+            for frame in feed.source:
                 index = frame.index + 1
-                if not self._put(lane, frame):
+                if not self._put(feed, frame):
                     return
         except YolactError as error:
             failure = error
         except Exception as error:  # of any library: the other sources go on
-            log.debug("source %s", lane.name, exc_info=True)
-            failure = YolactError(f"{lane.name} failed: {type(error).__name__}: {first_line(error)}")
+            log.debug("source %s", feed.name, exc_info=True)
+            failure = YolactError(f"{feed.name} failed: {type(error).__name__}: {first_line(error)}")
         finally:
-            lane.source.close()
+            feed.source.close()
             with self._changed:
                 if failure is not None:
-                    lane.waiting.append(self._own(lane, failed_frame(index, lane.name, failure)))
-                lane.ended = True
+                    feed.waiting.append(self._own(feed, failed_frame(index, feed.name, failure)))
+                feed.ended = True
                 self._changed.notify_all()
 
-    def _put(self, lane: Lane, frame: Frame) -> bool:
+    def _put(self, feed: Feed, frame: Frame) -> bool:
         """Keep a frame for the pipeline, waiting or dropping the oldest one; False if all is closed."""
-        live = lane.source.live
+        live = feed.source.live
         drops = live if self._drop_late is None else self._drop_late
         most = _LIVE if live else _WAITING
         with self._changed:
-            while len(lane.waiting) >= most and not self._closed:
+            while len(feed.waiting) >= most and not self._closed:
                 if drops:
-                    lane.waiting.popleft()
-                    lane.dropped += 1
+                    feed.waiting.popleft()
+                    feed.dropped += 1
                     self.dropped += 1
                 else:
                     self._changed.wait()
             if self._closed:
                 return False
-            lane.waiting.append(self._own(lane, frame))
+            feed.waiting.append(self._own(feed, frame))
             self._changed.notify_all()
         return True
 
-    def _own(self, lane: Lane, frame: Frame) -> Frame:
+    def _own(self, feed: Feed, frame: Frame) -> Frame:
         """A frame of one source as one of several."""
-        return replace(frame, source=lane.numbers[frame.source], source_index=frame.index)
+        return replace(frame, source=feed.numbers[frame.source], source_index=frame.index)
 
 
 def name_of(source: Source) -> str:

@@ -66,7 +66,7 @@ def test_all_are_read_at_the_same_time_and_each_in_order():
     for number, name in enumerate("abc"):
         assert [frame.name for frame in of(frames, number)] == [f"{name}#{i}" for i in range(5)]
         assert [frame.source_index for frame in of(frames, number)] == list(range(5))
-    assert [lane.name for lane in source.lanes] == list("abc") and source.dropped == 0
+    assert [feed.name for feed in source.feeds] == list("abc") and source.dropped == 0
     assert not [t for t in threading.enumerate() if t.name.startswith("source ")]
 
 
@@ -75,7 +75,7 @@ def test_they_take_turns():
     frames, taken = iter(source), []
     for _ in range(12):
         taken.append(next(frames).source)
-        wait_for(lambda: all(lane.waiting for lane in source.lanes))
+        wait_for(lambda: all(feed.waiting for feed in source.feeds))
     assert taken[3:] == [number % 3 for number in range(taken[3], taken[3] + 9)]
     frames.close()
 
@@ -91,8 +91,8 @@ def test_of_live_ones_the_newest_is_kept_and_others_wait():
     assert file.yielded <= 5  # it does not run ahead
     rest = [first, *frames]
     assert of(rest, 0)[-1].source_index == 99 and len(of(rest, 0)) <= 2
-    assert source.lanes[0].dropped == source.dropped == 100 - len(of(rest, 0))
-    assert [frame.source_index for frame in of(rest, 1)] == list(range(20)) and not source.lanes[1].dropped
+    assert source.feeds[0].dropped == source.dropped == 100 - len(of(rest, 0))
+    assert [frame.source_index for frame in of(rest, 1)] == list(range(20)) and not source.feeds[1].dropped
     assert [frame.index for frame in rest] == list(range(len(rest)))
 
 
@@ -136,8 +136,8 @@ def test_one_that_dies_is_a_failed_frame_and_the_others_go_on(error):
 def test_numbers_of_sources_in_a_chain():
     chain = ChainSource([Scripted("x", 2), Scripted("y", 1)])
     source = SimultaneousSource([Scripted("a", 1), chain, Scripted("b", 1)])
-    assert [list(lane.numbers) for lane in source.lanes] == [[0], [1, 2], [3]]
-    assert [lane.name for lane in source.lanes] == ["a", "files", "b"]
+    assert [list(feed.numbers) for feed in source.feeds] == [[0], [1, 2], [3]]
+    assert [feed.name for feed in source.feeds] == ["a", "files", "b"]
     found = {(frame.name, frame.source, frame.source_index) for frame in source}
     assert found == {("a#0", 0, 0), ("x#0", 1, 0), ("x#1", 1, 1), ("y#0", 2, 2), ("b#0", 3, 0)}
     assert [one.name for one in leaves(source)] == ["a", "x", "y", "b"]
@@ -150,11 +150,11 @@ def test_cameras_among_files(tmp_path, monkeypatch):
     patient = CameraSettings(attempts=99)
     source = open_source(["a.png", "0", "b.png", "camera:3"], camera=patient)
     assert isinstance(source, SimultaneousSource)
-    assert [lane.name for lane in source.lanes] == ["camera:0", "camera:3", "files"]
-    assert [lane.source.live for lane in source.lanes] == [True, True, False]
-    assert source.lanes[0].source.settings is patient
+    assert [feed.name for feed in source.feeds] == ["camera:0", "camera:3", "files"]
+    assert [feed.source.live for feed in source.feeds] == [True, True, False]
+    assert source.feeds[0].source.settings is patient
     assert list(source_files(source)) == ["a.png", "b.png"] and image_folders(source) == {str(tmp_path)}
-    assert has_video(source) and not has_video(source.lanes[2].source)
+    assert has_video(source) and not has_video(source.feeds[2].source)
     assert not isinstance(open_source(["a.png", "b.png"]), SimultaneousSource)
 
 
@@ -175,7 +175,7 @@ def test_two_streams_of_which_one_is_cut_and_comes_back():
     for some, server in ((first[:-1], cut), (second, steady)):
         assert [frame.name for frame in some] == [f"{server.shown}#{i}" for i in range(len(some))]
         assert all(a.time < b.time for a, b in itertools.pairwise(some)) and some[0].time < 0.1
-    assert [lane.reconnects for lane in source.lanes] == [1, 0]
+    assert [feed.reconnects for feed in source.feeds] == [1, 0]
     with pytest.raises(YolactError, match="3 attempts to reconnect failed"):
         first[-1].read()
 
@@ -203,7 +203,7 @@ def test_two_rtsp_cameras_of_which_one_is_killed_and_comes_back():
         source.close()
         killed.kill()
         steady.kill()
-    assert [lane.reconnects for lane in source.lanes] == [1, 0]
+    assert [feed.reconnects for feed in source.feeds] == [1, 0]
     for number, camera in enumerate((killed, steady)):
         own = of(frames, number)
         assert all(frame.name.startswith(f"{camera.shown}#") for frame in own)
