@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # Seconds from one frame to the next where nothing says how many.
 _STEP = 1 / 30
+# The shortest step: frames of a burst have nearly equal times, and a pause after it would be a million steps.
+_SHORTEST = 1e-3
 # The latest distances of frames; what is usual among them is one step of the tracker.
 _DISTANCES = 31
 # Frames in a row that an object must be found in to become a track.
@@ -128,7 +130,7 @@ class Tracker:
         if distance > 0:
             self._distances.append(distance)
         # Of an even number the shorter one, so that a gap among the first frames is one.
-        usual = statistics.median_low(self._distances or [_STEP])
+        usual = max(_SHORTEST, statistics.median_low(self._distances or [_STEP]))
         steps = max(1, round(distance / usual))
         if distance < 0 or (steps > 1 and distance > self._settings.memory + usual):
             self._byte_track, self._ids = _byte_track(self._settings.score), {}

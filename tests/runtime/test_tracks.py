@@ -162,6 +162,16 @@ def test_equal_times_are_one_step_each():
     assert [ids_of(tracker, still, 0.0) for _ in range(3)] == [[-1], [1], [1]]
 
 
+def test_a_pause_after_a_burst_is_few_steps(monkeypatch):
+    tracker = Tracker()
+    steps = []
+    advance = Tracker._advance
+    monkeypatch.setattr(Tracker, "_advance", lambda *args: steps.append(1) or advance(*args))
+    for time in (0.0, 1e-7, 2e-7, 1.0):  # as of a video with damaged times: ten million steps
+        ids_of(tracker, [box(0, (10, 10), (0, 0))], time)
+    assert len(steps) <= 1010
+
+
 def test_what_is_kept_does_not_grow():
     tracker = Tracker(TrackSettings(memory=0.2))
     for step in range(600):

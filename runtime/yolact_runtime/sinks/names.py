@@ -125,7 +125,7 @@ class FreeNames:
             suffix: As for `take`; "" for `take_several`.
             endings: As for `take_several`.
         """
-        self._take(Path(line["image"]), line["image"], "time" in line, suffix, endings)
+        self._take(Path(line["image"]), line["image"], "time" in line, suffix, endings, carried=True)
 
     def give_back(self) -> None:
         """Free the name that was taken last, because nothing was written: a resumed run gives it again."""
@@ -136,17 +136,27 @@ class FreeNames:
                 self._numbers[key] = number
 
     def _take(
-        self, path: Path, name: str, moving: bool, suffix: str, endings: Sequence[str] = ("",)
+        self,
+        path: Path,
+        name: str,
+        moving: bool,
+        suffix: str,
+        endings: Sequence[str] = ("",),
+        carried: bool = False,
     ) -> list[Path]:
-        """The first free name for `path`, with each ending; a frame of a video takes its stem from `name`."""
+        """The first free name for `path`, with each ending; a frame of a video takes its stem from `name`.
+
+        The files of one that is `carried` are there already.
+        """
         stem = re.sub(r"[^\w.-]+", "_", PurePath(name).name) if moving else path.stem
         base = (stem + suffix).casefold()
         number = self._numbers.get(base, 0) + 1
+        kept = self._is_source if carried else self._is_kept
         while True:
             free = f"{stem}{suffix}" if number == 1 else f"{stem}_{number}{suffix}"
             key = free.casefold()
             targets = [self._folder / (free + ending) for ending in endings]
-            if (key == base or key not in self._numbers) and not any(map(self._is_kept, targets)):
+            if (key == base or key not in self._numbers) and not any(map(kept, targets)):
                 break
             number += 1
         self._before = {base: self._numbers.get(base), key: self._numbers.get(key)}

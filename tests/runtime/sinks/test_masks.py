@@ -139,6 +139,29 @@ def test_names_of_an_earlier_run_are_not_given_again(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a_2.png", "a_2_0_cat.png"]
 
 
+@pytest.mark.parametrize("theirs", [[], ["a.png"]])
+def test_names_of_a_resumed_run_are_those_of_one_that_was_never_killed(tmp_path, theirs):
+    # No file that is there is written over, as for a list of images; those of the killed run are there.
+    frames = list(Pictures(["x/a.png", "y/a.png", "z/a.png", "a_2.png"]))
+    given = []
+    for done in range(len(frames)):
+        folder = tmp_path / str(done)
+        folder.mkdir()
+        for name in theirs:
+            (folder / name).touch()
+        names = FreeNames(folder, None)
+        given.append([])
+        for index, frame in enumerate(frames):
+            if index == done:
+                names = FreeNames(folder, None)
+                for before in frames[:done]:
+                    names.carry({"image": before.name}, ".png")
+            path = names.take(frame, ".png")
+            path.touch()
+            given[-1].append(path.name)
+    assert all(one == given[0] for one in given)
+
+
 def test_no_source_is_written_over(tmp_path):
     (tmp_path / "a_1_cat.png").write_text("a source")
     names = FreeNames(tmp_path, {str(tmp_path)})
