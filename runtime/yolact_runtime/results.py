@@ -146,7 +146,7 @@ class Result:
             (0, 0, 4) for an empty mask.
 
         Raises:
-            YolactError: the image has another size.
+            YolactError: the image has another size or type.
             IndexError: there is no such row.
         """
         self._check_size(image)
@@ -290,7 +290,7 @@ class Result:
             image: (height, width, 3) uint8 BGR, the one that the instances were found in.
 
         Raises:
-            YolactError: the image has another size.
+            YolactError: the image has another size or type.
         """
         self._check_size(image)
         pairs = zip(self.names, self.mask_scores.tolist(), strict=True)
@@ -304,6 +304,9 @@ class Result:
         return draw_instances(image, self.regions, self.boxes, texts, list(map(track_colour, tracks)))
 
     def _check_size(self, image: np.ndarray) -> None:
+        if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
+            found = f"{image.shape} {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
+            raise YolactError(f"the image is {found}; (height, width, 3) uint8 BGR is needed")
         if image.shape[:2] != (self.height, self.width):
             raise YolactError(
                 f"the image is {image.shape[1]} x {image.shape[0]}, the result {self.width} x {self.height}"

@@ -60,7 +60,11 @@ def region_of(rle: dict[str, Any]) -> Region:
         raise ValueError(f"the runs of the RLE do not add up to {height} x {width} pixels")
     bounds = bounds[: len(bounds) // 2 * 2]  # an unset run at the end has no edges
     edges, times = np.unique(bounds, return_counts=True)
-    edges = edges[times % 2 == 1]  # an empty run begins and ends at the same pixel
+    return tight(edges[times % 2 == 1], height)  # an empty run begins and ends at the same pixel
+
+
+def tight(edges: np.ndarray, height: int) -> Region:
+    """The mask with these edges in an image of `height` rows, in the smallest rectangle around it."""
     if not len(edges):
         return Region(0, 0, 0, 0, height, edges)
     starts, lasts = edges[0::2], edges[1::2] - 1

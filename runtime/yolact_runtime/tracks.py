@@ -8,11 +8,11 @@ given to it as frames without detections.
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,10 +57,10 @@ class TrackSettings:
     score: float = 0.4
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.memory) and 0 <= self.memory <= 3600):
-            raise UsageError(f"the memory of tracks is {self.memory}; it must be in 0..3600 seconds")
-        if not 0 <= self.score <= 1:
-            raise UsageError(f"the score that begins a track is {self.score}; it must be in 0..1")
+        if not (isinstance(self.memory, Real) and 0 <= self.memory <= 3600):
+            raise UsageError(f"the memory of tracks is {self.memory!r}; it must be in 0..3600 seconds")
+        if not (isinstance(self.score, Real) and 0 <= self.score <= 1):
+            raise UsageError(f"the score that begins a track is {self.score!r}; it must be in 0..1")
 
 
 class Tracker:

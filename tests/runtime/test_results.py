@@ -141,6 +141,9 @@ def test_cutouts_have_the_mask_as_alpha():
         result.cutout(image, 4)
     with pytest.raises(YolactError, match="the image is 3 x 2, the result 200 x 100"):
         result.cutout(np.zeros((2, 3, 3), np.uint8), 0)
+    for other in (image[..., 0], np.dstack([image, image[..., 0]]), image.astype(np.float32), "a.jpg"):
+        with pytest.raises(YolactError, match="uint8 BGR is needed"):
+            result.cutout(other, 0)
 
 
 def test_the_representation_is_short():

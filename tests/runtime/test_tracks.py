@@ -197,7 +197,9 @@ def test_boxes_without_an_area_have_no_track():
     assert tracks == [-1, -1, 1]
 
 
-@pytest.mark.parametrize(("setting", "value"), [("memory", -1), ("memory", np.nan), ("score", 1.5)])
+@pytest.mark.parametrize(
+    ("setting", "value"), [("memory", -1), ("memory", np.nan), ("memory", "1"), ("score", 1.5)]
+)
 def test_settings_out_of_range(setting, value):
     with pytest.raises(UsageError, match=str(value)):
         TrackSettings(**{setting: value})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import cv2
@@ -11,7 +12,7 @@ from pycocotools import mask as coco_mask
 
 from yolact_runtime.errors import UsageError
 from yolact_runtime.masks import Region, polygons
-from yolact_runtime.rle import region_of
+from yolact_runtime.rle import region_of, tight
 
 # Exact outlines run along the borders of pixels, with two points for every step of a slope. One pixel beside
 # them, a tenth of the points is left.
@@ -35,9 +36,12 @@ class Instance(NamedTuple):
     track_id: int | None = None
 
     def region(self, height: int, width: int) -> Region:
-        """The mask in an image of `height` x `width`; holes that outlines lost stay filled."""
+        """The mask in an image of `height` x `width`, in the smallest rectangle around it.
+
+        Holes that outlines lost stay filled.
+        """
         if isinstance(self.mask, Region):
-            return self.mask
+            return tight(self.mask.edges, height)
         merged = coco_mask.merge(coco_mask.frPyObjects(self.mask, height, width))
         return region_of({"size": [height, width], "counts": merged["counts"]})
 
@@ -78,8 +82,8 @@ def instances_of(
 
 def check_tolerance(tolerance: float, name: str = "tolerance") -> None:
     """Raise a UsageError if the tolerance `name` of outlines is not within 0 and 100 pixels."""
-    if not 0 <= tolerance <= FARTHEST:
-        raise UsageError(f"{name} is {tolerance}; it must be in 0..{FARTHEST:g} pixels")
+    if not (isinstance(tolerance, Real) and 0 <= tolerance <= FARTHEST):
+        raise UsageError(f"{name} is {tolerance!r}; it must be in 0..{FARTHEST:g} pixels")
 
 
 def _simplified(points: np.ndarray, tolerance: float) -> np.ndarray:

@@ -24,6 +24,17 @@ def filled(mask):
     return cv2.drawContours(np.zeros(mask.shape, np.uint8), contours, -1, 1, cv2.FILLED).astype(bool)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_rectangle_is_the_smallest_around_the_mask(seed):
+    # Those of regions may have rows and columns more, in which a mask has been at the prototypes' resolution.
+    result = scene(seed)
+    for region, mask, rle in zip(result.regions, result.masks, result.rles, strict=True):
+        wide = region._replace(x=0, y=0, width=mask.shape[1], height=mask.shape[0])
+        found = Instance("x", 1.0, wide).region(*mask.shape)
+        assert list(found[:4]) == (coco_mask.toBbox(rle).tolist() if mask.any() else [0, 0, 0, 0])
+        np.testing.assert_array_equal(found.mask, mask[found.window])
+
+
 @pytest.mark.parametrize("tolerance", [0, 0.5, 1.0, 3.0])
 @pytest.mark.parametrize("seed", range(3))
 def test_outlines_are_within_their_tolerance_of_the_mask(seed, tolerance):
