@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -71,6 +72,29 @@ def test_resuming_leaves_files_of_images_with_the_same_name(place):
     assert [cv2.imread(f"drawn/{name}.png").shape[:2] for name in ("a", "a_2")] == [(20, 30), (40, 10)]
     archives = [np.load(f"arrays/{name}.npz", allow_pickle=False) for name in ("a", "a_2")]
     assert [str(archive["image"]) for archive in archives] == ["photos/a.png", "other/a.png"]
+
+
+OTHERS = "--score-threshold 0.2", "--top-k 3", "--classes cat", "--tile 64 --tile-overlap 0.3", "--polygons"
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_what_was_found_in_another_way_is_not_resumed(place, capsys, other):
+    arguments = ["photos", "--jsonl", "out.jsonl", "--no-json", "--no-overlay"]
+    assert infer(*arguments) == 0
+    before = Path("out.jsonl").read_bytes()
+    assert infer(*arguments, "--resume", *other.split()) == 1
+    assert (
+        "cannot resume out.jsonl: it was written with another engine, --score-th" in capsys.readouterr().err
+    )
+    assert Path("out.jsonl").read_bytes() == before
+    Path("out.jsonl").write_bytes(re.sub(b'"run": "[0-9a-f]{8}", ', b"", before))  # of an earlier version
+    assert infer(*arguments, "--resume", *other.split()) == 0
+
+
+def test_the_same_in_other_words_is_resumed(place):
+    arguments = ["photos", "--jsonl", "out.jsonl", "--no-json", "--no-overlay", "--tile", "64"]
+    assert infer(*arguments, "--classes", "cat", "dog") == 0
+    assert infer(*arguments, "--tile-overlap", "0.2", "--classes", "dog", "cat", "cat", "--resume") == 0
 
 
 def test_resuming_gives_an_id_to_one_image_only(place, capsys):

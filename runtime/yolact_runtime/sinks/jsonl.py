@@ -42,9 +42,10 @@ _BEGIN = b'{"image": "'
 class JsonLinesSink(Sink):
     """A file of complete lines, at any moment.
 
-    A line is `{"image", "index", "image_id", "height", "width", "detections"}`, plus "time" in seconds for a
-    frame of a video, or `{"image", "index", "error"}`. Detections are entries of COCO results, plus
-    "centroid" (x and y in pixels; null for an empty mask), and "box_score" if the engine re-scores masks.
+    A line is `{"image", "index", "image_id", "height", "width", "detections"}`, plus "run" where there is
+    one, and "time" in seconds for a frame of a video, or `{"image", "index", "error"}`. Detections are
+    entries of COCO results, plus "centroid" (x and y in pixels; null for an empty mask), and "box_score" if
+    the engine re-scores masks.
 
     Args:
         path: The file, overwritten unless `resume`; a pipe or device; `-` for standard output.
@@ -53,6 +54,7 @@ class JsonLinesSink(Sink):
         resume: Continue the file, if it exists: an incomplete last line and lines with "error" are dropped,
             and the images of the others are in `done`.
         source: Name of the source, for lines on standard output, a pipe or a device, which several share.
+        run: A mark of all that decides what is found, for the lines: a file with another one is not resumed.
 
     Attributes:
         done: How often each image is in the resumed file.
@@ -68,6 +70,7 @@ class JsonLinesSink(Sink):
         polygons: bool = False,
         resume: bool = False,
         source: str = "",
+        run: str = "",
     ) -> None:
         """Open and lock the file."""
         self.done: dict[str, int] = {}
@@ -76,6 +79,7 @@ class JsonLinesSink(Sink):
         self._file: GrowingFile | BinaryIO | None = None
         stream = stream_of(path)
         self._source = {"source": source} if source and stream is not None else {}
+        self._run = {"run": run} if run else {}
         if stream is None:
             self._file = self._open(Path(path), resume)
         elif resume:
@@ -88,7 +92,7 @@ class JsonLinesSink(Sink):
     def prepare(self, frame: Frame, image: np.ndarray, result: Result) -> bytes:
         """The line."""
         number = self._numbers.find(frame)
-        line: dict[str, Any] = {**self._head(frame), "image_id": number}
+        line: dict[str, Any] = {**self._head(frame), **self._run, "image_id": number}
         if frame.time is not None:
             line["time"] = round(frame.time, 6)
         detections = result.to_coco(0 if number is None else number, polygons=self._polygons)
@@ -149,6 +153,11 @@ class JsonLinesSink(Sink):
             end += len(raw)
             if "error" in line:
                 failures = True
+            elif self._run and line.get("run", self._run["run"]) != self._run["run"]:
+                raise YolactError(
+                    f"cannot resume {path}: it was written with another engine, --score-threshold, --top-k,"
+                    " --classes, --tile, --precision, --polygons or --track; keep them, or name another file"
+                )
             else:
                 self.done[line["image"]] = self.done.get(line["image"], 0) + 1
         file.truncate(end)

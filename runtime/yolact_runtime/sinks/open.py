@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
+import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from yolact_runtime.classes import resolve_classes
+from yolact_runtime.engines.tiles.windows import OVERLAP
 from yolact_runtime.errors import counted
 from yolact_runtime.frames import ResumableSink, Sink, Source
 from yolact_runtime.metadata import Metadata
@@ -107,11 +111,10 @@ def open_outputs(
     names = FileNames(file_folders(source), isinstance(source, ChainSource))
     outputs = Outputs(source, ImageNumbers(ids, source.total, names))
     source_name = getattr(args, "source_name", "")
-    lines = (
-        JsonLinesSink(args.jsonl, outputs.numbers, args.polygons, args.resume, source_name)
-        if args.jsonl
-        else None
-    )
+    lines = None
+    if args.jsonl:
+        how = args.polygons, args.resume, source_name, _mark_of(args, meta)
+        lines = JsonLinesSink(args.jsonl, outputs.numbers, *how)
     # First, because any of their files may fail alone: the image is then in none of the JSON.
     outputs.sinks += _file_sinks(args, target, meta, whole)
     if not args.no_overlay and has_video(source):
@@ -126,6 +129,22 @@ def open_outputs(
         if args.resume:
             outputs.source = _resume(args.jsonl, lines, outputs)
     return outputs
+
+
+def _mark_of(args: argparse.Namespace, meta: Metadata) -> str:
+    """The same eight digits for runs that find the same in an image, and write it in the same form."""
+    engine = asdict(meta)
+    for name in ("min_batch", "max_batch", "versions", "created", "command"):
+        del engine[name]
+    classes = resolve_classes(args.classes, meta.class_names, meta.category_ids)
+    tiles = (
+        [args.tile, OVERLAP if args.tile_overlap is None else args.tile_overlap, args.tile_full is not False]
+        if args.tile
+        else None
+    )
+    options = [args.precision, args.score_threshold, args.top_k, args.polygons, args.track, tiles]
+    everything = [Path(args.engine).name, engine, classes and sorted(classes), *options]
+    return hashlib.sha256(json.dumps(everything).encode()).hexdigest()[:8]
 
 
 def _file_sinks(
