@@ -73,13 +73,14 @@ def test_through_a_link_the_image_is_found(place):
 
 def test_corrected_files_are_kept_unless_asked(place, capsys):
     Path("labels").mkdir()
-    Path("labels/b.json").write_text("corrected")
+    corrected = '{"imagePath": "../photos/b.png", "shapes": []}'
+    Path("labels/b.json").write_text(corrected)
     assert infer("photos", "--labelme", "labels") == 0
     assert "labels: kept 1 labelme file; --labelme-overwrite" in capsys.readouterr().err.replace("\n", " ")
-    assert Path("labels/b.json").read_text() == "corrected" and len(list(Path("labels").iterdir())) == 3
+    assert Path("labels/b.json").read_text() == corrected and len(list(Path("labels").iterdir())) == 3
     assert infer("photos", "--labelme", "labels", "--labelme-overwrite") == 0
     assert "kept" not in capsys.readouterr().err
-    assert read("labels/b.json")["imagePath"] == "../photos/b.png"
+    assert read("labels/b.json")["shapes"]
 
 
 def test_files_of_other_images_stay(place):
@@ -94,10 +95,17 @@ def test_files_of_other_images_stay(place):
     }
 
 
-@pytest.mark.parametrize(
-    "content", ["", "[1]", '{"imagePath": 7}', '{"imagePath": "a\\u0000"}', '{"imagePath": ""}']
-)
-def test_files_that_are_no_labelme_files_are_kept(place, content):
+@pytest.mark.parametrize("more", [(), ("--labelme-overwrite",)])
+@pytest.mark.parametrize("content", ["", "[1]", '{"imagePath": 7}', '{"exposure": 3}'])
+def test_files_that_are_no_labelme_files_are_kept(place, content, more):
+    Path("labels").mkdir()
+    Path("labels/c.json").write_text(content)
+    assert infer("photos/c.png", "--labelme", "labels", *more) == 0
+    assert Path("labels/c.json").read_text() == content and len(list(Path("labels").iterdir())) == 1
+
+
+@pytest.mark.parametrize("content", ['{"imagePath": "a\\u0000"}', '{"imagePath": ""}'])
+def test_labelme_files_of_no_image_are_kept(place, content):
     Path("labels").mkdir()
     Path("labels/c.json").write_text(content)
     assert infer("photos/c.png", "--labelme", "labels") == 0

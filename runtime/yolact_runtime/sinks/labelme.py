@@ -32,7 +32,7 @@ class LabelmeSink(ResumableSink):
             be the folder of the images.
         masks: Exact masks instead of polygons.
         tolerance: Of the polygons, in pixels.
-        overwrite: Replace files of the same images that are there.
+        overwrite: Replace labelme files of the same images that are there; other files are kept.
         is_source: As for `FreeNames`.
 
     Attributes:
@@ -72,14 +72,16 @@ class LabelmeSink(ResumableSink):
         path = self._names.take(frame, ".json")
         while _is_of_another(path, frame.path):
             path = self._names.take(frame, ".json")
-        if not self._overwrite and os.path.lexists(path):
+        if os.path.lexists(path) and not (self._overwrite and _image_of(path) is not None):
             self.kept += 1
         else:
             write_item(path, prepared, self._names)
 
     def close(self) -> None:
         """Say how many files were kept."""
-        if self.kept and not self._closed:
+        if self.kept and not self._closed and self._overwrite:
+            log.warning("%s: kept %s that labelme did not write", self._folder, counted(self.kept, "file"))
+        elif self.kept and not self._closed:
             log.warning(
                 "%s: kept %s; --labelme-overwrite replaces those that are there",
                 self._folder, counted(self.kept, "labelme file"),
@@ -89,13 +91,18 @@ class LabelmeSink(ResumableSink):
 
 def _is_of_another(path: Path, image: Path) -> bool:
     """Whether a file is the labelme file of another image, such as one of the same name in another folder."""
+    other = _image_of(path)
+    return other is not None and is_file(other) and identity_of(other) != identity_of(image)
+
+
+def _image_of(path: Path) -> Path | None:
+    """The image of a labelme file, which may be missing; None if there is no such file."""
     if not is_file(path):
-        return False
+        return None
     try:
-        other = path.parent / read_json(path, "labelme file")["imagePath"]
+        return path.parent / read_json(path, "labelme file")["imagePath"]
     except (YolactError, TypeError, KeyError):
-        return False
-    return is_file(other) and identity_of(other) != identity_of(image)
+        return None
 
 
 def image_path(image: Path, folder: Path) -> str:
