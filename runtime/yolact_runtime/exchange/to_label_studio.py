@@ -6,6 +6,7 @@ images, four bytes for each pixel, and a step of Python for each run; this one t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -27,6 +28,8 @@ _COLOURS = (
 _SIZES = np.array([3, 4, 8, 16])
 _LONGEST = 1 << 16
 _MOST_VALUES = (1 << 32) - 1
+# Characters that XML cannot have, such as control characters.
+_NO_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def label_studio_prediction(
@@ -64,7 +67,7 @@ def label_studio_prediction(
         scores.append(instance.score)
         name = str(row)
         for part, value in enumerate(_values(instance, height, width, polygons, tolerance)):
-            item = {**common, "value": {**value, kind: [instance.label]}, "score": instance.score}
+            item = {**common, "value": {**value, kind: [_label(instance.label)]}, "score": instance.score}
             item |= {"id": name} if not part else {"id": f"{name}-{part}", "parentID": name}
             if instance.track_id is not None:
                 item["meta"] = {"text": [f"track {instance.track_id}"]}
@@ -79,7 +82,7 @@ def label_studio_config(
     """The labeling interface (XML) that fits the predictions; the image is `$image` of a task."""
     tag = "PolygonLabels" if polygons else "BrushLabels"
     labels = [
-        f"    <Label value={quoteattr(name)} background={quoteattr(_COLOURS[index % len(_COLOURS)])}/>"
+        f"    <Label value={quoteattr(_label(name))} background={quoteattr(_COLOURS[index % len(_COLOURS)])}/>"
         for index, name in enumerate(class_names)
     ]
     return "\n".join(
@@ -93,6 +96,11 @@ def label_studio_config(
             "",
         ]
     )
+
+
+def _label(name: str) -> str:
+    """A class name as a label, equal in tasks and interface."""
+    return _NO_XML.sub("\ufffd", name)
 
 
 def image_address(prefix: str, name: str) -> str:

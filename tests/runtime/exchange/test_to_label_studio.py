@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -124,6 +125,15 @@ def test_the_labeling_interface_is_xml():
         assert root.find("Image").attrib["name"] == "photo" and root.find("Image").attrib["value"] == "$image"
         assert root.find(tag).attrib == {"name": "tag", "toName": "photo"}
         assert [label.attrib["value"] for label in root.find(tag)] == list(NAMES)
+
+
+def test_class_names_that_xml_cannot_have():
+    result = replace(scene(0), class_names=tuple(f"{name}\x01\n" for name in NAMES))
+    root = ElementTree.fromstring(label_studio_config(result.class_names))
+    labels = [label.get("value") for label in root.iter("Label")]
+    assert labels == [f"{name}\ufffd\n" for name in NAMES]
+    found = result.to_label_studio()["result"]
+    assert found and all(one["value"]["brushlabels"][0] in labels for one in found)
 
 
 def test_addresses_are_quoted_except_in_buckets():
