@@ -82,7 +82,7 @@ def label_studio_config(
     """The labeling interface (XML) that fits the predictions; the image is `$image` of a task."""
     tag = "PolygonLabels" if polygons else "BrushLabels"
     labels = [
-        f"    <Label value={quoteattr(_label(name))} background={quoteattr(_COLOURS[index % len(_COLOURS)])}/>"
+        f'    <Label value={quoteattr(_label(name))} background="{_COLOURS[index % len(_COLOURS)]}"/>'
         for index, name in enumerate(class_names)
     ]
     return "\n".join(
