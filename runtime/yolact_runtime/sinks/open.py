@@ -137,11 +137,8 @@ def _mark_of(args: argparse.Namespace, meta: Metadata) -> str:
     for name in ("min_batch", "max_batch", "versions", "created", "command"):
         del engine[name]
     classes = resolve_classes(args.classes, meta.class_names, meta.category_ids)
-    tiles = (
-        [args.tile, OVERLAP if args.tile_overlap is None else args.tile_overlap, args.tile_full is not False]
-        if args.tile
-        else None
-    )
+    overlap = OVERLAP if args.tile_overlap is None else args.tile_overlap
+    tiles = args.tile and [args.tile, overlap, args.tile_full is not False]
     options = [args.precision, args.score_threshold, args.top_k, args.polygons, args.track, tiles]
     everything = [Path(args.engine).name, engine, classes and sorted(classes), *options]
     return hashlib.sha256(json.dumps(everything).encode()).hexdigest()[:8]
