@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -89,6 +90,14 @@ def test_what_was_found_in_another_way_is_not_resumed(place, capsys, other):
     assert Path("out.jsonl").read_bytes() == before
     Path("out.jsonl").write_bytes(re.sub(b'"run": "[0-9a-f]{8}", ', b"", before))  # of an earlier version
     assert infer(*arguments, "--resume", *other.split()) == 0
+
+
+def test_another_engine_of_the_same_name_does_not_resume(place, capsys):
+    arguments = ["photos", "--jsonl", "out.jsonl", "--no-json", "--no-overlay"]
+    assert infer(*arguments) == 0
+    write_onnx("m.onnx", native_arrays(), replace(NATIVE, weights_sha256="1" * 64))
+    assert infer(*arguments, "--resume") == 1
+    assert "cannot resume out.jsonl" in capsys.readouterr().err
 
 
 def test_the_same_in_other_words_is_resumed(place):

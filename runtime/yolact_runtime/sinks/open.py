@@ -14,6 +14,7 @@ from pathlib import Path
 from yolact_runtime.classes import resolve_classes
 from yolact_runtime.engines.tiles.windows import OVERLAP
 from yolact_runtime.errors import counted
+from yolact_runtime.files import is_file, sha256
 from yolact_runtime.frames import ResumableSink, Sink, Source
 from yolact_runtime.metadata import Metadata
 from yolact_runtime.outputs import among
@@ -133,14 +134,17 @@ def open_outputs(
 
 def _mark_of(args: argparse.Namespace, meta: Metadata) -> str:
     """The same eight digits for runs that find the same in an image, and write it in the same form."""
+    path = Path(args.engine)
     engine = asdict(meta)
+    if not meta.weights_sha256 and is_file(path):  # a checkpoint
+        engine["weights_sha256"] = sha256(path)
     for name in ("min_batch", "max_batch", "versions", "created", "command"):
         del engine[name]
     classes = resolve_classes(args.classes, meta.class_names, meta.category_ids)
     overlap = OVERLAP if args.tile_overlap is None else args.tile_overlap
     tiles = args.tile and [args.tile, overlap, args.tile_full is not False]
     options = [args.precision, args.score_threshold, args.top_k, args.polygons, args.track, tiles]
-    everything = [Path(args.engine).name, engine, classes and sorted(classes), *options]
+    everything = [path.name, engine, classes and sorted(classes), *options]
     return hashlib.sha256(json.dumps(everything).encode()).hexdigest()[:8]
 
 
