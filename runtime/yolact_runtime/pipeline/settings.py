@@ -55,6 +55,8 @@ class PipelineSettings:
                 check_whole(name, value)
         if not (isinstance(self.deadline, Real) and math.isfinite(self.deadline) and self.deadline >= 0):
             raise UsageError(f"deadline is {self.deadline}; it must be a number of seconds, 0 or more")
+        if not isinstance(self.track, TrackSettings | None):
+            raise UsageError(f"track is {self.track!r}; it must be TrackSettings(), or None for no tracks")
 
 
 @dataclass

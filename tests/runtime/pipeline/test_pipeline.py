@@ -343,7 +343,7 @@ def test_progress_comes_at_the_end_at_least():
     "wrong",
     [{"batch_size": 0}, {"deadline": -1}, {"deadline": float("inf")}, {"decode_workers": 0},
      {"post_workers": 0}, {"in_flight": 0}, {"top_k": 0}, {"score_threshold": 2}, {"engine_failures": 0},
-     {"top_k": 3.0}, {"batch_size": "2"}, {"deadline": None}],
+     {"top_k": 3.0}, {"batch_size": "2"}, {"deadline": None}, {"track": True}],
 )  # fmt: skip
 def test_settings_outside_their_range(wrong):
     with pytest.raises(UsageError, match=next(iter(wrong))):
