@@ -30,7 +30,7 @@ def resolve_classes(
     """
     if wanted is None:
         return None
-    entries = [wanted] if isinstance(wanted, (str, int)) else list(wanted)
+    entries = [wanted] if isinstance(wanted, (str, Integral)) else list(wanted)
     if not entries:
         raise UsageError(f"{what} is empty; give a name or a category id, or leave it out for all classes")
     indices: set[int] = set()
@@ -61,6 +61,8 @@ def _unknown(entry: object, names: Sequence[str], ids: Sequence[int], alone: boo
     if not isinstance(entry, str):
         return f"there is no class with the id {shown(entry)}; ids: {_some(sorted(ids))}"
     text = f"there is no class {shown(entry)}"
+    if entry.lstrip("-").isdecimal():
+        text += f"; ids: {_some(sorted(ids))}"
     if alone and ("," in entry or os.path.isfile(entry)):  # noqa: PTH113 - raises no error
         text += (
             "; separate several by spaces (the names of a checkpoint that holds none are given by"

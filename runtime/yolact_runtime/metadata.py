@@ -9,10 +9,11 @@ import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.typed import convert, type_name
+from yolact_runtime.typed import convert, shown, type_name
 from yolact_runtime.untrusted import beyond, check_text, limit, parse_json
 
 PREFIX = "yolact."
@@ -56,6 +57,24 @@ def parse_input_size(text: str) -> InputSize:
             f"input size {text}: each side must be 1 or more, and at most {beyond('input_size')}"
         )
     return plain_size((sides[0], sides[-1]))
+
+
+def to_input_size(value: object) -> InputSize:
+    """The size from what Python callers give: a side, height and width, or text as for `parse_input_size`.
+
+    Raises:
+        UsageError: it is something else, or a side is beyond the limit.
+    """
+    if isinstance(value, str):
+        return parse_input_size(value)
+    sides = [value, value] if isinstance(value, Integral) else []
+    sides = list(value) if isinstance(value, Iterable) else sides
+    if len(sides) != 2 or not all(isinstance(side, Integral) and type(side) is not bool for side in sides):
+        raise UsageError(
+            f"input size {shown(value)}: (height, width) in pixels is needed, such as (384, 640), or 550 for"
+            " a square"
+        )
+    return parse_input_size(size_text([int(side) for side in sides]))
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,8 @@ def _convert_union(value: Any, kinds: tuple[Any, ...], where: str) -> Any:
     try:
         return convert(value, (own or fitting or kinds)[0], where)
     except ValueError:
-        expected = " or ".join(map(type_name, kinds))
+        pair = kinds == (int, tuple[int, int])
+        expected = f"a {type_name(int | tuple[int, int])}" if pair else " or ".join(map(type_name, kinds))
         raise ValueError(f"{where} = {shown(value)}; expected {expected}") from None
 
 
@@ -92,6 +93,8 @@ def shown(value: object) -> str:
 
 def type_name(hint: Any) -> str:
     """How an error names a type: `int`, `tuple[float, ...]`."""
+    if hint == int | tuple[int, int]:
+        return "whole number, or list of two such as [384, 640]"
     return hint.__name__ if isinstance(hint, type) and typing.get_origin(hint) is None else str(hint)
 
 

@@ -19,6 +19,7 @@ IDS = (0, 7, 90, 3, -2)
         (["cat", "traffic light", "cat"], {0, 1}),
         ([0, 90], {0, 2}),
         (7, {1}),
+        (np.int64(7), {1}),
         (np.array([7, 3]), {1, 3}),
         (["7"], {2}),  # a name that is a number is a name first
         (["90", "0", "-2"], {2, 0, 4}),
@@ -39,6 +40,7 @@ def test_names_and_ids(wanted, indices):
         (["cat", "zebra"], "no class 'zebra'; known: 7, cat, dog, dog, traffic light"),
         ([1], "no class with the id 1; ids: -2, 0, 3, 7, 90"),
         (["12345678901234567890123"], "no class '123"),
+        (["8"], "no class '8'; ids: -2, 0, 3, 7, 90; known"),
         ([True], "no class with the id True"),
         ([1.0], "no class with the id 1.0"),
         ([None], "no class with the id None"),

@@ -2,12 +2,13 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fake_onnx import NATIVE, RUNTIME
 
 from yolact_runtime import Metadata, YolactError
 from yolact_runtime.errors import UsageError
-from yolact_runtime.metadata import parse_input_size, size_text
+from yolact_runtime.metadata import parse_input_size, size_text, to_input_size
 
 FILE = Path("model.onnx")
 
@@ -53,6 +54,20 @@ def test_sizes_as_text(text, size):
 def test_texts_that_are_no_size(text):
     with pytest.raises(UsageError, match=r"input size .*(384x640|2,048 allowed)"):
         parse_input_size(text)
+
+
+@pytest.mark.parametrize(
+    "size", [(48, 80), [48, 80], np.array([48, 80]), (np.int64(48), np.int64(80)), "48x80"]
+)
+def test_sizes_from_python(size):
+    assert to_input_size(size) == (48, 80)
+    assert to_input_size(np.int64(48)) == 48
+
+
+@pytest.mark.parametrize("size", [(48,), (1, 2, 3), 48.5, (48.0, 80.0), True, (True, 80), object(), (-1, 80)])
+def test_python_values_that_are_no_size(size):
+    with pytest.raises(UsageError, match="input size"):
+        to_input_size(size)
 
 
 def test_provenance_may_be_missing():

@@ -122,11 +122,14 @@ def test_override() -> None:
         ("model.input_size=31", "allowed: 32 to 2048"),
         ("model.input_size=[31,640]", "model.input_size = (31, 640); allowed: 32 to 2048"),
         ("model.input_size=[640,2049]", "allowed: 32 to 2048"),
-        ("model.input_size=[384,640,3]", "[384, 640, 3]; expected int or tuple[int, int]"),
-        ("model.input_size=[384,true]", "expected int or tuple[int, int]"),
+        (
+            "model.input_size=[384,640,3]",
+            "[384, 640, 3]; expected a whole number, or list of two such as",
+        ),
+        ("model.input_size=[384,true]", "expected a whole number, or list of two"),
         ("model.proto_scale=0.3", "model.proto_scale = 0.3; allowed: 0.125, 0.25, 0.5"),
         ("model.proto_scale=1/2", "model.proto_scale = '1/2'; expected float"),
-        ("model.input_size=384x640", "'384x640'; expected int or tuple[int, int]"),
+        ("model.input_size=384x640", "'384x640'; expected a whole number, or list of two such as [384, 640]"),
     ],
 )
 def test_override_says_what_is_wrong(assignment: str, message: str) -> None:

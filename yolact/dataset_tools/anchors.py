@@ -31,6 +31,8 @@ _REACH = 1.5
 _ROUNDS = 4
 # Starts of k-means, of which the best is taken.
 _STARTS = 8
+# The most scales of a level, and the most aspect ratios: the search takes minutes with so many.
+_MOST = 9
 # Significant digits of a scale or an aspect ratio.
 _DIGITS = 3
 
@@ -142,11 +144,11 @@ def fit_priors(
         `model` with other scales and aspect ratios, and with priors that need not be square.
 
     Raises:
-        UsageError: a number below 0, or there are more priors than allowed.
+        UsageError: a number out of its range, or there are more priors than allowed.
     """
     for name, value in (("--scales", scales), ("--ratios", ratios)):
-        if value < 0:
-            raise UsageError(f"{name} is {value}; it must be 0 or more")
+        if not 0 <= value <= _MOST:
+            raise UsageError(f"{name} is {value}; it must be in 1..{_MOST}, or 0 for the model's number")
     own = _pack(model)
     levels = len(model.prior_scales)
     per_level, number = scales or len(model.prior_scales[0]), ratios or len(model.prior_aspect_ratios)

@@ -32,6 +32,8 @@ _DIAMETER = (42.0, 92.0)
 _CROWD_DIAMETER = (7.0, 12.0)
 # Standard deviation of a class's hue, where the classes are 60 apart.
 _HUE_SPREAD = 15
+# The most shapes in an image: each is drawn, also those that cover others.
+_MOST_SHAPES = 1000
 # What must stay visible of a shape for it to count as an instance: a share of it, and pixels.
 _VISIBLE_SHARE, _VISIBLE_PIXELS = 0.65, 60
 # The sides of images, where 1 is the typical one.
@@ -116,7 +118,7 @@ def make_shapes_dataset(
         image_size: typical height and width in pixels, each at least 48; images vary by a fifth around it.
         seed: of everything random.
         category_ids: one for each of circle, square, triangle (or of the first one or two of them).
-        max_instances: the most shapes in an image, besides crowds.
+        max_instances: the most shapes in an image, besides crowds; 1..1000.
         crowd_share: share of the images with a crowd region.
         empty_share: share of the images without any shape.
         diameter: smallest and largest diameter of the shapes, in pixels; None for shapes that grow with the
@@ -130,6 +132,8 @@ def make_shapes_dataset(
         YolactError: `root` cannot be written to, or holds files that are not of a shapes dataset.
     """
     root = Path(root)
+    if seed < 0:
+        raise UsageError(f"shapes: seed {seed}; it must be 0 or more")
     _check(train_images, val_images, image_size, category_ids, max_instances, diameter)
     paths = {
         f"{split}_{kind}": path
@@ -211,6 +215,8 @@ def _check(
     """Raise a UsageError for an argument of `make_shapes_dataset` that is out of range."""
     if min(train_images, val_images, max_instances) < 1:
         raise UsageError(f"shapes: {train_images} and {val_images} images of {max_instances}; 1 or more each")
+    if max_instances > _MOST_SHAPES:
+        raise UsageError(f"shapes: {max_instances} shapes in an image; at most {_MOST_SHAPES}")
     if min(image_size) < 48:
         raise UsageError(f"shapes: image size {image_size}; height and width must be at least 48")
     if image_size[0] * image_size[1] * _LARGER**2 > limit("pixels"):

@@ -26,7 +26,7 @@ from yolact.weights.state import count_classes, is_state, parse_classes, plain_s
 from yolact_runtime.cache import cache_folder
 from yolact_runtime.errors import UsageError, YolactError, counted
 from yolact_runtime.files import is_file
-from yolact_runtime.metadata import InputSize, height_width, size_text
+from yolact_runtime.metadata import InputSize, height_width, size_text, to_input_size
 from yolact_runtime.typed import first_few
 from yolact_runtime.untrusted import parse_json
 
@@ -109,7 +109,7 @@ def load_model(
 
 def _resized(config: Config, size: InputSize | None, weights: str | Path) -> Config:
     """The configuration with another input size, which is logged; None is its own."""
-    if size is None or height_width(size) == config.model.input_shape:
+    if size is None or height_width(size := to_input_size(size)) == config.model.input_shape:
         return config
     resized = replace(config, model=replace(config.model, input_size=size))
     log.info(

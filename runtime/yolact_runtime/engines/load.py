@@ -28,7 +28,7 @@ from yolact_runtime.engines.threads import check_threads
 from yolact_runtime.engines.trial import TRIED, try_engine
 from yolact_runtime.errors import UsageError, YolactError, counted
 from yolact_runtime.files import sha256
-from yolact_runtime.metadata import PREFIX, InputSize, height_width, parse_input_size, size_text
+from yolact_runtime.metadata import PREFIX, InputSize, height_width, size_text, to_input_size
 from yolact_runtime.packages import imports_failed
 from yolact_runtime.untrusted import check_regular
 
@@ -72,8 +72,7 @@ def load_engine(
         options["threads"] = threads
     if streams != 1:
         options["streams"] = streams
-    text = input_size if isinstance(input_size, str | None) else size_text(input_size)
-    size = None if text is None else parse_input_size(text)
+    size = None if input_size is None else to_input_size(input_size)
     file = _existing_file(path)
     if _suffix(file) in SUFFIXES:
         engine, why = open_exported(file, backend, precision, options)

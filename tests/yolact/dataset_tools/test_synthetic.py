@@ -16,7 +16,7 @@ from yolact.data.annotations import read_classes
 from yolact.data.coco import CocoDataset
 from yolact.data.layout import resolve_dataset
 from yolact.dataset_tools.synthetic import make_shapes_dataset
-from yolact_runtime.errors import YolactError
+from yolact_runtime.errors import UsageError, YolactError
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +90,13 @@ def test_large_scenes_of_small_shapes(tmp_path: Path) -> None:
     # A triangle's circle is 1.35 times as wide as it is said to be.
     assert max(max(annotation["bbox"][2:]) for annotation in coco.anns.values()) <= 33 * 1.35 + 1
     assert {annotation["area"] < 32**2 for annotation in coco.anns.values()} == {True}
+
+
+@pytest.mark.parametrize("option", [{"max_instances": 0}, {"max_instances": 10**9}, {"seed": -3}])
+def test_numbers_out_of_range(tmp_path: Path, option: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match=r"shapes: .*(at most 1000|1 or more|0 or more)"):
+        make_shapes_dataset(tmp_path / "new", 1, 1, **option)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("ids", [(0, 1, 2), (12, 5), (0,)])
