@@ -30,7 +30,7 @@ def resolve_classes(
     """
     if wanted is None:
         return None
-    entries = [wanted] if isinstance(wanted, (str, Integral)) else list(wanted)
+    entries = [wanted] if isinstance(wanted, (str, int, Integral)) else list(wanted)
     if not entries:
         raise UsageError(f"{what} is empty; give a name or a category id, or leave it out for all classes")
     indices: set[int] = set()
