@@ -46,7 +46,7 @@ def test_the_rows_to_show_are_among_the_first(seed, counts, threshold, most, wan
         "scores": -np.sort(-rng.integers(0, 9, (N, K)) / 8, axis=1).astype(np.float32),
         "mask_scores": rng.uniform(0, 1, (N, K)).astype(np.float32),
         "count": np.array(counts, np.int32),
-        "classes": rng.choice([0, 3, 31, 32, 39], (N, K)).astype(np.int32),
+        "classes": rng.choice([-1, 0, 3, 31, 32, 39, 10**9], (N, K)).astype(np.int32),
         "wanted": class_words(wanted, C),
         "limits": np.array([threshold, most], np.float32),
     }

@@ -8,7 +8,7 @@
 __global__ void __launch_bounds__(kWarpSize)
     count_visible(const float *boxes, const float *coefficients, const float *scores, const float *mask_scores,
                   const int *count, const int *classes, const unsigned *wanted, const float *limits, int detections,
-                  int depth, int *visible, float *mask_boxes) {
+                  int depth, int known, int *visible, float *mask_boxes) {
     const int image = blockIdx.x;
     const float threshold = limits[0];
     const int most = int(limits[1]), live = min(count[image], detections);
@@ -16,8 +16,9 @@ __global__ void __launch_bounds__(kWarpSize)
     for (int first = 0; first < live && before < most; first += kWarpSize) {
         const int row = first + int(threadIdx.x);
         const size_t place = size_t(image) * detections + row;
-        bool good = row < live && is_wanted(wanted, classes[place]) && scores[place] > threshold && is_finite(scores[place]) &&
-                    is_finite(mask_scores[place]);
+        // A class beyond those known has no bit; the host refuses it.
+        bool good = row < live && unsigned(classes[place]) < unsigned(known) && is_wanted(wanted, classes[place]) &&
+                    scores[place] > threshold && is_finite(scores[place]) && is_finite(mask_scores[place]);
         for (int i = 0; good && i < 4; ++i) good = is_finite(boxes[place * 4 + i]);
         for (int i = 0; good && i < depth; ++i) good = is_finite(coefficients[place * depth + i]);
         for (int i = 0; row < live && i < 4; ++i) {

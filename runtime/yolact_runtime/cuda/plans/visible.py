@@ -53,7 +53,7 @@ def visible_plan(batch: int, detections: int, coefficients: int, classes: int) -
         (batch, 1, 1),
         (32, 1, 1),
         0,
-        (*names, np.int32(detections), np.int32(coefficients), "visible", "mask_boxes"),
+        (*names, np.int32(detections), np.int32(coefficients), np.int32(classes), "visible", "mask_boxes"),
     )
     outputs = Buffer("visible", (batch,), _INT), Buffer("mask_boxes", (*each, 4), _FLOAT)
     return Plan(inputs, outputs, (), (launch,))
