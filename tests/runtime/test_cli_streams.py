@@ -75,6 +75,17 @@ def test_resuming_leaves_files_of_images_with_the_same_name(place):
     assert [str(archive["image"]) for archive in archives] == ["photos/a.png", "other/a.png"]
 
 
+def test_an_output_that_is_new_to_a_resumed_run_is_named_in_a_warning_and_not_as_written(place, capsys):
+    arguments = ["photos/a.png", "--jsonl", "out.jsonl", "--no-json", "--no-overlay", "--arrays", "arrays"]
+    assert infer(*arguments) == 0
+    capsys.readouterr()
+    assert infer(*arguments, "--masks", "masks", "--resume") == 0
+    printed = capsys.readouterr()
+    assert "masks is new: the images that are done have no files there" in printed.err
+    assert "arrays in arrays" in printed.out and "masks in" not in printed.out
+    assert "arrays is new" not in printed.err
+
+
 OTHERS = "--score-threshold 0.2", "--top-k 3", "--classes cat", "--tile 64 --tile-overlap 0.3", "--polygons"
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from yolact_runtime.frames import Frame, ResumableSink
+from yolact_runtime.frames import Frame
 from yolact_runtime.results import Result
-from yolact_runtime.sinks.items import write_item
+from yolact_runtime.sinks.items import FolderSink, write_item
 from yolact_runtime.sinks.names import FreeNames, no_source
 
 
-class ArraySink(ResumableSink):
+class ArraySink(FolderSink):
     """One `.npz` per image, which `numpy.load` opens without pickle.
 
     Content, best score first: `boxes` (n, 4) float32, x1 y1 x2 y2 in pixels; `scores` and `mask_scores` (n,)
@@ -28,13 +28,15 @@ class ArraySink(ResumableSink):
         sources, is_source: As for `FreeNames`.
     """
 
+    what = "arrays"
+
     def __init__(
         self,
         folder: Path,
         sources: Collection[str] | None = (),
         is_source: Callable[[Path], bool] = no_source,
     ) -> None:
-        self._folder = folder
+        self.folder = folder
         self._names = FreeNames(folder, sources, is_source)
 
     def prepare(self, frame: Frame, image: np.ndarray, result: Result) -> bytes:
@@ -54,9 +56,6 @@ class ArraySink(ResumableSink):
             **tracks,
         )
         return buffer.getvalue()
-
-    def written(self) -> list[str]:
-        return [f"arrays in {self._folder}"]
 
     def carry(self, line: dict[str, Any]) -> None:
         self._names.carry(line, ".npz")

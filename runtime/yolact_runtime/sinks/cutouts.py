@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from yolact_runtime.frames import Frame, ResumableSink
+from yolact_runtime.frames import Frame
 from yolact_runtime.results import Result
-from yolact_runtime.sinks.items import write_items
+from yolact_runtime.sinks.items import FolderSink, write_items
 from yolact_runtime.sinks.masks import encode_png
 from yolact_runtime.sinks.names import FreeNames, no_source
 
 _LONGEST = 80  # bytes of a class name in a file name, of the 255 that most file systems allow
 
 
-class CutoutSink(ResumableSink):
+class CutoutSink(FolderSink):
     """An RGBA PNG per instance, cut along the rectangle around its mask, with the mask as alpha.
 
     They are `<image>_<row>_<class>.png`. In the class, everything but letters, digits and hyphens becomes a
@@ -31,6 +31,8 @@ class CutoutSink(ResumableSink):
         sources, is_source: As for `FreeNames`.
     """
 
+    what = "cut-outs"
+
     def __init__(
         self,
         folder: Path,
@@ -40,7 +42,7 @@ class CutoutSink(ResumableSink):
         is_source: Callable[[Path], bool] = no_source,
     ) -> None:
         self._classes = dict(zip(class_ids, class_names, strict=True))
-        self._folder = folder
+        self.folder = folder
         self._names = FreeNames(folder, sources, is_source)
 
     def prepare(self, frame: Frame, image: np.ndarray, result: Result) -> dict[str, bytes]:
@@ -55,9 +57,6 @@ class CutoutSink(ResumableSink):
     def write(self, frame: Frame, prepared: dict[str, bytes]) -> None:
         paths = self._names.take_several(frame, list(prepared))
         write_items(list(zip(paths, prepared.values(), strict=True)), self._names)
-
-    def written(self) -> list[str]:
-        return [f"cut-outs in {self._folder}"]
 
     def carry(self, line: dict[str, Any]) -> None:
         found = enumerate(line["detections"])

@@ -11,12 +11,36 @@ from pathlib import Path
 
 from yolact_runtime.errors import ItemError, UsageError, YolactError
 from yolact_runtime.files import atomic_path
+from yolact_runtime.frames import ResumableSink
 from yolact_runtime.sinks.names import FreeNames
 
 # Errors of a name, while the folder takes others: too long, a folder or a circle of links, not allowed.
 _OF_THE_NAME = {errno.ENAMETOOLONG, errno.EISDIR, errno.ELOOP, errno.EINVAL, errno.EILSEQ}
 _AT_ONCE = 8  # files of one image that are written at the same time
 _FORBIDDEN = {errno.EACCES, errno.EPERM}
+
+
+class FolderSink(ResumableSink):
+    """A sink with files of its own for each image.
+
+    Attributes:
+        folder: Where they are.
+        what: They, for messages.
+    """
+
+    folder: Path
+    what: str
+
+    def written(self) -> list[str]:
+        return [] if self.is_empty() else [f"{self.what} in {self.folder}"]
+
+    def is_empty(self) -> bool:
+        """Whether the folder has no files, or is not there; hidden ones, such as locks, do not count."""
+        try:
+            with os.scandir(self.folder) as entries:
+                return all(entry.name.startswith(".") for entry in entries)
+        except OSError:
+            return True
 
 
 def write_item(path: Path, data: bytes, names: FreeNames | None = None) -> None:

@@ -14,17 +14,17 @@ import numpy as np
 from yolact_runtime.errors import UsageError, YolactError, counted
 from yolact_runtime.exchange.instances import TOLERANCE
 from yolact_runtime.files import is_file, read_json
-from yolact_runtime.frames import Frame, ResumableSink, Source
+from yolact_runtime.frames import Frame, Source
 from yolact_runtime.outputs import identity_of
 from yolact_runtime.results import Result
-from yolact_runtime.sinks.items import write_item
+from yolact_runtime.sinks.items import FolderSink, write_item
 from yolact_runtime.sinks.names import FreeNames, no_source
 from yolact_runtime.sources.open import has_video
 
 log = logging.getLogger(__name__)
 
 
-class LabelmeSink(ResumableSink):
+class LabelmeSink(FolderSink):
     """A labelme file for each image; one that is there is kept, as it may have been corrected by hand.
 
     Args:
@@ -39,6 +39,8 @@ class LabelmeSink(ResumableSink):
         kept: Number of files that were there, and are kept.
     """
 
+    what = "labelme files"
+
     def __init__(
         self,
         folder: Path,
@@ -48,7 +50,7 @@ class LabelmeSink(ResumableSink):
         is_source: Callable[[Path], bool] = no_source,
     ) -> None:
         self.kept = 0
-        self._folder = folder
+        self.folder = folder
         self._masks = masks
         self._tolerance = tolerance
         self._overwrite = overwrite
@@ -59,11 +61,8 @@ class LabelmeSink(ResumableSink):
         """The file's content."""
         if frame.time is not None:
             raise YolactError(f"{frame.name} is a frame of a video; labelme needs image files")
-        path = image_path(frame.path, self._folder)
+        path = image_path(frame.path, self.folder)
         return json.dumps(result.to_labelme(path, self._masks, self._tolerance), indent=2).encode()
-
-    def written(self) -> list[str]:
-        return [f"labelme files in {self._folder}"]
 
     def carry(self, line: dict[str, Any]) -> None:
         self._names.carry(line, ".json")
@@ -80,11 +79,11 @@ class LabelmeSink(ResumableSink):
     def close(self) -> None:
         """Say how many files were kept."""
         if self.kept and not self._closed and self._overwrite:
-            log.warning("%s: kept %s that labelme did not write", self._folder, counted(self.kept, "file"))
+            log.warning("%s: kept %s that labelme did not write", self.folder, counted(self.kept, "file"))
         elif self.kept and not self._closed:
             log.warning(
                 "%s: kept %s; --labelme-overwrite replaces those that are there",
-                self._folder, counted(self.kept, "labelme file"),
+                self.folder, counted(self.kept, "labelme file"),
             )  # fmt: skip
         self._closed = True
 

@@ -10,14 +10,14 @@ import cv2
 import numpy as np
 
 from yolact_runtime.errors import YolactError
-from yolact_runtime.frames import Frame, ResumableSink
+from yolact_runtime.frames import Frame
 from yolact_runtime.masks import full_masks
 from yolact_runtime.results import Result
-from yolact_runtime.sinks.items import write_items
+from yolact_runtime.sinks.items import FolderSink, write_items
 from yolact_runtime.sinks.names import FreeNames, no_source
 
 
-class MaskSink(ResumableSink):
+class MaskSink(FolderSink):
     """A PNG per image with the number of an instance in each pixel, or one per instance.
 
     A pixel is 0 for background, else 1 + the row of its instance; where masks overlap, the lower row wins,
@@ -30,6 +30,8 @@ class MaskSink(ResumableSink):
         sources, is_source: As for `FreeNames`.
     """
 
+    what = "masks"
+
     def __init__(
         self,
         folder: Path,
@@ -38,7 +40,7 @@ class MaskSink(ResumableSink):
         is_source: Callable[[Path], bool] = no_source,
     ) -> None:
         self._per_instance = per_instance
-        self._folder = folder
+        self.folder = folder
         self._names = FreeNames(folder, sources, is_source)
 
     def prepare(self, frame: Frame, image: np.ndarray, result: Result) -> list[bytes]:
@@ -54,9 +56,6 @@ class MaskSink(ResumableSink):
     def write(self, frame: Frame, prepared: list[bytes]) -> None:
         paths = self._names.take_several(frame, self._endings(len(prepared)))
         write_items(list(zip(paths, prepared, strict=True)), self._names)
-
-    def written(self) -> list[str]:
-        return [f"masks in {self._folder}"]
 
     def carry(self, line: dict[str, Any]) -> None:
         self._names.carry(line, "", self._endings(len(line["detections"])))

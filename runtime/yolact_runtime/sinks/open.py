@@ -24,6 +24,7 @@ from yolact_runtime.sinks.coco import CocoSink
 from yolact_runtime.sinks.coco_dataset import CocoDatasetSink
 from yolact_runtime.sinks.cutouts import CutoutSink
 from yolact_runtime.sinks.image_ids import ImageIds, ImageNumbers
+from yolact_runtime.sinks.items import FolderSink
 from yolact_runtime.sinks.jsonl import JsonLinesSink, fill_areas, read_lines
 from yolact_runtime.sinks.label_studio import LabelStudioSink
 from yolact_runtime.sinks.labelme import LabelmeSink
@@ -190,6 +191,12 @@ def _list_sinks(args: argparse.Namespace, meta: Metadata, numbers: ImageNumbers)
 def _resume(path: str, lines: JsonLinesSink, outputs: Outputs) -> Source:
     """Give the sinks the images that an earlier run has done; returns the source of the others."""
     resumable = [sink for sink in outputs.sinks if isinstance(sink, ResumableSink)]
+    for sink in resumable:
+        if lines.done and isinstance(sink, FolderSink) and sink.is_empty():
+            log.warning(
+                "%s is new: the images that are done have no files there, and get none with --resume",
+                sink.folder,
+            )
     for line, _ in read_lines(Path(path)):
         fill_areas(line)
         line["image_id"] = outputs.numbers.carry(line["image_id"], line["image"])

@@ -10,16 +10,16 @@ import cv2
 import numpy as np
 
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.frames import Frame, ResumableSink
+from yolact_runtime.frames import Frame
 from yolact_runtime.results import Result
-from yolact_runtime.sinks.items import write_item
+from yolact_runtime.sinks.items import FolderSink, write_item
 from yolact_runtime.sinks.names import FreeNames, no_source
 
 # Suffixes that every OpenCV writes; overlays of other files become PNGs.
 WRITABLE = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
-class OverlaySink(ResumableSink):
+class OverlaySink(FolderSink):
     """An annotated image for each image; `VideoSink` handles frames of videos.
 
     Args:
@@ -43,6 +43,7 @@ class OverlaySink(ResumableSink):
     ) -> None:
         self.drawn = 0
         self.target = target
+        self.folder = target.parent if single else target
         self._single = target if single else None
         self._names = FreeNames(target, sources, is_source)
         if single:
