@@ -24,7 +24,7 @@ class BatchPredictor:
 
     It cannot be pickled: it opens the engine where it is made. The rows of an input have one of "path" (a
     file), "bytes" (the content of one, with "path" as its name if it is there) or "image" ((H, W, 3) uint8
-    BGR).
+    BGR). A row that has an "error" already keeps it.
 
     Args:
         engine: As for `load_engine`.
@@ -108,6 +108,8 @@ class _RowSource(Source):
 
 def _read(row: Mapping[str, Any], name: str) -> np.ndarray:
     """The image of a row, (H, W, 3) uint8 BGR."""
+    if (error := row.get("error")) is not None:  # of what read it before
+        raise YolactError(str(error))
     if (image := row.get("image")) is not None:
         return np.asarray(image)
     if (data := row.get("bytes")) is not None:

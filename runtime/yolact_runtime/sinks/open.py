@@ -115,7 +115,7 @@ def open_outputs(
     source_name = getattr(args, "source_name", "")
     lines = None
     if args.jsonl:
-        how = args.polygons, args.resume, source_name, _mark_of(args, meta)
+        how = args.polygons, args.resume, source_name, mark_of(args, meta)
         lines = JsonLinesSink(args.jsonl, outputs.numbers, *how)
     # First, because any of their files may fail alone: the image is then in none of the JSON.
     outputs.sinks += _file_sinks(args, target, meta, whole)
@@ -133,7 +133,7 @@ def open_outputs(
     return outputs
 
 
-def _mark_of(args: argparse.Namespace, meta: Metadata) -> str:
+def mark_of(args: argparse.Namespace, meta: Metadata) -> str:
     """The same eight digits for runs that find the same in an image, and write it in the same form."""
     path = Path(args.engine)
     engine = asdict(meta)
