@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import inspect
+import json
 import logging
 import math
 import os
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CATEGORIES = "yolact.categories"  # key of the metadata of a part: a list of "id" and "name"
 BLOCK_ROWS = 128  # images of a task at most: what a lost node costs
 PART_ROWS = 512  # images of a Parquet part, at least
 _BLOCK_BYTES = 16 << 20  # of images that tasks pass on
@@ -71,11 +73,13 @@ class RayPredictor:
         """Open the engine."""
         with engine.opened() as path:
             self.predictor = BatchPredictor(path, **options)
+        meta = self.predictor.engine.metadata
+        classes = zip(meta.category_ids, meta.class_names, strict=True)
+        self._categories = json.dumps([{"id": number, "name": name} for number, name in classes])
 
     def __call__(self, batch: pyarrow.Table) -> pyarrow.Table:
-        """The rows of a batch."""
-        rows: pyarrow.Table = self.predictor(batch)
-        return rows
+        """The rows of a batch; `CATEGORIES` of the table's metadata has the classes."""
+        return self.predictor(batch).replace_schema_metadata({CATEGORIES: self._categories})
 
 
 def predict_dataset(
