@@ -128,7 +128,8 @@ def infer_on_ray(args: argparse.Namespace, block_rows: int = BLOCK_ROWS, part_ro
     folder.check(args.resume)
     if listing.doubled:
         log.warning("%s named twice; each is done once", counted(listing.doubled, "image is", "images are"))
-    with _cluster(args):
+    progress = is_terminal(sys.stderr) and not args.quiet
+    with cluster(args.ray, progress, args.debug):
         workers = _workers(args)
         engine, options = ship(args.engine), _predictor_options(args)
         run = mark_of(args, _probe(engine, options, workers))
@@ -160,24 +161,30 @@ def _check_output(args: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def _cluster(args: argparse.Namespace) -> Iterator[None]:
-    """Connect to the cluster, or start one on this machine; what fails in it becomes one line."""
+def cluster(address: str, progress: bool = False, debug: bool = False, **options: Any) -> Iterator[None]:
+    """Connect to a cluster, or start one on this machine; what fails in it becomes one line.
+
+    Args:
+        address: HOST:PORT, "auto" or "local"; "" for that of $RAY_ADDRESS, else "local".
+        progress: Show Ray Data's progress.
+        debug: Show Ray's messages and those of the workers.
+        options: For `ray.init`, of a cluster that is started.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports its use over the network
-    if not args.debug:
+    if not debug:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
-    import ray.data
     from ray.exceptions import RayError
 
     started = not ray.is_initialized()
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    own = {"include_dashboard": False, **options} if address == "local" else {}
     try:
         if started:
-            address = args.ray or os.environ.get("RAY_ADDRESS") or "local"
             _check_reachable(address)
-            own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-            with contextlib.nullcontext() if args.debug else _silent():
-                ray.init(address, log_to_driver=args.debug, logging_level=logging.ERROR, **own)
-        _set_up_data(args)
+            with contextlib.nullcontext() if debug else _silent():
+                ray.init(address, log_to_driver=debug, logging_level=logging.ERROR, **own)
+        _set_up_data(progress, debug)
         yield
     except (ConnectionError, RayError) as error:
         raise _reason(error) from error
@@ -211,14 +218,14 @@ def _silent() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _set_up_data(args: argparse.Namespace) -> None:
-    """Set how Ray Data logs, and how large its blocks are."""
+def _set_up_data(progress: bool, debug: bool) -> None:
+    """Set what Ray Data shows, and how large its blocks are."""
     import ray.data
 
-    if not args.debug:
+    if not debug:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = is_terminal(sys.stderr) and not args.quiet
+    context.enable_progress_bars = progress
     context.print_on_execution_start = False
     context.target_max_block_size = _BLOCK_BYTES
 
