@@ -1,7 +1,7 @@
 """Runs NVIDIA's Triton Inference Server for tests: `with running_server(repository) as server`.
 
-The server is that of the wheel `nvidia-pytriton`, which needs an environment of its own with NumPy 1 and this
-project. `$YOLACT_TRITON_SERVER` names the `bin/python` of that environment.
+The server is that of the wheel `nvidia-pytriton`, which needs an environment of its own, with NumPy 1 and
+this project. `$YOLACT_TRITON_SERVER` names the `bin/python` of that environment.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class TritonServer:
         while not self._ready():
             if self.process.poll() is not None or time.monotonic() > until:
                 self.kill()
-                raise RuntimeError(f"the server is not ready:\n{self.log[-4000:]}")
+                raise RuntimeError(f"the server is not ready:\n{self.log}")
             time.sleep(0.1)
 
     def _ready(self) -> bool:
