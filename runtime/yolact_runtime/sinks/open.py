@@ -18,19 +18,19 @@ from yolact_runtime.files import is_file, sha256
 from yolact_runtime.frames import ResumableSink, Sink, Source
 from yolact_runtime.metadata import Metadata
 from yolact_runtime.outputs import among
-from yolact_runtime.sinks.arrays import ArraySink
 from yolact_runtime.sinks.check import OverlayTarget, each_source, video_file
 from yolact_runtime.sinks.coco import CocoSink
 from yolact_runtime.sinks.coco_dataset import CocoDatasetSink
-from yolact_runtime.sinks.cutouts import CutoutSink
 from yolact_runtime.sinks.image_ids import ImageIds, ImageNumbers
 from yolact_runtime.sinks.items import FolderSink
 from yolact_runtime.sinks.jsonl import JsonLinesSink, fill_areas, read_lines
 from yolact_runtime.sinks.label_studio import LabelStudioSink
-from yolact_runtime.sinks.labelme import LabelmeSink
-from yolact_runtime.sinks.masks import MaskSink
 from yolact_runtime.sinks.names import FileNames
-from yolact_runtime.sinks.overlays import OverlaySink
+from yolact_runtime.sinks.per_image.arrays import ArraySink
+from yolact_runtime.sinks.per_image.cutouts import CutoutSink
+from yolact_runtime.sinks.per_image.labelme import LabelmeSink
+from yolact_runtime.sinks.per_image.masks import MaskSink
+from yolact_runtime.sinks.per_image.overlays import OverlaySink
 from yolact_runtime.sinks.routing import RoutingSink
 from yolact_runtime.sinks.table import TableSink
 from yolact_runtime.sinks.video import VideoSink
