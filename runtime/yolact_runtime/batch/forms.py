@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from yolact_runtime.batch.rows import COLUMNS, Row, arrow_arrays, arrow_schema, to_columns
+from yolact_runtime.batch.rows import COLUMNS, Row, arrow_schema, plain_rows, to_columns
 from yolact_runtime.errors import UsageError, YolactError
 
 # Where an image comes from.
@@ -79,6 +79,8 @@ def _values(name: str, column: Any) -> list[Any]:
     """The values of a column."""
     if isinstance(column, str | bytes) or not hasattr(column, "__iter__"):
         raise YolactError(f"column {name} is a {type(column).__name__}; an array or a list is needed")
+    if name == "path" and hasattr(column, "to_pylist"):
+        return list(column.to_pylist())
     if isinstance(column, np.ndarray) and column.dtype.kind == "S" and name == "bytes":
         # NumPy drops zeros at the end of each value, with which an image may end.
         raw = np.ascontiguousarray(column).view(np.uint8).reshape(len(column), -1)
@@ -90,7 +92,7 @@ def answer(batch: Any, inputs: Sequence[Mapping[str, Any]], rows: list[Row], kee
     """Rows in the form of their batch, with the columns to keep."""
     if _is_arrow(batch):
         schema = arrow_schema()
-        arrays = arrow_arrays(rows, schema)
+        arrays = type(batch).from_pylist(plain_rows(rows), schema=schema).columns
         for name in keep if len(batch.schema.names) else ():
             arrays.append(batch[name])
             schema = schema.append(batch.schema.field(name))

@@ -18,8 +18,6 @@ Row = dict[str, Any]
 COLUMNS = (
     "path", "height", "width", "boxes", "scores", "mask_scores", "category_ids", "rles", "area", "error",
 )  # fmt: skip
-# The type of each value of an instance.
-_NUMBERS = {"scores": np.float32, "mask_scores": np.float32, "category_ids": np.int64, "area": np.int64}
 
 
 def row_of(path: str | None, result: Result) -> Row:
@@ -46,9 +44,18 @@ def row_of(path: str | None, result: Result) -> Row:
 
 def failed_row(path: str | None, error: str) -> Row:
     """The row of an image that failed: no size, no instances, and why in "error"."""
-    nothing = {name: np.zeros(0, dtype) for name, dtype in _NUMBERS.items()}
-    row = dict.fromkeys(COLUMNS) | {"path": path, "boxes": np.zeros((0, 4), np.float32), "rles": []}
-    return row | nothing | {"error": error}
+    return {
+        "path": path,
+        "height": None,
+        "width": None,
+        "boxes": np.zeros((0, 4), np.float32),
+        "scores": np.zeros(0, np.float32),
+        "mask_scores": np.zeros(0, np.float32),
+        "category_ids": np.zeros(0, np.int64),
+        "rles": [],
+        "area": np.zeros(0, np.int64),
+        "error": error,
+    }
 
 
 def arrow_schema() -> pyarrow.Schema:
@@ -85,47 +92,19 @@ def to_arrow(rows: Sequence[Row]) -> pyarrow.Table:
     schema = arrow_schema()
     import pyarrow as pa
 
-    return pa.Table.from_arrays(arrow_arrays(rows, schema), schema=schema)
+    return pa.Table.from_pylist(plain_rows(rows), schema=schema)
 
 
-def arrow_arrays(rows: Sequence[Row], schema: pyarrow.Schema) -> list[pyarrow.Array]:
-    """The columns of `to_arrow`, put together without a Python object for each number."""
-    import pyarrow as pa
-
-    def lists(name: str, values: Any) -> pyarrow.Array:
-        return pa.ListArray.from_arrays(ends, values, type=schema.field(name).type)
-
-    rles = [rle for row in rows for rle in row["rles"]]
-    ends = pa.array(np.cumsum([0, *(len(row["scores"]) for row in rows)]), pa.int32())
-    columns: dict[str, Any] = {name: [row[name] for row in rows] for name in ("height", "width")}
-    for name in ("path", "error"):
-        columns[name] = [None if row[name] is None else arrow_text(row[name]) for row in rows]
-    arrays = {name: pa.array(values, schema.field(name).type) for name, values in columns.items()}
-    for name, dtype in _NUMBERS.items():
-        values = [np.zeros(0, dtype), *(np.asarray(row[name], dtype) for row in rows)]
-        arrays[name] = lists(name, pa.array(np.concatenate(values)))
-    boxes = [np.asarray(row["boxes"], np.float32).reshape(-1) for row in rows]
-    corners = pa.array(np.concatenate([np.zeros(0, np.float32), *boxes]))
-    arrays["boxes"] = lists("boxes", _equal_lists(corners, 4))
-    sizes = np.array([rle["size"] for rle in rles], np.int32).reshape(-1)
-    kind = schema.field("rles").type.value_type
-    counts = pa.array([rle["counts"] for rle in rles], pa.string())
-    pairs = [_equal_lists(pa.array(sizes), 2), counts]
-    arrays["rles"] = lists("rles", pa.StructArray.from_arrays(pairs, fields=list(kind)))
-    return [arrays[name] for name in COLUMNS]
+def plain_rows(rows: Sequence[Row]) -> list[Row]:
+    """Rows of lists, numbers and text that Arrow can hold."""
+    return [{name: _plain(value) for name, value in row.items()} for row in rows]
 
 
-def _equal_lists(values: pyarrow.Array, length: int) -> pyarrow.Array:
-    """An Arrow array of lists of one length."""
-    import pyarrow as pa
-
-    ends = pa.array(np.arange(0, len(values) + 1, length), pa.int32())
-    return pa.ListArray.from_arrays(ends, values)
-
-
-def arrow_text(text: str) -> str:
-    """Text that Arrow can hold: halves of characters, which stand for bytes of a file name, are escaped."""
-    return text.encode("utf-8", "backslashreplace").decode()
+def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        # Halves of characters stand for bytes of a file name that are no text.
+        return value.encode("utf-8", "backslashreplace").decode()
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def to_columns(rows: Sequence[Row]) -> dict[str, np.ndarray]:
