@@ -35,6 +35,9 @@ def build_parser() -> Parser:
     add("--images", type=split_pair, metavar="DIR[:OUTDIR]", help="a folder, and the folder for its overlays")
     add("--video", type=split_video, metavar="IN[:OUT]",
         help="one video or camera, and the file for its annotated version")  # fmt: skip
+    add("--shard", type=split_shard, metavar="N/M",
+        help="process image N, N + M, N + 2 M, ... of the list only; yolact-infer merge joins the outputs of"
+        " all M shards")  # fmt: skip
     add("--score-threshold", default=0.15, type=float, help="minimum score of a detection, 0..1")
     add("--top-k", default=15, type=int, help="maximum number of detections per image")
     add_class_filter(parser)
@@ -138,6 +141,17 @@ def split_pair(text: str) -> tuple[str, str]:
     return match[1], match[2] or ""
 
 
+def split_shard(text: str) -> tuple[int, int]:
+    """The number and the count of `3/16`."""
+    match = re.fullmatch("([0-9]{1,9})/([0-9]{1,9})", text)
+    number, count = map(int, match.groups()) if match else (0, 0)
+    if count > limit("shards"):
+        raise argparse.ArgumentTypeError(f"{text!r} are more shards than {beyond('shards')}")
+    if not 1 <= number <= count:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form N/M with N from 1 to M, such as 3/16")
+    return number, count
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `yolact-infer`; returns the exit code."""
     return run(_infer, build_parser(), argv)
@@ -180,6 +194,7 @@ def check_options(args: argparse.Namespace) -> None:
     if args.masks_per_instance and not args.masks:
         raise UsageError("--masks-per-instance needs the folder of the masks: --masks DIR")
     _check_labelling_options(args)
+    _check_shard_options(args)
     others = args.jsonl, args.coco_dataset, args.arrays, args.masks, args.cutouts, args.table
     if args.no_json and args.no_overlay and not any((*others, args.labelme, args.label_studio)):
         raise UsageError(
@@ -203,6 +218,11 @@ def check_track_options(args: argparse.Namespace) -> None:
             "--resume cannot continue tracks, which depend on all frames before; run without --resume, or"
             " without --track"
         )
+
+
+def _check_shard_options(args: argparse.Namespace) -> None:
+    if args.shard and args.track:
+        raise UsageError("--track needs all frames in order; run without --shard, or without --track")
 
 
 def _check_labelling_options(args: argparse.Namespace) -> None:

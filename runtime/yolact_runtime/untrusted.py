@@ -50,6 +50,7 @@ LIMITS = {
     "candidates": Limit("YOLACT_MAX_CANDIDATES", 10_000, "detections of an image or candidates of a class"),
     "threads": Limit("YOLACT_MAX_THREADS", 1024, "threads"),
     "runs": Limit("YOLACT_MAX_RUNS", 100_000, "runs of an engine that yolact-bench measures, or in a report"),
+    "shards": Limit("YOLACT_MAX_SHARDS", 100_000, "shards of a list of images"),
     "workers": Limit("YOLACT_MAX_WORKERS", 128, "processes that load images"),
     "streams": Limit("YOLACT_MAX_STREAMS", 256, "streams"),
     "unpacked_bytes": Limit("YOLACT_MAX_UNPACKED_BYTES", 64 * MIB, "bytes of unpacked weights in metadata"),
