@@ -14,6 +14,7 @@ from yolact_runtime.commandline.original import ELSEWHERE, add_original_options,
 from yolact_runtime.engines.options import add_class_filter, add_engine_options, add_tile_options
 from yolact_runtime.errors import UsageError
 from yolact_runtime.files import stream_of
+from yolact_runtime.merge.cli import add_merge_options, merge_command
 from yolact_runtime.untrusted import beyond, limit
 
 _DRIVE = r"[A-Za-z]:(?=[\\/])"
@@ -23,7 +24,8 @@ def build_parser() -> Parser:
     """The options of yolact-infer."""
     parser = Parser(
         prog="yolact-infer",
-        description="Find instances in images, videos and cameras.",
+        usage="yolact-infer --engine E SOURCE [options]\n       yolact-infer merge INPUT... [options]",
+        description="Find instances in images, videos and cameras; merge the outputs of several machines.",
         elsewhere=ELSEWHERE,
     )
     add = parser.add_argument
@@ -50,7 +52,19 @@ def build_parser() -> Parser:
     _add_labelling_options(parser)
     _add_pipeline_options(parser)
     add_original_options(parser)
+    _add_merge(parser)
     return parser
+
+
+def _add_merge(parser: Parser) -> None:
+    """Add `merge`, which is a command as the first word only: any other word may be a SOURCE."""
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", prog=parser.prog, first_word=True)
+    merge = commands.add_parser(
+        "merge",
+        help="join the outputs of shards, or rows in Parquet (a file of this name is ./merge)",
+        description="Join the outputs of all shards of a run, or rows in Parquet, to the outputs of one run.",
+    )
+    add_merge_options(merge)
 
 
 def _add_output_options(parser: Parser) -> None:
@@ -154,7 +168,11 @@ def split_shard(text: str) -> tuple[int, int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `yolact-infer`; returns the exit code."""
-    return run(_infer, build_parser(), argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    if words[:1] == ["merge"]:
+        return run(merge_command, parser.subparsers.choices["merge"], words[1:])
+    return run(_infer, parser, words)
 
 
 def _infer(args: argparse.Namespace) -> int:

@@ -31,6 +31,7 @@ LIMITS = {
     "image_bytes": Limit("YOLACT_MAX_IMAGE_BYTES", 1024 * MIB, "bytes of an image file"),
     "annotation_bytes": Limit("YOLACT_MAX_ANNOTATION_BYTES", 2048 * MIB, "bytes of an annotation file"),
     "text_bytes": Limit("YOLACT_MAX_TEXT_BYTES", 64 * MIB, "bytes of any other JSON or text file"),
+    "row_group_bytes": Limit("YOLACT_MAX_ROW_GROUP_BYTES", 1024 * MIB, "bytes of a row group in Parquet"),
     "list_bytes": Limit("YOLACT_MAX_LIST_BYTES", 16 * MIB, "bytes of a list of names or of YOLO's text"),
     "yaml_bytes": Limit("YOLACT_MAX_YAML_BYTES", MIB // 2, "bytes of a YAML file"),
     "yaml_values": Limit("YOLACT_MAX_YAML_VALUES", 100_000, "values of a YAML file, aliases expanded"),
