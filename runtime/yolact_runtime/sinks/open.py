@@ -121,7 +121,7 @@ def open_outputs(
     lines = None
     if args.jsonl:
         categories = [{"id": key, "name": name} for key, name in zip(*_classes(meta), strict=True)]
-        how = args.polygons, args.resume, source_name, _mark_of(args, meta), shard, categories
+        how = args.polygons, args.resume, source_name, mark_of(args, meta), shard, categories
         lines = JsonLinesSink(args.jsonl, outputs.numbers, *how)
     # First, because any of their files may fail alone: the image is then in none of the JSON.
     outputs.sinks += _file_sinks(args, target, meta, whole)
@@ -143,14 +143,14 @@ def _shard_of(args: argparse.Namespace, source: Source, meta: Metadata, ids: Ima
     """What the outputs say about the shard that is read; None for a whole source."""
     if not isinstance(source, ShardSource):
         return None
-    return source.shard(_mark_of(args, meta), sha256(ids.path)[:16] if ids else "counted")
+    return source.shard(mark_of(args, meta), sha256(ids.path)[:16] if ids else "counted")
 
 
 def _classes(meta: Metadata) -> tuple[tuple[int, ...], tuple[str, ...]]:
     return meta.category_ids, meta.class_names
 
 
-def _mark_of(args: argparse.Namespace, meta: Metadata) -> str:
+def mark_of(args: argparse.Namespace, meta: Metadata) -> str:
     """The same eight digits for runs that find the same in an image, and write it in the same form."""
     path = Path(args.engine)
     engine = asdict(meta)
