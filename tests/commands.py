@@ -12,7 +12,17 @@ COMMANDS = {
 SUBCOMMANDS = {
     "yolact-data": ["check", "show", "shapes", "convert"],
     "yolact-export": ["inspect"],
-    "yolact-bench": ["compare", "peers", "roofline", "kernels", "training", "data", "masks", "tracks"],
+    "yolact-bench": [
+        "compare",
+        "peers",
+        "roofline",
+        "kernels",
+        "training",
+        "data",
+        "masks",
+        "tracks",
+        "load",
+    ],
 }
 COMMAND_LINES = [
     (name, *words) for name in COMMANDS for words in ((), *((one,) for one in SUBCOMMANDS.get(name, ())))

@@ -23,7 +23,7 @@ Values = dict[str, tuple[str, tuple[int, ...], bytes]]  # datatype, shape and da
 _KINDS = {"UINT8": "u1", "FP32": "<f4", "INT32": "<i4"}
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """A request that is refused, with the status of HTTP."""
 
     def __init__(self, text: str, status: int = 500) -> None:
@@ -93,7 +93,7 @@ class FakeTriton:
 
     def configuration(self, model: str) -> dict[str, str]:
         if model != "yolact":
-            raise Refusal(f"Request for unknown model: '{model}' is not found", 404)
+            raise RefusalError(f"Request for unknown model: '{model}' is not found", 404)
         return self.parameters
 
     def infer(self, model: str, inputs: Values, parameters: Mapping[str, str]) -> Values:
@@ -111,7 +111,7 @@ class FakeTriton:
             data = np.frombuffer(inputs["image"][2][4:], np.uint8)
             image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
             if image is None:
-                raise Refusal("the image cannot be read: it is damaged\nTraceback")
+                raise RefusalError("the image cannot be read: it is damaged\nTraceback")
             with self._lock:
                 return self.engine.predict([image], *limits, chosen)[0]
         arrays = {
@@ -178,10 +178,10 @@ def _handler(server: FakeTriton) -> type[BaseHTTPRequestHandler]:
         def log_message(self, *arguments: object) -> None:
             pass
 
-        def do_GET(self) -> None:  # noqa: N802 - http.server's name
+        def do_GET(self) -> None:
             self._answer(self._config)
 
-        def do_POST(self) -> None:  # noqa: N802
+        def do_POST(self) -> None:
             self._answer(self._infer)
 
         def _answer(self, work: Callable[[], tuple[bytes, bytes]]) -> None:
@@ -189,7 +189,7 @@ def _handler(server: FakeTriton) -> type[BaseHTTPRequestHandler]:
             status = 200
             try:
                 text, binary = work()
-            except Refusal as error:
+            except RefusalError as error:
                 text, binary, status = json.dumps({"error": str(error)}).encode(), b"", error.status
             self.send_response(status)
             self.send_header("Content-Length", str(len(text) + len(binary)))
@@ -231,7 +231,7 @@ def _add_service(server: FakeTriton, to: Any) -> None:
     import grpc
     from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-    def abort(context: Any, error: Refusal) -> None:
+    def abort(context: Any, error: RefusalError) -> None:
         codes = grpc.StatusCode
         found = {404: codes.NOT_FOUND, 503: codes.UNAVAILABLE}.get(error.status, codes.INTERNAL)
         context.abort(found, str(error))
@@ -243,7 +243,7 @@ def _add_service(server: FakeTriton, to: Any) -> None:
             try:
                 for name, text in server.configuration(request.name).items():
                     answer.config.parameters[name].string_value = text
-            except Refusal as error:
+            except RefusalError as error:
                 abort(context, error)
             return answer
 
@@ -255,7 +255,7 @@ def _add_service(server: FakeTriton, to: Any) -> None:
             parameters = {name: one.string_param for name, one in request.parameters.items()}
             try:
                 values = server.infer(request.model_name, inputs, parameters)
-            except Refusal as error:
+            except RefusalError as error:
                 abort(context, error)
             answer = service_pb2.ModelInferResponse()
             for one in request.outputs:

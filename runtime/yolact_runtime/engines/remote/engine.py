@@ -62,6 +62,8 @@ class RemoteEngine(Engine):
         YolactError: the server is not there, refuses, or says what cannot be right.
     """
 
+    remote = True
+
     def __init__(
         self,
         address: Address,
@@ -109,6 +111,11 @@ class RemoteEngine(Engine):
     def server_version(self) -> str:
         """The version of this toolkit on the server."""
         return self._server.version
+
+    @property
+    def retried(self) -> int:
+        """How often a request was sent again, because it was not answered."""
+        return self._outage.retried
 
     def detect(self, batch: np.ndarray, classes: frozenset[int] | None = None) -> Detections:
         """Refused: a server returns instances, not the network's outputs."""

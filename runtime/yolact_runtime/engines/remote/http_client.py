@@ -14,6 +14,7 @@ import math
 import socket
 import ssl
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -47,7 +48,7 @@ class HttpClient(Client):
             self._headers["Authorization"] = f"Basic {secret}"
         self._tls = ssl.create_default_context() if address.encrypted else None
         self._own = threading.local()
-        self._open: set[http.client.HTTPConnection] = set()
+        self._open: weakref.WeakSet[http.client.HTTPConnection] = weakref.WeakSet()  # ends with its thread
         self._lock = threading.Lock()
         self._closed = False
 

@@ -28,6 +28,9 @@ class Outage:
         seconds: How long it may be away.
         retries: How often one request may be sent again; None for as often as there is time.
         clock: In seconds.
+
+    Attributes:
+        retried: How often a request was sent again.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class Outage:
         self._name, self._seconds, self._retries, self._clock = name, seconds, retries, clock
         self._lock = threading.Lock()
         self._since: float | None = None
+        self.retried = 0
 
     @property
     def lasts(self) -> bool:
@@ -60,6 +64,8 @@ class Outage:
                 f"{self._name} did not answer {counted(attempt, 'attempt')} in {away:.0f} s: {error};"
                 " start the server or check the address, and run again (--retry-seconds waits longer)"
             )
+        with self._lock:
+            self.retried += 1
         if begins:
             log.warning("%s: %s; trying again for up to %.0f s", self._name, error, left)
         else:
