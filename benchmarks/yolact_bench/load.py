@@ -359,14 +359,14 @@ def _show(figures: Sequence[LoadFigures], args: argparse.Namespace, equal: Any, 
         counts = (one.requests, one.answered, one.refused, one.wrong, one.lost, one.retried)
         rows.append(
             [
-                one.name if one.name == "pipeline" else f"{one.name} in flight",
+                one.name,
                 f"{rate['value']:.1f} ({rate['low']:.1f} to {rate['high']:.1f})",
                 f"{ratio['value']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})" if ratio else "",
-                *("" if value is None else f"{value:.1f}" for value in (one.p50, one.p90, one.p99, one.max)),
+                *("" if value is None else f"{value:.1f}" for value in (one.p50, one.p99)),
                 *map(str, counts),
             ]
         )
-    columns = ["", "images/s", "× pipeline", "p50 ms", "p90 ms", "p99 ms", "max ms"]
+    columns = ["in flight", "images/s", "× pipeline", "p50 ms", "p99 ms"]
     columns += ["requests", "answered", "refused", "wrong", "lost", "sent again"]
     note = f"results equal to those of {args.local}: {equal['equal']} of {equal['of']}" if equal else ""
     title = f"{without_secrets(args.engine)}, {counted(images, 'image')}, sent {args.send}"

@@ -160,7 +160,8 @@ def _output(outputs: Mapping[str, Tensor], name: str) -> Tensor:
 def _check_size(height: int, width: int, expected: tuple[int, int] | None) -> None:
     """Raise a YolactError unless an answer is for an image of a size that was sent, or is allowed."""
     if expected is not None and (height, width) != expected:
-        raise YolactError(f"the server's answer is for an image of {width} x {height}, not {expected[::-1]}")
+        asked = f"{expected[1]} x {expected[0]}"
+        raise YolactError(f"the server's answer is for an image of {width} x {height}, not {asked}")
     if min(height, width) < 1 or max(height, width) > limit("side") or height * width > limit("pixels"):
         raise YolactError(f"the server's answer is for an image of {width} x {height}, beyond the limits")
 

@@ -114,7 +114,7 @@ def _failure(code: grpc.StatusCode, details: str, seconds: float) -> YolactError
         return Unknown(reason)
     if code is _CODES.RESOURCE_EXHAUSTED and "larger than max" in details:
         return YolactError(f"the server's answer has more bytes than {beyond('answer_bytes')}")
-    if "http1.x" in details or "CERTIFICATE_VERIFY_FAILED" in details:
-        return YolactError(f"the server cannot be asked over gRPC: {reason}")
+    if any(sign in details for sign in ("http1.x", "Failed parsing HTTP/2", "CERTIFICATE_VERIFY_FAILED")):
+        return YolactError(f"the server does not speak gRPC here; is this another port? ({reason})")
     lost = code in _LATER or (code is _CODES.INTERNAL and "RST_STREAM" in details)
     return Unavailable(reason) if lost and "unknown model" not in details else refused_or_unavailable(reason)
