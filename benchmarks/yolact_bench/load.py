@@ -91,6 +91,7 @@ def command(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
+    """Raise a UsageError for options that are out of range or contradict each other."""
     from yolact_bench.measure.engines import parse_engine
     from yolact_runtime.engines.remote.address import is_address
 

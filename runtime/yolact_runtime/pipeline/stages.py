@@ -260,6 +260,7 @@ class Run:
         return None
 
     def _lose_to_engine(self, item: _Item, error: Exception) -> None:
+        """Report a frame that the engine failed on; the run ends if it is lost, or fails too often."""
         if isinstance(error, EngineUnavailableError):
             # Ends the run; the frames in flight fail without a line each.
             self._lost = error

@@ -200,6 +200,7 @@ class RemoteEngine(Engine):
         top_k: int,
         classes: frozenset[int] | None = None,
     ) -> dict[str, Tensor]:
+        """The outputs of one request, which is sent once."""
         parameters = {"score_threshold": repr(float(score_threshold)), "top_k": str(int(top_k))}
         if classes is not None:
             parameters["classes"] = json.dumps(sorted(self.metadata.category_ids[index] for index in classes))

@@ -42,6 +42,7 @@ def open_remote(
 
 
 def _check(remote: RemoteEngine, precision: str | None, input_size: InputSize | None) -> None:
+    """Raise a UsageError unless the server's engine is of this precision and input size."""
     if precision is not None and remote.precision != precision:
         unknown = remote.precision == UNKNOWN
         found = "what it computes in is not known" if unknown else f"it is {remote.precision}"
