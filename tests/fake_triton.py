@@ -45,6 +45,7 @@ class FakeTriton:
         self.engine = engine
         kept = {key: value for key, value in asdict(engine.metadata).items() if key != "mask_iou_net"}
         self.parameters = {"yolact": json.dumps(kept), "yolact_api": "1"}
+        self.outputs = ["rles", "engine"]  # of the configuration
         self.change: Callable[[Values], Values] = lambda values: values
         self.before: Callable[[], None] = lambda: None
         self.seen: list[dict[str, str]] = []
@@ -200,7 +201,9 @@ def _handler(server: FakeTriton) -> type[BaseHTTPRequestHandler]:
         def _config(self) -> tuple[bytes, bytes]:
             found = server.configuration(self.path.split("/")[3])
             entries = {name: {"string_value": text} for name, text in found.items()}
-            return json.dumps({"name": "yolact", "parameters": entries}).encode(), b""
+            listed = [{"name": name} for name in server.outputs]
+            config = {"name": "yolact", "parameters": entries, "output": listed}
+            return json.dumps(config).encode(), b""
 
         def _infer(self) -> tuple[bytes, bytes]:
             body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -245,6 +248,8 @@ def _add_service(server: FakeTriton, to: Any) -> None:
                     answer.config.parameters[name].string_value = text
             except RefusalError as error:
                 abort(context, error)
+            for name in server.outputs:
+                answer.config.output.add(name=name)
             return answer
 
         def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802

@@ -11,6 +11,7 @@ import numpy as np
 
 from yolact_runtime.engines.backends import PRECISIONS, UNKNOWN
 from yolact_runtime.engines.remote.address import Address
+from yolact_runtime.engines.remote.client import ModelConfig
 from yolact_runtime.engines.remote.tensors import Tensor, numbers, texts
 from yolact_runtime.errors import UsageError, YolactError, escape_controls
 from yolact_runtime.metadata import PREFIX, Metadata
@@ -41,8 +42,8 @@ class ServerEngine(NamedTuple):
     version: str
 
 
-def read_metadata(parameters: Mapping[str, str], address: Address) -> Metadata:
-    """The metadata of a model from the parameters of its configuration.
+def read_metadata(config: ModelConfig, address: Address) -> Metadata:
+    """The metadata of a model from its configuration.
 
     Detection happens on the server, so it has no priors and is never of raw heads.
 
@@ -50,13 +51,15 @@ def read_metadata(parameters: Mapping[str, str], address: Address) -> Metadata:
         UsageError: it is another kind of model, or of another version.
         YolactError: a value cannot be right.
     """
+    parameters = config.parameters
+    api = parameters.get("yolact_api", "")
     if "yolact" not in parameters:
         raise UsageError(f"{address} is not a model that yolact-export --to triton wrote")
-    api = parameters.get("yolact_api")
-    if api is None:
+    if not api or not {"rles", "engine"} <= config.outputs:
         raise UsageError(
-            f"{address} is the plain network, whose answers are raw outputs; give the model beside it that"
-            " answers with instances: the name without _raw, or export again with yolact-export --to triton"
+            f"{address} is the plain network, an ensemble or a step of it, which an engine cannot use; name"
+            " the model beside it that takes resized images and answers with instances: the name without"
+            " _raw or _ensemble, or run yolact-export --to triton again"
         )
     if api != API:
         raise UsageError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from yolact_runtime.engines.remote.outage import Unavailable
 from yolact_runtime.engines.remote.tensors import Tensor
@@ -12,6 +13,13 @@ from yolact_runtime.errors import YolactError, escape_controls, first_line
 
 class Unknown(Unavailable):
     """The server has no such model, or has not loaded it yet."""
+
+
+class ModelConfig(NamedTuple):
+    """What the server's configuration of a model says: its parameters, and the names of its outputs."""
+
+    parameters: dict[str, str]
+    outputs: frozenset[str]
 
 
 class Client(ABC):
@@ -24,8 +32,8 @@ class Client(ABC):
     """
 
     @abstractmethod
-    def parameters(self, seconds: float) -> dict[str, str]:
-        """The parameters of the model's configuration, within a number of seconds."""
+    def config(self, seconds: float) -> ModelConfig:
+        """The model's configuration, within a number of seconds."""
 
     @abstractmethod
     def infer(

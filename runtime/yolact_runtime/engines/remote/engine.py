@@ -240,7 +240,7 @@ class RemoteEngine(Engine):
             )
 
     def _read_metadata(self) -> Metadata:
-        return read_metadata(self._client.parameters(self._timeout), self.address)
+        return read_metadata(self._client.config(self._timeout), self.address)
 
     def _read_engine(self) -> ServerEngine:
         """What computes on the server, asked with a request in which nothing is found."""

@@ -10,7 +10,7 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from yolact_runtime.engines.remote.address import Address
-from yolact_runtime.engines.remote.client import Client, Unknown, refused_or_unavailable
+from yolact_runtime.engines.remote.client import Client, ModelConfig, Unknown, refused_or_unavailable
 from yolact_runtime.engines.remote.outage import Unavailable
 from yolact_runtime.engines.remote.tensors import Tensor
 from yolact_runtime.errors import YolactError, first_line
@@ -54,10 +54,11 @@ class GrpcClient(Client):
             secret = base64.b64encode(address.credentials.encode()).decode()
             self._headers.append(("authorization", f"Basic {secret}"))
 
-    def parameters(self, seconds: float) -> dict[str, str]:
+    def config(self, seconds: float) -> ModelConfig:
         request = service_pb2.ModelConfigRequest(name=self._address.model, version=self._address.version)
-        answer = self._call(self._stub.ModelConfig, request, seconds)
-        return {name: value.string_value for name, value in answer.config.parameters.items()}
+        config = self._call(self._stub.ModelConfig, request, seconds).config
+        parameters = {name: value.string_value for name, value in config.parameters.items()}
+        return ModelConfig(parameters, frozenset(output.name for output in config.output))
 
     def infer(
         self,

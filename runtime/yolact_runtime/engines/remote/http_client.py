@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from yolact_runtime.engines.remote.address import Address
-from yolact_runtime.engines.remote.client import Client, Unknown, refused_or_unavailable
+from yolact_runtime.engines.remote.client import Client, ModelConfig, Unknown, refused_or_unavailable
 from yolact_runtime.engines.remote.outage import Unavailable
 from yolact_runtime.engines.remote.tensors import Tensor
 from yolact_runtime.errors import YolactError, first_line
@@ -52,13 +52,17 @@ class HttpClient(Client):
         self._lock = threading.Lock()
         self._closed = False
 
-    def parameters(self, seconds: float) -> dict[str, str]:
+    def config(self, seconds: float) -> ModelConfig:
         _, content = self._exchange("GET", "/config", b"", {}, seconds)
-        config = _json(content)
-        found = config.get("parameters")
-        entries = found.items() if isinstance(found, dict) else ()
+        found = _json(content)
+        parameters, outputs = found.get("parameters"), found.get("output")
+        entries = parameters.items() if isinstance(parameters, dict) else ()
         values = {name: value.get("string_value") for name, value in entries if isinstance(value, dict)}
-        return {name: text for name, text in values.items() if isinstance(text, str)}
+        listed = outputs if isinstance(outputs, list) else ()
+        return ModelConfig(
+            {name: text for name, text in values.items() if isinstance(text, str)},
+            frozenset(str(output.get("name")) for output in listed if isinstance(output, dict)),
+        )
 
     def infer(
         self,

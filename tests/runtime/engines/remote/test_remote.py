@@ -157,6 +157,9 @@ def test_other_models(server: FakeTriton, scheme: str) -> None:
         server.parameters = parameters
         with pytest.raises(UsageError, match=text):
             load_engine(address)
+    server.parameters, server.outputs = good, ["rles", "boxes"]
+    with pytest.raises(UsageError, match="an ensemble or a step of it"):
+        load_engine(address)
 
 
 def test_credentials(server: FakeTriton, caplog: pytest.LogCaptureFixture) -> None:
