@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from yolact_runtime.classes import resolve_classes
+from yolact_runtime.engines.remote.address import engine_name
 from yolact_runtime.engines.tiles.windows import OVERLAP
 from yolact_runtime.errors import counted
 from yolact_runtime.files import is_file, sha256
@@ -162,7 +163,8 @@ def mark_of(args: argparse.Namespace, meta: Metadata) -> str:
     overlap = OVERLAP if args.tile_overlap is None else args.tile_overlap
     tiles = args.tile and [args.tile, overlap, args.tile_full is not False]
     options = [args.precision, args.score_threshold, args.top_k, args.polygons, args.track, tiles]
-    everything = [path.name, engine, classes and sorted(classes), *options]
+    # Of a server, the name of the model, which may be on another host in the next run.
+    everything = [engine_name(args.engine), engine, classes and sorted(classes), *options]
     return hashlib.sha256(json.dumps(everything).encode()).hexdigest()[:8]
 
 
@@ -201,7 +203,7 @@ def _list_sinks(
             args.polygons,
             tolerance=args.polygon_tolerance,
             prefix=args.label_studio_prefix,
-            model_version=Path(args.engine).name,
+            model_version=engine_name(args.engine),
             empty=shard is not None and not shard.images,
         )
     if args.table:
