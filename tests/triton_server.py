@@ -65,7 +65,7 @@ class TritonServer:
     Args:
         repository: Its model repository.
         folder: For the backends and the log.
-        arguments: More of the server's command line.
+        options: More of the server's command line.
         env: More of its environment; None removes a variable.
         python: Of the environment with the server; by default `server_python`.
         threads: Threads of HTTP requests.
@@ -75,27 +75,27 @@ class TritonServer:
         self,
         repository: Path,
         folder: Path,
-        arguments: Sequence[str] = (),
+        options: Sequence[str] = (),
         env: Mapping[str, str | None] | None = None,
         python: str = "",
         threads: int = 4,
     ) -> None:
         facts = _environment(python or server_python())
-        self.http_port, self.grpc_port, self.metrics_port = free_ports(3)
+        self.ports = dict(zip(("http", "grpc", "metrics"), free_ports(3), strict=True))
         self.log_file = folder / "server.log"
         self.process: subprocess.Popen[bytes] | None = None
         server = Path(facts["site"]) / "pytriton" / "tritonserver"
-        self._shared = f"yolact_test_{os.getpid()}_{self.http_port}_"
+        self._shared = f"yolact_test_{os.getpid()}_{self.ports['http']}_"
         self._command = [
             str(server / "bin" / "tritonserver"),
             f"--model-repository={repository}",
             f"--backend-directory={_backends(server, facts['version'], folder)}",
-            *("--http-address=127.0.0.1", f"--http-port={self.http_port}", f"--http-thread-count={threads}"),
-            *("--grpc-address=127.0.0.1", f"--grpc-port={self.grpc_port}"),
-            *("--metrics-address=127.0.0.1", f"--metrics-port={self.metrics_port}"),
+            f"--http-thread-count={threads}",
+            *(f"--{name}-address=127.0.0.1" for name in self.ports),
+            *(f"--{name}-port={port}" for name, port in self.ports.items()),
             f"--backend-config=python,shm-region-prefix-name={self._shared}",
             "--exit-timeout-secs=5",
-            *arguments,
+            *options,
         ]
         libraries = [f"{facts['site']}/nvidia_pytriton.libs", facts["lib"]]
         self._env = {
@@ -116,12 +116,12 @@ class TritonServer:
     @property
     def http(self) -> str:
         """Address for `tritonclient.http`."""
-        return f"127.0.0.1:{self.http_port}"
+        return f"127.0.0.1:{self.ports['http']}"
 
     @property
     def grpc(self) -> str:
         """Address for `tritonclient.grpc`."""
-        return f"127.0.0.1:{self.grpc_port}"
+        return f"127.0.0.1:{self.ports['grpc']}"
 
     @property
     def log(self) -> str:
@@ -185,7 +185,7 @@ def _backends(server: Path, version: str, folder: Path) -> Path:
 @contextlib.contextmanager
 def running_server(
     repository: Path,
-    arguments: Sequence[str] = (),
+    options: Sequence[str] = (),
     env: Mapping[str, str | None] | None = None,
     threads: int = 4,
     ready: bool = True,
@@ -194,14 +194,14 @@ def running_server(
 
     Args:
         repository: The model repository.
-        arguments: More of the server's command line.
+        options: More of the server's command line.
         env: More of its environment; None removes a variable.
         threads: Threads of HTTP requests.
         ready: False only waits until the server answers, for models that cannot be loaded.
     """
     python = server_python()
     with tempfile.TemporaryDirectory(prefix="triton") as folder:
-        server = TritonServer(repository, Path(folder), arguments, env, python, threads)
+        server = TritonServer(repository, Path(folder), options, env, python, threads)
         try:
             server.start(ready=ready)
             yield server
