@@ -56,6 +56,8 @@ def build_parser() -> Parser:
     trt_options.add_arguments(parser)
     add = parser.add_argument_group("server (--to triton)").add_argument
     add("--triton-name", metavar="NAME", help="name of the model on the server")
+    models = "python: image in, instances out; raw: the network; ensemble: the network and steps around it"
+    add("--triton-models", choices=["python", "raw", "ensemble", "all"], default="python", help=models)
     add("--triton-instances", type=int, default=1, help="instances of the model per device")
     delay = "longest wait for more requests to fill a batch"
     add("--triton-queue-delay", type=int, default=2000, metavar="MICROSECONDS", help=delay)
@@ -258,7 +260,7 @@ def _export_openvino(args: argparse.Namespace) -> None:
 def _export_triton(args: argparse.Namespace) -> None:
     from yolact_export.triton import TritonOptions, write_repository
 
-    options = TritonOptions(args.triton_instances, args.triton_queue_delay)
+    options = TritonOptions(args.triton_instances, args.triton_queue_delay, args.triton_models)
     repository = args.output or _default_output(args, "").with_name("triton")
     name = args.triton_name or Path(args.weights).stem
     with _onnx_file(args) as source:
