@@ -281,7 +281,10 @@ def _fitting(node: Mapping[str, float], cpus: int, gpus: float) -> int:
 
 def _predictor_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options of `BatchPredictor` that the command line gives."""
-    names = ("backend", "precision", "providers", "config", "input_size", "class_names")
+    names = (
+        *("backend", "precision", "providers", "config", "input_size", "class_names"),
+        *("tile", "tile_overlap", "tile_full"),
+    )
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
     settings = ("score_threshold", "top_k", "classes", "batch_size")
     return {**given, **{name: getattr(args, name) for name in settings}}

@@ -17,7 +17,7 @@ GOOD = ("--engine", "m.onnx", "--output-parquet", "out")
         ((*GOOD, "photos", "--ray", "--jsonl", "x.jsonl"), "--jsonl does not apply with --ray"),
         ((*GOOD, "photos", "--ray", "--streams", "2"), "--streams does not apply"),
         ((*GOOD, "--images", "photos", "--ray"), "--images does not apply"),
-        ((*GOOD, "photos", "--ray", "--tile", "512"), "--tile does not apply"),
+        ((*GOOD, "photos", "--ray", "--track"), "--track does not apply"),
         ((*GOOD, "photos", "--ray", "--gpus-per-worker", "1.5"), "--gpus-per-worker is 1.5"),
         ((*GOOD, "photos", "--ray", "--gpus-per-worker", "nan"), "--gpus-per-worker is nan"),
         ((*GOOD, "photos", "--ray", "--workers", "0"), "--workers is 0"),
