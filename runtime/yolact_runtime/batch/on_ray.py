@@ -238,6 +238,11 @@ def _reason(error: BaseException) -> YolactError:
     for one in reversed(chain):
         if isinstance(one, YolactError) and not hasattr(one, "cause"):  # else Ray's, with a traceback in it
             return one
+    if any("AuthenticationError" in f"{type(one)} {one}" for one in chain):
+        return YolactError(
+            "the Ray cluster wants its token: set RAY_AUTH_MODE=token, and copy ~/.ray/auth_token of its head"
+            " node to the same place here"
+        )
     lines = [line for line in str(chain[-1]).splitlines() if line.strip()]
     why = first_line(RuntimeError(lines[-1] if lines else ""))
     return YolactError(f"Ray: {type(chain[-1]).__name__}: {why}")
