@@ -105,6 +105,7 @@ def predict_dataset(
     first = max(1, min(workers.now, workers.most))
     pool = ray.data.ActorPoolStrategy(min_size=1, max_size=workers.most, initial_size=first)
     takes_more = "ray_remote_args" in inspect.signature(dataset.map_batches).parameters
+    more: dict[str, Any] = {"max_restarts": _RESTARTS} if takes_more else {}
     with warnings.catch_warnings():  # Ray 2.64 will have another way to say how often a worker starts again
         warnings.simplefilter("ignore")
         return dataset.map_batches(
@@ -115,7 +116,7 @@ def predict_dataset(
             compute=pool,
             num_cpus=workers.cpus,
             num_gpus=workers.gpus,
-            **({"max_restarts": _RESTARTS} if takes_more else {}),
+            **more,
         )
 
 
@@ -350,9 +351,9 @@ def _images(
     import ray.data
     from pyarrow import compute
 
-    light = {"num_cpus": 0, "batch_format": "pyarrow"}
+    light: dict[str, Any] = {"num_cpus": 0, "batch_format": "pyarrow"}
     pool = ray.data.TaskPoolStrategy(size=2 * workers.most)
-    datasets = []
+    datasets: list[Any] = []
     if len(paths):
         rows = max(1, min(block_rows, len(paths) // (4 * workers.most)))
         tables = [
@@ -363,13 +364,11 @@ def _images(
             datasets[-1] = datasets[-1].map_batches(fetch, batch_size=rows, compute=pool, **light)
     if listing.groups:
         work = [pa.table({"file": [file], "group": [group]}) for file, group in listing.groups]
-        reference = ray.put(done)
-        datasets.append(
-            ray.data.from_arrow(work).map_batches(
-                _read_groups, batch_size=1, fn_args=(reference,), compute=pool, **light
-            )
-        )
-    return datasets[0].union(*datasets[1:]) if len(datasets) > 1 else next(iter(datasets), None)
+        datasets.append(ray.data.from_arrow(work))
+        given = {"batch_size": 1, "fn_args": (ray.put(done),), "compute": pool}
+        datasets[-1] = datasets[-1].map_batches(_read_groups, **given, **light)
+    whole: ray.data.Dataset | None = next(iter(datasets), None)
+    return whole.union(*datasets[1:]) if whole is not None and len(datasets) > 1 else whole
 
 
 def _read_groups(batch: pyarrow.Table, done: Any) -> Iterator[pyarrow.Table]:
