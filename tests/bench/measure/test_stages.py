@@ -104,7 +104,7 @@ def test_the_stages_of_tiles_are_sums(findings, tmp_path: Path, clock: Clock) ->
 def test_tiles_without_a_large_image_are_refused(images, findings) -> None:
     tiles = {"tile": 5000}
     candidate = EngineCandidate("a", tiled(FakeEngine(findings), **tiles), tiles=tiles)
-    with pytest.raises(UsageError, match=r"none of the first .* is larger than a tile of 5000 pixels"):
+    with pytest.raises(UsageError, match=r"a: none of the first .* is larger than its tiles of 5000 x 5000"):
         candidate.prepare(images, 1)
 
 
