@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from fake_engine import FakeEngine
 from onnx import numpy_helper
 
 from yolact.engine import TorchEngine
@@ -21,6 +22,7 @@ from yolact_export.onnx import OnnxOptions, write_onnx
 from yolact_export.onnx_graph import HEADS
 from yolact_export.openvino import verify_openvino, write_openvino
 from yolact_export.precision.agreement import compare_detections
+from yolact_export.stages import Stages
 from yolact_runtime.detections import Detections
 from yolact_runtime.engines.base import Engine
 from yolact_runtime.engines.onnxruntime import OnnxRuntimeEngine
@@ -236,3 +238,57 @@ def test_a_reduced_export_without_detections(
     if precision == "int8":
         xml = tmp_path / "m.xml"
         assert main(["--weights", str(output), "--to", "openvino", "--output", str(xml)]) == 0
+
+
+class TwoBoxes(FakeEngine):
+    """Finds a box, and a second one if its head is above a threshold."""
+
+    def __init__(self, head: float, threshold: float) -> None:
+        super().__init__({})
+        self.stages = Stages(lambda batch: {"logits": np.full((len(batch), 1), head)}, self.detection)
+        self.threshold = threshold
+
+    def detect(self, batch: np.ndarray, classes: frozenset[int] | None = None) -> Detections:
+        return self.detection(self.stages.network(batch))
+
+    def detection(self, heads: Mapping[str, np.ndarray]) -> Detections:
+        both = heads["logits"][:, 0] > self.threshold
+        n = len(both)
+        scores = np.tile(np.float32([0.7, 0.6, 0]), (n, 1))
+        return Detections(
+            count=1 + both.astype(np.int32),
+            boxes=np.tile(np.float32([[0.2, 0.2, 0.8, 0.8], [0, 0, 0.4, 0.4], [0, 0, 0, 0]]), (n, 1, 1)),
+            scores=scores,
+            classes=np.zeros((n, 3), np.int32),
+            coefficients=np.ones((n, 3, 4), np.float32),
+            prototypes=np.ones((n, 8, 8, 4), np.float32),
+            mask_scores=scores,
+        )
+
+
+def compared_stages(
+    monkeypatch: pytest.MonkeyPatch, reference: TwoBoxes, engine: TwoBoxes
+) -> verify.Comparison:
+    monkeypatch.setattr(verify, "stages_of", lambda *engines: tuple(one.stages for one in engines))
+    return verify.compare(reference, engine, IMAGES)
+
+
+@pytest.mark.parametrize("side", [-1e-6, 1e-6])
+def test_a_detection_that_rounding_of_the_heads_decides_is_no_problem(
+    monkeypatch: pytest.MonkeyPatch, side: float
+) -> None:
+    seen = compared_stages(monkeypatch, TwoBoxes(0.5 + side, 0.5), TwoBoxes(0.5 - side, 0.5))
+    assert (seen.matched, seen.flips, seen.problems) == (len(IMAGES), len(IMAGES), [])
+
+
+@pytest.mark.parametrize(
+    ("head", "threshold", "problem"),
+    [(0.499, 0.4, "extra"), (0.499, 0.5, None), (0.55, 0.5, "head logits")],
+)
+def test_a_detection_that_something_else_decides_is_a_problem(
+    monkeypatch: pytest.MonkeyPatch, head: float, threshold: float, problem: str | None
+) -> None:
+    """The other engine has another threshold, or its head is beyond the tolerance."""
+    seen = compared_stages(monkeypatch, TwoBoxes(0.499, 0.5), TwoBoxes(head, threshold))
+    assert bool(seen.problems) == (problem is not None)
+    assert problem is None or any(problem in line for line in seen.problems)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from yolact.config import Config, TrainConfig
 from yolact.registry import configs, get_config
-from yolact.settings import differences, override
+from yolact.settings import check_other_classes, differences, override
 from yolact_runtime.commandline import Parser, run
 from yolact_runtime.errors import UsageError
 from yolact_runtime.outputs import check_outputs
@@ -142,6 +142,7 @@ def _configuration(args: argparse.Namespace, base: Config) -> Config:
     from yolact.data.layout import default_dataset, resolve_dataset
 
     config = _with_options(args, base)
+    check_other_classes(config.dataset.classes, args.set)
     dataset = resolve_dataset(args.dataset) if args.dataset else default_dataset(config.dataset)
     kept = {name: getattr(config.dataset, name) for name in _CHOICES}
     classes = read_classes(Path(dataset.train_annotations), config.dataset.classes)

@@ -26,7 +26,7 @@ from yolact.train.checkpoint import Checkpoints, save_checkpoint
 from yolact.train.distributed import Processes
 from yolact.train.failures import Unreadable, explain, unreadable_text
 from yolact.train.loader import iterations
-from yolact.train.logging import TrainingLog
+from yolact.train.logging import TrainingLog, batch_size_text
 from yolact.train.mode import memory_format, set_training_mode
 from yolact.train.pictures import draw_batch
 from yolact.train.resume import TrainingState, restore_optimizer, restore_scaler, training_state
@@ -34,7 +34,8 @@ from yolact.train.sampler import EpochBatches, SharedBatches
 from yolact.train.signals import StopSignal
 from yolact.train.step import Ema, NetworkWithLoss, Step, build_optimizer, learning_rate, training_step
 from yolact.train.validation import Validation, held_out_images, open_validation, quality
-from yolact.weights.load import Checkpoint, load_for_fine_tuning, load_pretrained_backbone, load_state
+from yolact.weights.fine_tuning import load_for_fine_tuning
+from yolact.weights.load import Checkpoint, load_pretrained_backbone, load_state
 from yolact_runtime.errors import UsageError, YolactError, counted, first_line
 
 log = logging.getLogger(__name__)
@@ -169,7 +170,11 @@ class _Training:
         settings, processes = self.settings, self.processes
         log.info(
             "training %s on %s, batch %s, iterations %d to %d, %s",
-            *(self.config.name, counted(len(self.dataset), "image"), _batch_size_text(settings, processes)),
+            *(
+                self.config.name,
+                counted(len(self.dataset), "image"),
+                batch_size_text(settings, processes.count),
+            ),
             *(self.iteration, settings.max_iterations, self.device),
         )
         with self.stop, self.journal:
@@ -398,10 +403,3 @@ def _dataset(
             f" an iteration; there are {len(dataset)} images and train.batch_size is {settings.batch_size}"
         )
     return dataset
-
-
-def _batch_size_text(settings: TrainConfig, processes: Processes) -> str:
-    text = str(settings.batch_size)
-    if settings.accumulate > 1:
-        text += f" x {settings.accumulate} accumulated"
-    return text + (f" over {processes.count} processes" if processes.count > 1 else "")

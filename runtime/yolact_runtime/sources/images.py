@@ -173,7 +173,11 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises:
         YolactError: missing, empty, cut off, not an image, or larger than `$YOLACT_MAX_PIXELS`.
     """
-    data = read_bytes(path, "image", "image_bytes")
+    return decode_image(path, read_bytes(path, "image", "image_bytes"))
+
+
+def decode_image(path: str | Path, data: bytes) -> np.ndarray:
+    """`read_image` for the content of a file; messages and the warning call it `path`."""
     if not data:
         raise YolactError(f"image {path} is empty (0 bytes)")
     if kind := heif_kind(data):
