@@ -197,6 +197,8 @@ class TestArrow:
     def test_names_that_are_no_text_are_escaped(self, found: Any, paths: list[str]) -> None:
         (row,) = to_arrow(found()([{"path": "/none/\udcff.png"}])).to_pylist()
         assert row["path"] == r"/none/\udcff.png" and r"/none/\udcff.png does not exist" in row["error"]
+        damaged = self.pa.array([b"/none/\xff.png"]).view(self.pa.string())
+        assert found()(self.pa.table({"path": damaged})).to_pylist() == [row]
 
     def test_parquet_and_back(self, found: Any, paths: list[str], tmp_path: Path) -> None:
         from pyarrow import parquet
