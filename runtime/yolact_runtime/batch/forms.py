@@ -16,6 +16,8 @@ from yolact_runtime.errors import UsageError, YolactError
 
 # Where an image comes from.
 SOURCES = ("path", "bytes", "image")
+# Those, and why an image could not be had.
+_INPUTS = (*SOURCES, "error")
 
 
 def check_kept(keep: Iterable[str]) -> tuple[str, ...]:
@@ -44,7 +46,7 @@ def inputs_of(batch: Any, keep: Sequence[str] = ()) -> list[Mapping[str, Any]]:
     if _is_arrow(batch) or _is_frame(batch) or isinstance(batch, Mapping):
         names = batch.schema.names if _is_arrow(batch) else list(batch)
         _check_columns([str(name) for name in names], keep)
-        return _rows(batch, [name for name in SOURCES if name in names])
+        return _rows(batch, [name for name in _INPUTS if name in names])
     if isinstance(batch, str | bytes) or not isinstance(batch, Iterable):
         raise YolactError(f"a batch is a {type(batch).__name__}; {_ALLOWED}")
     rows = list(batch)

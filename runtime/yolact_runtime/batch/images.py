@@ -21,7 +21,8 @@ class RowSource(Source):
     """The images of rows.
 
     Args:
-        rows: Each has "path", "bytes" or "image"; "path" may be there besides the others, as a name.
+        rows: Each has "path", "bytes" or "image"; "path" may be there besides the others, as a name, and
+            "error" if there is no image.
 
     Attributes:
         paths: Of each row; None if it has none that is a text.
@@ -56,6 +57,8 @@ def image_of(row: Mapping[str, Any], name: str) -> np.ndarray:
     Raises:
         YolactError: the row has none or two, or what it has cannot be read.
     """
+    if (error := plain(row.get("error"))) is not None:
+        raise YolactError(str(error))
     image, data, path = (plain(row.get(kind)) for kind in ("image", "bytes", "path"))
     if path is not None and _path(path) is None:
         raise YolactError(f"{name}: path is a {type(path).__name__}; a text is needed")

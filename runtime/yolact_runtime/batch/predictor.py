@@ -111,7 +111,7 @@ class BatchPredictor:
 
         A row of the input has an image: "path" (a file), "bytes" (the content of one) or "image" ((H, W, 3)
         uint8 BGR). "path" may be there besides the others, as the name. A missing value (None, NaN, null) is
-        as if it were not there.
+        as if it were not there. A row with a text in "error" failed before, and keeps it.
 
         Args:
             batch: A list of rows (dicts), columns by name (a dict of arrays), an Arrow table or record batch,
