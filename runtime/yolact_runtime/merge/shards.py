@@ -138,6 +138,11 @@ def ascents(path: Path, positions: Iterable[tuple[int, int]]) -> tuple[list[int]
     return starts, images
 
 
+def pairs(starts: Sequence[int], end: int | None) -> list[tuple[int, int | None]]:
+    """Where each of the sequences that `ascents` found begins and ends; the last one ends at `end`."""
+    return list(zip(starts, [*starts[1:], end], strict=False))
+
+
 def check_categories(path: Path, value: Any) -> list[dict[str, Any]]:
     """The classes that a file lists, checked; raises a YolactError."""
     right = isinstance(value, list) and len(value) <= limit("classes")
