@@ -192,6 +192,17 @@ def test_damaged_files_end_in_one_line(tmp_path, capsys):
     assert "has no column 'path'" in capsys.readouterr().err
 
 
+def test_the_record_of_a_run(tmp_path, capsys):
+    folder = write_parts(tmp_path / "rows", rows_of(names_in("photos")))
+    record = folder / "_yolact.json"
+    record.write_text(json.dumps({"run": "89abcdef", "state": "running"}))
+    assert merged(folder, tmp_path / "out") == 1
+    assert "has not ended; wait for it, or run it again with --resume" in capsys.readouterr().err
+    record.write_text(json.dumps({"run": "89abcdef", "state": "done"}))
+    assert merged(folder, tmp_path / "out") == 1
+    assert json.loads((tmp_path / "out/images.json").read_text())["categories"] == CATEGORIES
+
+
 def test_a_folder_without_parts(tmp_path, capsys):
     assert merged(tmp_path, tmp_path / "out") == 1
     assert "has no .parquet file" in capsys.readouterr().err
