@@ -20,7 +20,7 @@ from yolact_runtime.merge.parquet import open_parquet, read_rows
 from yolact_runtime.merge.shards import ShardFile, ascents, pairs
 from yolact_runtime.sinks.table import COLUMNS, INDEX, METADATA, shard_file
 from yolact_runtime.sources.shard import Shard
-from yolact_runtime.untrusted import limit, open_regular, parse_json
+from yolact_runtime.untrusted import check_regular, limit, open_regular, parse_json
 
 _TYPES = {**COLUMNS, **INDEX}
 _BATCH = 1024  # rows
@@ -36,6 +36,7 @@ def open_table_shard(path: Path) -> ShardFile:
     Raises:
         YolactError: it cannot be read, is of no shard, or damaged.
     """
+    check_regular(path)
     parquet = path.suffix.lower() == ".parquet"
     rows = partial(_parquet_rows if parquet else _csv_rows, path)
     summary = _parquet_summary(path) if parquet else _csv_summary(path)

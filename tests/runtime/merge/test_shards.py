@@ -170,7 +170,7 @@ def test_gaps_doubles_and_other_runs_are_refused(three, tmp_path, capsys, name):
 
     assert "found with different engines or options (runs 89abcdef and 00000000)" in other("r", run="0" * 8)
     assert "the names in their lists of 8 images differ" in other("n", names="f" * 16)
-    assert "one is of a list of 8 images, the other of 9" in other("c", [1] * 9)
+    assert "their lists have 8 and 9 images" in other("c", [1] * 9)
     assert "one is shard 1 of 3, the other shard 2 of 4" in other("m", count=4)
     assert "image ids are from different annotation files" in other("i", ids="f" * 16)
     assert "is of no shard" in error(write(tmp_path / "whole", shades))
