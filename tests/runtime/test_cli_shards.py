@@ -67,6 +67,19 @@ def test_shards_with_one_that_is_killed_and_resumed(place, monkeypatch, sources)
     merge_and_compare(2)
 
 
+def test_a_name_twice_in_a_list_of_which_the_second_is_done(place, monkeypatch):
+    def run(folder, *arguments):
+        text = "\n".join([*NAMES, NAMES[0]])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        return infer(folder, *arguments, sources=["-"])
+
+    assert run("whole") == run("1", "--shard", "1/1") == 1
+    head, _, *rest = Path("1/l.jsonl").read_bytes().splitlines(keepends=True)
+    Path("1/l.jsonl").write_bytes(head + b"".join(rest))
+    assert run("1", "--shard", "1/1", "--resume") == 1
+    merge_and_compare(1)
+
+
 def test_another_shard_list_or_run_is_not_resumed(place, capsys):
     assert infer("1", "--shard", "1/2") in (0, 1)
     before = Path("1/l.jsonl").read_bytes()
