@@ -53,6 +53,7 @@ for _name in (
     "camera_server",
     "rtsp_server",
     "fake_triton",
+    "triton_server",
 ):
     _spec = importlib.util.spec_from_file_location(_name, HERE / f"{_name}.py")
     assert _spec is not None and _spec.loader is not None

@@ -1,14 +1,15 @@
-"""Runs NVIDIA's Triton Inference Server for tests: `with running_server(repository) as server`.
+"""A real Triton server on this machine: `from triton_server import running_server`.
 
-The server is that of the wheel `nvidia-pytriton`, which needs an environment of its own with NumPy 1 and this
-project. `$YOLACT_TRITON_SERVER` names the `bin/python` of that environment.
+`YOLACT_TRITON_SERVER` names the Python of a virtual environment that has `nvidia-pytriton`, whose wheel has
+`tritonserver` and its Python backend, `numpy<2`, and this project.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,130 +17,193 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 VARIABLE = "YOLACT_TRITON_SERVER"
-_WHERE = (
-    "import importlib.util as u, sys, sysconfig;"
-    "print(u.find_spec('pytriton').submodule_search_locations[0], sysconfig.get_paths()['purelib'],"
-    " '%d.%d' % sys.version_info[:2], sep='\\n')"
-)
+_FACTS = """
+import json, platform, sysconfig
+import numpy, pytriton, yolact_runtime
+print(json.dumps({
+    "site": sysconfig.get_path("purelib"), "scripts": sysconfig.get_path("scripts"),
+    "lib": sysconfig.get_config_var("LIBDIR"),
+    "version": ".".join(platform.python_version_tuple()[:2]),
+}))
+"""
 
 
 def server_python() -> str:
-    """The Python of the server's environment; skips the test if there is none."""
+    """The environment's Python; skips the test where there is none."""
     python = os.environ.get(VARIABLE, "")
     if not python:
-        pytest.skip(
-            f"no Triton server: set {VARIABLE} to the bin/python of an environment with nvidia-pytriton"
-        )
+        pytest.skip(f"{VARIABLE} names no environment with nvidia-pytriton")
     return python
 
 
-@dataclass
+@functools.cache
+def _environment(python: str) -> dict[str, str]:
+    command = [python, "-c", _FACTS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, f"{VARIABLE}={python}:\n{done.stderr}"
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
 class TritonServer:
-    """A server that runs, or can be started again on the same ports."""
+    """A server that can be killed and started again on the same ports.
 
-    repository: Path
-    folder: Path
-    python: str
-    options: Sequence[str] = ()
-    ports: dict[str, int] = field(default_factory=dict)
-    process: subprocess.Popen[bytes] | None = None
+    Args:
+        repository: Its model repository.
+        folder: For the backends and the log.
+        options: More of the server's command line.
+        env: More of its environment; None removes a variable.
+        python: Of the environment with the server; by default `server_python`.
+        threads: Threads of HTTP requests.
+    """
 
-    @property
-    def grpc(self) -> str:
-        return f"127.0.0.1:{self.ports['grpc']}"
+    def __init__(
+        self,
+        repository: Path,
+        folder: Path,
+        options: Sequence[str] = (),
+        env: Mapping[str, str | None] | None = None,
+        python: str = "",
+        threads: int = 4,
+    ) -> None:
+        facts = _environment(python or server_python())
+        self.ports = dict(zip(("http", "grpc", "metrics"), free_ports(3), strict=True))
+        self.log_file = folder / "server.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        server = Path(facts["site"]) / "pytriton" / "tritonserver"
+        self._shared = f"yolact_test_{os.getpid()}_{self.ports['http']}_"
+        self._command = [
+            str(server / "bin" / "tritonserver"),
+            f"--model-repository={repository}",
+            f"--backend-directory={_backends(server, facts['version'], folder)}",
+            f"--http-thread-count={threads}",
+            *(f"--{name}-address=127.0.0.1" for name in self.ports),
+            *(f"--{name}-port={port}" for name, port in self.ports.items()),
+            f"--backend-config=python,shm-region-prefix-name={self._shared}",
+            "--exit-timeout-secs=5",
+            *options,
+        ]
+        libraries = [f"{facts['site']}/nvidia_pytriton.libs", facts["lib"]]
+        self._env = {
+            **os.environ,
+            # The backend's process finds the environment by the `python3` on the path.
+            "PATH": f"{facts['scripts']}:{os.environ['PATH']}",
+            "LD_LIBRARY_PATH": ":".join(libraries),
+            "OMP_NUM_THREADS": "1",
+        }
+        for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"):
+            self._env.pop(name, None)
+        for name, value in (env or {}).items():
+            if value is None:
+                self._env.pop(name, None)
+            else:
+                self._env[name] = value
 
     @property
     def http(self) -> str:
+        """Address for `tritonclient.http`."""
         return f"127.0.0.1:{self.ports['http']}"
 
     @property
+    def grpc(self) -> str:
+        """Address for `tritonclient.grpc`."""
+        return f"127.0.0.1:{self.ports['grpc']}"
+
+    @property
     def log(self) -> str:
-        return (self.folder / "log").read_text(errors="replace")
+        """What the server wrote so far."""
+        return self.log_file.read_text("utf-8", "replace") if self.log_file.exists() else ""
 
-    def start(self, seconds: float = 120) -> None:
-        """Start it, and wait until it is ready.
-
-        Raises:
-            RuntimeError: it ended or was not ready in time; has the end of its log.
-        """
-        answer = subprocess.run([self.python, "-c", _WHERE], capture_output=True, text=True, check=True)
-        package, site, version = answer.stdout.splitlines()
-        home = Path(package) / "tritonserver"
-        backends = self.folder / "backends"
-        if not backends.exists():
-            # The Python backend looks for the stub of the Python version in its own folder.
-            shutil.copytree(home / "backends", backends)
-            stub = home / "python_backend_stubs" / version / "triton_python_backend_stub"
-            shutil.copy(stub, backends / "python")
-        self.ports = self.ports or dict(zip(("http", "grpc", "metrics"), _free_ports(3), strict=True))
-        command = [
-            str(home / "bin/tritonserver"),
-            f"--model-repository={self.repository}",
-            f"--backend-directory={backends}",
-            f"--http-port={self.ports['http']}",
-            f"--grpc-port={self.ports['grpc']}",
-            f"--metrics-port={self.ports['metrics']}",
-            *(f"--{name}-address=127.0.0.1" for name in ("http", "grpc", "metrics")),
-            *self.options,
-        ]
-        libraries = Path(site) / "nvidia_pytriton.libs"
-        environment = {
-            **os.environ,
-            "LD_LIBRARY_PATH": str(libraries),
-            "PYTHONPATH": site,
-            "PATH": f"{Path(self.python).parent}{os.pathsep}{os.environ['PATH']}",
-            "OMP_NUM_THREADS": "1",
-        }
-        with (self.folder / "log").open("ab") as log:
+    def start(self, timeout: float = 120, ready: bool = True) -> None:
+        """Start it, and wait until all its models are ready; or, with `ready=False`, until it answers."""
+        with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                self._command, stdout=log, stderr=subprocess.STDOUT, env=self._env, start_new_session=True
             )
-        until = time.monotonic() + seconds
-        while not self._ready():
-            if self.process.poll() is not None or time.monotonic() > until:
+        until = time.monotonic() + timeout
+        while not self._answers("ready" if ready else "live"):
+            ended = self.process.poll() is not None
+            if ended or time.monotonic() > until:
                 self.kill()
-                raise RuntimeError(f"the server is not ready:\n{self.log[-4000:]}")
+                why = "ended" if ended else f"is not ready after {timeout:.0f} s"
+                raise AssertionError(f"the server {why}:\n{self.log[-20_000:]}")
             time.sleep(0.1)
 
-    def _ready(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"http://{self.http}/v2/health/ready", timeout=5) as answer:
-                return answer.status == 200
-        except (urllib.error.URLError, OSError):
-            return False
+    def stop(self) -> None:
+        """End it as an operator does."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(15)
+        self.kill()
 
     def kill(self) -> None:
-        """End the server and its model processes at once."""
-        if self.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
+        """End it and the processes of its models at once."""
+        process, self.process = self.process, None
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(30)
+        for left in Path("/dev/shm").glob(f"{self._shared}*"):
+            left.unlink(missing_ok=True)
+
+    def _answers(self, what: str) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://{self.http}/v2/health/{what}", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (OSError, urllib.error.URLError):
+            return False
+
+
+def _backends(server: Path, version: str, folder: Path) -> Path:
+    """A folder of backends with the program for the environment's Python; the wheel's is not changed."""
+    target = folder / "backends" / "python"
+    target.mkdir(parents=True, exist_ok=True)
+    stub = server / "python_backend_stubs" / version / "triton_python_backend_stub"
+    files = (server / "backends" / "python").glob("*.*")
+    for file in (*files, stub):
+        link = target / file.name
+        if not link.exists():
+            link.symlink_to(file)
+    return target.parent
 
 
 @contextlib.contextmanager
-def running_server(repository: Path, options: Sequence[str] = ()) -> Iterator[TritonServer]:
-    """A server of the models in `repository`, on free ports of 127.0.0.1."""
+def running_server(
+    repository: Path,
+    options: Sequence[str] = (),
+    env: Mapping[str, str | None] | None = None,
+    threads: int = 4,
+    ready: bool = True,
+) -> Iterator[TritonServer]:
+    """A server whose models are ready; it ends with the block. The test is skipped where there is none.
+
+    Args:
+        repository: The model repository.
+        options: More of the server's command line.
+        env: More of its environment; None removes a variable.
+        threads: Threads of HTTP requests.
+        ready: False only waits until the server answers, for models that cannot be loaded.
+    """
     python = server_python()
-    with tempfile.TemporaryDirectory() as folder:
-        server = TritonServer(repository, Path(folder), python, options)
+    with tempfile.TemporaryDirectory(prefix="triton") as folder:
+        server = TritonServer(repository, Path(folder), options, env, python, threads)
         try:
-            server.start()
+            server.start(ready=ready)
             yield server
         finally:
-            server.kill()
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as opened:
-        sockets = [opened.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+            server.stop()

@@ -12,7 +12,8 @@ import onnx
 import pytest
 from fake_onnx import NATIVE, RUNTIME, native_arrays, runtime_arrays, write_onnx
 
-from yolact_export.triton import TritonOptions, write_repository
+from yolact_export.triton.options import TritonOptions
+from yolact_export.triton.repository import write_repository
 from yolact_runtime.engines.tensorrt.record import EngineRecord, record_path, to_json
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import sha256, write_json

@@ -332,7 +332,13 @@ def _refuse_unknown(options: Mapping[str, Any], able: list[str], suffix: str) ->
     raise _unknown_option(option, f"a .{suffix} engine", allowed)
 
 
-def _unknown_option(option: str, what: str, allowed: Iterable[str]) -> UsageError:
+class UnknownOptionError(UsageError):
+    """An option that what is opened does not take."""
+
+    option = ""
+
+
+def _unknown_option(option: str, what: str, allowed: Iterable[str]) -> UnknownOptionError:
     """The error for an option that what is opened does not take."""
     advice = ""
     if option == "classes":
@@ -341,7 +347,9 @@ def _unknown_option(option: str, what: str, allowed: Iterable[str]) -> UsageErro
             " predict(classes=...)"
         )
     known = ", ".join(allowed) or "none"
-    return UsageError(f"option {option!r} does not apply to {what}; it takes {known}{advice}")
+    error = UnknownOptionError(f"option {option!r} does not apply to {what}; it takes {known}{advice}")
+    error.option = option
+    return error
 
 
 def find_engine(onnx: Path) -> Path:

@@ -320,7 +320,7 @@ class Run:
         text = str(_as_yolact_error(error))
         item.fault = text if item.frame.name in text else f"{item.frame.name}: {text}"
         item.image = item.prepared = item.result = None
-        if not quietly:
+        if not quietly and self._settings.log_failures:
             log.error("%s; skipped", item.fault)
             log.debug("where it failed", exc_info=error)
 

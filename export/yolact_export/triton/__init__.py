@@ -1,0 +1,1 @@
+"""Writes models for the Triton Inference Server."""

@@ -1,0 +1,1 @@
+"""What a Triton server runs: an image in, instances out."""
