@@ -62,7 +62,7 @@ def test_results_are_those_of_the_file(server: Any, folder: Path) -> None:
             with load_engine(address) as engine:
                 assert (engine.precision, engine.name) == ("fp32", f"Triton, {local.name}")
                 for limits in (
-                    {}, {"score_threshold": 0.0, "top_k": 500}, {"classes": ["person", 2]},
+                    {}, {"score_threshold": 0.0, "top_k": 500}, {"classes": ["circle", 9]},
                     {"score_threshold": 0.99},
                 ):  # fmt: skip
                     found, expected = (one.predict(images, **limits) for one in (engine, local))
@@ -82,9 +82,9 @@ def test_wrong_models(server: Any) -> None:
             load_engine(address.replace("/m", "/n"))
         with pytest.raises(UsageError, match="precision int8 was asked for, and it is fp32"):
             load_engine(address, precision="int8")
-    with pytest.raises(YolactError, match="another port"):
-        load_engine(f"grpc://{server.http}/m")
-    with pytest.raises(YolactError, match="is this the port of gRPC"):
+    with pytest.raises(YolactError, match="the port of gRPC"):
+        load_engine(f"grpc://{server.http}/m", retry_seconds=0)
+    with pytest.raises(YolactError, match="the port of gRPC"):
         load_engine(f"http://{server.grpc}/m")
 
 
@@ -95,7 +95,7 @@ def test_commands(
     data = str(folder / "shapes/val")
     own = [str(folder / "m.onnx"), "--backend", "onnxruntime"]
     remote = [addresses(server)[0]]
-    for more in ([], ["--tile", "64", "--track"]):
+    for more in ([], ["--tile", "120", "--track"]):
         for name, engine in (("own", own), ("remote", remote)):
             words = [data, "--engine", *engine, "--no-overlay", "--score-threshold", "0.1", *more]
             assert cli.main([*words, "--json", f"{name}/r.json", "--jsonl", f"{name}/r.jsonl"]) == 0
@@ -106,39 +106,40 @@ def test_commands(
     annotations = str(folder / "shapes/annotations/instances_val.json")
     for name, engine in (("own", own), ("remote", remote)):
         words = ["--images", data, "--annotations", annotations, "--engine", *engine]
-        assert evaluate.main([*words, "--json", f"{name}.json"]) in (0, 2)
-    if Path("own.json").exists():  # a network of other classes is refused
-        figures = [json.loads(Path(f"{name}.json").read_text()) for name in ("own", "remote")]
-        assert figures[0]["mask"] == figures[1]["mask"] and figures[0]["box"] == figures[1]["box"]
+        assert evaluate.main([*words, "--json", f"{name}.json"]) == 0
+    figures = [json.loads(Path(f"{name}.json").read_text()) for name in ("own", "remote")]
+    for key in ("mask", "box", "detections"):
+        assert figures[0][key] == figures[1][key]
 
     words = ["load", "--engine", remote[0], "--local", f"{own[0]}:backend=onnxruntime,threads=1"]
-    counts = ["--requests", "60", "--rounds", "2", "--concurrency", "1", "8", "--damaged", "0.1"]
+    counts = ["--requests", "40", "--rounds", "2", "--concurrency", "1", "8", "--damaged", "0.1"]
     assert bench.main([*words, "--images", data, *counts, "--json", "load.json"]) == 0
     content = json.loads(Path("load.json").read_text())
     assert content["equal"] == {"equal": 12, "of": 12}
     for one in content["figures"][1:]:
-        assert (one["answered"], one["refused"], one["lost"], one["wrong"]) == (54, 6, 0, 0)
+        assert (one["answered"], one["refused"], one["lost"], one["wrong"]) == (36, 4, 0, 0)
 
 
-@pytest.mark.parametrize("scheme", ["grpc", "http"])
 def test_a_server_that_is_killed_and_started_again(
-    server: Any, folder: Path, scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    server: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """Nothing is lost or doubled, and everything is equal to a run without it."""
     monkeypatch.chdir(tmp_path)
     many = tmp_path / "images"
     many.mkdir()
-    for index in range(20):
+    for index in range(10):
         for path in (folder / "shapes/val").iterdir():
             (many / f"{index}_{path.name}").symlink_to(path)
-    address = f"{scheme}://{getattr(server, scheme)}/m"
+    address = addresses(server)[0]
     words = [str(many), "--engine", address, "--no-overlay", "--no-json", "--score-threshold", "0.1"]
     assert cli.main([*words, "--jsonl", "whole.jsonl"]) == 0
     capsys.readouterr()
     count = len(Path("whole.jsonl").read_bytes().splitlines())
 
     def restart() -> None:
-        while not Path("killed.jsonl").exists() or Path("killed.jsonl").read_bytes().count(b"\n") < count // 4:
+        while (
+            not Path("killed.jsonl").exists() or Path("killed.jsonl").read_bytes().count(b"\n") < count // 4
+        ):
             if done.wait(0.01):
                 return
         server.kill()
@@ -153,4 +154,4 @@ def test_a_server_that_is_killed_and_started_again(
     said = capsys.readouterr().err
     assert code == 0 and "trying again" in said and "is back after" in said
     assert Path("killed.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
-    assert count == 240
+    assert count == 120

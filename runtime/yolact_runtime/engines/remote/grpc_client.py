@@ -109,6 +109,8 @@ def _failure(code: grpc.StatusCode, details: str, seconds: float) -> YolactError
     # The library begins with what it tried; the system's reason comes last.
     reason = details.rpartition("Failed to connect to remote host: ")[2]
     reason = first_line(RuntimeError(reason)) if reason.strip() else code.name
+    if "failed to connect" in details and "Socket closed" in details:
+        return Unavailable("it closes each connection; is this the port of gRPC, and not that of HTTP?")
     if code is _CODES.DEADLINE_EXCEEDED:
         return Unavailable(f"no answer within {seconds:g} s")
     if code is _CODES.NOT_FOUND:
