@@ -58,8 +58,12 @@ def check_files(args: argparse.Namespace) -> None:
     if not any(path for _, path in writes):
         return
     reads: list[Named] = [(f"--{name}", given.get(name)) for name in _READ]
-    for option, texts in (("--engine", given.get("engines")), ("--local", [given.get("local")])):
-        if texts and texts[0]:
+    engines = {
+        "--engine": given.get("engines") or [],
+        "--local": [given["local"]] if given.get("local") else [],
+    }
+    for option, texts in engines.items():
+        if texts:
             from yolact_bench.measure.engines import parse_engine
 
             files = (engine_files(parse_engine(text).path) for text in texts)
