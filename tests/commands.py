@@ -10,6 +10,7 @@ COMMANDS = {
     "yolact-bench": "yolact_bench.cli:main",
 }
 SUBCOMMANDS = {
+    "yolact-infer": ["merge"],
     "yolact-data": ["check", "show", "shapes", "convert"],
     "yolact-export": ["inspect"],
     "yolact-bench": ["compare", "peers", "roofline", "kernels", "training", "data", "masks", "tracks"],

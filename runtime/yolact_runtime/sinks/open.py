@@ -38,11 +38,13 @@ from yolact_runtime.sources.folders import IMAGES
 from yolact_runtime.sources.open import (
     RemainingSource,
     file_folders,
+    first_image,
     has_video,
     image_folders,
     source_files,
 )
 from yolact_runtime.sources.several import ChainSource, SimultaneousSource
+from yolact_runtime.sources.shard import Shard, ShardSource
 
 log = logging.getLogger(__name__)
 
@@ -110,12 +112,16 @@ def open_outputs(
     Raises:
         YolactError: a file cannot be written or resumed, or another run writes it.
     """
-    names = FileNames(file_folders(source), isinstance(source, ChainSource))
-    outputs = Outputs(source, ImageNumbers(ids, source.total, names))
+    shard = _shard_of(args, source, meta, ids)
+    whole_list = source.sources[0] if isinstance(source, ShardSource) else source
+    several = isinstance(whole_list, ChainSource)
+    names = FileNames(file_folders(source), several, lambda: first_image(source))
+    outputs = Outputs(source, ImageNumbers(ids, whole_list.total, names))
     source_name = getattr(args, "source_name", "")
     lines = None
     if args.jsonl:
-        how = args.polygons, args.resume, source_name, _mark_of(args, meta)
+        categories = [{"id": key, "name": name} for key, name in zip(*_classes(meta), strict=True)]
+        how = args.polygons, args.resume, source_name, _mark_of(args, meta), shard, categories
         lines = JsonLinesSink(args.jsonl, outputs.numbers, *how)
     # First, because any of their files may fail alone: the image is then in none of the JSON.
     outputs.sinks += _file_sinks(args, target, meta, whole)
@@ -124,13 +130,24 @@ def open_outputs(
         folder = args.video_output or target.folder
         stem = "" if isinstance(source, ChainSource) else source_name
         outputs.sinks.append(VideoSink(folder, keep=keep, target=video_file(args), stem=stem, taken=taken))
-    outputs.sinks += _list_sinks(args, meta, outputs.numbers)
+    outputs.sinks += _list_sinks(args, meta, outputs.numbers, shard)
     if lines is not None:
         # Last, because a line marks its image as done for a resumed run.
         outputs.sinks.append(lines)
         if args.resume:
             outputs.source = _resume(args.jsonl, lines, outputs)
     return outputs
+
+
+def _shard_of(args: argparse.Namespace, source: Source, meta: Metadata, ids: ImageIds | None) -> Shard | None:
+    """What the outputs say about the shard that is read; None for a whole source."""
+    if not isinstance(source, ShardSource):
+        return None
+    return source.shard(_mark_of(args, meta), sha256(ids.path)[:16] if ids else "counted")
+
+
+def _classes(meta: Metadata) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    return meta.category_ids, meta.class_names
 
 
 def _mark_of(args: argparse.Namespace, meta: Metadata) -> str:
@@ -167,13 +184,15 @@ def _file_sinks(
         yield OverlaySink(target.path, target.single, *sources)
 
 
-def _list_sinks(args: argparse.Namespace, meta: Metadata, numbers: ImageNumbers) -> Iterator[ResumableSink]:
+def _list_sinks(
+    args: argparse.Namespace, meta: Metadata, numbers: ImageNumbers, shard: Shard | None
+) -> Iterator[ResumableSink]:
     """The sinks with a file for all images."""
-    classes = meta.category_ids, meta.class_names
+    classes = _classes(meta)
     if not args.no_json:
-        yield CocoSink(args.json, *classes, numbers, args.polygons)
+        yield CocoSink(args.json, *classes, numbers, args.polygons, shard)
     if args.coco_dataset:
-        yield CocoDatasetSink(args.coco_dataset, *classes, numbers, args.polygons)
+        yield CocoDatasetSink(args.coco_dataset, *classes, numbers, args.polygons, shard)
     if args.label_studio:
         yield LabelStudioSink(
             args.label_studio,
@@ -183,9 +202,10 @@ def _list_sinks(args: argparse.Namespace, meta: Metadata, numbers: ImageNumbers)
             tolerance=args.polygon_tolerance,
             prefix=args.label_studio_prefix,
             model_version=Path(args.engine).name,
+            empty=shard is not None and not shard.images,
         )
     if args.table:
-        yield TableSink(args.table, *classes)
+        yield TableSink(args.table, *classes, shard)
 
 
 def _resume(path: str, lines: JsonLinesSink, outputs: Outputs) -> Source:

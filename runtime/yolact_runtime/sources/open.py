@@ -203,6 +203,14 @@ def file_folders(source: Source) -> set[str] | None:
     return {os.path.realpath(head) for head in {os.path.split(path)[0] for path in source_files(source)}}
 
 
+def first_image(source: Source) -> str | None:
+    """The name of the first image of a source; None if it is not known yet."""
+    first = leaves(source)[0]
+    if isinstance(first, ImageSource):
+        return str(first.paths[0]) if first.paths else None
+    return first.first if isinstance(first, ListSource) else None
+
+
 def has_video(source: Source) -> bool:
     """Whether a source may have frames of a video or stream."""
     return not all(isinstance(one, ImageSource | ListSource | BrokenSource) for one in leaves(source))
