@@ -34,6 +34,7 @@ COMMANDS = {
     "data": ("yolact_bench.data", "time the making of training samples, stage by stage"),
     "masks": ("yolact_bench.masks", "time masks inside boxes against masks of whole images"),
     "tracks": ("yolact_bench.tracks", "measure tracks on synthetic videos of known identities"),
+    "load": ("yolact_bench.load", "measure an engine on a server under load"),
 }
 
 

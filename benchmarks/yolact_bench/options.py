@@ -63,6 +63,7 @@ def check_files(args: argparse.Namespace) -> None:
 
         files = (engine_files(parse_engine(text).path) for text in args.engines)
         reads += [("--engine", path) for path in itertools.chain(*files)]
+    reads += [("--local", path) for path in engine_files(given["local"])] if given.get("local") else []
     reads += [("--onnx", path) for path in engine_files(args.onnx)] if given.get("onnx") else []
     reads += [("--ultralytics", path) for path in given.get("ultralytics") or ()]
     if given.get("dataset"):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from yolact_runtime.commandline import Parser, run
 from yolact_runtime.commandline.original import ELSEWHERE, add_original_options, split_video
+from yolact_runtime.commandline.ray_options import add_ray_options, check_ray_options
 from yolact_runtime.engines.options import add_class_filter, add_engine_options, add_tile_options
 from yolact_runtime.errors import UsageError
 from yolact_runtime.files import stream_of
@@ -51,6 +52,7 @@ def build_parser() -> Parser:
     _add_track_options(parser)
     _add_labelling_options(parser)
     _add_pipeline_options(parser)
+    add_ray_options(parser)
     add_original_options(parser)
     _add_merge(parser)
     return parser
@@ -178,6 +180,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _infer(args: argparse.Namespace) -> int:
     check_options(args)
     # Imports OpenCV and the libraries of the engine: `--help` and wrong options do without.
+    if args.ray is not None:
+        from yolact_runtime.batch.on_ray import infer_on_ray
+
+        return infer_on_ray(args)
     from yolact_runtime.infer import infer
 
     return infer(args)
@@ -206,6 +212,9 @@ def check_options(args: argparse.Namespace) -> None:
         raise UsageError(
             "name the images once: SOURCE..., --image IN[:OUT], --images DIR[:OUTDIR] or --video IN[:OUT]"
         )
+    check_ray_options(args, build_parser())
+    if args.ray is not None:
+        return
     if args.resume and (args.jsonl is None or stream_of(args.jsonl) is not None):
         raise UsageError("--resume needs the file to continue: --jsonl FILE")
     check_track_options(args)

@@ -37,7 +37,9 @@ PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "trackers": ("trackers", ("track",)),
     "supervision": ("supervision", ("supervision", "track")),
     "fiftyone": ("fiftyone", ("fiftyone",)),
-    "pyarrow": ("pyarrow", ("table",)),
+    "pyarrow": ("pyarrow", ("table", "ray")),
+    "ray": ("ray", ("ray",)),
+    "fsspec": ("fsspec", ("ray",)),
     "tritonclient": ("tritonclient", ("triton",)),
     "tensorrt": ("tensorrt", ("trt",)),
     "tensorrt_rtx": ("tensorrt-rtx-cu13", ("rtx",)),
@@ -46,6 +48,16 @@ PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 # Folders in which several distributions put their modules.
 _SHARED = ("cuda",)
+
+
+def own_version() -> str:
+    """The version of this project."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("yolact")
+    except PackageNotFoundError:  # a checkout that is not installed
+        return "0+unknown"
 
 
 def require(what: str, extra: str, *packages: str) -> None:

@@ -37,6 +37,7 @@ LIMITS = {
     "yaml_values": Limit("YOLACT_MAX_YAML_VALUES", 100_000, "values of a YAML file, aliases expanded"),
     "structure_bytes": Limit("YOLACT_MAX_STRUCTURE_BYTES", 4 * MIB, "bytes of weights besides tensors"),
     "download_bytes": Limit("YOLACT_MAX_DOWNLOAD_BYTES", 4096 * MIB, "bytes of a download"),
+    "answer_bytes": Limit("YOLACT_MAX_ANSWER_BYTES", 16 * MIB, "bytes of the answer of a server"),
     "name": Limit("YOLACT_MAX_NAME", 4096, "characters of a class or file name"),
     "rle": Limit("YOLACT_MAX_RLE", 4_000_000, "numbers or characters of the RLE of a mask"),
     "outline": Limit("YOLACT_MAX_OUTLINE", 4_000_000, "pixels of the length of a mask's outlines"),

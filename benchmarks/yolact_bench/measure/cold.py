@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from yolact_runtime.child import module_command
+from yolact_runtime.errors import without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -100,9 +101,11 @@ def cold_start(
         return json.loads(done.stdout.splitlines()[-1])
     except subprocess.CalledProcessError as error:
         reason = (error.stderr.strip() or f"exit code {error.returncode}").splitlines()[-1]
-    except (subprocess.TimeoutExpired, OSError, ValueError, IndexError) as error:
+    except subprocess.TimeoutExpired:
+        reason = f"it took longer than {TIMEOUT:g} s"
+    except (OSError, ValueError, IndexError) as error:
         reason = str(error)
-    log.warning("no cold start of %s: %s", engine, reason)
+    log.warning("no cold start of %s: %s", without_secrets(engine), reason)
     return None
 
 

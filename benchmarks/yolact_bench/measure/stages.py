@@ -64,6 +64,8 @@ class EngineCandidate(Candidate):
         self.name, self.engine, self.path, self.options = name, engine, path, dict(options or {})
         self.backend, self.config, self.input_size = engine.name, meta.config, meta.input_size
         self.precision, self.weights_sha256 = engine.precision, meta.weights_sha256
+        if engine.remote:
+            self.note = "on a server: all times include the network, those of the network only also masks"
         self._limits = score_threshold, meta.max_detections if top_k is None else top_k
         check_limits(*self._limits)
         self.classes = engine.class_indices(classes, "--classes")
@@ -75,17 +77,22 @@ class EngineCandidate(Candidate):
         """Decode and resize the batches, and ask the engine for the stages on its device."""
         meta = self.engine.metadata
         if not meta.min_batch <= batch <= meta.max_batch:
-            sizes = f"{meta.min_batch} to {meta.max_batch}"
-            raise UsageError(f"{self.name} takes batches of {sizes} images, not {batch}")
-        prepared = [
-            resize_batch([read_image(path) for path in paths], meta.input_size, meta.input_dtype)
-            for paths in different_batches(images, batch)
-        ]
-        self._prepared = itertools.cycle(prepared)
+            allowed = f"{meta.min_batch} to {meta.max_batch}"
+            raise UsageError(f"{self.name} takes batches of {allowed} images, not {batch}")
+        ready: list[tuple[Any, list[tuple[int, int]]]] = []
+        for paths in different_batches(images, batch):
+            pictures = [read_image(path) for path in paths]
+            sizes = [(picture.shape[0], picture.shape[1]) for picture in pictures]
+            ready.append((resize_batch(pictures, meta.input_size, meta.input_dtype), sizes))
+        self._prepared = itertools.cycle(ready)
         self._by_events = self._device_stages(next(batches(images, batch)))
 
     def network_only(self) -> None:
-        self.engine.detect(next(self._prepared), *self._only)
+        batch, sizes = next(self._prepared)
+        if self.engine.remote:  # which returns instances: its masks count as well
+            self.engine.predict_prepared(batch, sizes, *self._limits, *self._only)
+        else:
+            self.engine.detect(batch, *self._only)
 
     def end_to_end(self, paths: Sequence[Path]) -> Run:
         """Run the engine as its users do, and time each stage."""

@@ -14,9 +14,9 @@ from yolact_runtime.frames import Source
 from yolact_runtime.outputs import Named, check_outputs, engine_files, identity_of
 from yolact_runtime.sinks.coco import coco_paths
 from yolact_runtime.sinks.label_studio import label_studio_paths
-from yolact_runtime.sinks.labelme import check_stills
 from yolact_runtime.sinks.names import source_names
-from yolact_runtime.sinks.overlays import check_writable_suffix
+from yolact_runtime.sinks.per_image.labelme import check_stills
+from yolact_runtime.sinks.per_image.overlays import check_writable_suffix
 from yolact_runtime.sinks.routing import options_of_source
 from yolact_runtime.sinks.table import check_table, shard_file
 from yolact_runtime.sinks.video import check_video_suffix

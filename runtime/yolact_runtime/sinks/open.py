@@ -12,25 +12,26 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from yolact_runtime.classes import resolve_classes
+from yolact_runtime.engines.remote.address import engine_name
 from yolact_runtime.engines.tiles.windows import OVERLAP
 from yolact_runtime.errors import counted
 from yolact_runtime.files import is_file, sha256
 from yolact_runtime.frames import ResumableSink, Sink, Source
 from yolact_runtime.metadata import Metadata
 from yolact_runtime.outputs import among
-from yolact_runtime.sinks.arrays import ArraySink
 from yolact_runtime.sinks.check import OverlayTarget, each_source, video_file
 from yolact_runtime.sinks.coco import CocoSink
 from yolact_runtime.sinks.coco_dataset import CocoDatasetSink
-from yolact_runtime.sinks.cutouts import CutoutSink
 from yolact_runtime.sinks.image_ids import ImageIds, ImageNumbers
 from yolact_runtime.sinks.items import FolderSink
 from yolact_runtime.sinks.jsonl import JsonLinesSink, fill_areas, read_lines
 from yolact_runtime.sinks.label_studio import LabelStudioSink
-from yolact_runtime.sinks.labelme import LabelmeSink
-from yolact_runtime.sinks.masks import MaskSink
 from yolact_runtime.sinks.names import FileNames
-from yolact_runtime.sinks.overlays import OverlaySink
+from yolact_runtime.sinks.per_image.arrays import ArraySink
+from yolact_runtime.sinks.per_image.cutouts import CutoutSink
+from yolact_runtime.sinks.per_image.labelme import LabelmeSink
+from yolact_runtime.sinks.per_image.masks import MaskSink
+from yolact_runtime.sinks.per_image.overlays import OverlaySink
 from yolact_runtime.sinks.routing import RoutingSink
 from yolact_runtime.sinks.table import TableSink
 from yolact_runtime.sinks.video import VideoSink
@@ -121,7 +122,7 @@ def open_outputs(
     lines = None
     if args.jsonl:
         categories = [{"id": key, "name": name} for key, name in zip(*_classes(meta), strict=True)]
-        how = args.polygons, args.resume, source_name, _mark_of(args, meta), shard, categories
+        how = args.polygons, args.resume, source_name, mark_of(args, meta), shard, categories
         lines = JsonLinesSink(args.jsonl, outputs.numbers, *how)
     # First, because any of their files may fail alone: the image is then in none of the JSON.
     outputs.sinks += _file_sinks(args, target, meta, whole)
@@ -143,14 +144,14 @@ def _shard_of(args: argparse.Namespace, source: Source, meta: Metadata, ids: Ima
     """What the outputs say about the shard that is read; None for a whole source."""
     if not isinstance(source, ShardSource):
         return None
-    return source.shard(_mark_of(args, meta), sha256(ids.path)[:16] if ids else "counted")
+    return source.shard(mark_of(args, meta), sha256(ids.path)[:16] if ids else "counted")
 
 
 def _classes(meta: Metadata) -> tuple[tuple[int, ...], tuple[str, ...]]:
     return meta.category_ids, meta.class_names
 
 
-def _mark_of(args: argparse.Namespace, meta: Metadata) -> str:
+def mark_of(args: argparse.Namespace, meta: Metadata) -> str:
     """The same eight digits for runs that find the same in an image, and write it in the same form."""
     path = Path(args.engine)
     engine = asdict(meta)
@@ -162,7 +163,8 @@ def _mark_of(args: argparse.Namespace, meta: Metadata) -> str:
     overlap = OVERLAP if args.tile_overlap is None else args.tile_overlap
     tiles = args.tile and [args.tile, overlap, args.tile_full is not False]
     options = [args.precision, args.score_threshold, args.top_k, args.polygons, args.track, tiles]
-    everything = [path.name, engine, classes and sorted(classes), *options]
+    # Of a server, the name of the model, which may be on another host in the next run.
+    everything = [engine_name(args.engine), engine, classes and sorted(classes), *options]
     return hashlib.sha256(json.dumps(everything).encode()).hexdigest()[:8]
 
 
@@ -201,7 +203,7 @@ def _list_sinks(
             args.polygons,
             tolerance=args.polygon_tolerance,
             prefix=args.label_studio_prefix,
-            model_version=Path(args.engine).name,
+            model_version=engine_name(args.engine),
             empty=shard is not None and not shard.images,
         )
     if args.table:

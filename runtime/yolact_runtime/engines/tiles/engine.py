@@ -45,11 +45,8 @@ class TiledEngine(Engine):
         sides = engine.metadata.input_shape
         self._height, self._width = (max(1, round(tile * side / max(sides))) for side in sides)
         self.metadata, self.path, self.unknown_because = engine.metadata, engine.path, engine.unknown_because
-        self.streams, self.threads, self.reuses_outputs = (
-            engine.streams,
-            engine.threads,
-            engine.reuses_outputs,
-        )
+        self.streams, self.threads, self.remote = engine.streams, engine.threads, engine.remote
+        self.reuses_outputs = engine.reuses_outputs
 
     @property
     def name(self) -> str:
