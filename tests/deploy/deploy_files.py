@@ -97,9 +97,8 @@ def context_files() -> list[str]:
     )  # fmt: skip
     lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     rules = [line for line in lines if line and not line.startswith("#")]
-    return [
-        name for name in done.stdout.splitlines() if not _ignored(name, rules) and (ROOT / name).is_file()
-    ]
+    names = [name for name in done.stdout.splitlines() if (ROOT / name).is_file()]
+    return [name for name in names if not _ignored(name, rules)]
 
 
 def _ignored(name: str, rules: list[str]) -> bool:
