@@ -70,9 +70,10 @@ def model(graph: onnx.ModelProto, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="module")
 def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """One server for all tests: a model of two instances, and the ensemble."""
+    """One server for all tests, with the model and the ensemble."""
     repository = model.parent / "repository"
-    options = TritonOptions(queue_delay_us=100_000, models="all")
+    # Requests that are sent at the same time are in one batch, also where their threads are slow to start.
+    options = TritonOptions(queue_delay_us=20_000, models="all")
     write_repository(model, repository, "m", options)
     _run_raw_in_python(repository / "m_raw")
     _set(repository / "m", engine_backend="onnxruntime", engine_threads="1")
@@ -399,23 +400,21 @@ def _statistics(connection: Any) -> tuple[int, int, int]:
     return int(found["inference_count"]), int(found["execution_count"]), max(sizes)
 
 
-@pytest.mark.parametrize(
-    "parameters, words",
-    [
-        ({"engine_thread": "2"}, "unknown parameter engine_thread; near ones: engine_threads"),
-        ({"engine_threads": "many"}, "engine_threads is 'many'; a whole number or auto is needed"),
-        ({"engine_backend": "tea"}, "backend 'tea'; allowed: onnxruntime"),
-        ({"yolact_api": "7"}, "has version 7 of the inputs and outputs"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
+WRONG = {
+    "typo": ({"engine_thread": "2"}, "unknown parameter engine_thread; near ones: engine_threads"),
+    "number": ({"engine_threads": "many"}, "engine_threads is 'many'; a whole number or auto is needed"),
+    "backend": ({"engine_backend": "tea"}, "backend 'tea'; allowed: onnxruntime"),
+    "version": ({"yolact_api": "7"}, "has version 7 of the inputs and outputs"),
+}
+
+
 @pytest.mark.slow
-def test_a_wrong_configuration_is_reported_in_the_log(
-    model: Path, tmp_path: Path, parameters: dict[str, str], words: str
-) -> None:
-    _set(write_repository(model, tmp_path / "repository", "m"), **parameters)
+def test_a_wrong_configuration_is_reported_in_the_log(model: Path, tmp_path: Path) -> None:
+    for name, (parameters, _) in WRONG.items():
+        _set(write_repository(model, tmp_path / "repository", name), **parameters)
     with running_server(tmp_path / "repository", ["--exit-on-error=false"], ready=False) as running:
         connection = http.InferenceServerClient(running.http)
-        reason = connection.get_model_repository_index()[0]["reason"]
+        reasons = {entry["name"]: entry["reason"] for entry in connection.get_model_repository_index()}
         connection.close()
-        assert words in reason and words in running.log
+        for name, (_, words) in WRONG.items():
+            assert words in reasons[name] and words in running.log

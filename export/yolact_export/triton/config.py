@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from yolact_export.triton.network import BACKENDS, TYPES, Network, TensorSpec
@@ -75,7 +75,7 @@ def python_config(network: Network, name: str, options: TritonOptions) -> Any:
 
 def prepare_config(network: Network, name: str, options: TritonOptions) -> Any:
     """The ensemble's first step: image in, the network's input out."""
-    message = _python(name, network.batching, options)
+    message = _python(name, network.batching, replace(options, queue_delay_us=0))
     _add_forms(message, bool(network.batching))
     for spec in network.inputs:
         _add_tensor(message.output, spec, network)
@@ -85,7 +85,7 @@ def prepare_config(network: Network, name: str, options: TritonOptions) -> Any:
 
 def instances_config(network: Network, name: str, options: TritonOptions) -> Any:
     """The ensemble's last step: the network's outputs in, instances out."""
-    message = _python(name, network.batching, options)
+    message = _python(name, network.batching, replace(options, queue_delay_us=0))
     for spec in network.outputs:
         _add_tensor(message.input, spec, network)
     _add(message.input, SIZE, "TYPE_INT32", _sizes([2], bool(network.batching)))
