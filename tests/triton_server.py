@@ -1,7 +1,7 @@
 """A real Triton server on this machine: `from triton_server import running_server`.
 
-`YOLACT_TRITON_SERVER` names the Python of a virtual environment that has `nvidia-pytriton`, whose wheel has
-`tritonserver` and its Python backend, `numpy<2`, and this project.
+`YOLACT_TRITON_SERVER` names the Python of a virtual environment that has `nvidia-pytriton`, whose wheel
+contains `tritonserver` and its Python backend, `numpy<2`, and this project.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class TritonServer:
 
 
 def _backends(server: Path, version: str, folder: Path) -> Path:
-    """A folder of backends with the program for the environment's Python; the wheel's is not changed."""
+    """A folder of backends with the program for the environment's Python; the wheel's stays as it is."""
     target = folder / "backends" / "python"
     target.mkdir(parents=True, exist_ok=True)
     stub = server / "python_backend_stubs" / version / "triton_python_backend_stub"

@@ -123,6 +123,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         UsageError: a batch size given twice, or a value outside its range.
     """
     from yolact_bench.measure.suite import Settings
+    from yolact_runtime.engines.options import tile_options
 
     check_protocol(args)
     for size in args.batch:
@@ -132,7 +133,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
     check_number("--max-images", getattr(args, "max_images", None), 1, 10**9)
     limits = args.score_threshold, args.top_k
     classes = tuple(chosen) if (chosen := getattr(args, "classes", None)) else None
-    return Settings(tuple(args.batch), args.seconds, args.runs, args.threads, *limits, classes)
+    tiles = tile_options(args) or None
+    return Settings(tuple(args.batch), args.seconds, args.runs, args.threads, *limits, classes, tiles)
 
 
 def deliver(report: Report, args: argparse.Namespace) -> None:

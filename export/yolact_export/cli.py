@@ -12,10 +12,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from yolact_export.triton.options import MODELS
 from yolact_export.trt import options as trt_options
 from yolact_runtime.commandline import Parser, run
-from yolact_runtime.engines.backends import BACKENDS
 from yolact_runtime.engines.remote.address import is_address
 from yolact_runtime.errors import UsageError, without_secrets
 from yolact_runtime.files import is_stdout
@@ -59,13 +57,11 @@ def build_parser() -> Parser:
     trt_options.add_arguments(parser)
     add = parser.add_argument_group("server (--to triton)").add_argument
     add("--triton-name", metavar="NAME", help="name of the model on the server")
+    models = "python: image in, instances out; raw: the network; ensemble: the network and steps around it"
+    add("--triton-models", choices=["python", "raw", "ensemble", "all"], default="python", help=models)
     add("--triton-instances", type=int, default=1, help="instances of the model per device")
     delay = "longest wait for more requests to fill a batch"
     add("--triton-queue-delay", type=int, default=2000, metavar="MICROSECONDS", help=delay)
-    models = "image to instances in one process, the network alone, and it with a step before and after it"
-    add("--triton-models", nargs="+", choices=MODELS, default=["instances"], help=models)
-    add("--triton-backend", choices=tuple(BACKENDS), help="backend of the engine in the model instances")
-    add("--triton-threads", type=int, metavar="N", help="CPU threads of each instance (default: all cores)")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", prog=parser.prog)
     inspect = commands.add_parser(
         "inspect",
@@ -271,16 +267,9 @@ def _export_openvino(args: argparse.Namespace) -> None:
 
 
 def _export_triton(args: argparse.Namespace) -> None:
-    from yolact_export.triton.options import TritonOptions
-    from yolact_export.triton.repository import write_repository
+    from yolact_export.triton import TritonOptions, write_repository
 
-    options = TritonOptions(
-        args.triton_instances,
-        args.triton_queue_delay,
-        tuple(args.triton_models),
-        args.triton_backend,
-        args.triton_threads,
-    )
+    options = TritonOptions(args.triton_instances, args.triton_queue_delay, args.triton_models)
     repository = args.output or _default_output(args, "").with_name("triton")
     name = args.triton_name or Path(args.weights).stem
     with _onnx_file(args) as source:

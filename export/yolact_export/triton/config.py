@@ -1,190 +1,194 @@
-"""Configurations of models, as Triton's own protocol buffer message, which checks fields and types."""
+"""`config.pbtxt` of each model, built as Triton's own protocol message, which checks fields and types."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Iterable
+from dataclasses import asdict, replace
 from typing import Any
 
-from yolact_export.triton.network import TYPES, Tensors, TensorSpec
+from yolact_export.triton.network import BACKENDS, TYPES, Network, TensorSpec
 from yolact_export.triton.options import TritonOptions
 from yolact_runtime.metadata import Metadata
 from yolact_runtime.packages import imports_failed
-from yolact_runtime.serving.tensors import API, ARRAY, ENGINE, IMAGE, OUTPUTS, SIZE, Spec, prepared
+from yolact_runtime.serving.images import SIZE
+from yolact_runtime.serving.triton import API, AUTO, ENGINE_OPTIONS
 
-# Triton's backend and the name of its model file, by the suffix of our file.
-BACKENDS = {
-    ".onnx": ("onnxruntime", "model.onnx"),
-    ".engine": ("tensorrt", "model.plan"),
-    ".plan": ("tensorrt", "model.plan"),
+# Outputs of a model that finds instances: type, and sizes without the batch.
+_INSTANCES: dict[str, tuple[str, list[int]]] = {
+    "boxes": ("TYPE_FP32", [-1, 4]),
+    "relative_boxes": ("TYPE_FP32", [-1, 4]),
+    "scores": ("TYPE_FP32", [-1]),
+    "mask_scores": ("TYPE_FP32", [-1]),
+    "category_ids": ("TYPE_INT64", [-1]),
+    "rles": ("TYPE_STRING", [-1]),
+    "areas": ("TYPE_INT64", [-1]),
+    SIZE: ("TYPE_INT32", [2]),
 }
-_TYPES = {**TYPES, "bytes": "TYPE_STRING", "int64": "TYPE_INT64"}
 
 
-class ConfigWriter:
-    """Writes the `config.pbtxt` of the models of one network.
+def raw_config(network: Network, name: str, options: TritonOptions) -> Any:
+    """The network alone.
 
-    Args:
-        name: Of the model "instances"; the others have a suffix.
-        metadata: Of the network.
-        tensors: Its inputs and outputs.
-        options: How the server runs it.
-
-    Raises:
-        YolactError: tritonclient is not installed.
+    The server forms batches if the network accepts several sizes, and warms up every instance with the
+    smallest and the largest one.
     """
-
-    def __init__(self, name: str, metadata: Metadata, tensors: Tensors, options: TritonOptions) -> None:
-        try:
-            from google.protobuf import text_format
-            from tritonclient.grpc import model_config_pb2
-        except ImportError as error:
-            raise imports_failed(error, "--to triton", "triton") from error
-        self._format, self._schema = text_format, model_config_pb2
-        self._name, self._meta, self._options = name, metadata, options
-        self._inputs, self._outputs = tensors
-        # With 0, the server forms no batches, and shapes include the batch.
-        self._batching = metadata.max_batch if metadata.max_batch > metadata.min_batch else 0
-
-    def instances(self, engine: str) -> str:
-        """Image to instances; `engine` is the file beside its `model.py`."""
-        # One image for each request, whatever the network takes.
-        message = self._python(self._name, max(1, self._batching))
-        network_input = prepared(self._meta.input_shape, self._meta.input_dtype)
-        self._add(message, message.input, [IMAGE, ARRAY, network_input, SIZE], optional=True)
-        self._add(message, message.output, [*OUTPUTS, ENGINE])
-        given = {"backend": self._options.backend, "threads": self._options.threads}
-        more = {name: str(value) for name, value in given.items() if value}
-        self._parameters(message, engine=engine, **more)
-        return self._text(message)
-
-    def raw(self, suffix: str) -> str:
-        """The network alone; `suffix` of its file. The server warms up each instance."""
-        backend, file_name = BACKENDS[suffix]
-        message = self._schema.ModelConfig(
-            name=f"{self._name}_raw", backend=backend, max_batch_size=self._batching
-        )
-        message.default_model_filename = file_name
-        if backend == "tensorrt":
-            message.platform = "tensorrt_plan"
-        self._add_network(message, message.input, self._inputs)
-        self._add_network(message, message.output, self._outputs)
-        for output in message.output:
-            if output.name == "classes":
-                output.label_filename = "labels.txt"
-        self._run(message, message.max_batch_size)
-        for size in sorted({1, self._batching} - {0}):
-            warm_up_name = f"batch_{size if self._batching else self._meta.min_batch}"
-            warm_up = message.model_warmup.add(name=warm_up_name, batch_size=size)
-            for spec in self._inputs:
-                data = warm_up.inputs[spec.name]
-                data.data_type, data.random_data = self._type(spec), True
-                data.dims.extend(self._dims(spec))
-        self._parameters(message)
-        return self._text(message)
-
-    def prepare(self) -> str:
-        """The first step of the ensemble: image to the network's input."""
-        message = self._python(f"{self._name}_prepare", self._batching)
-        self._add(message, message.input, [IMAGE, ARRAY], optional=True)
-        self._add_network(message, message.output, self._inputs)
-        self._add(message, message.output, [SIZE])
-        self._parameters(message)
-        return self._text(message)
-
-    def assemble(self) -> str:
-        """Its last step: outputs of the network to instances."""
-        message = self._python(f"{self._name}_instances", self._batching)
-        self._add_network(message, message.input, self._outputs)
-        self._add(message, message.input, [SIZE])
-        self._add(message, message.output, OUTPUTS)
-        self._parameters(message)
-        return self._text(message)
-
-    def ensemble(self) -> str:
-        """Both steps with the network between them."""
-        message = self._schema.ModelConfig(
-            name=f"{self._name}_ensemble", platform="ensemble", max_batch_size=self._batching
-        )
-        self._add(message, message.input, [IMAGE, ARRAY], optional=True)
-        self._add(message, message.output, OUTPUTS)
-        networks = [spec.name for spec in self._inputs], [spec.name for spec in self._outputs]
-        outputs = [spec.name for spec in OUTPUTS]
-        steps: Sequence[tuple[str, Mapping[str, str], Mapping[str, str]]] = (
-            ("prepare", _same([IMAGE.name, ARRAY.name]), {**_same(networks[0]), SIZE.name: "image_size"}),
-            ("raw", _same(networks[0]), {name: f"raw_{name}" for name in networks[1]}),
-            (
-                "instances",
-                {**{name: f"raw_{name}" for name in networks[1]}, SIZE.name: "image_size"},
-                _same(outputs),
-            ),
-        )
-        for suffix, inputs, found in steps:
-            step = message.ensemble_scheduling.step.add(model_name=f"{self._name}_{suffix}", model_version=-1)
-            step.input_map.update(inputs)
-            step.output_map.update(found)
-        self._parameters(message)
-        return self._text(message)
-
-    def _python(self, name: str, most: int) -> Any:
-        """A model of the Python backend."""
-        message = self._schema.ModelConfig(name=name, backend="python", max_batch_size=most)
-        self._run(message, most)
-        return message
-
-    def _run(self, message: Any, most: int) -> None:
-        """Instances, and the batches that the server forms."""
-        kinds = self._schema.ModelInstanceGroup
-        message.instance_group.add(count=self._options.instances, kind=kinds.KIND_AUTO)
-        if most > 1:
-            message.dynamic_batching.max_queue_delay_microseconds = self._options.queue_delay_us
-            message.dynamic_batching.preferred_batch_size.append(most)
-
-    def _add(self, message: Any, entries: Any, specs: Iterable[Spec], optional: bool = False) -> None:
-        """Add inputs or outputs of `yolact_runtime.serving`."""
-        for spec in specs:
-            entry = entries.add(name=spec.name, data_type=self._schema.DataType.Value(_TYPES[spec.dtype]))
-            dims = [-1 if size is None else size for size in spec.shape]
-            entry.dims.extend(dims if message.max_batch_size else [1, *dims])
-            if optional:
-                # Images of several sizes, and requests with other inputs, share a batch.
-                entry.optional = entry.allow_ragged_batch = True
-
-    def _add_network(self, message: Any, entries: Any, specs: Iterable[TensorSpec]) -> None:
-        """Add inputs or outputs of the network."""
-        for spec in specs:
-            entry = entries.add(name=spec.name, data_type=self._type(spec))
-            dims = self._dims(spec)
-            entry.dims.extend(dims or [1])
-            if not dims:  # one number for each image: Triton needs a size, and a reshape that removes it
-                entry.reshape.SetInParent()
-
-    def _type(self, spec: TensorSpec) -> int:
-        value: int = self._schema.DataType.Value(_TYPES[spec.dtype])
-        return value
-
-    def _dims(self, spec: TensorSpec) -> list[int]:
-        """Sizes of a tensor as Triton expects them: without the batch if the server forms batches."""
-        sizes = [size if size is not None else self._meta.max_batch for size in spec.shape]
-        return sizes[1:] if self._batching else sizes
-
-    def _parameters(self, message: Any, **more: str) -> None:
-        """What clients read: the metadata, and the version of inputs and outputs."""
-        kept = {key: value for key, value in asdict(self._meta).items() if key != "mask_iou_net"}
-        for name, text in {"yolact": json.dumps(kept), "yolact_api": API, **more}.items():
-            message.parameters[name].string_value = text
-
-    def _text(self, message: Any) -> str:
-        text: str = self._format.MessageToString(message)
-        return text
+    schema, metadata, batching = _schema(), network.metadata, network.batching
+    # With 0, the server forms no batches, and shapes include the batch.
+    message = schema.ModelConfig(name=name, backend=network.backend, max_batch_size=batching)
+    message.default_model_filename = BACKENDS[network.file.suffix][1]
+    if network.backend == "tensorrt":
+        message.platform = "tensorrt_plan"
+    for spec in network.inputs:
+        _add_tensor(message.input, spec, network)
+    for spec in network.outputs:
+        _add_tensor(message.output, spec, network)
+        if spec.name == "classes":
+            message.output[-1].label_filename = "labels.txt"
+    message.instance_group.add(count=options.instances, kind=schema.ModelInstanceGroup.KIND_AUTO)
+    _batch(message, batching, options)
+    for size in sorted({1, batching} - {0}):
+        warm_up_name = f"batch_{size if batching else metadata.min_batch}"
+        warm_up = message.model_warmup.add(name=warm_up_name, batch_size=size)
+        for spec in network.inputs:
+            data = warm_up.inputs[spec.name]
+            data.data_type, data.random_data = schema.DataType.Value(TYPES[spec.dtype]), True
+            data.dims.extend(network.dims(spec))
+    message.parameters["yolact"].string_value = _metadata_text(metadata)
+    return message
 
 
-def _same(names: Iterable[str]) -> dict[str, str]:
-    return {name: name for name in names}
+def python_config(network: Network, name: str, options: TritonOptions) -> Any:
+    """Image in, instances out: an engine of `yolact_runtime` in the server's Python."""
+    metadata = network.metadata
+    message = _python(name, max(1, metadata.max_batch), options)
+    _add_forms(message, batched=True)
+    _add_optional(message, "prepared", TYPES[metadata.input_dtype], [*metadata.input_shape, 3])
+    _add_optional(message, SIZE, "TYPE_INT32", [2])
+    _add_instances(message.output, batched=True)
+    _add(message.output, "engine", "TYPE_STRING", [1])
+    message.parameters["yolact"].string_value = _metadata_text(metadata)
+    for option in ENGINE_OPTIONS:
+        message.parameters[option].string_value = AUTO
+    return message
 
 
-def engine_name(model: Path) -> str:
-    """The name of an engine's file beside `model.py`."""
-    return f"model{model.suffix}"
+def prepare_config(network: Network, name: str, options: TritonOptions) -> Any:
+    """The ensemble's first step: image in, the network's input out."""
+    message = _python(name, network.batching, replace(options, queue_delay_us=0))
+    _add_forms(message, bool(network.batching))
+    for spec in network.inputs:
+        _add_tensor(message.output, spec, network)
+    _add(message.output, SIZE, "TYPE_INT32", _sizes([2], bool(network.batching)))
+    return message
+
+
+def instances_config(network: Network, name: str, options: TritonOptions) -> Any:
+    """The ensemble's last step: the network's outputs in, instances out."""
+    message = _python(name, network.batching, replace(options, queue_delay_us=0))
+    for spec in network.outputs:
+        _add_tensor(message.input, spec, network)
+    _add(message.input, SIZE, "TYPE_INT32", _sizes([2], bool(network.batching)))
+    _add_instances(message.output, bool(network.batching))
+    return message
+
+
+def ensemble_config(network: Network, name: str, raw: str, prepare: str, instances: str) -> Any:
+    """The three steps as one model; `raw`, `prepare` and `instances` are their names.
+
+    A tensor has one name in an ensemble, so that there is no input "size" beside the output of this name.
+    """
+    batched = bool(network.batching)
+    message = _schema().ModelConfig(name=name, platform="ensemble", max_batch_size=network.batching)
+    _add_forms(message, batched)
+    _add_instances(message.output, batched)
+    message.parameters["yolact"].string_value = _metadata_text(network.metadata)
+    between = {spec.name: f"raw_{spec.name}" for spec in (*network.inputs, *network.outputs)}
+    size = {SIZE: "image_size"}
+    given = {entry.name: entry.name for entry in message.input}
+    inputs, outputs = ([spec.name for spec in specs] for specs in (network.inputs, network.outputs))
+    for model, takes, gives in (
+        (prepare, given, {**_some(between, inputs), **size}),
+        (raw, _some(between, inputs), _some(between, outputs)),
+        (instances, {**_some(between, outputs), **size}, {output: output for output in _INSTANCES}),
+    ):
+        step = message.ensemble_scheduling.step.add(model_name=model, model_version=-1)
+        step.input_map.update(takes)
+        step.output_map.update(gives)
+    return message
+
+
+def config_text(message: Any) -> str:
+    """A configuration as text."""
+    from google.protobuf import text_format
+
+    text: str = text_format.MessageToString(message)
+    return text
+
+
+def _schema() -> Any:
+    """Triton's protocol messages."""
+    try:
+        from tritonclient.grpc import model_config_pb2 as schema
+    except ImportError as error:
+        raise imports_failed(error, "--to triton", "triton") from error
+    return schema
+
+
+def _python(name: str, batching: int, options: TritonOptions) -> Any:
+    """A model of the Python backend, without inputs and outputs."""
+    schema = _schema()
+    message = schema.ModelConfig(name=name, backend="python", max_batch_size=batching)
+    message.default_model_filename = "model.py"
+    # Arrays are given in main memory; the engine chooses its own device.
+    message.instance_group.add(count=options.instances, kind=schema.ModelInstanceGroup.KIND_CPU)
+    _batch(message, batching, options)
+    message.parameters["yolact_api"].string_value = API
+    return message
+
+
+def _batch(message: Any, batching: int, options: TritonOptions) -> None:
+    if batching:
+        message.dynamic_batching.max_queue_delay_microseconds = options.queue_delay_us
+        message.dynamic_batching.preferred_batch_size.append(batching)
+
+
+def _add_forms(message: Any, batched: bool) -> None:
+    """Add the forms of an image that a request has one of; those of a batch may differ in size."""
+    _add_optional(message, "image", "TYPE_STRING", _sizes([1], batched))
+    _add_optional(message, "array", "TYPE_UINT8", _sizes([-1, -1, 3], batched))
+
+
+def _add_optional(message: Any, name: str, data_type: str, sizes: list[int]) -> None:
+    entry = _add(message.input, name, data_type, sizes)
+    entry.optional, entry.allow_ragged_batch = True, message.HasField("dynamic_batching")
+
+
+def _add_instances(entries: Any, batched: bool) -> None:
+    for name, (data_type, sizes) in _INSTANCES.items():
+        _add(entries, name, data_type, _sizes(sizes, batched))
+
+
+def _add_tensor(entries: Any, spec: TensorSpec, network: Network) -> None:
+    dims = network.dims(spec)
+    entry = _add(entries, spec.name, TYPES[spec.dtype], dims or [1])
+    if not dims:  # one number for each image: Triton needs a size, and a reshape that removes it
+        entry.reshape.SetInParent()
+
+
+def _add(entries: Any, name: str, data_type: str, dims: list[int]) -> Any:
+    return entries.add(name=name, data_type=_schema().DataType.Value(data_type), dims=dims)
+
+
+def _sizes(sizes: list[int], batched: bool) -> list[int]:
+    """Sizes with the batch of one image in front, if the server adds none."""
+    return sizes if batched else [1, *sizes]
+
+
+def _some(mapping: dict[str, str], names: Iterable[str]) -> dict[str, str]:
+    return {name: mapping[name] for name in names}
+
+
+def _metadata_text(metadata: Metadata) -> str:
+    """The metadata as a client reads it, without the weights in it."""
+    return json.dumps({key: value for key, value in asdict(metadata).items() if key != "mask_iou_net"})

@@ -1,4 +1,4 @@
-"""Reads the inputs and outputs of an exported file."""
+"""The network of an exported file: its metadata, inputs and outputs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import is_file
 from yolact_runtime.metadata import Metadata
 
+# Triton's backend and the name of its model file, by the suffix of our file.
+BACKENDS = {
+    ".onnx": ("onnxruntime", "model.onnx"),
+    ".engine": ("tensorrt", "model.plan"),
+    ".plan": ("tensorrt", "model.plan"),
+}
 TYPES = {"uint8": "TYPE_UINT8", "int32": "TYPE_INT32", "float16": "TYPE_FP16", "float32": "TYPE_FP32"}
 
 
@@ -26,22 +32,51 @@ class TensorSpec(NamedTuple):
     shape: tuple[int | None, ...]
 
 
-# Inputs and outputs.
-Tensors = tuple[list[TensorSpec], list[TensorSpec]]
+class Network(NamedTuple):
+    """What an exported file computes.
+
+    Attributes:
+        file: The file.
+        metadata: Of the file.
+        inputs, outputs: Of the graph.
+    """
+
+    file: Path
+    metadata: Metadata
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+
+    @property
+    def backend(self) -> str:
+        """Triton's name of the backend that runs the file."""
+        return BACKENDS[self.file.suffix][0]
+
+    @property
+    def batching(self) -> int:
+        """Most images in a batch that the server makes; 0 if the network takes one size only."""
+        meta = self.metadata
+        return meta.max_batch if meta.max_batch > meta.min_batch else 0
+
+    def dims(self, spec: TensorSpec) -> list[int]:
+        """Sizes of a tensor as Triton expects them: without the batch if the server forms batches."""
+        sizes = [size if size is not None else self.metadata.max_batch for size in spec.shape]
+        return sizes[1:] if self.batching else sizes
 
 
-def read_model(path: Path) -> tuple[Metadata, Tensors]:
-    """Metadata, inputs and outputs of a model.
+def read_network(path: Path) -> Network:
+    """The network of an `.onnx`, `.engine` or `.plan` file of yolact-export.
 
     Raises:
-        UsageError: an engine of a library that Triton does not run.
+        UsageError: another suffix, or an engine of a library that Triton does not run.
         YolactError: it is damaged, its metadata does not match, or some of its weights are in another file.
     """
+    if path.suffix not in BACKENDS:
+        raise UsageError(f"{path}: Triton takes {', '.join(BACKENDS)} files")
     if path.suffix == ".onnx":
-        metadata, tensors = _read_onnx(path)
+        network = _read_onnx(path)
         if check_onnx(path).external:
             raise YolactError(f"{path} has weights in another file; export it again, for one file")
-        return metadata, tensors
+        return network
     metadata, record = read_engine(path)
     if record.library != "tensorrt":
         raise UsageError(
@@ -50,12 +85,12 @@ def read_model(path: Path) -> tuple[Metadata, Tensors]:
     source = path.parent / record.onnx_file
     if not is_file(source):
         raise YolactError(f"{path} needs {source}, which it was built from, for its inputs and outputs")
-    inputs, outputs = _read_onnx(source)[1]
-    return metadata, (inputs, _plugin_outputs(outputs, metadata) if record.plugin else outputs)
+    _, _, inputs, outputs = _read_onnx(source)
+    return Network(path, metadata, inputs, _plugin_outputs(outputs, metadata) if record.plugin else outputs)
 
 
-def _read_onnx(path: Path) -> tuple[Metadata, Tensors]:
-    """Metadata, inputs and outputs of an ONNX file, which match each other."""
+def _read_onnx(path: Path) -> Network:
+    """The network of an ONNX file, whose metadata, inputs and outputs match each other."""
     graph = read_graph(path)
     metadata = graph_metadata(graph, path)
     inputs, outputs = (
@@ -64,7 +99,7 @@ def _read_onnx(path: Path) -> tuple[Metadata, Tensors]:
     expected = GraphOutputs(metadata, path)
     expected.check(*({spec.name: spec.shape for spec in specs} for specs in (inputs, outputs)))
     expected.check_input(inputs[0].shape, inputs[0].dtype)
-    return metadata, (inputs, outputs)
+    return Network(path, metadata, inputs, outputs)
 
 
 def _spec(value: onnx.ValueInfoProto, path: Path) -> TensorSpec:

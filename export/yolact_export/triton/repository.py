@@ -1,49 +1,52 @@
 """Adds models to a model repository of the Triton Inference Server.
 
-REPOSITORY/NAME/            config.pbtxt, labels.txt, 1/model.py, 1/model.onnx | .engine
-REPOSITORY/NAME_raw/        config.pbtxt, labels.txt, 1/model.onnx | .plan
-REPOSITORY/NAME_prepare/    config.pbtxt, 1/model.py, 1/metadata.json
-REPOSITORY/NAME_instances/  the same
-REPOSITORY/NAME_ensemble/   config.pbtxt, 1/
+REPOSITORY/<name>/config.pbtxt                                  image in, instances out
+REPOSITORY/<name>/1/model.py, model.onnx | model.engine
+REPOSITORY/<name>_raw/config.pbtxt, labels.txt                  the plain network
+REPOSITORY/<name>_raw/1/model.onnx | model.plan
+REPOSITORY/<name>_prepare, <name>_instances, <name>_ensemble    steps around it, and all as one model
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from yolact_export.triton.config import BACKENDS, ConfigWriter, engine_name
-from yolact_export.triton.network import read_model
-from yolact_export.triton.options import TritonOptions
+from yolact_export.triton import config
+from yolact_export.triton.network import BACKENDS, Network, read_network
+from yolact_export.triton.options import MODELS, TritonOptions
 from yolact_runtime.engines.tensorrt.record import record_path
 from yolact_runtime.errors import UsageError, YolactError, escape_controls
 from yolact_runtime.files import atomic_folder
 from yolact_runtime.metadata import Metadata
-from yolact_runtime.serving.triton import METADATA
+from yolact_runtime.serving.triton import METADATA_FILE
 
-_CODE = '''"""What the server runs; its Python needs yolact_runtime."""
+# A model of the Python backend; the server's Python needs yolact_runtime, and no PyTorch.
+_MODEL = '''"""Run by Triton's Python backend, in a Python with this toolkit: pip install yolact"""
 
-from yolact_runtime.serving.triton import {} as TritonPythonModel  # noqa: F401
+from yolact_runtime.serving.triton import {name} as TritonPythonModel  # noqa: F401
 '''
 
 
 def write_repository(model: Path, repository: Path, name: str, options: TritonOptions | None = None) -> Path:
-    """Add `model` to a repository; on an error, nothing is added.
+    """Add a model to a repository; on an error, nothing is added.
 
     Args:
         model: `.onnx`, `.engine` or `.plan` of yolact-export; it is copied.
         repository: Folder of the repository, which is created if it does not exist.
-        name: The model's name on the server: letters, digits, `_`, `-`, `.`. That of the network alone and of
-            the steps of the ensemble have a suffix.
+        name: The model's name on the server: letters, digits, `_`, `-`, `.`.
         options: What is written, and how the server runs it.
 
     Returns:
-        The folder of the first model of `options.models`.
+        The folder of the model to send requests to.
 
     Raises:
-        UsageError: the name or the suffix is not allowed, or the network has no ensemble.
+        UsageError: the name or the suffix is not allowed, or the ensemble cannot run the model.
         YolactError: the repository has a model of that name, or `model` is damaged or has no metadata.
     """
     options = options or TritonOptions()
@@ -51,56 +54,84 @@ def write_repository(model: Path, repository: Path, name: str, options: TritonOp
         raise UsageError(f"model name {name!r}; allowed: up to 200 letters, digits, '_', '-' and '.'")
     if model.suffix not in BACKENDS:
         raise UsageError(f"{model}: Triton takes {', '.join(BACKENDS)} files")
-    targets = [repository / f"{name}{suffix}" for suffix in _suffixes(options)]
-    for target in targets:
-        if target.exists():
+    writers = _writers(name, MODELS[options.models])
+    for folder in writers:
+        if (target := repository / folder).exists():
             raise YolactError(f"{target} exists; delete it, or choose another name with --triton-name")
-    metadata, tensors = read_model(model)
-    if "ensemble" in options.models and metadata.min_batch > 1:
+    network = read_network(model)
+    metadata = network.metadata
+    if "ensemble" in MODELS[options.models] and metadata.min_batch > 1:
         raise UsageError(
-            f"{model} takes {metadata.min_batch} images in each call: a request is for one, so there is no"
-            " ensemble of it; export it with --batch 1 or --max-batch"
+            f"{model} takes {metadata.min_batch} images or more in a call, and an ensemble sends one:"
+            " use --triton-models python, or export with --max-batch"
         )
-    writer = ConfigWriter(name, metadata, tensors, options)
-    # A server that polls its repository must not see half a model, nor the ensemble before its steps.
-    for target in targets:
-        with atomic_folder(target) as folder:
-            (folder / "1").mkdir()
-            _write(folder, target.name.removeprefix(name), model, metadata, writer)
-    return targets[0]
+    # A server that polls its repository must not see half a model, nor an ensemble without its steps: all
+    # are written, and get their names from the last to the first.
+    with contextlib.ExitStack() as stack:
+        for folder, write in writers.items():
+            write(stack.enter_context(atomic_folder(repository / folder)), network, folder, options)
+    return repository / next(iter(writers))
 
 
-def _suffixes(options: TritonOptions) -> list[str]:
-    """What the names of the models end in; steps of the ensemble before it."""
-    steps = ["_raw", "_prepare", "_instances", "_ensemble"]
-    of_kind = {"instances": [""], "raw": ["_raw"], "ensemble": steps}
-    return list(dict.fromkeys(suffix for kind in options.models for suffix in of_kind[kind]))
+_Writer = Callable[[Path, Network, str, TritonOptions], None]
 
 
-def _write(folder: Path, suffix: str, model: Path, metadata: Metadata, writer: ConfigWriter) -> None:
-    """Write one model into its folder."""
-    if suffix == "":
-        text = writer.instances(engine_name(model))
-        _write_code(folder, "ImageModel")
-        shutil.copyfile(model, folder / "1" / engine_name(model))
-        if model.suffix != ".onnx":
-            shutil.copyfile(record_path(model), record_path(folder / "1" / engine_name(model)))
-    elif suffix == "_raw":
-        text = writer.raw(model.suffix)
-        shutil.copyfile(model, folder / "1" / BACKENDS[model.suffix][1])
-    elif suffix == "_ensemble":
-        text = writer.ensemble()
-    else:
-        text = writer.prepare() if suffix == "_prepare" else writer.assemble()
-        _write_code(folder, "PrepareModel" if suffix == "_prepare" else "InstancesModel")
-        (folder / "1" / METADATA).write_text(json.dumps(metadata.to_props()), encoding="utf-8")
-    (folder / "config.pbtxt").write_text(text, encoding="utf-8")
-    if suffix in ("", "_raw"):
-        (folder / "labels.txt").write_text(_label_lines(metadata), encoding="utf-8")
+def _writers(name: str, models: tuple[str, ...]) -> dict[str, _Writer]:
+    """What writes each model's folder, by its name; those that others need come later."""
+    raw, prepare, instances = f"{name}_raw", f"{name}_prepare", f"{name}_instances"
+
+    def ensemble(folder: Path, network: Network, own_name: str, options: TritonOptions) -> None:
+        message = config.ensemble_config(network, own_name, raw, prepare, instances)
+        _write_config(folder, message)
+
+    found: dict[str, _Writer] = {}
+    if "python" in models:
+        found[name] = _write_python
+    if "ensemble" in models:
+        found |= {f"{name}_ensemble": ensemble, prepare: _write_prepare, instances: _write_instances}
+    if "raw" in models:
+        found[raw] = _write_raw
+    return found
 
 
-def _write_code(folder: Path, name: str) -> None:
-    (folder / "1" / "model.py").write_text(_CODE.format(name), encoding="utf-8")
+def _write_raw(folder: Path, network: Network, name: str, options: TritonOptions) -> None:
+    version = _write_config(folder, config.raw_config(network, name, options))
+    (folder / "labels.txt").write_text(_label_lines(network.metadata), encoding="utf-8")
+    shutil.copyfile(network.file, version / BACKENDS[network.file.suffix][1])
+
+
+def _write_python(folder: Path, network: Network, name: str, options: TritonOptions) -> None:
+    version = _write_config(folder, config.python_config(network, name, options))
+    _write_code(version, "InstancesModel")
+    target = version / f"model{network.file.suffix}"
+    shutil.copyfile(network.file, target)
+    if network.file.suffix != ".onnx":
+        shutil.copyfile(record_path(network.file), record_path(target))
+
+
+def _write_prepare(folder: Path, network: Network, name: str, options: TritonOptions) -> None:
+    version = _write_config(folder, config.prepare_config(network, name, options))
+    _write_code(version, "PrepareModel", network.metadata)
+
+
+def _write_instances(folder: Path, network: Network, name: str, options: TritonOptions) -> None:
+    version = _write_config(folder, config.instances_config(network, name, options))
+    _write_code(version, "ResultModel", network.metadata)
+
+
+def _write_config(folder: Path, message: Any) -> Path:
+    """Write a model's configuration; returns the new folder of its version."""
+    (folder / "config.pbtxt").write_text(config.config_text(message), encoding="utf-8")
+    version = folder / "1"
+    version.mkdir()
+    return version
+
+
+def _write_code(version: Path, name: str, metadata: Metadata | None = None) -> None:
+    """Write what the Python backend runs: a class of `yolact_runtime.serving.triton`, and what it reads."""
+    (version / "model.py").write_text(_MODEL.format(name=name), encoding="utf-8")
+    if metadata is not None:
+        (version / METADATA_FILE).write_text(json.dumps(metadata.to_props()), encoding="utf-8")
 
 
 def _label_lines(metadata: Metadata) -> str:

@@ -1,1 +1,1 @@
-"""What a Triton server runs: an image in, instances out."""
+"""What a server runs: requests in, instances out; `triton.py` is the only module that knows a server."""
