@@ -68,6 +68,10 @@ LINES: dict[str, tuple[str, str]] = {
     "yolact-infer --engine heads.onnx film.mp4 --output o": ("av", "video"),
     "yolact-infer --engine heads.onnx rtsp://localhost:1/x --output o": ("av", "video"),
     "yolact-infer --engine grpc://127.0.0.1:1/yolact shapes/val --output o": ("tritonclient", "triton"),
+    "yolact-infer --engine heads.onnx shapes/val --output-parquet o --ray local": (
+        "ray pyarrow fsspec",
+        "ray",
+    ),
     "yolact-infer --engine yolact_base shapes/val --output o": ("huggingface_hub", "train"),
     f"yolact-bench {QUICK}": ("psutil scipy", "bench"),
     f"yolact-bench {QUICK} {DATA}": ("psutil scipy", "bench"),
@@ -76,10 +80,8 @@ LINES: dict[str, tuple[str, str]] = {
     "yolact-bench compare a.json a.json": ("psutil scipy", "bench"),
     "yolact-infer --engine heads.onnx shapes/val --track --output o": ("trackers supervision", "track"),
     "yolact-bench tracks --videos 1 --frames 2": ("psutil scipy trackers", "bench,track"),
-    f"yolact-bench load --engine grpc://127.0.0.1:1/x {DATA.split(' --a')[0]}": (
-        "psutil tritonclient",
-        "bench",
-    ),
+    f"yolact-bench load --engine grpc://127.0.0.1:1/x {DATA.split(' --a')[0]}": ("psutil", "bench"),
+    "yolact-bench ray --workers 1": ("psutil ray pyarrow", "bench,ray"),
     "yolact-bench masks --repeats 1 --detections 2 --size 40x40": ("psutil", "bench"),
     f"yolact-bench peers --engine heads.onnx {DATA.split(' --a')[0]} --torchvision": ("psutil", "train"),
     "yolact-bench roofline --onnx heads.onnx": ("onnx sympy", "train"),
