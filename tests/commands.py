@@ -10,9 +10,20 @@ COMMANDS = {
     "yolact-bench": "yolact_bench.cli:main",
 }
 SUBCOMMANDS = {
+    "yolact-infer": ["merge"],
     "yolact-data": ["check", "show", "shapes", "convert"],
     "yolact-export": ["inspect"],
-    "yolact-bench": ["compare", "peers", "roofline", "kernels", "training", "data", "masks", "tracks"],
+    "yolact-bench": [
+        "compare",
+        "peers",
+        "roofline",
+        "kernels",
+        "training",
+        "data",
+        "masks",
+        "tracks",
+        "load",
+    ],
 }
 COMMAND_LINES = [
     (name, *words) for name in COMMANDS for words in ((), *((one,) for one in SUBCOMMANDS.get(name, ())))

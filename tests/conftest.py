@@ -52,6 +52,7 @@ for _name in (
     "videos",
     "camera_server",
     "rtsp_server",
+    "fake_triton",
     "triton_server",
 ):
     _spec = importlib.util.spec_from_file_location(_name, HERE / f"{_name}.py")

@@ -18,8 +18,8 @@ FOLDERS = {
     "yolact_bench": ROOT / "benchmarks/yolact_bench",
 }
 ORDER = list(FOLDERS)
-# Methods of `Engine` and `Candidate`, documented there.
-OVERRIDES = {"detect", "prepare", "end_to_end", "predict_prepared"}
+# Methods of `Engine`, `Candidate` and `Client`, documented there.
+OVERRIDES = {"detect", "prepare", "end_to_end", "predict_prepared", "infer", "config"}
 
 
 def imported(path: Path) -> set[str]:

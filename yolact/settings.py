@@ -36,6 +36,22 @@ def override(config: T, assignments: Sequence[str]) -> T:
     return config
 
 
+def check_other_classes(classes: Sequence[object], assignments: Sequence[str]) -> None:
+    """Raise a UsageError if `dataset.other_classes` is assigned while all classes are learned.
+
+    Args:
+        classes: The value of `dataset.classes`.
+        assignments: As for `override`.
+    """
+    for assignment in assignments:
+        key, _, value = assignment.partition("=")
+        if key.strip() == "dataset.other_classes" and not classes:
+            raise UsageError(
+                f"dataset.other_classes = {shown(value.strip())}, but all classes are learned, so that no"
+                " object is of another one; name those to learn: --set 'dataset.classes=[\"NAME\", ...]'"
+            )
+
+
 def differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
     """The settings in which two dataclasses of one type differ: dotted names to old and new values."""
     found: dict[str, tuple[Any, Any]] = {}

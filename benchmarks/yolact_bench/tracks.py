@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from yolact_bench.options import check_number
 from yolact_runtime.commandline import Table, printing_beside
-from yolact_runtime.errors import UsageError, counted
+from yolact_runtime.errors import UsageError, counted, without_secrets
 from yolact_runtime.files import write_json
 from yolact_runtime.packages import require
 
@@ -50,6 +50,7 @@ def command(args: argparse.Namespace) -> None:
     from yolact.dataset_tools.moving import moving_shapes
     from yolact_bench.measure.engines import parse_engine
     from yolact_runtime import load_engine
+    from yolact_runtime.engines.remote.address import engine_name
 
     figures: dict[str, TrackFigures] = {}
     with ExitStack() as stack:
@@ -57,7 +58,7 @@ def command(args: argparse.Namespace) -> None:
         for text in args.engines:
             spec = parse_engine(text)
             engine = stack.enter_context(load_engine(spec.path, **spec.options))
-            engines[spec.name or Path(spec.path).name] = _checked(engine, spec.path)
+            engines[spec.name or engine_name(spec.path)] = _checked(engine, without_secrets(spec.path))
         for name, one in engines.items():
             videos = (moving_shapes(args.frames, seed=seed) for seed in range(args.videos))
             figures[name] = measure(videos, one)

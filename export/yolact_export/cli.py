@@ -14,7 +14,8 @@ from pathlib import Path
 
 from yolact_export.trt import options as trt_options
 from yolact_runtime.commandline import Parser, run
-from yolact_runtime.errors import UsageError
+from yolact_runtime.engines.remote.address import is_address
+from yolact_runtime.errors import UsageError, without_secrets
 from yolact_runtime.files import is_stdout
 from yolact_runtime.metadata import parse_input_size, size_text
 from yolact_runtime.outputs import Named, check_outputs, engine_files
@@ -151,6 +152,9 @@ def _inspect(args: argparse.Namespace) -> None:
         )
     from yolact_export.inspection import print_file
 
+    if is_address(args.file):
+        raise UsageError("inspect shows files; what a server's model is, yolact-infer --engine says")
+
     print_file(args.file, args.config, args.class_names)
 
 
@@ -167,6 +171,11 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(
             "--weights is required: a checkpoint, the name of published weights, or an exported file; see"
             " yolact-export --help"
+        )
+    if is_address(args.weights):
+        raise UsageError(
+            f"--weights {without_secrets(args.weights)}: a model on a server cannot be exported; give the"
+            " file that it was made from"
         )
     if args.detect == "plugin" and args.to != "trt":
         raise UsageError(f"--detect plugin is for --to trt; {args.to} allows native and runtime")

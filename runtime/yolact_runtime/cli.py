@@ -11,9 +11,11 @@ from pathlib import Path
 
 from yolact_runtime.commandline import Parser, run
 from yolact_runtime.commandline.original import ELSEWHERE, add_original_options, split_video
+from yolact_runtime.commandline.ray_options import add_ray_options, check_ray_options
 from yolact_runtime.engines.options import add_class_filter, add_engine_options, add_tile_options
 from yolact_runtime.errors import UsageError
 from yolact_runtime.files import stream_of
+from yolact_runtime.merge.cli import add_merge_options, merge_command
 from yolact_runtime.untrusted import beyond, limit
 
 _DRIVE = r"[A-Za-z]:(?=[\\/])"
@@ -23,7 +25,8 @@ def build_parser() -> Parser:
     """The options of yolact-infer."""
     parser = Parser(
         prog="yolact-infer",
-        description="Find instances in images, videos and cameras.",
+        usage="yolact-infer --engine E SOURCE [options]\n       yolact-infer merge INPUT... [options]",
+        description="Find instances in images, videos and cameras; merge the outputs of several machines.",
         elsewhere=ELSEWHERE,
     )
     add = parser.add_argument
@@ -35,6 +38,9 @@ def build_parser() -> Parser:
     add("--images", type=split_pair, metavar="DIR[:OUTDIR]", help="a folder, and the folder for its overlays")
     add("--video", type=split_video, metavar="IN[:OUT]",
         help="one video or camera, and the file for its annotated version")  # fmt: skip
+    add("--shard", type=split_shard, metavar="N/M",
+        help="process image N, N + M, N + 2 M, ... of the list only; yolact-infer merge joins the outputs of"
+        " all M shards")  # fmt: skip
     add("--score-threshold", default=0.15, type=float, help="minimum score of a detection, 0..1")
     add("--top-k", default=15, type=int, help="maximum number of detections per image")
     add_class_filter(parser)
@@ -46,8 +52,21 @@ def build_parser() -> Parser:
     _add_track_options(parser)
     _add_labelling_options(parser)
     _add_pipeline_options(parser)
+    add_ray_options(parser)
     add_original_options(parser)
+    _add_merge(parser)
     return parser
+
+
+def _add_merge(parser: Parser) -> None:
+    """Add `merge`, which is a command as the first word only: any other word may be a SOURCE."""
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", prog=parser.prog, first_word=True)
+    merge = commands.add_parser(
+        "merge",
+        help="join the outputs of shards, or rows in Parquet (a file of this name is ./merge)",
+        description="Join the outputs of all shards of a run, or rows in Parquet, to the outputs of one run.",
+    )
+    add_merge_options(merge)
 
 
 def _add_output_options(parser: Parser) -> None:
@@ -138,14 +157,33 @@ def split_pair(text: str) -> tuple[str, str]:
     return match[1], match[2] or ""
 
 
+def split_shard(text: str) -> tuple[int, int]:
+    """The number and the count of `3/16`."""
+    match = re.fullmatch("([0-9]{1,9})/([0-9]{1,9})", text)
+    number, count = map(int, match.groups()) if match else (0, 0)
+    if count > limit("shards"):
+        raise argparse.ArgumentTypeError(f"{text!r} are more shards than {beyond('shards')}")
+    if not 1 <= number <= count:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form N/M with N from 1 to M, such as 3/16")
+    return number, count
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `yolact-infer`; returns the exit code."""
-    return run(_infer, build_parser(), argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    if words[:1] == ["merge"]:
+        return run(merge_command, parser.subparsers.choices["merge"], words[1:])
+    return run(_infer, parser, words)
 
 
 def _infer(args: argparse.Namespace) -> int:
     check_options(args)
     # Imports OpenCV and the libraries of the engine: `--help` and wrong options do without.
+    if args.ray is not None:
+        from yolact_runtime.batch.on_ray import infer_on_ray
+
+        return infer_on_ray(args)
     from yolact_runtime.infer import infer
 
     return infer(args)
@@ -174,12 +212,16 @@ def check_options(args: argparse.Namespace) -> None:
         raise UsageError(
             "name the images once: SOURCE..., --image IN[:OUT], --images DIR[:OUTDIR] or --video IN[:OUT]"
         )
+    check_ray_options(args, build_parser())
+    if args.ray is not None:
+        return
     if args.resume and (args.jsonl is None or stream_of(args.jsonl) is not None):
         raise UsageError("--resume needs the file to continue: --jsonl FILE")
     check_track_options(args)
     if args.masks_per_instance and not args.masks:
         raise UsageError("--masks-per-instance needs the folder of the masks: --masks DIR")
     _check_labelling_options(args)
+    _check_shard_options(args)
     others = args.jsonl, args.coco_dataset, args.arrays, args.masks, args.cutouts, args.table
     if args.no_json and args.no_overlay and not any((*others, args.labelme, args.label_studio)):
         raise UsageError(
@@ -203,6 +245,11 @@ def check_track_options(args: argparse.Namespace) -> None:
             "--resume cannot continue tracks, which depend on all frames before; run without --resume, or"
             " without --track"
         )
+
+
+def _check_shard_options(args: argparse.Namespace) -> None:
+    if args.shard and args.track:
+        raise UsageError("--track needs all frames in order; run without --shard, or without --track")
 
 
 def _check_labelling_options(args: argparse.Namespace) -> None:

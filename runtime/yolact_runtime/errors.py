@@ -25,6 +25,10 @@ class ItemError(YolactError):
     """The output of one image cannot be written, for a reason that does not concern the next image."""
 
 
+class EngineUnavailableError(YolactError):
+    """The engine cannot be reached any more: this ends a run, whose other images would fail as well."""
+
+
 def missing_extra(what: str, extra: str) -> YolactError:
     """The error for a missing library that an optional extra installs, or the base install (no extra)."""
     project = f'"yolact[{extra}]"' if extra else "yolact"

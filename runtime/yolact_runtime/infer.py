@@ -25,6 +25,7 @@ from yolact_runtime.sources.camera import CameraSettings
 from yolact_runtime.sources.images import silence_opencv
 from yolact_runtime.sources.open import open_source
 from yolact_runtime.sources.several import SimultaneousSource
+from yolact_runtime.sources.shard import ShardSource
 from yolact_runtime.tracks import TrackSettings
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,9 @@ def infer(args: argparse.Namespace) -> int:
     silence_opencv()
     names, target = _sources(args)
     source = open_source(names, null=args.null, camera=CameraSettings(attempts=args.reconnects))
+    if args.shard:
+        source = ShardSource(source, *args.shard)
+        log.info("shard %d of %d: %d of %s", *args.shard, source.total, counted(source.listed, "image"))
     check_all(args, target, source)
     settings = pipeline_settings(args)
     ids = ImageIds(args.annotations) if args.annotations else None

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 from yolact_runtime.engines.onnx_file import read_external_files
+from yolact_runtime.engines.remote.address import is_address
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import STDOUT, follow_links, stream_of, writing
 from yolact_runtime.temporary import claim
@@ -98,7 +99,12 @@ def among(files: Callable[[], Iterable[str | Path]]) -> Callable[[Path], bool]:
 
 
 def engine_files(engine: str | Path) -> list[Path]:
-    """The file of an engine and those that belong to it: weights in other files, the JSON of an engine."""
+    """The file of an engine and those that belong to it: weights in other files, the JSON of an engine.
+
+    An engine on a server has none.
+    """
+    if is_address(engine):
+        return []
     path = Path(engine)
     suffix = path.suffix.lower()
     if suffix == ".xml":

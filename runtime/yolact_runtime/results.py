@@ -164,24 +164,8 @@ class Result:
             {image_id, category_id, bbox [x, y, width, height] in pixels, score} each; with tracks also
             track_id; with masks also segmentation, and area in pixels.
         """
-        corners = self.boxes_float.astype(np.float64).round(2)
-        sides = (corners[:, 2:] - corners[:, :2]).round(2)
         scores = self.mask_scores if masks else self.scores
-        entries: list[dict[str, Any]] = [
-            {
-                "image_id": image_id,
-                "category_id": category,
-                "bbox": bbox,
-                # The shortest decimal of the same float32: half as many digits as for float64.
-                "score": float(str(score)),
-            }
-            for category, bbox, score in zip(
-                self.category_ids.tolist(),
-                np.concatenate([corners[:, :2], sides], axis=1).tolist(),
-                scores,
-                strict=True,
-            )
-        ]
+        entries = coco_entries(image_id, self.boxes_float, self.category_ids.tolist(), scores)
         if self.track_ids is not None:
             for entry, track in zip(entries, self.track_ids.tolist(), strict=True):
                 entry["track_id"] = track
@@ -311,6 +295,27 @@ class Result:
             raise YolactError(
                 f"the image is {image.shape[1]} x {image.shape[0]}, the result {self.width} x {self.height}"
             )
+
+
+def coco_entries(
+    image_id: int, boxes: np.ndarray, category_ids: Sequence[int], scores: np.ndarray
+) -> list[dict[str, Any]]:
+    """Entries of a COCO results file without masks, see `Result.to_coco`.
+
+    Args:
+        image_id: The id in each entry.
+        boxes: (n, 4) float32 x1 y1 x2 y2 in pixels.
+        category_ids: n ids of the dataset.
+        scores: (n,) float32.
+    """
+    corners = boxes.astype(np.float64).round(2)
+    sides = (corners[:, 2:] - corners[:, :2]).round(2)
+    bboxes = np.concatenate([corners[:, :2], sides], axis=1).tolist()
+    return [
+        # The shortest decimal of the same float32: half as many digits as for float64.
+        {"image_id": image_id, "category_id": category, "bbox": bbox, "score": float(str(score))}
+        for category, bbox, score in zip(category_ids, bboxes, scores, strict=True)
+    ]
 
 
 def result_of(

@@ -42,6 +42,10 @@ _held: set[Path] = set()
 _claims: contextlib.ExitStack | None = None
 
 
+class InUseError(YolactError):
+    """An output is locked by another run."""
+
+
 def try_lock(handle: int) -> bool | None:
     """Lock an open file or folder until it is closed, also by the end of the process.
 
@@ -153,7 +157,7 @@ def claim(path: Path, folder: bool = False) -> None:
         folder: Whether it is a folder.
 
     Raises:
-        YolactError: another run has it.
+        InUseError: another run has it.
     """
     place = Path(os.path.realpath(path if folder else path.parent))
     name = "" if folder else path.name
@@ -169,7 +173,7 @@ def claim(path: Path, folder: bool = False) -> None:
         handle = _acquire(lock)
     except BlockingIOError:
         kind = "folder" if folder else "file"
-        raise YolactError(f"another run writes to {path}; wait for it, or name another {kind}") from None
+        raise InUseError(f"another run writes to {path}; wait for it, or name another {kind}") from None
     if handle is not None:
         _held.add(lock)
         _claims.callback(_release, lock, handle)

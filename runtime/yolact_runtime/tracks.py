@@ -8,6 +8,8 @@ given to it as frames without detections.
 from __future__ import annotations
 
 import itertools
+import logging
+import math
 import statistics
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterator
@@ -22,10 +24,13 @@ from yolact_runtime.errors import UsageError
 from yolact_runtime.frames import Frame
 from yolact_runtime.packages import imports_failed
 from yolact_runtime.results import Result
+from yolact_runtime.typed import shown
 
 if TYPE_CHECKING:
     import supervision as sv
     from trackers import ByteTrackTracker
+
+log = logging.getLogger(__name__)
 
 # Seconds from one frame to the next where nothing says how many.
 _STEP = 1 / 30
@@ -75,6 +80,7 @@ class Tracker:
 
     Raises:
         YolactError: the package `trackers` is missing.
+        UsageError: `settings` are something else.
 
     Example:
         tracker = yolact_runtime.Tracker()
@@ -84,6 +90,11 @@ class Tracker:
     """
 
     def __init__(self, settings: TrackSettings | None = None, ids: Iterator[int] | None = None) -> None:
+        if not isinstance(settings, TrackSettings | None):
+            raise UsageError(
+                f"the settings of a tracker are {shown(settings)}; they must be TrackSettings, such as"
+                " TrackSettings(memory=2.0)"
+            )
         self._settings = settings or TrackSettings()
         self._new_ids = itertools.count(1) if ids is None else ids
         self._byte_track = _byte_track(self._settings.score)
@@ -91,18 +102,27 @@ class Tracker:
         self._time: float | None = None
         self._distances: deque[float] = deque(maxlen=_DISTANCES)
         self._stride = 0.0
+        self._went_back = False
 
     def update(self, result: Result, time: float | None = None) -> Result:
         """The result of the next frame with `track_ids`.
 
         Args:
             result: Of the frame; it is not modified.
-            time: Seconds, from any beginning. What is much longer ago than usual counts as several frames.
-                None: one step, of 1/30 second, after the frame before.
+            time: Seconds, from any beginning. What is much longer ago than usual counts as several frames;
+                a time before that of the frame before ends all tracks, with a warning. None: one step, of
+                1/30 second, after the frame before.
 
         Returns:
             The result with `track_ids` (n,) int64: from 1, and -1 for instances without a track.
+
+        Raises:
+            UsageError: the time is not a finite number.
         """
+        if time is not None and not (isinstance(time, Real) and math.isfinite(time)):
+            raise UsageError(
+                f"the time of a frame is {shown(time)}; it must be a finite number of seconds, or None"
+            )
         for _ in range(self._steps(time) - 1):
             self._advance(_detections(np.empty((0, 4)), np.empty(0)))
         self._stride = self._stride or 3.0 * max(result.height, result.width)
@@ -132,6 +152,13 @@ class Tracker:
         # Of an even number the shorter one, so that a gap among the first frames is one.
         usual = max(_SHORTEST, statistics.median_low(self._distances or [_STEP]))
         steps = max(1, round(distance / usual))
+        if distance < 0 and not self._went_back:
+            self._went_back = True
+            log.warning(
+                "the time of a frame is %g s, after %g s of the frame before: its clock went back, so all"
+                " tracks end; frames must be in their order, and each video needs a tracker of its own",
+                self._time, before,
+            )  # fmt: skip
         if distance < 0 or (steps > 1 and distance > self._settings.memory + usual):
             self._byte_track, self._ids = _byte_track(self._settings.score), {}
             steps = 1

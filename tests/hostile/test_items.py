@@ -12,8 +12,8 @@ from pycocotools.coco import COCO
 from yolact_runtime import YolactError, cli, infer
 from yolact_runtime.errors import ItemError
 from yolact_runtime.frames import Frame
-from yolact_runtime.sinks.arrays import ArraySink
-from yolact_runtime.sinks.overlays import OverlaySink
+from yolact_runtime.sinks.per_image.arrays import ArraySink
+from yolact_runtime.sinks.per_image.overlays import OverlaySink
 
 FOUND = [Found((1, 1, 20, 20)), Found((30, 30, 50, 60), label=1)]
 

@@ -146,7 +146,7 @@ def test_times_that_vary():
     assert set(seen[5:]) == {seen[5]} != {-1}
 
 
-def test_a_clock_that_goes_back_and_a_long_pause_begin_anew():
+def test_a_clock_that_goes_back_and_a_long_pause_begin_anew(caplog):
     tracker, still = Tracker(), [box(0, (100, 100), (0, 0))]
     for step in range(5):
         before = ids_of(tracker, still, step / RATE)
@@ -155,6 +155,23 @@ def test_a_clock_that_goes_back_and_a_long_pause_begin_anew():
         for step in range(1, 5):
             after = ids_of(tracker, still, start + step / RATE)
         assert after == expected != before
+    ids_of(tracker, still, 1)
+    said = "the time of a frame is 0 s, after 0.133333 s of the frame before: its clock went back"
+    assert said in caplog.text and caplog.text.count("went back") == 1
+
+
+@pytest.mark.parametrize("time", [np.nan, np.inf, -np.inf, "1"])
+def test_times_that_are_no_finite_numbers(time):
+    tracker = Tracker()
+    with pytest.raises(UsageError, match=rf"the time of a frame is '?{time}.*finite number of seconds"):
+        tracker.update(result([]), time)
+    assert tracker.update(result([]), np.float64(1)).track_ids.tolist() == []
+
+
+@pytest.mark.parametrize("settings", [3, {"memory": 2}])
+def test_settings_of_another_type(settings):
+    with pytest.raises(UsageError, match=r"the settings of a tracker are .*must be TrackSettings"):
+        Tracker(settings)
 
 
 def test_equal_times_are_one_step_each():

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolact.registry import get_config
-from yolact.settings import override
+from yolact.settings import check_other_classes, override
 from yolact_runtime.commandline import Parser, Table, print_line, printing_beside, run, track
 from yolact_runtime.errors import UsageError, YolactError, counted
 from yolact_runtime.files import atomic_path, is_stdout, read_json, stream_of, write_json
@@ -24,6 +24,7 @@ from yolact_runtime.outputs import check_outputs
 from yolact_runtime.packages import require
 
 if TYPE_CHECKING:
+    from yolact.config import Config
     from yolact.data.reader.findings import Finding, Level
     from yolact.dataset_tools.check import Report
 
@@ -219,6 +220,13 @@ def _fix(args: argparse.Namespace) -> int:
     return 1 if found.count("error") else 0
 
 
+def _config(args: argparse.Namespace) -> Config:
+    """The configuration that --config and --set name."""
+    config = override(get_config(args.config), args.set)
+    check_other_classes(config.dataset.classes, args.set)
+    return config
+
+
 def _show(args: argparse.Namespace) -> int:
     """`show`: write a picture for each sample; an unreadable image is reported and skipped."""
     import cv2
@@ -229,15 +237,19 @@ def _show(args: argparse.Namespace) -> int:
     from yolact.dataset_tools.show import draw_sample
 
     check_outputs([], [], [("--output", args.output)])
-    classes = read_classes(args.annotations)
+    config = _config(args)
+    data = config.dataset
+    classes = read_classes(args.annotations, data.classes)
     if min(args.seed, args.epoch) < 0:
         raise UsageError(f"--seed {args.seed}, --epoch {args.epoch}; allowed: 0 or more")
     if args.count < 1:
         raise UsageError(f"--count {args.count}; allowed: 1 or more")
-    config = override(get_config(args.config), args.set)
     model = config.model
     augment = replace(config.augment, enabled=True) if args.augment else None
-    dataset = CocoDataset(args.images, args.annotations, model, classes, augment, args.seed)
+    dataset = CocoDataset(
+        args.images, args.annotations, model, classes, augment, args.seed,
+        data.crowd_as_instances, data.other_classes if data.classes else None,
+    )  # fmt: skip
     count = min(args.count, len(dataset))
     failed = 0
     chosen = np.random.default_rng(args.seed).permutation(len(dataset))[:count].tolist()
@@ -290,14 +302,16 @@ def _anchors(args: argparse.Namespace) -> None:
     require("yolact-data anchors", "train", "scipy")
     from yolact.dataset_tools.anchors import best_overlaps, fit_priors, network_boxes, settings_of
 
-    config = override(get_config(args.config), args.set)
-    model = config.model
+    config = _config(args)
+    model, data = config.model, config.dataset
     if args.seed < 0:
         raise UsageError(f"--seed is {args.seed}; it must be 0 or more")
     iou = config.loss.positive_iou
     augment = replace(config.augment, enabled=True) if args.augment else None
-    epochs, classes = _EPOCHS if augment else 1, config.dataset.classes
-    boxes = network_boxes(args.annotations, model, args.images, augment, epochs, args.seed, classes)
+    boxes = network_boxes(
+        args.annotations, model, args.images, augment, _EPOCHS if augment else 1, args.seed,
+        data.classes, data.crowd_as_instances,
+    )  # fmt: skip
     fitted = fit_priors(boxes, model, args.scales, args.ratios, iou, args.seed)
     before, after = best_overlaps(boxes, model), best_overlaps(boxes, fitted)
     groups = (

@@ -18,7 +18,7 @@ from yolact_runtime.engines.options import (
     add_tile_options,
     open_engine,
 )
-from yolact_runtime.errors import UsageError, counted
+from yolact_runtime.errors import UsageError, counted, without_secrets
 from yolact_runtime.files import write_json
 from yolact_runtime.outputs import Named, check_outputs, engine_files
 
@@ -119,7 +119,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     options = {"details": bool(args.report), "confusion_score": args.confusion_score, "faster": args.faster}
     evaluation = score(truth, found, **options)
     about = {
-        "engine": str(args.engine),
+        "engine": without_secrets(str(args.engine)),
         "config": engine.metadata.config,
         "backend": engine.name,
         "precision": engine.precision,

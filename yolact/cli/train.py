@@ -12,18 +12,20 @@ from typing import TYPE_CHECKING
 
 from yolact.config import Config, TrainConfig
 from yolact.registry import configs, get_config
-from yolact.settings import differences, override
+from yolact.settings import check_other_classes, differences, override
 from yolact_runtime.commandline import Parser, run
 from yolact_runtime.errors import UsageError
 from yolact_runtime.outputs import check_outputs
 
 if TYPE_CHECKING:
+    from yolact.train.distributed import Processes
     from yolact.weights.load import Checkpoint
 
 log = logging.getLogger(__name__)
 
 # Settings of a dataset that are not its files.
 _CHOICES = ("crowd_as_instances", "classes", "other_classes")
+DAY = 24 * 60 * 60
 
 
 def build_parser() -> Parser:
@@ -50,6 +52,7 @@ def build_parser() -> Parser:
     add("--seed", type=int, help="random seed")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N")
     add("--threads", type=int, help="CPU threads")
+    add("--timeout", type=int, help="seconds to wait for another process of the training (default: 600)")
     add("--overfit", type=int, metavar="N", help="train and validate on the first N images")
     add("--debug-batch", type=Path, metavar="FILE", help="analyse a batch saved when the loss was not finite")
     add("--no-autoscale", action="store_true", help="do not scale learning rate and schedule")
@@ -61,6 +64,8 @@ def command(args: argparse.Namespace) -> int:
     """Train, or analyse a saved batch; returns the exit code."""
     if args.threads is not None and args.threads < 1:
         raise UsageError(f"--threads is {args.threads}; it must be 1 or more")
+    if args.timeout is not None and not 1 <= args.timeout <= DAY:
+        raise UsageError(f"--timeout is {args.timeout}; allowed: 1 to {DAY} seconds")
     if args.debug_batch:
         from yolact.engine import pick_device
         from yolact.train.bad_batch import debug_batch
@@ -73,33 +78,34 @@ def command(args: argparse.Namespace) -> int:
 
     import torch
 
-    from yolact.train.distributed import join_processes
+    from yolact.train.distributed import TIMEOUT, join_processes
     from yolact.train.loop import train
     from yolact.train.outputs import check_training_outputs
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    with join_processes(args.device) as (processes, device):
-        base, resume, init_from = _starting_point(args, given)
+    with join_processes(args.device, args.timeout or TIMEOUT) as (processes, device):
+        base, resume, init_from = _starting_point(args, given, processes)
         config = _configuration(args, base)
         start = max(args.start_iter, 0)
         if resume is not None:
             start = resume.iteration if args.start_iter < 0 else args.start_iter
             if _is_complete(args, config, resume, start):
                 return 0
-        check_training_outputs(config, args.save_folder, args.init_from, args.dataset, processes.main)
+        check_training_outputs(config, args.save_folder, args.init_from, args.dataset, processes)
         train(config, args.save_folder, device, resume, start, init_from, processes)
     return 0
 
 
 def _starting_point(
-    args: argparse.Namespace, given: Config | None
+    args: argparse.Namespace, given: Config | None, processes: Processes
 ) -> tuple[Config, Checkpoint | None, Checkpoint | None]:
     """Open the checkpoint to continue, or the weights to fine-tune.
 
     Args:
         args: Of the command line.
         given: The configuration that --config and --set name.
+        processes: The first one reads the files, and sends their content to the others.
 
     Returns:
         The configuration that the options apply to, the checkpoint of --resume, and that of --init-from.
@@ -107,19 +113,20 @@ def _starting_point(
     Raises:
         UsageError: no configuration is known, or --config is not the checkpoint's.
     """
-    from yolact.train.checkpoint import find_checkpoint
+    from yolact.train.agreement import open_checkpoint
     from yolact.weights.load import load_checkpoint
 
-    name = given.name if given else None
-    path = find_checkpoint(args.resume, args.save_folder, name) if args.resume else None
-    if path is not None:
-        resume = load_checkpoint(path, default=given)
+    resume = open_checkpoint(args.resume, args.save_folder, given, processes) if args.resume else None
+    if resume is not None:
         if given and given.name != resume.config.name:
             raise UsageError(
-                f"--resume {path} continues a training of {resume.config.name}; --config is {args.config}"
+                f"--resume {resume.path} continues a training of {resume.config.name}; --config is"
+                f" {args.config}"
             )
         return resume.config, resume, None
-    init_from = load_checkpoint(args.init_from, default=given) if args.init_from else None
+    init_from = None
+    if args.init_from:
+        init_from = processes.from_first(lambda: load_checkpoint(args.init_from, default=given))
     if args.config:
         return get_config(args.config), None, init_from
     if init_from is None:
@@ -135,6 +142,7 @@ def _configuration(args: argparse.Namespace, base: Config) -> Config:
     from yolact.data.layout import default_dataset, resolve_dataset
 
     config = _with_options(args, base)
+    check_other_classes(config.dataset.classes, args.set)
     dataset = resolve_dataset(args.dataset) if args.dataset else default_dataset(config.dataset)
     kept = {name: getattr(config.dataset, name) for name in _CHOICES}
     classes = read_classes(Path(dataset.train_annotations), config.dataset.classes)

@@ -63,8 +63,9 @@ def network_boxes(
     epochs: int = 1,
     seed: int = 0,
     classes: Sequence[str | int] = (),
+    crowd_as_instances: bool = False,
 ) -> np.ndarray:
-    """The boxes of a COCO annotation file as the network sees them; crowds are left out.
+    """The boxes of a COCO annotation file that training would match with priors, as the network sees them.
 
     Args:
         annotations: The file.
@@ -74,6 +75,7 @@ def network_boxes(
         epochs: How many times each image is augmented.
         seed: Of the augmentation.
         classes: Names or ids of the classes whose boxes count; empty for all.
+        crowd_as_instances: Whether crowds that have a mask count; others never do.
 
     Returns:
         (n, 4) float64: x1 y1 x2 y2 relative to the network's input, 0..1, each side more than 0.
@@ -91,7 +93,8 @@ def network_boxes(
         findings.raise_errors(file.path)
     by_image: dict[int, list[list[float]]] = {}
     for annotation in file.annotations:
-        if not annotation["iscrowd"] and annotation["segmentation"] is not None:
+        solid = crowd_as_instances or not annotation["iscrowd"]
+        if solid and annotation["segmentation"] is not None:
             by_image.setdefault(annotation["image_id"], []).append(annotation["bbox"])
     augmenter = Augmenter(augment, model, seed) if augment is not None else None
     found = [np.zeros((0, 4))]
@@ -110,12 +113,14 @@ def network_boxes(
         corners[:, 2:] += corners[:, :2]
         corners = corners.clip(0, np.array([width, height, width, height]))
         for epoch in range(epochs):
-            geometry, kept = Geometry.whole(height, width), np.ones(len(corners), bool)
-            if augmenter is not None:
-                crowd = np.zeros(len(corners), bool)
-                _, geometry = augmenter.draw(epoch, index, corners, crowd, height, width)
-                kept = geometry.keeps(corners)
-            found.append(geometry.boxes(corners)[kept].astype(np.float64))
+            if augmenter is None:
+                found.append(Geometry.whole(height, width).boxes(corners).astype(np.float64))
+                continue
+            crowd = np.zeros(len(corners), bool)
+            _, geometry = augmenter.draw(epoch, index, corners, crowd, height, width)
+            relative = geometry.boxes(corners)
+            large = (relative[:, 2:] - relative[:, :2] > augmenter.config.min_box_side).all(axis=1)
+            found.append(relative[geometry.keeps(corners) & large].astype(np.float64))
     boxes = np.concatenate(found)
     boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(axis=1)]
     if not len(boxes):

@@ -21,7 +21,7 @@ from yolact.evaluation.ground_truth import GroundTruth, match_categories, read_g
 from yolact.evaluation.metrics import Curves, Metrics, coco_library, metrics_of
 from yolact_runtime import Engine, Result, YolactError
 from yolact_runtime.commandline import track
-from yolact_runtime.errors import UsageError, counted
+from yolact_runtime.errors import EngineUnavailableError, UsageError, counted
 from yolact_runtime.files import is_file
 from yolact_runtime.sources.images import read_image
 
@@ -206,6 +206,8 @@ def _results(
         results = engine.predict(
             [image for _, image in opened], score_threshold, top_k=meta.max_detections, classes=ids
         )
+    except EngineUnavailableError:
+        raise
     except YolactError as error:
         if len(opened) == 1:
             _fail(opened[0][0], error, found)

@@ -192,5 +192,18 @@ def find_checkpoint(resume: str, folder: Path, config: str | None = None) -> Pat
         )
     if len(names) > 1:
         raise UsageError(f"--resume {resume}: {folder} has checkpoints of {', '.join(names)}; give --config")
-    # Of two at the same iteration, the newer one has been validated.
-    return max(found, key=lambda p: (position_of(p)[1], p.stat().st_mtime_ns))
+    return max(found, key=_age)
+
+
+def list_checkpoints(folder: Path, latest: Path) -> list[Path]:
+    """`latest`, and the checkpoints of its configuration in `folder` that come before it, latest first."""
+    files = [path for path in folder.glob("*.pth") if config_name_of(path) == config_name_of(latest)]
+    return [latest, *sorted((path for path in files if _age(path) < _age(latest)), key=_age, reverse=True)]
+
+
+def _age(path: Path) -> tuple[int, int]:
+    """Sorts checkpoints: of two at the same iteration, the newer one has been validated."""
+    try:
+        return position_of(path)[1], path.stat().st_mtime_ns
+    except OSError:  # deleted since its folder was read
+        return -1, 0

@@ -115,8 +115,4 @@ def explain(error: RuntimeError, settings: TrainConfig) -> YolactError | None:
             f"a process that loads images ended ({reason}): lower --workers (now {settings.workers})"
             " if memory is short, or use --workers 0 to see its error; continue with --resume last"
         )
-    if isinstance(error, torch.distributed.DistError) or any(
-        word in text for word in ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL")
-    ):
-        return YolactError(f"another process of the training failed; see its output above ({reason})")
     return None

@@ -184,3 +184,11 @@ def memory_mib(device: torch.device) -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak >> (20 if sys.platform == "darwin" else 10)
+
+
+def batch_size_text(settings: TrainConfig, processes: int) -> str:
+    """The images of a step, such as "8 x 2 accumulated over 4 processes"."""
+    text = str(settings.batch_size)
+    if settings.accumulate > 1:
+        text += f" x {settings.accumulate} accumulated"
+    return text + (f" over {processes} processes" if processes > 1 else "")

@@ -20,29 +20,25 @@ from yolact.data.coco import CocoDataset, check_trainable, find_missing_images
 from yolact.losses import MultiBoxLoss
 from yolact.model import Yolact
 from yolact.model.backbone import zero_init_residual
+from yolact.train.agreement import check_agreement
 from yolact.train.bad_batch import dump_batch
 from yolact.train.checkpoint import Checkpoints, save_checkpoint
 from yolact.train.distributed import Processes
 from yolact.train.failures import Unreadable, explain, unreadable_text
 from yolact.train.loader import iterations
-from yolact.train.logging import TrainingLog
+from yolact.train.logging import TrainingLog, batch_size_text
 from yolact.train.mode import memory_format, set_training_mode
 from yolact.train.pictures import draw_batch
 from yolact.train.resume import TrainingState, restore_optimizer, restore_scaler, training_state
 from yolact.train.sampler import EpochBatches, SharedBatches
-from yolact.train.signals import StopSignal
+from yolact.train.signals import StopSignal, TrainingInterruptedError
 from yolact.train.step import Ema, NetworkWithLoss, Step, build_optimizer, learning_rate, training_step
 from yolact.train.validation import Validation, held_out_images, open_validation, quality
-from yolact.weights.load import Checkpoint, load_for_fine_tuning, load_pretrained_backbone, load_state
+from yolact.weights.fine_tuning import load_for_fine_tuning
+from yolact.weights.load import Checkpoint, load_pretrained_backbone, load_state
 from yolact_runtime.errors import UsageError, YolactError, counted, first_line
 
 log = logging.getLogger(__name__)
-
-
-class TrainingInterruptedError(YolactError):
-    """Training was asked to stop, and saved its state."""
-
-    exit_code = 130
 
 
 def train(
@@ -111,9 +107,11 @@ class _Training:
         self.dataset = _dataset(config, settings, held, processes)
         self.validation = open_validation(config, held, processes)
         forget_annotations()
+        check_agreement(config, self.dataset, self.validation, device, start, processes)
 
         self.layout = memory_format(device, settings)
-        self.model = _initial_model(config, resume, init_from).to(device).to(memory_format=self.layout)
+        model = _initial_model(config, resume, init_from, processes)
+        self.model = model.to(device).to(memory_format=self.layout)
         log.info("%s", set_training_mode(self.model, settings, processes.count))
         if settings.sync_bn and processes.count > 1:
             if device.type == "cpu":
@@ -125,7 +123,7 @@ class _Training:
         self.ema = Ema(self.model, settings.ema_decay) if settings.ema_decay else None
         state = training_state(resume) or TrainingState()
         # Names of files in another folder say nothing about those in this one.
-        here = resume is not None and resume.path.parent.resolve() == folder.resolve()
+        here = processes.main and resume is not None and resume.path.parent.resolve() == folder.resolve()
         written, own = (state.written, state.run) if here else ([], "")
         self.checkpoints = Checkpoints(folder, config.name, settings.keep_last, written, own)
         if processes.main:
@@ -142,7 +140,7 @@ class _Training:
         )
         self.unreadable = Unreadable(settings.max_unreadable)
         self.bad_steps = 0
-        self.stop = StopSignal()
+        self.stop = StopSignal(processes.launched)
         # Whether the validation at the first iteration was not finished before.
         self.unvalidated = bool(
             resume and self.validation and start == resume.iteration and state.awaits_validation
@@ -166,7 +164,11 @@ class _Training:
         settings, processes = self.settings, self.processes
         log.info(
             "training %s on %s, batch %s, iterations %d to %d, %s",
-            *(self.config.name, counted(len(self.dataset), "image"), _batch_size_text(settings, processes)),
+            *(
+                self.config.name,
+                counted(len(self.dataset), "image"),
+                batch_size_text(settings, processes.count),
+            ),
             *(self.iteration, settings.max_iterations, self.device),
         )
         with self.stop, self.journal:
@@ -349,15 +351,18 @@ class _Training:
             raise YolactError(f"training is complete ({self.checkpoints.last}), but {problem}")
 
 
-def _initial_model(config: Config, resume: Checkpoint | None, init_from: Checkpoint | None) -> Yolact:
-    """The network with the weights that the run starts from."""
+def _initial_model(
+    config: Config, resume: Checkpoint | None, init_from: Checkpoint | None, processes: Processes
+) -> Yolact:
+    """The network with the weights that the run starts from; the others get those of the first process."""
     model = Yolact(config)
     if resume is not None:
         load_state(model, resume.model, str(resume.path))
     elif init_from is not None:
         load_for_fine_tuning(model, init_from, "--init-from")
     elif config.train.init == "imagenet":
-        load_pretrained_backbone(model)
+        if processes.main:
+            load_pretrained_backbone(model)
     else:
         zero_init_residual(model)
     return model
@@ -392,10 +397,3 @@ def _dataset(
             f" an iteration; there are {len(dataset)} images and train.batch_size is {settings.batch_size}"
         )
     return dataset
-
-
-def _batch_size_text(settings: TrainConfig, processes: Processes) -> str:
-    text = str(settings.batch_size)
-    if settings.accumulate > 1:
-        text += f" x {settings.accumulate} accumulated"
-    return text + (f" over {processes.count} processes" if processes.count > 1 else "")

@@ -1,4 +1,8 @@
-"""Ctrl-C, SIGTERM and SIGHUP during a training: the first asks to stop, the second stops at once."""
+"""Ctrl-C, SIGTERM and SIGHUP during a training: the first asks to stop, the second stops at once.
+
+Under torchrun, the second changes nothing: schedulers such as Slurm send SIGTERM to every process, and
+torchrun passes on its own. torchrun kills what does not end in time (`--shutdown-timeout`).
+"""
 
 from __future__ import annotations
 
@@ -9,18 +13,29 @@ from contextlib import contextmanager
 from typing import Any
 
 from yolact_runtime.commandline import stop_signals
+from yolact_runtime.errors import YolactError
 
 log = logging.getLogger(__name__)
+
+
+class TrainingInterruptedError(YolactError):
+    """Training was asked to stop, and saved its state."""
+
+    exit_code = 130
 
 
 class StopSignal:
     """True once one of the signals was received; in use as a context, which the second one ends at once.
 
+    Args:
+        launched: Whether torchrun started this process, and ends it.
+
     Attributes:
         current: What the first signal waits for, for the log.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, launched: bool = False) -> None:
+        self._launched = launched
         self.current = "this iteration"
         self._received: list[int] = []
         self._old: dict[int, Any] = {}
@@ -57,7 +72,10 @@ class StopSignal:
         """Note the first signal; pass the second one on."""
         if not self._received:
             self._received.append(number)
-            log.warning("stopping after %s (again: stop at once)", self.current)
+            again = "" if self._launched else " (again: stop at once)"
+            log.warning("stopping after %s%s", self.current, again)
+        elif self._launched:
+            return
         elif self._shielded:
             self._late = number
         else:

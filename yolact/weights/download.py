@@ -36,6 +36,8 @@ _REPOSITORIES = {
     "yolact_plus_resnet50": "yolact-plus-resnet50",
     "yolact_plus_base": "yolact-plus-base",
 }
+# Their files are named `<configuration>_54_800000.pth`.
+_PUBLISHED = "_54_800000.pth"
 
 
 def published_weights(name: str) -> Path:
@@ -56,7 +58,7 @@ def published_weights(name: str) -> Path:
     if config not in _REPOSITORIES:
         raise UsageError(f"no published weights are called {name!r}; known: {', '.join(_REPOSITORIES)}")
     base = (os.environ.get("YOLACT_WEIGHTS_URL") or DEFAULT_URL).rstrip("/")
-    file = f"{config}_54_800000.pth"
+    file = f"{config}{_PUBLISHED}"
     path = cache_folder() / file
     try:
         return download(f"{base}/{_REPOSITORIES[config]}/resolve/main/{file}", path)
@@ -67,6 +69,11 @@ def published_weights(name: str) -> Path:
             f"{error}; you may put {file} into {path.parent} by hand, or set YOLACT_WEIGHTS_URL to a mirror"
             f" of {DEFAULT_URL}"
         ) from error
+
+
+def is_published(path: Path) -> bool:
+    """Whether a file has the name of one of the authors' weights, which hold no class names."""
+    return path.name.removesuffix(_PUBLISHED) in _REPOSITORIES
 
 
 def download(url: str, path: str | Path, sha256: str | None = None) -> Path:

@@ -19,8 +19,7 @@ from yolact.config import Classes, Config, ModelConfig
 from yolact.model import Yolact
 from yolact.ranges import ITERATIONS
 from yolact.registry import config_name_of, configs, get_config, position_of
-from yolact.settings import differences
-from yolact.weights.download import download, published_weights
+from yolact.weights.download import download, is_published, published_weights
 from yolact.weights.files import is_plain, read_safetensors, read_torch
 from yolact.weights.state import count_classes, is_state, parse_classes, plain_state
 from yolact_runtime.cache import cache_folder
@@ -54,7 +53,8 @@ class Checkpoint:
         training: State to resume from; None if the file has weights only.
         epoch, iteration: Position of the training.
         ema: State dict of the moving average of the weights; None if there is none.
-        classes_known: Whether the file holds its class names; otherwise they are those of `config`.
+        classes_known: Whether the classes of `config` are certainly those of the file: it holds them, it is
+            one of the authors' files, or the caller named them.
     """
 
     path: Path
@@ -153,7 +153,8 @@ def load_checkpoint(
     if class_names is not None:
         found = replace(found, classes=parse_classes(class_names))
     epoch, iteration = position_of(path)
-    return Checkpoint(path, found, state, None, epoch, iteration, classes_known=own)
+    known = own or class_names is not None or is_published(path)
+    return Checkpoint(path, found, state, None, epoch, iteration, classes_known=known)
 
 
 def _own_checkpoint(path: Path, content: Mapping[str, Any], config: Config | None) -> Checkpoint:
@@ -297,48 +298,6 @@ def _convertible(tensor: Tensor, to: Tensor) -> bool:
     return (
         is_plain(tensor) and tensor.is_floating_point() >= to.is_floating_point() and not tensor.is_complex()
     )
-
-
-# The layers whose shape depends on the number of classes.
-CLASS_LAYERS = ("prediction_layers.0.conf_layer.", "semantic_seg_conv.", "maskiou_net.maskiou_net.10.")
-
-
-def load_for_fine_tuning(model: Yolact, checkpoint: Checkpoint, source: str) -> None:
-    """Give `model` the weights of a checkpoint that may have been trained for other classes.
-
-    If the number or the order of the classes differs, the layers that depend on it keep their initial values.
-    Everything else must fit. Averaged weights are used if there are some.
-
-    Raises:
-        YolactError: another network; names the keys that do not fit.
-    """
-    state = checkpoint.ema or checkpoint.model
-    initial = model.state_dict()
-    old, new = checkpoint.config.classes, model.config.classes
-    before = count_classes(state)
-    reordered = checkpoint.classes_known and old.names != new.names and sorted(old.names) == sorted(new.names)
-    fresh = [
-        key
-        for key, value in initial.items()
-        if key.startswith(CLASS_LAYERS) and key in state and (reordered or state[key].shape != value.shape)
-    ]
-    load_state(model, {**state, **{key: initial[key] for key in fresh}}, source)
-    changed = differences(checkpoint.config.model, model.config.model, "model.")
-    if changed:
-        lines = (f"{name} {there} -> {here}" for name, (there, here) in changed.items())
-        log.warning(
-            "fine-tuning from %s with other settings than it was trained with: %s", source, ", ".join(lines)
-        )
-    if fresh:
-        layers = sorted({key.rpartition(".")[0] for key in fresh})
-        why = "the classes in another order" if reordered else f"{len(new)} classes instead of {before}"
-        log.info("fine-tuning from %s: %s, so these layers start anew: %s", source, why, ", ".join(layers))
-    elif not checkpoint.classes_known:
-        log.info("fine-tuning from %s: as many classes, which it does not name; all layers are kept", source)
-    elif old.names != new.names:
-        log.info("fine-tuning from %s: as many classes with other names; all layers are kept", source)
-    else:
-        log.info("fine-tuning from %s: the same classes; all layers are kept", source)
 
 
 def load_pretrained_backbone(model: Yolact) -> None:

@@ -14,16 +14,21 @@ from typing import Any
 from yolact_bench.measure.stages import EngineCandidate
 from yolact_bench.measure.suite import Settings
 from yolact_runtime import Engine, load_engine
-from yolact_runtime.errors import UsageError
+from yolact_runtime.engines.remote.address import engine_name, is_address
+from yolact_runtime.engines.stored import check_stored_classes
+from yolact_runtime.engines.tiles import tiled
+from yolact_runtime.errors import UsageError, without_secrets
 
-_NUMBERS = ("threads", "streams")
+_NUMBERS = ("threads", "streams", "retries")
+_SECONDS = ("timeout", "connect_timeout", "retry_seconds")
 _OPTIONS = re.compile(r"[A-Za-z_][\w-]*=[^,=]*(,[A-Za-z_][\w-]*=[^,=]*)*")
 
 
 @dataclass(frozen=True)
 class EngineSpec:
     """One engine of the command line: a file or the name of published weights, options for `load_engine`, and
-    a name for tables. `providers` is a tuple, `threads` a number, and `streams` a number or "auto"."""
+    a name for tables. `providers` is a tuple, `threads` and the limits of engines on a server are numbers,
+    and `streams` is a number or "auto"."""
 
     path: str
     options: dict[str, Any] = field(default_factory=dict)
@@ -32,7 +37,7 @@ class EngineSpec:
     def label(self, path: str) -> str:
         """The given name, or else `path` and the options."""
         options = [
-            f"{key}={value}" if key in _NUMBERS else "+".join(value) if key == "providers" else value
+            "+".join(value) if key == "providers" else value if type(value) is str else f"{key}={value}"
             for key, value in self.options.items()
         ]
         return self.name or " ".join([path, *options])
@@ -48,8 +53,10 @@ def parse_engine(text: str) -> EngineSpec:
         UsageError: no path, an option given twice, without a value, or not a number where one is needed.
     """
     path, colon, tail = text.rpartition(":")
-    if not colon or not _OPTIONS.fullmatch(tail) or os.path.lexists(text):
+    # The rest of an address after a password has an @.
+    if not colon or "@" in tail or not _OPTIONS.fullmatch(tail) or os.path.lexists(text):
         return EngineSpec(text)
+    text = without_secrets(text)
     if not path:
         raise UsageError(f"--engine {text}: there is no path before the options")
     options: dict[str, Any] = {}
@@ -65,6 +72,10 @@ def parse_engine(text: str) -> EngineSpec:
             if not re.fullmatch(r"0*[1-9][0-9]{0,9}", value, re.ASCII):
                 raise UsageError(f"--engine {text}: {key} is {value}; it must be a whole number of 1 or more")
             options[key] = int(value)
+        if key in _SECONDS:
+            if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value, re.ASCII):
+                raise UsageError(f"--engine {text}: {key} is {value}; it must be a number of seconds")
+            options[key] = float(value)
     name = options.pop("name", None)
     return EngineSpec(path, options, name)
 
@@ -86,15 +97,26 @@ def open_engines(
         YolactError: an engine cannot be opened.
     """
     specs = [parse_engine(text) for text in texts]
+    for spec in specs:
+        check_stored_classes(spec.path, settings.classes, "--classes")
     candidates = []
     for name, spec in zip(unique_names(specs), specs, strict=True):
-        on_device = Path(spec.path).suffix.lower() in (".engine", ".plan")
-        common = {"threads": settings.threads} if settings.threads and not on_device else {}
+        elsewhere = is_address(spec.path) or Path(spec.path).suffix.lower() in (".engine", ".plan")
+        common = {"threads": settings.threads} if settings.threads and not elsewhere else {}
         options = {**common, **defaults(spec), **spec.options}
-        engine = stack.enter_context(load_engine(spec.path, **options))
+        engine = load_engine(spec.path, **options)
+        engine = stack.enter_context(tiled(engine, **settings.tiles) if settings.tiles else engine)
         limits = settings.score_threshold, settings.top_k
         candidates.append(
-            EngineCandidate(name, engine, *limits, path=spec.path, options=options, classes=settings.classes)
+            EngineCandidate(
+                name,
+                engine,
+                *limits,
+                path=spec.path,
+                options=options,
+                classes=settings.classes,
+                tiles=settings.tiles,
+            )
         )
     in_torch = [one for one in candidates if one.backend.startswith("PyTorch")]
     if len({one.options.get("threads") for one in in_torch}) > 1:
@@ -104,7 +126,8 @@ def open_engines(
 
 def reopen(candidate: EngineCandidate, streams: int | str) -> Engine:
     """Open the engine of a candidate once more, with another number of streams."""
-    return load_engine(candidate.path, **{**candidate.options, "streams": streams})
+    engine = load_engine(candidate.path, **{**candidate.options, "streams": streams})
+    return tiled(engine, **candidate.tiles) if candidate.tiles else engine
 
 
 def on_gpu(backend: str) -> bool:
@@ -121,8 +144,8 @@ def unique_names(specs: Sequence[EngineSpec]) -> list[str]:
     for name, count in Counter(spec.name for spec in specs if spec.name).items():
         if count > 1:
             raise UsageError(f"--engine ...:name={name} is given {count} times; names must differ")
-    for paths in ([Path(spec.path).name for spec in specs], [spec.path for spec in specs]):
+    for paths in ([engine_name(spec.path) for spec in specs], [without_secrets(spec.path) for spec in specs]):
         names = [spec.label(path) for spec, path in zip(specs, paths, strict=True)]
         if len(set(names)) == len(names):
             return names
-    return [spec.name or f"{spec.label(spec.path)} #{i}" for i, spec in enumerate(specs, 1)]
+    return [spec.name or f"{spec.label(without_secrets(spec.path))} #{i}" for i, spec in enumerate(specs, 1)]

@@ -10,7 +10,7 @@ from typing import Any
 from yolact_bench.roofline.ceilings import KINDS, PRECISIONS, Ceilings, ceilings, gpu_ceilings
 from yolact_bench.roofline.count import count_file
 from yolact_bench.roofline.work import PARTS, GraphWork, Work
-from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.errors import UsageError, YolactError, without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ def roofline_share(
         limits = gpu_ceilings() if gpu else ceilings(threads)
         reached = graph.reached(limits, measured_ms, precision)
     except YolactError as error:
-        log.warning("no roofline of %s: %s", path, error)
+        log.warning("no roofline of %s: %s", without_secrets(str(path)), error)
         return None
     return {
         "batch": batch,

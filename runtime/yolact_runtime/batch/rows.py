@@ -85,15 +85,25 @@ def arrow_schema() -> pyarrow.Schema:
 
 
 def to_arrow(rows: Sequence[Row]) -> pyarrow.Table:
-    """Rows as an Arrow table with the columns of `arrow_schema`."""
+    """Rows as an Arrow table with the columns of `arrow_schema`.
+
+    Bytes of a file name that are no text become escapes such as `\\udcff`.
+    """
+    schema = arrow_schema()
     import pyarrow as pa
 
-    schema = arrow_schema()
-    plain = [{name: _plain(value) for name, value in row.items()} for row in rows]
-    return pa.Table.from_pylist(plain, schema=schema)
+    return pa.Table.from_pylist(plain_rows(rows), schema=schema)
+
+
+def plain_rows(rows: Sequence[Row]) -> list[Row]:
+    """Rows of lists, numbers and text that Arrow can hold."""
+    return [{name: _plain(value) for name, value in row.items()} for row in rows]
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, str):
+        # Halves of characters stand for bytes of a file name that are no text.
+        return value.encode("utf-8", "backslashreplace").decode()
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
@@ -102,16 +112,20 @@ def to_columns(rows: Sequence[Row]) -> dict[str, np.ndarray]:
     columns = {}
     for name in COLUMNS:
         columns[name] = np.empty(len(rows), object)
-        columns[name][:] = [row[name] for row in rows]
+        for index, row in enumerate(rows):  # NumPy would take arrays of one shape apart
+            columns[name][index] = row[name]
     return columns
 
 
 def rows_of(batch: Any) -> list[Mapping[str, Any]]:
-    """The rows of a batch: a list of rows, columns by name, or an Arrow table or record batch."""
-    if isinstance(batch, Mapping):
-        names = list(batch)
-        return [dict(zip(names, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+    """The rows of an Arrow table, of columns by name or of a pandas data frame, as dicts of plain values."""
+    rows: list[Mapping[str, Any]]
     if hasattr(batch, "to_pylist"):
-        rows: list[Mapping[str, Any]] = batch.to_pylist()
-        return rows
-    return list(batch)
+        rows = batch.to_pylist()
+    elif hasattr(batch, "iloc"):
+        rows = batch.to_dict("records")
+    elif isinstance(batch, Mapping):
+        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+    else:
+        rows = list(batch)
+    return rows

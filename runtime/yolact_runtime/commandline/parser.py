@@ -50,6 +50,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**options)
         self.elsewhere = elsewhere or {}
         self.subparsers: Any = None
+        self._first_word = False
         add = self.add_argument_group("general").add_argument
         # A default of the subcommand would overwrite an option given before the subcommand's name.
         flag: dict[str, Any] = {"action": "store_true", "default": argparse.SUPPRESS if subcommand else False}
@@ -65,11 +66,23 @@ class Parser(argparse.ArgumentParser):
         """Read by argparse for `--version` only, as finding it takes longer than building a parser."""
         return f"{self.prog} {yolact_runtime.__version__}"
 
-    def add_subparsers(self, **options: Any) -> Any:
-        """Same as in argparse, with parsers of this class."""
-        options["parser_class"] = functools.partial(Parser, subcommand=True)
+    def add_subparsers(self, first_word: bool = False, **options: Any) -> Any:
+        """Same as in argparse, with parsers of this class.
+
+        Args:
+            first_word: The caller parses the words after a subcommand, which is the first word only, with its
+                parser from `subparsers.choices`; any other word is an argument of this parser.
+            options: As in argparse.
+        """
+        self._first_word = first_word
+        options["parser_class"] = functools.partial(Parser, subcommand=not first_word)
         self.subparsers = super().add_subparsers(**options)
         return self.subparsers
+
+    def _get_positional_actions(self) -> list[argparse.Action]:
+        """Same as in argparse, without subcommands that the caller recognises."""
+        actions = super()._get_positional_actions()
+        return [one for one in actions if one is not self.subparsers] if self._first_word else actions
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
         """Same as in argparse, except that what is unknown is an error of the parser that it was given to.
@@ -112,7 +125,7 @@ class Parser(argparse.ArgumentParser):
     def _check_options(self, words: Sequence[str]) -> None:
         """Report the first option that this parser does not have, in the words before a subcommand."""
         for word in words:
-            if word == "--" or word in self._commands():
+            if word == "--" or (word in self._commands() and not self._first_word):
                 return
             option = word.partition("=")[0]
             # What argparse takes for a value: numbers, and anything with a space.

@@ -30,6 +30,7 @@ class Engine(ABC):
         unknown_because: Why `precision` is `UNKNOWN`; empty if it is known.
         streams: Number of concurrent calls, each from its own thread, that increase throughput.
         threads: CPU threads that it computes on; None if unknown or not on the CPU.
+        remote: It computes on a server: the time of a call includes the network, and `detect` is refused.
         reuses_outputs: Later calls overwrite the arrays of `Detections`, so they must be copied to be kept.
             False saves copying the prototypes.
         stage_timer: Called with the name of a stage that begins; the context it returns ends with the stage.
@@ -42,6 +43,7 @@ class Engine(ABC):
     unknown_because: str = ""
     streams: int = 1
     threads: int | None = None
+    remote: bool = False
     reuses_outputs: bool = True
     stage_timer: Callable[[str], contextlib.AbstractContextManager[object]] | None = None
 

@@ -23,6 +23,7 @@ from yolact_runtime.engines.backends import (
 from yolact_runtime.engines.base import Engine
 from yolact_runtime.engines.choose import choose_for_cpu, cuda_may_load
 from yolact_runtime.engines.onnx_file import check_onnx
+from yolact_runtime.engines.remote.address import is_address
 from yolact_runtime.engines.tensorrt.record import read_engine, rebuild_command
 from yolact_runtime.engines.threads import check_threads
 from yolact_runtime.engines.trial import TRIED, try_engine
@@ -47,7 +48,8 @@ def load_engine(
     """Open a model, and log in one line what was opened and why.
 
     Args:
-        path: A file, or the name of a published model such as `yolact_resnet50` (downloaded once).
+        path: A file, the name of a published model such as `yolact_resnet50` (downloaded once), or the
+            address of a model on a Triton server such as `grpc://localhost:8001/yolact`.
         backend: "onnxruntime", "openvino", "cuda" or "tensorrt" for exported files. Left out: CUDA where it
             loads, otherwise the fastest for this CPU and file (docs/how-to/deploy-cpu.md).
         precision: "fp32", "fp16", "bf16", "int8" or "int8+bf16"; an engine that delivers another is refused.
@@ -58,10 +60,11 @@ def load_engine(
             without streams.
         input_size: Of a checkpoint that is opened with another input than it was trained with: the side of a
             square, (height, width), or text such as "384x640". An exported file of another size is refused.
-        options: For the backend, for example `providers` of ONNX Runtime.
+        options: For the backend, for example `providers` of ONNX Runtime; for an address, the limits of
+            `yolact_runtime.engines.remote.engine.RemoteEngine`.
 
     Raises:
-        YolactError: no such file, unknown suffix, broken file, missing packages.
+        YolactError: no such file, unknown suffix, broken file, missing packages, a server that is away.
         UsageError: the backend does not open such files or has no such option, or the engine does not
             deliver the precision.
     """
@@ -70,6 +73,8 @@ def load_engine(
     check_threads(threads, streams)
     if threads is not None:
         options["threads"] = threads
+    if is_address(path):
+        return _open_address(path, precision, input_size, {"streams": streams, **options}, backend)
     if streams != 1:
         options["streams"] = streams
     size = None if input_size is None else to_input_size(input_size)
@@ -91,6 +96,22 @@ def load_engine(
     facts += [f"{engine.streams} streams"] if engine.streams > 1 else []
     log.info("%s: %s%s", file.name, ", ".join(facts), f" (chosen: {why})" if why else "")
     return engine
+
+
+def _open_address(
+    address: str | Path,
+    precision: str | None,
+    input_size: InputSize | str | None,
+    options: dict[str, Any],
+    backend: str | None,
+) -> Engine:
+    """Open the engine of an address on a server."""
+    from yolact_runtime.engines.remote.engine import RemoteEngine
+    from yolact_runtime.engines.remote.open import open_remote
+
+    options |= {} if backend is None else {"backend": backend}
+    known = _options_for(RemoteEngine, options, "an engine on a server")
+    return open_remote(address, precision, None if input_size is None else to_input_size(input_size), known)
 
 
 def _suffix(file: Path) -> str:
@@ -311,7 +332,13 @@ def _refuse_unknown(options: Mapping[str, Any], able: list[str], suffix: str) ->
     raise _unknown_option(option, f"a .{suffix} engine", allowed)
 
 
-def _unknown_option(option: str, what: str, allowed: Iterable[str]) -> UsageError:
+class UnknownOptionError(UsageError):
+    """An option that what is opened does not take."""
+
+    option = ""
+
+
+def _unknown_option(option: str, what: str, allowed: Iterable[str]) -> UnknownOptionError:
     """The error for an option that what is opened does not take."""
     advice = ""
     if option == "classes":
@@ -320,7 +347,9 @@ def _unknown_option(option: str, what: str, allowed: Iterable[str]) -> UsageErro
             " predict(classes=...)"
         )
     known = ", ".join(allowed) or "none"
-    return UsageError(f"option {option!r} does not apply to {what}; it takes {known}{advice}")
+    error = UnknownOptionError(f"option {option!r} does not apply to {what}; it takes {known}{advice}")
+    error.option = option
+    return error
 
 
 def find_engine(onnx: Path) -> Path:

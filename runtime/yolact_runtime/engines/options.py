@@ -12,12 +12,16 @@ from yolact_runtime.metadata import parse_input_size
 if TYPE_CHECKING:
     from yolact_runtime.engines.base import Engine
 
+# Options that only engines on a server have.
+SERVER_OPTIONS = ("timeout", "connect_timeout", "retries", "retry_seconds")
+
 
 def add_engine_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Add the option group with `--engine`, required or not, and how to open it."""
     add = parser.add_argument_group("engine").add_argument
     add("--engine", "--trained-model", required=required, metavar="E",
-        help="an .onnx, .xml or .engine file, a checkpoint, or the name of published weights")  # fmt: skip
+        help="an .onnx, .xml or .engine file, a checkpoint, the name of published weights, or a model on a"
+        " server: grpc://HOST:8001/MODEL, http://HOST:8000/MODEL")  # fmt: skip
     add("--backend", choices=tuple(BACKENDS),
         help="library for exported files (default: CUDA if it loads, else the fastest)")  # fmt: skip
     add("--precision", choices=PRECISIONS,
@@ -31,6 +35,21 @@ def add_engine_options(parser: argparse.ArgumentParser, required: bool = True) -
         help="open a checkpoint with an input of this height and width; N for a square")  # fmt: skip
     add("--class-names", metavar="FILE|NAMES",
         help="class names of a checkpoint without its own: NAME,... or a file of one per line")  # fmt: skip
+    _add_server_options(parser)
+
+
+def _add_server_options(parser: argparse.ArgumentParser) -> None:
+    """Add the option group for engines on a server."""
+    add = parser.add_argument_group("engine on a server").add_argument
+    add("--timeout", type=float, metavar="SECONDS",
+        help="longest time for the answer to a request (default: 60)")  # fmt: skip
+    add("--connect-timeout", type=float, metavar="SECONDS",
+        help="longest time to connect to the server (default: 10)")  # fmt: skip
+    add("--retries", type=int, metavar="N",
+        help="how often a request that is not answered is sent again (default: as often as there is"
+        " time)")  # fmt: skip
+    add("--retry-seconds", type=float, metavar="SECONDS",
+        help="how long the server may be away (default: 120, and 10 when the command starts)")  # fmt: skip
 
 
 def add_class_filter(parser: argparse._ActionsContainer) -> None:
@@ -57,15 +76,19 @@ def open_engine(args: argparse.Namespace, **options: Any) -> Engine:
 
     Raises:
         YolactError: as `load_engine`.
-        UsageError: options of tiles that are out of range, or without `--tile`.
+        UsageError: options of tiles that are out of range, or without `--tile`; `--classes` that an exported
+            file does not have, which is found before it is opened.
     """
     from yolact_runtime.engines.load import load_engine  # imports OpenCV, which `--help` does not need
+    from yolact_runtime.engines.stored import check_stored_classes
 
-    tiles = _tile_options(args)
+    tiles = tile_options(args)
+    check_stored_classes(args.engine, getattr(args, "classes", None), "--classes")
     named = {
         name: getattr(args, name)
         for name in ("backend", "precision", "threads", "providers", "config", "input_size", "class_names")
     }
+    named |= {name: getattr(args, name) for name in SERVER_OPTIONS}
     given = {name: value for name, value in named.items() if value is not None}
     engine = load_engine(args.engine, **given, **options)
     if not tiles:
@@ -75,8 +98,12 @@ def open_engine(args: argparse.Namespace, **options: Any) -> Engine:
     return tiled(engine, **tiles)
 
 
-def _tile_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `tiled` that the options give; empty without `--tile`."""
+def tile_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `tiled` that the options of `add_tile_options` give; empty without `--tile`.
+
+    Raises:
+        UsageError: a value out of its range, or options of tiles without `--tile`.
+    """
     named = {"tile": "tile", "overlap": "tile_overlap", "full": "tile_full"}
     values = {key: getattr(args, name, None) for key, name in named.items()}
     given = {key: value for key, value in values.items() if value is not None}

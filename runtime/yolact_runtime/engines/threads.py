@@ -32,9 +32,9 @@ def usable_cores(system: Path = _SYSTEM) -> int:
     return max(1, cores)
 
 
-def default_workers() -> int:
+def default_workers(cores: int | None = None) -> int:
     """Threads that decode images, and as many that encode masks, next to an engine: half the cores, 1..4."""
-    return max(1, min(4, usable_cores() // 2))
+    return max(1, min(4, (cores or usable_cores()) // 2))
 
 
 def _read(path: Path) -> str:

@@ -30,6 +30,7 @@ class PipelineSettings:
         engine_failures: Number of consecutive images that the engine fails on before the run gives up.
         track: Give instances their tracks; None: no tracks.
         classes: Names or category ids of the classes to find, as for `Engine.predict`; None for all.
+        log_failures: Log each frame that fails; otherwise only the sinks hear of it.
 
     Raises:
         UsageError: a value outside its range.
@@ -46,6 +47,7 @@ class PipelineSettings:
     engine_failures: int = 10
     track: TrackSettings | None = None
     classes: Sequence[str | int] | None = None
+    log_failures: bool = True
 
     def __post_init__(self) -> None:
         check_limits(self.score_threshold, self.top_k)

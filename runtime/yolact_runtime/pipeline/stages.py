@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from yolact_runtime.engines.base import Engine, check_image
-from yolact_runtime.errors import ItemError, YolactError, counted, first_line
+from yolact_runtime.errors import EngineUnavailableError, ItemError, YolactError, counted, first_line
 from yolact_runtime.frames import Frame, Sink, Source
 from yolact_runtime.pipeline.queues import Channel, Closed
 from yolact_runtime.pipeline.settings import PipelineSettings, RunStats
@@ -86,6 +86,7 @@ class Run:
         self._ordered: Channel[_Item] = Channel()
         self._lock = threading.Lock()
         self._engine_faults = 0
+        self._lost: EngineUnavailableError | None = None
         self._begun = threading.Event()
         self._aborted = False
         self._writing: Sink | None = None
@@ -224,14 +225,15 @@ class Run:
         """Run the engine on batches; if one fails, on its images one by one."""
         while True:
             batch = self._prepared.take_batch(self._batch, self._settings.deadline)
-            error = self._predict(batch)
-            if error is not None and len(batch) > 1:
+            error = self._lost or self._predict(batch)
+            if error is not None and len(batch) > 1 and not isinstance(error, EngineUnavailableError):
                 log.debug("the engine failed on a batch; trying its images one by one: %s", error)
                 for item in batch:
-                    if error := self._predict([item]):
+                    if error := self._lost or self._predict([item]):
                         self._lose_to_engine(item, error)
             elif error is not None:
-                self._lose_to_engine(batch[0], error)
+                for item in batch:
+                    self._lose_to_engine(item, error)
 
     def _predict(self, batch: list[_Item]) -> Exception | None:
         """Pass the results of `batch` on; return the error if there is one."""
@@ -258,6 +260,14 @@ class Run:
         return None
 
     def _lose_to_engine(self, item: _Item, error: Exception) -> None:
+        """Report a frame that the engine failed on; the run ends if it is lost, or fails too often."""
+        if isinstance(error, EngineUnavailableError):
+            # Ends the run; the frames in flight fail without a line each.
+            self._lost = error
+            self._end(error)
+            self.stop_reading()
+            self._lose(item, error, quietly=True)
+            return
         limit = self._settings.engine_failures
         with self._lock:
             self._engine_faults += 1
@@ -310,7 +320,7 @@ class Run:
         text = str(_as_yolact_error(error))
         item.fault = text if item.frame.name in text else f"{item.frame.name}: {text}"
         item.image = item.prepared = item.result = None
-        if not quietly:
+        if not quietly and self._settings.log_failures:
             log.error("%s; skipped", item.fault)
             log.debug("where it failed", exc_info=error)
 

@@ -14,11 +14,11 @@ from yolact_runtime.frames import Source
 from yolact_runtime.outputs import Named, check_outputs, engine_files, identity_of
 from yolact_runtime.sinks.coco import coco_paths
 from yolact_runtime.sinks.label_studio import label_studio_paths
-from yolact_runtime.sinks.labelme import check_stills
 from yolact_runtime.sinks.names import source_names
-from yolact_runtime.sinks.overlays import check_writable_suffix
+from yolact_runtime.sinks.per_image.labelme import check_stills
+from yolact_runtime.sinks.per_image.overlays import check_writable_suffix
 from yolact_runtime.sinks.routing import options_of_source
-from yolact_runtime.sinks.table import check_table
+from yolact_runtime.sinks.table import check_table, shard_file
 from yolact_runtime.sinks.video import check_video_suffix
 from yolact_runtime.sources.folders import IMAGES, VIDEOS
 from yolact_runtime.sources.open import has_video, source_files
@@ -95,6 +95,8 @@ def _named(
     if args.table:
         check_table(args.table)
         pictures.append(("--table", args.table))
+        if args.shard and args.table.suffix.lower() == ".csv":
+            pictures.append(("--table", shard_file(args.table)))
     if args.video and not has_video(source):
         raise UsageError(f"--video {args.video[0]}: this is neither a video nor a camera; name it as SOURCE")
     if not args.no_overlay:

@@ -18,8 +18,10 @@ from yolact_runtime.files import follow_links, is_stdout, stream_of, writing
 from yolact_runtime.frames import Frame, ResumableSink
 from yolact_runtime.masks import packed_rle
 from yolact_runtime.results import Result
+from yolact_runtime.sinks.coco import info_of
 from yolact_runtime.sinks.growing import GrowingFile, GrowingJson
 from yolact_runtime.sinks.image_ids import ImageNumbers
+from yolact_runtime.sources.shard import Shard
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ class CocoDatasetSink(ResumableSink):
         class_names: The engine's class names.
         numbers: The image ids; images without one are left out.
         polygons: Polygons instead of RLE.
+        shard: Which part of a list of images is written; it is in "info".
 
     Attributes:
         kept: Whether `close` kept the file of an earlier run, because no image was done.
@@ -52,17 +55,18 @@ class CocoDatasetSink(ResumableSink):
         class_names: tuple[str, ...],
         numbers: ImageNumbers,
         polygons: bool = False,
+        shard: Shard | None = None,
     ) -> None:
         """Create the temporary files."""
         self.path = Path(path)
-        self.kept = False
-        self._done = self._written = False
+        self.kept = self._written = False
+        self._done = shard is not None and not shard.images
         self._numbers = numbers
         self._polygons = polygons
         self._closed = False
         self._count = 0
         categories = [{"id": key, "name": name} for key, name in zip(class_ids, class_names, strict=True)]
-        head = f'{{"info": {{}}, "categories": {json.dumps(categories)}, "annotations": '
+        head = f'{{"info": {info_of(shard)}, "categories": {json.dumps(categories)}, "annotations": '
         with contextlib.ExitStack() as stack:
             self._annotations = GrowingJson(self.path, head)
             stack.callback(self._annotations.discard)
@@ -101,16 +105,23 @@ class CocoDatasetSink(ResumableSink):
         """Append the images and rename the file; if no image was done, keep that of an earlier run."""
         if self._closed:
             return
+        if not self._done and self.path.is_file():
+            self.kept = True
+            log.warning("no image was done: %s is kept", self.path)
+            self.discard()
+            return
         self._closed = True
         try:
-            if not self._done and self.path.is_file():
-                self.kept = True
-                log.warning("no image was done: %s is kept", self.path)
-                self._annotations.discard()
-                return
             self._annotations.close(itertools.chain([b', "images": ['], self._images.blocks(), [b"]}"]))
             self._written = True
         finally:
+            self._images.close()
+
+    def discard(self) -> None:
+        """Remove the temporary files; that of an earlier run stays."""
+        if not self._closed:
+            self._closed = True
+            self._annotations.discard()
             self._images.close()
 
     def written(self) -> list[str]:

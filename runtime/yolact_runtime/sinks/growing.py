@@ -46,6 +46,11 @@ class GrowingFile:
             self._file.seek(size)
         self.size = size
 
+    def change_tail(self, tail: bytes) -> None:
+        """Write another tail, which must not be shorter."""
+        self._tail = tail
+        self.append(b"")
+
     def drop_tail(self) -> None:
         """Make the tail an entry, so that other data may follow it."""
         self.size += len(self._tail)
@@ -100,6 +105,10 @@ class GrowingJson:
     def truncate(self, size: int) -> None:
         """Drop the entries after the first `size` bytes."""
         self._file.truncate(size)
+
+    def change_tail(self, tail: str) -> None:
+        """Replace the JSON after the closing bracket; the new one must not be shorter."""
+        self._file.change_tail(f"]{tail}".encode())
 
     def close(self, rest: Iterable[bytes] = ()) -> None:
         """Append `rest` and rename the file to `path`; on a YolactError the previous file is kept."""

@@ -25,6 +25,7 @@ class ImageIds:
 
     Attributes:
         file_names: `file_name` of each id.
+        categories: Name of each category id; empty without categories.
 
     Raises:
         YolactError: it cannot be read or has no usable "images".
@@ -36,7 +37,7 @@ class ImageIds:
         try:
             images = [(str(image["file_name"]), image["id"]) for image in content["images"]]
             others = [image_id for _, image_id in images if type(image_id) is not int]
-            self._categories = {
+            self.categories = {
                 category["id"]: str(category["name"]) for category in content.get("categories", [])
             }
         except (TypeError, KeyError, AttributeError):
@@ -80,10 +81,10 @@ class ImageIds:
         """Category ids with another name in this file than in the engine, one sentence each."""
         engine = dict(zip(class_ids, class_names, strict=True))
         return [
-            f"category {key} is {reprlib.repr(self._categories[key])} in {self.path}"
+            f"category {key} is {reprlib.repr(self.categories[key])} in {self.path}"
             f" but {name!r} in the engine"
             for key, name in engine.items()
-            if key in self._categories and self._categories[key] != name
+            if key in self.categories and self.categories[key] != name
         ]
 
 

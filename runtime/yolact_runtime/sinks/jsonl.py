@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -31,12 +31,15 @@ from yolact_runtime.masks import packed_rle
 from yolact_runtime.results import Result
 from yolact_runtime.sinks.growing import GrowingFile
 from yolact_runtime.sinks.image_ids import ImageNumbers
+from yolact_runtime.sources.shard import Shard
 from yolact_runtime.temporary import try_lock
-from yolact_runtime.untrusted import beyond, check_values, limit
+from yolact_runtime.untrusted import beyond, check_values, limit, parse_json
 
 log = logging.getLogger(__name__)
 
 _BEGIN = b'{"image": "'
+_SHARD = b'{"shard": '
+_NAMES = "image", "error", "file_name"
 
 
 class JsonLinesSink(Sink):
@@ -47,6 +50,9 @@ class JsonLinesSink(Sink):
     entries of COCO results, plus "centroid" (x and y in pixels; null for an empty mask), and "box_score" if
     the engine re-scores masks.
 
+    The first line of a shard is `{"shard": ..., "categories": ...}`, and its lines have a "file_name", as in
+    COCO files, after an "image_id" that is there.
+
     Args:
         path: The file, overwritten unless `resume`; a pipe or device; `-` for standard output.
         numbers: The image ids.
@@ -55,9 +61,12 @@ class JsonLinesSink(Sink):
             and the images of the others are in `done`.
         source: Name of the source, for lines on standard output, a pipe or a device, which several share.
         run: A mark of all that decides what is found, for the lines: a file with another one is not resumed.
+        shard: Which part of a list of images is written.
+        categories: "id" and "name" of the classes, for the first line of a shard.
 
     Attributes:
         done: How often each image is in the resumed file.
+        indices: The positions of its images in the whole list, if it is of a shard.
 
     Raises:
         YolactError: the file cannot be written, another run writes to it, or it contains something else.
@@ -71,15 +80,20 @@ class JsonLinesSink(Sink):
         resume: bool = False,
         source: str = "",
         run: str = "",
+        shard: Shard | None = None,
+        categories: Sequence[dict[str, Any]] = (),
     ) -> None:
         """Open and lock the file."""
         self.done: dict[str, int] = {}
+        self.indices: set[int] = set()
         self._numbers = numbers
         self._polygons = polygons
         self._file: GrowingFile | BinaryIO | None = None
         stream = stream_of(path)
         self._source = {"source": source} if source and stream is not None else {}
         self._run = {"run": run} if run else {}
+        self._shard = shard
+        self._first = b"" if shard is None else _dump({"shard": shard.to_json(), "categories": categories})
         if stream is None:
             self._file = self._open(Path(path), resume)
         elif resume:
@@ -88,11 +102,15 @@ class JsonLinesSink(Sink):
             with writing(path):
                 self._file = open_stream(stream)
         self._name = path
+        if self._first and not (isinstance(self._file, GrowingFile) and self._file.size):
+            self._append(self._first)
 
     def prepare(self, frame: Frame, image: np.ndarray, result: Result) -> bytes:
         """The line."""
         number = self._numbers.find(frame)
         line: dict[str, Any] = {**self._head(frame), **self._run, "image_id": number}
+        if self._shard and number is not None:
+            line["file_name"] = self._numbers.file_name(number, frame.name)
         if frame.time is not None:
             line["time"] = round(frame.time, 6)
         detections = result.to_coco(0 if number is None else number, polygons=self._polygons)
@@ -148,7 +166,8 @@ class JsonLinesSink(Sink):
     def _resumed(self, file: BinaryIO, path: Path) -> BinaryIO:
         """The file with only the lines of images that are done."""
         failures = False
-        end = 0
+        first = self._resumed_first(path)
+        end = len(first)
         for line, raw in read_lines(path):
             end += len(raw)
             if "error" in line:
@@ -160,13 +179,40 @@ class JsonLinesSink(Sink):
                 )
             else:
                 self.done[line["image"]] = self.done.get(line["image"], 0) + 1
+                if self._shard:
+                    self.indices.add(line.get("index", -1))
         file.truncate(end)
         if not failures:
             return file
         with atomic_path(path) as temporary, temporary.open("wb") as kept:
+            kept.write(first)
             kept.writelines(raw for line, raw in read_lines(path) if "error" not in line)
         with file:
             return _locked(path)
+
+    def _resumed_first(self, path: Path) -> bytes:
+        """The first line of a file of a shard; empty where there is none, or only part of it.
+
+        Raises:
+            YolactError: the file is not of this shard.
+        """
+        found, first = read_first(path)
+        if found is None and self._shard and next(read_lines(path), None):
+            raise YolactError(f"cannot resume {path}: it was written without --shard; name another file")
+        if found is None or found == self._shard:
+            return first
+        if self._shard is None or (found.number, found.count) != (self._shard.number, self._shard.count):
+            raise YolactError(
+                f"cannot resume {path}: it is of {found}; give --shard {found.number}/{found.count}, or name"
+                " another file"
+            )
+        if found.names != self._shard.names:
+            raise YolactError(
+                f"cannot resume {path}: its {found} is of another list of images, of {found.listed} and not"
+                f" {self._shard.listed} or with other names; name another file"
+            )
+        what = "annotation file" if found.ids != self._shard.ids else "engine or with other options"
+        raise YolactError(f"cannot resume {path}: it was written with another {what}; name another file")
 
 
 def rounded_centroids(result: Result) -> list[list[float] | None]:
@@ -194,8 +240,23 @@ def _dump(line: dict[str, Any]) -> bytes:
     return json.dumps(line).encode() + b"\n"
 
 
+def read_first(path: Path) -> tuple[Shard | None, bytes]:
+    """The shard that a file is of, and its first line; None and nothing for other files."""
+    with path.open("rb") as reader:
+        raw = reader.readline(limit("text_bytes"))
+    if not (raw.startswith(_SHARD) and raw.endswith(b"\n")):
+        return None, b""
+    try:
+        shard = Shard.from_json(parse_json(raw)["shard"])
+    except (ValueError, TypeError, KeyError):
+        shard = None
+    if shard is None:
+        raise YolactError(f"{path}: line 1 was not written by yolact-infer; name another file")
+    return shard, raw
+
+
 def read_lines(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """Every complete line of a file, parsed and raw.
+    """Every complete line of a file but that about its shard, parsed and raw.
 
     Raises:
         YolactError: a line is not one that `JsonLinesSink` writes.
@@ -210,7 +271,9 @@ def read_lines(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
                 raise YolactError(
                     f"cannot resume {path}: line {number} is longer than {beyond('text_bytes')}"
                 )
-            line = _parse(raw)
+            if number == 1 and raw.startswith(_SHARD):
+                continue
+            line = parse_line(raw)
             if not raw.endswith(b"\n"):
                 if raw.startswith(_BEGIN[: len(raw)]) and (line is not None or not _is_json(raw)):
                     return  # cut off when the run was killed
@@ -223,22 +286,32 @@ def read_lines(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
             yield line, raw
 
 
-def _parse(raw: bytes) -> dict[str, Any] | None:
+def parse_line(raw: bytes) -> dict[str, Any] | None:
     """A line that `JsonLinesSink` wrote; None for any other."""
     try:
         line = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return line if is_line(line) else None
+
+
+def is_line(line: Any) -> bool:
+    """Whether a value is what `JsonLinesSink` writes about an image."""
+    try:
         # Names of files may have bytes that are no text, which are written as halves of characters.
-        check_values({key: value for key, value in line.items() if key not in ("image", "error")})
+        check_values({key: value for key, value in line.items() if key not in _NAMES})
+        if type(line.get("index", 0)) is not int:
+            return False
         if "error" in line:
-            return line if isinstance(line["image"], str) and isinstance(line["error"], str) else None
+            return isinstance(line["image"], str) and isinstance(line["error"], str)
         right = isinstance(line["image"], str) and type(line["image_id"]) in (int, type(None))
         size = [line["height"], line["width"]]
         right &= all(type(side) is int and 0 < side <= limit("side") for side in size)
         right &= all(_is_detection(entry, line["image_id"], size) for entry in line["detections"])
         os.fsencode(line["image"])
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return None
-    return line if right else None
+        return False
+    return bool(right)
 
 
 def _is_detection(entry: Any, image_id: int | None, size: list[int]) -> bool:

@@ -43,6 +43,7 @@ class LabelStudioSink(ResumableSink):
         tolerance: Of the polygons, in pixels.
         prefix: What the address of an image begins with, before its file name.
         model_version: What Label Studio shows as the origin.
+        empty: There is no image to find, as in a shard of few images: an empty list is written.
 
     Attributes:
         kept: Whether `close` kept the files of an earlier run, because no image was done.
@@ -61,11 +62,12 @@ class LabelStudioSink(ResumableSink):
         tolerance: float = TOLERANCE,
         prefix: str = LOCAL_FILES,
         model_version: str = "yolact",
+        empty: bool = False,
     ) -> None:
         """Create the temporary file."""
         self.paths = label_studio_paths(Path(path))
-        self.kept = False
-        self._done = self._written = False
+        self.kept = self._written = False
+        self._done = empty
         self._numbers = numbers
         self._names = dict(zip(class_ids, class_names, strict=True))
         self._polygons, self._tolerance = polygons, tolerance

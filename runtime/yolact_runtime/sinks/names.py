@@ -27,10 +27,17 @@ class FileNames:
         folders: Real paths of the folders that are read from. None if they are not known: then names are
             relative to the folder of the first image.
         several: There are several sources, so that addresses of streams are needed as a whole.
+        first: Returns the name of the first image, which is read even if it is damaged; None if unknown.
     """
 
-    def __init__(self, folders: Collection[str] | None = (), several: bool = False) -> None:
+    def __init__(
+        self,
+        folders: Collection[str] | None = (),
+        several: bool = False,
+        first: Callable[[], str | None] = lambda: None,
+    ) -> None:
         self._several = several
+        self._first = first
         self._root = ""
         self._plain = folders is not None and len(folders) <= 1
         self._real = functools.lru_cache(maxsize=1024)(os.path.realpath)
@@ -46,7 +53,7 @@ class FileNames:
         if self._plain:
             return tail
         folder = self._real(head)
-        self._root = self._root or folder
+        self._root = self._root or self._real(os.path.split(self._first() or name)[0])
         try:
             return Path(os.path.relpath(folder, self._root), tail).as_posix()
         except ValueError:

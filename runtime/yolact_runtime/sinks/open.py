@@ -12,25 +12,26 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from yolact_runtime.classes import resolve_classes
+from yolact_runtime.engines.remote.address import engine_name
 from yolact_runtime.engines.tiles.windows import OVERLAP
 from yolact_runtime.errors import counted
 from yolact_runtime.files import is_file, sha256
 from yolact_runtime.frames import ResumableSink, Sink, Source
 from yolact_runtime.metadata import Metadata
 from yolact_runtime.outputs import among
-from yolact_runtime.sinks.arrays import ArraySink
 from yolact_runtime.sinks.check import OverlayTarget, each_source, video_file
 from yolact_runtime.sinks.coco import CocoSink
 from yolact_runtime.sinks.coco_dataset import CocoDatasetSink
-from yolact_runtime.sinks.cutouts import CutoutSink
 from yolact_runtime.sinks.image_ids import ImageIds, ImageNumbers
 from yolact_runtime.sinks.items import FolderSink
 from yolact_runtime.sinks.jsonl import JsonLinesSink, fill_areas, read_lines
 from yolact_runtime.sinks.label_studio import LabelStudioSink
-from yolact_runtime.sinks.labelme import LabelmeSink
-from yolact_runtime.sinks.masks import MaskSink
 from yolact_runtime.sinks.names import FileNames
-from yolact_runtime.sinks.overlays import OverlaySink
+from yolact_runtime.sinks.per_image.arrays import ArraySink
+from yolact_runtime.sinks.per_image.cutouts import CutoutSink
+from yolact_runtime.sinks.per_image.labelme import LabelmeSink
+from yolact_runtime.sinks.per_image.masks import MaskSink
+from yolact_runtime.sinks.per_image.overlays import OverlaySink
 from yolact_runtime.sinks.routing import RoutingSink
 from yolact_runtime.sinks.table import TableSink
 from yolact_runtime.sinks.video import VideoSink
@@ -38,11 +39,13 @@ from yolact_runtime.sources.folders import IMAGES
 from yolact_runtime.sources.open import (
     RemainingSource,
     file_folders,
+    first_image,
     has_video,
     image_folders,
     source_files,
 )
 from yolact_runtime.sources.several import ChainSource, SimultaneousSource
+from yolact_runtime.sources.shard import Shard, ShardSource
 
 log = logging.getLogger(__name__)
 
@@ -110,12 +113,16 @@ def open_outputs(
     Raises:
         YolactError: a file cannot be written or resumed, or another run writes it.
     """
-    names = FileNames(file_folders(source), isinstance(source, ChainSource))
-    outputs = Outputs(source, ImageNumbers(ids, source.total, names))
+    shard = _shard_of(args, source, meta, ids)
+    whole_list = source.sources[0] if isinstance(source, ShardSource) else source
+    several = isinstance(whole_list, ChainSource)
+    names = FileNames(file_folders(source), several, lambda: first_image(source))
+    outputs = Outputs(source, ImageNumbers(ids, whole_list.total, names))
     source_name = getattr(args, "source_name", "")
     lines = None
     if args.jsonl:
-        how = args.polygons, args.resume, source_name, _mark_of(args, meta)
+        categories = [{"id": key, "name": name} for key, name in zip(*_classes(meta), strict=True)]
+        how = args.polygons, args.resume, source_name, mark_of(args, meta), shard, categories
         lines = JsonLinesSink(args.jsonl, outputs.numbers, *how)
     # First, because any of their files may fail alone: the image is then in none of the JSON.
     outputs.sinks += _file_sinks(args, target, meta, whole)
@@ -124,7 +131,7 @@ def open_outputs(
         folder = args.video_output or target.folder
         stem = "" if isinstance(source, ChainSource) else source_name
         outputs.sinks.append(VideoSink(folder, keep=keep, target=video_file(args), stem=stem, taken=taken))
-    outputs.sinks += _list_sinks(args, meta, outputs.numbers)
+    outputs.sinks += _list_sinks(args, meta, outputs.numbers, shard)
     if lines is not None:
         # Last, because a line marks its image as done for a resumed run.
         outputs.sinks.append(lines)
@@ -133,7 +140,18 @@ def open_outputs(
     return outputs
 
 
-def _mark_of(args: argparse.Namespace, meta: Metadata) -> str:
+def _shard_of(args: argparse.Namespace, source: Source, meta: Metadata, ids: ImageIds | None) -> Shard | None:
+    """What the outputs say about the shard that is read; None for a whole source."""
+    if not isinstance(source, ShardSource):
+        return None
+    return source.shard(mark_of(args, meta), sha256(ids.path)[:16] if ids else "counted")
+
+
+def _classes(meta: Metadata) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    return meta.category_ids, meta.class_names
+
+
+def mark_of(args: argparse.Namespace, meta: Metadata) -> str:
     """The same eight digits for runs that find the same in an image, and write it in the same form."""
     path = Path(args.engine)
     engine = asdict(meta)
@@ -145,7 +163,8 @@ def _mark_of(args: argparse.Namespace, meta: Metadata) -> str:
     overlap = OVERLAP if args.tile_overlap is None else args.tile_overlap
     tiles = args.tile and [args.tile, overlap, args.tile_full is not False]
     options = [args.precision, args.score_threshold, args.top_k, args.polygons, args.track, tiles]
-    everything = [path.name, engine, classes and sorted(classes), *options]
+    # Of a server, the name of the model, which may be on another host in the next run.
+    everything = [engine_name(args.engine), engine, classes and sorted(classes), *options]
     return hashlib.sha256(json.dumps(everything).encode()).hexdigest()[:8]
 
 
@@ -167,13 +186,15 @@ def _file_sinks(
         yield OverlaySink(target.path, target.single, *sources)
 
 
-def _list_sinks(args: argparse.Namespace, meta: Metadata, numbers: ImageNumbers) -> Iterator[ResumableSink]:
+def _list_sinks(
+    args: argparse.Namespace, meta: Metadata, numbers: ImageNumbers, shard: Shard | None
+) -> Iterator[ResumableSink]:
     """The sinks with a file for all images."""
-    classes = meta.category_ids, meta.class_names
+    classes = _classes(meta)
     if not args.no_json:
-        yield CocoSink(args.json, *classes, numbers, args.polygons)
+        yield CocoSink(args.json, *classes, numbers, args.polygons, shard)
     if args.coco_dataset:
-        yield CocoDatasetSink(args.coco_dataset, *classes, numbers, args.polygons)
+        yield CocoDatasetSink(args.coco_dataset, *classes, numbers, args.polygons, shard)
     if args.label_studio:
         yield LabelStudioSink(
             args.label_studio,
@@ -182,10 +203,11 @@ def _list_sinks(args: argparse.Namespace, meta: Metadata, numbers: ImageNumbers)
             args.polygons,
             tolerance=args.polygon_tolerance,
             prefix=args.label_studio_prefix,
-            model_version=Path(args.engine).name,
+            model_version=engine_name(args.engine),
+            empty=shard is not None and not shard.images,
         )
     if args.table:
-        yield TableSink(args.table, *classes)
+        yield TableSink(args.table, *classes, shard)
 
 
 def _resume(path: str, lines: JsonLinesSink, outputs: Outputs) -> Source:
@@ -203,4 +225,4 @@ def _resume(path: str, lines: JsonLinesSink, outputs: Outputs) -> Source:
         for sink in resumable:
             sink.carry(line)
     log.info("%s: %s already done", path, counted(sum(lines.done.values()), "image"))
-    return RemainingSource(outputs.source, lines.done)
+    return RemainingSource(outputs.source, lines.done, lines.indices)

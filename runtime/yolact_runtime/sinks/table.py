@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import re
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.files import atomic_path, writing
+from yolact_runtime.files import atomic_path, write_json, writing
 from yolact_runtime.frames import Frame, ResumableSink
 from yolact_runtime.packages import require
 from yolact_runtime.results import Result
 from yolact_runtime.sinks.growing import GrowingFile
 from yolact_runtime.sinks.jsonl import rounded_centroids
+from yolact_runtime.sources.shard import Shard
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +41,8 @@ COLUMNS = {
     "centroid_y": "float64",
     "track": "int64",
 }
+INDEX = {"index": "int64"}  # one more column in tables of shards: the image's position in the whole list
+METADATA = b"yolact.shard"  # Parquet's key of what a table says about its shard
 SUFFIXES = (".csv", ".parquet")
 ROW_GROUP = 16_384  # rows of Parquet in memory at a time
 # What spreadsheets take for the beginning of a formula, with the wide forms of the signs.
@@ -56,24 +62,36 @@ class TableSink(ResumableSink):
     In CSV, a text that a spreadsheet would take for a formula gets an apostrophe in front. In both, bytes of
     a file name that are no text become escapes. Parquet is written in groups of `ROW_GROUP` rows.
 
+    The table of a shard has the column `index` as well. Which shard it is of is in Parquet's metadata, and
+    for CSV in a file of its own, `table.csv.shard.json`.
+
     Args:
         path: The file; its suffix decides the format.
         class_ids: The engine's category ids.
         class_names: The engine's class names.
+        shard: Which part of a list of images is written.
 
     Raises:
         UsageError: the suffix is another.
         YolactError: pyarrow is missing, or the folder cannot be written to.
     """
 
-    def __init__(self, path: str | Path, class_ids: tuple[int, ...], class_names: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        class_ids: tuple[int, ...],
+        class_names: tuple[str, ...],
+        shard: Shard | None = None,
+    ) -> None:
         """Create the temporary file."""
         check_table(path)
         self.path = Path(path)
-        self._done = self._written = False
+        self._shard = shard
+        self._images = self._failed = 0
+        self._written = False
+        self._done = shard is not None and not shard.images
         self._classes = dict(zip(class_ids, map(_encodable, class_names), strict=True))
-        kind = _Csv if self.path.suffix.lower() == ".csv" else _Parquet
-        self._file: _Csv | _Parquet | None = kind(self.path)
+        self._file: TableFile | None = open_table(self.path, INDEX if shard else {})
 
     def prepare(self, frame: Frame, image: np.ndarray, result: Result) -> list[Row]:
         """The rows."""
@@ -88,13 +106,16 @@ class TableSink(ResumableSink):
             [None] * len(result) if tracks is None else tracks.tolist(),
             strict=True,
         )
-        return self._rows(frame.name, found)
+        return self._rows(frame.name, frame.index, found)
 
     def write(self, frame: Frame, prepared: list[Row]) -> None:
         self._append(prepared)
 
+    def fail(self, frame: Frame, error: str) -> None:
+        self._failed += 1
+
     def carry(self, line: dict[str, Any]) -> None:
-        self._append(self._rows(line["image"], map(_from_line, line["detections"])))
+        self._append(self._rows(line["image"], line.get("index", 0), map(_from_line, line["detections"])))
 
     def close(self) -> None:
         """Finish and rename the file; if no image was done, keep that of an earlier run instead."""
@@ -105,7 +126,15 @@ class TableSink(ResumableSink):
             log.warning("no image was done: %s is kept", self.path)
             file.discard()
             return
+        if self._shard is not None:
+            file.describe({"shard": self._shard.to_json(), "done": self._images, "failed": self._failed})
         self._written = file.close()
+
+    def discard(self) -> None:
+        """Remove the temporary file; that of an earlier run stays."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.discard()
 
     def written(self) -> list[str]:
         return [str(self.path)] if self._written else []
@@ -114,15 +143,18 @@ class TableSink(ResumableSink):
         if self._file is not None:
             self._file.append(rows)
             self._done = True
+            self._images += 1
 
-    def _rows(self, image: str, found: Iterable[Row]) -> list[Row]:
+    def _rows(self, image: str, index: int, found: Iterable[Row]) -> list[Row]:
         """Rows from category, score, box, area, centroid or None, and track or None of each instance."""
         name = _encodable(image)
+        more = (index,) if self._shard else ()
         return [
             (
                 *(name, row, self._classes.get(category, ""), category, score, *box, area),
                 *(centroid or (None, None)),
                 None if track is None or track < 0 else track,
+                *more,
             )
             for row, (category, score, box, area, centroid, track) in enumerate(found)
         ]
@@ -150,14 +182,47 @@ def check_table(path: str | Path) -> None:
         require(f"the table {path}", "table", "pyarrow")
 
 
-class _Csv:
+class TableFile(ABC):
+    """A table that grows under a temporary name."""
+
+    @abstractmethod
+    def append(self, rows: list[Row]) -> None:
+        """Append rows; on a YolactError nothing will be at the path but what was there before."""
+
+    @abstractmethod
+    def describe(self, summary: dict[str, Any]) -> None:
+        """Write what the table of a shard says about it, before `close`."""
+
+    @abstractmethod
+    def close(self) -> bool:
+        """Finish and rename the file; False if it was discarded."""
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Remove the temporary file; the previous file stays."""
+
+
+def open_table(path: Path, more: Mapping[str, str] = MappingProxyType({})) -> TableFile:
+    """A new table with the columns of `COLUMNS` and `more`, in the format of its suffix."""
+    kind = _Csv if path.suffix.lower() == ".csv" else _Parquet
+    return kind(path, {**COLUMNS, **more})
+
+
+def shard_file(path: Path) -> Path:
+    """Where it is written which shard a CSV table is of."""
+    return path.with_name(f"{path.name}.shard.json")
+
+
+class _Csv(TableFile):
     """A CSV file with a header."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, columns: Mapping[str, str]) -> None:
+        self._path = path
+        self._summary: dict[str, Any] | None = None
         with contextlib.ExitStack() as stack:
             temporary = stack.enter_context(atomic_path(path))
             self._file = GrowingFile(stack.enter_context(temporary.open("r+b", buffering=0)), path)
-            self._file.append(f"{','.join(COLUMNS)}\n".encode())
+            self._file.append(f"{','.join(columns)}\n".encode())
             self._stack = stack.pop_all()
 
     def append(self, rows: Iterable[Row]) -> None:
@@ -165,9 +230,13 @@ class _Csv:
         lines = (",".join(map(_cell, row)) + "\n" for row in rows)
         self._file.append("".join(lines).encode())
 
+    def describe(self, summary: dict[str, Any]) -> None:
+        self._summary = summary
+
     def close(self) -> bool:
-        """Rename the file; True."""
         self._stack.close()
+        if self._summary is not None:
+            write_json(shard_file(self._path), self._summary)
         return True
 
     def discard(self) -> None:
@@ -184,16 +253,16 @@ def _cell(value: str | float | None) -> str:
     return '"' + text.replace('"', '""') + '"'
 
 
-class _Parquet:
+class _Parquet(TableFile):
     """A Parquet file, compressed with Zstandard; only the current row group is in memory."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, columns: Mapping[str, str]) -> None:
         import pyarrow
         from pyarrow import parquet
 
         self._path = path
         self._rows: list[Row] = []
-        self._schema = pyarrow.schema([(name, getattr(pyarrow, kind)()) for name, kind in COLUMNS.items()])
+        self._schema = pyarrow.schema([(name, getattr(pyarrow, kind)()) for name, kind in columns.items()])
         with contextlib.ExitStack() as stack, writing(path):
             temporary = stack.enter_context(atomic_path(path))
             # A file of Python's: pyarrow cannot open every name, and its errors name no reason.
@@ -202,7 +271,6 @@ class _Parquet:
             self._stack = stack.pop_all()
 
     def append(self, rows: list[Row]) -> None:
-        """Append rows; on a YolactError nothing will be at the path but what was there before."""
         self._rows += rows
         try:
             with writing(self._path):
@@ -211,6 +279,9 @@ class _Parquet:
         except YolactError:
             self.discard()
             raise
+
+    def describe(self, summary: dict[str, Any]) -> None:
+        self._writer.add_key_value_metadata({METADATA: json.dumps(summary).encode()})
 
     def close(self) -> bool:
         """Write the last group and the index, and rename the file; False if it was discarded."""
@@ -225,7 +296,6 @@ class _Parquet:
         return True
 
     def discard(self) -> None:
-        """Remove the temporary file; the previous file stays."""
         self._writer.is_open = False  # or its destructor would write to the closed file
         self._stack.__exit__(YolactError, YolactError("discarded"), None)
 

@@ -29,22 +29,39 @@ class ListSource(Source):
     Args:
         stream: A binary stream; not closed here.
         null: Paths end in NUL (`find -print0`) instead of a line end.
+
+    Attributes:
+        first: The first name, once it is read.
     """
 
     def __init__(self, stream: BinaryIO, null: bool = False) -> None:
         self._stream = stream
         self._end = b"\0" if null else b"\n"
         self._closed = threading.Event()
+        self._all: list[str] | None = None
+        self.first: str | None = None
 
     def __iter__(self) -> Iterator[Frame]:
-        names = self._names(self._lines(self._read))
-        yield from (self._frame(index, name) for index, name in enumerate(names))
+        names = self._names(self._lines(self._read)) if self._all is None else iter(self._all)
+        for index, name in enumerate(names):
+            self.first = name if index == 0 else self.first
+            yield self._frame(index, name)
+
+    def read_all(self) -> list[str]:
+        """Read the names up to the end of the stream; the iteration has them as well."""
+        if self._all is None:
+            self._all = list(self._names(self._lines(self._read)))
+            self.total = len(self._all)
+            self.first = self._all[0] if self._all else None
+        return self._all
 
     def close(self) -> None:
         self._closed.set()
 
     def known_names(self) -> list[str]:
         """All names, if the stream is a file; none if they arrive through a pipe."""
+        if self._all is not None:
+            return self._all
         try:
             handle = self._stream.fileno()
             if not stat.S_ISREG(os.fstat(handle).st_mode):

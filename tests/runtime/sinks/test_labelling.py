@@ -13,7 +13,7 @@ from yolact_runtime.frames import Frame
 from yolact_runtime.sinks.growing import GrowingFile
 from yolact_runtime.sinks.image_ids import ImageIds, ImageNumbers
 from yolact_runtime.sinks.label_studio import LabelStudioSink
-from yolact_runtime.sinks.labelme import LabelmeSink, image_path
+from yolact_runtime.sinks.per_image.labelme import LabelmeSink, image_path
 
 RESULT = scene(4, 48, 64)
 IMAGE = np.zeros((48, 64, 3), np.uint8)

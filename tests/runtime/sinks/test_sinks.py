@@ -17,12 +17,12 @@ from yolact_runtime import YolactError
 from yolact_runtime.frames import Frame, Source
 from yolact_runtime.outputs import among
 from yolact_runtime.pipeline import run_pipeline
-from yolact_runtime.sinks.arrays import ArraySink
 from yolact_runtime.sinks.coco import CocoSink
 from yolact_runtime.sinks.image_ids import ImageIds, ImageNumbers
 from yolact_runtime.sinks.jsonl import JsonLinesSink, read_lines
 from yolact_runtime.sinks.names import FileNames, FreeNames
-from yolact_runtime.sinks.overlays import OverlaySink
+from yolact_runtime.sinks.per_image.arrays import ArraySink
+from yolact_runtime.sinks.per_image.overlays import OverlaySink
 
 # Shade 0 has nothing; shade 2's mask scores are its own.
 FINDINGS = {

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yolact.cli.data import main
+from yolact.data.annotations import read_classes
+from yolact.data.coco import CocoDataset
 from yolact.dataset_tools.anchors import best_overlaps, fit_priors, network_boxes, settings_of
 from yolact.model.boxes import corners, iou
 from yolact.model.priors import model_priors
@@ -109,9 +112,29 @@ def test_boxes_are_as_the_network_sees_them(tmp_path):
     assert several.max() <= 1
 
 
-def test_sizes_that_the_file_lacks_are_those_of_the_images(tmp_path):
-    import cv2
+@pytest.mark.parametrize("crowds", [False, True])
+@pytest.mark.parametrize("augmented", [False, True])
+def test_boxes_are_those_that_training_matches(tmp_path, crowds, augmented):
+    """Polygons, crowds with a mask, and crowds that are a box only, as the dataset gives them to the loss."""
+    path = write(tmp_path / "a.json", random_boxes(30, low=0.004))
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"][:12]:
+        annotation["iscrowd"] = 1
+        annotation["segmentation"] = {"size": [300, 500], "counts": [1000, 500, 300 * 500 - 1500]}
+    for annotation in content["annotations"][:4]:
+        annotation["segmentation"] = []
+    path.write_text(json.dumps(content))
+    cv2.imwrite(str(tmp_path / "a.jpg"), np.zeros((300, 500, 3), np.uint8))
+    augment = replace(get_config("yolact_base").augment, enabled=True) if augmented else None
+    dataset = CocoDataset(tmp_path, path, TINY, read_classes(path), augment, 5, crowd_as_instances=crowds)
+    epochs = 6 if augmented else 1
+    trained = np.concatenate([dataset[epoch, 0].target.boxes.numpy() for epoch in range(epochs)])
+    found = network_boxes(path, TINY, None, augment, epochs, 5, crowd_as_instances=crowds)
+    np.testing.assert_array_equal(found, trained.astype(np.float64))
+    assert augmented or len(found) == (26 if crowds else 18)
 
+
+def test_sizes_that_the_file_lacks_are_those_of_the_images(tmp_path):
     boxes = random_boxes(4)
     path = write(tmp_path / "a.json", boxes, height=None)
     with pytest.raises(YolactError, match=r"image 1 .a.jpg. has no height and width; name the folder"):
@@ -137,3 +160,17 @@ def test_the_command_prints_settings_that_train_takes(tmp_path, capsys):
     share = best_overlaps(boxes, config.model).matched(0.5)
     assert f"{100 * share:.1f}%" in next(line for line in out.splitlines() if " all " in line)
     assert main(["anchors", str(path), "--seed", "-1"]) == 2
+
+
+def test_the_command_counts_crowds_as_training_does(tmp_path, capsys):
+    path = write(tmp_path / "a.json", random_boxes(20))
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"][:8]:
+        annotation["iscrowd"] = 1
+    path.write_text(json.dumps(content))
+    for value, count in (("false", 12), ("true", 20)):
+        options = ["--config", "yolact_tiny", "--scales", "1", "--ratios", "1"]
+        assert main(["anchors", str(path), *options, "--set", f"dataset.crowd_as_instances={value}"]) == 0
+        assert f"all {count} " in " ".join(capsys.readouterr().out.split()).replace("| ", "")
+    assert main(["anchors", str(path), "--set", "dataset.other_classes=ignore"]) == 2
+    assert "dataset.other_classes = 'ignore', but all classes are learned" in capsys.readouterr().err

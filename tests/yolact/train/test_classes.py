@@ -43,6 +43,8 @@ def test_the_choice_cannot_change(run: Any, tmp_path: Path, capsys: pytest.Captu
     assert "dataset.classes: there is no class 'circel'; near ones: circle" in capsys.readouterr().err
     assert run(tmp_path, *SHORT, *choose("circle", other="drop")) == 2
     assert "allowed: background, ignore" in capsys.readouterr().err
+    assert run(tmp_path, *SHORT, "--set", "dataset.other_classes=ignore") == 2
+    assert "dataset.other_classes = 'ignore', but all classes are learned" in capsys.readouterr().err
 
 
 def test_ignored_regions_change_the_loss(run: Any, records: Any, tmp_path: Path) -> None:

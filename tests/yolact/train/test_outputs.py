@@ -10,6 +10,7 @@ import pytest
 
 from yolact.config import Config, DatasetConfig
 from yolact.registry import get_config
+from yolact.train.distributed import Processes
 from yolact.train.outputs import check_training_outputs
 from yolact_runtime import temporary
 from yolact_runtime.errors import UsageError, YolactError
@@ -66,5 +67,6 @@ def test_a_second_training_of_the_same_configuration(
         monkeypatch.setattr(temporary, "_held", set())  # as in another process
         with pytest.raises(YolactError, match=r"^another run writes to .*yolact_tiny.jsonl; wait for it"):
             check_training_outputs(config, tmp_path / "w", None)
-        check_training_outputs(config, tmp_path / "w", None, main=False)  # a process that does not write
+        # A process that does not write.
+        check_training_outputs(config, tmp_path / "w", None, processes=Processes(1, 2))
         check_training_outputs(replace(config, name="other"), tmp_path / "w", None)

@@ -25,7 +25,6 @@ from yolact.registry import get_config
 from yolact.train.checkpoint import save_checkpoint
 from yolact.weights.load import (
     load_checkpoint,
-    load_for_fine_tuning,
     load_model,
     load_pretrained_backbone,
 )
@@ -400,22 +399,6 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
         load_model(tmp_path / "nothing.pth")
     with pytest.raises(YolactError, match="is a folder"):
         load_model(tmp_path)
-
-
-def test_fine_tuning_does_not_take_a_class_for_another(
-    model: Yolact, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = tmp_path / "mine.pth"
-    save_checkpoint(path, model, 3, 70, None)
-    for names, kept in ((("dog", "cat"), False), (("cat", "dog"), True), (("hen", "cow"), True)):
-        other = Yolact(replace(model.config, classes=Classes(names, (0, 17))))
-        with caplog.at_level("INFO", "yolact"):
-            load_for_fine_tuning(other, load_checkpoint(path), "--init-from")
-        for name in ("semantic_seg_conv.weight", "prediction_layers.0.conf_layer.weight"):
-            assert torch.equal(other.state_dict()[name], model.state_dict()[name]) == kept
-        assert torch.equal(other.proto_net[0].weight, model.proto_net[0].weight)
-    for said in ("the classes in another order", "the same classes; all", "with other names; all"):
-        assert caplog.text.count(said) == 1
 
 
 @pytest.mark.slow

@@ -12,8 +12,8 @@ import numpy as np
 from yolact_runtime.frames import Frame
 from yolact_runtime.results import Result
 from yolact_runtime.sinks.items import FolderSink, write_items
-from yolact_runtime.sinks.masks import encode_png
 from yolact_runtime.sinks.names import FreeNames, no_source
+from yolact_runtime.sinks.per_image.masks import encode_png
 
 _LONGEST = 80  # bytes of a class name in a file name, of the 255 that most file systems allow
 

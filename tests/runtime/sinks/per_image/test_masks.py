@@ -15,10 +15,10 @@ from shared_data import COCO_MINI
 from yolact_runtime import YolactError
 from yolact_runtime.errors import ItemError
 from yolact_runtime.pipeline import run_pipeline
-from yolact_runtime.sinks.cutouts import CutoutSink, safe_name
 from yolact_runtime.sinks.items import write_items
-from yolact_runtime.sinks.masks import MaskSink
 from yolact_runtime.sinks.names import FreeNames
+from yolact_runtime.sinks.per_image.cutouts import CutoutSink, safe_name
+from yolact_runtime.sinks.per_image.masks import MaskSink
 from yolact_runtime.sources.images import ImageSource
 
 

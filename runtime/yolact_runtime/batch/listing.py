@@ -1,0 +1,204 @@
+"""What a run on a cluster reads: paths and addresses of images, and Parquet files with images in them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from yolact_runtime.batch.remote_files import fetched_schema, filesystem_of, find_files, is_remote, local_path
+from yolact_runtime.errors import UsageError, YolactError, first_line, without_secrets
+from yolact_runtime.files import STDOUT
+from yolact_runtime.sources.camera import is_camera
+from yolact_runtime.sources.folders import VIDEOS, images_in, is_pattern, match, suffix_of
+from yolact_runtime.sources.images import expand
+from yolact_runtime.sources.listing import ListSource
+
+if TYPE_CHECKING:
+    import pyarrow
+
+_PARQUET = ".parquet"
+_NAME = "S16"  # of a digest
+
+
+@dataclass
+class Listing:
+    """What the sources name.
+
+    Attributes:
+        paths: A chunked array of texts, each once, in their order.
+        groups: (file, row group) of Parquet files with a column "bytes".
+        doubled: How many paths were named before.
+    """
+
+    paths: pyarrow.ChunkedArray
+    groups: list[tuple[str, int]] = field(default_factory=list)
+    doubled: int = 0
+
+
+def list_sources(names: Sequence[str], null: bool = False, stream: Any = None) -> Listing:
+    """Find what the sources name.
+
+    Args:
+        names: Images, folders, patterns, Parquet files and folders of them, all as paths or addresses, and
+            `-` for a list on standard input.
+        null: Paths on standard input end in NUL.
+        stream: Read instead of standard input.
+
+    Raises:
+        UsageError: a name of nothing, of a video or of a camera.
+        YolactError: a folder, address or Parquet file cannot be read.
+    """
+    import pyarrow as pa
+
+    chunks: list[pyarrow.Array] = []
+    groups: list[tuple[str, int]] = []
+    for name in names:
+        if name == STDOUT:
+            lines = ListSource(stream or sys.stdin.buffer, null)
+            chunks.append(_texts(frame.name for frame in lines))
+            continue
+        files = _files_of(local_path(name))
+        tables = [file for file in files if suffix_of(file) == _PARQUET]
+        if not tables:
+            chunks.append(_texts(files))
+        for file in tables:
+            _add_table(file, chunks, groups)
+    named = pa.chunked_array(chunks, pa.large_string())
+    once = named.unique()
+    return Listing(pa.chunked_array([once]), groups, len(named) - len(once))
+
+
+def _texts(names: Iterable[str]) -> pyarrow.Array:
+    """Names as Arrow has them: paths from the root, because workers have other current folders."""
+    import pyarrow as pa
+
+    def text(name: str) -> str:
+        name = name if is_remote(name) else os.path.abspath(local_path(name))  # noqa: PTH100 - of text
+        return name.encode("utf-8", "backslashreplace").decode()
+
+    return pa.array(map(text, names), pa.large_string())
+
+
+def _files_of(name: str) -> list[str]:
+    """The images or the Parquet files that one source names.
+
+    Raises:
+        UsageError: it names none, or a video or camera.
+        YolactError: it cannot be read.
+    """
+    if is_remote(name):
+        return _chosen(name, find_files(name))
+    if suffix_of(name) in VIDEOS or (is_camera(name) and not os.path.lexists(name)):
+        raise UsageError(f"--ray reads images, and {without_secrets(name)} is a video or camera")
+    if os.path.isdir(name):  # noqa: PTH112 - raises no error
+        with os.scandir(name) as entries:
+            tables = sorted(entry.path for entry in entries if suffix_of(entry.name) == _PARQUET)
+        return [file for file in tables if not os.path.basename(file).startswith(("_", "."))] or expand(name)  # noqa: PTH119
+    return _chosen(name, match(name)) if is_pattern(name) else expand(name)
+
+
+def _chosen(source: str, files: list[str]) -> list[str]:
+    """Of several files the Parquet files, else the images; a single one as it is."""
+    tables = [file for file in files if suffix_of(file) == _PARQUET]
+    if files == [source]:
+        return files
+    return tables or images_in(without_secrets(source), files)
+
+
+def _add_table(file: str, chunks: list[pyarrow.Array], groups: list[tuple[str, int]]) -> None:
+    """Add what a Parquet file names: its row groups if they contain images, else its paths."""
+    import pyarrow as pa
+
+    with open_parquet(file) as parquet:
+        names = parquet.schema_arrow.names
+        if "bytes" in names:
+            check_type(parquet, file, "bytes", pa.types.is_binary, pa.types.is_large_binary)
+            groups.extend((file, number) for number in range(parquet.num_row_groups))
+        elif "path" not in names:
+            raise YolactError(f"{without_secrets(file)} has no column path or bytes; it has {names[:20]}")
+        for batch in () if "bytes" in names else parquet.iter_batches(columns=["path"]):
+            check_type(parquet, file, "path", pa.types.is_string, pa.types.is_large_string)
+            chunks.append(_texts(name or "" for name in batch.column("path").to_pylist()))
+
+
+def check_type(parquet: Any, file: str, column: str, *allowed: Callable[[Any], bool]) -> None:
+    """Raise a YolactError for a column of another type."""
+    kind = parquet.schema_arrow.field(column).type
+    if not any(is_kind(kind) for is_kind in allowed):
+        wanted = "bytes" if column == "bytes" else "text"
+        raise YolactError(f"{without_secrets(file)}: column {column} is {kind}; it must be {wanted}")
+
+
+class open_parquet:  # noqa: N801 - used as a function
+    """Open a Parquet file by path or address, as a context; its errors become one line."""
+
+    def __init__(self, file: str) -> None:
+        self._file = file
+
+    def __enter__(self) -> Any:
+        from pyarrow import parquet
+
+        try:
+            system, path = filesystem_of(self._file) if is_remote(self._file) else (None, self._file)
+            self._parquet = parquet.ParquetFile(path, filesystem=system)
+        except (OSError, ValueError) as error:
+            raise self._failure(error) from error
+        return self._parquet
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._parquet.close()
+        if isinstance(error, OSError | ValueError):
+            raise self._failure(error) from error
+
+    def _failure(self, error: BaseException) -> YolactError:
+        return YolactError(f"cannot read Parquet file {without_secrets(self._file)}: {first_line(error)}")
+
+
+def read_groups(batch: pyarrow.Table, done: np.ndarray) -> Iterator[pyarrow.Table]:
+    """The rows of row groups, without those whose digest is in `done`.
+
+    Args:
+        batch: Columns "file" and "group".
+        done: As by `digests`, sorted.
+
+    Yields:
+        Columns as `fetch` gives them. A row without a path is named by the SHA-256 of its bytes.
+    """
+    import pyarrow as pa
+
+    schema = fetched_schema()
+
+    for work in batch.to_pylist():
+        with open_parquet(work["file"]) as parquet:
+            columns = [name for name in ("path", "bytes") if name in parquet.schema_arrow.names]
+            for rows in parquet.iter_batches(row_groups=[work["group"]], columns=columns, batch_size=32):
+                content = rows.column("bytes").to_pylist()
+                paths = rows.column("path").to_pylist() if "path" in columns else [None] * len(content)
+                names = [_name(*row) for row in zip(paths, content, strict=True)]
+                table = pa.table([names, content, [None] * len(names)], schema=schema)
+                yield table.filter(pa.array(~are_done(names, done)))
+
+
+def _name(path: Any, content: bytes | None) -> str:
+    return str(path) if path is not None else f"sha256:{hashlib.sha256(content or b'').hexdigest()}"
+
+
+def digests(names: Iterable[str]) -> np.ndarray:
+    """16 bytes for each name, as an array of `S16`: a million names take 16 MB."""
+    found = b"".join(hashlib.blake2b(name.encode(), digest_size=16).digest() for name in names)
+    return np.frombuffer(found, _NAME)
+
+
+def are_done(names: Iterable[str], done: np.ndarray) -> np.ndarray:
+    """Which names are among those of the sorted `digests` `done`, as an array of bool."""
+    wanted = digests(names)
+    if not len(done):
+        return np.zeros(len(wanted), bool)
+    at = np.searchsorted(done, wanted)
+    return done[np.minimum(at, len(done) - 1)] == wanted

@@ -1,0 +1,383 @@
+"""Batch inference on a Ray cluster: Ray Data schedules, repeats and limits memory; the workers predict."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import inspect
+import json
+import logging
+import math
+import os
+import socket
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from yolact_runtime.batch.listing import Listing, are_done, list_sources, read_groups
+from yolact_runtime.batch.parts import PartsFolder
+from yolact_runtime.batch.predictor import BatchPredictor
+from yolact_runtime.batch.remote_files import fetch, is_remote
+from yolact_runtime.batch.shipping import ShippedEngine, ship
+from yolact_runtime.commandline import is_terminal, print_line
+from yolact_runtime.engines.options import SERVER_OPTIONS
+from yolact_runtime.errors import UsageError, YolactError, counted, first_line
+from yolact_runtime.metadata import Metadata
+from yolact_runtime.outputs import check_outputs, engine_files
+from yolact_runtime.packages import require
+from yolact_runtime.pipeline import SourceStats
+from yolact_runtime.sinks.open import mark_of
+
+if TYPE_CHECKING:
+    import pyarrow
+    import ray.data
+
+log = logging.getLogger(__name__)
+
+CATEGORIES = "yolact.categories"  # key of the metadata of a part: a list of "id" and "name"
+BLOCK_ROWS = 128  # images of a task at most: what a lost node costs
+PART_ROWS = 512  # images of a Parquet part, at least
+_BLOCK_BYTES = 16 << 20  # of images that tasks pass on
+_RETRIES = 3  # of a task whose worker died, so that an image that ends the process ends the run
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The workers of a run.
+
+    Attributes:
+        cpus: CPUs and threads of each.
+        gpus: GPUs of each.
+        most: How many there are at most.
+        now: For how many the cluster has room now.
+    """
+
+    cpus: int
+    gpus: float
+    most: int
+    now: int
+
+
+class RayPredictor:
+    """A `BatchPredictor` as Ray Data builds it in each worker: `dataset.map_batches(RayPredictor, ...)`.
+
+    Args:
+        engine: As by `ship`.
+        options: For `BatchPredictor`.
+    """
+
+    def __init__(self, engine: ShippedEngine, options: Mapping[str, Any]) -> None:
+        """Open the engine."""
+        with engine.opened() as path:
+            self.predictor = BatchPredictor(path, **options)
+        meta = self.predictor.engine.metadata
+        classes = zip(meta.category_ids, meta.class_names, strict=True)
+        self._categories = json.dumps([{"id": number, "name": name} for number, name in classes])
+
+    def __call__(self, batch: pyarrow.Table) -> pyarrow.Table:
+        """The rows of a batch; `CATEGORIES` of the table's metadata has the classes."""
+        return self.predictor(batch).replace_schema_metadata({CATEGORIES: self._categories})
+
+
+def predict_dataset(
+    dataset: ray.data.Dataset, engine: ShippedEngine, options: Mapping[str, Any], workers: Workers
+) -> ray.data.Dataset:
+    """A Ray dataset of rows with instances, from one with "path" or "bytes".
+
+    Args:
+        dataset: The images.
+        engine: As by `ship`.
+        options: For `BatchPredictor`.
+        workers: How many, and what each has.
+    """
+    import ray.data
+
+    first = max(1, min(workers.now, workers.most))
+    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=workers.most, initial_size=first)
+    takes_more = "ray_remote_args" in inspect.signature(dataset.map_batches).parameters
+    with warnings.catch_warnings():  # Ray 2.64 will have another way to say how often a task is repeated
+        warnings.simplefilter("ignore")
+        return dataset.map_batches(
+            RayPredictor,
+            fn_constructor_args=(engine, {**options, "threads": workers.cpus}),
+            batch_format="pyarrow",
+            batch_size=BLOCK_ROWS,
+            compute=pool,
+            num_cpus=workers.cpus,
+            num_gpus=workers.gpus,
+            **({"max_task_retries": _RETRIES} if takes_more else {}),
+        )
+
+
+def infer_on_ray(args: argparse.Namespace, block_rows: int = BLOCK_ROWS, part_rows: int = PART_ROWS) -> int:
+    """Run yolact-infer --ray with checked options.
+
+    Returns:
+        The exit code: 0 done, 1 when an image failed, 130 when interrupted.
+
+    Raises:
+        YolactError: what ended the run.
+    """
+    require("--ray", "ray", "ray", "pyarrow", "fsspec")
+    _check_output(args)
+    listing = list_sources(args.sources, args.null)
+    folder = PartsFolder(args.output_parquet)
+    folder.check(args.resume)
+    if listing.doubled:
+        log.warning("%s named twice; each is done once", counted(listing.doubled, "image is", "images are"))
+    progress = is_terminal(sys.stderr) and not args.quiet
+    with cluster(args.ray, progress, args.debug):
+        workers = _workers(args)
+        engine, options = ship(args.engine), _predictor_options(args)
+        run = mark_of(args, _probe(engine, options, workers))
+        done = folder.begin(run)
+        before = set(folder.parts())
+        paths = _remaining(listing, done)
+        dataset = _images(listing, paths, done, block_rows, workers)
+        try:
+            if dataset is not None:
+                _write(predict_dataset(dataset, engine, options, workers), args.output_parquet, part_rows)
+        except KeyboardInterrupt:
+            log.error("interrupted: the parts in %s are whole; continue with --resume", folder.name)
+            return 130
+        stats = folder.finish(run, before)
+    if not listing.groups and stats.done + stats.failed != len(paths):
+        raise YolactError(
+            f"{folder.name} has rows of {stats.done + stats.failed} of {len(paths)} images; run again with"
+            " --resume"
+        )
+    _summarise(args, stats, len(done), folder)
+    return 1 if stats.failed else 0
+
+
+def _check_output(args: argparse.Namespace) -> None:
+    """Check that the folder can be written to, and lock it, unless it is an address."""
+    if not is_remote(args.output_parquet):
+        reads = [("--engine", path) for path in engine_files(args.engine)]
+        check_outputs(reads, [], [("--output-parquet", args.output_parquet)])
+
+
+@contextlib.contextmanager
+def cluster(address: str, progress: bool = False, debug: bool = False, **options: Any) -> Iterator[None]:
+    """Connect to a cluster, or start one on this machine; what fails in it becomes one line.
+
+    Args:
+        address: HOST:PORT, "auto" or "local"; "" for that of $RAY_ADDRESS, else "local".
+        progress: Show Ray Data's progress.
+        debug: Show Ray's messages and those of the workers.
+        options: For `ray.init`, of a cluster that is started.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports its use over the network
+    if not debug:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    import ray
+    from ray.exceptions import RayError
+
+    started = not ray.is_initialized()
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    own = {"include_dashboard": False, **options} if address == "local" else {}
+    try:
+        if started:
+            _check_reachable(address)
+            with contextlib.nullcontext() if debug else _silent():
+                ray.init(address, log_to_driver=debug, logging_level=logging.ERROR, **own)
+        _set_up_data(progress, debug)
+        yield
+    except (ConnectionError, RayError) as error:
+        raise _reason(error) from error
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raise a YolactError if nothing listens at HOST:PORT, where Ray would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except (OSError, ValueError) as error:
+            raise YolactError(f"no Ray cluster at {address}: {first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without standard error, to which Ray's C++ writes that it was told to write nothing."""
+    if sys.stderr is not None:
+        sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _set_up_data(progress: bool, debug: bool) -> None:
+    """Set what Ray Data shows, and how large its blocks are."""
+    import ray.data
+
+    if not debug:
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = progress
+    context.print_on_execution_start = False
+    context.target_max_block_size = _BLOCK_BYTES
+
+
+def _reason(error: BaseException) -> YolactError:
+    """The one line for an error of Ray: of the YolactError of a worker, if that is its cause."""
+    chain = [error]
+    while isinstance(cause := getattr(chain[-1], "cause", None) or chain[-1].__cause__, BaseException):
+        chain.append(cause)
+    for one in reversed(chain):
+        if isinstance(one, YolactError) and not hasattr(one, "cause"):  # else Ray's, with a traceback in it
+            return one
+    lines = [line for line in str(chain[-1]).splitlines() if line.strip()]
+    why = first_line(RuntimeError(lines[-1] if lines else ""))
+    return YolactError(f"Ray: {type(chain[-1]).__name__}: {why}")
+
+
+def _workers(args: argparse.Namespace) -> Workers:
+    """How many workers there are, and what each has.
+
+    Raises:
+        UsageError: no node of a cluster on this machine has what one needs.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = args.gpus_per_worker
+    cpus = args.threads or _share_of_cpus(nodes, gpus)
+    now = sum(_fitting(node, cpus, gpus) for node in nodes)
+    if not now:
+        needs = counted(cpus, "CPU") + (f" and {gpus:g} GPU" if gpus else "")
+        if args.ray in ("", "local") and not os.environ.get("RAY_ADDRESS"):
+            raise UsageError(f"a worker needs {needs}, which this machine has not; lower --threads")
+        log.warning("no node has %s, which a worker needs; waiting for one", needs)
+    if not gpus and (idle := sum(node.get("GPU", 0) for node in nodes)):
+        log.warning(
+            "%s of the cluster not used: add --gpus-per-worker", counted(int(idle), "GPU is", "GPUs are")
+        )
+    return Workers(cpus, gpus, args.workers or max(1, now), now)
+
+
+def _share_of_cpus(nodes: list[dict[str, float]], gpus: float) -> int:
+    """CPUs of a worker: 1, or those that a node has for its share of the GPUs, at most 8."""
+    shares = [node.get("CPU", 1) * gpus / node["GPU"] for node in nodes if node.get("GPU")]
+    return max(1, min(8, math.floor(min(shares)))) if gpus and shares else 1
+
+
+def _fitting(node: Mapping[str, float], cpus: int, gpus: float) -> int:
+    """How many workers a node has room for."""
+    number = math.floor(node.get("CPU", 0) / cpus)
+    return min(number, math.floor(node.get("GPU", 0) / gpus)) if gpus else number
+
+
+def _predictor_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of `BatchPredictor` that the command line gives."""
+    names = (
+        *("backend", "precision", "providers", "config", "input_size", "class_names"),
+        *("tile", "tile_overlap", "tile_full"),
+        *SERVER_OPTIONS,
+    )
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    settings = ("score_threshold", "top_k", "classes", "batch_size")
+    return {**given, **{name: getattr(args, name) for name in settings}}
+
+
+def _probe(engine: ShippedEngine, options: Mapping[str, Any], workers: Workers) -> Metadata:
+    """Open the engine on a worker, so that what is wrong with it is known before any work."""
+    import ray
+
+    def open_once() -> Metadata:
+        predictor = RayPredictor(engine, {**options, "threads": workers.cpus}).predictor
+        try:
+            return predictor.engine.metadata
+        finally:
+            predictor.close()
+
+    task = ray.remote(num_cpus=workers.cpus, num_gpus=workers.gpus, max_retries=1)(open_once)
+    found: Metadata = ray.get(task.remote())
+    return found
+
+
+def _remaining(listing: Listing, done: np.ndarray) -> pyarrow.ChunkedArray:
+    """The paths that are not done."""
+    import pyarrow as pa
+
+    if not len(done):
+        return listing.paths
+    chunks = [
+        names.filter(pa.array(~are_done(names.to_pylist(), done)))
+        for chunk in listing.paths.chunks
+        for names in (chunk[at : at + (1 << 16)] for at in range(0, len(chunk), 1 << 16))
+    ]
+    return pa.chunked_array(chunks, listing.paths.type)
+
+
+def _images(
+    listing: Listing, paths: pyarrow.ChunkedArray, done: np.ndarray, block_rows: int, workers: Workers
+) -> ray.data.Dataset | None:
+    """The dataset of the images to do, with "path", and "bytes" where a worker cannot read them itself.
+
+    What reads takes no CPU of the cluster: the workers hold all of them, and would wait for it.
+    """
+    import pyarrow as pa
+    import ray.data
+    from pyarrow import compute
+
+    light = {"num_cpus": 0, "batch_format": "pyarrow"}
+    pool = ray.data.TaskPoolStrategy(size=2 * workers.most)
+    datasets = []
+    if len(paths):
+        rows = max(1, min(block_rows, len(paths) // (4 * workers.most)))
+        tables = [
+            pa.table({"path": paths[at : at + rows].combine_chunks()}) for at in range(0, len(paths), rows)
+        ]
+        datasets.append(ray.data.from_arrow(tables))
+        if listing.groups or compute.any(compute.match_substring(paths, "://")).as_py():
+            datasets[-1] = datasets[-1].map_batches(fetch, batch_size=rows, compute=pool, **light)
+    if listing.groups:
+        work = [pa.table({"file": [file], "group": [group]}) for file, group in listing.groups]
+        reference = ray.put(done)
+        datasets.append(
+            ray.data.from_arrow(work).map_batches(
+                _read_groups, batch_size=1, fn_args=(reference,), compute=pool, **light
+            )
+        )
+    return datasets[0].union(*datasets[1:]) if len(datasets) > 1 else next(iter(datasets), None)
+
+
+def _read_groups(batch: pyarrow.Table, done: Any) -> Iterator[pyarrow.Table]:
+    """`read_groups` with a reference to `done`, which all tasks of a node share."""
+    import ray
+
+    yield from read_groups(batch, ray.get(done))
+
+
+def _write(dataset: ray.data.Dataset, folder: str, part_rows: int) -> None:
+    """Write the parts; Ray repeats the write of a lost node under the same name."""
+    folder = folder if is_remote(folder) else os.path.abspath(folder)  # noqa: PTH100 - of text
+    with warnings.catch_warnings():  # of operators with fewer blocks than tasks
+        warnings.simplefilter("ignore")
+        dataset.write_parquet(
+            folder, min_rows_per_file=part_rows, compression="zstd", ray_remote_args={"num_cpus": 0}
+        )
+
+
+def _summarise(args: argparse.Namespace, stats: SourceStats, before: int, folder: PartsFolder) -> None:
+    """Print one line: counts, and where they are."""
+    parts = [
+        f"{counted(stats.done, 'image')}, {counted(stats.detections, 'detection')},"
+        f" {counted(stats.failed, 'failure')}"
+    ]
+    if args.resume:
+        parts.append(f"{before} done before")
+    print_line("; ".join([*parts, folder.name]), sys.stdout)

@@ -1,0 +1,1 @@
+"""Engines on a Triton server: `load_engine("grpc://host:8001/yolact")`."""
