@@ -352,7 +352,7 @@ def _images(
     import ray.data
     from pyarrow import compute
 
-    light = {"num_cpus": 0, "batch_format": "pyarrow"}
+    light: dict[str, Any] = {"num_cpus": 0, "batch_format": "pyarrow"}
     pool = ray.data.TaskPoolStrategy(size=2 * workers.most)
     datasets = []
     if len(paths):
