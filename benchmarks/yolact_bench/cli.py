@@ -35,6 +35,7 @@ COMMANDS = {
     "masks": ("yolact_bench.masks", "time masks inside boxes against masks of whole images"),
     "tracks": ("yolact_bench.tracks", "measure tracks on synthetic videos of known identities"),
     "load": ("yolact_bench.load", "measure an engine on a server under load"),
+    "ray": ("yolact_bench.cluster", "measure yolact-infer --ray against the plain pipeline, and its driver"),
 }
 
 
@@ -45,6 +46,7 @@ EXTRAS = {
     "training": "train",
     "data": "train",
     "tracks": "bench,track",
+    "ray": "bench,ray",
 }
 
 

@@ -243,6 +243,24 @@ def lines_seeds() -> Iterator[Seed]:
     yield Seed("../out/a.jsonl", data, (*INFER, *resume, "--resume"), mutate.mutate_jsonl, others)
 
 
+def merge_seeds() -> Iterator[Seed]:
+    """Outputs of the two shards of a run: the first is changed, with all that belongs to it."""
+    names = ("a.jsonl", "mask_detections.json", "bbox_detections.json", "images.json", "t.csv")
+    files = {}
+    for number in (1, 2):
+        outputs = ("--jsonl", "a.jsonl", "--json", "mask_detections.json", "--table", "t.csv")
+        words = [f"{{run}}/{number}/{word}" if "." in word else word for word in outputs]
+        argv = ("{shared}/a.png", "{shared}/d", "--no-overlay", "--shard", f"{number}/2", *words)
+        files |= _run("yolact_runtime.cli", "--engine", "{shared}/m.onnx", *argv)
+    for name, option in zip(names, ("--json", "--json", "--json", "--json", "--table"), strict=True):
+        inputs = ["mask_detections.json" if name in names[1:4] else name]
+        argv = ("yolact-infer", "merge", *(f"{{run}}/in/{n}/{inputs[0]}" for n in (1, 2)))
+        out = "{run}/out/o.csv" if option == "--table" else "{run}/out/o.json"
+        mutator = {"a.jsonl": mutate.mutate_jsonl, "t.csv": mutate.mutate_lines}.get(name, mutate.mutate_json)
+        others = {f"in/{path}": data for path, data in files.items() if path != f"1/{name}"}
+        yield Seed(f"1/{name}", files[f"1/{name}"], (*argv, option, out), mutator, others)
+
+
 def report_seeds() -> Iterator[Seed]:
     """Reports of two benchmarks."""
     data = _run(
