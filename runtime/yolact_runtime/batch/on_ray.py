@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import inspect
+import json
 import logging
 import math
 import os
@@ -23,6 +24,7 @@ from yolact_runtime.batch.predictor import BatchPredictor
 from yolact_runtime.batch.remote_files import fetch, is_remote
 from yolact_runtime.batch.shipping import ShippedEngine, ship
 from yolact_runtime.commandline import is_terminal, print_line
+from yolact_runtime.engines.options import SERVER_OPTIONS
 from yolact_runtime.errors import UsageError, YolactError, counted, first_line
 from yolact_runtime.metadata import Metadata
 from yolact_runtime.outputs import check_outputs, engine_files
@@ -36,10 +38,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CATEGORIES = "yolact.categories"  # key of the metadata of a part: a list of "id" and "name"
 BLOCK_ROWS = 128  # images of a task at most: what a lost node costs
 PART_ROWS = 512  # images of a Parquet part, at least
 _BLOCK_BYTES = 16 << 20  # of images that tasks pass on
-_RETRIES = 3  # of a task whose worker died, so that an image that ends the process ends the run
+_CRASHES = (
+    "ActorDiedError",
+    "ActorUnavailableError",
+    "OutOfMemoryError",
+    "RayActorError",
+    "WorkerCrashedError",
+)
+_RESTARTS = 5  # of a worker's process, so that an image that ends it ends the run; Ray's default is no end
 
 
 @dataclass(frozen=True)
@@ -71,11 +81,13 @@ class RayPredictor:
         """Open the engine."""
         with engine.opened() as path:
             self.predictor = BatchPredictor(path, **options)
+        meta = self.predictor.engine.metadata
+        classes = zip(meta.category_ids, meta.class_names, strict=True)
+        self._categories = json.dumps([{"id": number, "name": name} for number, name in classes])
 
     def __call__(self, batch: pyarrow.Table) -> pyarrow.Table:
-        """The rows of a batch."""
-        rows: pyarrow.Table = self.predictor(batch)
-        return rows
+        """The rows of a batch; `CATEGORIES` of the table's metadata has the classes."""
+        return self.predictor(batch).replace_schema_metadata({CATEGORIES: self._categories})
 
 
 def predict_dataset(
@@ -94,17 +106,17 @@ def predict_dataset(
     first = max(1, min(workers.now, workers.most))
     pool = ray.data.ActorPoolStrategy(min_size=1, max_size=workers.most, initial_size=first)
     takes_more = "ray_remote_args" in inspect.signature(dataset.map_batches).parameters
-    with warnings.catch_warnings():  # Ray 2.64 will have another way to say how often a task is repeated
+    with warnings.catch_warnings():  # Ray 2.64 will have another way to say how often a worker starts again
         warnings.simplefilter("ignore")
         return dataset.map_batches(
             RayPredictor,
             fn_constructor_args=(engine, {**options, "threads": workers.cpus}),
             batch_format="pyarrow",
-            batch_size=BLOCK_ROWS,
+            batch_size=None,  # a block: with a number, Ray puts blocks together until they have as many rows
             compute=pool,
             num_cpus=workers.cpus,
             num_gpus=workers.gpus,
-            **({"max_task_retries": _RETRIES} if takes_more else {}),
+            **({"max_restarts": _RESTARTS} if takes_more else {}),
         )
 
 
@@ -124,7 +136,8 @@ def infer_on_ray(args: argparse.Namespace, block_rows: int = BLOCK_ROWS, part_ro
     folder.check(args.resume)
     if listing.doubled:
         log.warning("%s named twice; each is done once", counted(listing.doubled, "image is", "images are"))
-    with _cluster(args):
+    progress = is_terminal(sys.stderr) and not args.quiet
+    with cluster(args.ray, progress, args.debug):
         workers = _workers(args)
         engine, options = ship(args.engine), _predictor_options(args)
         run = mark_of(args, _probe(engine, options, workers))
@@ -156,24 +169,30 @@ def _check_output(args: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def _cluster(args: argparse.Namespace) -> Iterator[None]:
-    """Connect to the cluster, or start one on this machine; what fails in it becomes one line."""
+def cluster(address: str, progress: bool = False, debug: bool = False, **options: Any) -> Iterator[None]:
+    """Connect to a cluster, or start one on this machine; what fails in it becomes one line.
+
+    Args:
+        address: HOST:PORT, "auto" or "local"; "" for that of $RAY_ADDRESS, else "local".
+        progress: Show Ray Data's progress.
+        debug: Show Ray's messages and those of the workers.
+        options: For `ray.init`, of a cluster that is started.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports its use over the network
-    if not args.debug:
+    if not debug:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
-    import ray.data
     from ray.exceptions import RayError
 
     started = not ray.is_initialized()
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    own = {"include_dashboard": False, **options} if address == "local" else {}
     try:
         if started:
-            address = args.ray or os.environ.get("RAY_ADDRESS") or "local"
             _check_reachable(address)
-            own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-            with contextlib.nullcontext() if args.debug else _silent():
-                ray.init(address, log_to_driver=args.debug, logging_level=logging.ERROR, **own)
-        _set_up_data(args)
+            with contextlib.nullcontext() if debug else _silent():
+                ray.init(address, log_to_driver=debug, logging_level=logging.ERROR, **own)
+        _set_up_data(progress, debug)
         yield
     except (ConnectionError, RayError) as error:
         raise _reason(error) from error
@@ -207,14 +226,14 @@ def _silent() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _set_up_data(args: argparse.Namespace) -> None:
-    """Set how Ray Data logs, and how large its blocks are."""
+def _set_up_data(progress: bool, debug: bool) -> None:
+    """Set what Ray Data shows, and how large its blocks are."""
     import ray.data
 
-    if not args.debug:
+    if not debug:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = is_terminal(sys.stderr) and not args.quiet
+    context.enable_progress_bars = progress
     context.print_on_execution_start = False
     context.target_max_block_size = _BLOCK_BYTES
 
@@ -227,9 +246,21 @@ def _reason(error: BaseException) -> YolactError:
     for one in reversed(chain):
         if isinstance(one, YolactError) and not hasattr(one, "cause"):  # else Ray's, with a traceback in it
             return one
-    lines = [line for line in str(chain[-1]).splitlines() if line.strip()]
+    if any("AuthenticationError" in f"{type(one)} {one}" for one in chain):
+        return YolactError(
+            "the Ray cluster wants its token: set RAY_AUTH_MODE=token, and copy ~/.ray/auth_token of its head"
+            " node to the same place here"
+        )
+    names = [type(one).__name__ for one in chain]
+    if crash := next((name for name in names if name in _CRASHES), None):
+        return YolactError(
+            f"a worker ended {_RESTARTS + 1} times ({crash}): it lacked memory, or an image made it crash;"
+            " Ray's logs on its node say more"
+        )
+    told = [one for one in chain if str(one).strip()] or chain
+    lines = [line for line in str(told[-1]).splitlines() if line.strip()]
     why = first_line(RuntimeError(lines[-1] if lines else ""))
-    return YolactError(f"Ray: {type(chain[-1]).__name__}: {why}")
+    return YolactError(f"Ray: {type(told[-1]).__name__}: {why}")
 
 
 def _workers(args: argparse.Namespace) -> Workers:
@@ -270,7 +301,11 @@ def _fitting(node: Mapping[str, float], cpus: int, gpus: float) -> int:
 
 def _predictor_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options of `BatchPredictor` that the command line gives."""
-    names = ("backend", "precision", "providers", "config", "input_size", "class_names")
+    names = (
+        *("backend", "precision", "providers", "config", "input_size", "class_names"),
+        *("tile", "tile_overlap", "tile_full"),
+        *SERVER_OPTIONS,
+    )
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
     settings = ("score_threshold", "top_k", "classes", "batch_size")
     return {**given, **{name: getattr(args, name) for name in settings}}

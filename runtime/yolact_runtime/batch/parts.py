@@ -97,7 +97,7 @@ class PartsFolder:
         if record is not None and record["run"] != run:
             raise YolactError(
                 f"cannot resume {self.name}: it was written with another engine, --score-threshold, --top-k,"
-                " --classes or --precision; keep them, or name another folder"
+                " --classes, --tile or --precision; keep them, or name another folder"
             )
         self._write(RECORD, json.dumps({"run": run, "state": "running"}).encode())
         done = [self._done_in(name) for name in self.parts()]

@@ -12,7 +12,8 @@ from yolact_runtime.untrusted import beyond, limit
 _APPLY = {
     "sources", "null", "score_threshold", "top_k", "classes", "engine", "backend", "precision", "threads",
     "providers", "config", "input_size", "class_names", "batch_size", "workers", "resume", "ray",
-    "gpus_per_worker", "output_parquet", "no_json", "no_overlay", "debug", "quiet", "prog",
+    "tile", "tile_overlap", "tile_full", "gpus_per_worker", "output_parquet", "no_json", "no_overlay",
+    "debug", "quiet", "prog",
 }  # fmt: skip
 
 

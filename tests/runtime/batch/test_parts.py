@@ -1,0 +1,69 @@
+"""The folder of Parquet parts: what is done in it, and what is refused."""
+
+import json
+
+import pytest
+
+pa = pytest.importorskip("pyarrow")
+
+from pyarrow import parquet  # noqa: E402
+
+from yolact_runtime.batch.listing import are_done  # noqa: E402
+from yolact_runtime.batch.parts import RECORD, PartsFolder  # noqa: E402
+from yolact_runtime.batch.rows import failed_row, to_arrow  # noqa: E402
+from yolact_runtime.errors import UsageError, YolactError  # noqa: E402
+
+
+def done_row(path, count=1):
+    row = failed_row(path, "")
+    rles = [{"size": [4, 4], "counts": "0"}] * count
+    return {**row, "height": 4, "width": 4, "area": [16] * count, "rles": rles, "error": None}
+
+
+def write(folder, name, *rows):
+    folder.mkdir(exist_ok=True)
+    parquet.write_table(to_arrow(rows), folder / name)
+
+
+def test_a_new_folder_is_recorded(tmp_path):
+    folder = PartsFolder(str(tmp_path / "out"))
+    folder.check(resume=False)
+    assert len(folder.begin("abc")) == 0
+    assert json.loads((tmp_path / "out" / RECORD).read_text()) == {"run": "abc", "state": "running"}
+    write(tmp_path / "out", "one.parquet", done_row("a", 2), done_row("b", 3), failed_row("c", "broken"))
+    stats = folder.finish("abc", set())
+    assert (stats.done, stats.detections, stats.failed) == (2, 5, 1)
+    assert json.loads((tmp_path / "out" / RECORD).read_text())["state"] == "done"
+    assert folder.finish("abc", {"one.parquet"}).done == 0
+
+
+def test_a_run_is_continued(tmp_path):
+    folder = PartsFolder(str(tmp_path))
+    folder.begin("abc")
+    write(tmp_path, "one.parquet", done_row("a"), failed_row("b", "broken"))
+    write(tmp_path, "two.parquet", failed_row("c", "broken"))
+    whole = (tmp_path / "one.parquet").read_bytes()
+    for size in (0, 10, len(whole) // 2, len(whole) - 1):
+        (tmp_path / f"cut{size}.parquet").write_bytes(whole[:size])
+    folder.check(resume=True)
+    done = folder.begin("abc")
+    assert are_done(["a", "b", "c"], done).tolist() == [True, False, False]
+    assert folder.parts() == ["one.parquet"]
+    rows = parquet.read_table(tmp_path / "one.parquet")
+    assert rows.column("path").to_pylist() == ["a"] and rows.schema.equals(to_arrow([]).schema)
+
+
+def test_what_cannot_be_continued(tmp_path):
+    folder = PartsFolder(str(tmp_path))
+    write(tmp_path, "one.parquet", done_row("a"))
+    with pytest.raises(YolactError, match="another program wrote"):
+        folder.check(resume=True)
+    (tmp_path / RECORD).write_text(json.dumps({"run": "abc", "state": "running"}))
+    with pytest.raises(UsageError, match="1 part of an earlier run; add --resume"):
+        folder.check(resume=False)
+    with pytest.raises(YolactError, match="written with another engine"):
+        folder.begin("abd")
+    for text in ("", "[1]", '{"run": 1}', "[" * 10_000, "\xff"):
+        (tmp_path / RECORD).write_bytes(text.encode("latin-1"))
+        with pytest.raises(YolactError, match="was not written by yolact-infer"):
+            folder.check(resume=True)
