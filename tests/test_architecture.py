@@ -19,7 +19,7 @@ FOLDERS = {
 }
 ORDER = list(FOLDERS)
 # Methods of `Engine`, `Candidate` and `Client`, documented there.
-OVERRIDES = {"detect", "prepare", "end_to_end", "predict_prepared", "infer"}
+OVERRIDES = {"detect", "prepare", "end_to_end", "predict_prepared", "infer", "config"}
 
 
 def imported(path: Path) -> set[str]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolact_bench.options import add_engines, add_output, add_protocol, check_files, deliver, settings_of
 from yolact_runtime.commandline import Parser, run
-from yolact_runtime.engines.options import add_class_filter
+from yolact_runtime.engines.options import add_class_filter, add_tile_options
 from yolact_runtime.errors import UsageError
 from yolact_runtime.packages import require
 
@@ -65,6 +65,7 @@ def build_parser(subcommands: Collection[str] = tuple(COMMANDS)) -> Parser:
     add_engines(parser, required=False)
     parser.add_argument("--images", metavar="DIR", help="folder of images (default: one synthetic image)")
     add_class_filter(parser)
+    add_tile_options(parser)
     add_protocol(parser)
     more = parser.add_argument_group("more measurements")
     more.add_argument("--no-cold", action="store_true", help="skip start-up and memory (a process each)")
@@ -108,6 +109,8 @@ def command(args: argparse.Namespace) -> None:
     if args.roofline:
         require("--roofline", "train", "onnx", "sympy")
     settings = settings_of(args)
+    if settings.tiles and not args.images:
+        raise UsageError("--tile needs --images DIR, a folder with images that are larger than a tile")
     with contextlib.ExitStack() as stack:
         folder = args.images or stack.enter_context(tempfile.TemporaryDirectory())
         if not args.images:
@@ -134,9 +137,8 @@ def _extras(
     found: dict[str, Any] = {}
     if not args.no_cold:
         log.info("starting %s in its own process", candidate.name)
-        found["cold"] = cold_start(
-            candidate.path, images[0], candidate.options, max(args.batch), args.classes
-        )
+        options = {**candidate.options, "tiles": settings_of(args).tiles}
+        found["cold"] = cold_start(candidate.path, images[0], options, max(args.batch), args.classes)
     if args.pipeline:
         log.info("measuring the pipeline of %s", candidate.name)
         with cpu_threads(args.threads):

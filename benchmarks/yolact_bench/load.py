@@ -40,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--engine", required=True, metavar="ADDRESS[:KEY=VALUE,...]",
         help="model on a server, such as grpc://localhost:8001/yolact; options follow a colon")  # fmt: skip
-    add("--local", metavar="E", help="engine of this machine, whose pipeline is measured in turns with it")
+    add("--local", metavar="E[:KEY=VALUE,...]",
+        help="engine of this machine, whose pipeline is measured in turns with it")  # fmt: skip
     add("--images", required=True, metavar="DIR", help="folder of images, which are used in turn")
     add("--concurrency", type=int, nargs="+", default=[1, 8, 32], metavar="N",
         help="requests in flight; several numbers are measured in turns")  # fmt: skip
@@ -69,7 +70,10 @@ def command(args: argparse.Namespace) -> int:
     spec = parse_engine(args.engine)
     with contextlib.ExitStack() as stack:
         remote: Any = stack.enter_context(load_engine(spec.path, **spec.options))
-        local = stack.enter_context(load_engine(args.local, streams="auto")) if args.local else None
+        local = None
+        if args.local:
+            own = parse_engine(args.local)
+            local = stack.enter_context(load_engine(own.path, **{"streams": "auto", **own.options}))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         requests = requests_of(images, args.requests, args.damaged, folder)
         run = LoadRun(remote, local, args.send, (args.score_threshold, args.top_k))

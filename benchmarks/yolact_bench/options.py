@@ -58,12 +58,16 @@ def check_files(args: argparse.Namespace) -> None:
     if not any(path for _, path in writes):
         return
     reads: list[Named] = [(f"--{name}", given.get(name)) for name in _READ]
-    if given.get("engines"):
-        from yolact_bench.measure.engines import parse_engine
+    engines = {
+        "--engine": given.get("engines") or [],
+        "--local": [given["local"]] if given.get("local") else [],
+    }
+    for option, texts in engines.items():
+        if texts:
+            from yolact_bench.measure.engines import parse_engine
 
-        files = (engine_files(parse_engine(text).path) for text in args.engines)
-        reads += [("--engine", path) for path in itertools.chain(*files)]
-    reads += [("--local", path) for path in engine_files(given["local"])] if given.get("local") else []
+            files = (engine_files(parse_engine(text).path) for text in texts)
+            reads += [(option, path) for path in itertools.chain(*files)]
     reads += [("--onnx", path) for path in engine_files(args.onnx)] if given.get("onnx") else []
     reads += [("--ultralytics", path) for path in given.get("ultralytics") or ()]
     if given.get("dataset"):
@@ -119,6 +123,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         UsageError: a batch size given twice, or a value outside its range.
     """
     from yolact_bench.measure.suite import Settings
+    from yolact_runtime.engines.options import tile_options
 
     check_protocol(args)
     for size in args.batch:
@@ -128,7 +133,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
     check_number("--max-images", getattr(args, "max_images", None), 1, 10**9)
     limits = args.score_threshold, args.top_k
     classes = tuple(chosen) if (chosen := getattr(args, "classes", None)) else None
-    return Settings(tuple(args.batch), args.seconds, args.runs, args.threads, *limits, classes)
+    tiles = tile_options(args) or None
+    return Settings(tuple(args.batch), args.seconds, args.runs, args.threads, *limits, classes, tiles)
 
 
 def deliver(report: Report, args: argparse.Namespace) -> None:

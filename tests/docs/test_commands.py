@@ -20,7 +20,9 @@ hooks = load_hooks()
 # Where the changes are listed, commands may be named that are gone.
 CURRENT = [page for page in PAGES if page.name != "CHANGELOG.md"]
 # Options of other programs that the text speaks of.
-FOREIGN = {"--no-deps", "--strict", "--extra-index-url", "--gpus"}
+FOREIGN = {"--no-deps", "--strict", "--extra-index-url", "--system-site-packages"}
+FOREIGN |= {"--gpus", "--network", "--profile", "--time"}
+FOREIGN |= {"--rdzv-conf", "--rdzv-endpoint", "--max-restarts", "--shutdown-timeout"}  # torchrun
 
 
 def options_of(parser: argparse.ArgumentParser) -> set[str]:

@@ -27,6 +27,7 @@ READERS: dict[str, Callable[[], Iterator[Seed]]] = {
     "checkpoints": corpus_models.checkpoint_seeds,
     "settings": corpus_models.setting_seeds,
     "lines": corpus_models.lines_seeds,
+    "merges": corpus_models.merge_seeds,
     "reports": corpus_models.report_seeds,
     "caches": corpus_models.cache_seeds,
     "rooflines": corpus_models.roofline_seeds,

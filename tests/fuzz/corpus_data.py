@@ -10,6 +10,7 @@ from random import Random
 
 import cv2
 import mutate
+import mutate_images
 import numpy as np
 
 Mutator = Callable[[bytes, Random, bytes], bytes]
@@ -68,9 +69,9 @@ def images() -> dict[str, tuple[bytes, Mutator]]:
     """Bytes and mutator of an image in each format that can be written here."""
     found: dict[str, tuple[bytes, Mutator]] = {}
     plain = {
-        "a.png": (".png", mutate.mutate_png),
-        "a.jpg": (".jpg", mutate.mutate_jpeg),
-        "a.tif": (".tif", mutate.mutate_tiff),
+        "a.png": (".png", mutate_images.mutate_png),
+        "a.jpg": (".jpg", mutate_images.mutate_jpeg),
+        "a.tif": (".tif", mutate_images.mutate_tiff),
         "a.bmp": (".bmp", mutate.mutate_bytes),
         "a.webp": (".webp", mutate.mutate_bytes),
         "a.ppm": (".ppm", mutate.mutate_lines),
@@ -85,18 +86,18 @@ def images() -> dict[str, tuple[bytes, Mutator]]:
         except cv2.error:  # not in this build of OpenCV
             continue
     deep = picture().astype(np.uint16) * 257
-    found["deep.png"] = encoded(".png", deep), mutate.mutate_png
-    found["deep.tif"] = encoded(".tif", deep), mutate.mutate_tiff
-    found["float.tif"] = encoded(".tif", picture().astype(np.float32) / 255), mutate.mutate_tiff
-    found["alpha.png"] = encoded(".png", picture(channels=4)), mutate.mutate_png
+    found["deep.png"] = encoded(".png", deep), mutate_images.mutate_png
+    found["deep.tif"] = encoded(".tif", deep), mutate_images.mutate_tiff
+    found["float.tif"] = encoded(".tif", picture().astype(np.float32) / 255), mutate_images.mutate_tiff
+    found["alpha.png"] = encoded(".png", picture(channels=4)), mutate_images.mutate_png
     found["progressive.jpg"] = (
         encoded(".jpg", None, cv2.IMWRITE_JPEG_PROGRESSIVE, 1, cv2.IMWRITE_JPEG_RST_INTERVAL, 1),
-        mutate.mutate_jpeg,
+        mutate_images.mutate_jpeg,
     )
     for name, data in _pillow_images():
         found[name] = (
             data,
-            {"tif": mutate.mutate_tiff, "jpg": mutate.mutate_jpeg}.get(
+            {"tif": mutate_images.mutate_tiff, "jpg": mutate_images.mutate_jpeg}.get(
                 name.rpartition(".")[2], mutate.mutate_bytes
             ),
         )
@@ -270,7 +271,7 @@ def yolo_seeds() -> Iterator[Seed]:
         ("data.yaml", yaml_names, mutate.mutate_yaml),
         ("names.txt", text_names, mutate.mutate_lines),
         ("only.txt", only, mutate.mutate_lines),
-        ("images/train/a.png", yaml_names, mutate.mutate_png),
+        ("images/train/a.png", yaml_names, mutate_images.mutate_png),
     ):
         others = {name: data for name, data in files.items() if name != f"in/{victim}"}
         copies: tuple[str, ...] = ()
@@ -284,10 +285,10 @@ def mask_image_seeds() -> Iterator[Seed]:
     mask = np.zeros((20, 30), np.uint8)
     mask[4:12, 5:20] = 1
     forms = {
-        "in/m/a/cat_1.png": (encoded(".png", mask * 255), mutate.mutate_png),
-        "in/m/a/dog_1.tif": (encoded(".tif", mask * 255), mutate.mutate_tiff),
-        "in/m/a/ant_1.jpg": (encoded(".jpg", mask * 255), mutate.mutate_jpeg),
-        "in/m/a/bee_1.png": (encoded(".png", mask.astype(np.uint16) * 65535), mutate.mutate_png),
+        "in/m/a/cat_1.png": (encoded(".png", mask * 255), mutate_images.mutate_png),
+        "in/m/a/dog_1.tif": (encoded(".tif", mask * 255), mutate_images.mutate_tiff),
+        "in/m/a/ant_1.jpg": (encoded(".jpg", mask * 255), mutate_images.mutate_jpeg),
+        "in/m/a/bee_1.png": (encoded(".png", mask.astype(np.uint16) * 65535), mutate_images.mutate_png),
     }
     argv = ("yolact-data", "convert", "masks", "{run}/in/m", "{run}/out/o.json", "--images", "{run}/in/i")
     for victim, (data, mutator) in forms.items():
@@ -317,7 +318,7 @@ def voc_seeds() -> Iterator[Seed]:
     argv = ("yolact-data", "convert", "voc", "{run}/in", "{run}/out/o.json")
     for victim, data in files.items():
         others = {name: content for name, content in files.items() if name != victim}
-        yield Seed(victim[3:], data, argv, mutate.mutate_png, others)
+        yield Seed(victim[3:], data, argv, mutate_images.mutate_png, others)
 
 
 def dataset_seeds() -> Iterator[Seed]:

@@ -15,6 +15,7 @@ from random import Random
 from typing import Any
 
 import mutate
+import mutate_models
 import targets
 from corpus_data import INFER, JSONL, TRAIN, Seed, annotations, encoded
 from fake_onnx import NATIVE, RUNTIME, int8_file, native_arrays, runtime_arrays, write_onnx
@@ -42,7 +43,7 @@ def onnx_seeds() -> Iterator[Seed]:
             ("yolact-infer", *ENGINE, file, "--backend", "openvino", *IMAGE),
             ("yolact-export", "inspect", file),
         ):
-            yield Seed("m.onnx", data, argv, mutate.mutate_onnx)
+            yield Seed("m.onnx", data, argv, mutate_models.mutate_onnx)
     data = onnx_files()["native.onnx"]
     others = {"in/a.json": mutate.dump_json(annotations()), "in/a.png": encoded(".png")}
     others["in/b.png"] = others["in/a.png"]
@@ -53,7 +54,7 @@ def onnx_seeds() -> Iterator[Seed]:
         "yolact-export --weights {run}/in/m.onnx --to openvino --output {run}/out/m.xml --no-verify",
         "yolact-export --weights {run}/in/m.onnx --to triton --output {run}/out/models",
     ):
-        yield Seed("m.onnx", data, tuple(command.split()), mutate.mutate_onnx, others)
+        yield Seed("m.onnx", data, tuple(command.split()), mutate_models.mutate_onnx, others)
 
 
 def openvino_seeds() -> Iterator[Seed]:
@@ -135,7 +136,7 @@ def mutate_checkpoint(data: bytes, random: Random, other: bytes = b"") -> bytes:
     import torch
 
     if random.randrange(3) == 0:
-        return mutate.mutate_zip(data, random, other)
+        return mutate_models.mutate_zip(data, random, other)
     content: Any = torch.load(io.BytesIO(data), weights_only=True)
     known = "config", "training", "epoch", "iteration", "format", "losses", "lr", "image_ids"
     plain = [key for key in content if key in known]
@@ -181,7 +182,7 @@ def checkpoint_seeds() -> Iterator[Seed]:
     for key, data in files.items():
         suffix = key.rpartition(".")[2]
         file = f"{{run}}/in/{name}.{suffix}"
-        mutator = mutate.mutate_safetensors if suffix == "safetensors" else mutate_checkpoint
+        mutator = mutate_models.mutate_safetensors if suffix == "safetensors" else mutate_checkpoint
         good = 1 if key == "plain.pth" else 0  # of another size than the configuration says
         yield Seed(f"{name}.{suffix}", data, ("yolact-export", "inspect", file), mutator, good=good)
         yield Seed(f"{name}.{suffix}", data, ("yolact-infer", *ENGINE, file, *IMAGE), mutator, good=good)
@@ -242,6 +243,24 @@ def lines_seeds() -> Iterator[Seed]:
     yield Seed("../out/a.jsonl", data, (*INFER, *resume, "--resume"), mutate.mutate_jsonl, others)
 
 
+def merge_seeds() -> Iterator[Seed]:
+    """Outputs of the two shards of a run: the first is changed, with all that belongs to it."""
+    names = ("a.jsonl", "mask_detections.json", "bbox_detections.json", "images.json", "t.csv")
+    files = {}
+    for number in (1, 2):
+        outputs = ("--jsonl", "a.jsonl", "--json", "mask_detections.json", "--table", "t.csv")
+        words = [f"{{run}}/{number}/{word}" if "." in word else word for word in outputs]
+        argv = ("{shared}/a.png", "{shared}/d", "--no-overlay", "--shard", f"{number}/2", *words)
+        files |= _run("yolact_runtime.cli", "--engine", "{shared}/m.onnx", *argv)
+    for name, option in zip(names, ("--json", "--json", "--json", "--json", "--table"), strict=True):
+        inputs = ["mask_detections.json" if name in names[1:4] else name]
+        argv = ("yolact-infer", "merge", *(f"{{run}}/in/{n}/{inputs[0]}" for n in (1, 2)))
+        out = "{run}/out/o.csv" if option == "--table" else "{run}/out/o.json"
+        mutator = {"a.jsonl": mutate.mutate_jsonl, "t.csv": mutate.mutate_lines}.get(name, mutate.mutate_json)
+        others = {f"in/{path}": data for path, data in files.items() if path != f"1/{name}"}
+        yield Seed(f"1/{name}", files[f"1/{name}"], (*argv, option, out), mutator, others)
+
+
 def report_seeds() -> Iterator[Seed]:
     """Reports of two benchmarks."""
     data = _run(
@@ -282,7 +301,7 @@ def mutate_cached(data: bytes, random: Random, other: bytes = b"") -> bytes:
 def roofline_seeds() -> Iterator[Seed]:
     words = "--weights {shared}/yolact_tiny_0_1.pth --detect runtime --no-verify --output {run}/tiny.onnx"
     data = _run("yolact_export.cli", *words.split())["tiny.onnx"]
-    yield Seed("m.onnx", data, ("targets:roofline", "{run}/in/m.onnx"), mutate.mutate_onnx)
+    yield Seed("m.onnx", data, ("targets:roofline", "{run}/in/m.onnx"), mutate_models.mutate_onnx)
 
 
 def batch_seeds() -> Iterator[Seed]:

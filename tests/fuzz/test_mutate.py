@@ -10,6 +10,8 @@ from random import Random
 
 import corpus_data
 import mutate
+import mutate_images
+import mutate_models
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,9 +21,9 @@ PNG = corpus_data.encoded(".png")
 SEEDS = st.integers(0, 2**32)
 MUTATORS = [
     (mutate.mutate_bytes, PNG),
-    (mutate.mutate_png, PNG),
-    (mutate.mutate_jpeg, corpus_data.encoded(".jpg")),
-    (mutate.mutate_tiff, corpus_data.encoded(".tif")),
+    (mutate_images.mutate_png, PNG),
+    (mutate_images.mutate_jpeg, corpus_data.encoded(".jpg")),
+    (mutate_images.mutate_tiff, corpus_data.encoded(".tif")),
     (mutate.mutate_json, JSON),
     (mutate.mutate_jsonl, JSON + b"\n" + JSON + b"\n"),
     (mutate.mutate_yaml, b"a: {b: [c, d]}\ne: f\n"),
@@ -45,8 +47,8 @@ def test_most_seeds_change_something(mutator, data):
 def test_checksums_of_png_are_repaired():
     right = 0
     for seed in range(200):
-        data = mutate.mutate_png(PNG, Random(seed))
-        chunks = mutate._png_chunks(data)
+        data = mutate_images.mutate_png(PNG, Random(seed))
+        chunks = mutate_images._png_chunks(data)
         at, sound = 8, bool(chunks)
         for kind, content in chunks:
             at += 12 + len(content)
@@ -73,6 +75,6 @@ def test_most_zip_files_stay_readable():
         file.writestr("a/data/0", b"y" * 100)
     read = 0
     for seed in range(100):
-        changed = mutate.mutate_zip(buffer.getvalue(), Random(seed))
+        changed = mutate_models.mutate_zip(buffer.getvalue(), Random(seed))
         read += zipfile.is_zipfile(io.BytesIO(changed)) and changed != buffer.getvalue()
     assert read > 70

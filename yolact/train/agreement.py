@@ -25,7 +25,8 @@ from yolact_runtime.errors import UsageError, YolactError, counted
 log = logging.getLogger(__name__)
 
 VISIBLE_SECONDS = 60  # until all machines see a new file: NFS remembers what a folder holds for so long
-ATTEMPTS = 3  # to read a checkpoint, a second apart
+ATTEMPTS = 3  # to read a checkpoint
+_WAIT = 1.0  # seconds until a folder or a file is looked at again
 
 
 def open_checkpoint(
@@ -57,7 +58,10 @@ def open_checkpoint(
         path = find_checkpoint(resume, folder, name)
         if path is None:
             return None
-        return _read_any(list_checkpoints(folder, path), given) if resume == "auto" else _read(path, given)
+        paths = list_checkpoints(folder, path) if resume == "auto" else [path]
+        checkpoint = _read_any(paths, given)
+        log.info("continuing from %s", checkpoint.path)
+        return checkpoint
 
     return processes.from_first(read)
 
@@ -87,33 +91,30 @@ def _check_visible(latest: Callable[[], tuple[int, str]], folder: Path, processe
                     f"{processes.name(rank)} sees {path}, and {processes.name(0)}, which reads and writes"
                     f" checkpoints, does not: --save-folder {folder} must be a folder that all machines share"
                 )
-            time.sleep(1)
+            time.sleep(_WAIT)
 
     processes.from_first(wait)
 
 
-def _read(path: Path, given: Config | None) -> Checkpoint:
-    return load_checkpoint(path, default=given)
-
-
 def _read_any(paths: list[Path], given: Config | None) -> Checkpoint:
-    """The first checkpoint of `paths` that can be read; each is tried again, as its disk may be far away.
+    """The first checkpoint of `paths` that can be read; of several, each is tried again, as disks may be far.
 
     Raises:
         YolactError: none can be read; that of the first.
     """
     errors: list[YolactError] = []
     for path in paths:
-        for attempt in range(ATTEMPTS):
+        for last in [False] * (ATTEMPTS - 1) * (len(paths) > 1) + [True]:
             try:
-                return _read(path, given)
+                return load_checkpoint(path, default=given)
             except UsageError:
                 raise
             except YolactError as error:
-                problem = error
-            time.sleep(1 if attempt < ATTEMPTS - 1 else 0)
-        errors.append(problem)
-        log.warning("%s; looking for an earlier checkpoint", problem)
+                if last:
+                    errors.append(error)
+            time.sleep(0 if last else _WAIT)
+        if path != paths[-1]:
+            log.warning("%s; looking for an earlier checkpoint", errors[-1])
     raise errors[0]
 
 

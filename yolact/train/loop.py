@@ -31,7 +31,7 @@ from yolact.train.mode import memory_format, set_training_mode
 from yolact.train.pictures import draw_batch
 from yolact.train.resume import TrainingState, restore_optimizer, restore_scaler, training_state
 from yolact.train.sampler import EpochBatches, SharedBatches
-from yolact.train.signals import StopSignal
+from yolact.train.signals import StopSignal, TrainingInterruptedError
 from yolact.train.step import Ema, NetworkWithLoss, Step, build_optimizer, learning_rate, training_step
 from yolact.train.validation import Validation, held_out_images, open_validation, quality
 from yolact.weights.fine_tuning import load_for_fine_tuning
@@ -39,12 +39,6 @@ from yolact.weights.load import Checkpoint, load_pretrained_backbone, load_state
 from yolact_runtime.errors import UsageError, YolactError, counted, first_line
 
 log = logging.getLogger(__name__)
-
-
-class TrainingInterruptedError(YolactError):
-    """Training was asked to stop, and saved its state."""
-
-    exit_code = 130
 
 
 def train(

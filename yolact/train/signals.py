@@ -13,8 +13,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from yolact_runtime.commandline import stop_signals
+from yolact_runtime.errors import YolactError
 
 log = logging.getLogger(__name__)
+
+
+class TrainingInterruptedError(YolactError):
+    """Training was asked to stop, and saved its state."""
+
+    exit_code = 130
 
 
 class StopSignal:

@@ -5,7 +5,7 @@
 prints `{"import_ms", "load_ms", "first_ms", "peak_mib", "device_mib"}`: importing the runtime, opening the
 engine, its first prediction of one image (masks included), then after a few predictions of a whole batch the
 peak of resident host memory, and how much more of the GPU's memory is in use than before (which other
-processes on that GPU distort; null without a GPU).
+processes on that GPU distort; null without a GPU). `tiles` among the options are the arguments of `tiled`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     nvml = open_nvml()
     before = nvml.memory_used() if nvml else None
     opening = time.perf_counter()
-    model = load_engine(engine, **json.loads(options))
+    chosen_options = json.loads(options)
+    tiles = chosen_options.pop("tiles", None)
+    model = load_engine(engine, **chosen_options)
+    if tiles:
+        from yolact_runtime.engines.tiles import tiled
+
+        model = tiled(model, **tiles)
     loaded = time.perf_counter()
     from yolact_runtime.sources.images import read_image
 

@@ -15,6 +15,8 @@ from yolact_bench.measure.stages import EngineCandidate
 from yolact_bench.measure.suite import Settings
 from yolact_runtime import Engine, load_engine
 from yolact_runtime.engines.remote.address import engine_name, is_address
+from yolact_runtime.engines.stored import check_stored_classes
+from yolact_runtime.engines.tiles import tiled
 from yolact_runtime.errors import UsageError, without_secrets
 
 _NUMBERS = ("threads", "streams", "retries")
@@ -35,7 +37,11 @@ class EngineSpec:
     def label(self, path: str) -> str:
         """The given name, or else `path` and the options."""
         options = [
-            "+".join(value) if key == "providers" else value if type(value) is str else f"{key}={value}"
+            f"{key}={value}"
+            if key in (*_NUMBERS, *_SECONDS)
+            else "+".join(value)
+            if key == "providers"
+            else value
             for key, value in self.options.items()
         ]
         return self.name or " ".join([path, *options])
@@ -95,15 +101,26 @@ def open_engines(
         YolactError: an engine cannot be opened.
     """
     specs = [parse_engine(text) for text in texts]
+    for spec in specs:
+        check_stored_classes(spec.path, settings.classes, "--classes")
     candidates = []
     for name, spec in zip(unique_names(specs), specs, strict=True):
         elsewhere = is_address(spec.path) or Path(spec.path).suffix.lower() in (".engine", ".plan")
         common = {"threads": settings.threads} if settings.threads and not elsewhere else {}
         options = {**common, **defaults(spec), **spec.options}
-        engine = stack.enter_context(load_engine(spec.path, **options))
+        engine = load_engine(spec.path, **options)
+        engine = stack.enter_context(tiled(engine, **settings.tiles) if settings.tiles else engine)
         limits = settings.score_threshold, settings.top_k
         candidates.append(
-            EngineCandidate(name, engine, *limits, path=spec.path, options=options, classes=settings.classes)
+            EngineCandidate(
+                name,
+                engine,
+                *limits,
+                path=spec.path,
+                options=options,
+                classes=settings.classes,
+                tiles=settings.tiles,
+            )
         )
     in_torch = [one for one in candidates if one.backend.startswith("PyTorch")]
     if len({one.options.get("threads") for one in in_torch}) > 1:
@@ -113,7 +130,8 @@ def open_engines(
 
 def reopen(candidate: EngineCandidate, streams: int | str) -> Engine:
     """Open the engine of a candidate once more, with another number of streams."""
-    return load_engine(candidate.path, **{**candidate.options, "streams": streams})
+    engine = load_engine(candidate.path, **{**candidate.options, "streams": streams})
+    return tiled(engine, **candidate.tiles) if candidate.tiles else engine
 
 
 def on_gpu(backend: str) -> bool:

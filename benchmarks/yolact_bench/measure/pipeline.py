@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from yolact_bench.measure.statistics import mean_interval, paired_ratio
 from yolact_runtime import Engine, Result
 from yolact_runtime import pipeline as runtime
 from yolact_runtime.engines.threads import default_workers
+from yolact_runtime.engines.tiles import TiledEngine
 from yolact_runtime.errors import UsageError, YolactError, counted
 from yolact_runtime.frames import Frame, Sink
 from yolact_runtime.sources.images import ImageSource, read_image
@@ -80,6 +82,8 @@ def pipeline_throughput(
         batch, decode_workers=workers, post_workers=workers, score_threshold=score_threshold, top_k=top_k,
         classes=classes,
     )  # fmt: skip
+    if isinstance(throughput, TiledEngine):  # as yolact-infer has it: large images wait in memory
+        settings = replace(settings, in_flight=batch * throughput.streams + 2)
 
     def serial(total: int) -> None:
         for paths in itertools.islice(batches(images, batch), total // batch):

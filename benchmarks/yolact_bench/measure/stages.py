@@ -10,6 +10,9 @@ A stage begins where the one before it ends, so they add up to the run:
     download    results to the host
     masks       contours of the masks at image size
     rle         COCO RLE of these
+    merge       of tiles: matching what was found in several, and cutting images
+
+With tiles, stages take turns, so that each is the sum over the tiles; resizing tiles is preprocessing.
 
 An engine reports its stages to `Engine.stage_timer`. One that works on a device can report more than the
 host's clock sees: `stage_times(images, score_threshold, top_k)` runs one batch stage by stage and returns
@@ -32,19 +35,23 @@ import numpy as np
 from yolact_bench.measure.candidate import Candidate, Run, batches, different_batches, in_order
 from yolact_runtime import Engine
 from yolact_runtime.engines.base import check_limits
-from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.engines.tiles import TiledEngine
+from yolact_runtime.errors import UsageError, YolactError, counted
 from yolact_runtime.preprocess import resize_batch
 from yolact_runtime.sources.images import read_image
 
 log = logging.getLogger(__name__)
 
+# When each stage of a run began and ended, in nanoseconds; several times if it runs tile by tile.
+_Spans = dict[str, list[tuple[int, int]]]
 DEVICE_RUNS = 10  # stage by stage; the first two warm up
 
 
 class EngineCandidate(Candidate):
     """One of our engines, which is closed with this; `path` and `options` serve to open it again.
 
-    `classes` are the names or category ids of those to find; None for all.
+    `classes` are the names or category ids of those to find; None for all. `tiles` are the arguments that the
+    engine was `tiled` with; None if it was not.
 
     Raises:
         UsageError: a limit out of its range, or a class that the engine does not have.
@@ -59,6 +66,7 @@ class EngineCandidate(Candidate):
         path: str = "",
         options: Mapping[str, Any] | None = None,
         classes: Sequence[str | int] | None = None,
+        tiles: Mapping[str, Any] | None = None,
     ) -> None:
         meta = engine.metadata
         self.name, self.engine, self.path, self.options = name, engine, path, dict(options or {})
@@ -68,6 +76,7 @@ class EngineCandidate(Candidate):
             self.note = "on a server: all times include the network, those of the network only also masks"
         self._limits = score_threshold, meta.max_detections if top_k is None else top_k
         check_limits(*self._limits)
+        self.tiles = tiles
         self.classes = engine.class_indices(classes, "--classes")
         # Engines of other packages may not take classes.
         self._only = () if self.classes is None else (self.classes,)
@@ -84,6 +93,12 @@ class EngineCandidate(Candidate):
             pictures = [read_image(path) for path in paths]
             sizes = [(picture.shape[0], picture.shape[1]) for picture in pictures]
             ready.append((resize_batch(pictures, meta.input_size, meta.input_dtype), sizes))
+        tiles = self.engine if isinstance(self.engine, TiledEngine) else None
+        if tiles and not any(tiles.cuts(size) for _, sizes in ready for size in sizes):
+            raise UsageError(
+                f"{self.name}: none of the first {counted(len(ready) * batch, 'image')} is larger than its"
+                f" {tiles.name.rpartition(', ')[2]}; measure without --tile, or with larger images"
+            )
         self._prepared = itertools.cycle(ready)
         self._by_events = self._device_stages(next(batches(images, batch)))
 
@@ -111,17 +126,8 @@ class EngineCandidate(Candidate):
             masked = clock()
             count = sum(len(result.rles) for result in results)
             end = clock()
-        # Stacking the batch comes before the network, dropping what is below the threshold after it.
-        began, ended = spans.get("network", (ready, returned))
-        detect_began, detect_ended = spans.get("detect", (ended, ended))
-        taken = {
-            "decode": decoded - start,
-            "preprocess": began - decoded,
-            "network": detect_began - began + ended - detect_ended,
-            "detect": detect_ended - detect_began,
-            "masks": masked - ended,
-            "rle": end - masked,
-        }
+        marks = start, decoded, ready, returned, masked, end
+        taken = _tile_stages(spans, *marks) if self.tiles else _stages(spans, *marks)
         seconds = {name: ns / 1e9 for name, ns in taken.items() if name != "detect" or name in spans}
         return Run(_divided(seconds, self._by_events) if self._by_events else seconds, count)
 
@@ -146,16 +152,52 @@ class EngineCandidate(Candidate):
         self.engine.close()
 
 
+def _stages(
+    spans: _Spans, start: int, decoded: int, ready: int, returned: int, masked: int, end: int
+) -> dict[str, int]:
+    """Nanoseconds of each stage, from what the engine reports and the ends of what surrounds it."""
+    # Stacking the batch comes before the network, dropping what is below the threshold after it.
+    began, ended = spans.get("network", [(ready, returned)])[-1]
+    detect_began, detect_ended = spans.get("detect", [(ended, ended)])[-1]
+    return {
+        "decode": decoded - start,
+        "preprocess": began - decoded,
+        "network": detect_began - began + ended - detect_ended,
+        "detect": detect_ended - detect_began,
+        "masks": masked - ended,
+        "rle": end - masked,
+    }
+
+
+def _tile_stages(
+    spans: _Spans, start: int, decoded: int, ready: int, returned: int, masked: int, end: int
+) -> dict[str, int]:
+    """Same as `_stages`, of an engine that runs tiles: sums over these, and the rest is merging."""
+    sums = {stage: sum(ended - began for began, ended in times) for stage, times in spans.items()}
+    resized, network, detect, masks = (
+        sums.get(stage, 0) for stage in ("preprocess", "network", "detect", "masks")
+    )
+    return {
+        "decode": decoded - start,
+        "preprocess": ready - decoded + resized,
+        "network": network - detect,
+        "detect": detect,
+        "masks": masks + masked - returned,
+        "rle": end - masked,
+        "merge": returned - ready - resized - network - masks,
+    }
+
+
 @contextlib.contextmanager
-def _timed_stages(engine: Engine) -> Iterator[dict[str, tuple[int, int]]]:
+def _timed_stages(engine: Engine) -> Iterator[_Spans]:
     """Note when the stages of one call begin and end, in nanoseconds of `perf_counter_ns`."""
-    spans: dict[str, tuple[int, int]] = {}
+    spans: _Spans = {}
 
     @contextlib.contextmanager
     def timer(stage: str) -> Iterator[None]:
         began = time.perf_counter_ns()
         yield
-        spans[stage] = began, time.perf_counter_ns()
+        spans.setdefault(stage, []).append((began, time.perf_counter_ns()))
 
     engine.stage_timer = timer
     try:

@@ -50,6 +50,7 @@ class Settings:
     score_threshold: float = 0.0  # end to end, detections above it get masks
     top_k: int | None = None  # at most this many of them; None for all that the engine keeps
     classes: tuple[str, ...] | None = None  # names or category ids of those to find; None for all
+    tiles: dict[str, Any] | None = None  # how `tiled` cuts large images; None for whole images
 
     def __post_init__(self) -> None:
         if not self.batches or min(self.batches) < 1 or len(set(self.batches)) < len(self.batches):
@@ -207,10 +208,11 @@ def measure(
 
 
 def _as_json(settings: Settings, images: int) -> dict[str, Any]:
-    """The settings in the report; `classes` only if some were chosen."""
+    """The settings in the report; `classes` and `tiles` only if there are some."""
     values = {**asdict(settings), "batches": list(settings.batches), "images": images}
-    classes = values.pop("classes")
-    return values if classes is None else {**values, "classes": list(classes)}
+    del values["classes"], values["tiles"]
+    chosen = {"classes": settings.classes and list(settings.classes), "tiles": settings.tiles}
+    return values | {name: value for name, value in chosen.items() if value}
 
 
 def _measure_batch(

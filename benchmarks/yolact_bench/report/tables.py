@@ -137,9 +137,11 @@ def machine(report: Report) -> str:
     limit = f"the best {settings['top_k']} detections" if settings["top_k"] else "all detections"
     if settings.get("classes"):
         limit += f" of the classes {', '.join(settings['classes'])}"
+    tiles = settings.get("tiles")
+    cut = f" in tiles of {tiles['tile']} pixels" if tiles else ""
     return (
         f"{host['cpu']}, {host['cores']} cores{gpu}; threads: {settings['threads'] or 'default'};"
-        f" {counted(settings['images'], 'image')}; masks of {limit} above score"
+        f" {counted(settings['images'], 'image')}{cut}; masks of {limit} above score"
         f" {settings['score_threshold']:g}"
     )
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from yolact_export.triton.network import BACKENDS, TYPES, Network, TensorSpec
 from yolact_export.triton.options import TritonOptions
 from yolact_runtime.metadata import Metadata
 from yolact_runtime.packages import imports_failed
-from yolact_runtime.serving.images import FORMS, SIZE
+from yolact_runtime.serving.images import SIZE
 from yolact_runtime.serving.triton import API, AUTO, ENGINE_OPTIONS
 
 # Outputs of a model that finds instances: type, and sizes without the batch.
@@ -62,7 +62,9 @@ def python_config(network: Network, name: str, options: TritonOptions) -> Any:
     """Image in, instances out: an engine of `yolact_runtime` in the server's Python."""
     metadata = network.metadata
     message = _python(name, max(1, metadata.max_batch), options)
-    _add_forms(message, metadata, batched=True)
+    _add_forms(message, batched=True)
+    _add_optional(message, "prepared", TYPES[metadata.input_dtype], [*metadata.input_shape, 3])
+    _add_optional(message, SIZE, "TYPE_INT32", [2])
     _add_instances(message.output, batched=True)
     _add(message.output, "engine", "TYPE_STRING", [1])
     message.parameters["yolact"].string_value = _metadata_text(metadata)
@@ -73,8 +75,8 @@ def python_config(network: Network, name: str, options: TritonOptions) -> Any:
 
 def prepare_config(network: Network, name: str, options: TritonOptions) -> Any:
     """The ensemble's first step: image in, the network's input out."""
-    message = _python(name, network.batching, options)
-    _add_forms(message, network.metadata, bool(network.batching))
+    message = _python(name, network.batching, replace(options, queue_delay_us=0))
+    _add_forms(message, bool(network.batching))
     for spec in network.inputs:
         _add_tensor(message.output, spec, network)
     _add(message.output, SIZE, "TYPE_INT32", _sizes([2], bool(network.batching)))
@@ -83,7 +85,7 @@ def prepare_config(network: Network, name: str, options: TritonOptions) -> Any:
 
 def instances_config(network: Network, name: str, options: TritonOptions) -> Any:
     """The ensemble's last step: the network's outputs in, instances out."""
-    message = _python(name, network.batching, options)
+    message = _python(name, network.batching, replace(options, queue_delay_us=0))
     for spec in network.outputs:
         _add_tensor(message.input, spec, network)
     _add(message.input, SIZE, "TYPE_INT32", _sizes([2], bool(network.batching)))
@@ -92,16 +94,18 @@ def instances_config(network: Network, name: str, options: TritonOptions) -> Any
 
 
 def ensemble_config(network: Network, name: str, raw: str, prepare: str, instances: str) -> Any:
-    """The three steps as one model; `raw`, `prepare` and `instances` are their names."""
+    """The three steps as one model; `raw`, `prepare` and `instances` are their names.
+
+    A tensor has one name in an ensemble, so that there is no input "size" beside the output of this name.
+    """
     batched = bool(network.batching)
     message = _schema().ModelConfig(name=name, platform="ensemble", max_batch_size=network.batching)
-    _add_forms(message, network.metadata, batched)
+    _add_forms(message, batched)
     _add_instances(message.output, batched)
     message.parameters["yolact"].string_value = _metadata_text(network.metadata)
-    message.parameters["yolact_api"].string_value = API
     between = {spec.name: f"raw_{spec.name}" for spec in (*network.inputs, *network.outputs)}
     size = {SIZE: "image_size"}
-    given = {form: form for form in (*FORMS, SIZE)}
+    given = {entry.name: entry.name for entry in message.input}
     inputs, outputs = ([spec.name for spec in specs] for specs in (network.inputs, network.outputs))
     for model, takes, gives in (
         (prepare, given, {**_some(between, inputs), **size}),
@@ -149,17 +153,15 @@ def _batch(message: Any, batching: int, options: TritonOptions) -> None:
         message.dynamic_batching.preferred_batch_size.append(batching)
 
 
-def _add_forms(message: Any, metadata: Metadata, batched: bool) -> None:
-    """Add the forms of an image, of which a request has one; those of a batch may differ in size."""
-    kind = TYPES[metadata.input_dtype]
-    for name, data_type, sizes in (
-        ("image", "TYPE_STRING", [1]),
-        ("array", "TYPE_UINT8", [-1, -1, 3]),
-        ("prepared", kind, [*metadata.input_shape, 3]),
-        (SIZE, "TYPE_INT32", [2]),
-    ):
-        entry = _add(message.input, name, data_type, _sizes(sizes, batched))
-        entry.optional, entry.allow_ragged_batch = True, batched and message.platform != "ensemble"
+def _add_forms(message: Any, batched: bool) -> None:
+    """Add the forms of an image that a request has one of; those of a batch may differ in size."""
+    _add_optional(message, "image", "TYPE_STRING", _sizes([1], batched))
+    _add_optional(message, "array", "TYPE_UINT8", _sizes([-1, -1, 3], batched))
+
+
+def _add_optional(message: Any, name: str, data_type: str, sizes: list[int]) -> None:
+    entry = _add(message.input, name, data_type, sizes)
+    entry.optional, entry.allow_ragged_batch = True, message.HasField("dynamic_batching")
 
 
 def _add_instances(entries: Any, batched: bool) -> None:

@@ -82,7 +82,10 @@ def _values(name: str, column: Any) -> list[Any]:
     if isinstance(column, str | bytes) or not hasattr(column, "__iter__"):
         raise YolactError(f"column {name} is a {type(column).__name__}; an array or a list is needed")
     if name == "path" and hasattr(column, "to_pylist"):
-        return list(column.to_pylist())
+        try:
+            return list(column.to_pylist())
+        except UnicodeDecodeError:  # names that are no text
+            return list(column.cast("binary").to_pylist())
     if isinstance(column, np.ndarray) and column.dtype.kind == "S" and name == "bytes":
         # NumPy drops zeros at the end of each value, with which an image may end.
         raw = np.ascontiguousarray(column).view(np.uint8).reshape(len(column), -1)

@@ -37,7 +37,7 @@ class RowSource(Source):
 
     def __iter__(self) -> Iterator[Frame]:
         for index, path in enumerate(self.paths):
-            name = path or f"row {index}"
+            name = f"row {index}" if path is None else path
             yield Frame(index, name, Path(name), functools.partial(self._read, index, name))
 
     def _read(self, index: int, name: str) -> np.ndarray:
@@ -52,7 +52,7 @@ def image_of(row: Mapping[str, Any], name: str) -> np.ndarray:
 
     Args:
         row: As for `RowSource`.
-        name: For messages.
+        name: The path; without one, what messages call the image.
 
     Raises:
         YolactError: the row has none or two, or what it has cannot be read.
@@ -60,6 +60,8 @@ def image_of(row: Mapping[str, Any], name: str) -> np.ndarray:
     if (error := plain(row.get("error"))) is not None:
         raise YolactError(str(error))
     image, data, path = (plain(row.get(kind)) for kind in ("image", "bytes", "path"))
+    if path is not None and _path(path) is None:
+        raise YolactError(f"{name}: path is a {type(path).__name__}; a text is needed")
     if image is not None and data is not None:
         raise YolactError(f'{name} has "bytes" and "image"; give one of them')
     if image is not None:
@@ -69,9 +71,7 @@ def image_of(row: Mapping[str, Any], name: str) -> np.ndarray:
         return decode_image(name, _content(data, name))
     if path is None:
         raise YolactError(f'{name} has none of "path", "bytes" and "image"')
-    if (file := _path(path)) is None:
-        raise YolactError(f"{name}: path is a {type(path).__name__}; a text is needed")
-    return read_image(file)
+    return read_image(name)
 
 
 def _content(data: Any, name: str) -> bytes:

@@ -24,6 +24,7 @@ from yolact_runtime.batch.predictor import BatchPredictor
 from yolact_runtime.batch.remote_files import fetch, is_remote
 from yolact_runtime.batch.shipping import ShippedEngine, ship
 from yolact_runtime.commandline import is_terminal, print_line
+from yolact_runtime.engines.options import SERVER_OPTIONS
 from yolact_runtime.errors import UsageError, YolactError, counted, first_line
 from yolact_runtime.metadata import Metadata
 from yolact_runtime.outputs import check_outputs, engine_files
@@ -304,6 +305,7 @@ def _predictor_options(args: argparse.Namespace) -> dict[str, Any]:
     names = (
         *("backend", "precision", "providers", "config", "input_size", "class_names"),
         *("tile", "tile_overlap", "tile_full"),
+        *SERVER_OPTIONS,
     )
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
     settings = ("score_threshold", "top_k", "classes", "batch_size")

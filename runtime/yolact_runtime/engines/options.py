@@ -76,11 +76,14 @@ def open_engine(args: argparse.Namespace, **options: Any) -> Engine:
 
     Raises:
         YolactError: as `load_engine`.
-        UsageError: options of tiles that are out of range, or without `--tile`.
+        UsageError: options of tiles that are out of range, or without `--tile`; `--classes` that an exported
+            file does not have, which is found before it is opened.
     """
     from yolact_runtime.engines.load import load_engine  # imports OpenCV, which `--help` does not need
+    from yolact_runtime.engines.stored import check_stored_classes
 
-    tiles = _tile_options(args)
+    tiles = tile_options(args)
+    check_stored_classes(args.engine, getattr(args, "classes", None), "--classes")
     named = {
         name: getattr(args, name)
         for name in ("backend", "precision", "threads", "providers", "config", "input_size", "class_names")
@@ -95,8 +98,12 @@ def open_engine(args: argparse.Namespace, **options: Any) -> Engine:
     return tiled(engine, **tiles)
 
 
-def _tile_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `tiled` that the options give; empty without `--tile`."""
+def tile_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `tiled` that the options of `add_tile_options` give; empty without `--tile`.
+
+    Raises:
+        UsageError: a value out of its range, or options of tiles without `--tile`.
+    """
     named = {"tile": "tile", "overlap": "tile_overlap", "full": "tile_full"}
     values = {key: getattr(args, name, None) for key, name in named.items()}
     given = {key: value for key, value in values.items() if value is not None}

@@ -10,7 +10,7 @@ from typing import Any
 from yolact_runtime.errors import YolactError
 from yolact_runtime.merge.json_stream import JsonStream
 from yolact_runtime.merge.order import Record
-from yolact_runtime.merge.shards import ShardFile, ascents, check_categories
+from yolact_runtime.merge.shards import ShardFile, ascents, check_categories, pairs
 from yolact_runtime.sinks.coco import coco_paths
 from yolact_runtime.sinks.jsonl import is_line
 from yolact_runtime.sources.shard import Shard
@@ -37,8 +37,7 @@ def open_coco(path: Path) -> ShardFile:
     if failed < 0 or unlisted < 0:
         raise YolactError(f"{listed} is damaged: it lacks the numbers of images that are left out")
     categories = check_categories(listed, others.get("categories"))
-    ends = [*starts[1:], images]
-    streams = [partial(_records, path, shard, *ends) for ends in zip(starts, ends, strict=True)]
+    streams = [partial(_records, path, shard, *ends) for ends in pairs(starts, images)]
     done = images + failed + unlisted
     return ShardFile(path, shard, done, list(streams), failed, unlisted, categories)
 
@@ -58,7 +57,7 @@ def _images(path: Path, others: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 raise YolactError(
                     f"{path} is of no shard: it was written without --shard, or by another program"
                 )
-            for image in stream.items():
+            for image in stream.items("file_name"):
                 if not _is_image(image):
                     raise stream.fault("an entry of an image lacks something")
                 yield image
@@ -73,7 +72,7 @@ def _is_image(value: Any) -> bool:
     return all(type(number) is int and abs(number) < 1 << 63 for number in numbers)
 
 
-def _records(path: Path, shard: Shard, start: int, end: int) -> Iterator[Record]:
+def _records(path: Path, shard: Shard, start: int, end: int | None) -> Iterator[Record]:
     """The images from one position of the list to another, as lines of JSON Lines."""
     masks, boxes, listed = coco_paths(path)
     with JsonStream(masks) as mask_stream, JsonStream(boxes) as box_stream:
@@ -89,7 +88,7 @@ def _records(path: Path, shard: Shard, start: int, end: int) -> Iterator[Record]
                 entry = next(found, None)
             if position < start:
                 continue
-            if position >= end:
+            if end is not None and position >= end:
                 return
             yield image["index"], _line(listed, shard, image, detections)
         if entry is not None:

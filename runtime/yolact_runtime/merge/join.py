@@ -27,6 +27,7 @@ from yolact_runtime.outputs import Named, check_outputs, engine_files
 from yolact_runtime.sinks.coco import coco_paths
 from yolact_runtime.sinks.image_ids import ImageIds, ImageNumbers
 from yolact_runtime.sinks.table import SUFFIXES, check_table, open_table, shard_file
+from yolact_runtime.temporary import new_folder
 from yolact_runtime.untrusted import open_regular
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def merge(args: argparse.Namespace) -> int:
     kind = _kind_of(args)
     _check(args, kind)
     with contextlib.ExitStack() as stack:
-        spool = Spool(Path(stack.enter_context(_spool_folder(args))))
+        spool = Spool(stack.enter_context(_spool_folder(args)))
         if kind is ROWS:
             counts, written = _merge_rows(args, spool)
             source = f"the rows in {args.inputs[0]}"
@@ -159,15 +160,17 @@ def _input_files(inputs: Sequence[Path], kind: Kind) -> Iterator[Path]:
                 yield shard_file(path)
 
 
-def _spool_folder(args: argparse.Namespace) -> contextlib.AbstractContextManager[str]:
+@contextlib.contextmanager
+def _spool_folder(args: argparse.Namespace) -> Iterator[Path]:
     """A temporary folder where there is space for the outputs."""
     outputs = [args.json, args.coco_dataset, args.jsonl, args.table]
-    files = [path for path in outputs if path is not None and stream_of(path) is None]
-    folder = follow_links(files[0]).parent if files else None
-    with writing(folder or "temporary files"):
-        if folder is not None:
+    files = [follow_links(path) for path in outputs if path is not None and stream_of(path) is None]
+    folder = files[0].parent if files else Path(tempfile.gettempdir())
+    with contextlib.ExitStack() as stack:
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        return tempfile.TemporaryDirectory(dir=folder, prefix=".yolact-merge-")
+            temporary = stack.enter_context(new_folder(folder, "merge"))
+        yield temporary
 
 
 @contextlib.contextmanager

@@ -41,8 +41,12 @@ class JsonStream:
     def __exit__(self, *failure: object) -> None:
         self._file.close()
 
-    def value(self) -> Any:
+    def value(self, name: str = "") -> Any:
         """The next value, whatever it is.
+
+        Args:
+            name: Of a member, if it is an object, that may have halves of characters: a file name whose bytes
+                are no text.
 
         Raises:
             YolactError: there is none, or it is too long, too deep, or has a number or text that breaks.
@@ -57,23 +61,25 @@ class JsonStream:
                 if not self._more():
                     raise self.fault(str(error)) from None
                 continue
-            if end < len(self._text) or not self._more():  # at the end, a number may go on
+            # A number may go on: `1` may become `1.5` or `1e+5`.
+            if end + 2 < len(self._text) or not self._more():
                 break
         self._at = end
         try:
-            check_values(value)
+            named = name and type(value) is dict
+            check_values({key: one for key, one in value.items() if key != name} if named else value)
         except ValueError as error:
             raise self.fault(str(error)) from None
         return value
 
-    def items(self) -> Iterator[Any]:
-        """The values of the list that comes next."""
+    def items(self, name: str = "") -> Iterator[Any]:
+        """The values of the list that comes next; `name` is as for `value`."""
         self._expect("[")
         if self.next() == "]":
             self._at += 1
             return
         while True:
-            yield self.value()
+            yield self.value(name)
             if self._expect(",]") == "]":
                 return
 
@@ -129,5 +135,6 @@ class JsonStream:
             raise self.fault("it is not UTF-8") from None
         except OSError as error:
             raise YolactError(f"cannot read {self._path}: {error.strerror or error}") from error
-        self._text, self._at = rest + block, 0
+        if block:
+            self._text, self._at = rest + block, 0
         return bool(block)

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from yolact_runtime.errors import YolactError
 from yolact_runtime.merge.order import Record
-from yolact_runtime.merge.shards import ShardFile, ascents, check_categories
+from yolact_runtime.merge.shards import ShardFile, ascents, check_categories, pairs
 from yolact_runtime.sinks.jsonl import parse_line, read_first
 from yolact_runtime.sources.shard import Shard
 from yolact_runtime.untrusted import beyond, limit, open_regular, parse_json
@@ -31,8 +31,7 @@ def open_lines(path: Path) -> ShardFile:
     content = parse_json(first)
     categories = check_categories(path, content.get("categories"))
     starts, images = ascents(path, _positions(path, len(first)))
-    ends = [*starts[1:], None]
-    streams = [partial(_records, path, shard, *ends) for ends in zip(starts, ends, strict=True)]
+    streams = [partial(_records, path, shard, *ends) for ends in pairs(starts, None)]
     return ShardFile(path, shard, images, list(streams), categories=categories, resumable=True)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from yolact_runtime.batch.rows import COLUMNS
 from yolact_runtime.errors import YolactError, counted
+from yolact_runtime.files import read_json
 from yolact_runtime.merge.order import Record, Spool, in_order
 from yolact_runtime.merge.parquet import open_parquet, read_rows
 from yolact_runtime.merge.shards import check_categories
@@ -24,6 +25,7 @@ from yolact_runtime.untrusted import limit, parse_json
 log = logging.getLogger(__name__)
 
 CATEGORIES = b"yolact.categories"  # key of Parquet's metadata: a list of "id" and "name"
+RECORD = "_yolact.json"  # of a run on a cluster, next to its parts
 _BATCH = 64  # rows
 _FINISHED, _FAILED = 0, 1
 _SHOWN = 10  # errors of images that are logged
@@ -38,10 +40,10 @@ class Parts:
     Attributes:
         paths: The parts.
         rows: Number of rows of all of them.
-        categories: The classes that a part lists; empty if none does.
+        categories: The classes that the parts list; empty if none does.
 
     Raises:
-        YolactError: there are none, or one cannot be read.
+        YolactError: there are none, one cannot be read, or the run that writes them has not ended.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -57,11 +59,21 @@ class Parts:
             raise YolactError(f"folder {folder} has no .parquet file")
         self.rows = 0
         self.categories: list[dict[str, Any]] = []
+        self._check_ended()
         for path in self.paths:
             with open_parquet(path, COLUMNS) as file:
                 self.rows += file.metadata.num_rows
                 if text := (file.schema_arrow.metadata or {}).get(CATEGORIES):
                     self._add_categories(path, text)
+
+    def _check_ended(self) -> None:
+        """Raise a YolactError if the run that writes the parts leaves a record, and has not ended."""
+        path = self.folder / RECORD
+        record = read_json(path) if path.exists() else {"state": "done"}
+        if not isinstance(record, dict) or record.get("state") != "done":
+            raise YolactError(
+                f"the run that writes {self.folder} has not ended; wait for it, or run it again with --resume"
+            )
 
     def _add_categories(self, path: Path, text: bytes) -> None:
         try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from yolact_runtime.errors import YolactError, counted
+from yolact_runtime.errors import YolactError
 from yolact_runtime.merge.order import Record, Spool, Stream, merged
 from yolact_runtime.sources.shard import Shard
 from yolact_runtime.untrusted import limit
@@ -65,7 +65,7 @@ def check_shards(files: Sequence[ShardFile]) -> None:
         again = f"run {'it' if len(short) == 1 else 'them'} {how}"
         raise YolactError(
             f"{_numbers(short)} of {count} {_are(short)} not finished ({file.path} has {file.images:,} of"
-            f" {counted(file.shard.images, 'image')}); {again}"
+            f" {file.shard.images:,} images); {again}"
         )
 
 
@@ -75,9 +75,9 @@ def _difference(a: ShardFile, b: ShardFile) -> str:
     if one.count != other.count:
         return f"one is {one}, the other {other}"
     if one.listed != other.listed:
-        return f"one is of a list of {counted(one.listed, 'image')}, the other of {other.listed:,}"
+        return f"their lists have {one.listed:,} and {other.listed:,} images"
     if one.names != other.names:
-        return f"the names in their lists of {counted(one.listed, 'image')} differ"
+        return f"the names in their lists of {one.listed:,} images differ"
     if one.run != other.run:
         return f"they were found with different engines or options (runs {one.run} and {other.run})"
     if one.ids != other.ids:
@@ -136,6 +136,11 @@ def ascents(path: Path, positions: Iterable[tuple[int, int]]) -> tuple[list[int]
                 raise YolactError(f"{path}: its images are out of order; it was not written by yolact-infer")
         last = index
     return starts, images
+
+
+def pairs(starts: Sequence[int], end: int | None) -> list[tuple[int, int | None]]:
+    """Where each of the sequences that `ascents` found begins and ends; the last one ends at `end`."""
+    return list(zip(starts, [*starts[1:], end], strict=False))
 
 
 def check_categories(path: Path, value: Any) -> list[dict[str, Any]]:

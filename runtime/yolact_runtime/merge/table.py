@@ -17,10 +17,10 @@ from yolact_runtime.errors import YolactError
 from yolact_runtime.files import read_json
 from yolact_runtime.merge.order import Record
 from yolact_runtime.merge.parquet import open_parquet, read_rows
-from yolact_runtime.merge.shards import ShardFile, ascents
+from yolact_runtime.merge.shards import ShardFile, ascents, pairs
 from yolact_runtime.sinks.table import COLUMNS, INDEX, METADATA, shard_file
 from yolact_runtime.sources.shard import Shard
-from yolact_runtime.untrusted import limit, open_regular, parse_json
+from yolact_runtime.untrusted import check_regular, limit, open_regular, parse_json
 
 _TYPES = {**COLUMNS, **INDEX}
 _BATCH = 1024  # rows
@@ -36,6 +36,7 @@ def open_table_shard(path: Path) -> ShardFile:
     Raises:
         YolactError: it cannot be read, is of no shard, or damaged.
     """
+    check_regular(path)
     parquet = path.suffix.lower() == ".parquet"
     rows = partial(_parquet_rows if parquet else _csv_rows, path)
     summary = _parquet_summary(path) if parquet else _csv_summary(path)
@@ -46,8 +47,7 @@ def open_table_shard(path: Path) -> ShardFile:
     if type(done) is not int or type(failed) is not int or min(done, failed) < 0:
         raise YolactError(f"{path} is damaged: it lacks the numbers of images that are done and failed")
     starts, _ = ascents(path, enumerate(map(_index, rows())))
-    ends = [*starts[1:], None]
-    streams = [partial(_records, rows, path, shard, *ends) for ends in zip(starts, ends, strict=True)]
+    streams = [partial(_records, rows, path, shard, *ends) for ends in pairs(starts, None)]
     return ShardFile(path, shard, done + failed, list(streams), failed)
 
 

@@ -53,9 +53,9 @@ def _number(value: Any) -> Any:
     """A number from a number or text; anything else as a short text, which `check_limits` refuses."""
     if type(value) in (int, float):
         return value
-    text = str(value)[:40]
+    text = str(value)
     try:
-        return float(text)
+        return float(text) if len(text) <= 40 else f"{text[:37]}..."
     except ValueError:
         return text
 

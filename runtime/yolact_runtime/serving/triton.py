@@ -182,8 +182,10 @@ def _request_of(request: Any) -> Request | Refusal:
     try:
         inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         return Request(inputs, request.parameters(), request.requested_output_names())
-    except Exception as error:  # bytes that are no text, lengths that do not add up
-        return Refusal(f"the request cannot be read: {type(error).__name__}")
+    except UnicodeDecodeError:
+        return Refusal("the request has a parameter that is not UTF-8")
+    except Exception as error:
+        return refusal(error)
 
 
 def _response_of(answer: Answer) -> Any:

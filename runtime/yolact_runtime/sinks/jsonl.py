@@ -66,6 +66,7 @@ class JsonLinesSink(Sink):
 
     Attributes:
         done: How often each image is in the resumed file.
+        indices: The positions of its images in the whole list, if it is of a shard.
 
     Raises:
         YolactError: the file cannot be written, another run writes to it, or it contains something else.
@@ -84,6 +85,7 @@ class JsonLinesSink(Sink):
     ) -> None:
         """Open and lock the file."""
         self.done: dict[str, int] = {}
+        self.indices: set[int] = set()
         self._numbers = numbers
         self._polygons = polygons
         self._file: GrowingFile | BinaryIO | None = None
@@ -177,6 +179,8 @@ class JsonLinesSink(Sink):
                 )
             else:
                 self.done[line["image"]] = self.done.get(line["image"], 0) + 1
+                if self._shard:
+                    self.indices.add(line.get("index", -1))
         file.truncate(end)
         if not failures:
             return file

@@ -225,4 +225,4 @@ def _resume(path: str, lines: JsonLinesSink, outputs: Outputs) -> Source:
         for sink in resumable:
             sink.carry(line)
     log.info("%s: %s already done", path, counted(sum(lines.done.values()), "image"))
-    return RemainingSource(outputs.source, lines.done)
+    return RemainingSource(outputs.source, lines.done, lines.indices)

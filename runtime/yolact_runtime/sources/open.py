@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -33,23 +33,27 @@ class RemainingSource(Source):
     Args:
         source: All frames.
         done: How many frames of each name are done. A name may occur in the source more often.
+        indices: Which frames these are, if the source is known to be the same.
 
     Attributes:
         skipped: Number of frames left out so far.
     """
 
-    def __init__(self, source: Source, done: Mapping[str, int]) -> None:
+    def __init__(self, source: Source, done: Mapping[str, int], indices: Collection[int] = ()) -> None:
         self.live = source.live
         self.skipped = 0
         self._source = source
         self._done = dict(done)
+        self._indices = indices
         if source.total is not None:
             self.total = max(0, source.total - sum(done.values()))
 
     def __iter__(self) -> Iterator[Frame]:
         for frame in self._source:
             left = self._done.get(frame.name, 0)
-            if left:
+            if frame.index in self._indices:
+                self.skipped += 1
+            elif left and not self._indices:
                 self._done[frame.name] = left - 1
                 self.skipped += 1
             else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from fake_engine import FakeEngine
@@ -12,7 +13,7 @@ from fake_onnx import RUNTIME, runtime_arrays, write_onnx
 
 from yolact_bench.measure.candidate import STAGES
 from yolact_bench.measure.stages import EngineCandidate
-from yolact_runtime import load_engine
+from yolact_runtime import load_engine, tiled
 from yolact_runtime.errors import UsageError, YolactError
 
 
@@ -83,6 +84,28 @@ def test_detection_after_the_graph_is_a_stage_of_its_own(images, tmp_path: Path)
         run = EngineCandidate("raw", engine).end_to_end(images[:1])
     assert list(run.seconds) == ["decode", "preprocess", "network", "detect", "masks", "rle"]
     assert run.seconds["detect"] > 0
+
+
+def test_the_stages_of_tiles_are_sums(findings, tmp_path: Path, clock: Clock) -> None:
+    path = tmp_path / "large.png"
+    cv2.imwrite(str(path), np.zeros((80, 120, 3), np.uint8))
+    engine = Slow(findings, max_batch=2)
+    engine.clock = clock
+    tiles = {"tile": 64, "overlap": 0.0, "full": True}
+    candidate = EngineCandidate("a", tiled(engine, **tiles), tiles=tiles)
+    candidate.prepare([path], 1)
+    run = candidate.end_to_end([path])
+    # 2 x 2 tiles and the whole image, in batches of two.
+    expected = {"decode": 0, "preprocess": 5 * 0.25, "network": 3 * 0.5, "masks": 0, "rle": 0, "merge": 0}
+    assert run.seconds == expected
+    assert "stage_timer" not in vars(engine)
+
+
+def test_tiles_without_a_large_image_are_refused(images, findings) -> None:
+    tiles = {"tile": 5000}
+    candidate = EngineCandidate("a", tiled(FakeEngine(findings), **tiles), tiles=tiles)
+    with pytest.raises(UsageError, match=r"a: none of the first .* is larger than its tiles of 5000 x 5000"):
+        candidate.prepare(images, 1)
 
 
 class OnDevice(FakeEngine):

@@ -88,6 +88,12 @@ def test_columns_of_numpy(columns: Callable[..., dict[str, Any]], found: Any, pa
     check(out)
 
 
+def test_errors_of_a_step_before_are_kept(found: Any, paths: list[str]) -> None:
+    out = found()({"path": paths[:2], "error": np.array(["lost", None], object)})
+    assert out["error"].tolist() == [f"{paths[0]}: lost", None]
+    assert [len(rles) for rles in out["rles"]] == [0, 2]
+
+
 def test_fixed_sizes_of_numpy_drop_no_zeros(found: Any, tmp_path: Path) -> None:
     name = str(tmp_path / "a.bmp")  # its last bytes are those of the pixels
     cv2.imwrite(name, np.zeros((5, 8, 3), np.uint8))
@@ -197,6 +203,8 @@ class TestArrow:
     def test_names_that_are_no_text_are_escaped(self, found: Any, paths: list[str]) -> None:
         (row,) = to_arrow(found()([{"path": "/none/\udcff.png"}])).to_pylist()
         assert row["path"] == r"/none/\udcff.png" and r"/none/\udcff.png does not exist" in row["error"]
+        damaged = self.pa.array([b"/none/\xff.png"]).view(self.pa.string())
+        assert found()(self.pa.table({"path": damaged})).to_pylist() == [row]
 
     def test_parquet_and_back(self, found: Any, paths: list[str], tmp_path: Path) -> None:
         from pyarrow import parquet

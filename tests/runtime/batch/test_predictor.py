@@ -132,9 +132,10 @@ def test_what_is_wrong_with_a_row_is_its_error(place: Path, monkeypatch: pytest.
         ({"image": image.tolist()}, "is a list; a NumPy array"),
         ({"image": np.array(None)}, "is ()"),
         ({"path": "\udcff.png"}, "image \udcff.png does not exist"),
+        ({"path": ["a.png"], "image": image}, "row 17: path is a list; a text is needed"),
     ]
     monkeypatch.setenv("YOLACT_MAX_IMAGE_BYTES", "200000")
-    wrong.append(({"bytes": bytes(200001)}, "image row 17 has more bytes than"))
+    wrong.append(({"bytes": bytes(200001)}, "image row 18 has more bytes than"))
     good = {"path": "photos/a.png"}
     rows = [one for given, _ in wrong for one in (given, good)]
     names = {"row " + str(number): "row " + str(2 * number) for number in range(len(wrong))}
@@ -261,17 +262,16 @@ def test_threads_are_the_cpus_that_it_was_given(place: Path, monkeypatch: pytest
             assert found.engine.threads == threads == set_to.pop()
             assert found.engine.streams <= threads
             assert found._settings.decode_workers == found._settings.post_workers == workers
-    names = []
+    names, start = [], threading.Thread.start
 
-    def look(*arguments: Any) -> Any:
-        names.extend(thread.name for thread in threading.enumerate())
-        return BlobEngine.detect(engine, *arguments)
+    def note(thread: threading.Thread) -> None:
+        names.append(thread.name)
+        start(thread)
 
-    engine = BlobEngine()
-    monkeypatch.setattr(engine, "detect", look)
-    opened(engine, monkeypatch, threads=6)([shade(20)] * 8)
-    kinds = {name for name in names if name.partition("-")[0] in ("decode", "engine", "post")}
-    assert kinds == {"engine-0", *(f"{kind}-{i}" for kind in ("decode", "post") for i in range(3))}
+    monkeypatch.setattr(threading.Thread, "start", note)
+    opened(BlobEngine(), monkeypatch, threads=6)([shade(20)] * 8)
+    kinds = {"engine-0", *(f"{kind}-{i}" for kind in ("decode", "post") for i in range(3))}
+    assert set(names) == kinds | {"reader", "writer-0"} and len(names) == 9
 
 
 def test_an_engine_that_takes_no_threads_is_not_given_any(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,8 +332,8 @@ def test_memory_holds_the_rows_of_large_batches_only(monkeypatch: pytest.MonkeyP
         return cv2.imread(path).view(Picture)
 
     monkeypatch.setattr(images, "read_image", read)
-    rows = opened(FakeEngine(FINDINGS), monkeypatch)([{"path": str(tmp_path / "a.png")}] * 300)
-    assert len(rows) == 300 and all(len(row["rles"]) == 1 for row in rows)
+    rows = opened(FakeEngine(FINDINGS), monkeypatch)([{"path": str(tmp_path / "a.png")}] * 100)
+    assert len(rows) == 100 and all(len(row["rles"]) == 1 for row in rows)
     assert 0 < most < 20
 
 

@@ -1,4 +1,4 @@
-"""Two processes compute what one does, share a validation, and end together."""
+"""Processes of one machine share a validation and end together; test_machines.py has those of several."""
 
 from __future__ import annotations
 
@@ -25,36 +25,10 @@ from yolact.weights.load import load_checkpoint
 pytestmark = pytest.mark.slow
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-# Ten images in two parts and two processes: 3, 3, 2 and 2. Batch norm is the one thing that is not shared.
-# SGD, because AdamW divides rounding errors by gradients that are hardly larger.
-OPTIONS = (
-    "--iterations", "3", "--batch-size", "5", "--accumulate", "2", "--validate-every", "1",
-    "--set", "train.freeze_bn=always", "--set", "train.ema_decay=0.9",
-    "--set", "train.optimizer=sgd", "--lr", "0.01",
-)  # fmt: skip
 
 
 def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*TORCHRUN, *arguments], capture_output=True, text=True, check=False, timeout=200)
-
-
-def test_two_processes_equal_one(
-    run: Any, command: Callable[..., list[str]], records: Any, tmp_path: Path
-) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert run(one, *OPTIONS) == 0
-    done = torchrun("-m", "yolact.cli.train", *command(two, *OPTIONS))
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("INFO: training yolact_tiny on 24 images") == 1
-    for a, b in zip(records(one), records(two), strict=True):
-        for name in ("box", "cls", "mask", "semantic", "grad_norm", "lr"):
-            assert b[name] == pytest.approx(a[name], rel=1e-4), (a["iteration"], name)
-    a, b = (load_checkpoint(find_checkpoint("last", folder, "yolact_tiny")) for folder in (one, two))
-    for key in a.model:
-        torch.testing.assert_close(b.model[key], a.model[key], rtol=1e-4, atol=1e-6)
-        torch.testing.assert_close(b.ema[key], a.ema[key], rtol=1e-4, atol=1e-6)
-    merged, whole = (records(folder, "validation")[-1]["validation"] for folder in (two, one))
-    assert merged == pytest.approx(whole, abs=2e-3)
 
 
 class SimulatedProcess(Processes):

@@ -109,13 +109,17 @@ def _failure(code: grpc.StatusCode, details: str, seconds: float) -> YolactError
     # The library begins with what it tried; the system's reason comes last.
     reason = details.rpartition("Failed to connect to remote host: ")[2]
     reason = first_line(RuntimeError(reason)) if reason.strip() else code.name
+    if "failed to connect" in details and "Socket closed" in details:
+        return Unavailable("it closes each connection; is this the port of gRPC, or does it need grpcs://?")
     if code is _CODES.DEADLINE_EXCEEDED:
         return Unavailable(f"no answer within {seconds:g} s")
     if code is _CODES.NOT_FOUND:
         return Unknown(reason)
     if code is _CODES.RESOURCE_EXHAUSTED and "larger than max" in details:
         return YolactError(f"the server's answer has more bytes than {beyond('answer_bytes')}")
-    if any(sign in details for sign in ("http1.x", "Failed parsing HTTP/2", "CERTIFICATE_VERIFY_FAILED")):
+    if "CERTIFICATE_V" in details:
+        return YolactError("its certificate is not trusted")
+    if "http1.x" in details or "Failed parsing HTTP/2" in details:
         return YolactError(f"the server does not speak gRPC here; is this another port? ({reason})")
     lost = code in _LATER or (code is _CODES.INTERNAL and "RST_STREAM" in details)
     return Unavailable(reason) if lost and "unknown model" not in details else refused_or_unavailable(reason)

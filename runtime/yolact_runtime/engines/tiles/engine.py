@@ -65,12 +65,20 @@ class TiledEngine(Engine):
     def stage_timer(self, timer: Callable[[str], contextlib.AbstractContextManager[object]] | None) -> None:
         self._engine.stage_timer = timer
 
+    @stage_timer.deleter
+    def stage_timer(self) -> None:
+        del self._engine.stage_timer
+
     def detect(self, batch: np.ndarray, classes: frozenset[int] | None = None) -> Detections:
         return self._engine.detect(batch) if classes is None else self._engine.detect(batch, classes)
 
+    def cuts(self, size: Sequence[int]) -> bool:
+        """Whether an image of this height and width is larger than a tile."""
+        return size[0] > self._height or size[1] > self._width
+
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """The image itself if it is cut: its tiles are resized when their batch runs."""
-        return image if self._cuts(image.shape[:2]) else self._engine.prepare(image)
+        return image if self.cuts(image.shape[:2]) else self._engine.prepare(image)
 
     def predict_prepared(
         self,
@@ -80,8 +88,8 @@ class TiledEngine(Engine):
         top_k: int,
         classes: frozenset[int] | None = None,
     ) -> list[Result]:
-        large = [index for index, size in enumerate(sizes) if self._cuts(size)]
-        small = [index for index, size in enumerate(sizes) if not self._cuts(size)]
+        large = [index for index, size in enumerate(sizes) if self.cuts(size)]
+        small = [index for index, size in enumerate(sizes) if not self.cuts(size)]
         results: dict[int, Result] = {}
         if small:
             inputs, of_inputs = [prepared[index] for index in small], [sizes[index] for index in small]
@@ -94,10 +102,12 @@ class TiledEngine(Engine):
         while batch := list(itertools.islice(jobs, self.metadata.max_batch)):
             tiles = [_part(prepared[index], cuts[index][number]) for index, number in batch]
             found = self._look(tiles, score_threshold, classes)
-            for (index, number), result in zip(batch, found, strict=True):
-                views[index] += views_of(result, number, cuts[index][number], *sizes[index])
+            with self.timed("masks"):
+                for (index, number), result in zip(batch, found, strict=True):
+                    views[index] += views_of(result, number, cuts[index][number], *sizes[index])
         for index in large:
-            merged = merge(views.pop(index), cuts[index])
+            with self.timed("merge"):
+                merged = merge(views.pop(index), cuts[index])
             results[index] = self._result(merged[:top_k], sizes[index])
         return [results[index] for index in range(len(sizes))]
 
@@ -105,7 +115,8 @@ class TiledEngine(Engine):
         self, tiles: Sequence[np.ndarray], score_threshold: float, classes: frozenset[int] | None
     ) -> list[Result]:
         """All that the engine finds in a batch of tiles."""
-        prepared = [self._engine.prepare(tile) for tile in tiles]
+        with self.timed("preprocess"):
+            prepared = [self._engine.prepare(tile) for tile in tiles]
         sizes = [(tile.shape[0], tile.shape[1]) for tile in tiles]
         most = self.metadata.max_detections
         with self._open():
@@ -131,9 +142,6 @@ class TiledEngine(Engine):
             with self._idle:
                 self._running -= 1
                 self._idle.notify_all()
-
-    def _cuts(self, size: Sequence[int]) -> bool:
-        return size[0] > self._height or size[1] > self._width
 
     def _windows(self, size: tuple[int, int]) -> list[Window]:
         height, width = size
