@@ -9,8 +9,10 @@ import json
 import logging
 import math
 import os
+import signal
 import socket
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -192,7 +194,10 @@ def cluster(address: str, progress: bool = False, debug: bool = False, **options
         if started:
             _check_reachable(address)
             with contextlib.nullcontext() if debug else _silent():
+                handler = signal.getsignal(signal.SIGTERM)
                 ray.init(address, log_to_driver=debug, logging_level=logging.ERROR, **own)
+                if threading.current_thread() is threading.main_thread():
+                    signal.signal(signal.SIGTERM, handler)  # Ray's ends the process without a word
         _set_up_data(progress, debug)
         yield
     except (ConnectionError, RayError) as error:

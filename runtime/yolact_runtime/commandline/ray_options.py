@@ -13,7 +13,7 @@ _APPLY = {
     "sources", "null", "score_threshold", "top_k", "classes", "engine", "backend", "precision", "threads",
     "providers", "config", "input_size", "class_names", "batch_size", "workers", "resume", "ray",
     "tile", "tile_overlap", "tile_full", "gpus_per_worker", "output_parquet", "no_json", "no_overlay",
-    "debug", "quiet", "prog",
+    "debug", "quiet", "prog", "timeout", "connect_timeout", "retries", "retry_seconds",
 }  # fmt: skip
 
 
