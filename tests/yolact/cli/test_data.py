@@ -99,6 +99,15 @@ def test_show_draws_what_the_network_sees(shapes: DatasetConfig, tmp_path: Path)
     assert len(list((tmp_path / "all").iterdir())) == 12
 
 
+def test_show_draws_the_classes_that_training_sees(
+    shapes: DatasetConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--images", shapes.train_images, "--count", "2", "--config", "yolact_tiny"]
+    options += ["--output", str(tmp_path / "out"), "--set", 'dataset.classes=["circle"]']
+    assert main(["show", shapes.train_annotations, *options]) == 0
+    assert "4 of 12 images have objects of other classes only; they are left out" in capsys.readouterr().err
+
+
 def test_show_draws_inputs_that_are_not_square(shapes: DatasetConfig, tmp_path: Path) -> None:
     options = ["--images", shapes.train_images, "--count", "1", "--set", "model.input_size=[96,160]"]
     assert main(["show", shapes.train_annotations, *options, "--output", str(tmp_path / "out")]) == 0
