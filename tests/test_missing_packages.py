@@ -73,6 +73,7 @@ LINES: dict[str, tuple[str, str]] = {
         "ray",
     ),
     "yolact-infer --engine yolact_base shapes/val --output o": ("huggingface_hub", "train"),
+    "yolact-infer merge part.parquet --table o.parquet": ("pyarrow", "table"),
     f"yolact-bench {QUICK}": ("psutil scipy", "bench"),
     f"yolact-bench {QUICK} {DATA}": ("psutil scipy", "bench"),
     f"yolact-bench {QUICK} --report page.html": ("psutil jinja2 matplotlib", "bench"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import platform
+from collections.abc import Sequence
 from types import TracebackType
 
 from yolact_runtime.errors import YolactError, first_line, missing_extra
@@ -63,7 +65,7 @@ def own_version() -> str:
 def require(what: str, extra: str, *packages: str) -> None:
     """Raise a YolactError that says which extra installs the missing ones of `packages`; imports none."""
     if missing := [name for name in packages if not installed(name)]:
-        raise missing_extra(f"{what} (no module {', '.join(missing)})", extra)
+        raise _missing(what, missing, extra)
 
 
 def import_failure(error: BaseException, what: str, extra: str = "") -> YolactError | None:
@@ -82,9 +84,7 @@ def import_failure(error: BaseException, what: str, extra: str = "") -> YolactEr
     # Other packages may have brought a folder that several share, such as `cuda`.
     shared = missing in _SHARED and not installed(name)
     if missing in PACKAGES and (name == missing or shared or not installed(missing)):
-        return missing_extra(
-            f"{what} (no module {name if shared else missing!r})", extra or PACKAGES[missing][1][0]
-        )
+        return _missing(what, [repr(name if shared else missing)], extra or PACKAGES[missing][1][0])
     package = _failing_package(error)
     if package is None:
         return None
@@ -105,6 +105,16 @@ def installed(name: str) -> bool:
         return importlib.util.find_spec(name) is not None
     except (ImportError, ValueError):  # hidden by a finder, or replaced by a module without a spec
         return False
+
+
+def _missing(what: str, modules: Sequence[str], extra: str) -> YolactError:
+    """The error for modules that are not installed, and that `extra` installs."""
+    if "tegra" in platform.release() and any(name.strip("'") == "tensorrt" for name in modules):
+        return YolactError(
+            f"{what} needs JetPack's TensorRT, which this environment does not see; run: sudo apt install"
+            " python3-libnvinfer, and create the environment with python3 -m venv --system-site-packages"
+        )
+    return missing_extra(f"{what} (no module {', '.join(modules)})", extra)
 
 
 def _failing_package(error: BaseException) -> str | None:

@@ -38,6 +38,12 @@ class FakeCandidate(Candidate):
 
 
 @pytest.fixture
+def short_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes of the pipeline that take milliseconds."""
+    monkeypatch.setattr("yolact_bench.measure.pipeline.PASS_SECONDS", 0.01)
+
+
+@pytest.fixture
 def images(tmp_path: Path) -> list[Path]:
     """Three images; `findings` has 2, 1 and 0 instances in them."""
     for shade in (1, 2, 3):

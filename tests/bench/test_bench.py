@@ -155,6 +155,7 @@ def test_ap_of_every_engine(fakes, images, tmp_path: Path, capsys: pytest.Captur
     assert (engine["accuracy"]["mask_ap"], engine["accuracy"]["images"]) == (pytest.approx(1), 1)
 
 
+@pytest.mark.usefixtures("short_passes")
 def test_some_classes(fakes, images, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     asked = []
     figures = {"import_ms": 1.0, "load_ms": 2.0, "first_ms": 3.0, "peak_mib": None, "device_mib": None}
@@ -195,6 +196,7 @@ def test_no_roofline_without_a_graph(caplog: pytest.LogCaptureFixture) -> None:
     assert "only ONNX files" in caplog.text
 
 
+@pytest.mark.usefixtures("short_passes")
 def test_pipeline_and_roofline_are_given_what_the_engine_is(
     images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -123,6 +123,7 @@ def test_wrong_options(words: list[str], text: str, images: Path, capsys: pytest
     assert text in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_engines_on_a_server_are_measured_as_others(images: Path, tmp_path: Path) -> None:
     write_onnx(tmp_path / "m.onnx", runtime_arrays(), RUNTIME)
     with load_engine(tmp_path / "m.onnx") as engine, FakeTriton(engine) as server:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -180,6 +184,27 @@ def test_masks_are_read_by_pycocotools(client: Any, engine: Engine, photos: Path
     masks = coco_mask.decode(rles).transpose(2, 0, 1)
     assert np.array_equal(masks.astype(bool), expected_of(engine, path).masks)
     assert masks.sum((1, 2)).tolist() == answer.as_numpy("areas")[0].tolist()
+
+
+def test_the_client_of_the_documentation_needs_no_toolkit(
+    server: TritonServer, engine: Engine, photos: Path, tmp_path: Path
+) -> None:
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "deploy-triton.md"
+    blocks = re.findall("```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    (code,) = [block for block in blocks if "client" in block]
+    assert "yolact" not in code
+    path = sorted(photos.iterdir())[0]
+    shutil.copy(path, tmp_path / "photo.jpg")
+    for old, new in (("localhost:8000", server.http), ('"shapes"', '"m"'), ('"0.3"', '"0.05"')):
+        assert code.count(old) == 1
+        code = code.replace(old, new)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
+    )
+    expected = expected_of(engine, path)
+    found = [(line.split()[0], line.split()[-1]) for line in done.stdout.splitlines()]
+    rows = zip(expected.category_ids, expected.masks.sum((1, 2)), strict=True)
+    assert found == [(str(category), str(pixels)) for category, pixels in rows]
 
 
 @pytest.mark.parametrize("name", ["m", "m_ensemble"])

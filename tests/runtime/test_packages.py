@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,19 @@ def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
     assert str(imports_failed(caught.value, "x", "train,openvino")) == f'{line} "yolact[train,openvino]"'
     with pytest.raises(YolactError, match=r"x .no module openvino, scipy_none. needs"):
         require("x", "openvino", "openvino", "sys", "scipy_none")
+
+
+def test_a_jetson_has_tensorrt_from_jetpack(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.release", lambda: "5.15.148-tegra")
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(YolactError, match=r"apt install python3-libnvinfer.*--system-site-packages"):
+        require("building", "trt", "tensorrt")
+    with pytest.raises(ImportError) as caught:
+        importlib.import_module("tensorrt")
+    assert "JetPack's TensorRT" in str(imports_failed(caught.value, "opening x.engine", "trt"))
+    monkeypatch.setitem(sys.modules, "pycuda", None)
+    with pytest.raises(YolactError, match=re.escape('pip install "yolact[trt]"')):
+        require("building", "trt", "pycuda")
 
 
 def test_a_package_of_the_base_install(monkeypatch: pytest.MonkeyPatch) -> None:

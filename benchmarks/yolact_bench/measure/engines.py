@@ -37,7 +37,11 @@ class EngineSpec:
     def label(self, path: str) -> str:
         """The given name, or else `path` and the options."""
         options = [
-            "+".join(value) if key == "providers" else value if type(value) is str else f"{key}={value}"
+            f"{key}={value}"
+            if key in (*_NUMBERS, *_SECONDS)
+            else "+".join(value)
+            if key == "providers"
+            else value
             for key, value in self.options.items()
         ]
         return self.name or " ".join([path, *options])

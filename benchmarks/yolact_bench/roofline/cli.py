@@ -42,10 +42,10 @@ def command(args: argparse.Namespace) -> None:
     check_number("--measured-ms", args.measured_ms, 1e-9, 1000 * LONGEST)
     for count in args.threads or ():
         check_number("--threads", count, 1, "threads")
-    counts = args.threads or ([usable_cores()] if args.onnx else sorted({1, usable_cores()}))
-    if args.onnx and len(counts) > 1:
+    counts = args.threads or ([usable_cores()] if args.onnx is not None else sorted({1, usable_cores()}))
+    if args.onnx is not None and len(counts) > 1:
         raise UsageError(f"--threads {' '.join(map(str, counts))}: with --onnx, give one number")
-    if not args.onnx:
+    if args.onnx is None:
         limits = [gpu_ceilings()] if args.gpu else [ceilings(count, args.fresh) for count in counts]
         with printing_beside(args.json):
             ceilings_table(limits).show()

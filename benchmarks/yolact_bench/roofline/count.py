@@ -19,6 +19,7 @@ from typing import Any
 from yolact_bench.roofline.work import GraphWork, NodeWork, Work, count_work
 from yolact_export.onnx_graph import read_graph
 from yolact_runtime.child import limit_process, module_command
+from yolact_runtime.engines.onnx_file import check_onnx
 from yolact_runtime.errors import UsageError, YolactError, lacks_memory
 from yolact_runtime.untrusted import beyond, limit
 
@@ -35,6 +36,7 @@ def count_file(path: Path, batch: int) -> GraphWork:
         UsageError: the graph is for another batch size.
         YolactError: it cannot be counted, or takes too long or too much memory.
     """
+    check_onnx(path)  # in milliseconds, before a process that imports onnx
     command, seconds = module_command(_MODULE, str(path), str(batch)), limit("engine_seconds")
     try:
         # It stops itself by the time of the CPU, which a busy machine does not use up.

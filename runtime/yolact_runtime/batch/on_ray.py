@@ -42,7 +42,14 @@ CATEGORIES = "yolact.categories"  # key of the metadata of a part: a list of "id
 BLOCK_ROWS = 128  # images of a task at most: what a lost node costs
 PART_ROWS = 512  # images of a Parquet part, at least
 _BLOCK_BYTES = 16 << 20  # of images that tasks pass on
-_RETRIES = 3  # of a task whose worker died, so that an image that ends the process ends the run
+_CRASHES = (
+    "ActorDiedError",
+    "ActorUnavailableError",
+    "OutOfMemoryError",
+    "RayActorError",
+    "WorkerCrashedError",
+)
+_RESTARTS = 5  # of a worker's process, so that an image that ends it ends the run; Ray's default is no end
 
 
 @dataclass(frozen=True)
@@ -99,17 +106,17 @@ def predict_dataset(
     first = max(1, min(workers.now, workers.most))
     pool = ray.data.ActorPoolStrategy(min_size=1, max_size=workers.most, initial_size=first)
     takes_more = "ray_remote_args" in inspect.signature(dataset.map_batches).parameters
-    with warnings.catch_warnings():  # Ray 2.64 will have another way to say how often a task is repeated
+    with warnings.catch_warnings():  # Ray 2.64 will have another way to say how often a worker starts again
         warnings.simplefilter("ignore")
         return dataset.map_batches(
             RayPredictor,
             fn_constructor_args=(engine, {**options, "threads": workers.cpus}),
             batch_format="pyarrow",
-            batch_size=BLOCK_ROWS,
+            batch_size=None,  # a block: with a number, Ray puts blocks together until they have as many rows
             compute=pool,
             num_cpus=workers.cpus,
             num_gpus=workers.gpus,
-            **({"max_task_retries": _RETRIES} if takes_more else {}),
+            **({"max_restarts": _RESTARTS} if takes_more else {}),
         )
 
 
@@ -239,9 +246,21 @@ def _reason(error: BaseException) -> YolactError:
     for one in reversed(chain):
         if isinstance(one, YolactError) and not hasattr(one, "cause"):  # else Ray's, with a traceback in it
             return one
-    lines = [line for line in str(chain[-1]).splitlines() if line.strip()]
+    if any("AuthenticationError" in f"{type(one)} {one}" for one in chain):
+        return YolactError(
+            "the Ray cluster wants its token: set RAY_AUTH_MODE=token, and copy ~/.ray/auth_token of its head"
+            " node to the same place here"
+        )
+    names = [type(one).__name__ for one in chain]
+    if crash := next((name for name in names if name in _CRASHES), None):
+        return YolactError(
+            f"a worker ended {_RESTARTS + 1} times ({crash}): it lacked memory, or an image made it crash;"
+            " Ray's logs on its node say more"
+        )
+    told = [one for one in chain if str(one).strip()] or chain
+    lines = [line for line in str(told[-1]).splitlines() if line.strip()]
     why = first_line(RuntimeError(lines[-1] if lines else ""))
-    return YolactError(f"Ray: {type(chain[-1]).__name__}: {why}")
+    return YolactError(f"Ray: {type(told[-1]).__name__}: {why}")
 
 
 def _workers(args: argparse.Namespace) -> Workers:
@@ -333,7 +352,7 @@ def _images(
     import ray.data
     from pyarrow import compute
 
-    light = {"num_cpus": 0, "batch_format": "pyarrow"}
+    light: dict[str, Any] = {"num_cpus": 0, "batch_format": "pyarrow"}
     pool = ray.data.TaskPoolStrategy(size=2 * workers.most)
     datasets = []
     if len(paths):

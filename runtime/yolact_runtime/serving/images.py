@@ -78,6 +78,7 @@ def _checked_array(pixels: np.ndarray) -> np.ndarray:
 
 
 def _checked_prepared(pixels: np.ndarray, metadata: Metadata) -> np.ndarray:
+    """The input of the network, (H, W, 3), if it is one."""
     expected = (*metadata.input_shape, 3)
     if pixels.shape != expected or pixels.dtype != metadata.input_dtype:
         raise UsageError(

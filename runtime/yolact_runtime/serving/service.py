@@ -219,6 +219,7 @@ class ResultService:
         self._workers.close()
 
     def _finish(self, request: Request) -> Answer:
+        """The instances of one image."""
         meta = self._metadata
         parameters = read_parameters(request.parameters, meta)
         values = [request.inputs[name] for name in self._outputs.names]

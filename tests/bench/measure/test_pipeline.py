@@ -80,6 +80,7 @@ def test_workers_are_those_of_the_command() -> None:
     assert settings.decode_workers == settings.post_workers == default_workers()
 
 
+@pytest.mark.usefixtures("short_passes")
 def test_the_runtime_works_through_all_images(images: list[Path], findings) -> None:
     engine = FakeEngine(findings)
     found = pipeline_throughput(engine, engine, images, seconds=0.01)

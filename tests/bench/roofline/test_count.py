@@ -61,7 +61,7 @@ def test_crashes_are_one_line(
 ) -> None:
     monkeypatch.setattr(count, "module_command", lambda *words: [sys.executable, "-c", code])
     with pytest.raises(YolactError, match=message):
-        count_file(tmp_path / "m.onnx", 1)
+        count_file(write(tmp_path / "m.onnx"), 1)
 
 
 @pytest.mark.parametrize(

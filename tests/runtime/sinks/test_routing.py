@@ -47,7 +47,8 @@ def test_every_output_is_one_for_each_source():
     options = {
         action.dest for action in build_parser()._actions if action.metavar in ("FILE", "FILE|-", "DIR")
     }
-    assert options - {"annotations"} == {*FILES, *FOLDERS, *SHARED, *STILLS}
+    # With --ray, nothing else is written.
+    assert options - {"annotations", "output_parquet"} == {*FILES, *FOLDERS, *SHARED, *STILLS}
 
 
 def test_options_of_a_source():

@@ -62,7 +62,7 @@ def refused_or_unavailable(reason: str) -> YolactError:
     text = escape_controls(first_line(RuntimeError(reason)))
     if "unknown model" in text:
         return Unknown(text)
-    # The process of the Python backend has ended; the server starts it again.
+    # The process of the model has ended; it answers again when the server is started again or loads it anew.
     if "tub process" in text and "healthy" in text:
         return Unavailable(text)
     return YolactError(f"the server answers: {text}")
