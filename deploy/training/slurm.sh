@@ -17,14 +17,14 @@ first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 # Without this, torchrun does not take back a machine that was started again.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
+stopped=
+# Not to srun itself, which would kill everything at once.
+trap 'trap "" TERM; stopped=1; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
+
 srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "${SLURM_GPUS_ON_NODE:-1}" --max-restarts 3 \
     --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$first:29500" \
     -m yolact.cli.train --resume auto "$@" &
 step=$!
-
-stopped=
-# Not to srun itself, which would kill everything at once.
-trap 'trap "" TERM; stopped=1; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
 wait "$step"
 status=$?
 if [ -n "$stopped" ]; then

@@ -39,12 +39,7 @@ def test_the_slurm_script_starts_torchrun_and_goes_back_into_the_queue(tmp_path:
     for name, text in fakes.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
-    job = {
-        "SLURM_JOB_ID": "42",
-        "SLURM_NNODES": "2",
-        "SLURM_JOB_NODELIST": "n[7-8]",
-        "SLURM_GPUS_ON_NODE": "8",
-    }
+    job = {"JOB_ID": "42", "NNODES": "2", "JOB_NODELIST": "n[7-8]", "GPUS_ON_NODE": "8"}
     path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
 
     def run(wait: str) -> int:
