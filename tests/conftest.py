@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import hypothesis
 import pytest
 
+from yolact_runtime.commandline import OWN_LOGGERS
 from yolact_runtime.cuda.gpu import current_gpu
 
 HERE = Path(__file__).resolve().parent
@@ -67,6 +70,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if marked and current_gpu() is None:
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="no GPU, driver or cuda-bindings"))
+
+
+@pytest.fixture(autouse=True)
+def levels_of_loggers() -> Iterator[None]:
+    """A test that runs a command, which sets them, does not decide what the next one logs."""
+    loggers = [logging.getLogger(name) for name in OWN_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ def test_a_server_that_is_started_again_in_a_run(
         server.start_http()
 
     def before() -> None:
-        if len(server.seen) >= 10:
+        if len(server.seen) >= 20:
             server.before = lambda: None
             threading.Thread(target=restart).start()
 
@@ -107,12 +107,13 @@ def test_a_server_that_stays_away_ends_the_run_and_the_next_one_resumes(
     server.seen.clear()
 
     def before() -> None:
-        if len(server.seen) >= 10:
+        if len(server.seen) >= 20:
             server.before = lambda: None
             threading.Thread(target=server.stop).start()
 
     server.before = before
     more = ("--json", "r.json", "--jsonl", "r.jsonl", "--retry-seconds", "0.2", "--batch-size", batch)
+    more += ("--streams", "2")  # so that some are answered before
     capsys.readouterr()
     assert infer(server, images, *more) == 1
     said = capsys.readouterr().err.splitlines()

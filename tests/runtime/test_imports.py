@@ -9,11 +9,12 @@ import yolact_runtime
 from yolact_runtime.engines.load import load_engine
 
 CODE = """
-import pkgutil, importlib, sys
+import pkgutil, importlib.util, sys
 import yolact_runtime
 light = set(sys.modules)
 for module in pkgutil.walk_packages(yolact_runtime.__path__, "yolact_runtime."):
-    importlib.import_module(module.name)
+    if not module.name.endswith(".grpc_client") or importlib.util.find_spec("tritonclient"):
+        importlib.import_module(module.name)
 heavy = {"torch", "yolact", "yolact_export", "yolact_bench", "onnx", "torchvision", "PIL"}
 print(sorted(heavy & set(sys.modules)), sorted({"cv2", "numpy", "onnxruntime"} & light))
 """
