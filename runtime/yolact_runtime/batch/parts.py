@@ -135,17 +135,39 @@ class PartsFolder:
 
         with self._errors("read"):
             try:
-                rows = parquet.read_table(self._at(name), columns=["path", "error"], **self._where())
+                self._check_columns(name)
             except ValueError:  # ArrowInvalid: it has no footer
                 log.warning("%s: part %s is cut off and removed; its images are done again", self.name, name)
                 self._system.delete_file(self._at(name))
                 return digests([])
+            rows = parquet.read_table(self._at(name), columns=["path", "error"], **self._where())
         failed = compute.is_valid(rows.column("error"))
         if compute.any(failed).as_py():
             with self._errors("read"):
                 whole = parquet.read_table(self._at(name), **self._where())
             self._replace(name, whole.filter(compute.invert(failed)))
-        return digests(rows.filter(compute.invert(failed)).column("path").to_pylist())
+        return digests(rows.filter(compute.invert(failed)).column("path").drop_null().to_pylist())
+
+    def _check_columns(self, name: str) -> None:
+        """Check that a file can be a part.
+
+        Raises:
+            YolactError: it has other columns, so another program wrote it.
+            ValueError: it has no footer.
+        """
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        schema = parquet.read_schema(self._at(name), filesystem=self._system)
+        text, lists = (
+            (pa.types.is_string, pa.types.is_large_string),
+            (pa.types.is_list, pa.types.is_large_list),
+        )
+        for column, kinds in (("path", text), ("error", text), ("area", lists)):
+            if column not in schema.names or not any(kind(schema.field(column).type) for kind in kinds):
+                raise YolactError(
+                    f"{self.name}: {name} is no part of a run, by its column {column}; move it elsewhere"
+                )
 
     def _replace(self, name: str, rows: pyarrow.Table) -> None:
         """Put other rows into a part; without any, remove it."""
@@ -164,6 +186,7 @@ class PartsFolder:
         from pyarrow import compute, parquet
 
         with self._errors("read"):
+            self._check_columns(name)
             rows = parquet.read_table(self._at(name), columns=["area", "error"], **self._where())
         failed = compute.sum(compute.is_valid(rows.column("error"))).as_py() or 0
         stats.failed += failed

@@ -53,6 +53,27 @@ def test_a_run_is_continued(tmp_path):
     assert rows.column("path").to_pylist() == ["a"] and rows.schema.equals(to_arrow([]).schema)
 
 
+@pytest.mark.parametrize(
+    ("columns", "lacks"),
+    [
+        ({"prices": [1, 2]}, "path"),
+        ({"path": ["a"], "area": [[1]]}, "error"),
+        ({"path": ["a"], "error": ["b"], "area": [1]}, "area"),
+    ],
+)
+def test_files_of_others_stay(tmp_path, columns, lacks):
+    folder = PartsFolder(str(tmp_path))
+    folder.begin("abc")
+    parquet.write_table(pa.table(columns), tmp_path / "theirs.parquet")
+    before = (tmp_path / "theirs.parquet").read_bytes()
+    reason = f"theirs.parquet is no part of a run, by its column {lacks}; move it elsewhere"
+    with pytest.raises(YolactError, match=reason):
+        folder.begin("abc")
+    with pytest.raises(YolactError, match=reason):
+        folder.finish("abc", set())
+    assert (tmp_path / "theirs.parquet").read_bytes() == before
+
+
 def test_what_cannot_be_continued(tmp_path):
     folder = PartsFolder(str(tmp_path))
     write(tmp_path, "one.parquet", done_row("a"))
