@@ -32,12 +32,14 @@ class Listing:
 
     Attributes:
         paths: A chunked array of texts, each once, in their order.
-        groups: (file, row group) of Parquet files with a column "bytes".
+        groups: (file, row group) of Parquet files with a column "bytes", each once.
+        rows: Of all groups.
         doubled: How many paths were named before.
     """
 
     paths: pyarrow.ChunkedArray
     groups: list[tuple[str, int]] = field(default_factory=list)
+    rows: int = 0
     doubled: int = 0
 
 
@@ -57,7 +59,7 @@ def list_sources(names: Sequence[str], null: bool = False, stream: Any = None) -
     import pyarrow as pa
 
     chunks: list[pyarrow.Array] = []
-    groups: list[tuple[str, int]] = []
+    groups: dict[tuple[str, int], int] = {}
     for name in names:
         if name == STDOUT:
             lines = ListSource(stream or sys.stdin.buffer, null)
@@ -71,7 +73,7 @@ def list_sources(names: Sequence[str], null: bool = False, stream: Any = None) -
             _add_table(file, chunks, groups)
     named = pa.chunked_array(chunks, pa.large_string())
     once = named.unique()
-    return Listing(pa.chunked_array([once]), groups, len(named) - len(once))
+    return Listing(pa.chunked_array([once]), list(groups), sum(groups.values()), len(named) - len(once))
 
 
 def _texts(names: Iterable[str]) -> pyarrow.Array:
@@ -79,10 +81,13 @@ def _texts(names: Iterable[str]) -> pyarrow.Array:
     import pyarrow as pa
 
     def text(name: str) -> str:
-        name = name if is_remote(name) else os.path.abspath(local_path(name))  # noqa: PTH100 - of text
-        return name.encode("utf-8", "backslashreplace").decode()
+        return _from_root(name).encode("utf-8", "backslashreplace").decode()
 
     return pa.array(map(text, names), pa.large_string())
+
+
+def _from_root(name: str) -> str:
+    return name if is_remote(name) else os.path.abspath(local_path(name))  # noqa: PTH100 - of text
 
 
 def _files_of(name: str) -> list[str]:
@@ -111,15 +116,16 @@ def _chosen(source: str, files: list[str]) -> list[str]:
     return tables or images_in(without_secrets(source), files)
 
 
-def _add_table(file: str, chunks: list[pyarrow.Array], groups: list[tuple[str, int]]) -> None:
-    """Add what a Parquet file names: its row groups if they contain images, else its paths."""
+def _add_table(file: str, chunks: list[pyarrow.Array], groups: dict[tuple[str, int], int]) -> None:
+    """Add what a Parquet file names: row groups and their numbers of rows if these are images, else paths."""
     import pyarrow as pa
 
     with open_parquet(file) as parquet:
         names = parquet.schema_arrow.names
         if "bytes" in names:
             check_type(parquet, file, "bytes", pa.types.is_binary, pa.types.is_large_binary)
-            groups.extend((file, number) for number in range(parquet.num_row_groups))
+            for number in range(parquet.num_row_groups):
+                groups[_from_root(file), number] = parquet.metadata.row_group(number).num_rows
         elif "path" not in names:
             raise YolactError(f"{without_secrets(file)} has no column path or bytes; it has {names[:20]}")
         for batch in () if "bytes" in names else parquet.iter_batches(columns=["path"]):

@@ -87,37 +87,44 @@ class Parts:
     def lines(self, spool: Spool, done: Callable[[], object]) -> Iterator[dict[str, Any]]:
         """A line for each path, sorted by path, with the index that the path has so, and a "file_name".
 
-        A finished row replaces failed ones of the same path.
+        A finished row replaces failed ones of the same path. Finished rows that are equal count as one.
 
         Args:
             spool: For the rows that memory does not hold.
             done: Called after each row is read the first time.
 
         Raises:
-            YolactError: a part is damaged, or paths have several finished rows.
+            YolactError: a part is damaged, or paths have finished rows that differ.
         """
         folders: set[str] = set()
         records = in_order(self._records(folders, done), spool)
-        last, index, doubled, example = None, -1, 0, ""
+        last, index, finished = None, -1, None
+        equal, different, example = 0, 0, ""
         name_of: Callable[[str], str] | None = None
         for (path, state), row in records:
             name_of = name_of or _names(folders)
             if path == last:
-                if state == _FINISHED:
-                    doubled += 1
+                if state == _FINISHED and row == finished:
+                    equal += 1
+                elif state == _FINISHED:
+                    different += 1
                     example = example or path
                 continue
-            last, index = path, index + 1
+            last, index, finished = path, index + 1, row
             line = {"image": path, "index": index}
             if state == _FAILED:
                 yield {**line, "error": row["error"]}
             else:
-                yield {**line, "file_name": name_of(path), **row}
-        if doubled:
+                copies = [dict(entry) for entry in row["detections"]]  # whose ids the caller sets
+                yield {**line, "file_name": name_of(path), **row, "detections": copies}
+        if different:
             raise YolactError(
-                f"{counted(doubled, 'row')} of {self.folder} too many: paths such as {example} are finished"
-                " more than once; was it written by several runs?"
+                f"{counted(different, 'row')} of {self.folder} too many: paths such as {example} are finished"
+                " more than once, and differ; give images names of their own in column path"
             )
+        if equal:
+            rows = counted(equal, "row is", "rows are")
+            log.warning("%s twice in %s; each counts once", rows, self.folder)
 
     def _records(self, folders: set[str], done: Callable[[], object]) -> Iterator[Record]:
         """What is sorted: path and state, and what is left of a row."""

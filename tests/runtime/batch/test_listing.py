@@ -49,9 +49,10 @@ def test_parquet_of_paths_and_of_bytes(place):
     (place / "tables").mkdir()
     images = pa.table({"path": ["one", "two", None], "bytes": [b"1", b"2", b"3"]})
     parquet.write_table(images, "tables/t.parquet", row_group_size=2)
-    listing = list_sources(["p.parquet", "tables"])
+    listing = list_sources(["p.parquet", "tables", "tables/t.parquet", f"file://{place}/tables/t.parquet"])
     assert listing.paths.to_pylist() == [f"{place}/in/a.png", str(place), "s3://b/c.png"]
-    assert listing.groups == [("tables/t.parquet", 0), ("tables/t.parquet", 1)]
+    table = f"{place}/tables/t.parquet"
+    assert listing.groups == [(table, 0), (table, 1)] and listing.rows == 3
     work = pa.table({"file": ["tables/t.parquet"] * 2, "group": [0, 1]})
     rows = pa.concat_tables(read_groups(work, np.sort(digests(["two"])))).to_pylist()
     named = f"sha256:{hashlib.sha256(b'3').hexdigest()}"

@@ -132,9 +132,20 @@ def test_a_finished_row_replaces_failed_ones(tmp_path, capsys):
     capsys.readouterr()
     write_parts(tmp_path / "rows", [*rows, rows[0], rows[1], rows[1]])
     assert merged(tmp_path / "rows", tmp_path / "two") == 1
+    assert "3 rows are twice in" in capsys.readouterr().err
+    for name in FILES:
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+
+
+def test_finished_rows_that_differ_are_refused(tmp_path, capsys):
+    rows = rows_of(names_in("photos"))
+    others = [{**rows[3], "path": rows[0]["path"]}, {**rows[3], "path": rows[1]["path"]}]
+    write_parts(tmp_path / "rows", [*rows, *others])
+    assert merged(tmp_path / "rows", tmp_path / "out") == 1
     text = capsys.readouterr().err
-    assert "3 rows of" in text and f"paths such as {names[0]} are finished more than once" in text
-    assert not (tmp_path / "two").exists()
+    assert "2 rows of" in text and f"paths such as {rows[0]['path']} are finished more than once" in text
+    assert "give images names of their own in column path" in text
+    assert not (tmp_path / "out").exists()
 
 
 def test_addresses(tmp_path):
