@@ -23,7 +23,7 @@ import numpy as np
 from yolact_runtime.batch.listing import Listing, are_done, list_sources, read_groups
 from yolact_runtime.batch.parts import PartsFolder
 from yolact_runtime.batch.predictor import BatchPredictor
-from yolact_runtime.batch.remote_files import fetch, is_remote
+from yolact_runtime.batch.remote_files import fetch, is_remote, local_path
 from yolact_runtime.batch.shipping import ShippedEngine, ship
 from yolact_runtime.commandline import is_terminal, print_line
 from yolact_runtime.engines.options import SERVER_OPTIONS
@@ -150,25 +150,35 @@ def infer_on_ray(args: argparse.Namespace, block_rows: int = BLOCK_ROWS, part_ro
         dataset = _images(listing, paths, done, block_rows, workers)
         try:
             if dataset is not None:
-                _write(predict_dataset(dataset, engine, options, workers), args.output_parquet, part_rows)
+                _write(predict_dataset(dataset, engine, options, workers), folder, part_rows)
         except KeyboardInterrupt:
             log.error("interrupted: the parts in %s are whole; continue with --resume", folder.name)
             return 130
-        stats = folder.finish(run, before)
-    if not listing.groups and stats.done + stats.failed != len(paths):
-        raise YolactError(
-            f"{folder.name} has rows of {stats.done + stats.failed} of {len(paths)} images; run again with"
-            " --resume"
-        )
+        stats = folder.count(before)
+        _check_complete(folder, stats.done + stats.failed, len(paths), listing, resumed=bool(len(done)))
+        folder.end(run)
     _summarise(args, stats, len(done), folder)
     return 1 if stats.failed else 0
 
 
+def _check_complete(folder: PartsFolder, found: int, paths: int, listing: Listing, resumed: bool) -> None:
+    """Check that no row is missing; of row groups only if nothing was done before.
+
+    Raises:
+        YolactError: the parts have other numbers of rows than there are images.
+    """
+    lacks = found < paths if listing.groups and resumed else found != paths + listing.rows
+    if lacks:
+        total = paths + listing.rows
+        raise YolactError(f"{folder.name} has rows of {found} of {total} images; run again with --resume")
+
+
 def _check_output(args: argparse.Namespace) -> None:
     """Check that the folder can be written to, and lock it, unless it is an address."""
-    if not is_remote(args.output_parquet):
+    folder = local_path(args.output_parquet)
+    if not is_remote(folder):
         reads = [("--engine", path) for path in engine_files(args.engine)]
-        check_outputs(reads, [], [("--output-parquet", args.output_parquet)])
+        check_outputs(reads, [], [("--output-parquet", folder)])
 
 
 @contextlib.contextmanager
@@ -385,13 +395,16 @@ def _read_groups(batch: pyarrow.Table, done: Any) -> Iterator[pyarrow.Table]:
     yield from read_groups(batch, ray.get(done))
 
 
-def _write(dataset: ray.data.Dataset, folder: str, part_rows: int) -> None:
+def _write(dataset: ray.data.Dataset, folder: PartsFolder, part_rows: int) -> None:
     """Write the parts; Ray repeats the write of a lost node under the same name."""
-    folder = folder if is_remote(folder) else os.path.abspath(folder)  # noqa: PTH100 - of text
     with warnings.catch_warnings():  # of operators with fewer blocks than tasks
         warnings.simplefilter("ignore")
         dataset.write_parquet(
-            folder, min_rows_per_file=part_rows, compression="zstd", ray_remote_args={"num_cpus": 0}
+            folder.path,
+            filesystem=folder.system,
+            min_rows_per_file=part_rows,
+            compression="zstd",
+            ray_remote_args={"num_cpus": 0},
         )
 
 

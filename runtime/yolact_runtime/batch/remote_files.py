@@ -5,9 +5,9 @@ from __future__ import annotations
 import glob
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
-from yolact_runtime.errors import YolactError, first_line, without_secrets
+from yolact_runtime.errors import UsageError, YolactError, first_line, without_secrets
 from yolact_runtime.packages import require
 from yolact_runtime.untrusted import beyond, limit
 
@@ -24,8 +24,17 @@ def is_remote(name: str) -> bool:
 
 
 def local_path(name: str) -> str:
-    """The path that a file:// address names; any other name as it is."""
-    return unquote(urlsplit(name).path) if name.startswith("file://") else name
+    """The path that a file:// address names; any other name as it is.
+
+    Raises:
+        UsageError: the address names another host or no path.
+    """
+    if not name.startswith("file://"):
+        return name
+    host, slash, path = name.removeprefix("file://").partition("/")
+    if not slash or host not in ("", "localhost"):
+        raise UsageError(f"{name} names no path of this machine; write file:///PATH")
+    return unquote(f"/{path}")
 
 
 def filesystem_of(address: str) -> tuple[FileSystem, str]:
