@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -137,33 +139,37 @@ def read_remote(address: str, addresses: Addresses) -> bytes:
     return data
 
 
-def fetch(batch: pyarrow.Table) -> pyarrow.Table:
+def fetch(batch: pyarrow.Table) -> Iterator[pyarrow.Table]:
     """Read the files of a batch that are named by an address, several at once.
 
     Args:
-        batch: With a column "path".
+        batch: With a column "path", of bytes.
 
-    Returns:
-        Columns "path", "bytes" (missing for paths, which the worker reads itself) and "error".
+    Yields:
+        Columns "path", "bytes" (missing for paths, which the worker reads itself) and "error"; a few rows
+        each, as memory holds their files.
     """
     import pyarrow as pa
 
     addresses = Addresses()
 
-    def read(name: str) -> tuple[bytes | None, str | None]:
+    def read(name: bytes) -> tuple[bytes | None, str | None]:
+        address = os.fsdecode(name)
         try:
-            return (read_remote(name, addresses) if is_remote(name) else None), None
+            return (read_remote(address, addresses) if is_remote(address) else None), None
         except YolactError as error:
             return None, str(error)
 
     names = batch.column("path").to_pylist()
     with ThreadPoolExecutor(_READERS) as pool:
-        found = list(pool.map(read, names))
-    return pa.table([names, [data for data, _ in found], [why for _, why in found]], schema=fetched_schema())
+        for at in range(0, len(names), _READERS):
+            some = names[at : at + _READERS]
+            data, errors = zip(*pool.map(read, some), strict=True)
+            yield pa.table([some, list(data), list(errors)], schema=fetched_schema())
 
 
 def fetched_schema() -> pyarrow.Schema:
     """The columns of images that are read before a worker has them."""
     import pyarrow as pa
 
-    return pa.schema([("path", pa.string()), ("bytes", pa.large_binary()), ("error", pa.string())])
+    return pa.schema([("path", pa.large_binary()), ("bytes", pa.large_binary()), ("error", pa.string())])
