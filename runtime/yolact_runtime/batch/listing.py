@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 from yolact_runtime.batch.remote_files import fetched_schema, filesystem_of, find_files, is_remote, local_path
 from yolact_runtime.errors import UsageError, YolactError, first_line, without_secrets
 from yolact_runtime.files import STDOUT
+from yolact_runtime.merge.parquet import open_parquet, read_batches
 from yolact_runtime.sources.camera import is_camera
 from yolact_runtime.sources.folders import IMAGES, VIDEOS, images_in, is_pattern, match, suffix_of
 from yolact_runtime.sources.images import expand
@@ -21,6 +23,7 @@ from yolact_runtime.sources.listing import ListSource
 
 if TYPE_CHECKING:
     import pyarrow
+    from pyarrow.parquet import ParquetFile
 
 _PARQUET = ".parquet"
 _NAME = "S16"  # of a digest
@@ -130,7 +133,7 @@ def _add_table(file: str, chunks: list[pyarrow.Array], groups: dict[tuple[str, i
     """Add what a Parquet file names: row groups and their numbers of rows if these are images, else paths."""
     import pyarrow as pa
 
-    with open_parquet(file) as parquet:
+    with _open(file) as parquet:
         names = parquet.schema_arrow.names
         if "bytes" in names:
             check_type(parquet, file, "bytes", pa.types.is_binary, pa.types.is_large_binary)
@@ -141,7 +144,7 @@ def _add_table(file: str, chunks: list[pyarrow.Array], groups: dict[tuple[str, i
             raise YolactError(f"{without_secrets(file)} has no column path or bytes; it has {names[:20]}")
         check_type(parquet, file, "path", pa.types.is_string, pa.types.is_large_string)
         before = 0
-        for batch in parquet.iter_batches(columns=["path"]):
+        for batch in read_batches(without_secrets(file), parquet, columns=["path"]):
             found = batch.column("path").to_pylist()
             if lost := next((row for row, name in enumerate(found, before + 1) if not name), None):
                 raise YolactError(f"{without_secrets(file)}: row {lost} has no path")
@@ -157,29 +160,19 @@ def check_type(parquet: Any, file: str, column: str, *allowed: Callable[[Any], b
         raise YolactError(f"{without_secrets(file)}: column {column} is {kind}; it must be {wanted}")
 
 
-class open_parquet:  # noqa: N801 - used as a function
-    """Open a Parquet file by path or address, as a context; its errors become one line."""
+def _open(file: str, limited: bool = True) -> contextlib.AbstractContextManager[ParquetFile]:
+    """Open a Parquet file by path or address, as `open_parquet` does."""
 
-    def __init__(self, file: str) -> None:
-        self._file = file
-
-    def __enter__(self) -> Any:
-        from pyarrow import parquet
-
+    def opened() -> Any:
+        system, path = filesystem_of(file)
         try:
-            system, path = filesystem_of(self._file) if is_remote(self._file) else (None, self._file)
-            self._parquet = parquet.ParquetFile(path, filesystem=system)
+            return system.open_input_file(path)
         except (OSError, ValueError) as error:
-            raise self._failure(error) from error
-        return self._parquet
+            raise YolactError(f"cannot read {without_secrets(file)}: {first_line(error)}") from error
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._parquet.close()
-        if isinstance(error, OSError | ValueError):
-            raise self._failure(error) from error
-
-    def _failure(self, error: BaseException) -> YolactError:
-        return YolactError(f"cannot read Parquet file {without_secrets(self._file)}: {first_line(error)}")
+    if is_remote(file):
+        return open_parquet(without_secrets(file), (), opened, limited)
+    return open_parquet(file, limited=limited)
 
 
 def read_groups(batch: pyarrow.Table, done: np.ndarray) -> Iterator[pyarrow.Table]:
@@ -199,9 +192,10 @@ def read_groups(batch: pyarrow.Table, done: np.ndarray) -> Iterator[pyarrow.Tabl
 
     for work in batch.to_pylist():
         place, before = f"{work['file']}: row group {work['group']}", 0
-        with open_parquet(work["file"]) as parquet:
+        with _open(work["file"], limited=False) as parquet:  # which the process that listed it has checked
             columns = [name for name in ("path", "bytes") if name in parquet.schema_arrow.names]
-            for rows in parquet.iter_batches(row_groups=[work["group"]], columns=columns, batch_size=32):
+            how = {"row_groups": [work["group"]], "columns": columns, "batch_size": 32}
+            for rows in read_batches(without_secrets(work["file"]), parquet, **how):
                 content = rows.column("bytes").to_pylist()
                 paths = rows.column("path").to_pylist() if "path" in columns else [None] * len(content)
                 places = [f"{place}, row {before + row}" for row in range(1, len(content) + 1)]

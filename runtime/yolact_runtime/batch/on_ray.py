@@ -20,6 +20,7 @@ from yolact_runtime.batch.parts import PartsFolder
 from yolact_runtime.batch.predictor import BatchPredictor
 from yolact_runtime.batch.ray_cluster import RESTARTS, address_of, cluster
 from yolact_runtime.batch.remote_files import fetch, is_remote, local_path
+from yolact_runtime.batch.rows import CATEGORIES
 from yolact_runtime.batch.shipping import ShippedEngine, ship
 from yolact_runtime.commandline import is_terminal, print_line
 from yolact_runtime.engines.options import SERVER_OPTIONS
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CATEGORIES = "yolact.categories"  # key of the metadata of a part: a list of "id" and "name"
 BLOCK_ROWS = 128  # images of a task at most: what a lost node costs
 PART_ROWS = 512  # images of a Parquet part, at least
 

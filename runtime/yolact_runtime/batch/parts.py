@@ -18,6 +18,7 @@ import numpy as np
 
 from yolact_runtime.batch.listing import digests
 from yolact_runtime.batch.remote_files import filesystem_of, is_remote, local_path
+from yolact_runtime.batch.rows import RECORD
 from yolact_runtime.errors import UsageError, YolactError, counted, first_line, without_secrets
 from yolact_runtime.files import atomic_path
 from yolact_runtime.pipeline import SourceStats
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RECORD = "_yolact.json"  # readers of Parquet skip names that begin with _
 _LONGEST_RECORD = 1 << 20
 
 

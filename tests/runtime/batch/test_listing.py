@@ -117,7 +117,7 @@ def test_a_folder_of_images_and_parquet_is_refused(place, source):
         ({"path": [1]}, "path is int64; it must be text"),
         ({"path": ["a", "b", None]}, "row 3 has no path"),
         ({"bytes": ["a"]}, "bytes is string; it must be bytes"),
-        (None, "cannot read Parquet file"),
+        (None, "is damaged, or not Parquet"),
     ],
 )
 def test_wrong_parquet_files_are_refused(place, columns, reason):
@@ -128,6 +128,13 @@ def test_wrong_parquet_files_are_refused(place, columns, reason):
     with pytest.raises(YolactError, match=reason) as caught:
         list_sources(["t.parquet"])
     assert "\n" not in str(caught.value)
+
+
+def test_row_groups_beyond_the_limit_are_refused(place, monkeypatch):
+    parquet.write_table(pa.table({"bytes": [bytes(100)]}), "t.parquet")
+    monkeypatch.setenv("YOLACT_MAX_ROW_GROUP_BYTES", "99")
+    with pytest.raises(YolactError, match="group of rows with more bytes than"):
+        list_sources(["t.parquet"])
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "0", "/dev/video7"])

@@ -11,8 +11,8 @@ from pyarrow import parquet  # noqa: E402
 
 from yolact_runtime.batch import on_ray  # noqa: E402
 from yolact_runtime.batch.listing import Listing, are_done  # noqa: E402
-from yolact_runtime.batch.parts import RECORD, PartsFolder  # noqa: E402
-from yolact_runtime.batch.rows import failed_row, to_arrow  # noqa: E402
+from yolact_runtime.batch.parts import PartsFolder  # noqa: E402
+from yolact_runtime.batch.rows import RECORD, failed_row, to_arrow  # noqa: E402
 from yolact_runtime.errors import UsageError, YolactError  # noqa: E402
 
 
