@@ -50,10 +50,13 @@ def command(args: argparse.Namespace) -> None:
         check_number(f"--{name}", getattr(args, name), 1, "runs")
     if bool(args.engine) != bool(args.images):
         raise UsageError("whole runs need both --engine E and --images DIR")
+    for number in args.workers:
+        check_number("--workers", number, 1, 10_000)
+    check_number("--latency-ms", args.latency_ms, 0, 60_000)
     import psutil
     import ray
 
-    from yolact_runtime.batch.on_ray import cluster
+    from yolact_runtime.batch.ray_cluster import cluster
     from yolact_runtime.engines.threads import usable_cores
 
     cores = usable_cores()
@@ -130,6 +133,10 @@ def measure_runs(args: argparse.Namespace, address: str) -> dict[str, RunFigures
     figures = {}
     for kind in ("plain", "ray"):
         whole, start = (statistics.median(seconds[kind, number]) for number in (len(images), _FEW))
+        if whole <= start:
+            raise YolactError(
+                f"{kind}: {len(images)} images took no longer than {_FEW}; raise --repeat or --rounds"
+            )
         rate = (len(images) - _FEW) / (whole - start)
         figures[kind] = RunFigures(len(images), whole, start, rate)
     return figures
@@ -220,7 +227,8 @@ def measure_workers(workers: int, latency: float, block: int, blocks: int = 8) -
     rows = list(dataset.iter_batches(batch_format="numpy", batch_size=None))
     driver, daemons = time.process_time() - before[0], _daemon_seconds() - before[1]
     assert sum(len(batch["done"]) for batch in rows) == images
-    rate = images / (max(batch["done"].max() for batch in rows) - min(batch["begun"].min() for batch in rows))
+    taken = max(batch["done"].max() for batch in rows) - min(batch["begun"].min() for batch in rows)
+    rate = images / max(taken, 1e-9)
     return CurveFigures(workers, images, rate, rate * latency / workers, driver, daemons)
 
 

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import inspect
 import json
 import logging
 import math
-import os
-import signal
-import socket
 import sys
-import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,11 +18,13 @@ import numpy as np
 from yolact_runtime.batch.listing import Listing, are_done, list_sources, read_groups
 from yolact_runtime.batch.parts import PartsFolder
 from yolact_runtime.batch.predictor import BatchPredictor
-from yolact_runtime.batch.remote_files import fetch, is_remote
+from yolact_runtime.batch.ray_cluster import RESTARTS, address_of, cluster
+from yolact_runtime.batch.remote_files import fetch, is_remote, local_path
+from yolact_runtime.batch.rows import CATEGORIES
 from yolact_runtime.batch.shipping import ShippedEngine, ship
 from yolact_runtime.commandline import is_terminal, print_line
 from yolact_runtime.engines.options import SERVER_OPTIONS
-from yolact_runtime.errors import UsageError, YolactError, counted, first_line
+from yolact_runtime.errors import UsageError, YolactError, counted
 from yolact_runtime.metadata import Metadata
 from yolact_runtime.outputs import check_outputs, engine_files
 from yolact_runtime.packages import require
@@ -40,18 +37,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CATEGORIES = "yolact.categories"  # key of the metadata of a part: a list of "id" and "name"
 BLOCK_ROWS = 128  # images of a task at most: what a lost node costs
 PART_ROWS = 512  # images of a Parquet part, at least
-_BLOCK_BYTES = 16 << 20  # of images that tasks pass on
-_CRASHES = (
-    "ActorDiedError",
-    "ActorUnavailableError",
-    "OutOfMemoryError",
-    "RayActorError",
-    "WorkerCrashedError",
-)
-_RESTARTS = 5  # of a worker's process, so that an image that ends it ends the run; Ray's default is no end
 
 
 @dataclass(frozen=True)
@@ -61,14 +48,14 @@ class Workers:
     Attributes:
         cpus: CPUs and threads of each.
         gpus: GPUs of each.
-        most: How many there are at most.
-        now: For how many the cluster has room now.
+        limit: How many there are at most.
+        room: For how many the cluster has room now.
     """
 
     cpus: int
     gpus: float
-    most: int
-    now: int
+    limit: int
+    room: int
 
 
 class RayPredictor:
@@ -105,10 +92,10 @@ def predict_dataset(
     """
     import ray.data
 
-    first = max(1, min(workers.now, workers.most))
-    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=workers.most, initial_size=first)
+    first = max(1, min(workers.room, workers.limit))
+    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=workers.limit, initial_size=first)
     takes_more = "ray_remote_args" in inspect.signature(dataset.map_batches).parameters
-    more: dict[str, Any] = {"max_restarts": _RESTARTS} if takes_more else {}
+    more: dict[str, Any] = {"max_restarts": RESTARTS} if takes_more else {}
     with warnings.catch_warnings():  # Ray 2.64 will have another way to say how often a worker starts again
         warnings.simplefilter("ignore")
         return dataset.map_batches(
@@ -150,123 +137,35 @@ def infer_on_ray(args: argparse.Namespace, block_rows: int = BLOCK_ROWS, part_ro
         dataset = _images(listing, paths, done, block_rows, workers)
         try:
             if dataset is not None:
-                _write(predict_dataset(dataset, engine, options, workers), args.output_parquet, part_rows)
+                _write(predict_dataset(dataset, engine, options, workers), folder, part_rows)
         except KeyboardInterrupt:
             log.error("interrupted: the parts in %s are whole; continue with --resume", folder.name)
             return 130
-        stats = folder.finish(run, before)
-    if not listing.groups and stats.done + stats.failed != len(paths):
-        raise YolactError(
-            f"{folder.name} has rows of {stats.done + stats.failed} of {len(paths)} images; run again with"
-            " --resume"
-        )
+        stats = folder.count(before)
+        _check_complete(folder, stats.done + stats.failed, len(paths), listing, resumed=bool(len(done)))
+        folder.end(run)
     _summarise(args, stats, len(done), folder)
     return 1 if stats.failed else 0
 
 
+def _check_complete(folder: PartsFolder, found: int, paths: int, listing: Listing, resumed: bool) -> None:
+    """Check that no row is missing; of row groups only if nothing was done before.
+
+    Raises:
+        YolactError: the parts have other numbers of rows than there are images.
+    """
+    lacks = found < paths if listing.groups and resumed else found != paths + listing.rows
+    if lacks:
+        total = paths + listing.rows
+        raise YolactError(f"{folder.name} has rows of {found} of {total} images; run again with --resume")
+
+
 def _check_output(args: argparse.Namespace) -> None:
     """Check that the folder can be written to, and lock it, unless it is an address."""
-    if not is_remote(args.output_parquet):
+    folder = local_path(args.output_parquet)
+    if not is_remote(folder):
         reads = [("--engine", path) for path in engine_files(args.engine)]
-        check_outputs(reads, [], [("--output-parquet", args.output_parquet)])
-
-
-@contextlib.contextmanager
-def cluster(address: str, progress: bool = False, debug: bool = False, **options: Any) -> Iterator[None]:
-    """Connect to a cluster, or start one on this machine; what fails in it becomes one line.
-
-    Args:
-        address: HOST:PORT, "auto" or "local"; "" for that of $RAY_ADDRESS, else "local".
-        progress: Show Ray Data's progress.
-        debug: Show Ray's messages and those of the workers.
-        options: For `ray.init`, of a cluster that is started.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray reports its use over the network
-    if not debug:
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    import ray
-    from ray.exceptions import RayError
-
-    started = not ray.is_initialized()
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    own = {"include_dashboard": False, **options} if address == "local" else {}
-    try:
-        if started:
-            _check_reachable(address)
-            with contextlib.nullcontext() if debug else _silent():
-                handler = signal.getsignal(signal.SIGTERM)
-                ray.init(address, log_to_driver=debug, logging_level=logging.ERROR, **own)
-                if threading.current_thread() is threading.main_thread():
-                    signal.signal(signal.SIGTERM, handler)  # Ray's ends the process without a word
-        _set_up_data(progress, debug)
-        yield
-    except (ConnectionError, RayError) as error:
-        raise _reason(error) from error
-    finally:
-        if started:
-            ray.shutdown()
-
-
-def _check_reachable(address: str) -> None:
-    """Raise a YolactError if nothing listens at HOST:PORT, where Ray would try for minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-        except (OSError, ValueError) as error:
-            raise YolactError(f"no Ray cluster at {address}: {first_line(error)}") from error
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Without standard error, to which Ray's C++ writes that it was told to write nothing."""
-    if sys.stderr is not None:
-        sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-def _set_up_data(progress: bool, debug: bool) -> None:
-    """Set what Ray Data shows, and how large its blocks are."""
-    import ray.data
-
-    if not debug:
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = progress
-    context.print_on_execution_start = False
-    context.target_max_block_size = _BLOCK_BYTES
-
-
-def _reason(error: BaseException) -> YolactError:
-    """The one line for an error of Ray: of the YolactError of a worker, if that is its cause."""
-    chain = [error]
-    while isinstance(cause := getattr(chain[-1], "cause", None) or chain[-1].__cause__, BaseException):
-        chain.append(cause)
-    for one in reversed(chain):
-        if isinstance(one, YolactError) and not hasattr(one, "cause"):  # else Ray's, with a traceback in it
-            return one
-    if any("AuthenticationError" in f"{type(one)} {one}" for one in chain):
-        return YolactError(
-            "the Ray cluster wants its token: set RAY_AUTH_MODE=token, and copy ~/.ray/auth_token of its head"
-            " node to the same place here"
-        )
-    names = [type(one).__name__ for one in chain]
-    if crash := next((name for name in names if name in _CRASHES), None):
-        return YolactError(
-            f"a worker ended {_RESTARTS + 1} times ({crash}): it lacked memory, or an image made it crash;"
-            " Ray's logs on its node say more"
-        )
-    told = [one for one in chain if str(one).strip()] or chain
-    lines = [line for line in str(told[-1]).splitlines() if line.strip()]
-    why = first_line(RuntimeError(lines[-1] if lines else ""))
-    return YolactError(f"Ray: {type(told[-1]).__name__}: {why}")
+        check_outputs(reads, [], [("--output-parquet", folder)])
 
 
 def _workers(args: argparse.Namespace) -> Workers:
@@ -280,17 +179,17 @@ def _workers(args: argparse.Namespace) -> Workers:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = args.gpus_per_worker
     cpus = args.threads or _share_of_cpus(nodes, gpus)
-    now = sum(_fitting(node, cpus, gpus) for node in nodes)
-    if not now:
+    room = sum(_fitting(node, cpus, gpus) for node in nodes)
+    if not room:
         needs = counted(cpus, "CPU") + (f" and {gpus:g} GPU" if gpus else "")
-        if args.ray in ("", "local") and not os.environ.get("RAY_ADDRESS"):
+        if address_of(args.ray) == "local":
             raise UsageError(f"a worker needs {needs}, which this machine has not; lower --threads")
         log.warning("no node has %s, which a worker needs; waiting for one", needs)
     if not gpus and (idle := sum(node.get("GPU", 0) for node in nodes)):
         log.warning(
             "%s of the cluster not used: add --gpus-per-worker", counted(int(idle), "GPU is", "GPUs are")
         )
-    return Workers(cpus, gpus, args.workers or max(1, now), now)
+    return Workers(cpus, gpus, args.workers or max(1, room), room)
 
 
 def _share_of_cpus(nodes: list[dict[str, float]], gpus: float) -> int:
@@ -359,10 +258,10 @@ def _images(
     from pyarrow import compute
 
     light: dict[str, Any] = {"num_cpus": 0, "batch_format": "pyarrow"}
-    pool = ray.data.TaskPoolStrategy(size=2 * workers.most)
+    pool = ray.data.TaskPoolStrategy(size=2 * workers.limit)
     datasets: list[Any] = []
     if len(paths):
-        rows = max(1, min(block_rows, len(paths) // (4 * workers.most)))
+        rows = max(1, min(block_rows, len(paths) // (4 * workers.limit)))
         tables = [
             pa.table({"path": paths[at : at + rows].combine_chunks()}) for at in range(0, len(paths), rows)
         ]
@@ -385,13 +284,16 @@ def _read_groups(batch: pyarrow.Table, done: Any) -> Iterator[pyarrow.Table]:
     yield from read_groups(batch, ray.get(done))
 
 
-def _write(dataset: ray.data.Dataset, folder: str, part_rows: int) -> None:
+def _write(dataset: ray.data.Dataset, folder: PartsFolder, part_rows: int) -> None:
     """Write the parts; Ray repeats the write of a lost node under the same name."""
-    folder = folder if is_remote(folder) else os.path.abspath(folder)  # noqa: PTH100 - of text
     with warnings.catch_warnings():  # of operators with fewer blocks than tasks
         warnings.simplefilter("ignore")
         dataset.write_parquet(
-            folder, min_rows_per_file=part_rows, compression="zstd", ray_remote_args={"num_cpus": 0}
+            folder.path,
+            filesystem=folder.system,
+            min_rows_per_file=part_rows,
+            compression="zstd",
+            ray_remote_args={"num_cpus": 0},
         )
 
 

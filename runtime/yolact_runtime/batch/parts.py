@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from yolact_runtime.batch.listing import digests
-from yolact_runtime.batch.remote_files import filesystem_of, is_remote
+from yolact_runtime.batch.remote_files import filesystem_of, is_remote, local_path
+from yolact_runtime.batch.rows import RECORD
 from yolact_runtime.errors import UsageError, YolactError, counted, first_line, without_secrets
 from yolact_runtime.files import atomic_path
 from yolact_runtime.pipeline import SourceStats
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RECORD = "_yolact.json"  # readers of Parquet skip names that begin with _
 _LONGEST_RECORD = 1 << 20
 
 
@@ -42,6 +42,10 @@ class PartsFolder:
     Args:
         folder: A path or an address.
 
+    Attributes:
+        system: Its file system.
+        path: In that.
+
     Raises:
         YolactError: the address cannot be opened.
     """
@@ -49,10 +53,11 @@ class PartsFolder:
     def __init__(self, folder: str) -> None:
         from pyarrow.fs import LocalFileSystem
 
+        folder = local_path(folder)
         self.name = without_secrets(folder)
         self._local = not is_remote(folder)
-        self._system: FileSystem
-        self._system, self._path = (
+        self.system: FileSystem
+        self.system, self.path = (
             (LocalFileSystem(), os.path.abspath(folder)) if self._local else filesystem_of(folder)  # noqa: PTH100
         )
 
@@ -61,7 +66,7 @@ class PartsFolder:
         from pyarrow.fs import FileSelector
 
         with self._errors("read"):
-            entries = self._system.get_file_info(FileSelector(self._path, allow_not_found=True))
+            entries = self.system.get_file_info(FileSelector(self.path, allow_not_found=True))
         names = sorted(entry.base_name for entry in entries if entry.is_file)
         return [name for name in names if name.endswith(".parquet") and name[0] not in "._"]
 
@@ -103,23 +108,26 @@ class PartsFolder:
         done = [self._done_in(name) for name in self.parts()]
         return np.sort(np.concatenate(done)) if done else digests([])
 
-    def finish(self, run: str, before: set[str]) -> SourceStats:
-        """Count the images in all parts but those `before`, and record that the run is done."""
+    def count(self, before: set[str]) -> SourceStats:
+        """Count the images in all parts but those `before`."""
         stats = SourceStats()
         for name in self.parts():
             if name not in before:
                 self._count(name, stats)
-        self._write(RECORD, json.dumps({"run": run, "state": "done"}).encode())
         return stats
+
+    def end(self, run: str) -> None:
+        """Record that the run is done."""
+        self._write(RECORD, json.dumps({"run": run, "state": "done"}).encode())
 
     def _record(self) -> dict[str, Any] | None:
         """The record of the run; None if there is none."""
         from pyarrow.fs import FileType
 
         with self._errors("read"):
-            if self._system.get_file_info(self._at(RECORD)).type != FileType.File:
+            if self.system.get_file_info(self._at(RECORD)).type != FileType.File:
                 return None
-            with self._system.open_input_stream(self._at(RECORD)) as stream:
+            with self.system.open_input_stream(self._at(RECORD)) as stream:
                 text = stream.read(_LONGEST_RECORD)
         try:
             record = parse_json(text)
@@ -135,17 +143,39 @@ class PartsFolder:
 
         with self._errors("read"):
             try:
-                rows = parquet.read_table(self._at(name), columns=["path", "error"], **self._where())
+                self._check_columns(name)
             except ValueError:  # ArrowInvalid: it has no footer
                 log.warning("%s: part %s is cut off and removed; its images are done again", self.name, name)
-                self._system.delete_file(self._at(name))
+                self.system.delete_file(self._at(name))
                 return digests([])
+            rows = parquet.read_table(self._at(name), columns=["path", "error"], **self._where())
         failed = compute.is_valid(rows.column("error"))
         if compute.any(failed).as_py():
             with self._errors("read"):
                 whole = parquet.read_table(self._at(name), **self._where())
             self._replace(name, whole.filter(compute.invert(failed)))
-        return digests(rows.filter(compute.invert(failed)).column("path").to_pylist())
+        return digests(rows.filter(compute.invert(failed)).column("path").drop_null().to_pylist())
+
+    def _check_columns(self, name: str) -> None:
+        """Check that a file can be a part.
+
+        Raises:
+            YolactError: it has other columns, so another program wrote it.
+            ValueError: it has no footer.
+        """
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        schema = parquet.read_schema(self._at(name), filesystem=self.system)
+        text, lists = (
+            (pa.types.is_string, pa.types.is_large_string),
+            (pa.types.is_list, pa.types.is_large_list),
+        )
+        for column, kinds in (("path", text), ("error", text), ("area", lists)):
+            if column not in schema.names or not any(kind(schema.field(column).type) for kind in kinds):
+                raise YolactError(
+                    f"{self.name}: {name} is no part of a run, by its column {column}; move it elsewhere"
+                )
 
     def _replace(self, name: str, rows: pyarrow.Table) -> None:
         """Put other rows into a part; without any, remove it."""
@@ -154,7 +184,7 @@ class PartsFolder:
 
         if not rows.num_rows:
             with self._errors("write"):
-                self._system.delete_file(self._at(name))
+                self.system.delete_file(self._at(name))
             return
         buffer = pa.BufferOutputStream()
         parquet.write_table(rows, buffer, compression="zstd")
@@ -164,6 +194,7 @@ class PartsFolder:
         from pyarrow import compute, parquet
 
         with self._errors("read"):
+            self._check_columns(name)
             rows = parquet.read_table(self._at(name), columns=["area", "error"], **self._where())
         failed = compute.sum(compute.is_valid(rows.column("error"))).as_py() or 0
         stats.failed += failed
@@ -177,15 +208,15 @@ class PartsFolder:
                 with atomic_path(Path(self._at(name))) as temporary:
                     temporary.write_bytes(data)
                 return
-            with self._system.open_output_stream(self._at(name)) as stream:
+            with self.system.open_output_stream(self._at(name)) as stream:
                 stream.write(data)
 
     def _at(self, name: str) -> str:
-        return f"{self._path.rstrip('/')}/{name}"
+        return f"{self.path.rstrip('/')}/{name}"
 
     def _where(self) -> dict[str, Any]:
         """Arguments for Parquet's reader; no columns from the names of folders."""
-        return {"filesystem": self._system, "partitioning": None}
+        return {"filesystem": self.system, "partitioning": None}
 
     @contextlib.contextmanager
     def _errors(self, verb: str) -> Iterator[None]:

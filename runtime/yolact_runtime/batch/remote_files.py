@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import glob
+import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
-from yolact_runtime.errors import YolactError, first_line, without_secrets
+from yolact_runtime.errors import UsageError, YolactError, first_line, without_secrets
 from yolact_runtime.packages import require
 from yolact_runtime.untrusted import beyond, limit
 
@@ -24,8 +26,17 @@ def is_remote(name: str) -> bool:
 
 
 def local_path(name: str) -> str:
-    """The path that a file:// address names; any other name as it is."""
-    return unquote(urlsplit(name).path) if name.startswith("file://") else name
+    """The path that a file:// address names; any other name as it is.
+
+    Raises:
+        UsageError: the address names another host or no path.
+    """
+    if not name.startswith("file://"):
+        return name
+    host, slash, path = name.removeprefix("file://").partition("/")
+    if not slash or host not in ("", "localhost"):
+        raise UsageError(f"{name} names no path of this machine; write file:///PATH")
+    return unquote(f"/{path}")
 
 
 def filesystem_of(address: str) -> tuple[FileSystem, str]:
@@ -128,33 +139,37 @@ def read_remote(address: str, addresses: Addresses) -> bytes:
     return data
 
 
-def fetch(batch: pyarrow.Table) -> pyarrow.Table:
+def fetch(batch: pyarrow.Table) -> Iterator[pyarrow.Table]:
     """Read the files of a batch that are named by an address, several at once.
 
     Args:
-        batch: With a column "path".
+        batch: With a column "path", of bytes.
 
-    Returns:
-        Columns "path", "bytes" (missing for paths, which the worker reads itself) and "error".
+    Yields:
+        Columns "path", "bytes" (missing for paths, which the worker reads itself) and "error"; a few rows
+        each, as memory holds their files.
     """
     import pyarrow as pa
 
     addresses = Addresses()
 
-    def read(name: str) -> tuple[bytes | None, str | None]:
+    def read(name: bytes) -> tuple[bytes | None, str | None]:
+        address = os.fsdecode(name)
         try:
-            return (read_remote(name, addresses) if is_remote(name) else None), None
+            return (read_remote(address, addresses) if is_remote(address) else None), None
         except YolactError as error:
             return None, str(error)
 
     names = batch.column("path").to_pylist()
     with ThreadPoolExecutor(_READERS) as pool:
-        found = list(pool.map(read, names))
-    return pa.table([names, [data for data, _ in found], [why for _, why in found]], schema=fetched_schema())
+        for at in range(0, len(names), _READERS):
+            some = names[at : at + _READERS]
+            data, errors = zip(*pool.map(read, some), strict=True)
+            yield pa.table([some, list(data), list(errors)], schema=fetched_schema())
 
 
 def fetched_schema() -> pyarrow.Schema:
     """The columns of images that are read before a worker has them."""
     import pyarrow as pa
 
-    return pa.schema([("path", pa.string()), ("bytes", pa.large_binary()), ("error", pa.string())])
+    return pa.schema([("path", pa.large_binary()), ("bytes", pa.large_binary()), ("error", pa.string())])

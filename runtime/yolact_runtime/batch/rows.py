@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import pyarrow
 
 Row = dict[str, Any]
+
+CATEGORIES = "yolact.categories"  # key of the metadata of a Parquet part: a list of "id" and "name"
+RECORD = "_yolact.json"  # of a run on a cluster, next to its parts; readers of Parquet skip names with _
 
 COLUMNS = (
     "path", "height", "width", "boxes", "scores", "mask_scores", "category_ids", "rles", "area", "error",
@@ -115,17 +118,3 @@ def to_columns(rows: Sequence[Row]) -> dict[str, np.ndarray]:
         for index, row in enumerate(rows):  # NumPy would take arrays of one shape apart
             columns[name][index] = row[name]
     return columns
-
-
-def rows_of(batch: Any) -> list[Mapping[str, Any]]:
-    """The rows of an Arrow table, of columns by name or of a pandas data frame, as dicts of plain values."""
-    rows: list[Mapping[str, Any]]
-    if hasattr(batch, "to_pylist"):
-        rows = batch.to_pylist()
-    elif hasattr(batch, "iloc"):
-        rows = batch.to_dict("records")
-    elif isinstance(batch, Mapping):
-        rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-    else:
-        rows = list(batch)
-    return rows

@@ -22,7 +22,7 @@ def add_merge_options(parser: argparse.ArgumentParser) -> None:
     add("--annotations", type=Path, metavar="FILE",
         help="for a folder: COCO file with the image ids and categories; else images are numbered from 1,"
         " sorted by path")  # fmt: skip
-    add("--engine", metavar="FILE", help="for a folder: the engine, whose categories are written")
+    add("--engine", metavar="FILE", help="for a folder that names no categories: the engine, which has them")
 
 
 def merge_command(args: argparse.Namespace) -> int:

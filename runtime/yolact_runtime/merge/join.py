@@ -20,7 +20,7 @@ from yolact_runtime.merge.coco import open_coco
 from yolact_runtime.merge.lines import open_lines
 from yolact_runtime.merge.order import Spool
 from yolact_runtime.merge.outputs import GivenNames, LineOutputs, whole
-from yolact_runtime.merge.rows import Parts, report_failures
+from yolact_runtime.merge.rows import Parts, parts_in, report_failures
 from yolact_runtime.merge.shards import ShardFile, check_categories, check_shards, records_of
 from yolact_runtime.merge.table import open_table_shard
 from yolact_runtime.outputs import Named, check_outputs, engine_files
@@ -153,7 +153,7 @@ def _input_files(inputs: Sequence[Path], kind: Kind) -> Iterator[Path]:
         if kind is COCO:
             yield from coco_paths(path)
         elif kind is ROWS:
-            yield from Parts(path).paths
+            yield from parts_in(path)
         else:
             yield path
             if path.suffix.lower() == ".csv":
@@ -283,7 +283,7 @@ def _categories(args: argparse.Namespace, parts: Parts, ids: ImageIds | None) ->
     """The categories of rows: from the engine, the rows or the annotation file.
 
     Raises:
-        YolactError: none of them has any.
+        YolactError: none of them has any, or the rows were found with other ones than the engine's.
     """
     if args.engine:
         from yolact_runtime.engines.load import load_engine
@@ -291,7 +291,12 @@ def _categories(args: argparse.Namespace, parts: Parts, ids: ImageIds | None) ->
         with load_engine(args.engine) as engine:
             meta = engine.metadata
             pairs = zip(meta.category_ids, meta.class_names, strict=True)
-            return [{"id": key, "name": name} for key, name in pairs]
+            own = [{"id": key, "name": name} for key, name in pairs]
+        if parts.categories and own != parts.categories:
+            raise YolactError(
+                f"{args.engine} has other categories than the rows in {parts.folder}; omit --engine"
+            )
+        return own
     if parts.categories:
         return parts.categories
     if ids is not None and ids.categories:

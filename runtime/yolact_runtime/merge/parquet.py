@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +12,24 @@ from yolact_runtime.packages import require
 from yolact_runtime.untrusted import beyond, limit, open_regular
 
 if TYPE_CHECKING:
+    import pyarrow
     from pyarrow.parquet import ParquetFile
 
 
 @contextlib.contextmanager
-def open_parquet(path: Path, columns: Mapping[str, str] | Iterable[str]) -> Iterator[ParquetFile]:
+def open_parquet(
+    path: str | Path,
+    columns: Mapping[str, str] | Iterable[str] = (),
+    opened: Callable[[], Any] | None = None,
+    limited: bool = True,
+) -> Iterator[ParquetFile]:
     """Open a Parquet file that has some columns.
 
     Args:
-        path: The file.
+        path: The file, or what it is called.
         columns: Their names; with their types, these are all columns, in this order.
+        opened: Opens it, if it is not at `path`.
+        limited: Whether groups of rows have a limit.
 
     Raises:
         YolactError: pyarrow is missing; the file cannot be read, is damaged, or has other columns, or groups
@@ -31,12 +39,12 @@ def open_parquet(path: Path, columns: Mapping[str, str] | Iterable[str]) -> Iter
     from pyarrow import parquet
 
     most = limit("row_group_bytes")
-    with open_regular(path) as raw:
+    with opened() if opened else open_regular(path) as raw:
         with _reading(path):
             file = parquet.ParquetFile(raw, pre_buffer=False, buffer_size=1 << 16)
             meta, schema = file.metadata, file.schema_arrow
             groups = [meta.row_group(number).total_byte_size for number in range(meta.num_row_groups)]
-        if any(not 0 <= size <= most for size in groups):
+        if limited and any(not 0 <= size <= most for size in groups):
             raise YolactError(f"{path} has a group of rows with more bytes than {beyond('row_group_bytes')}")
         found = {field.name: str(field.type).replace("double", "float64") for field in schema}
         if isinstance(columns, Mapping) and (found != dict(columns) or list(found) != list(columns)):
@@ -46,25 +54,36 @@ def open_parquet(path: Path, columns: Mapping[str, str] | Iterable[str]) -> Iter
         yield file
 
 
+def read_batches(path: str | Path, file: ParquetFile, **how: Any) -> Iterator[pyarrow.RecordBatch]:
+    """Batches of the rows of an open file; `how` are arguments of its `iter_batches`.
+
+    Raises:
+        YolactError: it is damaged.
+    """
+    with _reading(path):
+        batches = file.iter_batches(**how, use_threads=False)
+    while True:
+        with _reading(path):
+            rows = next(batches, None)
+        if rows is None:
+            return
+        yield rows
+
+
 def read_rows(path: Path, file: ParquetFile, columns: Sequence[str], batch: int) -> Iterator[dict[str, Any]]:
     """Some columns of the rows of an open file, `batch` of them in memory.
 
     Raises:
         YolactError: it is damaged.
     """
-    with _reading(path):
-        batches = file.iter_batches(batch_size=batch, columns=columns, use_threads=False)
-    while True:
+    for rows in read_batches(path, file, batch_size=batch, columns=columns):
         with _reading(path):
-            rows = next(batches, None)
-            if rows is None:
-                return
             values = rows.to_pylist()
         yield from values
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(path: str | Path) -> Iterator[None]:
     """Turn the errors of pyarrow into one line; they are of many kinds."""
     try:
         yield

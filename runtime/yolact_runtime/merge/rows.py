@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from yolact_runtime.batch.rows import COLUMNS
+from yolact_runtime.batch.rows import CATEGORIES, COLUMNS, RECORD
 from yolact_runtime.errors import YolactError, counted
 from yolact_runtime.files import read_json
 from yolact_runtime.merge.order import Record, Spool, in_order
@@ -24,18 +24,32 @@ from yolact_runtime.untrusted import limit, parse_json
 
 log = logging.getLogger(__name__)
 
-CATEGORIES = b"yolact.categories"  # key of Parquet's metadata: a list of "id" and "name"
-RECORD = "_yolact.json"  # of a run on a cluster, next to its parts
 _BATCH = 64  # rows
 _FINISHED, _FAILED = 0, 1
 _SHOWN = 10  # errors of images that are logged
+
+
+def parts_in(folder: Path) -> list[Path]:
+    """The parts of a folder; names that begin with a dot or an underscore are left out.
+
+    Raises:
+        YolactError: there are none, or the folder cannot be read.
+    """
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise YolactError(f"cannot read folder {folder}: {error.strerror or error}") from error
+    paths = [folder / name for name in names if name.lower().endswith(".parquet") and name[0] not in "._"]
+    if not paths:
+        raise YolactError(f"folder {folder} has no .parquet file")
+    return paths
 
 
 class Parts:
     """The parts of a folder.
 
     Args:
-        folder: The folder; names that begin with a dot or an underscore are left out.
+        folder: As for `parts_in`.
 
     Attributes:
         paths: The parts.
@@ -48,22 +62,14 @@ class Parts:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        try:
-            names = sorted(path.name for path in folder.iterdir())
-        except OSError as error:
-            raise YolactError(f"cannot read folder {folder}: {error.strerror or error}") from error
-        self.paths = [
-            folder / name for name in names if name.lower().endswith(".parquet") and name[0] not in "._"
-        ]
-        if not self.paths:
-            raise YolactError(f"folder {folder} has no .parquet file")
+        self.paths = parts_in(folder)
         self.rows = 0
         self.categories: list[dict[str, Any]] = []
         self._check_ended()
         for path in self.paths:
             with open_parquet(path, COLUMNS) as file:
                 self.rows += file.metadata.num_rows
-                if text := (file.schema_arrow.metadata or {}).get(CATEGORIES):
+                if text := (file.schema_arrow.metadata or {}).get(CATEGORIES.encode()):
                     self._add_categories(path, text)
 
     def _check_ended(self) -> None:
@@ -87,43 +93,52 @@ class Parts:
     def lines(self, spool: Spool, done: Callable[[], object]) -> Iterator[dict[str, Any]]:
         """A line for each path, sorted by path, with the index that the path has so, and a "file_name".
 
-        A finished row replaces failed ones of the same path.
+        A finished row replaces failed ones of the same path. Finished rows that are equal count as one.
 
         Args:
             spool: For the rows that memory does not hold.
             done: Called after each row is read the first time.
 
         Raises:
-            YolactError: a part is damaged, or paths have several finished rows.
+            YolactError: a part is damaged, or paths have finished rows that differ.
         """
         folders: set[str] = set()
         records = in_order(self._records(folders, done), spool)
-        last, index, doubled, example = None, -1, 0, ""
+        last, index, finished = None, -1, None
+        equal, different, example = 0, 0, ""
         name_of: Callable[[str], str] | None = None
         for (path, state), row in records:
             name_of = name_of or _names(folders)
             if path == last:
-                if state == _FINISHED:
-                    doubled += 1
+                if state == _FINISHED and row == finished:
+                    equal += 1
+                elif state == _FINISHED:
+                    different += 1
                     example = example or path
                 continue
-            last, index = path, index + 1
+            last, index, finished = path, index + 1, row
             line = {"image": path, "index": index}
             if state == _FAILED:
                 yield {**line, "error": row["error"]}
             else:
-                yield {**line, "file_name": name_of(path), **row}
-        if doubled:
+                copies = [dict(entry) for entry in row["detections"]]  # whose ids the caller sets
+                yield {**line, "file_name": name_of(path), **row, "detections": copies}
+        if different:
             raise YolactError(
-                f"{counted(doubled, 'row')} of {self.folder} too many: paths such as {example} are finished"
-                " more than once; was it written by several runs?"
+                f"{counted(different, 'row')} of {self.folder} too many: paths such as {example} are finished"
+                " more than once, and differ; give images names of their own in column path"
             )
+        if equal:
+            rows = counted(equal, "row is", "rows are")
+            log.warning("%s twice in %s; each counts once", rows, self.folder)
 
     def _records(self, folders: set[str], done: Callable[[], object]) -> Iterator[Record]:
         """What is sorted: path and state, and what is left of a row."""
         for path in self.paths:
             with open_parquet(path, COLUMNS) as file:
                 for number, row in enumerate(read_rows(path, file, list(COLUMNS), _BATCH), start=1):
+                    if row["path"] is None:
+                        raise YolactError(f"{path}: row {number} has no path, which merge needs")
                     record = _record(row)
                     if record is None:
                         raise YolactError(f"{path}: row {number} is damaged, or not of a batch of images")

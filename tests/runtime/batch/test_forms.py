@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 from fake_engine import FakeEngine, Found
 
 from yolact_runtime import YolactError
-from yolact_runtime.batch import BatchPredictor, arrow_schema, predictor, rows_of, to_arrow
+from yolact_runtime.batch import BatchPredictor, arrow_schema, predictor, to_arrow
 from yolact_runtime.batch.rows import COLUMNS, failed_row
 
 SHADES = 20, 30, 40
@@ -41,6 +41,17 @@ def contents(paths: list[str]) -> list[bytes]:
 
 def images(paths: list[str]) -> list[np.ndarray]:
     return [cv2.imread(path) for path in paths]
+
+
+def rows_of(batch: Any) -> list[Mapping[str, Any]]:
+    """The rows of an Arrow table, of columns by name or of a pandas data frame."""
+    if hasattr(batch, "to_pylist"):
+        return batch.to_pylist()
+    if hasattr(batch, "iloc"):
+        return batch.to_dict("records")
+    if isinstance(batch, Mapping):
+        return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+    return list(batch)
 
 
 def check(rows: Any) -> None:
@@ -213,7 +224,7 @@ class TestArrow:
         parquet.write_table(to_arrow(rows), tmp_path / "t.parquet")
         table = parquet.read_table(tmp_path / "t.parquet")
         assert table.schema == arrow_schema() and to_arrow([]).schema == arrow_schema()
-        back = rows_of(table)
+        back = table.to_pylist()
         check(back[:3])
         assert back[3]["error"] == "lost" and back[3]["boxes"] == [] and back[3]["path"] is None
         assert np.float32(back[0]["scores"]).tobytes() == rows[0]["scores"].tobytes()

@@ -2,6 +2,9 @@
 
 import hashlib
 import io
+import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +15,10 @@ pytest.importorskip("fsspec")
 from pyarrow import parquet  # noqa: E402
 
 from yolact_runtime.batch import remote_files  # noqa: E402
+from yolact_runtime.batch.forms import inputs_of  # noqa: E402
+from yolact_runtime.batch.images import RowSource, image_of  # noqa: E402
 from yolact_runtime.batch.listing import are_done, digests, list_sources, read_groups  # noqa: E402
+from yolact_runtime.batch.rows import failed_row, to_arrow  # noqa: E402
 from yolact_runtime.errors import UsageError, YolactError  # noqa: E402
 
 
@@ -26,7 +32,12 @@ def place(tmp_path, monkeypatch):
 
 
 def listed(*names, **how):
-    return list_sources(names, **how).paths.to_pylist()
+    return [os.fsdecode(name) for name in list_sources(names, **how).paths.to_pylist()]
+
+
+def fetched(names):
+    table = pa.table({"path": [os.fsencode(name) for name in names]})
+    return pa.concat_tables(remote_files.fetch(table)).to_pylist()
 
 
 @pytest.mark.parametrize("source", ["in", "in/*.*", "{}/in", "file://{}/in"])
@@ -37,25 +48,66 @@ def test_folders_and_patterns_name_images_from_the_root(place, source):
 def test_a_list_on_standard_input(place):
     stream = io.BytesIO(b"in/a.png\ns3://bucket/b.png\n\nin/a.png\n")
     listing = list_sources(["-"], stream=stream)
-    assert listing.paths.to_pylist() == [f"{place}/in/a.png", "s3://bucket/b.png"] and listing.doubled == 1
+    assert listing.paths.to_pylist() == [f"{place}/in/a.png".encode(), b"s3://bucket/b.png"]
+    assert listing.doubled == 1
     assert listed("-", null=True, stream=io.BytesIO(b"a\nb.png\0\xff.png\0")) == [
         f"{place}/a\nb.png",
-        f"{place}/\\udcff.png",
+        f"{place}/\udcff.png",
     ]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, file names are text")
+def test_a_name_that_is_no_text_is_read_and_done(place):
+    import cv2
+
+    name = os.fsencode(place) + b"/in/\xff.png"
+    with Path(os.fsdecode(name)).open("wb") as file:
+        file.write(cv2.imencode(".png", np.full((3, 5, 3), 7, np.uint8))[1].tobytes())
+    paths = list_sources([f"{place}/in/*.png"]).paths
+    assert paths.to_pylist() == [f"{place}/in/a.png".encode(), name]
+    for batch in (pa.table({"path": paths}), pa.concat_tables(remote_files.fetch(pa.table({"path": paths})))):
+        row = inputs_of(batch)[1]
+        assert image_of(row, RowSource([row]).paths[0]).shape == (3, 5, 3)
+    written = to_arrow([failed_row(RowSource([row]).paths[0], "")]).column("path").to_pylist()
+    assert written == [f"{place}/in/\\udcff.png"]
+    assert are_done(paths.to_pylist(), np.sort(digests(written))).tolist() == [False, True]
+
+
 def test_parquet_of_paths_and_of_bytes(place):
-    parquet.write_table(pa.table({"path": ["in/a.png", None, "s3://b/c.png"], "x": [1, 2, 3]}), "p.parquet")
+    parquet.write_table(pa.table({"path": ["in/a.png", "s3://b/c.png"], "x": [1, 2]}), "p.parquet")
     (place / "tables").mkdir()
     images = pa.table({"path": ["one", "two", None], "bytes": [b"1", b"2", b"3"]})
     parquet.write_table(images, "tables/t.parquet", row_group_size=2)
-    listing = list_sources(["p.parquet", "tables"])
-    assert listing.paths.to_pylist() == [f"{place}/in/a.png", str(place), "s3://b/c.png"]
-    assert listing.groups == [("tables/t.parquet", 0), ("tables/t.parquet", 1)]
+    listing = list_sources(["p.parquet", "tables", "tables/t.parquet", f"file://{place}/tables/t.parquet"])
+    assert listing.paths.to_pylist() == [f"{place}/in/a.png".encode(), b"s3://b/c.png"]
+    table = f"{place}/tables/t.parquet"
+    assert listing.groups == [(table, 0), (table, 1)] and listing.rows == 3
     work = pa.table({"file": ["tables/t.parquet"] * 2, "group": [0, 1]})
     rows = pa.concat_tables(read_groups(work, np.sort(digests(["two"])))).to_pylist()
     named = f"sha256:{hashlib.sha256(b'3').hexdigest()}"
-    assert [(row["path"], row["bytes"]) for row in rows] == [("one", b"1"), (named, b"3")]
+    assert [(row["path"], row["bytes"]) for row in rows] == [(b"one", b"1"), (named.encode(), b"3")]
+
+
+def test_rows_without_bytes_fail_under_names_of_their_own(place):
+    images = pa.table({"path": [f"{place}/in/a.png", None, None], "bytes": pa.array([None] * 3, pa.binary())})
+    parquet.write_table(images, "t.parquet", row_group_size=2)
+    work = pa.table({"file": ["t.parquet"] * 2, "group": [0, 1]})
+    rows = pa.concat_tables(read_groups(work, digests([]))).to_pylist()
+    names = [f"{place}/in/a.png", "t.parquet: row group 0, row 2", "t.parquet: row group 1, row 1"]
+    assert [row["path"].decode() for row in rows] == names
+    for row, name in zip(rows, names, strict=True):
+        with pytest.raises(YolactError, match=f"^{name}: row has no bytes$"):
+            image_of(row, name)
+
+
+@pytest.mark.parametrize("source", ["mixed", "mixed/*", "{}/mixed/"])
+def test_a_folder_of_images_and_parquet_is_refused(place, source):
+    (place / "mixed").mkdir()
+    (place / "mixed/a.png").touch()
+    assert len(listed(source.format(place))) == 1
+    parquet.write_table(pa.table({"path": ["a"]}), "mixed/t.parquet")
+    with pytest.raises(UsageError, match=r"images and Parquet files; name .*mixed/\*.png or .*/\*.parq"):
+        list_sources([source.format(place)])
 
 
 @pytest.mark.parametrize(
@@ -63,8 +115,9 @@ def test_parquet_of_paths_and_of_bytes(place):
     [
         ({"name": ["a"]}, "no column path or bytes"),
         ({"path": [1]}, "path is int64; it must be text"),
+        ({"path": ["a", "b", None]}, "row 3 has no path"),
         ({"bytes": ["a"]}, "bytes is string; it must be bytes"),
-        (None, "cannot read Parquet file"),
+        (None, "is damaged, or not Parquet"),
     ],
 )
 def test_wrong_parquet_files_are_refused(place, columns, reason):
@@ -75,6 +128,13 @@ def test_wrong_parquet_files_are_refused(place, columns, reason):
     with pytest.raises(YolactError, match=reason) as caught:
         list_sources(["t.parquet"])
     assert "\n" not in str(caught.value)
+
+
+def test_row_groups_beyond_the_limit_are_refused(place, monkeypatch):
+    parquet.write_table(pa.table({"bytes": [bytes(100)]}), "t.parquet")
+    monkeypatch.setenv("YOLACT_MAX_ROW_GROUP_BYTES", "99")
+    with pytest.raises(YolactError, match="group of rows with more bytes than"):
+        list_sources(["t.parquet"])
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "0", "/dev/video7"])
@@ -102,15 +162,19 @@ def test_addresses_of_any_file_system():
     assert remote_files.find_files("memory://pictures") == addresses
     assert remote_files.find_files("memory://pictures/*.png") == addresses[:2]
     assert listed("memory://pictures/**/*.png")[-1] == "memory://pictures/deep/d.png"
-    table = pa.table({"path": [*addresses[:2], "memory://pictures/none.png", "/local.png"]})
-    rows = remote_files.fetch(table).to_pylist()
+    rows = fetched([*addresses[:2], "memory://pictures/none.png", "/local.png"])
     assert [row["bytes"] for row in rows] == [b"a.png", b"b #1?.png", None, None]
     assert rows[2]["error"] == "cannot read image memory://pictures/none.png: no such file"
-    assert rows[3] == {"path": "/local.png", "bytes": None, "error": None}
+    assert rows[3] == {"path": b"/local.png", "bytes": None, "error": None}
     with pytest.raises(YolactError, match="does not exist"):
         remote_files.find_files("memory://pictures/none.png")
     with pytest.raises(YolactError, match="cannot open nothing://a"):
         remote_files.find_files("nothing://me:secret@a/b")
+
+
+def test_a_few_files_are_in_memory():
+    read = remote_files.fetch(pa.table({"path": [b"/a.png"] * 50}))
+    assert [len(table) for table in read] == [16, 16, 16, 2]
 
 
 def test_images_larger_than_the_limit_are_refused(monkeypatch):
@@ -118,5 +182,5 @@ def test_images_larger_than_the_limit_are_refused(monkeypatch):
 
     fsspec.filesystem("memory").pipe("/pictures/large.png", bytes(100))
     monkeypatch.setenv("YOLACT_MAX_IMAGE_BYTES", "99")
-    row = remote_files.fetch(pa.table({"path": ["memory://pictures/large.png"]})).to_pylist()[0]
+    row = fetched(["memory://pictures/large.png"])[0]
     assert row["bytes"] is None and "more bytes than" in row["error"]

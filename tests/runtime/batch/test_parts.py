@@ -1,5 +1,6 @@
 """The folder of Parquet parts: what is done in it, and what is refused."""
 
+import contextlib
 import json
 
 import pytest
@@ -8,9 +9,10 @@ pa = pytest.importorskip("pyarrow")
 
 from pyarrow import parquet  # noqa: E402
 
-from yolact_runtime.batch.listing import are_done  # noqa: E402
-from yolact_runtime.batch.parts import RECORD, PartsFolder  # noqa: E402
-from yolact_runtime.batch.rows import failed_row, to_arrow  # noqa: E402
+from yolact_runtime.batch import on_ray  # noqa: E402
+from yolact_runtime.batch.listing import Listing, are_done  # noqa: E402
+from yolact_runtime.batch.parts import PartsFolder  # noqa: E402
+from yolact_runtime.batch.rows import RECORD, failed_row, to_arrow  # noqa: E402
 from yolact_runtime.errors import UsageError, YolactError  # noqa: E402
 
 
@@ -31,10 +33,32 @@ def test_a_new_folder_is_recorded(tmp_path):
     assert len(folder.begin("abc")) == 0
     assert json.loads((tmp_path / "out" / RECORD).read_text()) == {"run": "abc", "state": "running"}
     write(tmp_path / "out", "one.parquet", done_row("a", 2), done_row("b", 3), failed_row("c", "broken"))
-    stats = folder.finish("abc", set())
+    stats = folder.count(set())
+    assert json.loads((tmp_path / "out" / RECORD).read_text())["state"] == "running"
+    folder.end("abc")
     assert (stats.done, stats.detections, stats.failed) == (2, 5, 1)
     assert json.loads((tmp_path / "out" / RECORD).read_text())["state"] == "done"
-    assert folder.finish("abc", {"one.parquet"}).done == 0
+    assert folder.count({"one.parquet"}).done == 0
+
+
+@pytest.mark.parametrize(
+    ("found", "rows", "resumed", "right"),
+    [
+        (4, 0, False, True),
+        (3, 0, False, False),
+        (5, 0, False, False),
+        (3, 0, True, False),
+        (10, 6, False, True),
+        (9, 6, False, False),
+        (7, 6, True, True),
+        (3, 6, True, False),
+    ],
+)
+def test_a_run_with_missing_rows_has_not_ended(tmp_path, found, rows, resumed, right):
+    listing = Listing(pa.chunked_array([["a", "b", "c", "d"]]), [("t.parquet", 0)] if rows else [], rows)
+    folder = PartsFolder(str(tmp_path))
+    with contextlib.nullcontext() if right else pytest.raises(YolactError, match="run again with --resume"):
+        on_ray._check_complete(folder, found, 4, listing, resumed)
 
 
 def test_a_run_is_continued(tmp_path):
@@ -51,6 +75,37 @@ def test_a_run_is_continued(tmp_path):
     assert folder.parts() == ["one.parquet"]
     rows = parquet.read_table(tmp_path / "one.parquet")
     assert rows.column("path").to_pylist() == ["a"] and rows.schema.equals(to_arrow([]).schema)
+
+
+@pytest.mark.parametrize("folder", ["file://{}/a%20b", "file://localhost{}/a b"])
+def test_an_address_of_this_machine_is_a_path(tmp_path, folder):
+    found = PartsFolder(folder.format(tmp_path))
+    assert found.path == f"{tmp_path}/a b"
+    found.begin("abc")
+    assert (tmp_path / "a b" / RECORD).is_file()
+    with pytest.raises(UsageError, match="file://there/a names no path of this machine"):
+        PartsFolder("file://there/a")
+
+
+@pytest.mark.parametrize(
+    ("columns", "lacks"),
+    [
+        ({"prices": [1, 2]}, "path"),
+        ({"path": ["a"], "area": [[1]]}, "error"),
+        ({"path": ["a"], "error": ["b"], "area": [1]}, "area"),
+    ],
+)
+def test_files_of_others_stay(tmp_path, columns, lacks):
+    folder = PartsFolder(str(tmp_path))
+    folder.begin("abc")
+    parquet.write_table(pa.table(columns), tmp_path / "theirs.parquet")
+    before = (tmp_path / "theirs.parquet").read_bytes()
+    reason = f"theirs.parquet is no part of a run, by its column {lacks}; move it elsewhere"
+    with pytest.raises(YolactError, match=reason):
+        folder.begin("abc")
+    with pytest.raises(YolactError, match=reason):
+        folder.count(set())
+    assert (tmp_path / "theirs.parquet").read_bytes() == before
 
 
 def test_what_cannot_be_continued(tmp_path):

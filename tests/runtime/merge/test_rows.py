@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_engine import FakeEngine, Found
+from fake_onnx import NATIVE, native_arrays, write_onnx
 
 from yolact_runtime import YolactError, cli
 from yolact_runtime.batch.rows import failed_row, row_of, to_arrow
@@ -132,9 +133,20 @@ def test_a_finished_row_replaces_failed_ones(tmp_path, capsys):
     capsys.readouterr()
     write_parts(tmp_path / "rows", [*rows, rows[0], rows[1], rows[1]])
     assert merged(tmp_path / "rows", tmp_path / "two") == 1
+    assert "3 rows are twice in" in capsys.readouterr().err
+    for name in FILES:
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
+
+
+def test_finished_rows_that_differ_are_refused(tmp_path, capsys):
+    rows = rows_of(names_in("photos"))
+    others = [{**rows[3], "path": rows[0]["path"]}, {**rows[3], "path": rows[1]["path"]}]
+    write_parts(tmp_path / "rows", [*rows, *others])
+    assert merged(tmp_path / "rows", tmp_path / "out") == 1
     text = capsys.readouterr().err
-    assert "3 rows of" in text and f"paths such as {names[0]} are finished more than once" in text
-    assert not (tmp_path / "two").exists()
+    assert "2 rows of" in text and f"paths such as {rows[0]['path']} are finished more than once" in text
+    assert "give images names of their own in column path" in text
+    assert not (tmp_path / "out").exists()
 
 
 def test_addresses(tmp_path):
@@ -147,7 +159,6 @@ def test_addresses(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"path": None},
         {"path": ""},
         {"height": 0},
         {"width": None},
@@ -168,6 +179,20 @@ def test_damaged_rows_are_refused(tmp_path, capsys, change):
     assert merged(tmp_path / "rows", tmp_path / "out") == 1
     text = capsys.readouterr().err
     assert "is damaged, or not of a batch of images" in text and text.count("\n") == 1
+
+
+def test_rows_without_a_path_are_refused(tmp_path, capsys):
+    rows = rows_of(names_in("photos"))
+    write_parts(tmp_path / "rows", [{**rows[0], "path": None}, *rows[1:]])
+    assert merged(tmp_path / "rows", tmp_path / "out") == 1
+    assert "has no path, which merge needs" in capsys.readouterr().err
+
+
+def test_an_engine_with_other_categories_is_refused(tmp_path, capsys):
+    engine = write_onnx(tmp_path / "m.onnx", native_arrays(), NATIVE)
+    folder = write_parts(tmp_path / "rows", rows_of(names_in("photos")))
+    assert merged(folder, tmp_path / "out", "--engine", engine) == 1
+    assert "has other categories than the rows in" in capsys.readouterr().err
 
 
 def test_damaged_files_end_in_one_line(tmp_path, capsys):
