@@ -373,7 +373,11 @@ def _show(figures: Sequence[LoadFigures], args: argparse.Namespace, equal: Any, 
         )
     columns = ["in flight", "images/s", "× pipeline", "p50 ms", "p99 ms"]
     columns += ["requests", "answered", "refused", "wrong", "lost", "sent again"]
-    note = f"results equal to those of {args.local}: {equal['equal']} of {equal['of']}" if equal else ""
+    note = (
+        f"results equal to those of {without_secrets(args.local)}: {equal['equal']} of {equal['of']}"
+        if equal
+        else ""
+    )
     title = f"{without_secrets(args.engine)}, {counted(images, 'image')}, sent {args.send}"
     Table(title, columns, rows, note).show()
     for one in figures:

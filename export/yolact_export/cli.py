@@ -59,9 +59,10 @@ def build_parser() -> Parser:
     add("--triton-name", metavar="NAME", help="name of the model on the server")
     models = "python: image in, instances out; raw: the network; ensemble: the network and steps around it"
     add("--triton-models", choices=["python", "raw", "ensemble", "all"], default="python", help=models)
-    add("--triton-instances", type=int, default=1, help="instances of the model per device")
-    delay = "longest wait for more requests to fill a batch"
-    add("--triton-queue-delay", type=int, default=2000, metavar="MICROSECONDS", help=delay)
+    instances = "copies of each model (default: 2 of the Python model, 1 of others)"
+    add("--triton-instances", type=int, metavar="N", help=instances)
+    delay = "longest wait for more requests to fill a batch (default: 2000 for the network alone, else 0)"
+    add("--triton-queue-delay", type=int, metavar="MICROSECONDS", help=delay)
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", prog=parser.prog)
     inspect = commands.add_parser(
         "inspect",

@@ -59,9 +59,11 @@ def plain_value(value: Any) -> Any:
 
 def without_secrets(address: str) -> str:
     """An address for messages and logs: without user, password and query; a path as it is."""
-    if "://" not in address:
+    # With one slash, as paths shorten them, servers are understood as well.
+    match = re.match(r"(grpcs?|https?):/(?=[^/])|[^/]*://", address)
+    if not match:
         return address
-    scheme, _, rest = address.partition("://")
+    scheme, rest = match[0].rstrip(":/"), address[match.end() :]
     plain, *query = re.split("[?#]", rest, maxsplit=1)
     if "@" in plain:  # a password may have an @ or a slash as well
         plain = plain.rpartition("@")[2]

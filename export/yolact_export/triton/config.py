@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from yolact_export.triton.network import BACKENDS, TYPES, Network, TensorSpec
@@ -45,8 +45,11 @@ def raw_config(network: Network, name: str, options: TritonOptions) -> Any:
         _add_tensor(message.output, spec, network)
         if spec.name == "classes":
             message.output[-1].label_filename = "labels.txt"
-    message.instance_group.add(count=options.instances, kind=schema.ModelInstanceGroup.KIND_AUTO)
-    _batch(message, batching, options)
+    message.instance_group.add(count=options.instances or 1, kind=schema.ModelInstanceGroup.KIND_AUTO)
+    if batching:
+        delay = 2000 if options.queue_delay_us is None else options.queue_delay_us
+        message.dynamic_batching.max_queue_delay_microseconds = delay
+        message.dynamic_batching.preferred_batch_size.append(batching)
     for size in sorted({1, batching} - {0}):
         warm_up_name = f"batch_{size if batching else metadata.min_batch}"
         warm_up = message.model_warmup.add(name=warm_up_name, batch_size=size)
@@ -61,7 +64,7 @@ def raw_config(network: Network, name: str, options: TritonOptions) -> Any:
 def python_config(network: Network, name: str, options: TritonOptions) -> Any:
     """Image in, instances out: an engine of `yolact_runtime` in the server's Python."""
     metadata = network.metadata
-    message = _python(name, max(1, metadata.max_batch), options)
+    message = _python(name, max(1, metadata.max_batch), options.instances or 2, options.queue_delay_us or 0)
     _add_forms(message, batched=True)
     _add_optional(message, "prepared", TYPES[metadata.input_dtype], [*metadata.input_shape, 3])
     _add_optional(message, SIZE, "TYPE_INT32", [2])
@@ -75,7 +78,7 @@ def python_config(network: Network, name: str, options: TritonOptions) -> Any:
 
 def prepare_config(network: Network, name: str, options: TritonOptions) -> Any:
     """The ensemble's first step: image in, the network's input out."""
-    message = _python(name, network.batching, replace(options, queue_delay_us=0))
+    message = _python(name, network.batching, options.instances or 1)
     _add_forms(message, bool(network.batching))
     for spec in network.inputs:
         _add_tensor(message.output, spec, network)
@@ -85,7 +88,7 @@ def prepare_config(network: Network, name: str, options: TritonOptions) -> Any:
 
 def instances_config(network: Network, name: str, options: TritonOptions) -> Any:
     """The ensemble's last step: the network's outputs in, instances out."""
-    message = _python(name, network.batching, replace(options, queue_delay_us=0))
+    message = _python(name, network.batching, options.instances or 1)
     for spec in network.outputs:
         _add_tensor(message.input, spec, network)
     _add(message.input, SIZE, "TYPE_INT32", _sizes([2], bool(network.batching)))
@@ -135,22 +138,18 @@ def _schema() -> Any:
     return schema
 
 
-def _python(name: str, batching: int, options: TritonOptions) -> Any:
+def _python(name: str, batching: int, instances: int, delay_us: int = 0) -> Any:
     """A model of the Python backend, without inputs and outputs."""
     schema = _schema()
     message = schema.ModelConfig(name=name, backend="python", max_batch_size=batching)
     message.default_model_filename = "model.py"
     # Arrays are given in main memory; the engine chooses its own device.
-    message.instance_group.add(count=options.instances, kind=schema.ModelInstanceGroup.KIND_CPU)
-    _batch(message, batching, options)
+    message.instance_group.add(count=instances, kind=schema.ModelInstanceGroup.KIND_CPU)
+    if batching:
+        message.dynamic_batching.SetInParent()
+        message.dynamic_batching.max_queue_delay_microseconds = delay_us
     message.parameters["yolact_api"].string_value = API
     return message
-
-
-def _batch(message: Any, batching: int, options: TritonOptions) -> None:
-    if batching:
-        message.dynamic_batching.max_queue_delay_microseconds = options.queue_delay_us
-        message.dynamic_batching.preferred_batch_size.append(batching)
 
 
 def _add_forms(message: Any, batched: bool) -> None:

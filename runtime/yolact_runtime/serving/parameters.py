@@ -55,7 +55,9 @@ def _number(value: Any) -> Any:
         return value
     text = str(value)
     try:
-        return float(text) if len(text) <= 40 else f"{text[:37]}..."
+        # Python's own rule takes 1_0 and digits of other scripts.
+        plain = len(text) <= 40 and not set(text) - set("+-.0123456789aefinptyEFINPTY ")
+        return float(text) if plain else text if len(text) <= 40 else f"{text[:37]}..."
     except ValueError:
         return text
 

@@ -14,7 +14,7 @@ import numpy as np
 from yolact_runtime.detections import check_detections
 from yolact_runtime.engines.base import Engine
 from yolact_runtime.engines.outputs import INPUT, GraphOutputs
-from yolact_runtime.engines.threads import default_workers
+from yolact_runtime.engines.threads import usable_cores
 from yolact_runtime.errors import YolactError, escape_controls
 from yolact_runtime.metadata import Metadata
 from yolact_runtime.packages import own_version
@@ -72,7 +72,7 @@ class Workers:
 
     def __init__(self) -> None:
         """Threads start when they are first used."""
-        self._pool = ThreadPoolExecutor(default_workers(), "image")
+        self._pool = ThreadPoolExecutor(usable_cores(), "image")
 
     def each(self, work: Callable[[S], T], items: Sequence[S]) -> list[T | Refusal]:
         """`work` of each item, or why it failed."""

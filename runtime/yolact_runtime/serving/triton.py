@@ -33,7 +33,7 @@ from yolact_runtime.typed import nearest
 # Version of the inputs, outputs and parameters, which the configuration says as well.
 API = "1"
 # The file that an engine is opened from, in the folder of a version: the first that is there.
-ENGINE_FILES = ("model.onnx", "model.engine", "model.plan", "model.xml")
+ENGINE_FILES = ("model.onnx", "model.engine", "model.plan")
 # `Metadata.to_props` of the network, for the steps before and after it.
 METADATA_FILE = "metadata.json"
 # Parameters of config.pbtxt, and the options of `load_engine` that they set unless they are AUTO.
