@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_STORES = ("s3", "gcs", "abfs")  # without folders; to make one may need rights that a run does not
 _LONGEST_RECORD = 1 << 20
 
 
@@ -104,6 +105,9 @@ class PartsFolder:
                 f"cannot resume {self.name}: it was written with another engine, --score-threshold, --top-k,"
                 " --classes, --tile or --precision; keep them, or name another folder"
             )
+        if self.system.type_name not in _STORES:
+            with self._errors("write"):
+                self.system.create_dir(self.path, recursive=True)
         self._write(RECORD, json.dumps({"run": run, "state": "running"}).encode())
         done = [self._done_in(name) for name in self.parts()]
         return np.sort(np.concatenate(done)) if done else digests([])

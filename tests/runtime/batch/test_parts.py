@@ -77,6 +77,18 @@ def test_a_run_is_continued(tmp_path):
     assert rows.column("path").to_pylist() == ["a"] and rows.schema.equals(to_arrow([]).schema)
 
 
+@pytest.mark.parametrize("scheme", ["local", "dir"])
+def test_a_folder_by_an_address(tmp_path, monkeypatch, scheme):
+    fsspec = pytest.importorskip("fsspec")
+    local = fsspec.filesystem("local")
+    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda address: (local, address.removeprefix("dir://")))
+    folder = PartsFolder(f"{scheme}://{tmp_path}/new/out")
+    folder.check(resume=False)
+    folder.begin("abc")
+    assert folder.system.type_name.startswith("local" if scheme == "local" else "py::fsspec")
+    assert folder.path == f"{tmp_path}/new/out" and (tmp_path / "new/out" / RECORD).is_file()
+
+
 @pytest.mark.parametrize("folder", ["file://{}/a%20b", "file://localhost{}/a b"])
 def test_an_address_of_this_machine_is_a_path(tmp_path, folder):
     found = PartsFolder(folder.format(tmp_path))
