@@ -69,11 +69,12 @@ def parse_address(engine: str | Path) -> Address:
     )
     try:
         parts = urlsplit(text)
-        host, port = parts.hostname, parts.port
-    except ValueError:  # a port that is no number, or half a pair of brackets
+        host, port = parts.hostname or "", parts.port
+        host.encode("idna")
+    except ValueError:  # a port that is no number, half a pair of brackets, or an empty part of a host
         raise wrong from None
-    match = re.fullmatch(r"/([\w.-]{1,200})(?:/([0-9]{1,18}))?/?", parts.path)
-    if not host or port == 0 or not match or parts.query or parts.fragment:
+    match = re.fullmatch(r"/([\w.-]{1,200})(?:/([0-9]{1,18}))?/?", parts.path, re.ASCII)
+    if not host or re.search(r"\s", host) or port == 0 or not match or parts.query or parts.fragment:
         raise wrong
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     credentials = f"{user}:{password}" if user or password else ""

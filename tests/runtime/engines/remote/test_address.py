@@ -41,6 +41,7 @@ def test_credentials_are_sent_and_never_shown() -> None:
         "http://ann:secret@host:x/m", "grpc://ann:secret@h/m/v1", "http://ann:secret@h/a/b/c",
         "http://ann:secret@h/m?key=secret", "http://ann:secret@h/m#secret", "http://[ann:secret/m",
         "grpc://ann:secret@h:0/m", "grpc://ann:secret@h/m n",
+        "http://ann:secret@a..b:8000/m", "http://ann:secret@a b/m", "http://ann:secret@h/m\u0661",
     ],
 )  # fmt: skip
 def test_other_forms_are_refused_without_their_secrets(text: str) -> None:
