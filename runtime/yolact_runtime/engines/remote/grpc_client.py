@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -115,7 +116,9 @@ def _failure(code: grpc.StatusCode, details: str, seconds: float) -> YolactError
         return Unavailable(f"no answer within {seconds:g} s")
     if code is _CODES.NOT_FOUND:
         return Unknown(reason)
-    if code is _CODES.RESOURCE_EXHAUSTED and "larger than max" in details:
+    larger = re.search(r"larger than max \(\d+ vs\. (\d+)\)", details)
+    # Another limit is that of the server for what it is sent.
+    if code is _CODES.RESOURCE_EXHAUSTED and larger and int(larger[1]) == limit("answer_bytes"):
         return YolactError(f"the server's answer has more bytes than {beyond('answer_bytes')}")
     if "CERTIFICATE_V" in details:
         return YolactError("its certificate is not trusted")

@@ -137,6 +137,8 @@ class HttpClient(Client):
             if connection.sock is None:
                 connection.timeout = min(self._connect_timeout, seconds)
                 connection.connect()
+                if self._closed:  # while it connected, when there was nothing to shut
+                    raise YolactError("the engine was closed")
             with _deadline(connection.sock, seconds):
                 connection.request(method, self._path + path, body, {**self._headers, **headers})
                 response = connection.getresponse()
