@@ -7,8 +7,9 @@ import json
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import NoReturn, TypeVar
 
 import numpy as np
@@ -77,6 +78,7 @@ class RemoteEngine(Engine):
         self.address = address
         self.streams = CONCURRENT if isinstance(streams, str) else streams
         self._timeout, self._closed = timeout, threading.Event()
+        self._other: EngineUnavailableError | None = None  # why it cannot go on
         in_flight = max(self.streams, CONCURRENT)
         self._pool = ThreadPoolExecutor(in_flight, "request")
         self._client = _open_client(address, connect_timeout)
@@ -179,7 +181,7 @@ class RemoteEngine(Engine):
         """The results of calls with each of the arguments, in their order."""
         try:
             return list(self._pool.map(call, *arguments))
-        except RuntimeError as error:  # of a pool that was shut down
+        except (RuntimeError, CancelledError) as error:  # of a pool that was shut down
             raise YolactError("the engine was closed") from error
 
     def _result(self, inputs: Mapping[str, Tensor], request: Request) -> Result:
@@ -214,7 +216,10 @@ class RemoteEngine(Engine):
             YolactError: the server refused, or the engine was closed.
         """
         attempt, known = 0, getattr(self, "_served", None)
+        first: float | None = None
         while not self._closed.is_set():
+            if self._other is not None:
+                raise EngineUnavailableError(str(self._other)) from self._other
             try:
                 if known is not None and (attempt or self._outage.lasts):
                     self._check_same(known)
@@ -223,7 +228,11 @@ class RemoteEngine(Engine):
                 if isinstance(error, Unknown) and known is None:
                     raise
                 attempt += 1
-                self._closed.wait(self._outage.wait_after(error, attempt))
+                seconds = self._outage.wait_after(error, attempt, first)
+                first = time.monotonic() if first is None else first  # not before the outage began
+                self._closed.wait(seconds)
+            except EngineUnavailableError:
+                raise
             except YolactError:
                 self._outage.end()
                 raise
@@ -235,9 +244,10 @@ class RemoteEngine(Engine):
     def _check_same(self, known: Metadata) -> None:
         """Raise an EngineUnavailableError if the server has another model than before."""
         if not same_model(known, self._read_metadata()):
-            raise EngineUnavailableError(
+            self._other = EngineUnavailableError(
                 f"{self.address} came back with another model; start again, so that all results are of one"
             )
+            raise self._other
 
     def _read_metadata(self) -> Metadata:
         return read_metadata(self._client.config(self._timeout), self.address)

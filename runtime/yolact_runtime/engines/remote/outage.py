@@ -46,18 +46,23 @@ class Outage:
         """Whether the last request was not answered."""
         return self._since is not None
 
-    def wait_after(self, error: Unavailable, attempt: int) -> float:
+    def wait_after(self, error: Unavailable, attempt: int, first: float | None = None) -> float:
         """Seconds to wait before a request is sent again, whose `attempt`-th attempt (from 1) failed.
 
-        Half of it is random, so that clients do not come back all at once.
+        Half of it is random, so that clients do not come back all at once. `first` is when its first attempt
+        failed; None if this is it.
 
         Raises:
             EngineUnavailableError: the server has been away for too long.
+            YolactError: this request was not answered for as long, while others were.
         """
         with self._lock:
             begins = self._since is None
             since = self._since = self._clock() if self._since is None else self._since
-            away = self._clock() - since
+            now = self._clock()
+        away = now - since
+        if first is not None and now - first >= self._seconds and since > first:
+            raise YolactError(f"not answered in {counted(attempt, 'attempt')}, while others were: {error}")
         left = self._seconds - away
         if left <= 0 or (self._retries is not None and attempt > self._retries):
             raise EngineUnavailableError(
