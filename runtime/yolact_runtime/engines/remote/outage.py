@@ -61,7 +61,8 @@ class Outage:
             since = self._since = self._clock() if self._since is None else self._since
             now = self._clock()
         away = now - since
-        if first is not None and now - first >= self._seconds and since > first:
+        # Others were answered for long, and not just those on their way as the server ended.
+        if first is not None and now - first >= self._seconds and since - first > self._seconds / 2:
             raise YolactError(f"not answered in {counted(attempt, 'attempt')}, while others were: {error}")
         left = self._seconds - away
         if left <= 0 or (self._retries is not None and attempt > self._retries):
