@@ -45,6 +45,7 @@ class FakeTriton:
         self.engine = engine
         kept = {key: value for key, value in asdict(engine.metadata).items() if key != "mask_iou_net"}
         self.parameters = {"yolact": json.dumps(kept), "yolact_api": "1"}
+        self.model = "0" * 64  # its digest
         self.outputs = ["rles", "engine"]  # of the configuration
         self.change: Callable[[Values], Values] = lambda values: values
         self.before: Callable[[], None] = lambda: None
@@ -103,7 +104,7 @@ class FakeTriton:
         result = self._result(inputs, parameters)
         with self._lock:
             self.seen.append(dict(parameters))
-        return self.change(outputs_of(result, self.engine))
+        return self.change(outputs_of(result, self.engine, self.model))
 
     def _result(self, inputs: Values, parameters: Mapping[str, str]) -> Result:
         chosen = json.loads(parameters["classes"]) if "classes" in parameters else None
@@ -125,7 +126,7 @@ class FakeTriton:
             return self.engine.predict_prepared([arrays["prepared"]], [(height, width)], *limits, indices)[0]
 
 
-def outputs_of(result: Result, engine: Engine) -> Values:
+def outputs_of(result: Result, engine: Engine, model: str = "") -> Values:
     """The outputs for a result."""
     arrays = {
         "boxes": result.boxes_float,
@@ -142,7 +143,7 @@ def outputs_of(result: Result, engine: Engine) -> Values:
         for name, array in arrays.items()
     }
     values["rles"] = texts([rle["counts"].encode() for rle in result.rles])
-    about = {"engine": engine.name, "precision": engine.precision, "version": "0.0.0"}
+    about = {"engine": engine.name, "precision": engine.precision, "version": "0.0.0", "model": model}
     values["engine"] = texts([json.dumps(about).encode()])
     return values
 

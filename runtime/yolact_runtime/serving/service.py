@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import itertools
 import json
 import logging
@@ -109,6 +111,7 @@ class InstanceService:
         self.engine = engine
         self._workers = Workers()
         facts = {"engine": engine.name, "precision": engine.precision, "version": own_version()}
+        facts["model"] = _digest(engine.metadata)
         self._facts = np.array([[json.dumps(facts).encode()]], object)
 
     def warm_up(self) -> None:
@@ -168,6 +171,13 @@ def _batches(jobs: Sequence[_Job | Refusal], most: int) -> Iterator[tuple[Parame
         rest = iter(images.items())
         while batch := dict(itertools.islice(rest, most)):
             yield parameters, batch
+
+
+def _digest(metadata: Metadata) -> str:
+    """A SHA-256 of what a model finds; when and with what it was written does not matter."""
+    other = {"versions", "created", "command", "min_batch", "max_batch"}
+    kept = {name: value for name, value in dataclasses.asdict(metadata).items() if name not in other}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 class PrepareService:

@@ -119,7 +119,7 @@ def test_only_what_is_wanted_is_computed(monkeypatch: pytest.MonkeyPatch) -> Non
     (answer,) = service.answer([request(picture(10), ["scores", "engine"])])
     assert isinstance(answer, dict) and set(answer) == {"scores", "engine"}
     facts = json.loads(answer["engine"][0, 0])
-    assert facts["engine"] == "FakeEngine" and set(facts) == {"engine", "precision", "version"}
+    assert facts["engine"] == "FakeEngine" and set(facts) == {"engine", "precision", "version", "model"}
 
 
 def test_an_encoded_image_is_read_as_a_file_is() -> None:

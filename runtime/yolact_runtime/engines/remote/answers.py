@@ -22,7 +22,7 @@ from yolact_runtime.untrusted import beyond, limit, parse_json
 # The version of the inputs, outputs and parameters of the model.
 API = "1"
 # Outputs that a result is built from.
-OUTPUTS = ("size", "relative_boxes", "scores", "mask_scores", "category_ids", "rles")
+OUTPUTS = ("size", "relative_boxes", "scores", "mask_scores", "category_ids", "rles", "engine")
 
 
 class Request(NamedTuple):
@@ -35,11 +35,15 @@ class Request(NamedTuple):
 
 
 class ServerEngine(NamedTuple):
-    """What computes on the server: name and precision of the engine, and the version of this toolkit."""
+    """What computes there: name and precision of an engine, the toolkit's version, the model's digest.
+
+    An older server names no model.
+    """
 
     engine: str
     precision: str
     version: str
+    model: str = ""
 
 
 def read_metadata(config: ModelConfig, address: Address) -> Metadata:
@@ -96,7 +100,7 @@ def read_server_engine(outputs: Mapping[str, Tensor]) -> ServerEngine:
     except ValueError:
         content = None
     named = content if isinstance(content, dict) else {}
-    values = [named.get(name) for name in ServerEngine._fields]
+    values = [named.get(name, ServerEngine._field_defaults.get(name)) for name in ServerEngine._fields]
     if not all(isinstance(value, str) and len(value) <= limit("name") for value in values):
         raise YolactError("the server's engine is no JSON object of engine, precision and version")
     found = ServerEngine(*(escape_controls(str(value))[:200] for value in values))

@@ -190,6 +190,8 @@ class RemoteEngine(Engine):
         def send() -> Result:
             limits = request.score_threshold, min(request.top_k, self.metadata.max_detections)
             answer = self._infer(inputs, OUTPUTS, *limits, request.classes)
+            if read_server_engine(answer).model != self._server.model:
+                self._refuse_other()
             return read_result(answer, self.metadata, request)
 
         return self._send(send)
@@ -244,10 +246,13 @@ class RemoteEngine(Engine):
     def _check_same(self, known: Metadata) -> None:
         """Raise an EngineUnavailableError if the server has another model than before."""
         if not same_model(known, self._read_metadata()):
-            self._other = EngineUnavailableError(
-                f"{self.address} came back with another model; start again, so that all results are of one"
-            )
-            raise self._other
+            self._refuse_other()
+
+    def _refuse_other(self) -> NoReturn:
+        self._other = EngineUnavailableError(
+            f"{self.address} came back with another model; start again, so that all results are of one"
+        )
+        raise self._other
 
     def _read_metadata(self) -> Metadata:
         return read_metadata(self._client.config(self._timeout), self.address)

@@ -273,6 +273,15 @@ def test_a_server_with_another_model_after_it(server: FakeTriton, scheme: str) -
                 engine.predict(IMAGES)
 
 
+def test_a_model_that_is_exchanged_between_requests(server: FakeTriton) -> None:
+    with load_engine(start(server, "http")) as engine:
+        engine.predict(IMAGES[:1])
+        server.model = "1" * 64
+        for _ in range(2):
+            with pytest.raises(EngineUnavailableError, match="came back with another model"):
+                engine.predict(IMAGES[:1])
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_model_that_is_not_loaded_yet_is_waited_for(server: FakeTriton, scheme: str) -> None:
     with load_engine(start(server, scheme)) as engine:
