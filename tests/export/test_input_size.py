@@ -162,9 +162,9 @@ def test_the_configuration_of_a_server(exported: Path, tmp_path: Path) -> None:
     schema = pytest.importorskip("tritonclient.grpc.model_config_pb2")
     from google.protobuf import text_format
 
-    words = ["--to", "triton", "--output", str(tmp_path), "--triton-name", "wide"]
+    words = ["--to", "triton", "--triton-models", "raw", "--output", str(tmp_path), "--triton-name", "wide"]
     assert export(exported, *words) == 0
-    text = (tmp_path / "wide" / "config.pbtxt").read_text()
+    text = (tmp_path / "wide_raw" / "config.pbtxt").read_text()
     config = text_format.Parse(text, schema.ModelConfig())
     assert [list(tensor.dims) for tensor in config.input] == [[*SIZE, 3]]
     prototypes = next(tensor for tensor in config.output if tensor.name == "prototypes")
