@@ -216,18 +216,23 @@ def setting_seeds() -> Iterator[Seed]:
         yield Seed("x", b"", (*train, setting), words=True)
 
 
-@functools.cache
 def _run(*argv: str) -> dict[str, bytes]:
     """The files that a command writes to {run}, run once with the shared files."""
+    return _run_all(argv)
+
+
+@functools.cache
+def _run_all(*commands: tuple[str, ...]) -> dict[str, bytes]:
+    """As `_run`, of several commands in one folder."""
     from corpus import shared_files
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shared_files(folder)
         before = set(folder.rglob("*"))
-        words = [word.replace("{shared}", name).replace("{run}", name) for word in argv]
-        module, *rest = words
-        subprocess.run([sys.executable, "-m", module, *rest], check=True, capture_output=True)
+        for argv in commands:
+            words = [word.replace("{shared}", name).replace("{run}", name) for word in argv]
+            subprocess.run([sys.executable, "-m", *words], check=True, capture_output=True)
         new = sorted(path for path in folder.rglob("*") if path not in before and path.is_file())
         return {str(path.relative_to(folder)): path.read_bytes() for path in new}
 
@@ -246,12 +251,13 @@ def lines_seeds() -> Iterator[Seed]:
 def merge_seeds() -> Iterator[Seed]:
     """Outputs of the two shards of a run: the first is changed, with all that belongs to it."""
     names = ("a.jsonl", "mask_detections.json", "bbox_detections.json", "images.json", "t.csv")
-    files = {}
+    commands = []
     for number in (1, 2):
         outputs = ("--jsonl", "a.jsonl", "--json", "mask_detections.json", "--table", "t.csv")
         words = [f"{{run}}/{number}/{word}" if "." in word else word for word in outputs]
         argv = ("{shared}/a.png", "{shared}/d", "--no-overlay", "--shard", f"{number}/2", *words)
-        files |= _run("yolact_runtime.cli", "--engine", "{shared}/m.onnx", *argv)
+        commands.append(("yolact_runtime.cli", "--engine", "{shared}/m.onnx", *argv))
+    files = _run_all(*commands)  # the names of images begin with the folder, which all shards must share
     for name, option in zip(names, ("--json", "--json", "--json", "--json", "--table"), strict=True):
         inputs = ["mask_detections.json" if name in names[1:4] else name]
         argv = ("yolact-infer", "merge", *(f"{{run}}/in/{n}/{inputs[0]}" for n in (1, 2)))
