@@ -299,6 +299,11 @@ class DatasetConfig:
     classes: tuple[str | int, ...] = ()
     other_classes: Literal["background", "ignore"] = "background"
 
+    @property
+    def choices(self) -> dict[str, Any]:
+        """The settings that are not where its files are."""
+        return {name: getattr(self, name) for name in ("crowd_as_instances", "classes", "other_classes")}
+
     def __post_init__(self) -> None:
         for name in ("name", "train_images", "train_annotations", "val_images", "val_annotations"):
             check_plain_text(getattr(self, name), f"dataset.{name}")

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Settings of a dataset that are not its files.
-_CHOICES = ("crowd_as_instances", "classes", "other_classes")
 DAY = 24 * 60 * 60
 
 
@@ -42,7 +40,12 @@ def build_parser() -> Parser:
     add("--lr", "--learning-rate", type=float, help="learning rate at the reference batch size")
     add("--resume", help="continue from a checkpoint, `last`, `interrupt`, or `auto`: the last one, if any;"
         " settings that are not given are the checkpoint's")  # fmt: skip
-    add("--init-from", metavar="W", help="fine-tune these weights; the classes may differ")
+    add(
+        "--init-from",
+        metavar="W",
+        help="fine-tune these weights; the classes may differ; with --resume auto,"
+        " only if there is no checkpoint",
+    )
     add("--start-iter", type=int, default=-1, help="first iteration; -1: the checkpoint's")
     add("--save-folder", type=Path, default=Path("weights"), help="folder for checkpoints and the log")
     add("--save-every", "--save-interval", type=int, help="iterations between checkpoints")
@@ -71,8 +74,11 @@ def command(args: argparse.Namespace) -> int:
         from yolact.train.bad_batch import debug_batch
 
         return 0 if debug_batch(args.debug_batch, pick_device(args.device)) else 1
-    if args.resume and args.init_from:
-        raise UsageError("--resume continues a run, --init-from starts one: give one of them")
+    if args.init_from and args.resume not in (None, "auto"):
+        raise UsageError(
+            "--resume continues a run, --init-from starts one: give one of them, or --resume auto, which"
+            " starts one only if there is none to continue"
+        )
     check_outputs([], [], [("--save-folder", args.save_folder)], shared=["--save-folder"])
     given = override(get_config(args.config), args.set) if args.config else None
 
@@ -85,14 +91,17 @@ def command(args: argparse.Namespace) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     with join_processes(args.device, args.timeout or TIMEOUT) as (processes, device):
-        base, resume, init_from = _starting_point(args, given, processes)
-        config = _configuration(args, base)
-        start = max(args.start_iter, 0)
-        if resume is not None:
-            start = resume.iteration if args.start_iter < 0 else args.start_iter
-            if _is_complete(args, config, resume, start):
-                return 0
-        check_training_outputs(config, args.save_folder, args.init_from, args.dataset, processes)
+        waited = True
+        while waited:  # for the run before, which may have saved meanwhile
+            base, resume, init_from = _starting_point(args, given, processes)
+            config = _configuration(args, base)
+            start = max(args.start_iter, 0)
+            if resume is not None:
+                start = resume.iteration if args.start_iter < 0 else args.start_iter
+                if _is_complete(args, config, resume, start):
+                    return 0
+            folder, init = args.save_folder, args.init_from
+            waited = processes.any(check_training_outputs(config, folder, init, args.dataset, processes))
         train(config, args.save_folder, device, resume, start, init_from, processes)
     return 0
 
@@ -111,29 +120,36 @@ def _starting_point(
         The configuration that the options apply to, the checkpoint of --resume, and that of --init-from.
 
     Raises:
-        UsageError: no configuration is known, or --config is not the checkpoint's.
+        UsageError: no configuration is known, or --config is not the checkpoint's, or this is the file of
+            --init-from.
     """
     from yolact.train.agreement import open_checkpoint
     from yolact.weights.load import load_checkpoint
 
-    resume = open_checkpoint(args.resume, args.save_folder, given, processes) if args.resume else None
+    init_from = None
+    if args.init_from:
+        init_from = processes.from_first(lambda: load_checkpoint(args.init_from, default=given))
+    known = init_from.config if given is None and init_from is not None else given
+    resume = open_checkpoint(args.resume, args.save_folder, known, processes) if args.resume else None
     if resume is not None:
+        if init_from is not None and resume.path.absolute() == init_from.path.absolute():
+            raise UsageError(
+                f"--resume auto found {resume.path}, the weights of --init-from; name a --save-folder without"
+                " them, or continue them without --init-from"
+            )
         if given and given.name != resume.config.name:
             raise UsageError(
                 f"--resume {resume.path} continues a training of {resume.config.name}; --config is"
                 f" {args.config}"
             )
         return resume.config, resume, None
-    init_from = None
-    if args.init_from:
-        init_from = processes.from_first(lambda: load_checkpoint(args.init_from, default=given))
     if args.config:
         return get_config(args.config), None, init_from
     if init_from is None:
         raise UsageError(f"--config is missing; one of {', '.join(configs())}")
     # The network of the file, and the training of its configuration.
-    known = configs().get(init_from.config.name, init_from.config)
-    return replace(known, model=init_from.config.model), None, init_from
+    usual = configs().get(init_from.config.name, init_from.config)
+    return replace(usual, model=init_from.config.model), None, init_from
 
 
 def _configuration(args: argparse.Namespace, base: Config) -> Config:
@@ -144,9 +160,8 @@ def _configuration(args: argparse.Namespace, base: Config) -> Config:
     config = _with_options(args, base)
     check_other_classes(config.dataset.classes, args.set)
     dataset = resolve_dataset(args.dataset) if args.dataset else default_dataset(config.dataset)
-    kept = {name: getattr(config.dataset, name) for name in _CHOICES}
     classes = read_classes(Path(dataset.train_annotations), config.dataset.classes)
-    return replace(config, dataset=replace(dataset, **kept), classes=classes)
+    return replace(config, dataset=replace(dataset, **config.dataset.choices), classes=classes)
 
 
 def _with_options(args: argparse.Namespace, base: Config) -> Config:

@@ -136,7 +136,8 @@ def check_agreement(
     if processes.count == 1:
         return
     # Where its files are, and how many processes load them, is up to each machine.
-    own = replace(config, dataset=DatasetConfig(), train=replace(config.train, workers=0))
+    choices = DatasetConfig(**config.dataset.choices)
+    own = replace(config, dataset=choices, train=replace(config.train, workers=0))
     facts = {
         "the first iteration": start,
         "the device": device.type,

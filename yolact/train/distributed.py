@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 TIMEOUT = 600  # seconds, as NCCL's; Gloo's own would be half an hour
 GRACE_SECONDS = 30  # between SIGTERM and SIGKILL, as torchrun's own
+GRACE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # the variable with which newer versions of torchrun change it
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,8 @@ def join_processes(device: str, timeout: int = TIMEOUT) -> Iterator[tuple[Proces
     if launched:
         threading.Thread(target=_end_without, args=(os.getppid(),), daemon=True).start()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        _warn_of_tasks()
+        if not launched:
+            _warn_of_tasks()
         yield Processes(launched=launched), pick_device(device)
         return
     chosen = pick_device(device)
@@ -184,6 +186,8 @@ def _introduce(launched: bool) -> Processes:
 def explain_lost(error: RuntimeError, timeout: int) -> YolactError | None:
     """An error that says what to do about a connection that broke or timed out; None for another error."""
     text, reason = str(error), first_line(error)
+    if text.startswith("CUDA error"):  # a kernel may time out, too
+        return None
     if any(words in text for words in ("Timed out waiting", "timed out", "timeout")):
         return YolactError(
             f"another process of the training has not answered for {timeout} s: its machine may be down or"
@@ -204,12 +208,12 @@ def _end_without(parent: int) -> None:
         time.sleep(1)
     log.warning("torchrun was killed: stopping")
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE_SECONDS)  # it may wait for a process that does not answer
+    time.sleep(int(os.environ.get(GRACE) or GRACE_SECONDS))  # it may wait for a process that does not answer
     os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
 def _warn_of_tasks() -> None:
     """Warn if Slurm started this command several times instead of torchrun."""
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    if tasks != "1" and "TORCHELASTIC_RUN_ID" not in os.environ:
+    if tasks != "1":
         log.warning("srun started %s tasks, each of which trains alone: let it start torchrun instead", tasks)

@@ -25,7 +25,7 @@ def check_training_outputs(
     init_from: str | None,
     dataset: str | None = None,
     processes: Processes = Processes(),  # noqa: B008
-) -> None:
+) -> bool:
     """Check that a training in `folder` writes over none of its inputs, its initial weights above all.
 
     Args:
@@ -35,6 +35,9 @@ def check_training_outputs(
         dataset: `--dataset`, which may be a YAML file.
         processes: The first one writes, and so locks the log against other runs. Under torchrun it waits for
             the lock: the run that it continues may not have ended on another machine.
+
+    Returns:
+        Whether it waited for the lock.
 
     Raises:
         UsageError: one would be written over. Of a checkpoint's name the epoch is not compared.
@@ -57,7 +60,8 @@ def check_training_outputs(
     waits = False
     while True:
         try:
-            return check_outputs(reads, [("the log", journal), *named], [("--save-folder", folder)], shared)
+            check_outputs(reads, [("the log", journal), *named], [("--save-folder", folder)], shared)
+            return waits
         except InUseError as error:
             if time.monotonic() > deadline:
                 raise

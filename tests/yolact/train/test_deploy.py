@@ -33,13 +33,15 @@ def test_the_slurm_script_starts_torchrun_and_goes_back_into_the_queue(tmp_path:
     fakes = {
         "scontrol": 'case "$*" in "show hostnames n[7-8]") echo n7; echo n8;; *) echo "$*" >> calls;; esac',
         "scancel": 'echo "scancel $*" >> calls; kill -USR1 "$(cat srun.pid)"',
-        "srun": 'printf "%s\\n" "$@" > words; echo $$ > srun.pid; trap "exit 1" USR1;'
+        "srun": 'echo "$SRUN_CPUS_PER_TASK $TORCH_ELASTIC_SHUTDOWN_TIMEOUT" > given;'
+        ' printf "%s\\n" "$@" > words; echo $$ > srun.pid; trap "exit 1" USR1;'
         ' [ -z "$WAIT" ] || { kill -TERM $PPID; while :; do sleep 0.05; done; }; exit 3',
     }
     for name, text in fakes.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
         (tmp_path / name).chmod(0o755)
     job = {"JOB_ID": "42", "NNODES": "2", "JOB_NODELIST": "n[7-8]", "GPUS_ON_NODE": "8"}
+    job["CPUS_PER_TASK"] = "64"
     path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
 
     def run(wait: str) -> int:
@@ -52,8 +54,9 @@ def test_the_slurm_script_starts_torchrun_and_goes_back_into_the_queue(tmp_path:
     assert not (tmp_path / "calls").exists()
     launcher, options = check_torchrun((tmp_path / "words").read_text().splitlines())
     assert (launcher.nnodes, launcher.nproc_per_node, launcher.rdzv_id) == ("2", "8", "42")
-    assert launcher.rdzv_endpoint == "n7:29500"
+    assert launcher.rdzv_endpoint == "n7:20042"
     assert (options.resume, options.save_folder) == ("auto", Path("/shared/w y"))
+    assert (tmp_path / "given").read_text().split() == ["64", "100"]
     run("yes")
     assert (tmp_path / "calls").read_text().splitlines() == ["scancel --signal=TERM 42", "requeue 42"]
 
@@ -76,7 +79,7 @@ def test_the_job_of_kubeflow_trainer_starts_yolact_train(monkeypatch: pytest.Mon
     assert (launcher.nnodes, launcher.nproc_per_node, launcher.rdzv_endpoint) == ("2", "8", "a.b:1234")
     assert spec["trainer"]["numNodes"] == 2
     jobs = spec["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
-    check_pod(options, jobs[0]["template"]["spec"]["template"]["spec"])
+    check_pod(options, jobs[0]["template"]["spec"]["template"]["spec"], spec["trainer"]["env"])
 
 
 def test_the_older_job_starts_yolact_train(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,15 +90,18 @@ def test_the_older_job_starts_yolact_train(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setenv(f"PET_{name}", value)
     launcher, options = check_torchrun([*container["command"], *container["args"]])
     assert (launcher.nnodes, launcher.max_restarts) == ("1:4", 10)
-    assert container["env"] == [{"name": "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "value": "1"}]
-    check_pod(options, pod)
+    check_pod(options, pod, container["env"])
 
 
-def check_pod(options: Any, pod: dict[str, Any]) -> None:
+def check_pod(options: Any, pod: dict[str, Any], env: list[dict[str, str]]) -> None:
     """Dataset and checkpoints are on a volume, and there is time to save."""
     mounts = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
     assert set(mounts.values()) == {volume["name"] for volume in pod["volumes"]}
     assert options.resume == "auto"
     assert options.save_folder.is_relative_to("/data") and options.dataset.startswith("/data")
     assert {"/data", "/dev/shm"} == set(mounts)
-    assert pod["terminationGracePeriodSeconds"] > 30  # until torchrun kills
+    given = {one["name"]: one["value"] for one in env}
+    assert given.keys() == {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"}
+    assert given["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+    # torchrun kills first, so that what it kills has had its time.
+    assert pod["terminationGracePeriodSeconds"] > int(given["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) > 30

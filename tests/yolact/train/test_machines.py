@@ -129,8 +129,8 @@ def test_two_machines_of_which_one_freezes_and_is_started_again_equal_one_proces
     assert merged == pytest.approx(whole, abs=2e-3)
 
 
-class Told(Processes):
-    """One of two processes, which is told what the other one has."""
+class Paired(Processes):
+    """One of two processes, which gets from the test what the other one has."""
 
     other: ClassVar[Any] = None
 
@@ -142,61 +142,65 @@ class Told(Processes):
 
 
 @pytest.fixture()
-def told(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Processes]:
-    """`told(other)`: the first of two processes; `other` makes the second one's value of the first one's."""
+def paired(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Processes]:
+    """`paired(other)`: the first of two processes; `other` makes the second one's value of its value."""
     monkeypatch.setattr(agreement, "VISIBLE_SECONDS", 0)
     monkeypatch.setattr(agreement, "_WAIT", 0.01)
 
-    def told(other: Callable[[Any], Any]) -> Processes:
-        monkeypatch.setattr(Told, "other", staticmethod(other))
-        return Told(0, 2, ("left", "right"))
+    def paired(other: Callable[[Any], Any]) -> Processes:
+        monkeypatch.setattr(Paired, "other", staticmethod(other))
+        return Paired(0, 2, ("left", "right"))
 
-    return told
+    return paired
 
 
-def test_a_checkpoint_that_only_another_machine_sees_is_an_error(told: Any, tmp_path: Path) -> None:
+def test_a_checkpoint_that_only_another_machine_sees_is_an_error(paired: Any, tmp_path: Path) -> None:
     for resume in ("auto", "last"):
         with pytest.raises(YolactError, match=r"process 1 on right sees w/x_0_5\.pth, and process 0 on left"):
-            open_checkpoint(resume, tmp_path, None, told(lambda _: (5, "w/x_0_5.pth")))
+            open_checkpoint(resume, tmp_path, None, paired(lambda _: (5, "w/x_0_5.pth")))
     # Nobody has one, or only the first process, whose content the others get.
-    assert open_checkpoint("auto", tmp_path, None, told(lambda _: (-1, ""))) is None
+    assert open_checkpoint("auto", tmp_path, None, paired(lambda _: (-1, ""))) is None
     (tmp_path / "yolact_tiny_0_7.pth").write_bytes(b"damaged")
     with pytest.raises(YolactError, match="yolact_tiny_0_7"):
-        open_checkpoint("auto", tmp_path, None, told(lambda _: (5, "w/x_0_5.pth")))
+        open_checkpoint("auto", tmp_path, None, paired(lambda _: (5, "w/x_0_5.pth")))
 
 
 def test_auto_passes_over_a_damaged_checkpoint(
-    run: Any, told: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Any, paired: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tmp_path, "--iterations", "1") == 0
     (whole,) = tmp_path.glob("yolact_tiny_*_1.pth")
     for iteration in (2, 3):
         (tmp_path / f"yolact_tiny_0_{iteration}.pth").write_bytes(whole.read_bytes()[: 1000 * iteration])
-    found = open_checkpoint("auto", tmp_path, None, told(lambda value: value))
+    found = open_checkpoint("auto", tmp_path, None, paired(lambda value: value))
     assert (found.path, found.iteration) == (whole, 1)
     lines = [line for line in capsys.readouterr().err.splitlines() if "WARNING" in line]
     assert [name in line for name, line in zip(("0_3.pth", "0_2.pth"), lines, strict=True)] == [True, True]
     with pytest.raises(YolactError, match=r"yolact_tiny_0_3\.pth"):
-        open_checkpoint("last", tmp_path, None, told(lambda value: value))
+        open_checkpoint("last", tmp_path, None, paired(lambda value: value))
 
 
-def test_other_settings_or_images_on_a_machine_are_an_error(shapes: Path, told: Any) -> None:
+def test_other_settings_or_images_on_a_machine_are_an_error(shapes: Path, paired: Any) -> None:
     config = replace(get_config("yolact_tiny"), dataset=resolve_dataset(shapes))
     data = config.dataset
     dataset = CocoDataset(data.train_images, data.train_annotations, config.model, config.classes)
     device = torch.device("cpu")
 
     def check(other: Callable[[Any], Any]) -> None:
-        check_agreement(config, dataset, None, device, 3, told(other))
+        check_agreement(config, dataset, None, device, 3, paired(other))
 
     def with_train(**changes: Any) -> Callable[[Any], Any]:
         return lambda v: (replace(v[0], train=replace(v[0].train, **changes)), *v[1:])
+
+    def with_dataset(**changes: Any) -> Callable[[Any], Any]:
+        return lambda v: (replace(v[0], dataset=replace(v[0].dataset, **changes)), *v[1:])
 
     def with_fact(name: str, value: object) -> Callable[[Any], Any]:
         return lambda v: (v[0], {**v[1], name: value}, v[2])
 
     check(lambda value: value)
     for other, text in (
+        (with_dataset(crowd_as_instances=True), "dataset.crowd_as_instances is False in process 0 on left"),
         (with_train(batch_size=99), "train.batch_size is 8 in process 0 on left and 99 in process 1"),
         (with_fact("the first iteration", 0), "the first iteration is 3 in process 0 on left and 0"),
         (with_fact("the training part", "9 images (0)"), "the training part is 24 images"),
@@ -218,6 +222,7 @@ def test_only_torchrun_stops_its_processes_at_once() -> None:
     [
         ("[unbound_buffer.cc:78] Timed out waiting 10000ms for recv", "has not answered for 10 s"),
         ("[pair.cc:561] Connection closed by peer [127.0.0.1]:37019. gloo", "failed; see its output"),
+        ("CUDA error: the launch timed out and was terminated", None),
         ("mat1 and mat2 shapes cannot be multiplied", None),
     ],
 )

@@ -234,6 +234,44 @@ def test_fine_tuning_for_other_classes(
     assert run(shapes, folder, f"--init-from={path}", "--resume=last") == 2
 
 
+def test_fine_tuning_goes_on_after_a_restart(
+    shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever restarts the command repeats it: the weights are for the first time only."""
+    weights, folder = tmp_path / "w/yolact_tiny_0_9.pth", tmp_path / "tuned"
+    weights.parent.mkdir()
+    torch.save(Yolact(get_config("yolact_tiny")).state_dict(), weights)
+    options = (f"--init-from={weights}", "--resume=auto", "--save-every=1", "--keep-last=0")
+    assert run(shapes, folder, "--iterations=1", *options) == 0
+    assert "continuing from" not in capsys.readouterr().err
+    assert run(shapes, folder, "--iterations=2", *options) == 0
+    assert f"continuing from {folder / 'yolact_tiny_0_1.pth'}" in capsys.readouterr().err
+    assert [line["iteration"] for line in losses(folder)] == [0, 1]
+    assert run(shapes, weights.parent, "--iterations=20", *options) == 2
+    assert f"--resume auto found {weights}, the weights of --init-from" in capsys.readouterr().err
+
+
+def test_the_checkpoint_is_chosen_again_after_waiting_for_another_run(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(shapes, tmp_path, "--iterations=2", "--save-every=1", "--keep-last=0") == 0
+    later = tmp_path / "yolact_tiny_0_2.pth"
+    later.rename(tmp_path / "not yet")
+
+    def check(*args: object) -> bool:
+        if later.exists():
+            return False
+        (tmp_path / "not yet").rename(later)  # what the run before saves while this one waits for it
+        return True
+
+    monkeypatch.setattr("yolact.train.outputs.check_training_outputs", check)
+    capsys.readouterr()
+    assert run(shapes, tmp_path, "--iterations=3", "--resume=auto") == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "continuing from" in line]
+    assert ["_0_1.pth" in said[0], "_0_2.pth" in said[1]] == [True, True]
+    assert [line["iteration"] for line in losses(tmp_path)] == [0, 1, 2]
+
+
 def test_overfit_trains_and_validates_on_the_same_images(shapes: Path, tmp_path: Path) -> None:
     options = ("--overfit", "2", "--batch-size", "2", "--lr", "0.01", "--set", "train.max_grad_norm=5")
     assert run(shapes, tmp_path, "--iterations", "120", *options) == 0
