@@ -104,10 +104,11 @@ class EngineCandidate(Candidate):
 
     def network_only(self) -> None:
         batch, sizes = next(self._prepared)
-        if self.engine.remote:  # which returns instances: its masks count as well
-            self.engine.predict_prepared(batch, sizes, *self._limits, *self._only)
+        engine = self.engine.untiled if isinstance(self.engine, TiledEngine) else self.engine
+        if engine.remote:  # which returns instances: its masks count as well
+            engine.predict_prepared(batch, sizes, *self._limits, *self._only)
         else:
-            self.engine.detect(batch, *self._only)
+            engine.detect(batch, *self._only)
 
     def end_to_end(self, paths: Sequence[Path]) -> Run:
         """Run the engine as its users do, and time each stage."""

@@ -101,6 +101,18 @@ def test_the_stages_of_tiles_are_sums(findings, tmp_path: Path, clock: Clock) ->
     assert "stage_timer" not in vars(engine)
 
 
+def test_the_network_of_a_server_is_measured_without_tiles(tmp_path: Path, findings) -> None:
+    cv2.imwrite(str(tmp_path / "large.png"), np.zeros((90, 150, 3), np.uint8))
+    engine = FakeEngine(findings)
+    engine.remote = True
+    shapes = []
+    engine.predict_prepared = lambda prepared, *rest: shapes.append([image.shape for image in prepared])
+    candidate = EngineCandidate("a", tiled(engine, 64), tiles={"tile": 64})
+    candidate.prepare([tmp_path / "large.png"], 1)
+    candidate.network_only()
+    assert shapes == [[(32, 32, 3)]]
+
+
 def test_tiles_without_a_large_image_are_refused(images, findings) -> None:
     tiles = {"tile": 5000}
     candidate = EngineCandidate("a", tiled(FakeEngine(findings), **tiles), tiles=tiles)

@@ -72,6 +72,11 @@ class TiledEngine(Engine):
     def detect(self, batch: np.ndarray, classes: frozenset[int] | None = None) -> Detections:
         return self._engine.detect(batch) if classes is None else self._engine.detect(batch, classes)
 
+    @property
+    def untiled(self) -> Engine:
+        """What runs the tiles."""
+        return self._engine
+
     def cuts(self, size: Sequence[int]) -> bool:
         """Whether an image of this height and width is larger than a tile."""
         return size[0] > self._height or size[1] > self._width
