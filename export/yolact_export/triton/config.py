@@ -11,8 +11,9 @@ from yolact_export.triton.network import BACKENDS, TYPES, Network, TensorSpec
 from yolact_export.triton.options import TritonOptions
 from yolact_runtime.metadata import Metadata
 from yolact_runtime.packages import imports_failed
+from yolact_runtime.serving.answers import API
 from yolact_runtime.serving.images import SIZE
-from yolact_runtime.serving.triton import API, AUTO, ENGINE_OPTIONS
+from yolact_runtime.serving.triton import AUTO, ENGINE_OPTIONS
 
 # Outputs of a model that finds instances: type, and sizes without the batch.
 _INSTANCES: dict[str, tuple[str, list[int]]] = {

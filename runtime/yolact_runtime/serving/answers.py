@@ -8,6 +8,8 @@ import numpy as np
 
 from yolact_runtime.results import Result
 
+# Version of the inputs, outputs and parameters, which the configuration of a model says as well.
+API = "1"
 # Each output of n instances; a dimension for the batch comes in front.
 OUTPUTS: dict[str, Callable[[Result], np.ndarray]] = {
     "boxes": lambda result: result.boxes_float,  # (n, 4) float32 x1 y1 x2 y2 in pixels

@@ -18,6 +18,7 @@ from yolact_runtime.engines.threads import usable_cores
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.files import is_file, read_json
 from yolact_runtime.metadata import Metadata
+from yolact_runtime.serving.answers import API
 from yolact_runtime.serving.service import (
     Answer,
     InstanceService,
@@ -30,8 +31,6 @@ from yolact_runtime.serving.service import (
 from yolact_runtime.sources.images import silence_opencv
 from yolact_runtime.typed import nearest
 
-# Version of the inputs, outputs and parameters, which the configuration says as well.
-API = "1"
 # The file that an engine is opened from, in the folder of a version: the first that is there.
 ENGINE_FILES = ("model.onnx", "model.engine", "model.plan")
 # `Metadata.to_props` of the network, for the steps before and after it.

@@ -17,10 +17,10 @@ from yolact_runtime.errors import UsageError, YolactError, escape_controls
 from yolact_runtime.metadata import PREFIX, Metadata
 from yolact_runtime.results import Result
 from yolact_runtime.rle import region_of
+from yolact_runtime.serving.answers import API
 from yolact_runtime.untrusted import beyond, limit, parse_json
 
 # The version of the inputs, outputs and parameters of the model.
-API = "1"
 # Outputs that a result is built from.
 OUTPUTS = ("size", "relative_boxes", "scores", "mask_scores", "category_ids", "rles", "engine")
 
