@@ -207,6 +207,8 @@ def test_two_rtsp_cameras_of_which_one_is_killed_and_comes_back():
     for number, camera in enumerate((killed, steady)):
         own = of(frames, number)
         assert all(frame.name.startswith(f"{camera.shown}#") for frame in own)
-        assert all(a.time < b.time for a, b in itertools.pairwise(own)) and own[0].time < 0.2
+        assert all(a.time < b.time for a, b in itertools.pairwise(own))
+        # Late frames are left out: the first one delivered need not be the camera's first.
+        assert abs(own[0].time - own[0].source_index / 25) < 0.2
         shades = [frame.read().mean() for frame in own]
         assert all(min(abs(shade - 16 - 10 * i) for i in range(10)) < 4 for shade in shades)
