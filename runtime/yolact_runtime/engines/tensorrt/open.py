@@ -8,7 +8,7 @@ from types import ModuleType
 
 from yolact_runtime.cuda.gpu import current_gpu
 from yolact_runtime.engines.base import Engine
-from yolact_runtime.engines.tensorrt.engine import TensorRtEngine
+from yolact_runtime.engines.device.engine import TensorRtEngine
 from yolact_runtime.engines.tensorrt.record import (
     LIBRARIES,
     TITLES,

@@ -11,7 +11,7 @@ from yolact_runtime.cuda.device import Device, Stream
 from yolact_runtime.cuda.plans.plan import Buffer
 from yolact_runtime.cuda.resource import Resource
 from yolact_runtime.engines.outputs import INPUT
-from yolact_runtime.engines.tensorrt.model import Model
+from yolact_runtime.engines.tensorrt.network import Model
 
 _ALIGNED = 256  # bytes; plans and TensorRT need such addresses
 

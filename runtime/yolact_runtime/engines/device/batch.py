@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from yolact_runtime.cuda.launch import LoadedPlan
 from yolact_runtime.cuda.plans.plan import Plan
 from yolact_runtime.cuda.resource import Resource
+from yolact_runtime.engines.device.buffers import ImageBuffers, SlotBuffers
 from yolact_runtime.engines.outputs import INPUT
-from yolact_runtime.engines.tensorrt.buffers import ImageBuffers, SlotBuffers
-from yolact_runtime.engines.tensorrt.model import Model
+from yolact_runtime.engines.tensorrt.network import Model
 
 
 class Batch(Resource):

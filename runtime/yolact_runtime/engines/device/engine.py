@@ -15,10 +15,10 @@ import numpy as np
 from yolact_runtime.cuda.device import Device
 from yolact_runtime.detections import Detections, check_detections
 from yolact_runtime.engines.base import Engine
+from yolact_runtime.engines.device.slot import Slot
 from yolact_runtime.engines.outputs import INPUT
-from yolact_runtime.engines.tensorrt.model import Model
+from yolact_runtime.engines.tensorrt.network import Model
 from yolact_runtime.engines.tensorrt.record import EngineRecord
-from yolact_runtime.engines.tensorrt.slot import Slot
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.metadata import Metadata
 from yolact_runtime.results import Result, result_of

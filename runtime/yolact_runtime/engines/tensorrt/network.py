@@ -19,8 +19,8 @@ from yolact_runtime.cuda.device import Device
 from yolact_runtime.cuda.graphs import Graphs
 from yolact_runtime.cuda.launch import Kernels
 from yolact_runtime.cuda.resource import Resource
+from yolact_runtime.engines.device.processing_plan import ProcessingPlan, Tensor
 from yolact_runtime.engines.outputs import INPUT, GraphOutputs
-from yolact_runtime.engines.tensorrt.processing_plan import ProcessingPlan, Tensor
 from yolact_runtime.engines.tensorrt.record import EngineRecord
 from yolact_runtime.errors import DeviceError, YolactError, device_failure, first_line
 from yolact_runtime.metadata import Metadata
