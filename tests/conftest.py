@@ -50,6 +50,8 @@ for _name in (
     "fake_pycuda",
     "fake_tensorrt",
     "fake_gpu",
+    "fake_ort_cuda",
+    "device_networks",
     "engine_files",
     "converted",
     "videos",
