@@ -51,6 +51,7 @@ for _name in (
     "fake_tensorrt",
     "fake_gpu",
     "fake_ort_cuda",
+    "fake_torch_cuda",
     "device_networks",
     "engine_files",
     "converted",
