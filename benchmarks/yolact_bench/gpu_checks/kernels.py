@@ -139,7 +139,7 @@ def _resize(name: str, sizes: Sizes, batch: int, dtype: str) -> KernelCase:
     pack(images, inputs["pixels"], inputs["table"])
     expected = resize_batch(images, sizes.input_size)
     if dtype != "uint8":
-        normal = (expected.astype(np.float32) - np.float32(mean)) / np.float32(std)
+        normal = (expected.astype(np.float32) - np.array(mean, np.float32)) / np.array(std, np.float32)
         expected = normal[..., ::-1].transpose(0, 3, 1, 2).astype(dtype)
     return KernelCase(name, plan, inputs, partial(_compare_images, expected))
 
@@ -193,7 +193,7 @@ def numpy_detections(heads: Heads, limit: int = 100, **settings: Any) -> list[Fo
 def _detection(name: str, sizes: Sizes, batch: int, dtype: str) -> KernelCase:
     heads = make_heads(7, sizes.priors, sizes.classes, batch, background=5.0)
     heads = heads.half() if dtype == "float16" else heads
-    kinds = {f"{head}_dtype": dtype for head in ("loc", "logits", "coefficients")}
+    kinds: dict[str, Any] = {f"{head}_dtype": dtype for head in ("loc", "logits", "coefficients")}
     plan = detection_plan(batch, sizes.priors, sizes.classes, DIGITS, limit=sizes.detections, **kinds)
     return KernelCase(name, plan, heads.buffers, partial(_compare_detections, heads, sizes.detections))
 

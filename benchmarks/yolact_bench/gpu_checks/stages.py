@@ -112,7 +112,7 @@ def run_engine(one: Flavour, context: Context) -> Outcome:
     from yolact_runtime import load_engine
     from yolact_runtime.cuda.device import Device
 
-    if skipped := _unusable(one):
+    if skipped := unusable(one):
         return skipped
     path = make_engine(one, context.folder, capability=_capability())
     images = make_images(MAX_BATCH - 1)
@@ -155,7 +155,7 @@ def run_speed(name: str, more: tuple[str, ...], context: Context) -> Outcome:
     from yolact_runtime import load_engine
 
     one = flavour(name)
-    if skipped := _unusable(one):
+    if skipped := unusable(one):
         return skipped
     path = make_engine(one, context.folder, context.config, more, _capability())
     limits, bus = measure_gpu(context.folder)
@@ -175,7 +175,7 @@ def _capability() -> str:
     return gpu.capability if gpu else ""
 
 
-def _unusable(one: Flavour) -> Outcome | None:
+def unusable(one: Flavour) -> Outcome | None:
     """SKIPPED if the packages are installed, but without what the flavour needs; None if it can run."""
     if one.name.startswith("onnxruntime"):
         import onnxruntime
