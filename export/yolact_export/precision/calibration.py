@@ -109,7 +109,7 @@ def calibrate(
         Smallest and largest value by tensor name.
     """
     names = sorted({one.range_of for one in roundings(model).values()})
-    method, inputs = options.method, _inputs(model, options, images)
+    method, inputs = options.method, [*_inputs(model, options, images), names]
     cached = _CACHE.read(method, inputs, lambda value: _check_ranges(value, names))
     if cached is not None:
         log.info("read the calibration of %d tensors from %s", len(names), _CACHE.path(method, inputs))

@@ -1,9 +1,9 @@
 """Int8 as pairs of QuantizeLinear and DequantizeLinear in the graph.
 
-Activations are unsigned bytes: with zero point 0 where no value is negative, else with zero point 128. Weights
-are signed, with a scale for each output channel, and biases are int32 at the scale of the products. So ONNX
-Runtime and OpenVINO compute the same graph in integers; `yolact_export.trt.int8` turns it into what TensorRT
-reads. A pair's output keeps the name of the tensor that it rounds.
+Activations are unsigned bytes: with zero point 0 where no value is negative, else with zero point 128.
+Weights are signed, with a scale for each output channel, and biases are int32 at the scale of the products.
+ONNX Runtime and OpenVINO compute this graph in integers; `yolact_export.trt.int8` turns it into what TensorRT
+reads. The output of a pair keeps the name of the tensor that it rounds.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Where int8 graphs round: the tensors that are quantised, and the tensors whose ranges they take.
 
 ONNX Runtime computes a convolution in integers only between a DequantizeLinear of each input and a
-QuantizeLinear right behind it, and reads a Relu out of an unsigned range with zero point 0. Sums of shortcuts,
-pooling and resizing are then integer operators as well, so that a tensor stays in bytes between convolutions.
+QuantizeLinear right behind it; a Relu between them is part of the rounding, if that is unsigned with zero point
+0. Sums of shortcuts and pooling are integer operators, too, so that tensors stay bytes between convolutions.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def quantisable(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 def roundings(model: onnx.ModelProto, keep_float: Collection[str] = ()) -> dict[str, Rounding]:
     """The tensors to quantise, in no order, with some layer groups in float32.
 
-    Those are the inputs and results of all convolutions with constant weights, and the results of sums, pooling
-    and resizing between them. A Relu that alone reads a result belongs to it.
+    Those are the inputs and results of all convolutions with constant weights, and the results of sums,
+    pooling and resizing between them. A Relu that alone reads a result belongs to it.
     """
     chosen = [node for node in quantisable(model) if layer_group(node) not in keep_float]
     constants = {tensor.name for tensor in model.graph.initializer}
@@ -83,7 +83,7 @@ def _rounding(tensor: str, producer: dict[str, onnx.NodeProto]) -> Rounding:
 
 
 def tensor_readers(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
-    """The nodes that read the values of each tensor; Shape reads none. Outputs of the graph have an empty node."""
+    """The nodes that read the values of each tensor: not Shape, and an empty node for outputs of the graph."""
     readers = defaultdict(list)
     for node in model.graph.node:
         for name in node.input if node.op_type != "Shape" else ():
