@@ -1,8 +1,8 @@
 """Where int8 graphs round: the tensors that are quantised, and the tensors whose ranges they take.
 
 ONNX Runtime computes a convolution in integers only between a DequantizeLinear of each input and a
-QuantizeLinear right behind it; a Relu between them is part of the rounding, if that is unsigned with zero point
-0. Sums of shortcuts and pooling are integer operators, too, so that tensors stay bytes between convolutions.
+QuantizeLinear right behind it; a Relu between them is part of the rounding, if that is unsigned with zero
+point 0. Sums of shortcuts and pooling are integer operators, too, so tensors stay bytes between convolutions.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _rounding(tensor: str, producer: dict[str, onnx.NodeProto]) -> Rounding:
 
 
 def tensor_readers(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
-    """The nodes that read the values of each tensor: not Shape, and an empty node for outputs of the graph."""
+    """The nodes that read the values of each tensor, except Shape; an empty node for outputs of the graph."""
     readers = defaultdict(list)
     for node in model.graph.node:
         for name in node.input if node.op_type != "Shape" else ():

@@ -1,8 +1,8 @@
 """Int8 graphs as TensorRT reads them.
 
 yolact-export quantises to unsigned bytes, between all operators, as CPUs need it. TensorRT reads signed bytes
-with zero point 0 only and no integer biases. It fuses a convolution with the sum, the Relu and the next rounding
-behind it, so another rounding between them would cost time.
+with zero point 0 only and no integer biases. It fuses a convolution with the sum, the Relu and the next
+rounding behind it, so another rounding between them would cost time.
 """
 
 from __future__ import annotations
