@@ -68,14 +68,11 @@ def command(args: argparse.Namespace) -> None:
             integers, products = layers[name]
             milliseconds = 1e3 * cpu[name].seconds
             ratio = paired_ratio(cpu[base].seconds, cpu[name].seconds)
-            spread = f"{milliseconds.min():.1f} to {milliseconds.max():.1f}"
-            rows.append(
-                [path.name, backend, f"{integers} of {products}", f"{_median(milliseconds):.1f}", spread]
-                + [_ratio_text(ratio)]
-            )
+            figures = f"{_median(milliseconds):.1f}", f"{milliseconds.min():.1f} to {milliseconds.max():.1f}"
+            rows.append([path.name, backend, f"{integers} of {products}", *figures, _ratio_text(ratio)])
     features = sorted(cpu_flags() & {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8"})
     title = f"{cpu_model()} ({', '.join(features)}), {counted(args.threads, 'thread')}, {args.rounds} rounds"
-    columns = (
+    columns = "file", "library", "layers in integers", "CPU ms, median", "from, to", "times as fast"
         "file",
         "library",
         "layers in integers",
