@@ -73,13 +73,6 @@ def command(args: argparse.Namespace) -> None:
     features = sorted(cpu_flags() & {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8"})
     title = f"{cpu_model()} ({', '.join(features)}), {counted(args.threads, 'thread')}, {args.rounds} rounds"
     columns = "file", "library", "layers in integers", "CPU ms, median", "from, to", "times as fast"
-        "file",
-        "library",
-        "layers in integers",
-        "CPU ms (median)",
-        "lowest to highest",
-        "times as fast",
-    )
     Table(title, columns, rows, text_columns=2).show()
     print_line("layers: convolutions and matrix products; times as fast: as the first file", sys.stdout)
 
