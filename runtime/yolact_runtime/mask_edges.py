@@ -111,67 +111,74 @@ class _Canvas:
                 np.matmul(prototypes[y0:y1, x0:x1], row, out=inside)
                 if x1 == columns:  # values are constant beyond the outermost cells
                     self.logits[1 : 1 + y1 - y0, at + 1 + x1 - x0] = inside[:, -1]
-        self.positive = self.logits > 0
 
     def find(self, height: int, width: int) -> Found:
         """The masks in an image of that size."""
-        rectangles = self._rectangles(height, width)
+        column, row = self._squares()
+        total = self.logits.shape[1]
+        each = np.bincount(column, minlength=total)  # squares of each column
+        first = np.cumsum(each) - each
+        rectangles = self._rectangles(column, row, np.append(first, len(column)), height, width)
         axis = _axis(self.size[1], width)
         # The prototype column of each column here, from -1 on.
-        inner = np.arange(self.logits.shape[1]) - np.repeat(self.offsets + 1 - self.bounds[:, 0], self.widths)
-        shown = np.where(np.repeat(rectangles[:, 2] > 0, self.widths), axis.count[inner + 1], 0)
-        squares = self._squares()
-        column, row = squares
-        each = np.bincount(column, minlength=len(inner))  # squares of each column
-        shown[each == 0] = 0
+        inner = np.arange(total) - np.repeat(self.offsets + 1 - self.bounds[:, 0], self.widths)
+        shown = axis.count[inner + 1]
+        shown[(each == 0) | np.repeat(rectangles[:, 2] == 0, self.widths)] = 0
         # Each column of the image with squares, in the order of the instances.
-        cells = np.repeat(np.arange(len(inner)), shown)
+        cells = np.repeat(np.arange(total), shown)
         ends = np.cumsum(shown)
         pixels = np.arange(len(cells)) + np.repeat(axis.first[inner + 1] - (ends - shown), shown)
-        top = row - 1 + np.repeat(self.bounds[:, 1], self.widths)[column]
+        top = row + (np.repeat(self.bounds[:, 1], self.widths) - 1).take(column)
         crossings = _Crossings(self._corners(column, row), top, self.size[0], height)
-        first = (np.cumsum(each) - each)[cells]
         of_instance = ends[self.offsets + self.widths - 1]  # image columns up to the end of each
-        edges = crossings.runs(first, each[cells], axis.weight[pixels], pixels * height, of_instance)
+        edges = crossings.runs(first[cells], each[cells], axis.weight[pixels], pixels * height, of_instance)
         return Found(rectangles, edges)
 
-    def _rectangles(self, height: int, width: int) -> np.ndarray:
-        """(n, 4): left, top, width, height of the pixels that cells above 0 contribute to."""
-        positive = self.positive.view(np.uint8)
-        cells = [
-            cv2.boundingRect(positive[1 : 1 + y1 - y0, at + 1 : at + 1 + x1 - x0])
-            if x1 > x0 and y1 > y0
-            else (0, 0, 0, 0)
-            for (x0, y0, x1, y1), at in zip(self.bounds.tolist(), self.offsets.tolist(), strict=True)
-        ]
-        low = np.array(cells, np.int64)[:, :2] + self.bounds[:, :2]
-        count = np.array(cells, np.int64)[:, 2:]
-        found = np.zeros((len(cells), 4), np.int64)
-        some = np.flatnonzero(count[:, 0] > 0)
+    def _squares(self) -> tuple[np.ndarray, np.ndarray]:
+        """Left column and upper row of each four cells that an outline may pass between, column by column."""
+        count = (self.logits > 0).view(np.uint8) + (self.logits > _SURE).view(np.uint8)
+        count = count[:, :-1] + count[:, 1:]
+        count = count[:-1] + count[1:]
+        mixed = cv2.transpose(count & 7)  # 0 and 8: the same side of 0.5
+        place = np.flatnonzero(mixed.view(bool))
+        column = place // mixed.shape[1]
+        return column, place - column * mixed.shape[1]
+
+    def _rectangles(
+        self, column: np.ndarray, row: np.ndarray, first: np.ndarray, height: int, width: int
+    ) -> np.ndarray:
+        """(n, 4): left, top, width, height of the pixels that cells above 0 contribute to.
+
+        The cells above 0 have squares around them, whose left column and upper row are one less. `first` is the
+        first square of each column, and their number.
+        """
+        found = np.zeros((len(self.bounds), 4), np.int64)
+        starts, stops = first[self.offsets], first[self.offsets + self.widths]
+        some = np.flatnonzero(stops > starts)
+        if not len(some):
+            return found
+        starts, stops, low = starts[some], stops[some], self.bounds[some, :2]
+        origin = self.offsets[some]
+        # The column that repeats the last one of the image counts as that.
+        last = np.minimum(column[stops - 1], origin + self.widths[some] - 2)
+        found[some, 0], found[some, 2] = column[starts] + 1, last
+        found[some, 0::2] += (low[:, 0] - origin - 1)[:, None]
+        found[some, 1] = np.minimum.reduceat(row, starts) + low[:, 1]
+        found[some, 3] = np.maximum.reduceat(row, starts) + low[:, 1] - 1
         for side, axis in enumerate((_axis(self.size[1], width), _axis(self.size[0], height))):
-            first, last = low[some, side], low[some, side] + count[some, side] - 1
-            found[some, side] = axis.start[first]
-            found[some, side + 2] = axis.stop[last] - axis.start[first]
+            start = axis.start[found[some, side]]
+            found[some, side + 2] = axis.stop[found[some, side + 2]] - start
+            found[some, side] = start
         # The image is smaller than the prototypes and skips these cells.
         found[(found[:, 2:] <= 0).any(axis=1)] = 0
         return found
 
-    def _squares(self) -> tuple[np.ndarray, np.ndarray]:
-        """Left column and upper row of each four cells that an outline may pass between, column by column."""
-        count = self.positive.view(np.uint8) + (self.logits > _SURE).view(np.uint8)
-        count = count[:, :-1] + count[:, 1:]
-        count = count[:-1] + count[1:]
-        mixed = cv2.transpose(count & 7)  # 0 and 8: the same side of 0.5
-        column, row = np.divmod(np.flatnonzero(mixed.view(bool)), mixed.shape[1])
-        return column, row
-
     def _corners(self, column: np.ndarray, row: np.ndarray) -> np.ndarray:
         """(4, squares) float32: the value of the upper left cell, and what the right one has more; then below."""
-        flat, stride = self.logits.ravel(), self.logits.shape[1]
-        place = row * stride + column
-        values = np.stack([flat[place], flat[place + 1], flat[place + stride], flat[place + stride + 1]])
+        stride = self.logits.shape[1]
+        place = row * stride + column + np.array([[0], [1], [stride], [stride + 1]])
         with np.errstate(over="ignore"):
-            values = sigmoid(values)
+            values = sigmoid(self.logits.take(place))
         values[1::2] -= values[0::2]
         return values
 
