@@ -10,7 +10,7 @@ All instances are processed at once. Single ones are so small that the overhead 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -31,13 +31,14 @@ class _Axis(NamedTuple):
 
     Attributes:
         weight: (pixels,) float32, weight of the second of the two cells that a pixel is interpolated from.
-        first, count: (cells + 2,) for cell -1 and up, the pixels that it is the first of both cells for.
+        first, pixels: (cells + 2,) for cell -1 and up, the first of the pixels that it is the first cell of, and
+            their number.
         start, stop: (cells,) the first pixel that each cell contributes to, and the one past the last.
     """
 
     weight: np.ndarray
     first: np.ndarray
-    count: np.ndarray
+    pixels: np.ndarray
     start: np.ndarray
     stop: np.ndarray
 
@@ -122,7 +123,7 @@ class _Canvas:
         axis = _axis(self.size[1], width)
         # The prototype column of each column here, from -1 on.
         inner = np.arange(total) - np.repeat(self.offsets + 1 - self.bounds[:, 0], self.widths)
-        shown = axis.count[inner + 1]
+        shown = axis.pixels[inner + 1]
         shown[(each == 0) | np.repeat(rectangles[:, 2] == 0, self.widths)] = 0
         # Each column of the image with squares, in the order of the instances.
         cells = np.repeat(np.arange(total), shown)
@@ -229,9 +230,7 @@ class _Crossings(NamedTuple):
             at = to
         if not starts:
             return [np.empty(0, np.int64) for _ in of_instance]
-        return _join(
-            *(np.concatenate(one) if len(one) > 1 else one[0] for one in (starts, stops, owners)), of_instance
-        )
+        return _join(np.concatenate(starts), np.concatenate(stops), np.concatenate(owners), of_instance)
 
     def _of_columns(
         self, first: np.ndarray, count: np.ndarray, weight: np.ndarray, origin: np.ndarray
@@ -240,9 +239,8 @@ class _Crossings(NamedTuple):
         column = np.repeat(np.arange(len(count)), count)
         square = np.arange(len(column)) + (first - (np.cumsum(count) - count)).take(column)
         right = weight.take(column)
-        upper, lower = (
-            self._between(self.corners[row : row + 2], square, right) for row in (0, 2)
-        )  # values of each pair of a square and a column
+        # Values of each pair of a square and a column.
+        upper, lower = (self._between(self.corners[row : row + 2], square, right) for row in (0, 2))
         pair = np.flatnonzero((upper > 0.5) != (lower > 0.5))
         low, cell, column = upper.take(pair), self.top.take(square.take(pair)), column.take(pair)
         crossing = cell + (0.5 - low) / (lower.take(pair) - low)  # between cell and cell + 1

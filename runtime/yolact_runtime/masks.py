@@ -120,9 +120,9 @@ def box_masks(
     """
     bounds = crop_bounds(boxes, *prototypes.shape[:2])
     return [
-        Region(*rectangle, height, edges)
+        Region(x, y, columns, rows, height, edges)
         for found in find_edges(coefficients, prototypes, bounds, height, width)
-        for rectangle, edges in zip(found.rectangles.tolist(), found.edges, strict=True)
+        for (x, y, columns, rows), edges in zip(found.rectangles.tolist(), found.edges, strict=True)
     ]
 
 
