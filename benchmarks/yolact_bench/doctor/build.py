@@ -14,8 +14,9 @@ from onnx import numpy_helper
 
 from yolact.engine import TorchEngine
 from yolact.model import Yolact
-from yolact_bench.doctor.network import FOLDED, KINDS, MAX_BATCH, build_model, sample_images
+from yolact_bench.doctor.network import FOLDED, KINDS, MAX_BATCH, build_model, sample_heads, sample_images
 from yolact_export.onnx import OnnxOptions, write_onnx
+from yolact_runtime.results import result_of
 
 
 def main(folder: Path) -> None:
@@ -32,6 +33,10 @@ def main(folder: Path) -> None:
         for one in result.to_coco(number)
     ]
     (folder / "expected.json").write_text(json.dumps(found) + "\n", encoding="utf-8")
+    detections = engine.detect_heads(sample_heads())
+    size = sample_images()[1].shape[:2]
+    result = result_of(detections, 0, (size[0], size[1]), engine.metadata, 0.0, 100)
+    (folder / "heads.json").write_text(json.dumps(result.to_coco(0)) + "\n", encoding="utf-8")
 
 
 def _without_weights(model: Yolact, kind: str) -> tuple[bytes, list[tuple[int, str, list[int], bool]]]:

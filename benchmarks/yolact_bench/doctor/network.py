@@ -125,3 +125,30 @@ def expected_results() -> list[dict[str, Any]]:
     file = resources.files("yolact_bench.doctor").joinpath("data/expected.json")
     found: list[dict[str, Any]] = json.loads(file.read_text("utf-8"))
     return found
+
+
+def sample_heads(priors: int = 1023, classes: int = 3, depth: int = 8, side: int = 32) -> dict[str, np.ndarray]:
+    """Raw heads of one image by name, with some tens of candidates; the same on every machine.
+
+    Returns:
+        `loc` (1, P, 4), `logits` (1, P, C+1), `coefficients` (1, P, M) and `prototypes` (1, side, side, M).
+    """
+    random = np.random.RandomState(11)
+
+    def noise(*shape: int, low: float = -1.0) -> np.ndarray:
+        return low + (1 - low) * random.random_sample(shape)
+
+    logits = 6 * noise(1, priors, classes + 1)
+    logits[..., 0] = 5.5
+    # Smooth prototypes, as a network's are.
+    coarse = 3 * noise(1, side // 8, side // 8, depth, low=0)
+    prototypes = coarse.repeat(8, 1).repeat(8, 2)
+    for axis in (1, 2):
+        prototypes = sum(np.roll(prototypes, shift, axis) for shift in range(-4, 5)) / 9
+    heads = {
+        "loc": noise(1, priors, 4),
+        "logits": logits,
+        "coefficients": np.tanh(2 * noise(1, priors, depth) + 0.5),
+        "prototypes": prototypes,
+    }
+    return {name: head.astype(np.float32) for name, head in heads.items()}
