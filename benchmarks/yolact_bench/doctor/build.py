@@ -51,13 +51,13 @@ def _without_weights(model: Yolact, kind: str) -> tuple[bytes, list[tuple[int, s
     for initializer in graph.initializer:
         values = numpy_helper.to_array(initializer)
         for name, weight in state.items():
-            for factor in (np.float32(1), FOLDED):
+            for factor in (np.float32(1), np.float32(FOLDED)):
                 if values.shape == weight.shape and np.allclose(values, weight * factor, rtol=1e-6, atol=0):
                     data = initializer.raw_data
                     offset = content.index(data)
                     assert content.count(data) == 1
                     content[offset : offset + len(data)] = bytes(len(data))
-                    places.append((offset, name, list(weight.shape), factor == FOLDED))
+                    places.append((offset, name, list(weight.shape), factor != 1))
                     break
     # The first convolution has the normalisation in it; the semantic one is for training only.
     used = sorted(name for _, name, _, _ in places)

@@ -16,9 +16,7 @@ from typing import Any
 from yolact_runtime.child import module_command
 
 _SHOWN = 1200  # characters of what a child has printed
-_KILLED = (
-    "the system killed it (SIGKILL): most likely it ran out of memory; free memory, or give the container more"
-)
+_KILLED = "the system killed it (SIGKILL), most likely as memory ran out; free memory, or allow more"
 
 
 @dataclass(frozen=True)

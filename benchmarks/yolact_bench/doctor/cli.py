@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from yolact_runtime.commandline import Parser, Table, print_line, run
-from yolact_runtime.errors import counted
+from yolact_runtime.commandline import Parser, Table, run
 
 log = logging.getLogger(__name__)
 
 DEFAULT_CONFIG = "yolact_resnet50"
-_STYLES = {"OK": "green", "FAILED": "bold red", "SKIPPED": "yellow"}
 
 
 def build_parser() -> Parser:
     """The command's options."""
     parser = Parser(
         prog="yolact-doctor",
-        description="Show what this machine has, and run each part of YOLACT Deploy on it: OK, FAILED or SKIPPED."
-        " Exit code 0: nothing failed, 1: something did, 2: wrong use.",
+        description="Show what this machine has, and run each part of YOLACT Deploy on it: OK, FAILED or"
+        " SKIPPED. Exit code 0: nothing failed, 1: something did, 2: wrong use.",
     )
     parser.add_argument("--report", type=Path, metavar="DIR", help="write doctor.json and doctor.html there")
     only = "run these stages or groups of them only; --list names them"
     parser.add_argument("--only", nargs="+", default=[], metavar="STAGE", help=only)
-    parser.add_argument("--quick", action="store_true", help="check, and measure nothing: less than 20 seconds")
+    parser.add_argument(
+        "--quick", action="store_true", help="check, and measure nothing: less than 20 seconds"
+    )
     config = "configuration to measure, with random weights"
     parser.add_argument("--config", default=DEFAULT_CONFIG, metavar="NAME", help=config)
     parser.add_argument("--list", action="store_true", help="list the stages and exit")
@@ -94,10 +93,7 @@ def _examine(args: argparse.Namespace, context: object, stages: Sequence[object]
     if args.report is not None:
         for path in write_report(report, args.report):
             log.info("wrote %s", path)
-    failed = report["summary"]["failed"]
-    texts = [counted(report["summary"]["ok"], "stage") + " OK", f"{failed} FAILED"]
-    texts.append(f"{report['summary']['skipped']} SKIPPED")
-    print_line(", ".join(texts) + f", {report['seconds']:.0f} s", sys.stdout, _STYLES["FAILED"] if failed else "")
+    show.end(report)
     code: int = report["exit_code"]
     return code
 

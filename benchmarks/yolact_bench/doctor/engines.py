@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from yolact_runtime import Engine
 
 _EXPORT = ("torch", "torchvision", "onnx", "onnxscript")
+# Figure of the first calls, which include what a library sets up in them.
+TIME = "3 images ms"
 _TEXT = "the small network against stored results: batch 1 and 3"
 
 
@@ -30,16 +32,17 @@ def engine_stages() -> list[Stage]:
             "yolact-export of a checkpoint to ONNX, verified, and run", quick=False,
         ),
     ]  # fmt: skip
+    exported = *_EXPORT, "onnxruntime"
     for precision in ("fp16", "int8"):
         text = f"yolact-export --precision {precision} of a checkpoint, verified, and run in ONNX Runtime"
         run = partial(_exported_outcome, precision)
-        needs = (*_EXPORT, "onnxruntime")
-        stages.append(Stage(f"onnxruntime-{precision}", "engines", run, needs, text, quick=False))
+        stages.append(Stage(f"onnxruntime-{precision}", "engines", run, exported, text, quick=False))
     for precision in ("int8", "int8+bf16"):
         run = partial(_openvino_int8, precision)
-        needs = (*_EXPORT, "onnxruntime", "openvino")
         text = f"the int8 export in OpenVINO, computed in {precision}"
-        stages.append(Stage(f"openvino-{precision}", "engines", run, needs, text, quick=False))
+        stages.append(
+            Stage(f"openvino-{precision}", "engines", run, (*exported, "openvino"), text, quick=False)
+        )
     return stages
 
 
@@ -75,20 +78,22 @@ def _openvino_int8(precision: str, context: Context) -> Outcome:
 
 
 def _outcomes(files: dict[str, Path], backend: str, precision: str) -> Outcome:
-    """Check each file; the outcome is that of the first that is wrong, with the figures of all."""
+    """Check each file; the outcome is that of the first that is wrong, or else of the last."""
     from yolact_bench.doctor.results import REDUCED
     from yolact_runtime import load_engine
 
-    figures: dict[str, Figure] = {}
     asked: dict[str, Any] = {"precision": precision} if "bf16" in precision else {}
+    done = Outcome(OK)
+    times: dict[str, Figure] = {}
     for name, path in files.items():
         with load_engine(path, backend=backend, **asked) as engine:
             done = check_engine(engine, REDUCED if precision else _exact())
-        prefix = f"{name}: " if len(files) > 1 else ""
-        figures |= {f"{prefix}{key}": value for key, value in done.figures.items()}
         if done.state != OK:
-            return Outcome(done.state, figures, f"{prefix}{done.reason}", done.remedy)
-    return Outcome(OK, figures)
+            return Outcome(done.state, done.figures, f"{name}: {done.reason}", done.remedy)
+        times[f"{name} ms"] = done.figures[TIME]
+    if len(files) == 1:
+        return done
+    return Outcome(OK, {key: value for key, value in done.figures.items() if key != TIME} | times)
 
 
 def _exact() -> Allowed:
@@ -98,7 +103,7 @@ def _exact() -> Allowed:
 
 
 def check_engine(engine: Engine, allowed: Allowed) -> Outcome:
-    """Compare what an engine of the small network finds with the stored results: one by one, and in a batch."""
+    """Compare what an engine finds in the sample images with the stored results: one by one, and together."""
     from yolact_bench.doctor.results import compare
 
     images, limits = network.sample_images(), (0.0, 100)
@@ -112,7 +117,7 @@ def check_engine(engine: Engine, allowed: Allowed) -> Outcome:
         done = compare(network.expected_results(), found, allowed)
         if done.state != OK:
             break
-    figures: dict[str, Figure] = {"computes in": engine.precision, "3 images ms": round(1000 * first, 1)}
+    figures: dict[str, Figure] = {"computes in": engine.precision, TIME: round(1000 * first, 1)}
     return Outcome(done.state, {**figures, **done.figures}, done.reason, done.remedy)
 
 

@@ -28,7 +28,17 @@ from yolact_runtime.packages import PACKAGES, import_failure, installed
 # are only looked up.
 PROBED = (
     *("numpy", "cv2", "pycocotools", "rich", "shtab", "onnxruntime", "openvino", "onnx", "psutil", "scipy"),
-    *("jinja2", "matplotlib", "av", "pyarrow", "tritonclient", "pynvml", "safetensors", "torch", "torchvision"),
+    *(
+        "jinja2",
+        "matplotlib",
+        "av",
+        "pyarrow",
+        "tritonclient",
+        "pynvml",
+        "safetensors",
+        "torch",
+        "torchvision",
+    ),
     *("onnxscript", "cuda", "pycuda", "tensorrt", "tensorrt_rtx"),
 )
 # Modules that load a package's shared libraries, where importing the package itself does not.
@@ -109,7 +119,9 @@ def _all_features() -> set[str]:
 
 def _memory() -> tuple[float | None, float | None]:
     """GiB of memory, and those that are free or can be freed."""
-    found = dict(re.findall(r"^(MemTotal|MemAvailable):\s+(\d+) kB", _read(Path("/proc/meminfo")), re.MULTILINE))
+    found = dict(
+        re.findall(r"^(MemTotal|MemAvailable):\s+(\d+) kB", _read(Path("/proc/meminfo")), re.MULTILINE)
+    )
     if not found:
         with suppress(Exception):
             import psutil
@@ -177,7 +189,7 @@ def _imported(names: Sequence[str], gpu: Gpu) -> Iterator[tuple[str, Library]]:
 
 
 def import_here(*names: str, report: Callable[[Any], None]) -> dict[str, str]:
-    """The child process: import libraries, and report after each which are done, and why one does not load."""
+    """The child process: import libraries, and report after each why those so far do not load, or ""."""
     done: dict[str, str] = {}
     for name in names:
         done[name] = ""
@@ -345,5 +357,7 @@ def _nvml_driver() -> str:
 
 def library_json(found: Library) -> dict[str, Any]:
     """A library as the report has it."""
-    text = {key: getattr(found, key) for key in ("name", "distribution", "state", "version", "reason", "remedy")}
+    text = {
+        key: getattr(found, key) for key in ("name", "distribution", "state", "version", "reason", "remedy")
+    }
     return json.loads(json.dumps(text)) | {"extras": [extra or "base" for extra in PACKAGES[found.name][1]]}

@@ -16,11 +16,11 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from yolact_runtime.files import atomic_path
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from yolact.config import Config
     from yolact.model import Yolact
 
@@ -29,7 +29,7 @@ KINDS = ("native", "runtime")
 IMAGES = 3
 MAX_BATCH = 8
 # Exports fold the batch norms, whose variance is 1, into the convolutions before them.
-FOLDED = np.float32(1 / math.sqrt(1 + 1e-5))
+FOLDED = 1 / math.sqrt(1 + 1e-5)
 _NORMS = "stem.1.weight", "bn1.weight", "bn2.weight"
 # Chosen so that each image has some tens of detections whose scores and masks differ.
 _BACKGROUND, _MASKS = 9.0, 0.6
@@ -43,6 +43,8 @@ def weights(name: str, shape: Sequence[int]) -> np.ndarray:
         name: In the state dict.
         shape: Its shape, as the network has it.
     """
+    import numpy as np
+
     if len(shape) != 4:  # biases and batch norms
         values = np.full(shape, 1.0 if name.endswith((".running_var", *_NORMS)) else 0.0)
         if name.endswith("conf_layer.bias"):
@@ -59,10 +61,12 @@ def weights(name: str, shape: Sequence[int]) -> np.ndarray:
 
 def write_onnx_file(path: Path, kind: str = "native") -> Path:
     """Write the network as an ONNX file that returns what `kind` of `KINDS` says."""
+    import numpy as np
+
     folder = resources.files("yolact_bench.doctor").joinpath("data")
     content = bytearray(gzip.decompress(folder.joinpath(f"{kind}.onnx.gz").read_bytes()))
     for offset, name, shape, folded in json.loads(folder.joinpath(f"{kind}.json").read_text("utf-8")):
-        values = weights(name, shape) * (FOLDED if folded else np.float32(1))
+        values = weights(name, shape) * np.float32(FOLDED if folded else 1)
         data = values.astype("<f4").tobytes()
         content[offset : offset + len(data)] = data
     with atomic_path(path) as temporary:
@@ -109,6 +113,8 @@ def sample_images() -> list[np.ndarray]:
 
     No region is flat: neighbouring priors would tie there, and rounding would choose between them.
     """
+    import numpy as np
+
     random = np.random.RandomState(7)
     images = []
     for height, width in ((128, 128), (120, 200), (240, 160))[:IMAGES]:
@@ -127,12 +133,16 @@ def expected_results() -> list[dict[str, Any]]:
     return found
 
 
-def sample_heads(priors: int = 1023, classes: int = 3, depth: int = 8, side: int = 32) -> dict[str, np.ndarray]:
+def sample_heads(
+    priors: int = 1023, classes: int = 3, depth: int = 8, side: int = 32
+) -> dict[str, np.ndarray]:
     """Raw heads of one image by name, with some tens of candidates; the same on every machine.
 
     Returns:
         `loc` (1, P, 4), `logits` (1, P, C+1), `coefficients` (1, P, M) and `prototypes` (1, side, side, M).
     """
+    import numpy as np
+
     random = np.random.RandomState(11)
 
     def noise(*shape: int, low: float = -1.0) -> np.ndarray:
@@ -144,7 +154,7 @@ def sample_heads(priors: int = 1023, classes: int = 3, depth: int = 8, side: int
     coarse = 3 * noise(1, side // 8, side // 8, depth, low=0)
     prototypes = coarse.repeat(8, 1).repeat(8, 2)
     for axis in (1, 2):
-        prototypes = sum(np.roll(prototypes, shift, axis) for shift in range(-4, 5)) / 9
+        prototypes = np.mean([np.roll(prototypes, shift, axis) for shift in range(-4, 5)], axis=0)
     heads = {
         "loc": noise(1, priors, 4),
         "logits": logits,

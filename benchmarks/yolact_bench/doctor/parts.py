@@ -52,7 +52,9 @@ def _masks(context: Context) -> Outcome:
     figures = {"masks": 20, "share of pixels that differ": share}
     if share < 1e-4 and whole.any():
         return Outcome(OK, figures)
-    return Outcome(FAILED, figures, "masks inside boxes differ from those of whole images", "report it as a bug")
+    return Outcome(
+        FAILED, figures, "masks inside boxes differ from those of whole images", "report it as a bug"
+    )
 
 
 def _outputs(context: Context) -> Outcome:
@@ -104,13 +106,17 @@ def _video(context: Context) -> Outcome:
     bright = [float(np.mean(image)) for _, image in frames]
     late = max((abs((time_ or 0) - number / 10) for number, (time_, _) in enumerate(frames)), default=1.0)
     if len(frames) != _FRAMES or late > 0.01:
-        return Outcome(FAILED, figures, f"{len(frames)} of {_FRAMES} frames, {late:.2f} s late", "report a bug")
+        return Outcome(
+            FAILED, figures, f"{len(frames)} of {_FRAMES} frames, {late:.2f} s late", "report a bug"
+        )
     wrong = max(abs(value - _shade(number)) for number, value in enumerate(bright))
     figures["largest difference of brightness"] = round(wrong, 2)
     if wrong > 4:
         return Outcome(FAILED, figures, "the pictures of the video are not those written", "report a bug")
     sink = VideoSink(context.folder / "overlays")
-    stats = run_pipeline(VideoSource(path), heads_engine(context), [sink], PipelineSettings(score_threshold=0.9))
+    stats = run_pipeline(
+        VideoSource(path), heads_engine(context), [sink], PipelineSettings(score_threshold=0.9)
+    )
     figures["encoder"] = "works" if sink.outputs else "wrote nothing"
     state = OK if stats.done == _FRAMES and sink.outputs else FAILED
     return Outcome(state, figures, "" if state == OK else "the video with overlays was not written", "")
@@ -131,7 +137,9 @@ def _write_video(context: Context) -> Any:
         stream.width, stream.height, stream.pix_fmt = 128, 96, "bgr0"
         for number in range(_FRAMES):
             image = np.full((96, 128, 3), _shade(number), np.uint8)
-            output.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="bgr24").reformat(format="bgr0")))
+            output.mux(
+                stream.encode(av.VideoFrame.from_ndarray(image, format="bgr24").reformat(format="bgr0"))
+            )
         output.mux(stream.encode(None))
     return path
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import getpass
 import html
-import json
+import math
 import re
 import tempfile
 import time
@@ -40,7 +40,8 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
   margin: 2em auto; padding: 0 1em; overflow-wrap: anywhere; }
 h1 { font-size: 1.6em; margin: 0; } h2 { font-size: 1.15em; margin: 2em 0 .4em; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
-th, td { text-align: left; vertical-align: top; padding: .3em .7em .3em 0; border-bottom: 1px solid var(--grid); }
+th, td { text-align: left; vertical-align: top; padding: .3em .7em .3em 0; }
+tr { border-bottom: 1px solid var(--grid); }
 th { color: var(--soft); font-weight: 500; } .wide { overflow-x: auto; }
 .OK { color: var(--ok); } .FAILED { color: var(--bad); font-weight: 700; } .SKIPPED { color: var(--skip); }
 pre { white-space: pre-wrap; font-size: 12px; color: var(--soft); margin: .3em 0; } code { font-size: 13px; }
@@ -96,7 +97,7 @@ def make_report(
 
 
 def _without_names(value: Any) -> Any:
-    """A value with the folders of this user and run shortened in all its texts, and without control characters."""
+    """A value whose texts have no control characters, and short names for folders of this user and run."""
     replaced = _private_folders()
 
     def clean(value: Any) -> Any:
@@ -110,12 +111,9 @@ def _without_names(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
             return [clean(one) for one in value]
         # JSON has no such numbers.
-        return str(value) if isinstance(value, float) and value != value or value in _INFINITE else value
+        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
     return clean(value)
-
-
-_INFINITE = (float("inf"), float("-inf"))
 
 
 def _private_folders() -> list[tuple[str, str]]:
@@ -150,7 +148,13 @@ def page(report: Mapping[str, Any]) -> str:
     summary = report["summary"]
     counts = f"{summary['ok']} OK, {summary['failed']} FAILED, {summary['skipped']} SKIPPED"
     libraries = [
-        [_text(one["distribution"]), _text(one["version"]), _state(one), _text(one["reason"]), _code(one["remedy"])]
+        [
+            _text(one["distribution"]),
+            _text(one["version"]),
+            _state(one),
+            _text(one["reason"]),
+            _code(one["remedy"]),
+        ]
         for one in report["libraries"]
     ]
     stages = [
@@ -162,7 +166,8 @@ def page(report: Mapping[str, Any]) -> str:
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>yolact-doctor</title><style>{_STYLE}</style></head><body>",
-        f"<h1>yolact-doctor</h1><p>{_text(counts)}, {report['seconds']:.0f} s, {_text(report['created'])}</p>",
+        "<h1>yolact-doctor</h1>",
+        f"<p>{_text(counts)}, {report['seconds']:.0f} s, {_text(report['created'])}</p>",
         f"<h2>Machine</h2>{_table([], machine)}",
         f"<h2>Stages</h2>{_table(['stage', 'state', 'time', 'figures', 'why, and what to do'], stages)}",
         f"<h2>Libraries</h2>{_table(['library', 'version', 'state', 'why', 'what mends it'], libraries)}",

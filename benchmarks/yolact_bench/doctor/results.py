@@ -32,9 +32,7 @@ EXACT = Allowed(0.0, 1e-3, 0.97)
 REDUCED = Allowed(0.25, 0.25, 0.5)
 
 
-def compare(
-    expected: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]], allowed: Allowed
-) -> Outcome:
+def compare(expected: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]], allowed: Allowed) -> Outcome:
     """Compare two lists of COCO results of the same images.
 
     Args:
@@ -47,7 +45,7 @@ def compare(
     extra = 0
     for image in sorted({one["image_id"] for one in (*expected, *found)}):
         sides = [[one for one in side if one["image_id"] == image] for side in (expected, found)]
-        pairs = pair_instances(*map(_instances, sides), LEAST_IOU)
+        pairs = pair_instances(_instances(sides[0]), _instances(sides[1]), LEAST_IOU)
         strong = [pair for pair in pairs if sides[0][pair.row]["score"] >= SCORE]
         total += sum(one["score"] >= SCORE for one in sides[0])
         rows += len(strong)

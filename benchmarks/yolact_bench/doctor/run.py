@@ -64,7 +64,9 @@ def install_command(names: Sequence[str]) -> str:
     for name in names:
         known = PACKAGES[name][1] if name in PACKAGES else ("train",)
         if not set(known) & set(extras):
-            shared = [extra for extra in known if all(extra in PACKAGES.get(one, ("", known))[1] for one in names)]
+            shared = [
+                extra for extra in known if all(extra in PACKAGES.get(one, ("", known))[1] for one in names)
+            ]
             extras.append((shared or known)[0])
     return str(missing_extra("", ",".join(filter(None, extras)))).rpartition("run: ")[2]
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from yolact_bench.doctor.stage import FAILED, OK, Figure
-from yolact_runtime.commandline import Table, print_line
+from yolact_runtime.commandline import print_line
 from yolact_runtime.packages import own_version
 
 if TYPE_CHECKING:
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
     from yolact_bench.doctor.run import Checked
 
 STYLES = {OK: "green", FAILED: "bold red"}
-_SKIPPED = "yellow"
-_INDENT = " " * 9
+_INDENT, _WIDTH = " " * 9, 100
 
 
 def now() -> float:
@@ -54,25 +54,50 @@ def machine_rows(found: Mapping[str, Any], gpu: Gpu) -> list[tuple[str, str]]:
 
 def libraries(found: Mapping[str, Library]) -> None:
     """Print each library's state and, if it is not well, the command that mends it."""
-    rows = [[one.distribution, one.version, one.state, one.reason, one.remedy] for one in found.values()]
-    styles = [style(one.state) if one.state == FAILED else None for one in found.values()]
-    Table("Libraries", ("", "version", "state", "why", "what mends it"), rows, text_columns=5).show(styles)
-
-
-def style(state: str) -> str:
-    """The style of a state in a terminal."""
-    return STYLES.get(state, _SKIPPED)
+    good = ", ".join(f"{one.distribution} {one.version}" for one in found.values() if one.state == OK)
+    first, *more = textwrap.wrap(good, _WIDTH, break_on_hyphens=False) or [""]
+    _line(f"{OK:<8} {first}", OK)
+    for line in more:
+        _line(f"{_INDENT}{line}", OK)
+    for one in found.values():
+        if one.state != OK:
+            _line(f"{one.state:<8} {one.distribution} {one.version}".rstrip(), one.state)
+            _advice(one.reason, one.remedy)
+    print_line("", sys.stdout)
 
 
 def stage(one: Checked) -> None:
-    """Print the outcome of a stage: a line, and what is wrong and to do in lines below."""
+    """Print the outcome of a stage: a line, its figures, what is wrong and what to do."""
     outcome = one.outcome
-    seconds = f"{one.seconds:5.1f} s" if one.seconds else ""
+    seconds = f"{one.seconds:6.1f} s" if one.seconds else ""
+    _line(f"{outcome.state:<8} {one.stage.name:<22}{seconds}".rstrip(), outcome.state)
     figures = ", ".join(f"{name} {text(value)}" for name, value in outcome.figures.items())
-    print_line(f"{outcome.state:<8} {one.stage.name:<18} {seconds:>7}  {figures}".rstrip(), sys.stdout, style(outcome.state))
-    for label, line in (("why", outcome.reason), ("do", outcome.remedy)):
+    for line in textwrap.wrap(figures, _WIDTH, break_long_words=False, break_on_hyphens=False):
+        print_line(f"{_INDENT}{line}", sys.stdout)
+    _advice(outcome.reason, outcome.remedy)
+
+
+def end(report: Mapping[str, Any]) -> None:
+    """Print how many stages ended how."""
+    summary = report["summary"]
+    counts = f"{summary['ok']} OK, {summary['failed']} FAILED, {summary['skipped']} SKIPPED"
+    broken = ", ".join(summary["broken_libraries"])
+    more = f"; libraries that do not load: {broken}" if broken else ""
+    _line(f"{counts} in {report['seconds']:.0f} s{more}", FAILED if report["exit_code"] else OK)
+
+
+def _advice(reason: str, remedy: str) -> None:
+    for label, line in (("why", reason), ("do", remedy)):
         if line:
             print_line(f"{_INDENT}{label}: {line}", sys.stdout)
+
+
+def _line(line: str, state: str) -> None:
+    """Print a line in the colour of a state; without colour if rich does not load."""
+    try:
+        print_line(line, sys.stdout, STYLES.get(state, "yellow"))
+    except ImportError:
+        print_line(line, sys.stdout)
 
 
 def text(value: Figure) -> str:

@@ -17,8 +17,8 @@ BATCHES = (1, 8)
 _BUILD = ("torch", "torchvision", "onnx", "onnxscript")
 _MEASURE = (*_BUILD, "sympy", "psutil")
 # A batch size is left out if measuring it would take longer, in seconds.
-_MOST = 25.0
-_RUNS = 5
+_MOST = 20.0
+_RUNS = 3
 # Factor of the random weights of class scores that gives an image some tens of detections.
 _SPREAD = 60.0
 
@@ -31,10 +31,12 @@ def speed_stages() -> list[Stage]:
         Stage("build", "speed", _build, _BUILD, "--config with random weights as an ONNX file", 120, False),
         Stage("ceilings", "speed", _ceilings, _MEASURE, "fastest arithmetic and memory here", 60, False),
         *(
-            Stage(f"speed-{name}", "speed", partial(_speed, name), (*_MEASURE, *needs), f"{text} {name}", 90, False)
-            for name, needs in backends.items()
+            Stage(
+                f"speed-{one}", "speed", partial(_speed, one), (*_MEASURE, *more), f"{text} {one}", 90, False
+            )
+            for one, more in backends.items()
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _build(context: Context) -> Outcome:
@@ -63,7 +65,7 @@ def configured_files(context: Context) -> tuple[Path, Path]:
         model = Yolact(get_config(context.config))
         zero_init_residual(model)
         with torch.no_grad():
-            model.prediction_layers[0].conf_layer.weight.mul_(_SPREAD)
+            model.get_parameter("prediction_layers.0.conf_layer.weight").mul_(_SPREAD)
         save_checkpoint(checkpoint, model.eval(), 0, 0, None)
         write_onnx(model, path, OnnxOptions(max_batch=max(BATCHES)))
     return path, checkpoint
@@ -75,7 +77,9 @@ def _ceilings(context: Context) -> Outcome:
 
     found = ceilings()
     rates = {f"{kind} GFLOP/s": round(rate / 1e9, 1) for kind, rate in found.operations.items()}
-    return Outcome(OK, {**rates, "memory GB/s": round(found.bandwidth / 1e9, 1), "threads": found.threads or 0})
+    return Outcome(
+        OK, {**rates, "memory GB/s": round(found.bandwidth / 1e9, 1), "threads": found.threads or 0}
+    )
 
 
 def _speed(name: str, context: Context) -> Outcome:
@@ -136,14 +140,16 @@ def _measure_batch(
 def _stage_times(
     candidate: EngineCandidate, image: Path, context: Context, graph: Roofline, figures: dict[str, Figure]
 ) -> None:
-    """Add the median times of the stages from image file to RLE, and the least times of some by their bytes."""
+    """Add the median times of the stages from image file to RLE, and least times by the bytes of some."""
     import numpy as np
 
     from yolact_bench.measure.protocol import take_turns
     from yolact_bench.roofline.ceilings import ceilings
 
     _, runs = take_turns({"all": lambda: candidate.end_to_end([image])}, context.seconds, _RUNS)
-    floors = {stage: 1000 * moved / ceilings().bandwidth for stage, moved in stage_bytes(candidate, image).items()}
+    floors = {
+        stage: 1000 * moved / ceilings().bandwidth for stage, moved in stage_bytes(candidate, image).items()
+    }
     floors["network"] = graph.reached(ceilings(), precision=candidate.precision).floor_ms
     for stage in runs["all"][0].seconds:
         median = 1000 * float(np.median([run.seconds[stage] for run in runs["all"]]))
