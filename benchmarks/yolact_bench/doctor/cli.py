@@ -7,8 +7,12 @@ import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from yolact_runtime.commandline import Parser, Table, run
+
+if TYPE_CHECKING:
+    from yolact_bench.doctor.stage import Context, Stage
 
 log = logging.getLogger(__name__)
 
@@ -65,16 +69,16 @@ def _check(args: argparse.Namespace) -> None:
         check_outputs([], [("--report", args.report / name) for name in NAMES], [("--report", args.report)])
 
 
-def _list(context: object, args: argparse.Namespace) -> None:
+def _list(context: Context, args: argparse.Namespace) -> None:
     """Print the stages with what they need."""
     from yolact_bench.doctor.stages import all_stages, choose
 
-    chosen = choose(all_stages(context), args.only, args.quick)  # type: ignore[arg-type]
+    chosen = choose(all_stages(context), args.only, args.quick)
     rows = [[one.name, one.group, one.text, ", ".join(one.needs)] for one in chosen]
     Table("Stages", ("stage", "group", "checks", "needs"), rows, text_columns=4).show()
 
 
-def _examine(args: argparse.Namespace, context: object, stages: Sequence[object]) -> int:
+def _examine(args: argparse.Namespace, context: Context, stages: Sequence[Stage]) -> int:
     """Look at the machine, run the stages, print what is found, and write the report."""
     from yolact_bench.doctor import facts, show
     from yolact_bench.doctor.report import make_report, write_report
@@ -83,10 +87,13 @@ def _examine(args: argparse.Namespace, context: object, stages: Sequence[object]
     begun = show.now()
     machine, gpu = facts.machine(), facts.probe_gpu()
     show.machine(machine, gpu)
-    libraries = facts.probe_libraries(gpu)
+    # With --only, those that the stages need are imported, and others only looked up.
+    needed = {name for one in stages for name in one.needs}
+    names = [name for name in facts.PROBED if name in needed or not args.only]
+    libraries = facts.probe_libraries(gpu, names)
     show.libraries(libraries)
     checked: list[Checked] = []
-    for one in run_stages(stages, context, libraries, gpu):  # type: ignore[arg-type]
+    for one in run_stages(stages, context, libraries, gpu):
         checked.append(one)
         show.stage(one)
     report = make_report(args, begun, machine, gpu, libraries, checked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,12 +13,13 @@ from typing import Any
 from yolact_bench.doctor.child import call
 from yolact_bench.doctor.facts import Gpu, Library
 from yolact_bench.doctor.stage import FAILED, GPU, OK, SKIPPED, Context, Figure, Outcome, Stage
-from yolact_bench.doctor.stages import all_stages
 from yolact_runtime.errors import YolactError, first_line, missing_extra
 from yolact_runtime.packages import PACKAGES, import_failure, installed
 
 # After so many seconds no stage is begun; a whole run takes about three minutes.
 LIMIT = 165.0
+# The function that returns all stages, called with the context in each child process.
+SOURCE = "yolact_bench.doctor.stages:all_stages"
 
 
 @dataclass(frozen=True)
@@ -31,16 +33,28 @@ class Checked:
 
 
 def run_stages(
-    stages: Sequence[Stage], context: Context, libraries: Mapping[str, Library], gpu: Gpu
+    stages: Sequence[Stage],
+    context: Context,
+    libraries: Mapping[str, Library],
+    gpu: Gpu,
+    source: str = SOURCE,
 ) -> Iterator[Checked]:
-    """Run stages, and yield each when it is done."""
+    """Run stages, and yield each when it is done.
+
+    Args:
+        stages: In this order.
+        context: What they are given.
+        libraries: The states of libraries that were imported; a stage that needs a broken one fails.
+        gpu: The GPUs; without one, stages that need it are skipped.
+        source: `module:function` that returns the stages in child processes.
+    """
     begun = time.monotonic()
     for stage in stages:
         outcome = missing(stage, libraries, gpu)
         if outcome is None and time.monotonic() - begun > LIMIT:
             reason = f"the other stages took more than {LIMIT:.0f} s"
             outcome = Outcome(SKIPPED, {}, reason, f"yolact-doctor --only {stage.name}")
-        yield Checked(stage, outcome) if outcome else _run(stage, context)
+        yield Checked(stage, outcome) if outcome else _run(stage, context, source)
 
 
 def missing(stage: Stage, libraries: Mapping[str, Library], gpu: Gpu) -> Outcome | None:
@@ -71,10 +85,10 @@ def install_command(names: Sequence[str]) -> str:
     return str(missing_extra("", ",".join(filter(None, extras)))).rpartition("run: ")[2]
 
 
-def _run(stage: Stage, context: Context) -> Checked:
+def _run(stage: Stage, context: Context, source: str) -> Checked:
     """Run a stage in a child process."""
     start = time.monotonic()
-    words = stage.name, json.dumps({**asdict(context), "folder": str(context.folder)})
+    words = source, stage.name, json.dumps({**asdict(context), "folder": str(context.folder)})
     ended = call("yolact_bench.doctor.run:run_here", *words, seconds=stage.seconds, folder=context.folder)
     seconds = time.monotonic() - start
     outcome = _outcome(ended.value) if not ended.problem else None
@@ -85,11 +99,13 @@ def _run(stage: Stage, context: Context) -> Checked:
     return Checked(stage, outcome, seconds, ended.output)
 
 
-def run_here(name: str, words: str, report: Any = None) -> dict[str, Any]:
+def run_here(source: str, name: str, words: str, report: Any = None) -> dict[str, Any]:
     """The child process: run a stage, and return its outcome as JSON has it."""
     values = json.loads(words)
     context = Context(**{**values, "folder": Path(values["folder"])})
-    stage = next(one for one in all_stages(context) if one.name == name)
+    module, _, function = source.partition(":")
+    stages = getattr(importlib.import_module(module), function)(context)
+    stage = next(one for one in stages if one.name == name)
     return asdict(outcome_of(stage, context))
 
 
