@@ -70,7 +70,9 @@ def call(function: str, *words: str, seconds: float, folder: Path | None = None)
         problem = "it ended without a result"
     if problem and (error := _error(output)):
         problem = f"{problem}: {error}"
-    return Ended(value, problem, output[-_SHOWN:] if problem else "")
+    fatal = output.rfind("Fatal Python error")
+    shown = output[fatal:][:_SHOWN] if fatal >= 0 else output[-_SHOWN:]
+    return Ended(value, problem, shown if problem else "")
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:

@@ -57,10 +57,10 @@ def compare(expected: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]],
     figures: dict[str, Figure] = {
         "detections": total,
         "matched": rows,
-        "largest score difference": round(max(scores), 6),
-        "smallest mask IoU": round(min(ious), 4),
+        "largest score difference": round(float(np.max(scores)), 6),  # NaN stays NaN
+        "smallest mask IoU": round(float(np.min(ious)), 4),
     }
-    problem = _problem(total, rows, extra, max(scores), min(ious), allowed)
+    problem = _problem(total, rows, extra, float(np.max(scores)), float(np.min(ious)), allowed)
     remedy = "the library computes something else here: attach the report to a bug report" if problem else ""
     return Outcome(FAILED if problem else OK, figures, problem, remedy)
 
