@@ -1,10 +1,11 @@
-"""Random inputs of the kernels and of engines; needs NumPy only."""
+"""Random inputs of the kernels and of engines; needs NumPy and OpenCV only."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 DIGITS = 3  # coefficients that spell a prior's index to base 64, exact in half precision
@@ -86,7 +87,12 @@ def make_masks(
     }
 
 
-def make_images(count: int, seed: int = 11) -> list[np.ndarray]:
-    """Random images (H, W, 3) uint8 of different sizes."""
+def make_images(count: int, seed: int = 11, sizes: Sequence[tuple[int, int]] = SIZES) -> list[np.ndarray]:
+    """Images (H, W, 3) uint8 of coloured clouds, of these heights and widths in turn."""
     rng = np.random.default_rng(seed)
-    return [rng.integers(0, 256, (*SIZES[i % len(SIZES)], 3), np.uint8) for i in range(count)]
+    images = []
+    for index in range(count):
+        height, width = sizes[index % len(sizes)]
+        cells = rng.integers(0, 256, (12, 16, 3), np.uint8)
+        images.append(cv2.resize(cells, (width, height), interpolation=cv2.INTER_CUBIC))
+    return images

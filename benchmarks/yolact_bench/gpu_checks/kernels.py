@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -127,6 +127,7 @@ def on_device(device: Any, plan: Plan, inputs: Arrays) -> dict[str, np.ndarray]:
 
 
 def _resize(name: str, sizes: Sizes, batch: int, dtype: str) -> KernelCase:
+    """Images enlarged, shrunk and turned on their side."""
     rng = np.random.default_rng(5)
     height, width = sizes.image
     shapes = [(height, width), (width, height), (-(-height // 3), -(-width // 5)), (height, width)]
@@ -138,7 +139,7 @@ def _resize(name: str, sizes: Sizes, batch: int, dtype: str) -> KernelCase:
     pack(images, inputs["pixels"], inputs["table"])
     expected = resize_batch(images, sizes.input_size)
     if dtype != "uint8":
-        normal = (expected.astype(np.float32) - np.float32(mean)) / np.float32(std)
+        normal = (expected.astype(np.float32) - np.array(mean, np.float32)) / np.array(std, np.float32)
         expected = normal[..., ::-1].transpose(0, 3, 1, 2).astype(dtype)
     return KernelCase(name, plan, inputs, partial(_compare_images, expected))
 
@@ -166,7 +167,7 @@ class Found:
     indices: np.ndarray
     boxes: np.ndarray
 
-    @property
+    @cached_property
     def rows(self) -> dict[tuple[int, int], int]:
         """(class, prior) of each row, which no two rows share, to the row."""
         keys = zip(self.classes.tolist(), self.indices.tolist(), strict=True)
@@ -192,12 +193,13 @@ def numpy_detections(heads: Heads, limit: int = 100, **settings: Any) -> list[Fo
 def _detection(name: str, sizes: Sizes, batch: int, dtype: str) -> KernelCase:
     heads = make_heads(7, sizes.priors, sizes.classes, batch, background=5.0)
     heads = heads.half() if dtype == "float16" else heads
-    kinds = {f"{head}_dtype": dtype for head in ("loc", "logits", "coefficients")}
+    kinds: dict[str, Any] = {f"{head}_dtype": dtype for head in ("loc", "logits", "coefficients")}
     plan = detection_plan(batch, sizes.priors, sizes.classes, DIGITS, limit=sizes.detections, **kinds)
     return KernelCase(name, plan, heads.buffers, partial(_compare_detections, heads, sizes.detections))
 
 
 def _compare_detections(heads: Heads, limit: int, out: Arrays) -> dict[str, float]:
+    """Which rows there are, and how far scores and boxes are from NumPy's."""
     expected = numpy_detections(heads, limit + 50)
     # Rounding decides about rows that are kept or not under these.
     close = [numpy_detections(heads, limit + 50, iou_threshold=0.5 + s * ROUNDING) for s in (-1, 1)]
@@ -217,14 +219,14 @@ def _compare_detections(heads: Heads, limit: int, out: Arrays) -> dict[str, floa
         for name in ("boxes", "scores", "classes", "kept_coefficients"):
             if out[name][n, count:].any():
                 raise MismatchError(f"{name} of image {n} is not zero past its {count} detections")
-        rows_of = ours.rows
-        both = [(row, rows_of[key]) for key, row in got.rows.items() if key in rows_of]
-        mine, theirs = (np.array(side, int) for side in zip(*both, strict=True)) if both else ([], [])
-        error = _relative(got.scores[mine], ours.scores[theirs])
-        worst["score error"] = max(worst["score error"], error)
-        size = np.maximum(np.abs(ours.boxes[theirs]), 1)
-        error = float((np.abs(got.boxes[mine] - ours.boxes[theirs]) / size).max(initial=0))
-        worst["box error"] = max(worst["box error"], error)
+        both = [(row, ours.rows[key]) for key, row in got.rows.items() if key in ours.rows]
+        mine, theirs = np.array(both, int).reshape(-1, 2).T
+        scores = ours.scores[theirs]
+        apart = np.abs(got.scores[mine] - scores) / np.maximum(scores, 1e-12)
+        worst["score error"] = max(worst["score error"], float(apart.max(initial=0)))
+        boxes = ours.boxes[theirs]
+        apart = np.abs(got.boxes[mine] - boxes) / np.maximum(np.abs(boxes), 1)
+        worst["box error"] = max(worst["box error"], float(apart.max(initial=0)))
     for name, error in worst.items():
         if not error <= ROUNDING:
             raise MismatchError(f"{name} is {error:.2g}, and {ROUNDING:g} is allowed")
@@ -250,14 +252,10 @@ def _shaken(heads: Heads, seed: int) -> Heads:
     """With logits and offsets moved by rounding errors."""
     rng = np.random.default_rng(seed)
     loc, logits = (
-        array.astype(np.float32) * (1 + 1e-6 * rng.choice(np.float32([-1, 1]), array.shape))
+        array.astype(np.float32) * (1 + 1e-6 * rng.choice(np.array([-1, 1], np.float32), array.shape))
         for array in (heads.loc, heads.logits)
     )
     return Heads(loc.astype(np.float32), logits.astype(np.float32), heads.priors)
-
-
-def _relative(got: np.ndarray, expected: np.ndarray) -> float:
-    return float((np.abs(got - expected) / np.maximum(np.abs(expected), 1e-12)).max(initial=0))
 
 
 # ---- masks ----
@@ -331,6 +329,7 @@ def _compare_edges(inputs: Arrays, out: Arrays) -> dict[str, float]:
 
 
 def _visible(name: str, sizes: Sizes, batch: int, dtype: str) -> KernelCase:
+    """Every second class is wanted, a quarter of the rows at most, and one box is no number."""
     rng, shape = np.random.default_rng(9), (batch, sizes.detections)
     inputs = {
         "boxes": rng.uniform(0, 1, (*shape, 4)).astype(np.float32),
@@ -348,6 +347,7 @@ def _visible(name: str, sizes: Sizes, batch: int, dtype: str) -> KernelCase:
 
 
 def _compare_visible(inputs: Arrays, out: Arrays) -> dict[str, float]:
+    """The number of rows and their boxes, exactly."""
     threshold, most = inputs["limits"]
     for n, count in enumerate(inputs["count"].tolist()):
         scores, boxes = inputs["scores"][n, :count], inputs["boxes"][n, :count]
