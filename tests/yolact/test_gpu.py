@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import sys
 import threading
@@ -28,11 +29,11 @@ RNG = np.random.default_rng(0)
 IMAGES = [RNG.integers(0, 256, (*size, 3), np.uint8) for size in ((90, 120), (64, 64), (41, 170))]
 
 
-def write(folder: Path, name: str = "yolact_tiny", **changes: object) -> Path:
-    """A checkpoint of an untrained network that is sure of what it finds."""
+def write(folder: Path, **changes: object) -> Path:
+    """A checkpoint of a small untrained network that is sure of what it finds."""
     torch.manual_seed(0)
-    config = get_config(name)
-    config = replace(config, model=replace(config.model, **changes))  # type: ignore[arg-type]
+    name, config = "yolact_tiny", get_config("yolact_tiny")
+    config = replace(config, model=replace(config.model, **{"input_size": 96, **changes}))  # type: ignore[arg-type]
     model = Yolact(config)
     torch.nn.init.normal_(model.prediction_layers[0].conf_layer.bias, std=2.0)  # type: ignore[union-attr]
     path = folder / f"{name}_0_1.pth"
@@ -68,7 +69,7 @@ def assert_same(got: list[Result], expected: list[Result], atol: float = 1e-5) -
     [
         ({}, {}),
         ({}, {"input_dtype": "uint8"}),
-        ({"mask_iou": True, "input_size": 256}, {}),
+        pytest.param({"mask_iou": True, "input_size": 256}, {}, marks=pytest.mark.slow),
         ({}, {"nms": "cross_class"}),
     ],
 )
@@ -76,7 +77,10 @@ def test_results_equal_those_of_the_cpu(
     changes: dict, options: dict, torch_gpu: FakeGpu, tmp_path: Path
 ) -> None:
     path = write(tmp_path, **changes)
-    with TorchEngine(path, device="cpu", **options) as reference, open_checkpoint(path, **options) as engine:
+    with (
+        TorchEngine(path, device="cpu", **options) as reference,
+        open_checkpoint(path, **options, max_batch=3) as engine,
+    ):
         assert isinstance(engine, DeviceEngine)
         assert (engine.name, engine.precision) == ("PyTorch (cpu)", "fp32")  # the fake's GPU is the CPU
         expected = reference.predict(IMAGES, 0.1)
@@ -90,7 +94,7 @@ def test_results_equal_those_of_the_cpu(
 
 
 def test_the_order_on_the_stream(torch_gpu: FakeGpu, checkpoint: Path) -> None:
-    with open_checkpoint(checkpoint, input_dtype="uint8") as engine:
+    with open_checkpoint(checkpoint, input_dtype="uint8", max_batch=1) as engine:
         calls = []
         for _ in range(2):
             torch_gpu.ran.clear()
@@ -208,3 +212,12 @@ def test_on_the_cpu_options_of_a_gpu_are_refused(checkpoint: Path) -> None:
         open_checkpoint(checkpoint, device="cpu", max_batch=65)
     with load_engine(checkpoint, device="cpu", streams="auto") as engine:
         assert isinstance(engine, TorchEngine)
+
+
+def test_pytorch_has_what_the_fake_stands_for() -> None:
+    """Names and arguments, as far as they can be seen without a GPU."""
+    assert "capture_error_mode" in inspect.signature(torch.cuda.CUDAGraph.capture_begin).parameters
+    assert issubclass(torch.cuda.ExternalStream, torch.cuda.Stream)
+    assert {"enabled", "benchmark", "allow_tf32"} <= inspect.signature(
+        torch.backends.cudnn.flags
+    ).parameters.keys()

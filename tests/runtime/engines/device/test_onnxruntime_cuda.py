@@ -44,13 +44,10 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ENGINES)
-@pytest.mark.parametrize("graphs", [True, False])
-def test_results_equal_those_of_the_cpu(
-    kind: str, graphs: bool, gpu: FakeGpu, opened: list[Any], tmp_path: Path
-) -> None:
+def test_results_equal_those_of_the_cpu(kind: str, gpu: FakeGpu, opened: list[Any], tmp_path: Path) -> None:
     path = write_onnx(tmp_path / "m.onnx", *ENGINES[kind])
     some = images()
-    with OnnxRuntimeEngine(path) as reference, open_on_cuda(path, graphs=graphs) as engine:
+    with OnnxRuntimeEngine(path) as reference, open_on_cuda(path) as engine:
         assert (engine.name, engine.precision) == ("ONNX Runtime CUDA", "fp32")
         for n in (1, 3, 3, 3, 4):
             assert_same(engine.predict(some[:n], 0.2), reference.predict(some[:n], 0.2))
