@@ -102,6 +102,7 @@ def _without_names(value: Any) -> Any:
     replaced = _private_folders()
 
     def clean(value: Any) -> Any:
+        """The same for a part of it."""
         if isinstance(value, str):
             for folder, short in replaced:
                 value = value.replace(folder, short)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from yolact_bench.doctor.stage import OK, Context, Figure, Outcome, Stage
 
@@ -19,8 +19,6 @@ _MEASURE = (*_BUILD, "sympy", "psutil")
 # A batch size is left out if measuring it would take longer, in seconds.
 _MOST = 20.0
 _RUNS = 3
-# Factor of the random weights of class scores that gives an image some tens of detections.
-_SPREAD = 60.0
 
 
 def speed_stages() -> list[Stage]:
@@ -48,27 +46,13 @@ def _build(context: Context) -> Outcome:
 def configured_files(context: Context) -> tuple[Path, Path]:
     """The ONNX file and the checkpoint of `context.config` with random weights; needs PyTorch and onnx.
 
-    The file returns detections and takes up to `max(BATCHES)` images.
+    The file returns detections and takes up to 8 images.
     """
-    checkpoint = context.folder / f"{context.config}_0_0.pth"
-    path = context.folder / f"{context.config}.onnx"
-    if not path.exists():
-        import torch
+    from yolact_bench.gpu_checks.networks import flavour, make_checkpoint, make_engine
 
-        from yolact.model import Yolact
-        from yolact.model.backbone import zero_init_residual
-        from yolact.registry import get_config
-        from yolact.train.checkpoint import save_checkpoint
-        from yolact_export.onnx import OnnxOptions, write_onnx
-
-        torch.manual_seed(0)
-        model = Yolact(get_config(context.config))
-        zero_init_residual(model)
-        with torch.no_grad():
-            model.get_parameter("prediction_layers.0.conf_layer.weight").mul_(_SPREAD)
-        save_checkpoint(checkpoint, model.eval(), 0, 0, None)
-        write_onnx(model, path, OnnxOptions(max_batch=max(BATCHES)))
-    return path, checkpoint
+    checkpoint = make_checkpoint(context.folder, context.config)
+    native = flavour("onnxruntime-cuda-native")  # a plain ONNX file
+    return make_engine(native, context.folder, context.config, ("--no-verify",)), checkpoint
 
 
 def _ceilings(context: Context) -> Outcome:
@@ -179,10 +163,3 @@ def stage_bytes(candidate: EngineCandidate, image: Path) -> dict[str, int]:
 def _rounded(value: float) -> float:
     """Four significant digits."""
     return float(f"{value:.4g}") if math.isfinite(value) else 0.0
-
-
-def check_config(name: str) -> Any:
-    """The configuration called `name`; raises a UsageError if there is none."""
-    from yolact.registry import get_config
-
-    return get_config(name)
