@@ -35,6 +35,9 @@ def machine(found: Mapping[str, Any], gpu: Gpu) -> None:
 def machine_rows(found: Mapping[str, Any], gpu: Gpu) -> list[tuple[str, str]]:
     """Names and texts of the facts about a machine."""
     limits = [f"{found['cores']} usable of {found['logical_cpus']} logical"]
+    if found["load"] is not None:
+        busy = "; other programs run, so times are too long" if found["load"] > 0.5 * found["cores"] else ""
+        limits.append(f"load {found['load']}{busy}")
     limits += [f"quota {found['cpu_quota']}"] if found["cpu_quota"] else []
     memory = [f"{found['memory_gib']} GiB, {found['memory_available_gib']} available"]
     memory += [f"container's limit {found['memory_limit_gib']} GiB"] if found["memory_limit_gib"] else []

@@ -30,7 +30,7 @@ def speed_stages() -> list[Stage]:
         Stage("ceilings", "speed", _ceilings, _MEASURE, "fastest arithmetic and memory here", 60, False),
         *(
             Stage(
-                f"speed-{one}", "speed", partial(_speed, one), (*_MEASURE, *more), f"{text} {one}", 90, False
+                f"speed-{one}", "speed", partial(_speed, one), (*_MEASURE, *more), f"{text} {one}", 120, False
             )
             for one, more in backends.items()
         ),
@@ -114,6 +114,8 @@ def _measure_batch(
     times, _ = take_turns({"network": candidate.network_only}, context.seconds, _RUNS)
     median = float(np.median(times["network"]))
     reached = graph.reached(ceilings(), 1000 * median, candidate.precision)
+    if (reached.share or 0) > 1:  # they were measured while the machine was busy; the faster ones count
+        reached = graph.reached(ceilings(fresh=True), 1000 * median, candidate.precision)
     figures[f"batch {batch} ms"] = _rounded(1000 * median)
     figures[f"batch {batch} images/s"] = _rounded(batch / median)
     figures[f"batch {batch} floor ms"] = _rounded(reached.floor_ms)
