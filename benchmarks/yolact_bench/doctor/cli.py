@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULT_CONFIG = "yolact_resnet50"
+LIMIT = 150.0  # so that the whole takes about three minutes
 
 
 def build_parser() -> Parser:
@@ -36,8 +37,8 @@ def build_parser() -> Parser:
     )
     config = "configuration to measure, with random weights"
     parser.add_argument("--config", default=DEFAULT_CONFIG, metavar="NAME", help=config)
-    limit = "begin no stage after so many seconds (default: no limit with --only)"
-    parser.add_argument("--limit", type=float, default=150.0, metavar="SECONDS", help=limit)
+    limit = f"begin no stage after so many seconds (default: {LIMIT:.0f}, or none with --only)"
+    parser.add_argument("--limit", type=float, metavar="SECONDS", help=limit)
     parser.add_argument("--list", action="store_true", help="list the stages and exit")
     return parser
 
@@ -99,7 +100,8 @@ def _examine(args: argparse.Namespace, context: Context, stages: Sequence[Stage]
     libraries = facts.probe_libraries(gpu, names)
     show.libraries(libraries)
     checked: list[Checked] = []
-    limit = math.inf if args.only else args.limit
+    default = math.inf if args.only else LIMIT
+    limit = default if args.limit is None else args.limit
     running = run_stages(stages, context, libraries, gpu, limit)
     # Stages that are skipped for the same reason are shown together.
     for _, group in itertools.groupby(running, lambda one: show.reason(one) or one.stage.name):
