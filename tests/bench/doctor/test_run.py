@@ -78,6 +78,7 @@ def test_what_a_stage_needs_decides_whether_it_is_run() -> None:
     assert gpu == Outcome(SKIPPED, {}, "no NVIDIA GPU", "")
     absent = missing(Stage("a", "g", never, ("numpy", "no_such_package")), {}, NONE)
     assert absent is not None and absent.state == SKIPPED and "no_such_package" in absent.reason
+    assert missing(Stage("a", "g", never, ("cv2", GPU)), broken, NONE) == gpu
     failed = missing(Stage("a", "g", never, ("cv2",)), broken, NONE)
     assert failed == Outcome(FAILED, {}, "libGL", "pip install x")
 
