@@ -119,17 +119,24 @@ class OpenVinoEngine(Engine):
             raise YolactError(f"engine {self.path} is closed; open it again")
         request = requests.get()
         try:
-            found = request.infer({INPUT: np.ascontiguousarray(batch)}, share_inputs=True, share_outputs=True)
             # Its arrays are views of buffers that the next call of this request overwrites.
-            values = [np.array(found[name]) for name in self._outputs.names]
-        except Exception as error:  # as above
-            raise run_failed(self.path, "OpenVINO", error, len(batch)) from error
+            found = self._infer(request, batch)
+            if self.metadata.detect != "runtime":
+                return self._outputs.detections([np.array(value) for value in found])
+            with self.timed("detect"):
+                detections = self._outputs.detections(found, classes)
+            # Of the heads, 9 MB for an image, only the rows of detections are kept.
+            return detections._replace(prototypes=np.array(detections.prototypes))
         finally:
             requests.put(request)
-        if self.metadata.detect != "runtime":
-            return self._outputs.detections(values)
-        with self.timed("detect"):
-            return self._outputs.detections(values, classes)
+
+    def _infer(self, request: Any, batch: np.ndarray) -> list[np.ndarray]:
+        """The outputs of the graph, in memory of the request."""
+        try:
+            found = request.infer({INPUT: np.ascontiguousarray(batch)}, share_inputs=True, share_outputs=True)
+            return [found[name] for name in self._outputs.names]
+        except Exception as error:  # as above
+            raise run_failed(self.path, "OpenVINO", error, len(batch)) from error
 
     def close(self) -> None:
         self._requests = None
@@ -137,15 +144,21 @@ class OpenVinoEngine(Engine):
 
 def delivered_precision(compiled: Any) -> str:
     """Precision of most convolutions and matrix products of a compiled model; `UNKNOWN` if it has none."""
+    counts = count_precisions(compiled)
+    if not counts:
+        return UNKNOWN
+    kind = counts.most_common(1)[0][0]
+    return _TYPES.get(kind, kind)
+
+
+def count_precisions(compiled: Any) -> Counter[str]:
+    """Number of convolutions and matrix products of a compiled model by OpenVINO's name of their type."""
     counts: Counter[str] = Counter()
     for node in compiled.get_runtime_model().get_ops():
         info = node.get_rt_info()
         if info["layerType"].astype(str) in _PRODUCTS:
             counts[info["runtimePrecision"].astype(str)] += 1
-    if not counts:
-        return UNKNOWN
-    kind = counts.most_common(1)[0][0]
-    return _TYPES.get(kind, kind)
+    return counts
 
 
 def read_model(path: Path) -> tuple[Any, Metadata]:
