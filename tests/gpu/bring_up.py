@@ -60,7 +60,7 @@ def steps(output: Path, work: Path, dataset: Path | None) -> list[Step]:
         Step("gpu", ("nvidia-smi",), 30),
         Step("packages", ("python", "-m", "pip", "freeze"), 60),
         Step("test-kernels", (*pytest, "tests/gpu/test_kernels.py"), 240),
-        Step("doctor", ("yolact-doctor", "--report", str(output / "doctor"), "--config", CONFIG), 600),
+        Step("doctor", ("yolact-doctor", "--report", str(output / "doctor"), "--limit", "560"), 660),
         Step("kernels", (*kernels, "--json", str(output / "kernels.json")), 180),
         Step("kernels-half", (*kernels, "--half", "--json", str(output / "kernels-half.json")), 120),
         Step("test-engines", (*pytest, "tests/gpu/test_engines.py"), 480),

@@ -155,10 +155,13 @@ def test_each_step_ends_and_the_next_ones_run(tmp_path: Path, monkeypatch: pytes
 def test_the_steps_name_commands_that_exist(tmp_path: Path) -> None:
     """Their options are those of the parsers."""
     from yolact_bench.cli import build_parser
+    from yolact_bench.doctor.cli import build_parser as doctor_parser
 
     names = [step.name for step in bring_up.steps(tmp_path / "out", tmp_path / "work", tmp_path)]
     assert names[2:5] == ["test-kernels", "doctor", "kernels"] and len(set(names)) == len(names)
     for step in bring_up.steps(tmp_path / "out", tmp_path / "work", tmp_path):
+        if step.command[0] == "yolact-doctor":
+            doctor_parser().parse_args(step.command[1:])
         if step.command[0] == "yolact-bench":
             build_parser().parse_args(step.command[1:])
         if "tests/gpu" in step.command[-1]:
