@@ -44,10 +44,10 @@ def command(args: argparse.Namespace) -> int:
     from yolact_runtime import masks
 
     cv2.setNumThreads(args.threads)
-    case = _case(args.detections)
+    case = mask_case(args.detections)
     regions = masks.box_masks(*case, height, width)
     variants = {
-        "whole": lambda: _whole(*case, height, width),
+        "whole": lambda: whole_masks(*case, height, width),
         "boxes": lambda: masks.encode(masks.box_masks(*case, height, width), height, width),
     }
     times, encoded = take_turns(variants, float("inf"), args.repeats)
@@ -70,7 +70,7 @@ def command(args: argparse.Namespace) -> int:
     return 0 if different < 1e-4 else 1
 
 
-def _case(n: int) -> tuple[Any, Any, Any]:
+def mask_case(n: int) -> tuple[Any, Any, Any]:
     """Coefficients, smooth prototypes, and boxes anywhere, with sides of 5% to 80% of the image's."""
     import cv2
     import numpy as np
@@ -84,7 +84,7 @@ def _case(n: int) -> tuple[Any, Any, Any]:
     return coefficients, np.ascontiguousarray(prototypes), boxes
 
 
-def _whole(coefficients: Any, prototypes: Any, boxes: Any, height: int, width: int) -> list[Any]:
+def whole_masks(coefficients: Any, prototypes: Any, boxes: Any, height: int, width: int) -> list[Any]:
     """RLE of masks that are assembled, cropped and enlarged as whole images."""
     import cv2
     import numpy as np

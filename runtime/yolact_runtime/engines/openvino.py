@@ -119,17 +119,24 @@ class OpenVinoEngine(Engine):
             raise YolactError(f"engine {self.path} is closed; open it again")
         request = requests.get()
         try:
-            found = request.infer({INPUT: np.ascontiguousarray(batch)}, share_inputs=True, share_outputs=True)
             # Its arrays are views of buffers that the next call of this request overwrites.
-            values = [np.array(found[name]) for name in self._outputs.names]
-        except Exception as error:  # as above
-            raise run_failed(self.path, "OpenVINO", error, len(batch)) from error
+            found = self._infer(request, batch)
+            if self.metadata.detect != "runtime":
+                return self._outputs.detections([np.array(value) for value in found])
+            with self.timed("detect"):
+                detections = self._outputs.detections(found, classes)
+            # Of the heads, 9 MB for an image, only the rows of detections are kept.
+            return detections._replace(prototypes=np.array(detections.prototypes))
         finally:
             requests.put(request)
-        if self.metadata.detect != "runtime":
-            return self._outputs.detections(values)
-        with self.timed("detect"):
-            return self._outputs.detections(values, classes)
+
+    def _infer(self, request: Any, batch: np.ndarray) -> list[np.ndarray]:
+        """The outputs of the graph, in memory of the request."""
+        try:
+            found = request.infer({INPUT: np.ascontiguousarray(batch)}, share_inputs=True, share_outputs=True)
+            return [found[name] for name in self._outputs.names]
+        except Exception as error:  # as above
+            raise run_failed(self.path, "OpenVINO", error, len(batch)) from error
 
     def close(self) -> None:
         self._requests = None
