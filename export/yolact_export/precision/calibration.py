@@ -190,12 +190,13 @@ def entropy_threshold(histogram: Sequence[np.ndarray], levels: int) -> tuple[np.
 
     Args:
         histogram: Counts (n,) and edges (n+1,) of equal bins, symmetric about 0; smallest and largest value.
-        levels: Number of steps on the positive side.
+        levels: Number of steps on the positive side; twice as many if no value is negative.
 
     Returns:
         Lowest and highest value of the range.
     """
     counts, edges, smallest, largest = histogram[:4]
+    levels *= 1 if smallest < 0 else 2
     half = len(counts) // 2
     folded = (counts[-half:] + counts[:half][::-1]).astype(np.float64)  # (half,), from 0 outwards
     # Zeros from ReLU are exact in any range, and would outweigh all other values.

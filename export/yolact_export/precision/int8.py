@@ -18,8 +18,9 @@ from onnx import helper, numpy_helper
 from yolact_export.precision.layers import layer_group
 from yolact_export.precision.placement import Rounding, quantisable, roundings
 
-# Sums of two products of a byte and a weight stay below 2**15, where CPUs without VNNI would cut them off.
-WEIGHT_LIMIT = 64
+# CPUs without VNNI add the products of two bytes and two weights in 16 bits, where larger sums are cut off. So the
+# absolute values of neighbouring weights add up to at most `PAIR_LIMIT`: 255 * 128 < 2**15.
+WEIGHT_LIMIT, PAIR_LIMIT = 127, 128
 # A bias is at most this multiple of the scale of its products; beyond, the scale of the weights grows.
 _LARGEST_BIAS = 2**30
 _FLOAT, _INTEGER = "_unrounded", "_quantised"
@@ -29,7 +30,6 @@ def quantise(
     model: onnx.ModelProto,
     ranges: Mapping[str, tuple[float, float]],
     keep_float: Collection[str] = (),
-    weight_limit: int = WEIGHT_LIMIT,
 ) -> onnx.ModelProto:
     """Quantise the convolutions of a graph, and what lies between them.
 
@@ -37,7 +37,6 @@ def quantise(
         model: The float32 graph; it is not changed.
         ranges: Smallest and largest value of the tensors that `roundings` of the whole graph names.
         keep_float: Layer groups that stay in float32.
-        weight_limit: Largest absolute value of an integer weight, at most 127.
     """
     tensors = roundings(model, keep_float)
     chosen = [node for node in quantisable(model) if layer_group(node) not in keep_float]
@@ -46,7 +45,7 @@ def quantise(
     graph = result.graph
     del graph.node[:]
     constants = _Constants(graph)
-    weights = _quantise_weights(model, chosen, scales, weight_limit, constants)
+    weights = _quantise_weights(model, chosen, scales, constants)
     graph.node.extend(weights.values())
     parameters = {
         name: [
@@ -148,7 +147,6 @@ def _quantise_weights(
     model: onnx.ModelProto,
     chosen: Sequence[onnx.NodeProto],
     scales: Mapping[str, np.float32],
-    limit: int,
     constants: _Constants,
 ) -> dict[str, onnx.NodeProto]:
     """Add the integers of each weight that `chosen` read; the DequantizeLinear of each weight by its name."""
@@ -156,16 +154,15 @@ def _quantise_weights(
     for name in dict.fromkeys(node.input[1] for node in chosen):
         users = [node for node in chosen if node.input[1] == name]
         weight, axis = constants[name], _channel_axis(users[0])
-        others = tuple(index for index in range(weight.ndim) if index != axis)
-        step = np.abs(weight).max(axis=others).astype(np.float64) / limit  # (C,)
+        step = _weight_steps(weight, axis)
         for node in users:
             bias = constants.get(node.input[2]) if len(node.input) > 2 else None
             if bias is not None and bias.shape == step.shape:
                 step = np.maximum(step, np.abs(bias) / (float(scales[node.input[0]]) * _LARGEST_BIAS))
         step = np.where(step > np.finfo(np.float32).tiny, step, 1).astype(np.float32)
-        integers = np.rint(weight / _per_channel(step, weight.ndim, axis)).clip(-limit, limit).astype(np.int8)
+        integers = np.rint(weight / _per_channel(step, weight.ndim, axis))
         parameters = [
-            constants.add(f"{name}{_INTEGER}", integers),
+            constants.add(f"{name}{_INTEGER}", integers.astype(np.int8)),
             constants.add(f"{name}_scale", step),
             constants.add(f"{name}_zero_point", np.zeros(len(step), np.int8)),
         ]
@@ -173,6 +170,19 @@ def _quantise_weights(
             "DequantizeLinear", parameters, [f"{name}_rounded"], f"{name}/DequantizeLinear", axis=axis
         )
     return made
+
+
+def _weight_steps(weight: np.ndarray, axis: int) -> np.ndarray:
+    """The step of each output channel, (C,) float64: the smallest with which integers keep both limits.
+
+    Neighbours are those that CPUs multiply together: input channels at the same position of the kernel, and where
+    their number is odd, the last one and the first one of the next position.
+    """
+    rows = np.moveaxis(np.abs(weight.astype(np.float64)), axis, 0)  # (C, I, ...)
+    rows = np.moveaxis(rows, 1, -1).reshape(len(rows), -1)  # (C, ... * I), input channels side by side
+    pairs = (rows[:, :-1] + rows[:, 1:]).max(axis=1, initial=0)
+    # Rounding adds up to a half to each of the two.
+    return np.maximum(rows.max(axis=1) / WEIGHT_LIMIT, pairs / (PAIR_LIMIT - 1))
 
 
 def _quantise_bias(
