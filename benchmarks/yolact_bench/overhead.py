@@ -173,6 +173,7 @@ def _figures(rounds: list[Any]) -> dict[str, Any]:
 
 
 def _table(figures: dict[str, Any], title: str) -> Table:
+    """Stages, with columns for each version."""
     rows = []
     for stage in (*STAGES, "all"):
         cells = [stage]
