@@ -29,6 +29,7 @@ COMMANDS = {
     "compare": ("yolact_bench.report.compare", "decide whether one report is faster than another"),
     "peers": ("yolact_bench.peers.cli", "measure engines interleaved with other implementations"),
     "roofline": ("yolact_bench.roofline.cli", "least time of an ONNX graph on this machine"),
+    "int8": ("yolact_bench.integers", "count and time what CPUs compute in integers of ONNX files"),
     "kernels": ("yolact_bench.kernels", "time the CUDA kernels, each against the bytes it moves"),
     "training": ("yolact_bench.training", "time a training step, stage by stage"),
     "data": ("yolact_bench.data", "time the making of training samples, stage by stage"),

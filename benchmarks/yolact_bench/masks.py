@@ -47,10 +47,10 @@ def command(args: argparse.Namespace) -> int:
     from yolact_runtime import masks
 
     cv2.setNumThreads(args.threads)
-    case = _case(args.detections)
+    case = mask_case(args.detections)
     regions = masks.box_masks(*case, height, width)
     variants = {
-        "whole": lambda: _whole(*case, height, width),
+        "whole": lambda: whole_masks(*case, height, width),
         "boxes": lambda: masks.encode(masks.box_masks(*case, height, width), height, width),
     }
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
@@ -91,7 +91,7 @@ def _row(name: str, times: Any) -> list[str]:
     return cells
 
 
-def _case(n: int) -> tuple[Any, Any, Any]:
+def mask_case(n: int) -> tuple[Any, Any, Any]:
     """Coefficients, smooth prototypes, and boxes anywhere, with sides of 5% to 80% of the image's."""
     import cv2
     import numpy as np
@@ -105,7 +105,7 @@ def _case(n: int) -> tuple[Any, Any, Any]:
     return coefficients, np.ascontiguousarray(prototypes), boxes
 
 
-def _whole(coefficients: Any, prototypes: Any, boxes: Any, height: int, width: int) -> list[Any]:
+def whole_masks(coefficients: Any, prototypes: Any, boxes: Any, height: int, width: int) -> list[Any]:
     """RLE of masks that are assembled, cropped and enlarged as whole images."""
     import cv2
     import numpy as np

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 
-from yolact_export.precision.int8 import quantisable
+from yolact_export.precision.placement import roundings
 from yolact_runtime.cache import Cache
 from yolact_runtime.commandline import track
 from yolact_runtime.errors import UsageError, YolactError
@@ -94,7 +94,7 @@ def choose_images(options: CalibrationOptions) -> CalibrationImages:
 def calibrate(
     model: onnx.ModelProto, options: CalibrationOptions, images: CalibrationImages, metadata: Metadata
 ) -> Ranges:
-    """Measure the range of every tensor that enters a convolution, or read it from the cache.
+    """Measure the range of every tensor that int8 rounds, or read it from the cache.
 
     The cache key is a hash of the graph, the images, the method and the version of ONNX Runtime. Ranges that
     cannot be right are measured again.
@@ -108,8 +108,8 @@ def calibrate(
     Returns:
         Smallest and largest value by tensor name.
     """
-    names = sorted({node.input[0] for node in quantisable(model)})
-    method, inputs = options.method, _inputs(model, options, images)
+    names = sorted({one.range_of for one in roundings(model).values()})
+    method, inputs = options.method, [*_inputs(model, options, images), names]
     cached = _CACHE.read(method, inputs, lambda value: _check_ranges(value, names))
     if cached is not None:
         log.info("read the calibration of %d tensors from %s", len(names), _CACHE.path(method, inputs))

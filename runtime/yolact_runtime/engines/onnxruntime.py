@@ -26,7 +26,9 @@ _CUDA = "CUDAExecutionProvider"
 _NUMBERED = {_CUDA, "TensorrtExecutionProvider", "DmlExecutionProvider", "ROCMExecutionProvider"}
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 _FLOAT_PRODUCTS = {"Conv", "FusedConv", "NhwcFusedConv", "MatMul", "FusedMatMul", "Gemm", "FusedGemm"}
-_INTEGER_PRODUCTS = {"ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "QGemm"}
+_INTEGER_PRODUCTS = {
+    *("QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QGemm")
+}
 # More concurrent calls gain little, and each has its own working memory.
 _MOST_STREAMS = 8
 
@@ -223,14 +225,39 @@ def delivered_precision(nodes: Iterable[tuple[str, str]], stored: str) -> str:
         "fp32", "fp16" or "int8"; `UNKNOWN` if there are no convolutions or matrix products.
     """
     nodes = list(nodes)
-    floats = sum(kind in _FLOAT_PRODUCTS for _, kind in nodes)
-    integers = sum(kind.startswith("QLinear") or kind in _INTEGER_PRODUCTS for _, kind in nodes)
+    integers, products = count_products(kind for _, kind in nodes)
     if integers:
-        return "int8" if integers >= floats else "fp32"
-    if not floats:
+        return "int8" if 2 * integers >= products else "fp32"
+    if not products:
         return UNKNOWN
     widened = any(name.startswith("InsertedPrecisionFreeCast") for name, _ in nodes)
     return "fp32" if widened or stored == "int8" else stored
+
+
+def count_products(kinds: Iterable[str]) -> tuple[int, int]:
+    """Convolutions and matrix products that are computed in integers, and all, of these operators."""
+    kinds = list(kinds)
+    integers = sum(kind in _INTEGER_PRODUCTS for kind in kinds)
+    return integers, integers + sum(kind in _FLOAT_PRODUCTS for kind in kinds)
+
+
+def optimised_operators(path: Path) -> list[str]:
+    """The operators of an ONNX file as ONNX Runtime computes it on this CPU.
+
+    Raises:
+        YolactError: ONNX Runtime cannot open it, or its graph cannot be written to the temporary folder.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
+            onnxruntime.InferenceSession(str(path), options, providers=[_CPU])
+            return [kind for _, kind in read_nodes(options.optimized_model_filepath)]
+    except Exception as error:  # the exceptions of ONNX Runtime have no other common base
+        raise YolactError(f"{path}: ONNX Runtime cannot optimise it ({first_line(error)})") from error
 
 
 def _temporary() -> str:

@@ -144,15 +144,21 @@ class OpenVinoEngine(Engine):
 
 def delivered_precision(compiled: Any) -> str:
     """Precision of most convolutions and matrix products of a compiled model; `UNKNOWN` if it has none."""
+    counts = count_precisions(compiled)
+    if not counts:
+        return UNKNOWN
+    kind = counts.most_common(1)[0][0]
+    return _TYPES.get(kind, kind)
+
+
+def count_precisions(compiled: Any) -> Counter[str]:
+    """Number of convolutions and matrix products of a compiled model by OpenVINO's name of their type."""
     counts: Counter[str] = Counter()
     for node in compiled.get_runtime_model().get_ops():
         info = node.get_rt_info()
         if info["layerType"].astype(str) in _PRODUCTS:
             counts[info["runtimePrecision"].astype(str)] += 1
-    if not counts:
-        return UNKNOWN
-    kind = counts.most_common(1)[0][0]
-    return _TYPES.get(kind, kind)
+    return counts
 
 
 def read_model(path: Path) -> tuple[Any, Metadata]:
