@@ -28,7 +28,7 @@ from yolact_runtime.cache import (
     opened_entry,
     opened_folder,
 )
-from yolact_runtime.engines.choose import cpu_flags
+from yolact_runtime.engines.cpu import cpu_flags
 from yolact_runtime.engines.content import content_files, content_hashes
 from yolact_runtime.errors import YolactError, first_line
 from yolact_runtime.files import new_file

@@ -20,6 +20,7 @@ from yolact_runtime.engines.outputs import INPUT, GraphOutputs
 from yolact_runtime.engines.threads import AUTO, check_threads, usable_cores
 from yolact_runtime.errors import UsageError, YolactError, first_line, run_failed
 from yolact_runtime.metadata import PREFIX, Metadata
+from yolact_runtime.untrusted import MIB
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
@@ -30,6 +31,8 @@ _FLOAT_PRODUCTS = {"Conv", "FusedConv", "NhwcFusedConv", "MatMul", "FusedMatMul"
 _INTEGER_PRODUCTS = {
     *("QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QGemm")
 }
+# Bytes of an fp32 file above which its optimised graph is not kept.
+_LARGE = 32 * MIB
 # More concurrent calls gain little, and each has its own working memory.
 _MOST_STREAMS = 8
 
@@ -140,7 +143,7 @@ class OnnxRuntimeEngine(Engine):
         if not inspected and stored != "fp32":
             self.unknown_because = "the metadata cannot be read from the file"
             return self._open(providers, threads), UNKNOWN
-        kept = self._kept(providers)
+        kept = self._kept(providers, stored)
         if kept and (entry := kept.read()):
             try:
                 session = self._open(providers, threads, content=bytes(entry.data))
@@ -171,13 +174,17 @@ class OnnxRuntimeEngine(Engine):
                 )
         return session, computed
 
-    def _kept(self, providers: list[tuple[str, dict[str, str]]]) -> CompiledNetwork | None:
-        """Where the optimised graph is kept; None if it is not: other providers compile it themselves, and
-        weights in other files would be looked for in the cache folder.
+    def _kept(self, providers: list[tuple[str, dict[str, str]]], stored: str) -> CompiledNetwork | None:
+        """Where the optimised graph is kept.
+
+        None if it is not kept: other providers compile it themselves, weights in other files would be looked
+        for in the cache folder, and of a large file without conversions reading takes as long as optimising.
         """
         import onnxruntime
 
         if any(name != _CPU for name, _ in providers) or check_onnx(self.path).external:
+            return None
+        if stored == "fp32" and self.path.stat().st_size > _LARGE:
             return None
         # It is the same for any number of threads.
         return CompiledNetwork(self.path, "onnxruntime", onnxruntime.__version__, [])
