@@ -93,7 +93,9 @@ def _store(args: argparse.Namespace, folder: Path) -> float:
     with load_engine(spec.path, **spec.options) as engine:
         outputs = getattr(engine, "_outputs", None)
         if not isinstance(outputs, GraphOutputs):
-            raise UsageError(f"--engine {args.engine}: only ONNX and OpenVINO files on the CPU have stored outputs")
+            raise UsageError(
+                f"--engine {args.engine}: only ONNX and OpenVINO files on the CPU have stored outputs"
+            )
         outputs.__class__ = Recorded
         for index, path in enumerate(images):
             image = read_image(path)
@@ -175,7 +177,11 @@ def _table(figures: dict[str, Any], title: str) -> Table:
         cells = [stage]
         for one in figures.values():
             cpu, wall = one["cpu"][stage], one["wall"][stage]
-            cells += [f"{cpu['median']:.2f}", f"{cpu['low']:.2f} to {cpu['high']:.2f}", f"{wall['median']:.2f}"]
+            cells += [
+                f"{cpu['median']:.2f}",
+                f"{cpu['low']:.2f} to {cpu['high']:.2f}",
+                f"{wall['median']:.2f}",
+            ]
         rows.append(cells)
     columns = [""]
     for name in figures:
