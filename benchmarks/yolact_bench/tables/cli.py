@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import shlex
@@ -78,6 +79,7 @@ def command(args: argparse.Namespace) -> int:
 
 
 def _list(given: Mapping[str, str]) -> None:
+    """Print all tables."""
     rows = [
         [
             table.name,
@@ -157,10 +159,10 @@ def measure(table: FigureTable, given: Mapping[str, str]) -> str:
         for line in table.commands:
             output = _run(line.removeprefix("& "), folder, given)
             if not line.startswith("& "):
-                printed += output
+                printed.append(_kept(output, table.keep))
     minutes = (time.monotonic() - start) / 60
     commands = "\n".join(_wrapped(line.removeprefix("& ")) for line in table.commands)
-    return "\n\n".join([_machine(table, load, minutes), commands, "\n".join(printed).strip()])
+    return "\n\n".join([_machine(table, load, minutes), commands, *printed])
 
 
 def _run(line: str, folder: str, given: Mapping[str, str]) -> list[str]:
@@ -189,6 +191,18 @@ def _run(line: str, folder: str, given: Mapping[str, str]) -> list[str]:
         for text in done.stdout.splitlines()
         for part in ([text] if text.startswith("|") else textwrap.wrap(text, _WIDTH) or [""])
     ]
+
+
+def _kept(lines: list[str], keep: tuple[str, ...]) -> str:
+    """What a command printed, without the tables whose title begins with none of `keep`, if it has any."""
+    parts = [part for part in "\n".join(lines).split("\n\n") if part.strip("\n")]
+    shown, wanted = [], True
+    for part, following in zip(parts, [*parts[1:], ""], strict=True):
+        if keep and following.lstrip("\n").startswith("|") and not part.lstrip("\n").startswith("|"):
+            wanted = part.strip("\n").startswith(keep)  # a title
+        if wanted:
+            shown.append(part.strip("\n"))
+    return "\n\n".join(shown)
 
 
 def _wrapped(line: str) -> str:
@@ -221,8 +235,7 @@ def _machine(table: FigureTable, load: float, minutes: float) -> str:
 def _versions(packages: Iterable[str]) -> list[str]:
     found = []
     for name in packages:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            continue
+        for distribution in (name, f"{name}-gpu"):  # ONNX Runtime has another name with CUDA in it
+            with contextlib.suppress(PackageNotFoundError):
+                found.append(f"{distribution} {version(distribution)}")
     return found

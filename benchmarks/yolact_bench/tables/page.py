@@ -39,7 +39,9 @@ def replace_block(path: str | Path, name: str, text: str) -> None:
 
 def _split(page: str, path: str | Path) -> tuple[list[str], list[tuple[str, str]]]:
     """The texts outside of blocks, and name and text of each block."""
-    between, blocks, opened, at = [], [], "", 0
+    between: list[str] = []
+    blocks: list[tuple[str, str]] = []
+    opened, at = "", 0
     for marker in _MARKER.finditer(page):
         kind, name = marker.groups()
         number = page.count("\n", 0, marker.start()) + 1

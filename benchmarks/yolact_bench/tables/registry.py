@@ -35,6 +35,8 @@ class FigureTable:
         needs: Keys of `INPUTS`, or `GPU`.
         minutes: About how long it takes on two cores.
         packages: Libraries whose versions matter.
+        keep: How the titles of the tables begin that the page has, of those with a title that are printed;
+            none: all.
     """
 
     name: str
@@ -43,6 +45,7 @@ class FigureTable:
     needs: tuple[str, ...] = ()
     minutes: float = 1
     packages: tuple[str, ...] = ("numpy", "opencv-python-headless", "onnxruntime")
+    keep: tuple[str, ...] = ()
 
 
 _TINY = "results/demo/weights/yolact_tiny_5_700.pth"
@@ -90,7 +93,7 @@ TABLES = (
             f"yolact-export --weights {_TINY} --to onnx --precision int8 --max-batch 8 "
             f"--calibrate {_SHAPES}/train --output tiny8.onnx {_VERIFY}",
         ),
-        (DEMO,), 2, (*_TORCH, "onnx", "onnxruntime"),
+        (DEMO,), 2, (*_TORCH, "onnx", "onnxruntime"), ("Detections", "COCO AP"),
     ),
     FigureTable(
         "cpu-engines",
@@ -142,7 +145,8 @@ TABLES = (
             _EXPORT_R50_INT8,
             "yolact-bench --engine r50.onnx:backend=onnxruntime "
             "--engine r50_int8.onnx:backend=openvino,precision=int8+bf16 "
-            "--engine tiny.onnx:backend=onnxruntime --images coco-mini/val2017 --threads 2 --seconds 8 --pipeline --no-cold",
+            "--engine tiny.onnx:backend=onnxruntime --images coco-mini/val2017 --threads 2 --seconds 8 "
+            "--pipeline --no-cold",
         ),
         (DEMO, WEIGHTS, COCO), 4, _ENGINES,
     ),
@@ -239,9 +243,10 @@ TABLES = (
         "the same with a network that takes most of the time",
         (
             _EXPORT_R50,
-            f"yolact-bench ray --engine r50.onnx --images {_SHAPES}/train --repeat 1 --rounds 1 --workers",
+            "& yolact-data shapes few --train 200 --val 1",
+            "yolact-bench ray --engine r50.onnx --images few/train --repeat 1 --rounds 1 --workers",
         ),
-        (DEMO, WEIGHTS), 20, ("ray", "pyarrow", "numpy", "onnxruntime"),
+        (WEIGHTS,), 6, ("ray", "pyarrow", "numpy", "onnxruntime"),
     ),
     FigureTable(
         "demo",
@@ -254,7 +259,8 @@ TABLES = (
         "R50 at 300 overfits eight images of COCO",
         (
             "yolact-train --config yolact_resnet50 --dataset coco-mini --overfit 8 --batch-size 8 "
-            "--iterations 240 --lr 1.2e-4 --workers 1 --threads 2 --set train.init=random --set train.optimizer=adamw "
+            "--iterations 240 --lr 1.2e-4 --workers 1 --threads 2 --set train.init=random "
+            "--set train.optimizer=adamw "
             "--set train.schedule=cosine --set train.warmup_iterations=20 --set train.warmup_lr=1e-5 "
             "--set train.max_grad_norm=10 --set train.weight_decay=1e-4 --set model.input_size=300 "
             "--set 'model.prior_scales=[[13],[26],[52],[105],[209]]'",
