@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import platform
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -109,6 +108,8 @@ def installed(name: str) -> bool:
 
 def _missing(what: str, modules: Sequence[str], extra: str) -> YolactError:
     """The error for modules that are not installed, and that `extra` installs."""
+    import platform
+
     if "tegra" in platform.release() and any(name.strip("'") == "tensorrt" for name in modules):
         return YolactError(
             f"{what} needs JetPack's TensorRT, which this environment does not see; run: sudo apt install"

@@ -13,12 +13,14 @@ import numpy as np
 from yolact_runtime.detections import Detections
 from yolact_runtime.engines.backends import UNKNOWN
 from yolact_runtime.engines.base import Engine
+from yolact_runtime.engines.compiled import CompiledNetwork
 from yolact_runtime.engines.io_binding import BoundSession
 from yolact_runtime.engines.onnx_file import check_onnx, read_nodes
 from yolact_runtime.engines.outputs import INPUT, GraphOutputs
 from yolact_runtime.engines.threads import AUTO, check_threads, usable_cores
 from yolact_runtime.errors import UsageError, YolactError, first_line, run_failed
 from yolact_runtime.metadata import PREFIX, Metadata
+from yolact_runtime.untrusted import MIB
 
 _CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -29,6 +31,8 @@ _FLOAT_PRODUCTS = {"Conv", "FusedConv", "NhwcFusedConv", "MatMul", "FusedMatMul"
 _INTEGER_PRODUCTS = {
     *("QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QGemm")
 }
+# Bytes of an fp32 file above which its optimised graph is not kept.
+_LARGE = 32 * MIB
 # More concurrent calls gain little, and each has its own working memory.
 _MOST_STREAMS = 8
 
@@ -156,35 +160,69 @@ class OnnxRuntimeEngine(Engine):
             providers, threads: As in `_open`.
             stored: The precision of the file.
         """
-        if stored not in ("fp16", "int8"):
-            session = self._open(providers, threads)
-            if stored == "fp32":
-                return session, stored
+        inspected = stored in ("fp16", "int8")
+        if not inspected and stored != "fp32":
             self.unknown_because = "the metadata cannot be read from the file"
-            return session, UNKNOWN
+            return self._open(providers, threads), UNKNOWN
+        kept = self._kept(providers, stored)
+        if kept and (entry := kept.read()):
+            try:
+                session = self._open(providers, threads, content=bytes(entry.data))
+                computed, self.unknown_because = str(entry.value["precision"]), str(entry.value["unknown"])
+                return session, computed
+            except (YolactError, LookupError) as error:
+                kept.unusable(error)
+        keep = kept is not None and kept.may_be_kept()
+        if not inspected and not keep:
+            return self._open(providers, threads), stored
         try:
             with tempfile.TemporaryDirectory() as folder:
                 written = Path(folder) / "optimised.onnx"
                 session = self._open(providers, threads, written)
-                computed = delivered_precision(read_nodes(written), stored)
-            self.unknown_because = "its graph has no convolutions" if computed == UNKNOWN else ""
+                computed = delivered_precision(read_nodes(written), stored) if inspected else stored
+                self.unknown_because = "its graph has no convolutions" if computed == UNKNOWN else ""
+                if kept and keep:
+                    value = {"precision": computed, "unknown": self.unknown_because}
+                    kept.write(value, written.read_bytes())
         except (YolactError, OSError, ValueError) as error:
             # A full disk, or a provider that compiles the graph; a broken file fails again.
-            session, computed = self._open(providers, threads), UNKNOWN
+            session, computed = self._open(providers, threads), UNKNOWN if inspected else stored
             reason = (isinstance(error, OSError) and error.strerror) or first_line(error.__cause__ or error)
-            self.unknown_because = (
-                f"its optimised graph cannot be written to {_temporary()} ({reason}); if that folder is full,"
-                " set TMPDIR to another"
-            )
+            if inspected:
+                self.unknown_because = (
+                    f"its optimised graph cannot be written to {_temporary()} ({reason}); if that folder is"
+                    " full, set TMPDIR to another"
+                )
         return session, computed
 
+    def _kept(self, providers: list[tuple[str, dict[str, str]]], stored: str) -> CompiledNetwork | None:
+        """Where the optimised graph is kept.
+
+        None if it is not kept: other providers compile it themselves, weights in other files would be looked
+        for in the cache folder, and of a large file without conversions reading takes as long as optimising.
+        """
+        import onnxruntime
+
+        if any(name != _CPU for name, _ in providers) or check_onnx(self.path).external:
+            return None
+        if stored == "fp32" and self.path.stat().st_size > _LARGE:
+            return None
+        # It is the same for any number of threads.
+        return CompiledNetwork(self.path, "onnxruntime", onnxruntime.__version__, [])
+
     def _open(
-        self, providers: list[tuple[str, dict[str, str]]], threads: int | None, written: Path | None = None
+        self,
+        providers: list[tuple[str, dict[str, str]]],
+        threads: int | None,
+        written: Path | None = None,
+        content: bytes | None = None,
     ) -> Any:
-        """A session; `written` receives its optimised graph."""
+        """A session; `written` receives its optimised graph, and `content` is one that was written before."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
+        if content is not None:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if written is not None:
             options.optimized_model_filepath = str(written)
         # Fatal messages only: exceptions and the provider check report errors.
@@ -201,7 +239,7 @@ class OnnxRuntimeEngine(Engine):
         onnxruntime.set_default_logger_severity(4)
         try:
             session = onnxruntime.InferenceSession(
-                str(self.path), options, providers=providers, enable_fallback=0
+                content or str(self.path), options, providers=providers, enable_fallback=0
             )
         except Exception as error:  # as above
             raise YolactError(
