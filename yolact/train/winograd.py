@@ -164,7 +164,9 @@ class _Convolution(torch.autograd.Function):
                 tiles = buffers.get("outputs", _SIDE, _SIDE, *tiling, filters)
                 tiles.copy_(tiling.view(outputs, first, _SIDE))
                 products = buffers.get("products", _TILE * _TILE, tiling.count, filters)
-                torch.mm(matrices.outputs.T, tiles.view(_SIDE * _SIDE, -1), out=products.view(_TILE * _TILE, -1))
+                torch.mm(
+                    matrices.outputs.T, tiles.view(_SIDE * _SIDE, -1), out=products.view(_TILE * _TILE, -1)
+                )
                 if for_weight:
                     values = _transform_inputs(matrices, buffers, inputs, first, tiling)
                     sums.baddbmm_(products.transpose(1, 2), values)

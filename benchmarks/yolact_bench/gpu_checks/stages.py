@@ -54,7 +54,7 @@ def gpu_stages(context: Context) -> list[Stage]:
     stages += [
         Stage(
             f"gpu-speed-{name}", "gpu-speed", partial(run_speed, *how),
-            (*_needs(flavour(how[0])), "onnx", "sympy", GPU),
+            (*_needs(flavour(how[0])), "sympy", GPU),
             f"{context.config}: fps at batch 1 and 8, stages with their floors, share of the roofline", 420,
             quick=False,
         )
@@ -64,8 +64,9 @@ def gpu_stages(context: Context) -> list[Stage]:
 
 
 def _needs(one: Flavour) -> tuple[str, ...]:
-    """Packages of a flavour and of its checks: pycuda watches the memory."""
-    return tuple(dict.fromkeys((*one.needs, "onnx", "torch", "pycuda", "cuda", "psutil")))
+    """Packages of a flavour, of exports, and of its checks: pycuda watches the memory."""
+    exports = "torch", "torchvision", "onnx", "onnxscript"
+    return tuple(dict.fromkeys((*one.needs, *exports, "pycuda", "cuda", "psutil")))
 
 
 def run_kernels(kind: str, context: Context) -> Outcome:
