@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -142,13 +143,18 @@ def test_speed(
     assert outcome.figures["copy GB/s"] == pytest.approx(2 * 256 * 2**20 / 0.002 / 1e9)
     assert outcome.figures["upload GB/s"] == pytest.approx(64 * 2**20 / 0.002 / 1e9)
     gpu.computes = True
+    file = tmp_path / "gpu-ceilings.json"
+    measured = json.loads(file.read_text())
+    measured["ceilings"]["operations"] = {"float32": 1e12}  # which PyTorch measures on a GPU
+    file.write_text(json.dumps(measured))
     outcome = run(stages, "gpu-speed-tensorrt", tmp_path)
     assert (outcome.state, outcome.reason) == (OK, "")
     for batch in (1, 8):
         assert outcome.figures[f"batch {batch} fps"] == pytest.approx(
             1000 * batch / float(outcome.figures[f"batch {batch} ms"])
         )
-        for stage in ("upload", "preprocess", "download"):
+        assert float(outcome.figures[f"batch {batch} share of the roofline"]) > 0
+        for stage in ("upload", "preprocess", "network", "download"):
             assert float(outcome.figures[f"batch {batch} {stage} floor ms"]) > 0
     # 8 images in bytes, over the bus of the fake.
     floor = 1000 * 8 * 24 * 32 * 3 / (64 * 2**20 / 0.002)
