@@ -44,8 +44,8 @@ PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "tritonclient": ("tritonclient", ("triton",)),
     "tensorrt": ("tensorrt", ("trt",)),
     "tensorrt_rtx": ("tensorrt-rtx-cu13", ("rtx",)),
-    "cuda": ("cuda-bindings", ("trt", "rtx")),
-    "pycuda": ("pycuda", ("trt", "rtx")),
+    "cuda": ("cuda-bindings", ("cuda", "trt", "rtx")),
+    "pycuda": ("pycuda", ("cuda", "trt", "rtx")),
 }
 # Folders in which several distributions put their modules.
 _SHARED = ("cuda",)

@@ -37,8 +37,9 @@ def forward_train(model: Yolact, images: Tensor) -> tuple[YolactOutput, Tensor]:
 
 
 def _convolutions(images: Tensor) -> AbstractContextManager[object]:
-    plain = images.device.type == "cpu" and images.dtype == torch.float32
-    return _CpuConvolutions() if plain and not torch.is_autocast_enabled("cpu") else nullcontext()
+    """What computes the convolutions of a forward pass on these images."""
+    plain = images.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    return _CpuConvolutions() if plain and not torch.compiler.is_compiling() else nullcontext()
 
 
 class _CpuConvolutions(TorchFunctionMode):

@@ -91,6 +91,7 @@ def machine() -> dict[str, Any]:
         "cores": usable_cores(),
         "logical_cpus": os.cpu_count() or 1,
         "cpu_quota": _cgroup("cpu.max"),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "memory_gib": physical,
         "memory_available_gib": available,
         "memory_limit_gib": _gib(_cgroup("memory.max")),

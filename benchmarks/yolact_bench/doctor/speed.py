@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from yolact_bench.doctor.stage import OK, Context, Figure, Outcome, Stage
 
@@ -19,8 +19,6 @@ _MEASURE = (*_BUILD, "sympy", "psutil")
 # A batch size is left out if measuring it would take longer, in seconds.
 _MOST = 20.0
 _RUNS = 3
-# Factor of the random weights of class scores that gives an image some tens of detections.
-_SPREAD = 60.0
 
 
 def speed_stages() -> list[Stage]:
@@ -32,7 +30,7 @@ def speed_stages() -> list[Stage]:
         Stage("ceilings", "speed", _ceilings, _MEASURE, "fastest arithmetic and memory here", 60, False),
         *(
             Stage(
-                f"speed-{one}", "speed", partial(_speed, one), (*_MEASURE, *more), f"{text} {one}", 90, False
+                f"speed-{one}", "speed", partial(_speed, one), (*_MEASURE, *more), f"{text} {one}", 120, False
             )
             for one, more in backends.items()
         ),
@@ -48,27 +46,13 @@ def _build(context: Context) -> Outcome:
 def configured_files(context: Context) -> tuple[Path, Path]:
     """The ONNX file and the checkpoint of `context.config` with random weights; needs PyTorch and onnx.
 
-    The file returns detections and takes up to `max(BATCHES)` images.
+    The file returns detections and takes up to 8 images.
     """
-    checkpoint = context.folder / f"{context.config}_0_0.pth"
-    path = context.folder / f"{context.config}.onnx"
-    if not path.exists():
-        import torch
+    from yolact_bench.gpu_checks.networks import flavour, make_checkpoint, make_engine
 
-        from yolact.model import Yolact
-        from yolact.model.backbone import zero_init_residual
-        from yolact.registry import get_config
-        from yolact.train.checkpoint import save_checkpoint
-        from yolact_export.onnx import OnnxOptions, write_onnx
-
-        torch.manual_seed(0)
-        model = Yolact(get_config(context.config))
-        zero_init_residual(model)
-        with torch.no_grad():
-            model.get_parameter("prediction_layers.0.conf_layer.weight").mul_(_SPREAD)
-        save_checkpoint(checkpoint, model.eval(), 0, 0, None)
-        write_onnx(model, path, OnnxOptions(max_batch=max(BATCHES)))
-    return path, checkpoint
+    checkpoint = make_checkpoint(context.folder, context.config)
+    native = flavour("onnxruntime-cuda-native")  # a plain ONNX file
+    return make_engine(native, context.folder, context.config, ("--no-verify",)), checkpoint
 
 
 def _ceilings(context: Context) -> Outcome:
@@ -130,6 +114,8 @@ def _measure_batch(
     times, _ = take_turns({"network": candidate.network_only}, context.seconds, _RUNS)
     median = float(np.median(times["network"]))
     reached = graph.reached(ceilings(), 1000 * median, candidate.precision)
+    if (reached.share or 0) > 1:  # they were measured while the machine was busy; the faster ones count
+        reached = graph.reached(ceilings(fresh=True), 1000 * median, candidate.precision)
     figures[f"batch {batch} ms"] = _rounded(1000 * median)
     figures[f"batch {batch} images/s"] = _rounded(batch / median)
     figures[f"batch {batch} floor ms"] = _rounded(reached.floor_ms)
@@ -179,10 +165,3 @@ def stage_bytes(candidate: EngineCandidate, image: Path) -> dict[str, int]:
 def _rounded(value: float) -> float:
     """Four significant digits."""
     return float(f"{value:.4g}") if math.isfinite(value) else 0.0
-
-
-def check_config(name: str) -> Any:
-    """The configuration called `name`; raises a UsageError if there is none."""
-    from yolact.registry import get_config
-
-    return get_config(name)

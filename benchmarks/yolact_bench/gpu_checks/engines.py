@@ -20,8 +20,8 @@ THRESHOLD, TOP_K = 0.0, 20
 # Results of the CPU have more rows, so that those that rounding moves across the limit are known.
 REFERENCE_TOP_K = 60
 # Of the rows, how many must be the CPU's; and how far those may be from it. TensorFloat-32 and half precision
-# have mantissas of 10 bits, and random weights are more sensitive than trained ones.
-MATCHED, SCORE_ERROR, BOX_ERROR, PIXELS = 0.9, 0.05, 0.02, 0.01
+# have mantissas of 10 bits; PyTorch on a CPU, rounding like that, has 0.993, 0.0009 and 0.0002 of pixels.
+MATCHED, SCORE_ERROR, BOX_ERROR, PIXELS = 0.9, 0.02, 0.02, 0.005
 THREADS, CALLS_PER_THREAD = 5, 20
 DEVICE_GROWTH, HOST_GROWTH = 4 * 2**20, 16 * 2**20
 

@@ -64,7 +64,7 @@ FLAVOURS = (
         )
         for detect in ("native", "runtime")
     ),
-    Flavour("pytorch-cuda", ("torch",), (), {"device": "cuda"}),
+    Flavour("pytorch-cuda", ("torch",), (), {"device": "cuda", "input_dtype": "uint8"}),
 )
 
 

@@ -23,9 +23,9 @@ from yolact_runtime.metadata import PREFIX, Metadata
 from yolact_runtime.untrusted import MIB
 
 _CPU = "CPUExecutionProvider"
-_CUDA = "CUDAExecutionProvider"
+CUDA = "CUDAExecutionProvider"
 # Providers that take a device number, as in `cuda:1`.
-_NUMBERED = {_CUDA, "TensorrtExecutionProvider", "DmlExecutionProvider", "ROCMExecutionProvider"}
+_NUMBERED = {CUDA, "TensorrtExecutionProvider", "DmlExecutionProvider", "ROCMExecutionProvider"}
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 _FLOAT_PRODUCTS = {"Conv", "FusedConv", "NhwcFusedConv", "MatMul", "FusedMatMul", "Gemm", "FusedGemm"}
 _INTEGER_PRODUCTS = {
@@ -101,7 +101,7 @@ class OnnxRuntimeEngine(Engine):
         self._outputs.check_input(inputs[INPUT], _DTYPES.get(kind, kind))
         # On the CPU the session returns new arrays without copying: binding saves nothing.
         self._bound = (
-            BoundSession(self._session, INPUT, self._outputs.names, self.streams) if first == _CUDA else None
+            BoundSession(self._session, INPUT, self._outputs.names, self.streams) if first == CUDA else None
         )
 
     @property
@@ -129,6 +129,27 @@ class OnnxRuntimeEngine(Engine):
 
     def close(self) -> None:
         self._session = self._bound = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has been closed."""
+        return self._session is None
+
+    def values(self) -> list[Any]:
+        """The input and the outputs that are used, as the session describes them."""
+        outputs = {value.name: value for value in self._session.get_outputs()}
+        return [*self._session.get_inputs(), *(outputs[name] for name in self._outputs.names)]
+
+    def open_session(self, providers: Sequence[str], options: dict[str, str], threads: int | None) -> Any:
+        """Another session of the file, with more options of its first provider.
+
+        Raises:
+            YolactError: it cannot be opened.
+        """
+        import onnxruntime
+
+        (name, own), *rest = [_provider(one, onnxruntime.get_available_providers()) for one in providers]
+        return self._open([(name, own | options), *rest], threads)
 
     def _open_inspected(
         self, providers: list[tuple[str, dict[str, str]]], threads: int | None, stored: str
@@ -213,7 +234,7 @@ class OnnxRuntimeEngine(Engine):
         names = [name for name, _ in providers]
         if _CPU not in names:
             providers = [*providers, (_CPU, {})]
-        if _CUDA in names and hasattr(onnxruntime, "preload_dlls"):
+        if CUDA in names and hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()
         onnxruntime.set_default_logger_severity(4)
         try:
@@ -230,24 +251,6 @@ class OnnxRuntimeEngine(Engine):
         # Otherwise the CPU silently replaces a provider that fails later.
         session.disable_fallback()
         return session
-
-
-def open_on_cuda(
-    path: str | Path,
-    providers: Sequence[str] | None = None,
-    threads: int | None = None,
-    streams: int | str = 1,
-) -> OnnxRuntimeEngine:
-    """An `OnnxRuntimeEngine` whose first provider is CUDA, for example "cuda:1".
-
-    Raises:
-        YolactError: CUDA does not load, or the file is not an ONNX file from yolact-export.
-        UsageError: another provider is first, or this ONNX Runtime is built without CUDA.
-    """
-    providers = list(providers or ["cuda"])
-    if not re.match(r"cuda(executionprovider)?(:|$)", providers[0].lower()):
-        raise UsageError(f"providers {' '.join(providers)}: backend cuda needs cuda or cuda:N first")
-    return OnnxRuntimeEngine(path, providers, threads, streams)
 
 
 def delivered_precision(nodes: Iterable[tuple[str, str]], stored: str) -> str:
@@ -314,8 +317,10 @@ def _provider(text: str, available: list[str]) -> tuple[str, dict[str, str]]:
     if wanted not in short:
         raise UsageError(f"provider {name!r} is not in this ONNX Runtime; it has {', '.join(short)}")
     provider = short[wanted]
+    # By default it rounds float32 convolutions to TensorFloat-32.
+    options = {"use_tf32": "0"} if provider == CUDA else {}
     if not colon:
-        return provider, {}
+        return provider, options
     if provider not in _NUMBERED or not re.fullmatch(r"\d+", device):
         raise UsageError(f"provider {text!r}: only GPU providers take a device number, as in cuda:1")
-    return provider, {"device_id": device}
+    return provider, {"device_id": device, **options}

@@ -13,7 +13,7 @@ from fake_gpu import FakeGpu
 from fake_onnx import NATIVE, native_arrays, write_onnx
 
 from yolact_bench.doctor.stage import FAILED, GPU, OK, SKIPPED, Context, Outcome, Stage
-from yolact_bench.gpu_checks import engines, speed
+from yolact_bench.gpu_checks import engines, kernels, speed
 from yolact_bench.gpu_checks import stages as module
 from yolact_bench.gpu_checks.kernels import SMALL
 from yolact_bench.gpu_checks.networks import FLAVOURS, MAX_BATCH
@@ -37,7 +37,7 @@ def stages(gpu: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dic
     """By name; networks are exported and built already, and inputs are small."""
     monkeypatch.setattr(nvrtc, "choose", lambda *arguments, **options: Compiler("nvrtc"))
     for place, name, value in (
-        (module, "Sizes", lambda: SMALL), (module, "BATCHES", (1, 2)), (module, "QUICK_CALLS", 50),
+        (kernels, "Sizes", lambda: SMALL), (kernels, "BATCHES", (1, 2)), (module, "QUICK_CALLS", 50),
         (engines, "CALLS_PER_THREAD", 3), (speed, "IMAGE", (24, 32)), (speed, "STAGE_RUNS", 3),
     ):  # fmt: skip
         monkeypatch.setattr(place, name, value)
