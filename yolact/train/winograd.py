@@ -1,7 +1,7 @@
 """3x3 convolutions with a quarter of the multiplications, for training in float32 on CPUs.
 
 Winograd's algorithm F(4x4, 3x3) (Lavin and Gray 2016): 36 products give 4x4 outputs of a channel that
-take 144 directly. Each step is a matrix product, so gradients are products with the same matrices, transposed:
+take 144 directly. Each step is a matrix product, so gradients are products with the same matrices:
 
     V = B D,  M = V U with U = G W,  Y = A M      (D: tiles of 6x6 inputs, Y: tiles of 4x4 outputs)
 
