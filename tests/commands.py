@@ -8,6 +8,7 @@ COMMANDS = {
     "yolact-export": "yolact_export.cli:main",
     "yolact-infer": "yolact_runtime.cli:main",
     "yolact-bench": "yolact_bench.cli:main",
+    "yolact-doctor": "yolact_bench.doctor.cli:main",
 }
 SUBCOMMANDS = {
     "yolact-infer": ["merge"],
@@ -23,6 +24,7 @@ SUBCOMMANDS = {
         "masks",
         "tracks",
         "load",
+        "tables",
     ],
 }
 COMMAND_LINES = [

@@ -47,6 +47,8 @@ def make_driver(gpu: Any) -> Any:
         "cuDeviceGetAttribute": lambda attribute, device: attribute,
         "cuDeviceGetName": lambda length, device: b"NVIDIA RTX A4000".ljust(length, b"\0"),
         "cuDriverGetVersion": lambda: 12080,
+        "cuCtxSynchronize": lambda: None,
+        "cuMemGetInfo": lambda: 2**34 - sum(nbytes for nbytes, _ in gpu.blocks.values()),
         "cuCtxPopCurrent": lambda: gpu.give_back("cuCtxPopCurrent", "context"),
         "cuStreamBeginCapture": begin_capture,
         "cuStreamEndCapture": end_capture,

@@ -1,67 +1,15 @@
-"""Made network heads, and how detections of kernels are compared with others."""
+"""Detections of random heads by the kernels on the CPU, and how they are compared with others."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import oracle
 from cuda_on_cpu import FORWARD, run
 
+from yolact_bench.gpu_checks.inputs import DIGITS, Heads, indices_of
+from yolact_bench.gpu_checks.kernels import Found
 from yolact_runtime.cuda.plans.detection import detection_plan
 from yolact_runtime.cuda.plans.visible import class_words
-
-DIGITS = 3  # coefficients that spell a prior's index to base 64, exact in half precision
-
-
-@dataclass(frozen=True)
-class Heads:
-    """Inputs of detection: loc (N, P, 4), logits (N, P, C+1), priors (P, 4)."""
-
-    loc: np.ndarray
-    logits: np.ndarray
-    priors: np.ndarray
-
-    @property
-    def coefficients(self) -> np.ndarray:
-        """(N, P, DIGITS): they say which prior a detection comes from."""
-        n, p = self.logits.shape[:2]
-        index = np.arange(p)[:, None] // 64 ** np.arange(DIGITS) % 64
-        return np.broadcast_to(index.astype(self.loc.dtype), (n, p, DIGITS))
-
-    def half(self) -> Heads:
-        """With loc and logits rounded to float16."""
-        return Heads(self.loc.astype(np.float16), self.logits.astype(np.float16), self.priors)
-
-
-@dataclass(frozen=True)
-class Found:
-    """Detections of one image: (n,) classes, scores and prior indices, (n, 4) boxes."""
-
-    classes: np.ndarray
-    scores: np.ndarray
-    indices: np.ndarray
-    boxes: np.ndarray
-
-
-def indices_of(coefficients: np.ndarray) -> np.ndarray:
-    """Prior indices from what `Heads.coefficients` gave."""
-    return (coefficients.astype(np.int64) * 64 ** np.arange(DIGITS)).sum(axis=-1)
-
-
-def make_heads(
-    seed: int, priors: int, classes: int, batch: int = 1, background: float = 2.0, spread: float = 2.0
-) -> Heads:
-    """Random heads; the larger `background`, the fewer priors pass."""
-    rng = np.random.default_rng(seed)
-    centres, sizes = rng.uniform(0, 1, (priors, 2)), rng.uniform(0.05, 0.5, (priors, 2))
-    logits = rng.standard_normal((batch, priors, classes + 1), np.float32) * np.float32(spread)
-    logits[..., 0] += np.float32(background)
-    return Heads(
-        rng.standard_normal((batch, priors, 4), np.float32),
-        logits,
-        np.concatenate([centres, sizes], axis=1).astype(np.float32),
-    )
 
 
 def run_kernels(
@@ -79,12 +27,7 @@ def run_kernels(
         loc_dtype=heads.loc.dtype, logits_dtype=heads.logits.dtype, coefficients_dtype=heads.loc.dtype,
         **settings,
     )  # fmt: skip
-    inputs = {
-        "loc": heads.loc,
-        "logits": heads.logits,
-        "coefficients": heads.coefficients,
-        "priors": heads.priors,
-    }
+    inputs = heads.buffers
     if wanted is not None:
         inputs["wanted"] = class_words(wanted, width - 1)
     out = run(plan, inputs, order, skip_barrier=skip_barrier)

@@ -82,11 +82,13 @@ LINES: dict[str, tuple[str, str]] = {
     "yolact-infer --engine heads.onnx shapes/val --track --output o": ("trackers supervision", "track"),
     "yolact-bench tracks --videos 1 --frames 2": ("psutil scipy trackers", "bench,track"),
     f"yolact-bench load --engine grpc://127.0.0.1:1/x {DATA.split(' --a')[0]}": ("psutil", "bench"),
+    "yolact-doctor --only masks": ("", ""),
     "yolact-bench ray --workers 1": ("psutil ray pyarrow", "bench,ray"),
     "yolact-bench masks --repeats 1 --detections 2 --size 40x40": ("psutil", "bench"),
     f"yolact-bench peers --engine heads.onnx {DATA.split(' --a')[0]} --torchvision": ("psutil", "train"),
     "yolact-bench roofline --onnx heads.onnx": ("onnx sympy", "train"),
     "yolact-bench kernels": ("psutil", "train,trt"),
+    "yolact-bench tables --list": ("psutil", "bench"),
     "yolact-bench training --dataset shapes": ("torch psutil", "train"),
     "yolact-bench data --dataset shapes": ("torch psutil", "train"),
 }

@@ -29,13 +29,16 @@ COMMANDS = {
     "compare": ("yolact_bench.report.compare", "decide whether one report is faster than another"),
     "peers": ("yolact_bench.peers.cli", "measure engines interleaved with other implementations"),
     "roofline": ("yolact_bench.roofline.cli", "least time of an ONNX graph on this machine"),
+    "int8": ("yolact_bench.integers", "count and time what CPUs compute in integers of ONNX files"),
     "kernels": ("yolact_bench.kernels", "time the CUDA kernels, each against the bytes it moves"),
     "training": ("yolact_bench.training", "time a training step, stage by stage"),
     "data": ("yolact_bench.data", "time the making of training samples, stage by stage"),
     "masks": ("yolact_bench.masks", "time masks inside boxes against masks of whole images"),
+    "overhead": ("yolact_bench.overhead", "time everything but the network, stage by stage"),
     "tracks": ("yolact_bench.tracks", "measure tracks on synthetic videos of known identities"),
     "load": ("yolact_bench.load", "measure an engine on a server under load"),
     "ray": ("yolact_bench.cluster", "measure yolact-infer --ray against the plain pipeline, and its driver"),
+    "tables": ("yolact_bench.tables.cli", "measure the tables of the page of measurements"),
 }
 
 

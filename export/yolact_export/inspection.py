@@ -14,6 +14,7 @@ import onnx
 from yolact_export.onnx_graph import graph_metadata, read_graph
 from yolact_export.precision.compute import by_group, layer_compute, percentages, shares
 from yolact_runtime.commandline import Table, print_line
+from yolact_runtime.engines.onnxruntime import count_products, optimised_operators
 from yolact_runtime.engines.tensorrt.record import read_engine
 from yolact_runtime.engines.trial import try_engine
 from yolact_runtime.errors import UsageError, YolactError
@@ -70,7 +71,21 @@ def _onnx_tables(path: Path) -> list[Table]:
             shape = ", ".join(dim.dim_param or str(dim.dim_value or "?") for dim in tensor.shape.dim)
             name = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
             ports.append([kind, value.name, name, f"({shape})"])
-    return [*tables, _ports_table(ports), _compute_table(model)]
+    return [*tables, _ports_table(ports), _compute_table(model), *_integers(path, model)]
+
+
+def _integers(path: Path, model: onnx.ModelProto) -> list[Table]:
+    """How many layers of a quantised graph ONNX Runtime computes in integers, which is up to its fusions."""
+    if not any(node.op_type == "DequantizeLinear" for node in model.graph.node):
+        return []
+    try:
+        try_engine(path, "onnxruntime")
+        integers, products = count_products(optimised_operators(path))
+    except YolactError as error:
+        log.warning("%s", error)
+        return []
+    text = f"{integers} of {products} convolutions and matrix products"
+    return [Table("ONNX Runtime on this CPU", ("", ""), [["in integers", text]], text_columns=2)]
 
 
 def _openvino_tables(path: Path) -> list[Table]:

@@ -9,7 +9,6 @@ follow from the prototype rows alone, without computing the pixels between.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import cv2
@@ -17,7 +16,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from yolact_runtime.errors import YolactError
-from yolact_runtime.preprocess import bilinear_axis
+from yolact_runtime.mask_edges import find_edges, sigmoid
 
 
 class Region(NamedTuple):
@@ -57,10 +56,6 @@ class Region(NamedTuple):
     def _index(self, pixels: np.ndarray) -> np.ndarray:
         column, row = np.divmod(pixels, self.image_height)
         return (column - self.x) * self.height + row - self.y
-
-
-# Instances processed at once, and fewer in large images: values that their masks may take, 64 MB.
-_CHUNK, _VALUES = 32, 16_000_000
 
 
 def crop_bounds(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -104,7 +99,7 @@ def assemble(coefficients: np.ndarray, prototypes: np.ndarray, boxes: np.ndarray
         x0, y0, x1, y1 = bounds
         if x1 > x0 and y1 > y0:
             with np.errstate(over="ignore"):
-                target[y0:y1, x0:x1] = _sigmoid(prototypes[y0:y1, x0:x1] @ row)
+                target[y0:y1, x0:x1] = sigmoid(prototypes[y0:y1, x0:x1] @ row)
     return out
 
 
@@ -123,144 +118,12 @@ def box_masks(
     Returns:
         n regions.
     """
-    rows, columns = prototypes.shape[:2]
-    bounds = crop_bounds(boxes, rows, columns).tolist()
-    regions: list[Region] = []
-    chunk = max(1, min(_CHUNK, _VALUES // (width * (rows + 2))))
-    for start in range(0, len(bounds), chunk):
-        some = slice(start, start + chunk)
-        with np.errstate(over="ignore"):  # once: it takes as long as a small mask's exponentials
-            lines = [
-                _lines(prototypes, row, bound, height, width)
-                for row, bound in zip(coefficients[some], bounds[some], strict=True)
-            ]
-        regions += _find_edges(lines, rows, height)
-    return regions
-
-
-class _Lines(NamedTuple):
-    """Mask values along each image column of a region, at the rows of the prototypes.
-
-    Attributes:
-        x, y, height: As in `Region`.
-        first: Prototype row of the first value of each line; may be -1.
-        values: (w, h) float32, zero at both ends of each line; w is 0 for an empty mask.
-    """
-
-    x: int
-    y: int
-    height: int
-    first: int
-    values: np.ndarray
-
-
-_NOTHING = _Lines(0, 0, 0, 0, np.zeros((0, 2), np.float32))
-
-
-def _lines(
-    prototypes: np.ndarray, coefficients: np.ndarray, bounds: Sequence[int], height: int, width: int
-) -> _Lines:
-    """The lines of one instance, whose `bounds` are from `crop_bounds`, in an image of `height` x `width`."""
-    x0, y0, x1, y1 = bounds
-    if x1 <= x0 or y1 <= y0:
-        return _NOTHING
-    logits = prototypes[y0:y1, x0:x1] @ coefficients  # (h, w)
-    # The bounding rectangle of mask values above 0.5.
-    column, row, columns, rows = cv2.boundingRect((logits > 0).view(np.uint8))
-    if not columns:
-        return _NOTHING
-    across, down = _axis(prototypes.shape[1], width), _axis(prototypes.shape[0], height)
-    x, x_stop = across.start[x0 + column], across.stop[x0 + column + columns - 1]
-    y, y_stop = down.start[y0 + row], down.stop[y0 + row + rows - 1]
-    if x_stop <= x or y_stop <= y:  # the image is smaller than the prototypes and skips these cells
-        return _NOTHING
-    # One more cell on each side contributes to the interpolation, unless the crop removed it.
-    left, top = max(column - 1, 0), max(row - 1, 0)
-    kept = logits[top : row + rows + 1, left : column + columns + 1]
-    # Column by column, as in COCO RLE, and surrounded by zeros for the cropped cells.
-    cells = np.zeros((kept.shape[1] + 2, kept.shape[0] + 2), np.float32)
-    cells[1:-1, 1:-1] = _sigmoid(kept.T)
-    first = left + x0 - 1
-    values = cells.take(across.low[x:x_stop] - first, axis=0)
-    slope = cells.take(across.high[x:x_stop] - first, axis=0)
-    slope -= values
-    slope *= across.weight[x:x_stop]
-    values += slope
-    return _Lines(x, y, y_stop - y, top + y0 - 1, values)
-
-
-def _find_edges(lines: Sequence[_Lines], cells: int, height: int) -> list[Region]:
-    """The runs above 0.5 in an image of `height` rows, with prototypes of `cells` rows.
-
-    All instances at once, because single ones are so small that the overhead of NumPy dominates.
-    """
-    values = np.concatenate([line.values.ravel() for line in lines])
-    sizes = np.array([line.values.size for line in lines])
-    ends = np.cumsum(sizes)
-    above = values > 0.5
-    before = (above[1:] != above[:-1]).nonzero()[0]
-    changes = np.diff(np.searchsorted(before, ends), prepend=0)  # of each instance
-    place = before - np.repeat(ends - sizes, changes)
-    length = np.repeat([line.values.shape[1] for line in lines], changes)
-    column = place // length
-    cell = place - column * length + np.repeat([line.first for line in lines], changes)
-    low = values.take(before)
-    crossing = cell + (0.5 - low) / (values.take(before + 1) - low)  # between cell and cell + 1
-    crossing = (crossing + 0.5) * (height / cells) - 0.5  # in pixels
-    # Values are constant beyond the outermost cells.
-    crossing[cell < 0] = -0.5
-    crossing[cell == cells - 1] = height
-    # Crossings alternate between rising and falling. A pixel of exactly 0.5 is not set.
-    top = (column + np.repeat([line.x for line in lines], changes)) * height
-    starts = top[0::2] + np.floor(crossing[0::2]).astype(np.int64) + 1
-    stops = top[1::2] + np.ceil(crossing[1::2]).astype(np.int64)
-    # A run may lie between two pixels, or continue at the top of the next column.
-    owner = np.repeat(np.arange(len(lines)), changes // 2)
-    seen = stops > starts
-    starts, stops, owner = starts[seen], stops[seen], owner[seen]
-    apart = np.ones(len(starts) + 1, bool)
-    apart[1:-1] = (starts[1:] != stops[:-1]) | (owner[1:] != owner[:-1])
-    first, last = apart[:-1], apart[1:]
-    runs = owner[first]  # the instance of each run
-    edges = np.empty(2 * len(runs), np.int64)
-    edges[0::2], edges[1::2] = starts[first], stops[last]
-    cuts = (2 * np.searchsorted(runs, np.arange(len(lines) + 1))).tolist()
+    bounds = crop_bounds(boxes, *prototypes.shape[:2])
     return [
-        Region(line.x, line.y, len(line.values), line.height, height, edges[start:stop])
-        for line, start, stop in zip(lines, cuts, cuts[1:], strict=False)
+        Region(x, y, columns, rows, height, edges)
+        for found in find_edges(coefficients, prototypes, bounds, height, width)
+        for (x, y, columns, rows), edges in zip(found.rectangles.tolist(), found.edges, strict=True)
     ]
-
-
-class _Axis(NamedTuple):
-    """Bilinear interpolation along one axis.
-
-    Attributes:
-        low, high: (pixels,) the two cells that each pixel is interpolated from.
-        weight: (pixels, 1) float32, weight of the latter.
-        start, stop: The first pixel that each cell contributes to, and the one past the last.
-    """
-
-    low: np.ndarray
-    high: np.ndarray
-    weight: np.ndarray
-    start: list[int]
-    stop: list[int]
-
-
-@lru_cache(maxsize=64)
-def _axis(cells: int, pixels: int) -> _Axis:
-    low, high, weight = bilinear_axis(cells, pixels)
-    start = np.searchsorted(high, np.arange(cells))
-    stop = np.searchsorted(low, np.arange(cells), side="right")
-    return _Axis(low, high, weight[:, None], start.tolist(), stop.tolist())
-
-
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    """The sigmoid of any value; the caller silences the overflow warning for large negative ones."""
-    out = np.negative(x)
-    np.exp(out, out=out)
-    out += 1
-    return np.reciprocal(out, out=out)
 
 
 def full_masks(regions: Sequence[Region], height: int, width: int) -> np.ndarray:
@@ -310,7 +173,14 @@ def cutout(image: np.ndarray, region: Region) -> np.ndarray:
 
 def areas(regions: Sequence[Region]) -> np.ndarray:
     """(n,) int64: pixels of each mask."""
-    return np.array([(one.edges[1::2] - one.edges[0::2]).sum() for one in regions], np.int64)
+    if not regions:
+        return np.zeros(0, np.int64)
+    edges = np.concatenate([region.edges for region in regions])
+    pixels = np.concatenate([[0], np.cumsum(edges[1::2] - edges[0::2])])
+    ends = np.cumsum([len(region.edges) // 2 for region in regions])
+    found = pixels[ends]  # up to the end of each
+    found[1:] -= found[:-1].copy()
+    return found
 
 
 def centroids(regions: Sequence[Region]) -> np.ndarray:
@@ -356,12 +226,11 @@ def packed_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
 def _counts(regions: Sequence[Region], pixels: int) -> list[np.ndarray]:
     """Lengths of the alternating unset and set runs of each region, unset first, as uint32."""
     ends = np.cumsum([len(region.edges) + 1 for region in regions])  # each with the end of the image
-    bounds = np.empty(ends[-1], np.int64)
-    bounds[ends - 1] = pixels
-    inside = np.ones(len(bounds), bool)
-    inside[ends - 1] = False
-    bounds[inside] = np.concatenate([region.edges for region in regions])
-    lengths = np.diff(bounds, prepend=0)
+    end = np.array([pixels])
+    bounds = np.concatenate([one for region in regions for one in (region.edges, end)])
+    lengths = np.empty(len(bounds), np.int64)
+    lengths[0] = bounds[0]
+    np.subtract(bounds[1:], bounds[:-1], out=lengths[1:])
     lengths[ends[:-1]] += pixels  # the next region begins at 0 again
     lengths = lengths.astype(np.uint32)
     stops = ends - (lengths[ends - 1] == 0)  # no unset run follows a mask that is set to the end

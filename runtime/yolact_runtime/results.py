@@ -385,5 +385,7 @@ def result_of(
 
 
 def _all_finite(values: np.ndarray) -> bool:
-    # NaN and infinity reach the extremes, which need no temporary array: half the time without cached values.
-    return not values.size or bool(np.isfinite(values.max()) and np.isfinite(values.min()))
+    """Whether all of them are finite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        # NaN and infinity reach the sum: one pass, no temporary array. Large values may overflow in it.
+        return bool(np.isfinite(values.sum()) or np.isfinite(values).all())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -30,6 +30,31 @@ def match_instances(similarity: np.ndarray, best_first: bool = False) -> list[tu
             partner[row] = column
             taken.add(column)
     return sorted(partner.items())
+
+
+class Instances(NamedTuple):
+    """The instances of one image: classes (n,), boxes (n, 4) as x, y, width and height, and n COCO RLEs."""
+
+    classes: np.ndarray
+    boxes: np.ndarray
+    rles: Sequence[Any]
+
+
+class Pair(NamedTuple):
+    """An instance of the first list with its match in the second, and the IoU of both."""
+
+    row: int
+    column: int
+    box_iou: float
+    mask_iou: float
+
+
+def pair_instances(first: Instances, second: Instances, mask_iou: float) -> list[Pair]:
+    """Pair instances of one class whose masks have at least this IoU; `first` is in the order of choosing."""
+    boxes, masks = pairwise_iou(first.boxes, second.boxes), pairwise_iou(first.rles, second.rles)
+    same = (first.classes[:, None] == second.classes[None]) & (masks >= mask_iou)
+    pairs = match_instances(np.where(same, masks + boxes, -np.inf))
+    return [Pair(row, column, float(boxes[row, column]), float(masks[row, column])) for row, column in pairs]
 
 
 def pairwise_iou(

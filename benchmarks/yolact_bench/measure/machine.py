@@ -9,8 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from yolact_bench.measure.nvml import open_nvml
 from yolact_runtime.engines.threads import usable_cores
 
@@ -23,6 +21,8 @@ _PACKAGES = (
 
 def describe_machine() -> dict[str, Any]:
     """Processor, usable cores, memory, GPU, operating system, and versions of the installed libraries."""
+    import psutil
+
     gpu = None
     if nvml := open_nvml():
         gpu = nvml.describe()

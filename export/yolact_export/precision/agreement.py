@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from yolact.evaluation.evaluate import Evaluation
-from yolact.evaluation.matching import match_instances, pairwise_iou
+from yolact.evaluation.matching import Instances, pair_instances
 from yolact_export.onnx_graph import HEADS
 from yolact_export.precision.calibration import batches
 from yolact_export.precision.measure import Error, add_heads, worst
@@ -83,19 +83,17 @@ def compare_detections(reference: Engine, engine: Engine, images: Sequence[np.nd
     seen = Agreement()
     for image in track(images, "comparing"):
         a, b = (side.predict([image], SCORE - SCORE_SLACK, 100)[0] for side in (reference, engine))
-        boxes, masks = pairwise_iou(_corner_and_size(a), _corner_and_size(b)), pairwise_iou(a.rles, b.rles)
-        same = (a.classes[:, None] == b.classes[None]) & (masks >= MASK_IOU)
-        pairs = match_instances(np.where(same, masks + boxes, -np.inf))
+        pairs = pair_instances(_instances(a), _instances(b), MASK_IOU)
         seen.images += 1
         seen.expected += int((a.scores >= SCORE).sum())
         seen.found += int((b.scores >= SCORE).sum())
-        for row, column in pairs:
-            if a.scores[row] >= SCORE:
+        for pair in pairs:
+            if a.scores[pair.row] >= SCORE:
                 seen.matched += 1
-                seen.box_iou.append(float(boxes[row, column]))
-                seen.mask_iou.append(float(masks[row, column]))
-                seen.scores.append(abs(float(a.scores[row] - b.scores[column])))
-        taken = {column for _, column in pairs}
+                seen.box_iou.append(pair.box_iou)
+                seen.mask_iou.append(pair.mask_iou)
+                seen.scores.append(abs(float(a.scores[pair.row] - b.scores[pair.column])))
+        taken = {pair.column for pair in pairs}
         seen.extra += sum(b.scores[column] >= SCORE and column not in taken for column in range(len(b)))
     if seen.too_few and (stages := stages_of(reference, engine)):
         seen.heads = {name: Error() for name in HEADS}
@@ -110,10 +108,9 @@ def compare_detections(reference: Engine, engine: Engine, images: Sequence[np.nd
     return seen
 
 
-def _corner_and_size(result: Result) -> np.ndarray:
-    """(n, 4) float64 boxes x y width height, as pycocotools takes them."""
+def _instances(result: Result) -> Instances:
     boxes = result.boxes_float.astype(np.float64)
-    return np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
+    return Instances(result.classes, np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]), result.rles)
 
 
 def agreement_table(seen: Agreement, precision: str) -> Table:

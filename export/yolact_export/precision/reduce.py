@@ -11,10 +11,16 @@ import numpy as np
 import onnx
 
 from yolact_export.onnx_graph import graph_metadata
-from yolact_export.precision.calibration import CalibrationOptions, batches, calibrate, choose_images
+from yolact_export.precision.calibration import (
+    CalibrationOptions,
+    batches,
+    calibrate,
+    channel_means,
+    choose_images,
+)
 from yolact_export.precision.compute import by_group, delivered, layer_compute, shares
 from yolact_export.precision.fp16 import emulate_half, to_half
-from yolact_export.precision.int8 import restore_float, to_int8
+from yolact_export.precision.int8 import quantise
 from yolact_export.precision.layers import check_groups
 from yolact_export.precision.measure import Error, HeadReference, tensor_errors, worst
 from yolact_export.precision.sensitivity import BOUNDS, Convert, Sensitivity, measure_sensitivity
@@ -91,10 +97,12 @@ def reduce_graph(model: onnx.ModelProto, options: PrecisionOptions, images: Sequ
     if options.precision == "int8":
         assert options.calibration is not None
         chosen = choose_images(options.calibration)
-        quantised = to_int8(model, calibrate(model, options.calibration, chosen, metadata))
+        ranges = calibrate(model, options.calibration, chosen, metadata)
         step = max(1, len(chosen.paths) // SAMPLES)
         samples = list(batches(map(read_image, chosen.paths[::step][:SAMPLES]), metadata))
-        convert: Convert = functools.partial(restore_float, quantised, model)
+        convert: Convert = functools.partial(
+            quantise, model, ranges, means=channel_means(model, chosen, metadata)
+        )
     else:
         samples = list(batches(images[:SAMPLES], metadata))
         convert = functools.partial(to_half, model)

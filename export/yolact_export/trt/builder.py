@@ -24,6 +24,7 @@ import onnx
 
 from yolact_export.trt.compute import count_engine, count_network
 from yolact_export.trt.errors import build_error, parser_error
+from yolact_export.trt.int8 import signed_int8
 from yolact_export.trt.process import BuildRequest, BuildResult
 from yolact_runtime.cache import Cache
 from yolact_runtime.errors import YolactError
@@ -56,7 +57,7 @@ def build(trt: Any, request: BuildRequest, progress: Progress) -> BuildResult:
         raise YolactError(f"the builder does not start: {build_error(logger.errors, None)}")
     network, typed = _make_network(trt, builder)
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(request.onnx):
+    if not _parse(parser, request):
         raise YolactError(parser_error(parser, _load(request.onnx)))
     if request.plugin:
         _add_plugins(trt, network, request)
@@ -80,6 +81,14 @@ def build(trt: Any, request: BuildRequest, progress: Progress) -> BuildResult:
         raise YolactError("the engine cannot be inspected, so its precision is unknown; nothing was written")
     inspected, seconds = "engine" if compute else "network", time.monotonic() - started
     return BuildResult(str(trt.__version__), compute or counted, inspected, seconds, counted, notes)
+
+
+def _parse(parser: Any, request: BuildRequest) -> bool:
+    """Read the graph of the request; int8 with signed bytes, whatever the file has."""
+    model = _load(request.onnx) if request.precision == "int8" else None
+    if model is None or (signed := signed_int8(model)) is model:
+        return bool(parser.parse_from_file(request.onnx))
+    return bool(parser.parse(signed.SerializeToString()))
 
 
 def known_capabilities(trt: Any) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from yolact_export.onnx_graph import graph_metadata, read_graph
 from yolact_export.trt.checks import check_graph
 from yolact_export.trt.compute import delivered
+from yolact_export.trt.int8 import signed_int8
 from yolact_export.trt.options import BuildOptions
 from yolact_export.trt.process import BuildRequest, BuildResult, run_build
 from yolact_export.trt.target import Target, choose_target
@@ -58,7 +59,7 @@ def build_engine(
             f"{source} is in {metadata.precision}, not {precision}; export it with --precision {precision}"
         )
     target = choose_target(options, metadata.precision)
-    check_graph(model, target, (metadata.min_batch, metadata.max_batch))
+    check_graph(signed_int8(model), target, (metadata.min_batch, metadata.max_batch))
     del model
     if options.plugin:
         _check_plugin(metadata, source)

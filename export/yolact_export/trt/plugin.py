@@ -136,8 +136,9 @@ def add_plan(
     one, two = plan_for(1), plan_for(2)
     buffers = {a.name: (a, b) for a, b in zip(one.buffers, two.buffers, strict=True)}
     number, gpu = parse_capability(capability), current_gpu()
-    # A driver rejects PTX of a newer CUDA than its own.
-    compiler = nvrtc.choose(number, newest_major=int(gpu.cuda.split(".")[0])) if gpu else None
+    # A driver rejects PTX of a newer CUDA than its own, also of the same major.
+    newest = map(int, gpu.cuda.split(".")) if gpu else None
+    compiler = nvrtc.choose(number, *newest) if newest else None
     modules = {
         source: compile_kernels(source, one.kernels(source), number, ptx=True, library=compiler)
         for source in one.sources

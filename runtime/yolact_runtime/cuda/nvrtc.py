@@ -146,7 +146,9 @@ def load(path: Path) -> Nvrtc:
     return Nvrtc(path)
 
 
-def choose(capability: tuple[int, int], newest_major: int | None = None) -> Nvrtc:
+def choose(
+    capability: tuple[int, int], newest_major: int | None = None, newest_minor: int | None = None
+) -> Nvrtc:
     """The newest installed NVRTC that supports `capability`; libraries that do not load are skipped.
 
     The environment variable `YOLACT_NVRTC` names one library file to use instead.
@@ -154,6 +156,8 @@ def choose(capability: tuple[int, int], newest_major: int | None = None) -> Nvrt
     Args:
         capability: (major, minor).
         newest_major: CUDA major of the driver that will load the code: it may not support newer compilers.
+        newest_minor: Its minor version, for PTX: within a major, a driver loads the machine code of newer
+            compilers, but not their PTX.
 
     Raises:
         UsageError: `YOLACT_NVRTC` is not a file.
@@ -171,7 +175,17 @@ def choose(capability: tuple[int, int], newest_major: int | None = None) -> Nvrt
     else:
         found = sorted(_loadable(installed()), key=lambda one: one.version, reverse=True)
     if newest_major is not None:
-        found = [library for library in found if library.version[0] <= newest_major]
+        newest = (newest_major,) if newest_minor is None else (newest_major, newest_minor)
+        suited = [library for library in found if library.version[: len(newest)] <= newest]
+        if newest_minor is not None and found and not suited:
+            package = "nvidia-cuda-nvrtc" + (f"-cu{newest_major}" if newest_major < 13 else "")
+            remedy = f'run: pip install "{package}=={newest_major}.{newest_minor}.*", or update the driver'
+            oldest = _text(found[-1].version)
+            raise YolactError(
+                f"compiling PTX for {target}: the driver supports CUDA {_text((newest_major, newest_minor))},"
+                f" and the oldest installed NVRTC is {oldest}; {remedy}"
+            )
+        found = suited
     if not found:
         raise YolactError(f"compiling kernels for {target} needs NVRTC, which is not installed; {remedy}")
     for library in found:

@@ -14,6 +14,7 @@ from yolact_runtime.errors import UsageError
 # Larger than the caches of any GPU; writing it keeps the GPU busy while the host queues launches.
 FLUSH_BYTES = 256 * 2**20
 FLUSHES = 4
+BUS_BYTES = 64 * 2**20
 COPIES = 10
 
 
@@ -69,6 +70,21 @@ def copy_bandwidth(device: Device) -> float:
 
         milliseconds = min(_time(device, [fill, *[copy] * COPIES])[1:])
     return 2 * FLUSH_BYTES / (milliseconds / 1000)
+
+
+def bus_bandwidth(device: Device) -> tuple[float, float]:
+    """Bytes per second of the fastest of several large copies from page-locked memory to the GPU, and back.
+
+    Raises:
+        DeviceError: the driver failed, or there is not enough memory.
+    """
+    with ExitStack() as held:
+        memory = device.allocate(held, "to copy over the bus", BUS_BYTES)
+        array = device.pinned(held, "to copy over the bus", (BUS_BYTES,), "uint8")
+        stream = device.stream
+        up, down = partial(stream.upload, memory, array), partial(stream.download, array, memory)
+        upload, download = (min(_time(device, [copy] * COPIES)) / 1000 for copy in (up, down))
+    return BUS_BYTES / upload, BUS_BYTES / download
 
 
 def _time(device: Device, tasks: Sequence[Callable[[], None]]) -> list[float]:

@@ -208,9 +208,9 @@ def test_the_engine_returns_detections(trt: SimpleNamespace) -> None:
     np.testing.assert_array_equal(network.constant, priors)
 
 
-@pytest.mark.parametrize(("cuda", "chosen"), [("12.8", "NVRTC 12"), ("13.0", "NVRTC 13"), (None, None)])
+@pytest.mark.parametrize(("cuda", "chosen"), [("12.8", (12, 8)), ("13.0", (13, 0)), (None, None)])
 def test_the_compiler_is_no_newer_than_the_driver(
-    trt: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, cuda: str | None, chosen: str | None
+    trt: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, cuda: str | None, chosen: tuple[int, int] | None
 ) -> None:
     used = []
     compile_kernels = plugin.compile_kernels
@@ -218,7 +218,7 @@ def test_the_compiler_is_no_newer_than_the_driver(
         plugin, "compile_kernels", lambda *a, **b: used.append(b["library"]) or compile_kernels(*a, **b)
     )
     monkeypatch.setattr(plugin, "current_gpu", lambda: cuda and Gpu("GPU", "8.6", cuda))
-    monkeypatch.setattr(plugin.nvrtc, "choose", lambda number, newest_major: f"NVRTC {newest_major}")
+    monkeypatch.setattr(plugin.nvrtc, "choose", lambda number, *newest: newest)
     plugin.add_detection(trt, Network(1), RUNTIME, "8.6")
     assert set(used) == {chosen}
 

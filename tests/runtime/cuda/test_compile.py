@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import kernel_registers
 import pytest
@@ -30,6 +31,13 @@ __global__ void __launch_bounds__(1024) work(float *p, int n) {
     for (int i = 0; i < 64; ++i) p[threadIdx.x * 64 + i] = v[i];
 }
 """
+
+
+class Loaded(NamedTuple):
+    """A compiler, as far as the choice asks it."""
+
+    version: tuple[int, int]
+    architectures: list[tuple[int, int]]
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +104,19 @@ def test_two_compilers_in_one_process(compile_small: Callable[..., Module]) -> N
         assert compile_small(library=library).compiler[0] == major
     assert nvrtc.choose((7, 5)).version[0] == max(majors)
     assert nvrtc.choose((7, 5), newest_major=min(majors)).version[0] == min(majors)
+
+
+def test_ptx_is_of_no_newer_compiler_than_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drivers load the machine code of later compilers of the same major, and reject their PTX."""
+    versions = [(12, 9), (13, 0), (13, 2)]
+    monkeypatch.setattr(nvrtc, "installed", lambda: versions)
+    monkeypatch.setattr(nvrtc, "load", lambda version: Loaded(version, [(9, 0)]))
+    assert nvrtc.choose((9, 0), 13).version == (13, 2)
+    assert nvrtc.choose((9, 0), 13, 0).version == (13, 0)
+    assert nvrtc.choose((9, 0), 13, 1).version == (13, 0)
+    versions.pop(0), versions.pop(0)
+    with pytest.raises(YolactError, match=r'CUDA 13\.0, and .* is 13\.2; .*"nvidia-cuda-nvrtc==13\.0\.\*"'):
+        nvrtc.choose((9, 0), 13, 0)
 
 
 def test_the_second_time_nothing_is_compiled(

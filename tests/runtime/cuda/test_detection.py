@@ -10,40 +10,17 @@ import sys
 import numpy as np
 import pytest
 from cuda_on_cpu import FORWARD, REVERSED
-from fake_onnx import RUNTIME
 from golden import match_rows, strided
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from kernel_heads import (
-    Found,
-    Heads,
-    assert_same,
-    indices_of,
-    make_heads,
-    oracle_detections,
-    run_kernels,
-    separated,
-)
+from kernel_heads import assert_same, oracle_detections, run_kernels, separated
 from shared_data import reference_file, reference_files
 
+from yolact_bench.gpu_checks.inputs import Heads, make_heads
+from yolact_bench.gpu_checks.kernels import Found, numpy_detections
 from yolact_runtime.cuda.plans.detection import detection_plan
 from yolact_runtime.cuda.plans.plan import SOURCE_FOLDER
-from yolact_runtime.detect import detect
 from yolact_runtime.errors import UsageError
-
-
-def numpy_detections(heads: Heads, limit: int = 100, **changes) -> list[Found]:
-    """Of the runtime's NumPy detection, with some rows past `limit`."""
-    names = tuple(map(str, range(heads.logits.shape[2] - 1)))
-    changes |= {"class_names": names, "category_ids": tuple(range(len(names))), "max_detections": limit + 50}
-    loc, logits = heads.loc.astype(np.float32), heads.logits.astype(np.float32)
-    prototypes = np.zeros((len(loc), 1, 1, heads.coefficients.shape[2]), np.float32)
-    meta = dataclasses.replace(RUNTIME, **changes)
-    out = detect(loc, logits, heads.coefficients.astype(np.float32), prototypes, heads.priors, meta)
-    return [
-        Found(out.classes[i, :n], out.scores[i, :n], indices_of(out.coefficients[i, :n]), out.boxes[i, :n])
-        for i, n in enumerate(out.count)
-    ]
 
 
 def assert_equal(found: Found, expected: Found) -> None:
@@ -132,7 +109,7 @@ def test_the_best_of_some_classes_are_those_of_the_oracle(seed, priors, classes,
 def test_a_network_of_550_pixels(half):
     heads = make_heads(3, 19248, 80, background=7, spread=1.5)
     heads = heads.half() if half else heads
-    expected = numpy_detections(heads)[0]
+    expected = numpy_detections(heads, 150)[0]
     assert len(expected.scores) > 100
     assert_same(run_kernels(heads)[0], expected, 100)
 
@@ -140,12 +117,12 @@ def test_a_network_of_550_pixels(half):
 @pytest.mark.slow
 def test_more_priors_and_detections():
     heads = make_heads(4, 57744, 80, background=8, spread=1.5)
-    assert_same(run_kernels(heads, limit=200)[0], numpy_detections(heads, 200)[0], 200)
+    assert_same(run_kernels(heads, limit=200)[0], numpy_detections(heads, 250)[0], 200)
 
 
 def test_everything_above_the_threshold():
     heads = make_heads(5, 20000, 6, background=-6)
-    assert_same(run_kernels(heads)[0], numpy_detections(heads)[0], 100)
+    assert_same(run_kernels(heads)[0], numpy_detections(heads, 150)[0], 100)
 
 
 def test_nothing_above_the_threshold():
@@ -172,7 +149,7 @@ def test_one_prior_and_one_class():
 def test_the_limits(limits):
     heads = make_heads(8, 1500, 2, background=-2)
     limit = limits.get("limit", 100)
-    expected = numpy_detections(heads, limit, nms_top_k=limits["top_k"])[0]
+    expected = numpy_detections(heads, limit + 50, nms_top_k=limits["top_k"])[0]
     assert_same(run_kernels(heads, **limits)[0], expected, limit)
 
 

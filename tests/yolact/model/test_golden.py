@@ -15,7 +15,7 @@ import pytest
 import torch
 from cuda_on_cpu import REVERSED, run
 from golden import assert_pixel_boxes, match_rows, strided
-from kernel_heads import Heads, run_kernels
+from kernel_heads import run_kernels
 from oracle import full_masks
 from pycocotools import mask as coco_mask
 from shared_data import COCO_MINI, load_fill, reference_files
@@ -25,6 +25,7 @@ from yolact.model import Yolact, YolactOutput
 from yolact.model.detect import Detections, detect
 from yolact.registry import get_config
 from yolact.weights.load import load_model
+from yolact_bench.gpu_checks.inputs import Heads
 from yolact_runtime.cuda.plans.masks import MaskShapes, mask_plan, read_regions
 from yolact_runtime.masks import full_masks as region_masks
 from yolact_runtime.preprocess import resize_batch

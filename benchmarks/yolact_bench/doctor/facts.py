@@ -1,0 +1,364 @@
+"""What a machine is and has: processor, memory, GPU, and the libraries, each imported in a child process."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from pathlib import Path
+from typing import Any
+
+from yolact_bench.doctor.child import call
+from yolact_bench.doctor.stage import FAILED, OK, SKIPPED
+from yolact_runtime.engines.cpu import cpu_flags
+from yolact_runtime.engines.threads import usable_cores
+from yolact_runtime.errors import first_line, missing_extra
+from yolact_runtime.packages import PACKAGES, import_failure, installed
+
+# Imported in this order in one process, and in a new one after each that crashes; the others of `PACKAGES`
+# are only looked up.
+PROBED = (
+    *("numpy", "cv2", "pycocotools", "rich", "shtab", "onnxruntime", "openvino", "onnx", "psutil", "scipy"),
+    *(
+        "jinja2",
+        "matplotlib",
+        "av",
+        "pyarrow",
+        "tritonclient",
+        "pynvml",
+        "safetensors",
+        "torch",
+        "torchvision",
+    ),
+    *("onnxscript", "cuda", "pycuda", "tensorrt", "tensorrt_rtx"),
+)
+# Modules that load a package's shared libraries, where importing the package itself does not.
+_LOADS = {"cuda": "cuda.bindings.driver", "pycuda": "pycuda.driver", "pycocotools": "pycocotools.mask"}
+_LOADS |= {"onnx": "onnx.checker", "pynvml": "pynvml", "scipy": "scipy.stats"}
+_ON_GPU = ("cuda", "pycuda", "tensorrt", "tensorrt_rtx")
+# What decides how fast a CPU computes this project's networks.
+_FEATURES = (
+    *("sse4_1", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx_vnni", "avx512_vnni"),
+    *("avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "asimd", "asimddp", "bf16", "i8mm", "sve"),
+)
+_IMPORT_SECONDS = 60.0
+_GPU_SECONDS = 20.0
+_NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
+
+
+@dataclass(frozen=True)
+class Library:
+    """A library: OK, FAILED if it is installed and does not load, SKIPPED if it is not installed.
+
+    `name` is what it is imported by, and `version` is empty if it is not known.
+    """
+
+    name: str
+    distribution: str
+    state: str
+    version: str = ""
+    reason: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The GPUs: OK, FAILED if there is a driver that does not work, SKIPPED if there is none, or no GPU."""
+
+    state: str
+    driver: str = ""  # version of the driver
+    cuda: str = ""  # newest version of CUDA that it supports
+    devices: tuple[dict[str, Any], ...] = ()
+    reason: str = ""
+    remedy: str = ""
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory and system, without what names the user or the host."""
+    physical, available = _memory()
+    return {
+        "cpu": _cpu_model(),
+        "cpu_features": [name for name in _FEATURES if name in _all_features()],
+        "cores": usable_cores(),
+        "logical_cpus": os.cpu_count() or 1,
+        "cpu_quota": _cgroup("cpu.max"),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+        "memory_gib": physical,
+        "memory_available_gib": available,
+        "memory_limit_gib": _gib(_cgroup("memory.max")),
+        "temporary_free_gib": _free(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "threads_variables": {
+            name: os.environ[name]
+            for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+            if re.fullmatch(r"\d{1,6}", os.environ.get(name, ""))
+        },
+    }
+
+
+def _cpu_model() -> str:
+    from yolact_bench.measure.machine import cpu_model
+
+    return cpu_model()
+
+
+def _all_features() -> set[str]:
+    """Instruction sets of the CPU as Linux names them, on x86 and ARM."""
+    text = _read(Path("/proc/cpuinfo"))[:8192]
+    return cpu_flags() | set(text.partition("\nFeatures")[2].partition("\n")[0].split())
+
+
+def _memory() -> tuple[float | None, float | None]:
+    """GiB of memory, and those that are free or can be freed."""
+    found = dict(
+        re.findall(r"^(MemTotal|MemAvailable):\s+(\d+) kB", _read(Path("/proc/meminfo")), re.MULTILINE)
+    )
+    if not found:
+        with suppress(Exception):
+            import psutil
+
+            memory = psutil.virtual_memory()
+            return round(memory.total / 2**30, 1), round(memory.available / 2**30, 1)
+    total, free = (found.get(name) for name in ("MemTotal", "MemAvailable"))
+    return tuple(round(int(text) / 2**20, 1) if text else None for text in (total, free))  # type: ignore[return-value]
+
+
+def _cgroup(name: str) -> str:
+    """A limit of this container; empty if there is none."""
+    text = _read(Path("/sys/fs/cgroup") / name).strip()
+    return "" if text.startswith("max") else text
+
+
+def _gib(text: str) -> float | None:
+    return round(int(text) / 2**30, 1) if text.isdigit() else None
+
+
+def _free() -> float | None:
+    import tempfile
+
+    with suppress(OSError):
+        return round(shutil.disk_usage(tempfile.gettempdir()).free / 2**30, 1)
+    return None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def probe_libraries(gpu: Gpu, names: Sequence[str] = PROBED) -> dict[str, Library]:
+    """The state of each library by the name that it is imported by."""
+    asked = [name for name in names if installed(name)]
+    found = dict(_imported(asked, gpu))
+    for name, (distribution, extras) in PACKAGES.items():
+        if name in found:
+            continue
+        if installed(name):
+            found[name] = Library(name, distribution, OK, _version(name))
+        else:
+            remedy = str(missing_extra("", extras[0])).rpartition("run: ")[2]
+            found[name] = Library(name, distribution, SKIPPED, reason="not installed", remedy=remedy)
+    return {name: found[name] for name in PACKAGES if name in found}
+
+
+def _imported(names: Sequence[str], gpu: Gpu) -> Iterator[tuple[str, Library]]:
+    """Import libraries in a child process, which begins again behind each that ends it."""
+    left = list(names)
+    while left:
+        ended = call("yolact_bench.doctor.facts:import_here", *left, seconds=_IMPORT_SECONDS)
+        done: dict[str, str] = ended.value if isinstance(ended.value, dict) else {}
+        for name, problem in done.items():
+            yield name, _library(name, problem, gpu)
+        left = left[len(done) :]
+        if left:  # the first of them is the one that was being imported
+            distribution, problem = PACKAGES[left[0]][0], ended.problem or "its import ended the process"
+            remedy = f"pip install --force-reinstall {_distribution(left[0]) or distribution}"
+            yield left[0], _failed(left[0], f"installed, but its import does not end well: {problem}", remedy)
+            left = left[1:]
+
+
+def import_here(*names: str, report: Callable[[Any], None]) -> dict[str, str]:
+    """The child process: import libraries, and report after each why those so far do not load, or ""."""
+    done: dict[str, str] = {}
+    for name in names:
+        done[name] = ""
+        try:
+            importlib.import_module(_LOADS.get(name, name))
+        except Exception as error:
+            failure = import_failure(error, name)
+            done[name] = str(failure) if failure else f"{type(error).__name__}: {first_line(error)}"
+        report(done)
+    return done
+
+
+def _library(name: str, problem: str, gpu: Gpu) -> Library:
+    """What has been found out about a library by importing it; `problem` is why it does not load."""
+    distribution = _distribution(name)
+    if not problem:
+        return Library(name, distribution, OK, _version(name))
+    if name in _ON_GPU and gpu.state == SKIPPED:
+        return Library(name, distribution, SKIPPED, _version(name), gpu.reason, gpu.remedy)
+    text, again, command = problem.partition("; install what it lacks, or the package again: ")
+    if again:
+        package = command.rpartition(" ")[2]
+        own = next((one for one, (known, _) in PACKAGES.items() if known == package), name)
+        return _failed(name, text, f"pip install --force-reinstall {_distribution(own)}")
+    text, run, command = problem.partition("; run: ")
+    return _failed(name, text, command if run else f"pip install --force-reinstall {distribution}")
+
+
+def _failed(name: str, reason: str, remedy: str) -> Library:
+    return Library(name, _distribution(name), FAILED, _version(name), reason, remedy)
+
+
+def _distribution(name: str) -> str:
+    """The installed distribution that brings a package; that of `PACKAGES` if no other is known."""
+    known = PACKAGES[name][0]
+    if _of_distribution(known):
+        return known
+    return next(iter(_packages().get(name, [])), known)
+
+
+def _packages() -> dict[str, list[str]]:
+    global _cached
+    if not _cached:
+        _cached = dict(packages_distributions())
+    return _cached
+
+
+_cached: dict[str, list[str]] = {}
+
+
+def _version(name: str) -> str:
+    return _of_distribution(_distribution(name))
+
+
+def _of_distribution(distribution: str) -> str:
+    with suppress(PackageNotFoundError):
+        return version(distribution) or ""
+    return ""
+
+
+def probe_gpu() -> Gpu:
+    """The GPUs as their driver describes them, asked in a child process."""
+    ended = call("yolact_bench.doctor.facts:gpu_here", seconds=_GPU_SECONDS)
+    if ended.problem or not isinstance(ended.value, dict):
+        remedy = "install NVIDIA's driver again, or start the machine again; see what nvidia-smi says"
+        return Gpu(FAILED, _driver(), reason=f"the GPU's driver library: {ended.problem}", remedy=remedy)
+    return Gpu(**{**ended.value, "devices": tuple(ended.value["devices"])})
+
+
+def gpu_here(report: Any = None) -> dict[str, Any]:
+    """The child process: the fields of `Gpu`."""
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    none: dict[str, Any] = {"state": SKIPPED, "driver": _driver(), "devices": []}
+    try:
+        driver = ctypes.CDLL(name)
+    except OSError as error:
+        return none | _no_library(name, str(error))
+    try:
+        code = driver.cuInit(0)
+        if code == _NO_DEVICE:
+            return none | {"reason": "the NVIDIA driver finds no GPU", "remedy": _remedy()}
+        if code:
+            reason = f"the GPU's driver failed in cuInit: error {code}"
+            remedy = "see what nvidia-smi says; in a container, start it with --gpus all; update the driver"
+            return none | {"state": FAILED, "reason": reason, "remedy": remedy}
+        return none | _devices(driver)
+    except AttributeError as error:  # a library of this name that is not the driver
+        reason = f"{name} is not NVIDIA's driver library ({first_line(error)})"
+        return none | {"state": FAILED, "reason": reason, "remedy": "install NVIDIA's driver again"}
+
+
+def _no_library(name: str, error: str) -> dict[str, Any]:
+    """What it means that the driver's library does not load."""
+    if "No such file" not in error and "not find" not in error:
+        reason = f"the GPU's driver library does not load: {error[:200]}"
+        return {"state": FAILED, "reason": reason, "remedy": "install NVIDIA's driver again"}
+    if _driver() or Path("/dev/nvidiactl").exists():
+        reason = f"there is an NVIDIA driver, but not its library {name}"
+        return {"state": FAILED, "reason": reason, "remedy": _remedy()}
+    if _has_card():
+        remedy = "install NVIDIA's driver to use it: https://www.nvidia.com/drivers"
+        return {"reason": "there is an NVIDIA GPU, but no driver for it", "remedy": remedy}
+    return {"reason": "no NVIDIA GPU", "remedy": ""}
+
+
+def _remedy() -> str:
+    return "in a container, start it with --gpus all and NVIDIA's container toolkit; see what nvidia-smi says"
+
+
+def _driver() -> str:
+    """Version of the kernel's driver; empty if there is none."""
+    match = re.search(r"Kernel Module\s+(?:for \S+\s+)?([\d.]+)", _read(Path("/proc/driver/nvidia/version")))
+    return match[1] if match else ""
+
+
+def _has_card() -> bool:
+    """Whether the machine has a display or 3D controller by NVIDIA."""
+    for device in Path("/sys/bus/pci/devices").glob("*"):
+        if _read(device / "vendor").strip() == "0x10de" and _read(device / "class").startswith("0x03"):
+            return True
+    return False
+
+
+def _devices(driver: ctypes.CDLL) -> dict[str, Any]:
+    """Version of CUDA and the GPUs, from a driver that has been initialised."""
+    count, number = ctypes.c_int(), ctypes.c_int()
+    driver.cuDriverGetVersion(ctypes.byref(number))
+    driver.cuDeviceGetCount(ctypes.byref(count))
+    devices = []
+    for index in range(min(count.value, 64)):
+        device, total, value = ctypes.c_int(), ctypes.c_size_t(), ctypes.c_int()
+        driver.cuDeviceGet(ctypes.byref(device), index)
+        name = ctypes.create_string_buffer(256)
+        driver.cuDeviceGetName(name, 256, device)
+        attributes = []
+        for attribute in (75, 76, 16):  # capability, major and minor; multiprocessors
+            driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+            attributes.append(value.value)
+        driver.cuDeviceTotalMem_v2(ctypes.byref(total), device)
+        devices.append(
+            {
+                "name": name.value.decode(errors="replace"),
+                "capability": f"{attributes[0]}.{attributes[1]}",
+                "multiprocessors": attributes[2],
+                "memory_gib": round(total.value / 2**30, 1),
+            }
+        )
+    cuda = f"{number.value // 1000}.{number.value % 1000 // 10}"
+    if not devices:
+        return {"cuda": cuda, "reason": "the NVIDIA driver finds no GPU", "remedy": _remedy()}
+    return {"state": OK, "cuda": cuda, "devices": devices, "driver": _driver() or _nvml_driver()}
+
+
+def _nvml_driver() -> str:
+    """Version of the driver from NVIDIA's management library; empty if that is not installed."""
+    with suppress(Exception):
+        from yolact_bench.measure.nvml import open_nvml
+
+        if nvml := open_nvml():
+            text = str(nvml.describe()["driver"])
+            nvml.close()
+            return text
+    return ""
+
+
+def library_json(found: Library) -> dict[str, Any]:
+    """A library as the report has it."""
+    text = {
+        key: getattr(found, key) for key in ("name", "distribution", "state", "version", "reason", "remedy")
+    }
+    return json.loads(json.dumps(text)) | {"extras": [extra or "base" for extra in PACKAGES[found.name][1]]}

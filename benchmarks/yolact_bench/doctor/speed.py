@@ -1,0 +1,167 @@
+"""Stages that measure: the machine's ceilings, and a configuration with random weights in each library."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from yolact_bench.doctor.stage import OK, Context, Figure, Outcome, Stage
+
+if TYPE_CHECKING:
+    from yolact_bench.measure.stages import EngineCandidate
+    from yolact_bench.roofline.graph import Roofline
+
+BATCHES = (1, 8)
+_BUILD = ("torch", "torchvision", "onnx", "onnxscript")
+_MEASURE = (*_BUILD, "sympy", "psutil")
+# A batch size is left out if measuring it would take longer, in seconds.
+_MOST = 20.0
+_RUNS = 3
+
+
+def speed_stages() -> list[Stage]:
+    """Stages of the group `speed`; none is part of a quick run."""
+    backends = {"onnxruntime": ("onnxruntime",), "openvino": ("openvino",), "pytorch": ()}
+    text = "stage times, images per second and share of the roofline of --config in"
+    return [
+        Stage("build", "speed", _build, _BUILD, "--config with random weights as an ONNX file", 120, False),
+        Stage("ceilings", "speed", _ceilings, _MEASURE, "fastest arithmetic and memory here", 60, False),
+        *(
+            Stage(
+                f"speed-{one}", "speed", partial(_speed, one), (*_MEASURE, *more), f"{text} {one}", 120, False
+            )
+            for one, more in backends.items()
+        ),
+    ]
+
+
+def _build(context: Context) -> Outcome:
+    """Build the files of the configuration."""
+    onnx_file, _ = configured_files(context)
+    return Outcome(OK, {"config": context.config, "ONNX MB": round(onnx_file.stat().st_size / 1e6, 1)})
+
+
+def configured_files(context: Context) -> tuple[Path, Path]:
+    """The ONNX file and the checkpoint of `context.config` with random weights; needs PyTorch and onnx.
+
+    The file returns detections and takes up to 8 images.
+    """
+    from yolact_bench.gpu_checks.networks import flavour, make_checkpoint, make_engine
+
+    checkpoint = make_checkpoint(context.folder, context.config)
+    native = flavour("onnxruntime-cuda-native")  # a plain ONNX file
+    return make_engine(native, context.folder, context.config, ("--no-verify",)), checkpoint
+
+
+def _ceilings(context: Context) -> Outcome:
+    """The ceilings of the CPU with all usable cores, from the cache if they have been measured."""
+    from yolact_bench.roofline.ceilings import ceilings
+
+    found = ceilings()
+    rates = {f"{kind} GFLOP/s": round(rate / 1e9, 1) for kind, rate in found.operations.items()}
+    return Outcome(
+        OK, {**rates, "memory GB/s": round(found.bandwidth / 1e9, 1), "threads": found.threads or 0}
+    )
+
+
+def _speed(name: str, context: Context) -> Outcome:
+    """Measure the configuration in one library."""
+    from yolact_bench.cli import write_synthetic_image
+    from yolact_bench.measure.stages import EngineCandidate
+    from yolact_bench.roofline.graph import roofline
+    from yolact_runtime import load_engine
+
+    onnx_file, checkpoint = configured_files(context)
+    image = context.folder / "synthetic.png"
+    write_synthetic_image(image)
+    if name == "pytorch":
+        engine = load_engine(checkpoint, device="cpu", input_dtype="uint8")
+    else:
+        engine = load_engine(onnx_file, backend=name)
+    candidate = EngineCandidate(name, engine)
+    figures: dict[str, Figure] = {"computes in": engine.precision}
+    try:
+        one = 0.0
+        for batch in BATCHES:
+            expected = batch * one * (_RUNS + 3)
+            if expected > _MOST:
+                figures[f"batch {batch}"] = f"left out: it would take {expected:.0f} s"
+                continue
+            one = _measure_batch(candidate, image, batch, context, roofline(onnx_file, batch), figures)
+        _stage_times(candidate, image, context, roofline(onnx_file, 1), figures)
+    finally:
+        candidate.close()
+    return Outcome(OK, figures)
+
+
+def _measure_batch(
+    candidate: EngineCandidate,
+    image: Path,
+    batch: int,
+    context: Context,
+    graph: Roofline,
+    figures: dict[str, Figure],
+) -> float:
+    """Add the time of the network at a batch size; returns its seconds for an image."""
+    import numpy as np
+
+    from yolact_bench.measure.protocol import take_turns
+    from yolact_bench.roofline.ceilings import ceilings
+
+    candidate.prepare([image], batch)
+    times, _ = take_turns({"network": candidate.network_only}, context.seconds, _RUNS)
+    median = float(np.median(times["network"]))
+    reached = graph.reached(ceilings(), 1000 * median, candidate.precision)
+    if (reached.share or 0) > 1:  # they were measured while the machine was busy; the faster ones count
+        reached = graph.reached(ceilings(fresh=True), 1000 * median, candidate.precision)
+    figures[f"batch {batch} ms"] = _rounded(1000 * median)
+    figures[f"batch {batch} images/s"] = _rounded(batch / median)
+    figures[f"batch {batch} floor ms"] = _rounded(reached.floor_ms)
+    figures[f"batch {batch} share of the roofline"] = round(reached.share or 0.0, 3)
+    return median / batch
+
+
+def _stage_times(
+    candidate: EngineCandidate, image: Path, context: Context, graph: Roofline, figures: dict[str, Figure]
+) -> None:
+    """Add the median times of the stages from image file to RLE, and least times by the bytes of some."""
+    import numpy as np
+
+    from yolact_bench.measure.protocol import take_turns
+    from yolact_bench.roofline.ceilings import ceilings
+
+    _, runs = take_turns({"all": lambda: candidate.end_to_end([image])}, context.seconds, _RUNS)
+    floors = {
+        stage: 1000 * moved / ceilings().bandwidth for stage, moved in stage_bytes(candidate, image).items()
+    }
+    floors["network"] = graph.reached(ceilings(), precision=candidate.precision).floor_ms
+    for stage in runs["all"][0].seconds:
+        median = 1000 * float(np.median([run.seconds[stage] for run in runs["all"]]))
+        figures[f"{stage} ms"] = _rounded(median)
+        if stage in floors:
+            figures[f"{stage} floor ms"] = _rounded(floors[stage])
+    figures["detections"] = runs["all"][0].detections
+
+
+def stage_bytes(candidate: EngineCandidate, image: Path) -> dict[str, int]:
+    """Bytes that stages have to move for one image: what they read and write, once."""
+    from yolact_runtime.sources.images import read_image
+
+    picture = read_image(image)
+    engine = candidate.engine
+    height, width = engine.metadata.input_shape
+    result = engine.predict([picture], 0.0, engine.metadata.max_detections)[0]
+    masks = sum(region.width * region.height for region in result.regions) // 8
+    prototypes = engine.detect(engine.prepare(picture)[None]).prototypes
+    return {
+        "preprocess": picture.nbytes + height * width * 3,
+        "masks": prototypes[:1].nbytes + masks,
+        "rle": masks + sum(len(one["counts"]) for one in result.rles),
+    }
+
+
+def _rounded(value: float) -> float:
+    """Four significant digits."""
+    return float(f"{value:.4g}") if math.isfinite(value) else 0.0

@@ -1,0 +1,92 @@
+"""The report: its schema, hostile texts in it, and what must not be in it."""
+
+from __future__ import annotations
+
+import argparse
+import html.parser
+import json
+import time
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+import yolact_bench.doctor
+from yolact_bench.doctor.facts import Gpu, Library, machine
+from yolact_bench.doctor.report import make_report, page, write_report
+from yolact_bench.doctor.run import Checked
+from yolact_bench.doctor.stage import FAILED, OK, SKIPPED, Outcome, Stage
+
+SCHEMA = json.loads((Path(yolact_bench.doctor.__file__).parent / "schema.json").read_text(encoding="utf-8"))
+HOSTILE = "<script>alert(1)</script>\"'&\x1b[31m\u202e\ud800 \n</td>"
+
+
+class Page(html.parser.HTMLParser):
+    """The tags and texts of a page; fails on what it must not have."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.texts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        assert tag not in ("script", "img", "iframe", "link", "a", "object")
+        assert not any(name in ("src", "href", "style") or name.startswith("on") for name, _ in attrs)
+        self.tags.append(tag)
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def report(only: tuple[str, ...] = (), text: str = HOSTILE, library: str = FAILED) -> dict:
+    """A report in which every text that comes from elsewhere is hostile."""
+
+    def stage(name: str) -> Stage:
+        return Stage(name, "test", lambda context: Outcome(OK), text="what it checks")
+
+    checked = [
+        Checked(stage("one"), Outcome(OK, {text: text, "ms": 1.25, "odd": float("nan")}), 1.0),
+        Checked(stage("two"), Outcome(SKIPPED, {}, text, text)),
+    ]
+    described = {**machine(), "cpu": text, "system": text}
+    device = {"name": text, "capability": "8.6", "multiprocessors": 48, "memory_gib": 16.0}
+    gpu = Gpu(OK, "570.1", "12.8", (device,))
+    libraries = {"numpy": Library("numpy", "numpy", library, text, text, text)}
+    args = argparse.Namespace(config="yolact_tiny", quick=True, only=list(only))
+    return make_report(args, time.monotonic(), described, gpu, libraries, checked)
+
+
+def test_the_report_fits_its_schema_and_json(tmp_path: Path) -> None:
+    paths = write_report(report(), tmp_path)
+    content = json.loads(paths[0].read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    jsonschema.validate(content, SCHEMA)
+    assert content["summary"] == {"ok": 1, "failed": 0, "skipped": 1, "broken_libraries": ["numpy"]}
+    # Control characters are escapes, so that the report can be shown in a terminal.
+    assert "\x1b" not in paths[0].read_text(encoding="utf-8") and "\\u001b" not in paths[0].read_text()
+
+
+def test_hostile_texts_are_texts_in_the_page() -> None:
+    text = page(report())
+    parsed = Page(text)
+    assert any("<script>alert(1)</script>" in one for one in parsed.texts)
+    assert "\x1b" not in text and "\u202e" not in text
+    assert parsed.tags.count("table") == 3
+    text.encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("only", "library", "code"), [((), FAILED, 1), (("one",), FAILED, 0), ((), SKIPPED, 0), ((), OK, 0)]
+)
+def test_the_exit_code(only: tuple[str, ...], library: str, code: int) -> None:
+    assert report(only, library=library)["exit_code"] == code
+
+
+def test_no_secrets_and_no_folders_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", "/home/ann.other")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cr3t-key")
+    monkeypatch.setenv("OMP_NUM_THREADS", "s3cr3t-key")
+    found = json.dumps(report(text="/home/ann.other/work/x.so and /home/bob/y and C:\\Users\\carl\\z"))
+    assert "ann.other" not in found and "bob" not in found and "carl" not in found and "s3cr3t" not in found
+    assert "~/work/x.so" in found

@@ -1,0 +1,218 @@
+"""Stages that work, fail, crash, hang, or cannot be run here; and the command as a whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+import yolact_bench.doctor
+from yolact_bench.doctor.cli import main
+from yolact_bench.doctor.facts import Gpu, Library
+from yolact_bench.doctor.run import install_command, missing, outcome_of, run_stages
+from yolact_bench.doctor.stage import FAILED, GPU, OK, SKIPPED, Context, Outcome, Stage
+from yolact_runtime.errors import YolactError
+
+NONE = Gpu(SKIPPED, reason="no NVIDIA GPU")
+SCHEMA = Path(yolact_bench.doctor.__file__).parent / "schema.json"
+CODE = """
+import os, signal, time
+from yolact_bench.doctor.stage import OK, Outcome, Stage
+from yolact_runtime.errors import YolactError
+def good(context):
+    (context.folder / "file").write_text("x")
+    return Outcome(OK, {"config": context.config, "ms": 1.5, "n": 3})
+def known(context): raise YolactError("the disk is full; free some")
+def crashes(context): os.kill(os.getpid(), signal.SIGSEGV)
+def hangs(context): time.sleep(60)
+def reads(context): return Outcome(OK, {"read": (context.folder / "file").read_text()})
+def lies(context): return Outcome("FINE", {})
+NAMES = "good known crashes hangs reads lies".split()
+def stages(context):
+    return [Stage(name, "test", globals()[name], seconds=1.0 if name == "hangs" else 30.0) for name in NAMES]
+"""
+
+
+def test_whatever_a_stage_does_is_an_outcome(modules, tmp_path: Path) -> None:
+    modules("doctor_stages", CODE)
+    import doctor_stages
+
+    context = Context(tmp_path, "yolact_tiny")
+    done = list(run_stages(doctor_stages.stages(context), context, {}, NONE, source="doctor_stages:stages"))
+    found = {one.stage.name: one.outcome for one in done}
+    assert found["good"] == Outcome(OK, {"config": "yolact_tiny", "ms": 1.5, "n": 3})
+    assert found["known"] == Outcome(FAILED, {}, "the disk is full; free some")
+    assert "SIGSEGV" in found["crashes"].reason and "--only crashes" in found["crashes"].remedy
+    assert "did not end within 1 s" in found["hangs"].reason
+    assert found["reads"].figures == {"read": "x"}
+    assert found["lies"] == Outcome(FAILED, {}, "it returned no outcome", found["lies"].remedy)
+    states = [found[name].state for name in ("known", "crashes", "hangs", "lies")]
+    assert set(states) == {FAILED}
+    assert all(one.output for one in done if one.stage.name == "crashes")
+
+
+def test_an_exception_is_a_failure_of_one_line(tmp_path: Path) -> None:
+    def fails(error: Exception) -> str:
+        def raises(context: Context) -> Outcome:
+            raise error
+
+        done = outcome_of(Stage("stage", "test", raises), Context(tmp_path))
+        assert done.state == FAILED
+        return done.reason
+
+    assert fails(ZeroDivisionError("by zero\nmore")) == "ZeroDivisionError: by zero"
+    assert fails(YolactError("no disk; free some")) == "no disk; free some"
+
+
+def test_what_a_stage_needs_decides_whether_it_is_run() -> None:
+    def never(context: Context) -> Outcome:
+        raise AssertionError
+
+    broken = {"cv2": Library("cv2", "opencv-python-headless", FAILED, reason="libGL", remedy="pip install x")}
+    assert missing(Stage("a", "g", never, ("numpy", "rich")), {}, NONE) is None
+    gpu = missing(Stage("a", "g", never, (GPU, "numpy")), {}, NONE)
+    assert gpu == Outcome(SKIPPED, {}, "no NVIDIA GPU", "")
+    absent = missing(Stage("a", "g", never, ("numpy", "no_such_package")), {}, NONE)
+    assert absent is not None and absent.state == SKIPPED and "no_such_package" in absent.reason
+    assert missing(Stage("a", "g", never, ("cv2", GPU)), broken, NONE) == gpu
+    failed = missing(Stage("a", "g", never, ("cv2",)), broken, NONE)
+    assert failed == Outcome(FAILED, {}, "libGL", "pip install x")
+
+
+def test_one_command_installs_all_that_is_missing() -> None:
+    assert install_command(["torch"]) == 'pip install "yolact[train]"'
+    assert install_command(["numpy"]) == "pip install yolact"
+    assert install_command(["onnx", "openvino"]) == 'pip install "yolact[train,openvino]"'
+    assert install_command(["onnx", "tensorrt"]) == 'pip install "yolact[trt]"'
+
+
+def test_no_stage_is_begun_when_the_time_is_up(tmp_path: Path) -> None:
+    stage = Stage("late", "test", lambda context: Outcome(OK))
+    (done,) = run_stages([stage], Context(tmp_path), {}, NONE, limit=-1.0)
+    assert done.outcome.state == SKIPPED and done.outcome.remedy == "yolact-doctor --only late"
+
+
+def doctor(*words: str, packages: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, with packages that hide the installed ones."""
+    paths = [str(packages)] if packages else []
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    code = "import sys; from yolact_bench.doctor.cli import main; sys.exit(main())"
+    return subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False, env=environment,
+        timeout=200,
+    )  # fmt: skip
+
+
+def states(report: Path) -> dict[str, str]:
+    """The state of each stage in a report, which fits the schema."""
+    content = json.loads((report / "doctor.json").read_text(encoding="utf-8"))
+    jsonschema.validate(content, json.loads(SCHEMA.read_text(encoding="utf-8")))
+    return {one["name"]: one["state"] for one in content["stages"]}
+
+
+@pytest.mark.slow
+def test_a_broken_onnx_runtime_is_one_failure_without_a_traceback(tmp_path: Path) -> None:
+    """One that loads, and crashes when a session is created; and the report says so."""
+    (tmp_path / "p" / "onnxruntime").mkdir(parents=True)
+    (tmp_path / "p" / "onnxruntime" / "__init__.py").write_text(
+        "import os, signal\n"
+        "get_available_providers = lambda: ['CPUExecutionProvider']\n"
+        "set_default_logger_severity = lambda level: None\n"
+        "class SessionOptions:\n"
+        "    def add_session_config_entry(self, *words): pass\n"
+        "def InferenceSession(*words, **options): os.kill(os.getpid(), signal.SIGSEGV)\n"
+    )
+    report = tmp_path / "report"
+    done = doctor("--only", "onnxruntime-fp32", "numpy", "--report", str(report), packages=tmp_path / "p")
+    assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr, done.stderr
+    assert states(report) == {"onnxruntime-fp32": FAILED, "numpy": OK}
+    content = json.loads((report / "doctor.json").read_text(encoding="utf-8"))
+    (failed,) = [one for one in content["stages"] if one["state"] == FAILED]
+    assert "SIGSEGV" in failed["reason"] and "Segmentation fault" in failed["output"]
+    assert (content["exit_code"], content["summary"]["failed"]) == (1, 1)
+    assert str(tmp_path) not in (report / "doctor.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", ["onnxruntime", "numpy"])
+def test_a_base_package_that_does_not_load(package: str, tmp_path: Path) -> None:
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text("raise OSError('libX.so.1: cannot open')")
+    words = ["--only", "onnxruntime-fp32", "numpy", "masks", "--report", str(tmp_path / "report")]
+    done = doctor(*words, packages=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr, done.stderr
+    # ONNX Runtime's engine needs NumPy, too.
+    found = states(tmp_path / "report")
+    assert found["onnxruntime-fp32"] == FAILED
+    assert found["masks"] == (OK if package == "onnxruntime" else FAILED)
+    assert "libX.so.1: cannot open" in done.stdout and "pip install --force-reinstall" in done.stdout
+
+
+HIDE = """
+import os, sys
+class Hidden:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] in os.environ["HIDDEN"].split(","):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Hidden)
+"""
+
+
+@pytest.mark.slow
+def test_without_openvino_pytorch_and_onnx_the_rest_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(HIDE)
+    monkeypatch.setenv(
+        "HIDDEN", "openvino,torch,torchvision,onnx,onnxscript,psutil,jinja2,matplotlib,av,scipy"
+    )
+    words = ["--only", "parts", "engines", "export", "build", "--report", str(tmp_path / "report")]
+    done = doctor(*words, packages=tmp_path)
+    assert done.returncode == 0 and "Traceback" not in done.stdout + done.stderr, done.stderr
+    found = states(tmp_path / "report")
+    assert {name for name, state in found.items() if state == OK} >= {
+        "numpy", "masks", "outputs", "onnxruntime-fp32"
+    }  # fmt: skip
+    skipped = (
+        "video",
+        "openvino-fp32",
+        "openvino-bf16",
+        "pytorch-fp32",
+        "export-fp32",
+        "build",
+        "onnxruntime-int8",
+    )
+    assert {found[name] for name in skipped} == {SKIPPED}
+    assert 'do: pip install "yolact[openvino]"' in done.stdout
+    assert 'do: pip install "yolact[train,openvino]"' in done.stdout
+
+
+def test_wrong_use_is_found_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(*words: str) -> str:
+        assert main(list(words)) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        return err
+
+    assert "--only onnxruntim: no such stage; near ones: " in fails("--only", "onnxruntim")
+    assert "no configuration 'yolact_resnet5'; near ones: " in fails("--config", "yolact_resnet5")
+    assert "--limit is -1" in fails("--limit", "-1")
+    (tmp_path / "file").touch()
+    assert main(["--report", str(tmp_path / "file")]) in (1, 2)
+    assert capsys.readouterr().out == ""
+
+
+def test_the_list_has_every_stage_and_imports_nothing_large() -> None:
+    code = (
+        "import sys; from yolact_bench.doctor import cli; code = cli.main(['--list']);"
+        "print(code, sorted({'numpy', 'cv2', 'torch', 'onnxruntime', 'openvino', 'onnx'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []"
+    assert "onnxruntime-fp32" in done.stdout and "driver" in done.stdout
