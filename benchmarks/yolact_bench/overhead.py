@@ -1,8 +1,9 @@
 """`yolact-bench overhead`: everything but the network, stage by stage.
 
-The network runs once on each image, and its outputs are stored. Then a process runs the other stages on them, again
-and again: no library of the network is in it, and its caches are warm, or emptied before each image by `--cold`.
-`--against` adds a process with another version of the runtime. Both take turns, and must give the same JSON.
+The network runs once on each image, and its outputs are stored. Then a process runs the other stages on them,
+again and again: no library of the network is in it, and its caches are warm, or emptied before each image by
+`--cold`. `--against` adds a process with another version of the runtime. Both take turns, and must give the
+same JSON.
 """
 
 from __future__ import annotations
@@ -93,7 +94,9 @@ def _store(args: argparse.Namespace, folder: Path) -> float:
     with load_engine(spec.path, **spec.options) as engine:
         outputs = getattr(engine, "_outputs", None)
         if not isinstance(outputs, GraphOutputs):
-            raise UsageError(f"--engine {args.engine}: only ONNX and OpenVINO files on the CPU have stored outputs")
+            raise UsageError(
+                f"--engine {args.engine}: only ONNX and OpenVINO files on the CPU have stored outputs"
+            )
         outputs.__class__ = Recorded
         for index, path in enumerate(images):
             image = read_image(path)
@@ -170,12 +173,14 @@ def _figures(rounds: list[Any]) -> dict[str, Any]:
 
 
 def _table(figures: dict[str, Any], title: str) -> Table:
+    """Stages, with columns for each version."""
     rows = []
     for stage in (*STAGES, "all"):
         cells = [stage]
         for one in figures.values():
             cpu, wall = one["cpu"][stage], one["wall"][stage]
-            cells += [f"{cpu['median']:.2f}", f"{cpu['low']:.2f} to {cpu['high']:.2f}", f"{wall['median']:.2f}"]
+            quartiles = f"{cpu['low']:.2f} to {cpu['high']:.2f}"
+            cells += [f"{cpu['median']:.2f}", quartiles, f"{wall['median']:.2f}"]
         rows.append(cells)
     columns = [""]
     for name in figures:

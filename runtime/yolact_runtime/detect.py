@@ -19,7 +19,7 @@ SIZE_VARIANCE = 0.2
 # Pairs of boxes in memory at a time.
 _PAIRS = 1 << 20
 # Rows whose maxima are taken at once, and columns that NumPy is fast enough for.
-_ROWS, _SHORT = 2048, 5
+_ROWS, _SHORT = 4096, 10
 
 
 def detect(
@@ -99,7 +99,7 @@ def select(logits: np.ndarray, score_threshold: float) -> tuple[np.ndarray, np.n
 
 
 def _row_max(values: np.ndarray) -> np.ndarray:
-    """The maximum of each row of (n, m) float32, m >= 1; of a row with NaN, NaN or the maximum of some others.
+    """The maximum of each row of (n, m) float32, m >= 1; with NaN in a row, NaN or the maximum of others.
 
     NumPy takes 2.5 times as long along rows this short, whether transposed first or not.
     """
@@ -175,10 +175,8 @@ def _best(flat: np.ndarray, scores: np.ndarray, count: int) -> np.ndarray:
 def _survivors(boxes: np.ndarray, classes: np.ndarray, iou_threshold: float, top_k: int) -> np.ndarray:
     """Positions that NMS keeps among the `top_k` boxes of each class, ascending; the boxes are best first."""
     grouped = np.argsort(classes, kind="stable")
-    sorted_classes = classes[grouped]
-    starts = np.flatnonzero(np.diff(sorted_classes, prepend=-1))
-    first = np.repeat(starts, np.diff(starts, append=len(grouped)))
-    rank = np.arange(len(grouped)) - first
+    counts = np.bincount(classes)
+    rank = np.arange(len(grouped)) - (np.cumsum(counts) - counts)[classes[grouped]]
     allowed = rank < top_k
     grouped, rank = grouped[allowed], rank[allowed]
     kept = np.ones(len(grouped), bool)

@@ -1,15 +1,17 @@
 """The runs of masks at image size, from the cells of the prototypes that their outlines cross.
 
-Along a column of the image, the resized values of a mask are linear between prototype rows. So the points where
-they cross 0.5, the ends of COCO's runs, follow from the prototype rows alone, without computing the pixels between.
-And a value between four cells lies between theirs, also after rounding: no outline passes between four cells that
-are all above 0.5, or all not above. What is left is about one square of four cells for each cell of the outline.
+Along a column of the image, the resized values of a mask are linear between prototype rows. So the points
+where they cross 0.5, the ends of COCO's runs, follow from the prototype rows alone, without computing the
+pixels between. And a value between four cells lies between theirs, also after rounding: no outline passes
+between four cells that are all above 0.5, or all not above. What is left is about one square of four cells
+for each cell of the outline.
 
 All instances are processed at once. Single ones are so small that the overhead of NumPy dominates.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
@@ -19,8 +21,8 @@ import numpy as np
 
 from yolact_runtime.preprocess import bilinear_axis
 
-# Cells of the prototypes processed at once, and squares of four cells at columns of the image: some MB, which stay
-# in the caches.
+# Cells of the prototypes processed at once, and squares of four cells at columns of the image: some MB, which
+# stay in the caches.
 _CELLS, _PAIRS = 1 << 20, 1 << 16
 # The sigmoid of every greater value is above 0.5; that of 1e-8 is 0.5 in float32.
 _SURE = 1e-6
@@ -31,8 +33,8 @@ class _Axis(NamedTuple):
 
     Attributes:
         weight: (pixels,) float32, weight of the second of the two cells that a pixel is interpolated from.
-        first, pixels: (cells + 2,) for cell -1 and up, the first of the pixels that it is the first cell of, and
-            their number.
+        first, pixels: (cells + 2,) for cell -1 and up, the first of the pixels that it is the first cell of,
+            and their number.
         start, stop: (cells,) the first pixel that each cell contributes to, and the one past the last.
     """
 
@@ -56,8 +58,8 @@ class Found(NamedTuple):
     """The masks of n instances.
 
     Attributes:
-        rectangles: (n, 4) int64: left, top, width and height in pixels of the rectangle around the cells above 0.5;
-            zeros for an empty mask.
+        rectangles: (n, 4) int64: left, top, width and height in pixels of the rectangle around the cells
+            above 0.5; zeros for an empty mask.
         edges: The ends of the runs of each, as in `masks.Region`.
     """
 
@@ -101,17 +103,14 @@ class _Canvas:
         self.offsets = np.cumsum(self.widths) - self.widths
         # The sigmoid of the margin is 0, the value of cropped cells.
         self.logits = np.full((int(sides[:, 1].max()) + 2, int(self.widths.sum())), -np.inf, np.float32)
-        columns = self.size[1]
+        places = zip(coefficients, bounds.tolist(), (self.offsets + 1).tolist(), strict=True)
         with np.errstate(over="ignore"):  # once: it takes as long as a small product
-            for row, (x0, y0, x1, y1), at in zip(
-                coefficients, bounds.tolist(), self.offsets.tolist(), strict=True
-            ):
-                if x1 <= x0 or y1 <= y0:
-                    continue
-                inside = self.logits[1 : 1 + y1 - y0, at + 1 : at + 1 + x1 - x0]
-                np.matmul(prototypes[y0:y1, x0:x1], row, out=inside)
-                if x1 == columns:  # values are constant beyond the outermost cells
-                    self.logits[1 : 1 + y1 - y0, at + 1 + x1 - x0] = inside[:, -1]
+            for row, (x0, y0, x1, y1), left in places:
+                if x1 > x0 and y1 > y0:
+                    inside = self.logits[1 : 1 + y1 - y0, left : left + x1 - x0]
+                    np.matmul(prototypes[y0:y1, x0:x1], row, out=inside)
+                    if x1 == self.size[1]:  # values are constant beyond the outermost cells
+                        self.logits[1 : 1 + y1 - y0, left + x1 - x0] = inside[:, -1]
 
     def find(self, height: int, width: int) -> Found:
         """The masks in an image of that size."""
@@ -150,8 +149,8 @@ class _Canvas:
     ) -> np.ndarray:
         """(n, 4): left, top, width, height of the pixels that cells above 0 contribute to.
 
-        The cells above 0 have squares around them, whose left column and upper row are one less. `first` is the
-        first square of each column, and their number.
+        The cells above 0 have squares around them, whose left column and upper row are one less. `first` is
+        the first square of each column, and their number.
         """
         found = np.zeros((len(self.bounds), 4), np.int64)
         starts, stops = first[self.offsets], first[self.offsets + self.widths]
@@ -175,7 +174,7 @@ class _Canvas:
         return found
 
     def _corners(self, column: np.ndarray, row: np.ndarray) -> np.ndarray:
-        """(4, squares) float32: the value of the upper left cell, and what the right one has more; then below."""
+        """(4, squares) float32: the upper left cell, and what the right one has more; then the same below."""
         stride = self.logits.shape[1]
         place = row * stride + column + np.array([[0], [1], [stride], [stride + 1]])
         with np.errstate(over="ignore"):
@@ -237,7 +236,8 @@ class _Crossings(NamedTuple):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """First pixel, pixel past the last, and column of each run within some columns."""
         column = np.repeat(np.arange(len(count)), count)
-        square = np.arange(len(column)) + (first - (np.cumsum(count) - count)).take(column)
+        square = (first - (np.cumsum(count) - count)).take(column)
+        square += np.arange(len(square))
         right = weight.take(column)
         # Values of each pair of a square and a column.
         upper, lower = (self._between(self.corners[row : row + 2], square, right) for row in (0, 2))
@@ -253,11 +253,8 @@ class _Crossings(NamedTuple):
         # Crossings alternate between rising and falling. A pixel of exactly 0.5 is not set.
         column = column[0::2]
         before = origin.take(column)
-        starts = np.floor(crossing[0::2]).astype(np.int64)
-        starts += before
-        starts += 1
-        stops = np.ceil(crossing[1::2]).astype(np.int64)
-        stops += before
+        starts = np.floor(crossing[0::2]).astype(np.int64) + (before + 1)
+        stops = np.ceil(crossing[1::2]).astype(np.int64) + before
         return starts, stops, column
 
     @staticmethod
@@ -288,7 +285,7 @@ def _join(
     edges = np.empty(2 * len(starts), np.int64)
     edges[0::2], edges[1::2] = starts, stops
     cuts = [0, *(2 * ends).tolist()]
-    return [edges[start:stop] for start, stop in zip(cuts, cuts[1:], strict=False)]
+    return [edges[start:stop] for start, stop in itertools.pairwise(cuts)]
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

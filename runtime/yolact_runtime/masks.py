@@ -176,9 +176,11 @@ def areas(regions: Sequence[Region]) -> np.ndarray:
     if not regions:
         return np.zeros(0, np.int64)
     edges = np.concatenate([region.edges for region in regions])
-    pixels = np.cumsum(edges[1::2] - edges[0::2])
+    pixels = np.concatenate([[0], np.cumsum(edges[1::2] - edges[0::2])])
     ends = np.cumsum([len(region.edges) // 2 for region in regions])
-    return np.diff(np.concatenate([[0], pixels])[ends], prepend=0)
+    found = pixels[ends]  # up to the end of each
+    found[1:] -= found[:-1].copy()
+    return found
 
 
 def centroids(regions: Sequence[Region]) -> np.ndarray:
@@ -224,12 +226,11 @@ def packed_rle(segmentation: Any, height: int, width: int) -> dict[str, Any]:
 def _counts(regions: Sequence[Region], pixels: int) -> list[np.ndarray]:
     """Lengths of the alternating unset and set runs of each region, unset first, as uint32."""
     ends = np.cumsum([len(region.edges) + 1 for region in regions])  # each with the end of the image
-    bounds = np.empty(ends[-1], np.int64)
-    bounds[ends - 1] = pixels
-    inside = np.ones(len(bounds), bool)
-    inside[ends - 1] = False
-    bounds[inside] = np.concatenate([region.edges for region in regions])
-    lengths = np.diff(bounds, prepend=0)
+    end = np.array([pixels])
+    bounds = np.concatenate([one for region in regions for one in (region.edges, end)])
+    lengths = np.empty(len(bounds), np.int64)
+    lengths[0] = bounds[0]
+    np.subtract(bounds[1:], bounds[:-1], out=lengths[1:])
     lengths[ends[:-1]] += pixels  # the next region begins at 0 again
     lengths = lengths.astype(np.uint32)
     stops = ends - (lengths[ends - 1] == 0)  # no unset run follows a mask that is set to the end

@@ -387,5 +387,5 @@ def result_of(
 def _all_finite(values: np.ndarray) -> bool:
     """Whether all of them are finite."""
     with np.errstate(over="ignore", invalid="ignore"):
-        # NaN and infinity reach the sum: one pass, without a temporary array. Large values may overflow in it.
+        # NaN and infinity reach the sum: one pass, no temporary array. Large values may overflow in it.
         return bool(np.isfinite(values.sum()) or np.isfinite(values).all())

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shared_data import reference_file
 
-from yolact_runtime.detect import detect, fast_nms
+from yolact_runtime.detect import _best, _row_max, detect, fast_nms
 
 
 def metadata(classes, **changes):
@@ -153,3 +153,22 @@ def test_the_best_of_some_classes_are_those_of_the_oracle(seed, priors, wanted, 
     np.testing.assert_allclose(found.scores[0, : len(rows)], every["scores"][rows], atol=1e-6)
     np.testing.assert_allclose(found.boxes[0, : len(rows)], every["boxes"][rows], atol=1e-5)
     np.testing.assert_array_equal(found.coefficients[0, : len(rows)], every["coefficients"][rows])
+
+
+@pytest.mark.parametrize("columns", [1, 2, 10, 11, 13, 80, 81])
+def test_maxima_of_rows(columns, monkeypatch):
+    monkeypatch.setattr("yolact_runtime.detect._ROWS", 7)
+    logits = np.random.default_rng(columns).normal(size=(30, columns + 1)).astype(np.float32)
+    values = logits[:, 1:]  # not contiguous, as in `select`
+    values[3], values[4, -1] = -np.inf, np.inf
+    before = logits.copy()
+    np.testing.assert_array_equal(_row_max(values), values.max(axis=1))
+    np.testing.assert_array_equal(logits, before)
+
+
+def test_the_best_candidates_include_all_that_equal_the_last():
+    scores = np.random.default_rng(0).integers(1, 6, (50, 4)).astype(np.float32) / 8
+    flat = scores.T.ravel()
+    for count in (1, 10, 49, 50, 51, 199, 200):
+        worst = np.sort(flat)[-count]
+        assert _best(flat, scores, count).tolist() == np.flatnonzero(flat >= worst).tolist()

@@ -1,5 +1,7 @@
 """Masks against pycocotools, torch's interpolation and the float64 oracle."""
 
+import math
+
 import numpy as np
 import oracle
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from yolact_runtime import masks
+from yolact_runtime.preprocess import bilinear_axis
 
 SIZES = st.one_of(
     st.tuples(st.integers(1, 40), st.integers(1, 40)),
@@ -140,3 +143,81 @@ def test_outlines_cover_exactly_the_mask(seed, height, width, x, y):
         outside = grown & ~blocked
         outside[[0, -1]], outside[:, [0, -1]] = True, True
     np.testing.assert_array_equal(drawn, ~outside[1:-1, 1:-1])
+
+
+def along_columns(coefficients, prototypes, box, height, width):
+    """The edges of one mask, from the values at every prototype row of every column of the image."""
+    rows, columns = prototypes.shape[:2]
+    x0, y0, x1, y1 = masks.crop_bounds(box[None], rows, columns)[0]
+    cells = np.zeros((rows + 2, columns), np.float32)  # a row of zeros above and below
+    if x1 > x0 and y1 > y0:
+        with np.errstate(over="ignore"):
+            cells[1 + y0 : 1 + y1, x0:x1] = 1 / (1 + np.exp(-(prototypes[y0:y1, x0:x1] @ coefficients)))
+    left, right, weight = bilinear_axis(columns, width)
+    lines = cells[:, left] + (cells[:, right] - cells[:, left]) * weight
+    runs = []
+    for x, line in enumerate(lines.T):
+        ends = []
+        for cell in np.flatnonzero((line[1:] > 0.5) != (line[:-1] > 0.5)):
+            low, high, row = line[cell], line[cell + 1], int(cell) - 1
+            at = (row + float((np.float32(0.5) - low) / (high - low)) + 0.5) * (height / rows) - 0.5
+            # Values are constant beyond the outermost cells.
+            ends.append(-0.5 if row < 0 else float(height) if row == rows - 1 else at)
+        for start, stop in zip(ends[0::2], ends[1::2], strict=True):
+            start, stop = x * height + math.floor(start) + 1, x * height + math.ceil(stop)
+            if stop > start:
+                if runs and runs[-1] == start:
+                    runs.pop()
+                    start = runs.pop()
+                runs += [start, stop]
+    return runs
+
+
+FAINT = [1e-9, 3e-8, 6e-8, 1e-7, 1e-6, 1.0, 40.0]  # sigmoids of the first ones are 0.5, or the next above
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.lists(BOXES, min_size=1, max_size=3),
+    SIZES,
+    st.sampled_from(FAINT),
+    st.sampled_from([(1, 1), (1, 6), (9, 1), (2, 3), (12, 11)]),
+)
+def test_outlines_are_those_of_all_values(seed, boxes, size, scale, shape):
+    """Every edge is the same: where nothing is computed, nothing is."""
+    coefficients, prototypes, corners = scene(seed, boxes, shape)
+    prototypes = np.round(prototypes) if seed % 3 == 0 else prototypes  # equal cells, and zeros
+    coefficients *= np.float32(scale)
+    for region, row, box in zip(
+        masks.box_masks(coefficients, prototypes, corners, *size), coefficients, corners, strict=True
+    ):
+        assert region.edges.tolist() == along_columns(row, prototypes, box, *size)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.floats(0, 1, width=32), st.floats(0, 1, width=32), st.integers(1, 60), st.integers(1, 900),
+    st.booleans(),
+)  # fmt: skip
+def test_rounded_values_lie_on_the_side_of_both_cells(one, other, cells, pixels, above):
+    """What the outlines rely on: between two cells on the same side of 0.5, no value is on the other."""
+    half = np.float32(0.5)
+    pair = np.array([one, other], np.float32)
+    pair = np.maximum(pair, np.nextafter(half, np.float32(1))) if above else np.minimum(pair, half)
+    weight = bilinear_axis(cells, pixels)[2]
+    values = pair[0] + (pair[1] - pair[0]) * weight
+    assert values.dtype == np.float32 and ((values > half) == above).all()
+
+
+@pytest.mark.parametrize(("cells", "pairs"), [(1, 1), (200, 7), (1 << 20, 50)])
+def test_instances_are_processed_in_parts(monkeypatch, cells, pairs):
+    boxes = [(0.1, 0.2, 0.7, 0.9), (2, 2, 3, 3), (0, 0, 1, 1), (0.5, 0.5, 0.5, 0.5), (-1, 0.4, 2, 0.45)]
+    case = scene(5, boxes, shape=(20, 30))
+    expected = masks.box_masks(*case, 97, 150)
+    monkeypatch.setattr("yolact_runtime.mask_edges._CELLS", cells)
+    monkeypatch.setattr("yolact_runtime.mask_edges._PAIRS", pairs)
+    for region, wanted in zip(masks.box_masks(*case, 97, 150), expected, strict=True):
+        assert region[:5] == wanted[:5]
+        np.testing.assert_array_equal(region.edges, wanted.edges)
+    assert len(expected[0].edges) and not len(expected[1].edges) and expected[1][:4] == (0, 0, 0, 0)

@@ -19,7 +19,7 @@ from typing import Any
 
 from yolact_bench.doctor.child import call
 from yolact_bench.doctor.stage import FAILED, OK, SKIPPED
-from yolact_runtime.engines.choose import cpu_flags
+from yolact_runtime.engines.cpu import cpu_flags
 from yolact_runtime.engines.threads import usable_cores
 from yolact_runtime.errors import first_line, missing_extra
 from yolact_runtime.packages import PACKAGES, import_failure, installed

@@ -61,12 +61,12 @@ def run_stages(
 def missing(stage: Stage, libraries: Mapping[str, Library], gpu: Gpu) -> Outcome | None:
     """The outcome of a stage that cannot be run; None for one that can."""
     names = [name for name in stage.needs if name != GPU]
+    if GPU in stage.needs and gpu.state != OK:
+        return Outcome(SKIPPED, {}, gpu.reason, gpu.remedy)
     for name in names:
         found = libraries.get(name)
         if found is not None and found.state == FAILED:
             return Outcome(FAILED, {}, found.reason, found.remedy)
-    if GPU in stage.needs and gpu.state != OK:
-        return Outcome(SKIPPED, {}, gpu.reason, gpu.remedy)
     if absent := [name for name in names if not installed(name)]:
         distributions = ", ".join(PACKAGES[name][0] if name in PACKAGES else name for name in absent)
         return Outcome(SKIPPED, {}, f"not installed: {distributions}", install_command(absent))

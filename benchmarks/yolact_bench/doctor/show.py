@@ -57,15 +57,13 @@ def machine_rows(found: Mapping[str, Any], gpu: Gpu) -> list[tuple[str, str]]:
 
 def libraries(found: Mapping[str, Library]) -> None:
     """Print each library's state and, if it is not well, the command that mends it."""
-    good = ", ".join(f"{one.distribution} {one.version}" for one in found.values() if one.state == OK)
-    first, *more = textwrap.wrap(good, _WIDTH, break_on_hyphens=False) or [""]
-    _line(f"{OK:<8} {first}", OK)
-    for line in more:
-        _line(f"{_INDENT}{line}", OK)
+    groups: dict[tuple[str, str, str], list[str]] = {}
     for one in found.values():
-        if one.state != OK:
-            _line(f"{one.state:<8} {one.distribution} {one.version}".rstrip(), one.state)
-            _advice(one.reason, one.remedy)
+        names = groups.setdefault((one.state, one.reason, one.remedy), [])
+        names.append(f"{one.distribution} {one.version}".rstrip())
+    for (state, why, remedy), names in groups.items():
+        _several(state, names)
+        _advice(why, remedy)
     print_line("", sys.stdout)
 
 
@@ -83,10 +81,8 @@ def stages(together: Sequence[Checked]) -> None:
     """
     one, outcome = together[0], together[0].outcome
     seconds = f"{one.seconds:6.1f} s" if one.seconds else ""
-    names = textwrap.wrap(", ".join(each.stage.name for each in together), _WIDTH, break_on_hyphens=False)
-    _line(f"{outcome.state:<8} {names[0]:<22}{seconds}".rstrip(), outcome.state)
-    for line in names[1:]:
-        print_line(f"{_INDENT}{line}", sys.stdout)
+    names = [each.stage.name for each in together]
+    _several(outcome.state, names if len(names) > 1 else [f"{names[0]:<22}{seconds}".rstrip()])
     figures = ", ".join(f"{name} {text(value)}" for name, value in outcome.figures.items())
     for line in textwrap.wrap(figures, _WIDTH, break_long_words=False, break_on_hyphens=False):
         print_line(f"{_INDENT}{line}", sys.stdout)
@@ -101,6 +97,14 @@ def end(report: Mapping[str, Any]) -> None:
     broken = ", ".join(summary["broken_libraries"])
     more = f"; libraries that do not load: {broken}" if broken else ""
     _line(f"{counts} in {report['seconds']:.0f} s{more}", FAILED if report["exit_code"] else OK)
+
+
+def _several(state: str, names: Sequence[str]) -> None:
+    """Print a state and names, on several lines if need be."""
+    first, *more = textwrap.wrap(", ".join(names), _WIDTH, break_on_hyphens=False) or [""]
+    _line(f"{state:<8} {first}", state)
+    for line in more:
+        _line(f"{_INDENT}{line}", state)
 
 
 def _advice(reason: str, remedy: str) -> None:

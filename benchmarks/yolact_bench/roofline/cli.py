@@ -31,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fresh", action="store_true", help="measure the ceilings again; the faster counts")
     parser.add_argument("--measured-ms", type=float, metavar="X", help="of a call: shows the share reached")
     parser.add_argument("--precision", choices=PRECISIONS, help="what the engine really computes in")
+    text = "profile the graph in OpenVINO: the N layers that lose most time (default: 20), and why"
+    parser.add_argument("--layers", type=int, nargs="?", const=20, metavar="N", help=text)
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")
 
 
@@ -42,6 +44,9 @@ def command(args: argparse.Namespace) -> None:
     check_number("--measured-ms", args.measured_ms, 1e-9, 1000 * LONGEST)
     for count in args.threads or ():
         check_number("--threads", count, 1, "threads")
+    check_number("--layers", args.layers, 1, 10**6)
+    if args.layers is not None and (args.gpu or args.measured_ms or args.onnx is None):
+        raise UsageError("--layers needs --onnx, and does without --gpu and --measured-ms")
     counts = args.threads or ([usable_cores()] if args.onnx is not None else sorted({1, usable_cores()}))
     if args.onnx is not None and len(counts) > 1:
         raise UsageError(f"--threads {' '.join(map(str, counts))}: with --onnx, give one number")
@@ -51,6 +56,9 @@ def command(args: argparse.Namespace) -> None:
             ceilings_table(limits).show()
         if args.json:
             write_json(args.json, [asdict(one) for one in limits], indent=2)
+        return
+    if args.layers is not None:
+        _layers(args, counts[0])
         return
     from yolact_bench.roofline.graph import roofline
 
@@ -78,6 +86,23 @@ def command(args: argparse.Namespace) -> None:
     if args.json:
         figures = {**found.to_json(), "ceilings": asdict(limit), "reached": asdict(reached)}
         write_json(args.json, figures, indent=2)
+
+
+def _layers(args: argparse.Namespace, threads: int) -> None:
+    """Print where the layers of `--onnx` lose time."""
+    from pathlib import Path
+
+    from yolact_bench.roofline.layers import layers_table, measure_layers, reasons_table, to_json
+
+    limit = ceilings(threads, args.fresh)
+    found = measure_layers(Path(args.onnx), limit, args.batch, bf16="bf16" in (args.precision or ""))
+    with printing_beside(args.json):
+        layers_table(found, args.layers).show()
+        reasons_table(found).show()
+        ceilings_table([limit]).show()
+    if args.json:
+        figures = {"onnx": Path(args.onnx).name, "batch": args.batch, "precision": args.precision}
+        write_json(args.json, {**figures, "ceilings": asdict(limit), "layers": to_json(found)}, indent=2)
 
 
 def roofline_table(found: Roofline, limits: Ceilings) -> Table:

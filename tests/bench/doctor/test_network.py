@@ -88,7 +88,9 @@ def test_what_differs_is_named() -> None:
     assert compare(expected, changed(0, score=float("nan")), EXACT).state == FAILED
 
 
-@pytest.mark.parametrize("stage", [one for one in parts.part_stages() if one.name != "numpy"], ids=str)
+@pytest.mark.parametrize(
+    "stage", [one for one in parts.part_stages() if one.name != "numpy"], ids=lambda one: one.name
+)
 def test_the_parts_work_here(stage, tmp_path: Path) -> None:
     if "av" in stage.needs:
         pytest.importorskip("av")

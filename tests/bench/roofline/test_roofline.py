@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from yolact_bench import cli
 from yolact_bench.roofline import cli as command
 from yolact_bench.roofline.ceilings import Ceilings
 from yolact_bench.roofline.graph import Roofline, roofline
+from yolact_bench.roofline.layers import Layer, judge, measure_layers, reasons
 from yolact_bench.roofline.work import GraphWork, Work, at_batch, count_work
 from yolact_export.onnx import OnnxOptions, write_onnx
 from yolact_runtime.errors import UsageError, YolactError
@@ -261,3 +263,56 @@ def test_command(exported: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     assert figures["reached"]["measured_ms"] == 1000
     assert cli.main(["roofline", "--onnx", str(tmp_path / "none.onnx")]) == 1
     assert "none.onnx does not exist" in capsys.readouterr().err
+
+
+def test_layers_in_openvino_have_the_operations_of_the_graph(network: Yolact, exported: Path) -> None:
+    pytest.importorskip("openvino")
+    found = measure_layers(exported, LIMITS, batch=2, runs=1)
+    size = network.config.model.input_size
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.zeros(2, 3, size, size))
+    assert sum(one.layer.operations for one in found) == counter.get_total_flops()
+    assert {one.layer.kind for one in found if one.layer.operations} == {"float32"}
+    assert [one.lost_ms for one in found] == sorted((one.lost_ms for one in found), reverse=True)
+
+
+def test_why_layers_are_below_their_ceiling() -> None:
+    def conv(**changes: object) -> Layer:
+        usual = {"operations": 4_000_000, "bytes": 100_000, "terms": 2304, "channels": 256, "pixels": 4096}
+        return Layer("conv", "Convolution", "brgconv", "int8", "", **(usual | changes))
+
+    layers = {
+        "": (conv(), 1.0),
+        "other": (conv(), 1.1),
+        "short sums": (conv(terms=64), 2.0),
+        "float output": (conv(terms=64, float_output=True), 2.0),
+        "memory-bound": (conv(bytes=2_000_000), 3.0),
+        "small map": (conv(pixels=25), 2.0),
+        "few channels": (conv(channels=3), 2.0),
+        "element-wise": (Layer("add", "Subgraph", "jit", "float32", "", 0, 1000), 1.0),
+        "moves data": (Layer("r", "Reorder", "jit", "int8", "", 0, 1000), 1.0),
+        "not in int8": (replace(conv(), kind="float32"), 8.0),
+        "skipped": (conv(), 0.0),
+    }
+    found = {one.reason: one for one in judge(layers.values(), LIMITS)}
+    assert set(found) == set(layers) - {"skipped"}
+    assert found[""].floor_ms == pytest.approx(1) and found[""].bound == "compute"
+    assert (found["memory-bound"].floor_ms, found["memory-bound"].bound) == (2.0, "memory")
+    assert found["not in int8"].floor_ms == pytest.approx(4)  # at the ceiling of float32
+    assert found["other"].share == pytest.approx(1 / 1.1) and found["other"].lost_ms == pytest.approx(0.1)
+    sums = reasons(found.values())
+    assert next(iter(sums)) == "not in int8" and sums["short sums"] == {"layers": 1, "ms": 2, "lost_ms": 1}
+
+
+def test_command_of_layers(exported: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(command, "ceilings", lambda threads, fresh: LIMITS)
+    file = tmp_path / "layers.json"
+    words = ["roofline", "--onnx", str(exported), "--threads", "1", "--layers", "3", "--json", str(file)]
+    assert cli.main(words) == 0
+    out = capsys.readouterr().out
+    assert "Layers by the time that they lose" in out and "Time lost, by reason" in out
+    layers = json.loads(file.read_text())["layers"]
+    assert len(layers) > 20 and {"name", "ms", "floor_ms", "share", "lost_ms", "reason"} <= set(layers[0])
+    assert cli.main(["roofline", "--layers"]) == 2
+    assert "--layers needs --onnx" in capsys.readouterr().err
