@@ -1,8 +1,8 @@
 """`yolact-bench start`: what a start takes, from the command to the first image, phase by phase.
 
-Each run is a process of its own, with a cache folder of its own: "new file" is the first start on a machine, with the
-trial in a child process, "tried" one without compiled networks, "again" one with them. The runs are interleaved.
-CPU times include child processes; wall times on a busy machine include the others' work.
+Each run is a process of its own. "new file" is the first start on a machine, with the trial in a child
+process; "tried" one without compiled networks; "again" one with them. The runs are interleaved. CPU times
+include child processes; wall times on a busy machine include the others' work.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from yolact_bench.options import check_number
-from yolact_runtime.commandline import Table, print_line
-from yolact_runtime.errors import YolactError, counted
-from yolact_runtime.files import atomic_path
+from yolact_runtime.commandline import Table
+from yolact_runtime.errors import UsageError, YolactError, counted
+from yolact_runtime.files import atomic_path, is_file
 from yolact_runtime.untrusted import LIMITS
 
 PEER = "import cv2, onnxruntime"
@@ -74,6 +74,11 @@ def command(args: argparse.Namespace) -> int:
     """Print the medians of each command and of each phase."""
     check_number("--runs", args.runs, 1, "runs")
     check_number("--threads", args.threads, 1, "threads")
+    if "torch" in args.backends and not args.checkpoint:
+        raise UsageError("--backends torch needs a checkpoint: --checkpoint FILE")
+    for file in (args.engine, args.checkpoint, args.image):
+        if file and not is_file(file):
+            raise UsageError(f"{file} is not a file")
     with tempfile.TemporaryDirectory(prefix="yolact-start-") as folder:
         image = args.image or _image(Path(folder) / "image.png")
         taken = _measure(args, Path(folder), image)
@@ -94,41 +99,37 @@ def _image(path: Path) -> Path:
 
 def _measure(args: argparse.Namespace, folder: Path, image: Path) -> dict[str, Any]:
     """Milliseconds of CPU and wall of each run, by row: of commands, and of the phases of an engine."""
-    commands: dict[str, list[list[float]]] = {}
+    commands: dict[str, list[tuple[float, float]]] = {}
     phases: dict[str, dict[str, list[list[float]]]] = {}
     for run in range(-1, args.runs):  # the first fills the caches of Python and of the disk
-        _, *peer = _run(["-c", PEER], {}, folder)
-        commands.setdefault(f'python -c "{PEER}"', []).append(peer)
+        commands.setdefault(f'python -c "{PEER}"', []).append(
+            _in_state("peer", ["-c", PEER], folder / "peer")[1:]
+        )
         for backend in args.backends:
             engine = args.checkpoint if backend == "torch" else args.engine
-            if engine is None:
-                raise YolactError("backend torch needs --checkpoint")
-            cache = {"YOLACT_CACHE": str(folder / f"cache {backend} {run}")}
-            options = [] if backend == "torch" else ["--backend", backend]
-            infer = [
-                *("-m", "yolact_runtime.cli", "--quiet", "--engine", str(engine.resolve()), str(image.resolve())),
-                *("--threads", str(args.threads), *options),
-            ]
-            for state in STATES[: 1 if backend == "torch" else 3]:
-                # The phases first: without an entry for this state, they fill the cache.
-                more = cache | (_NO_NETWORKS if state != "again" else {})
-                if state == "again":
-                    _run(infer, more, folder)
-                _, *figures = _run(infer, more, folder)
-                commands.setdefault(f"yolact-infer, {backend}, {state}", []).append(figures)
-            for state in STATES[: 1 if backend == "torch" else 3]:
-                more = {"YOLACT_CACHE": f"{cache['YOLACT_CACHE']} {state != 'new file'}"}
-                more |= _NO_NETWORKS if state == "tried" else {}
-                words = ["-c", _PHASES, str(engine.resolve()), backend, str(args.threads)]
-                if state == "tried":
-                    _run(words, {"YOLACT_CACHE": more["YOLACT_CACHE"]}, folder)
-                printed, *_ = _run(words, more, folder)
-                for name, times in json.loads(printed).items():
-                    phases.setdefault(f"{backend}, {state}", {}).setdefault(name, []).append(times)
+            path, threads = str(engine.resolve()), str(args.threads)
+            named = [] if backend == "torch" else ["--backend", backend]
+            infer = ["-m", "yolact_runtime.cli", "--engine", path, str(image.resolve()), "--threads", threads]
+            opened = ["-c", _PHASES, path, backend, threads]
+            for state in ("again",) if backend == "torch" else STATES:
+                times = _in_state(state, [*infer, *named], folder / f"infer {backend} {run}")
+                commands.setdefault(f"yolact-infer, {backend}, {state}", []).append(times[1:])
+                printed = _in_state(state, opened, folder / f"open {backend} {run}")[0]
+                for name, lap in json.loads(printed).items():
+                    phases.setdefault(f"{backend}, {state}", {}).setdefault(name, []).append(lap)
     for rows in (commands, *phases.values()):
         for row in rows.values():
             del row[0]
     return {"commands": commands, "phases": phases}
+
+
+def _in_state(state: str, words: Sequence[str], folder: Path) -> tuple[str, float, float]:
+    """The result of `_run` with a cache folder that is new, or what one or two runs before left."""
+    env = {"YOLACT_CACHE": str(folder / "cache")} | (_NO_NETWORKS if state == "tried" else {})
+    folder.mkdir(exist_ok=True)
+    if state == "again":
+        _run(words, env, folder)
+    return _run(words, env, folder)
 
 
 def _run(words: Sequence[str], env: dict[str, str], folder: Path) -> tuple[str, float, float]:
@@ -139,10 +140,11 @@ def _run(words: Sequence[str], env: dict[str, str], folder: Path) -> tuple[str, 
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         return usage.ru_utime + usage.ru_stime
 
-    env = {**os.environ, "PYTHONPYCACHEPREFIX": str(folder / "pyc"), "OMP_NUM_THREADS": "1"} | env
+    env = {**os.environ, "PYTHONPYCACHEPREFIX": str(folder.parent / "pyc"), "OMP_NUM_THREADS": "1"} | env
     env.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package is compiled once
     before, begin = cpu(), time.perf_counter()
-    done = subprocess.run([sys.executable, *words], env=env, cwd=folder, capture_output=True, text=True, check=False)
+    command = [sys.executable, *words]
+    done = subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, check=False)
     wall = time.perf_counter() - begin
     if done.returncode:
         raise YolactError(f"{' '.join(words[:2])[:60]} failed: {done.stderr.strip()[-500:]}")
@@ -150,15 +152,23 @@ def _run(words: Sequence[str], env: dict[str, str], folder: Path) -> tuple[str, 
 
 
 def _show(taken: dict[str, Any], args: argparse.Namespace) -> None:
+    """Print both tables."""
+    title = f"{args.engine.name}: medians of {counted(args.runs, 'run')}, {counted(args.threads, 'thread')}"
     commands = taken["commands"]
     peer = statistics.median(cpu for cpu, _ in next(iter(commands.values())))
-    table = Table(
-        ["command", "CPU ms", "low to high", "wall ms", "times the peer's CPU"],
-        title=f"{args.engine.name}: medians of {counted(args.runs, 'run')}, {counted(args.threads, 'thread')}",
-    )
-    for name, row in commands.items():
-        cpu, wall = ([times[index] for times in row] for index in (0, 1))
+    rows = []
+    for name, times in commands.items():
+        cpu, wall = zip(*times, strict=True)
         median = statistics.median(cpu)
         spread = f"{min(cpu):.0f} to {max(cpu):.0f}"
-        table.add_row([name, f"{median:.0f}", spread, f"{statistics.median(wall):.0f}", f"{median / peer:.2f}"])
-    print_line(table)
+        rows.append([name, f"{median:.0f}", spread, f"{statistics.median(wall):.0f}", f"{median / peer:.2f}"])
+    Table(title, ["command", "CPU ms", "low to high", "wall ms", "CPU / first"], rows).show()
+    names = list(dict.fromkeys(name for laps in taken["phases"].values() for name in laps))
+    rows = []
+    for name in names:
+        row = [name]
+        for laps in taken["phases"].values():
+            found = laps.get(name)
+            row.append(f"{statistics.median(cpu for cpu, _ in found):.0f}" if found else "-")
+        rows.append(row)
+    Table("CPU ms of this process, by phase", ["phase", *taken["phases"]], rows).show()

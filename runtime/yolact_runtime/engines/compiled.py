@@ -1,8 +1,8 @@
 """Compiled networks in the cache folder, so that a library does not compile the same file at each start.
 
-An entry is a file of one block of JSON and what the library wrote. It is known by all that the library
-computed it from: the content of the network's files, the library's version, this machine's CPU and the settings.
-The CRC-32 finds damage only. Nobody else may be able to write the entry: `yolact_runtime.cache` checks that.
+An entry is a file of one block of JSON and what the library wrote. It is known by all that this was computed
+from: the content of the network's files, the library's version, this machine's CPU and the settings. The
+CRC-32 finds damage only. Nobody else may be able to write the entry: `yolact_runtime.cache` checks that.
 """
 
 from __future__ import annotations
