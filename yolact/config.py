@@ -149,6 +149,9 @@ class TrainConfig:
         freeze_bn: Freeze batch norm; `auto`: if a process has few images in a batch.
         sync_bn: Share batch norm's statistics between processes (GPUs only).
         amp: Type of the network's arithmetic; weights and loss stay in float32.
+        compile: Compile the network with `torch.compile`.
+        fast: Compute the network in a faster order, equal up to rounding: frozen batch norm in the weights,
+            Winograd's algorithm in float32 on CPUs. False: layer by layer.
         ema_decay: Decay of an exponential moving average of the weights, such as 0.9998; 0: no average.
         save_every: Iterations between checkpoints.
         save_epochs: Save at the end of every so many epochs, too; 0: do not.
@@ -186,6 +189,7 @@ class TrainConfig:
     init: Literal["imagenet", "random"] = "imagenet"
     amp: Literal["none", "bf16", "fp16"] = "none"
     compile: bool = False
+    fast: bool = True
     ema_decay: float = 0.0
     save_every: int = 10_000
     save_epochs: int = 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -38,6 +40,7 @@ class TorchEngine(Engine):
         threads: CPU threads; None for PyTorch's choice.
         class_names: Those of weights that hold none: separated by commas, or a file with one in each line.
         input_size: Of the network's input in pixels, instead of that it was trained with; see `load_model`.
+        half: Compute in half precision, on a GPU only.
 
     Raises:
         YolactError: the file cannot be opened.
@@ -54,6 +57,7 @@ class TorchEngine(Engine):
         threads: int | None = None,
         class_names: str | None = None,
         input_size: InputSize | None = None,
+        half: bool = False,
     ) -> None:
         if input_dtype not in ("float32", "uint8"):
             raise UsageError(f"input_dtype {input_dtype!r}; allowed: float32, uint8")
@@ -61,7 +65,7 @@ class TorchEngine(Engine):
         if threads:
             torch.set_num_threads(threads)
         self.path = Path(path)
-        self._setup(load_model(path, config, class_names, input_size), device, nms, input_dtype)
+        self._setup(load_model(path, config, class_names, input_size), device, nms, input_dtype, half)
 
     @classmethod
     def from_model(cls, model: Yolact, device: str = "auto", input_dtype: str = "float32") -> TorchEngine:
@@ -70,15 +74,19 @@ class TorchEngine(Engine):
         engine._setup(model.eval(), device, None, input_dtype)
         return engine
 
-    def _setup(self, model: Yolact, device: str, nms: str | None, input_dtype: str) -> None:
+    def _setup(
+        self, model: Yolact, device: str, nms: str | None, input_dtype: str, half: bool = False
+    ) -> None:
+        """The rest of `__init__`; arguments as there."""
         if nms is not None:
             model.config = with_nms(model.config, nms)
         self.device = pick_device(device)
-        self.model = model.to(self.device)
+        self.model = to_half(model.to(self.device)) if half else model.to(self.device)
         self.normalise = Normalise(model.config.model).to(self.device)
         self.metadata = describe(
-            model.config, input_dtype=input_dtype, max_batch=MAX_BATCH, versions={"torch": torch.__version__}
-        )
+            model.config, input_dtype=input_dtype, max_batch=MAX_BATCH, precision="fp16" if half else "fp32",
+            versions={"torch": torch.__version__},
+        )  # fmt: skip
 
     @property
     def name(self) -> str:
@@ -86,8 +94,11 @@ class TorchEngine(Engine):
 
     def _forward(self, batch: np.ndarray) -> YolactOutput:
         x = self.normalise(torch.from_numpy(np.ascontiguousarray(batch)).to(self.device))
-        output: YolactOutput = self.model(x)
-        return output
+        if self.metadata.precision == "fp16":
+            x = x.to(torch.half, memory_format=torch.channels_last)
+        with exact_convolutions() if self.device.type == "cuda" else nullcontext():
+            output: YolactOutput = self.model(x)
+        return YolactOutput(*(value.float() for value in output))
 
     def heads(self, batch: np.ndarray) -> dict[str, np.ndarray]:
         """Raw outputs of the network, by name in `YolactOutput`, for a batch as `detect` takes it."""
@@ -108,6 +119,29 @@ class TorchEngine(Engine):
             with self.timed("detect"):
                 found = detect(self.model, output, classes=classes)
                 return Detections(*(tensor.cpu().numpy() for tensor in found))
+
+
+# Flags of cuDNN are of the whole process.
+_FLAGS = threading.Lock()
+
+
+@contextmanager
+def exact_convolutions(benchmark: bool = False) -> Iterator[None]:
+    """Keep float32 convolutions on GPUs in float32, which PyTorch rounds to TensorFloat-32 by default.
+
+    Args:
+        benchmark: Also choose the fastest algorithm for each shape, by running all of them the first time.
+    """
+    with _FLAGS, torch.backends.cudnn.flags(enabled=True, benchmark=benchmark, allow_tf32=False):
+        yield
+
+
+def to_half(model: Yolact) -> Yolact:
+    """Convert the network to half precision; what re-scores masks stays in float32."""
+    for name, child in model.named_children():
+        if name != "maskiou_net":
+            child.half().to(memory_format=torch.channels_last)
+    return model
 
 
 def describe(config: Config, **fields: Any) -> Metadata:

@@ -46,7 +46,7 @@ def command(args: argparse.Namespace) -> None:
     from yolact_bench.measure.protocol import cpu_threads, sample_in_turns
     from yolact_bench.measure.statistics import paired_ratio
     from yolact_runtime import load_engine
-    from yolact_runtime.engines.choose import cpu_flags
+    from yolact_runtime.engines.cpu import cpu_flags
 
     backends = [name for name in _BACKENDS if name == "onnxruntime" or installed(name)]
     tasks: dict[str, Callable[[], object]] = {}

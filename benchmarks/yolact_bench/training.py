@@ -1,11 +1,12 @@
 """`yolact-bench training`: how long a training step takes, stage by stage.
 
 The first images of the dataset, without augmentation, and random weights with batch norm settled on
-them. Interleaved with the step as configured ("configured") runs the same network in plain float32, eager, in
-PyTorch's default layout ("plain", the same thing on a CPU if nothing else is configured). With
+them. Interleaved in one run: "plain", the network layer by layer in PyTorch's default layout; "float32" and
+"bf16", the steps of `yolact-train` with these types; "configured", if `--set` asks for another one. With
 `--original`, a checkout of github.com/dbolya/yolact takes part as well, in its own process, on the
 same images and weights. Batch norm is frozen in all of them if the batch is as small as the original
-freezes it for.
+freezes it for. Masks are sampled by the same random numbers, so the losses can be compared. CPU time is for
+machines shared with others.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from yolact_runtime.packages import require
 if TYPE_CHECKING:
     import torch
 
-    from yolact.config import Config
+    from yolact.config import Config, TrainConfig
     from yolact.data.batch import Batch
     from yolact.model import Yolact
     from yolact_bench.measure.protocol import Timing
@@ -67,6 +68,7 @@ def command(args: argparse.Namespace) -> None:
     from yolact.data.batch import collate
     from yolact.data.coco import CocoDataset
     from yolact.data.layout import resolve_dataset
+    from yolact.data.workers import keep_freed_memory
     from yolact.engine import pick_device
     from yolact.model import Yolact
     from yolact.registry import get_config
@@ -80,6 +82,8 @@ def command(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     device = pick_device(args.device)
+    if device.type == "cpu":
+        keep_freed_memory()  # as yolact-train
     folders = resolve_dataset(args.dataset)
     config = override(get_config(args.config), args.set)
     training = replace(config.train, batch_size=args.batch_size)
@@ -94,18 +98,30 @@ def command(args: argparse.Namespace) -> None:
     model = Yolact(config).train()
     settle_batch_norm(model, lambda: model.forward_train(batch.images))  # so that no activation explodes
     with ExitStack() as stack:
-        steps: dict[str, Callable[[], float]] = {}
+        steps: dict[str, Callable[[], tuple[float, float]]] = {}
         if args.original:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             original = open_training(args.original, model, dataset, batch, frozen, folder, device)
             stack.callback(original.close)
-            steps["original"] = lambda: float(original.ask()["loss"])
-        plain = replace(config, train=replace(config.train, amp="none", compile=False))
-        steps["plain"] = Trainer(plain, model, batch, device, torch.contiguous_format).step
-        configured = Trainer(config, model, batch, device, memory_format(device, config.train))
-        steps["configured"] = configured.step
-        times, losses = take_turns(steps, args.seconds, args.runs)
+
+            def ask() -> tuple[float, float]:
+                answer = original.ask()
+                return float(answer["loss"]), float(answer.get("cpu_seconds", math.nan))
+
+            steps["original"] = ask
+        trainers = {}
+        for name, settings in _variants(config.train).items():
+            # "plain" is what PyTorch does by default.
+            layout = torch.contiguous_format if name == "plain" else memory_format(device, settings)
+            trainers[name] = Trainer(replace(config, train=settings), model, batch, device, layout)
+            steps[name] = trainers[name].step
+        times, results = take_turns(steps, args.seconds, args.runs)
+        configured = (
+            trainers.get("configured") or trainers["bf16" if config.train.amp == "bf16" else "float32"]
+        )
         stages = configured.stages(rounds=min(args.runs, 5))
+    losses = {name: values[0][0] for name, values in results.items()}
+    cpu_s = {name: statistics.median(cpu for _, cpu in values) for name, values in results.items()}
     timings = {name: Timing.of(taken, args.batch_size) for name, taken in times.items()}
     with printing_beside(args.json):
         print_line(
@@ -113,11 +129,28 @@ def command(args: argparse.Namespace) -> None:
             f" {counted(torch.get_num_threads(), 'thread')}, interleaved",
             sys.stdout,
         )
-        _show(timings, losses, stages)
+        _show(timings, cpu_s, losses, stages)
     if args.json:
         steps_ms = {name: asdict(timing) for name, timing in timings.items()}
-        figures = {"machine": describe_machine(), "steps": steps_ms, "stages_s": stages}
+        figures = {
+            "machine": describe_machine(),
+            "steps": steps_ms,
+            "cpu_s": cpu_s,
+            "losses": losses,
+            "stages_s": stages,
+        }
         write_json(args.json, figures, indent=2)
+
+
+def _variants(configured: TrainConfig) -> dict[str, TrainConfig]:
+    """The settings to compare, by name."""
+    float32 = replace(configured, amp="none", compile=False, fast=True)
+    variants = {
+        "plain": replace(float32, fast=False),
+        "float32": float32,
+        "bf16": replace(float32, amp="bf16"),
+    }
+    return variants if configured in variants.values() else {**variants, "configured": configured}
 
 
 class Trainer:
@@ -143,14 +176,18 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.settings.amp == "fp16")
         self.batch = batch.to(device, memory_format=layout)
 
-    def step(self) -> float:
-        """Run one step and return its loss."""
+    def step(self) -> tuple[float, float]:
+        """Run one step; returns its loss, and the seconds of CPU time."""
+        import torch
+
         from yolact.train.step import training_step
 
+        torch.manual_seed(0)
+        start = time.process_time()
         clip = self.settings.max_grad_norm
         done = training_step(self.module, self.optimizer, self.scaler, [self.batch], clip)
         self._wait()
-        return sum(done.losses.values())
+        return sum(done.losses.values()), time.process_time() - start
 
     def stages(self, rounds: int) -> dict[str, float]:
         """Seconds of each of `STAGES`, the median of `rounds` steps; "loss" is forward and backward."""
@@ -200,16 +237,30 @@ class Trainer:
             torch.cuda.synchronize(self.device)
 
 
-def _show(timings: dict[str, Timing], losses: dict[str, list[float]], stages: dict[str, float]) -> None:
-    """Print the times of each variant with its first loss, and those of the stages of the configured one."""
-    first = next(iter(timings.values())).median
+def _show(
+    timings: dict[str, Timing], cpu_s: dict[str, float], losses: dict[str, float], stages: dict[str, float]
+) -> None:
+    """Print the times of each variant with its loss, and those of the stages of the configured one."""
+    first, loss = next(iter(timings)), next(iter(losses.values()))
     rows = []
     for name, timing in timings.items():
-        times = (f"{value:.1f}" for value in (timing.median, timing.p90, timing.min))
-        rates = (f"{value:.2f}" for value in (timing.throughput, first / timing.median))
-        rows.append([name, *times, str(timing.runs), *rates, f"{losses[name][0]:.4f}"])
-    columns = ("median ms", "p90", "min", "steps", "images/s", "times as fast", "loss")
-    Table("", ("step", *columns), rows).show()
+        times = [timing.median, timing.p90, timing.min, 1000 * cpu_s[name]]
+        shares = [timing.throughput, timing.median / timings[first].median, cpu_s[name] / cpu_s[first]]
+        rows.append([name, *(f"{value:.1f}" for value in times), str(timing.runs)])
+        rows[-1] += [*(f"{value:.2f}" for value in shares), f"{losses[name]:.4f}"]
+        rows[-1] += [f"{abs(losses[name] / loss - 1):.1e}"]
+    columns = (
+        "step",
+        "median ms",
+        "p90",
+        "min",
+        "CPU ms",
+        "steps",
+        "images/s",
+        f"time / {first}",
+        "CPU / it",
+    )
+    Table("", (*columns, "loss", "differs by"), rows).show()
     whole = sum(stages.values())
-    shares = [[name, f"{stages[name] * 1000:.1f}", f"{stages[name] / whole:.1%}"] for name in STAGES]
-    Table("", ("stage as configured", "ms", "share"), shares).show()
+    shown = [[name, f"{stages[name] * 1000:.1f}", f"{stages[name] / whole:.1%}"] for name in STAGES]
+    Table("", ("stage as configured", "ms", "share"), shown).show()

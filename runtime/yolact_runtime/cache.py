@@ -36,7 +36,7 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _given: set[str] = set()
 
 
-class _NotTrustedError(Exception):
+class NotTrustedError(Exception):
     """A folder or file that somebody else may have written; says what to do."""
 
 
@@ -91,7 +91,7 @@ class Cache:
         Raises:
             YolactError: there is no cache folder.
         """
-        return cache_folder() / self.name / f"{label}-{_digest(self.name, inputs)[:32]}.json"
+        return cache_folder() / self.name / f"{label}-{digest(self.name, inputs)[:32]}.json"
 
     def read(self, label: str, inputs: Any, convert: Callable[[Any], T]) -> T | None:
         """An entry; None if there is none, it is damaged, or somebody else may have written it.
@@ -108,7 +108,7 @@ class Cache:
             return convert(_value(_read(path), self.name, inputs))
         except FileNotFoundError:
             return None
-        except (_NotTrustedError, YolactError, OSError) as error:
+        except (NotTrustedError, YolactError, OSError) as error:
             self._not_used(label, inputs, error)
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
             self._say(f"{self.what}: {path} is damaged ({error}); {self.otherwise}", str(path))
@@ -125,15 +125,15 @@ class Cache:
         try:
             path = self.path(label, inputs)
             create_folder(path.parent.parent)
-            with _opened_folder(path.parent, create=True):
+            with opened_folder(path.parent, create=True):
                 _check_link(path)
                 if path.exists() and not path.is_file():
-                    raise _NotTrustedError(f"{path} is not a file; delete it")
-                entry = {"sha256": _digest(self.name, inputs, value), "value": value}
+                    raise NotTrustedError(f"{path} is not a file; delete it")
+                entry = {"sha256": digest(self.name, inputs, value), "value": value}
                 with atomic_path(path) as temporary:
                     temporary.write_text(json.dumps(entry), encoding="utf-8")
                 path.chmod(0o600)
-        except (_NotTrustedError, YolactError, OSError) as error:
+        except (NotTrustedError, YolactError, OSError) as error:
             self._not_used(label, inputs, error)
 
     def _not_used(self, label: str, inputs: Any, error: Exception) -> None:
@@ -151,7 +151,7 @@ class Cache:
             (self.warn or log.warning)(text)
 
 
-def _digest(*values: Any) -> str:
+def digest(*values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -160,34 +160,44 @@ def _value(data: bytes, name: str, inputs: Any) -> Any:
     entry = parse_json(data)
     if not isinstance(entry, dict) or entry.keys() != {"sha256", "value"}:
         raise ValueError("it is not an entry")
-    if entry["sha256"] != _digest(name, inputs, entry["value"]):
+    if entry["sha256"] != digest(name, inputs, entry["value"]):
         raise ValueError("its digest differs")
     return entry["value"]
 
 
 def _read(path: Path) -> bytes:
-    """The content of an entry, if nobody else can have written it.
-
-    Everything is checked once it is open: what its name means may change at any time.
-    """
-    with _opened_folder(path.parent) as folder:
-        flags = os.O_RDONLY | _NO_LINKS | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-        _check_link(path)
-        name, where = (path, None) if folder is None else (path.name, folder)
-        handle = os.open(name, flags, dir_fd=where)
-        try:
-            _check(os.fstat(handle), path, stat.S_ISREG, f"chmod 600 {shlex.quote(str(path))}")
-            with os.fdopen(handle, "rb", closefd=False) as file:
-                data = file.read(limit("text_bytes") + 1)
-        finally:
-            os.close(handle)
+    """The content of an entry, if nobody else can have written it."""
+    with opened_entry(path) as handle, os.fdopen(handle, "rb", closefd=False) as file:
+        data = file.read(limit("text_bytes") + 1)
     if len(data) > limit("text_bytes"):
         raise ValueError(f"it has more bytes than {beyond('text_bytes')}")
     return data
 
 
 @contextmanager
-def _opened_folder(path: Path, create: bool = False) -> Iterator[int | None]:
+def opened_entry(path: Path) -> Iterator[int]:
+    """Open an entry for reading, if nobody else can have written it.
+
+    Everything is checked once it is open: what its name means may change at any time.
+
+    Raises:
+        NotTrustedError: somebody else may have written it.
+        OSError: it cannot be opened.
+    """
+    with opened_folder(path.parent) as folder:
+        flags = os.O_RDONLY | _NO_LINKS | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        _check_link(path)
+        name, where = (path, None) if folder is None else (path.name, folder)
+        handle = os.open(name, flags, dir_fd=where)
+        try:
+            _check(os.fstat(handle), path, stat.S_ISREG, f"chmod 600 {shlex.quote(str(path))}")
+            yield handle
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def opened_folder(path: Path, create: bool = False) -> Iterator[int | None]:
     """Open a folder in the cache folder, if both are this user's alone; None on Windows."""
     if not _POSIX:
         if create:
@@ -215,18 +225,18 @@ def _opened(path: Path, flags: int, outer: int | None = None) -> Iterator[int]:
 
 def _check_link(path: Path) -> None:
     if path.is_symlink():
-        raise _NotTrustedError(f"{path} is a link; delete it")
+        raise NotTrustedError(f"{path} is a link; delete it")
 
 
 def _check(status: os.stat_result, path: Path, is_kind: Callable[[int], bool], remedy: str) -> None:
     """Refuse what is of another kind, belongs to somebody else, or can be written by others."""
     if not is_kind(status.st_mode):
-        raise _NotTrustedError(f"{path} is not a file; delete it")
+        raise NotTrustedError(f"{path} is not a file; delete it")
     if not _POSIX:
         return
     own = "set YOLACT_CACHE to a folder that only you can write to"
     if status.st_uid not in (os.geteuid(), 0):
-        raise _NotTrustedError(f"{path} belongs to another user (number {status.st_uid}); {own}")
+        raise NotTrustedError(f"{path} belongs to another user (number {status.st_uid}); {own}")
     if status.st_mode & _OTHERS_WRITE:
         mine = status.st_uid == os.geteuid() and not status.st_mode & stat.S_ISVTX
-        raise _NotTrustedError(f"others may write to {path}; {f'run: {remedy}' if mine else own}")
+        raise NotTrustedError(f"others may write to {path}; {f'run: {remedy}' if mine else own}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import platform
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -45,8 +44,8 @@ PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "tritonclient": ("tritonclient", ("triton",)),
     "tensorrt": ("tensorrt", ("trt",)),
     "tensorrt_rtx": ("tensorrt-rtx-cu13", ("rtx",)),
-    "cuda": ("cuda-bindings", ("trt", "rtx")),
-    "pycuda": ("pycuda", ("trt", "rtx")),
+    "cuda": ("cuda-bindings", ("cuda", "trt", "rtx")),
+    "pycuda": ("pycuda", ("cuda", "trt", "rtx")),
 }
 # Folders in which several distributions put their modules.
 _SHARED = ("cuda",)
@@ -109,6 +108,8 @@ def installed(name: str) -> bool:
 
 def _missing(what: str, modules: Sequence[str], extra: str) -> YolactError:
     """The error for modules that are not installed, and that `extra` installs."""
+    import platform
+
     if "tegra" in platform.release() and any(name.strip("'") == "tensorrt" for name in modules):
         return YolactError(
             f"{what} needs JetPack's TensorRT, which this environment does not see; run: sudo apt install"

@@ -14,8 +14,6 @@ import hashlib
 import logging
 import os
 import re
-import shutil
-import socket
 import stat
 import sys
 import tempfile
@@ -237,6 +235,8 @@ def _remove_if_dead(path: Path) -> None:
         if not os.path.samestat(info, os.fstat(handle)) or try_lock(handle) is not True:
             return
         if folder:
+            import shutil
+
             shutil.rmtree(path, ignore_errors=True)
         elif not (lock and info.st_size):
             path.unlink()
@@ -263,6 +263,8 @@ def _prefix(stem: str, keep: bool = False) -> str:
 @functools.cache
 def _origin() -> tuple[str, str]:
     """The host, and the start of its kernel, which containers on it share; eight hexadecimal digits each."""
+    import socket
+
     start = _UNKNOWN
     with contextlib.suppress(OSError):
         start = _digest(Path("/proc/sys/kernel/random/boot_id").read_bytes(), 8)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import statistics
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
@@ -150,7 +149,9 @@ class Tracker:
         if distance > 0:
             self._distances.append(distance)
         # Of an even number the shorter one, so that a gap among the first frames is one.
-        usual = max(_SHORTEST, statistics.median_low(self._distances or [_STEP]))
+        from statistics import median_low  # which images do without
+
+        usual = max(_SHORTEST, median_low(self._distances or [_STEP]))
         steps = max(1, round(distance / usual))
         if distance < 0 and not self._went_back:
             self._went_back = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -100,6 +99,8 @@ def type_name(hint: Any) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error about an unknown name: the names in `known` that are near it, or all of them."""
+    import difflib  # for wrong names only
+
     names = sorted(known)
     near = [known for known in names if known.rpartition(".")[2] == name]
     near = near or difflib.get_close_matches(name, names, n=3, cutoff=0.5)

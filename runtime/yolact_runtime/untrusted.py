@@ -59,6 +59,9 @@ LIMITS = {
     "engine_file_bytes": Limit("YOLACT_MAX_ENGINE_FILE_BYTES", 4096 * MIB, "bytes of an engine's files"),
     "engine_bytes": Limit("YOLACT_MAX_ENGINE_BYTES", 2048 * MIB, "bytes of memory to try an engine"),
     "engine_seconds": Limit("YOLACT_MAX_ENGINE_SECONDS", 15, "seconds of computing to try an engine"),
+    "cache_bytes": Limit(
+        "YOLACT_MAX_CACHE_BYTES", 4096 * MIB, "bytes of compiled networks in the cache folder"
+    ),
 }
 _KINDS = {
     stat.S_IFIFO: "pipe",

@@ -77,17 +77,15 @@ def test_times_steps_and_stages(options, checkout, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "batch 2" in out
     figures = json.loads(path.read_text())
-    assert set(figures["steps"]) == {"original", "plain", "configured"}
+    assert set(figures["steps"]) == {"original", "plain", "float32", "bf16"}
     assert set(figures["stages_s"]) == set(training.STAGES)
     assert all(seconds > 0 for seconds in figures["stages_s"].values())
     # The original's steps were counted by its loss: three to warm up come first.
-    row = next(line for line in out.splitlines() if "original" in line)
-    assert row.split()[-1] == "4.0000"
-    # Layouts do not change what is computed.
-    losses = [
-        line.split()[-1] for line in out.splitlines() if line.split()[:1] in (["plain"], ["configured"])
-    ]
-    assert float(losses[0]) == pytest.approx(float(losses[1]), rel=1e-3)
+    assert figures["losses"]["original"] == 4
+    assert any(line.split()[:1] == ["bf16"] for line in out.splitlines())
+    losses = figures["losses"]
+    assert losses["float32"] == pytest.approx(losses["plain"], rel=1e-4)
+    assert losses["bf16"] == pytest.approx(losses["plain"], rel=0.02)
 
 
 def test_says_what_the_original_died_of(options, checkout, capsys):

@@ -59,7 +59,7 @@ def read_cache(argv: Sequence[str]) -> int:
         data = Path(file).read_bytes()
         if not raw:
             value = json.loads(data)
-            data = json.dumps({"sha256": cache._digest(one.name, [], value), "value": value}).encode()
+            data = json.dumps({"sha256": cache.digest(one.name, [], value), "value": value}).encode()
         path.write_bytes(data)
         found = one.read("x", [], convert)
         print("not used" if found is None else "used")

@@ -4,8 +4,8 @@
     python tests/gpu/wheels.py store KIT/transfer-01 STORE     # there, once for each transfer
     python tests/gpu/wheels.py install STORE --venv VENV       # there: joins, checks, installs, builds pycuda
 
-`collect` needs pip and the network. The others need Python's standard library, pip in the virtual environment,
-and for pycuda a C++ compiler, NumPy and the headers of the CUDA toolkit.
+`collect` needs pip and the network. The others need Python's standard library and pip, and for pycuda a C++
+compiler and the headers of the CUDA toolkit.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import site
 import subprocess
 import sys
 import tarfile
@@ -48,18 +49,15 @@ PLATFORMS = (*(f"manylinux_2_{minor}_" for minor in range(39, 4, -1)), "manylinu
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True)
     add = commands.add_parser("collect", help="download packages and cut them into transfers").add_argument
     add("folder", type=Path, help="new folder to write to")
     version = ".".join(map(str, sys.version_info[:2]))
     add("--python", default=version, metavar="X.Y", help=f"Python of the GPU machine (default: {version})")
     add("--machine", default="x86_64", choices=["x86_64", "aarch64"], help="its processor")
-    add(
-        "--cuda", default="13.0", metavar="X.Y", help="CUDA of its driver, as nvidia-smi says (default: 13.0)"
-    )
+    add("--cuda", default="13.0", metavar="X.Y", help="CUDA of its driver, see nvidia-smi (default: 13.0)")
     add("--part-size", type=int, default=48, metavar="MIB", help="most bytes of a transfer (default: 48 MiB)")
     add("--have", type=Path, metavar="FILE", help="its `pip freeze`: what is there already is left out")
     text = "large packages that are left out by default"
@@ -220,25 +218,17 @@ def store(transfer: Path, folder: Path) -> None:
             partial.replace(target)
     shutil.copyfile(transfer / LIST, folder / LIST)
     missing = [part["name"] for part in _parts(kit) if not (folder / part["name"]).exists()]
-    print(
-        f"{folder}: " + (f"{len(missing)} parts are missing, first {missing[0]}" if missing else "complete")
-    )
+    print(f"{folder}: {f'{len(missing)} parts are missing, such as {missing[0]}' if missing else 'complete'}")
 
 
 def install(args: argparse.Namespace) -> None:
     """Join the parts, and install packages, pycuda and this project without a network."""
     kit = _read_list(args.store)
-    wheels = join(args.store, args.store / "files")
-    python = Path(sys.executable)
-    if args.venv:
-        if not args.venv.exists():
-            subprocess.run(
-                [sys.executable, "-m", "venv", "--system-site-packages", str(args.venv)], check=True
-            )
-        python = args.venv.resolve() / "bin" / "python"
     mine = ".".join(map(str, sys.version_info[:2]))
     if kit["python"] != mine:
         raise KitError(f"the kit is for Python {kit['python']}, and this is {mine}; collect --python {mine}")
+    wheels = join(args.store, args.store / "files")
+    python = make_venv(args.venv) if args.venv else Path(sys.executable)
     # All that pip resolved when it collected them; nothing is looked for elsewhere.
     offline = ["install", "--no-index", "--no-deps", "--no-cache-dir", "--disable-pip-version-check", "-q"]
     _pip(*offline, *(str(file) for file in wheels if file.suffix == ".whl"), python=python)
@@ -246,9 +236,17 @@ def install(args: argparse.Namespace) -> None:
         source = next(file for file in wheels if file.name.startswith("pycuda-"))
         build_pycuda(source, python, args.cuda_root or find_toolkit(), args.driver or find_driver())
     _pip(*offline, "--no-build-isolation", "-e", str(ROOT), python=python)
-    done = subprocess.run([str(python), "-m", "pip", "check"], capture_output=True, text=True)
-    print(done.stdout.strip())
     print(f"installed; next: {python} {ROOT / 'tests/gpu/bring_up.py'} OUTPUT")
+
+
+def make_venv(folder: Path) -> Path:
+    """A virtual environment that sees the packages of this Python, also if that is one itself."""
+    if not folder.exists():
+        # Without pip, which many systems keep from `venv`: this Python's pip installs into it.
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+        (packages,) = (folder / "lib").glob("python*/site-packages")
+        (packages / "parent.pth").write_text("".join(f"{path}\n" for path in site.getsitepackages()))
+    return folder.resolve() / "bin" / "python"
 
 
 def join(folder: Path, target: Path) -> list[Path]:
@@ -300,10 +298,9 @@ def build_pycuda(source: Path, python: Path, toolkit: Path, driver: Path) -> Non
 
 def find_toolkit() -> Path:
     """The CUDA toolkit: a folder with include/cuda.h."""
-    places = [
-        Path(os.environ[name]) for name in ("CUDA_PATH", "CUDA_HOME", "CUDA_ROOT") if os.environ.get(name)
-    ]
-    places += sorted(Path("/usr/local").glob("cuda*")) + [Path("/usr"), Path("/opt/cuda")]
+    named = [os.environ.get(name) for name in ("CUDA_PATH", "CUDA_HOME", "CUDA_ROOT")]
+    places = [Path(name) for name in named if name]
+    places += [*sorted(Path("/usr/local").glob("cuda*")), Path("/usr"), Path("/opt/cuda")]
     if nvcc := shutil.which("nvcc"):
         places.append(Path(nvcc).resolve().parents[1])
     # Wheels of NVIDIA have the headers as well.
@@ -361,7 +358,8 @@ def _sha256(path: Path) -> str:
 
 
 def _pip(*arguments: str, python: Path | str = sys.executable) -> None:
-    done = subprocess.run([str(python), "-m", "pip", *arguments], capture_output=True, text=True)
+    command = [sys.executable, "-m", "pip", "--python", str(python), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         lines = [line for line in (done.stderr + done.stdout).splitlines() if "error" in line.lower()]
         raise KitError(f"pip {arguments[0]} failed: {(lines or done.stderr.splitlines()[-1:])[0]}")

@@ -59,7 +59,7 @@ def test_nobody_else_may_enter(folder: Path) -> None:
 
 def other_inputs(entry: dict) -> dict:
     """The entry of other inputs under this name."""
-    return {"sha256": module._digest("kernels", ["other"], entry["value"]), "value": entry["value"]}
+    return {"sha256": module.digest("kernels", ["other"], entry["value"]), "value": entry["value"]}
 
 
 @pytest.mark.parametrize(

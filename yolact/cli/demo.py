@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolact_runtime.child import module_command
 from yolact_runtime.commandline import Parser, print_line, run
-from yolact_runtime.engines.choose import cpu_flags
+from yolact_runtime.engines.cpu import cpu_flags
 from yolact_runtime.errors import YolactError, plain_value
 from yolact_runtime.files import atomic_path, read_json
 from yolact_runtime.outputs import check_outputs

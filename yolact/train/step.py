@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from yolact.data.batch import Batch, Target
 from yolact.losses import Losses, Matches, MultiBoxLoss, Totals, count_totals, match
 from yolact.model import Yolact
 from yolact.train.distributed import Processes, unwrap
+from yolact.train.network import forward_train
 
 AMP_TYPES = {"none": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -25,14 +27,15 @@ class NetworkWithLoss(nn.Module):
     Args:
         model: The network.
         criterion: The loss, computed in float32.
-        settings: `amp` and `compile`.
+        settings: `amp`, `fast` and `compile`.
     """
 
     def __init__(self, model: Yolact, criterion: MultiBoxLoss, settings: TrainConfig) -> None:
         super().__init__()
         self.model, self.criterion = model, criterion
         self.amp_type = AMP_TYPES[settings.amp]
-        self.network = torch.compile(model.forward_train) if settings.compile else model.forward_train
+        network = partial(forward_train, model) if settings.fast else model.forward_train
+        self.network = torch.compile(network) if settings.compile else network
 
     def forward(self, images: Tensor, targets: Sequence[Target], matches: Matches, totals: Totals) -> Tensor:
         """The terms (5,) of `Losses` for images (B, 3, S, S)."""
@@ -55,7 +58,11 @@ def build_optimizer(model: Yolact, settings: TrainConfig) -> torch.optim.Optimiz
             model.parameters(), lr=settings.lr, betas=betas, weight_decay=settings.weight_decay, fused=True
         )
     return torch.optim.SGD(
-        model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        model.parameters(),
+        lr=settings.lr,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        fused=True,  # one pass over the weights
     )
 
 

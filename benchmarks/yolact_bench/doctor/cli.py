@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULT_CONFIG = "yolact_resnet50"
+LIMIT = 150.0  # so that the whole takes about three minutes
 
 
 def build_parser() -> Parser:
@@ -34,6 +37,8 @@ def build_parser() -> Parser:
     )
     config = "configuration to measure, with random weights"
     parser.add_argument("--config", default=DEFAULT_CONFIG, metavar="NAME", help=config)
+    limit = f"begin no stage after so many seconds (default: {LIMIT:.0f}, or none with --only)"
+    parser.add_argument("--limit", type=float, metavar="SECONDS", help=limit)
     parser.add_argument("--list", action="store_true", help="list the stages and exit")
     return parser
 
@@ -62,9 +67,11 @@ def _check(args: argparse.Namespace) -> None:
     """Refuse an unknown configuration, and a folder that cannot be written to."""
     from yolact.registry import get_config
     from yolact_bench.doctor.report import NAMES
+    from yolact_bench.options import LONGEST, check_number
     from yolact_runtime.outputs import check_outputs
 
     get_config(args.config)
+    check_number("--limit", args.limit, 0, LONGEST)
     if args.report is not None:
         check_outputs([], [("--report", args.report / name) for name in NAMES], [("--report", args.report)])
 
@@ -93,9 +100,14 @@ def _examine(args: argparse.Namespace, context: Context, stages: Sequence[Stage]
     libraries = facts.probe_libraries(gpu, names)
     show.libraries(libraries)
     checked: list[Checked] = []
-    for one in run_stages(stages, context, libraries, gpu):
-        checked.append(one)
-        show.stage(one)
+    default = math.inf if args.only else LIMIT
+    limit = default if args.limit is None else args.limit
+    running = run_stages(stages, context, libraries, gpu, limit)
+    # Stages that are skipped for the same reason are shown together.
+    for _, group in itertools.groupby(running, lambda one: show.reason(one) or one.stage.name):
+        together = list(group)
+        checked += together
+        show.stages(together)
     report = make_report(args, begun, machine, gpu, libraries, checked)
     if args.report is not None:
         for path in write_report(report, args.report):

@@ -19,7 +19,7 @@ from typing import Any
 
 from yolact_bench.doctor.child import call
 from yolact_bench.doctor.stage import FAILED, OK, SKIPPED
-from yolact_runtime.engines.choose import cpu_flags
+from yolact_runtime.engines.cpu import cpu_flags
 from yolact_runtime.engines.threads import usable_cores
 from yolact_runtime.errors import first_line, missing_extra
 from yolact_runtime.packages import PACKAGES, import_failure, installed
@@ -91,6 +91,7 @@ def machine() -> dict[str, Any]:
         "cores": usable_cores(),
         "logical_cpus": os.cpu_count() or 1,
         "cpu_quota": _cgroup("cpu.max"),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "memory_gib": physical,
         "memory_available_gib": available,
         "memory_limit_gib": _gib(_cgroup("memory.max")),

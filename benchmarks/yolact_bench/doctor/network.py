@@ -148,8 +148,8 @@ def sample_heads(
     def noise(*shape: int, low: float = -1.0) -> np.ndarray:
         return low + (1 - low) * random.random_sample(shape)
 
-    logits = 6 * noise(1, priors, classes + 1)
-    logits[..., 0] = 5.5
+    logits = 8 * noise(1, priors, classes + 1) ** 3
+    logits[..., 0] = 6
     # Smooth prototypes, as a network's are.
     coarse = 3 * noise(1, side // 8, side // 8, depth, low=0)
     prototypes = coarse.repeat(8, 1).repeat(8, 2)

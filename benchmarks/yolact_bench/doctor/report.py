@@ -10,6 +10,7 @@ import getpass
 import html
 import math
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -101,6 +102,7 @@ def _without_names(value: Any) -> Any:
     replaced = _private_folders()
 
     def clean(value: Any) -> Any:
+        """The same for a part of it."""
         if isinstance(value, str):
             for folder, short in replaced:
                 value = value.replace(folder, short)
@@ -118,14 +120,14 @@ def _without_names(value: Any) -> Any:
 
 def _private_folders() -> list[tuple[str, str]]:
     """Folders that name the user or the run, with what is shown for each; longer ones first."""
-    import sys
-
-    found = {str(Path(sys.prefix)): "VENV", tempfile.gettempdir(): "TMP", str(Path.cwd()): "."}
+    found = {tempfile.gettempdir(): "TMP"}
+    if sys.prefix != sys.base_prefix:
+        found[sys.prefix] = "VENV"
     with suppress(RuntimeError):
         found[str(Path.home())] = "~"
     with suppress(Exception):
         found[f"/home/{getpass.getuser()}"] = "~"
-    usable = {folder: short for folder, short in found.items() if len(folder) > 4}
+    usable = {folder: short for folder, short in found.items() if len(folder) > 3}
     return sorted(usable.items(), key=lambda pair: -len(pair[0]))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,8 +17,6 @@ from yolact_bench.doctor.stage import FAILED, GPU, OK, SKIPPED, Context, Figure,
 from yolact_runtime.errors import YolactError, first_line, missing_extra
 from yolact_runtime.packages import PACKAGES, import_failure, installed
 
-# After so many seconds no stage is begun; a whole run takes about three minutes.
-LIMIT = 165.0
 # The function that returns all stages, called with the context in each child process.
 SOURCE = "yolact_bench.doctor.stages:all_stages"
 
@@ -37,6 +36,7 @@ def run_stages(
     context: Context,
     libraries: Mapping[str, Library],
     gpu: Gpu,
+    limit: float = math.inf,
     source: str = SOURCE,
 ) -> Iterator[Checked]:
     """Run stages, and yield each when it is done.
@@ -46,13 +46,14 @@ def run_stages(
         context: What they are given.
         libraries: The states of libraries that were imported; a stage that needs a broken one fails.
         gpu: The GPUs; without one, stages that need it are skipped.
+        limit: After so many seconds no stage is begun.
         source: `module:function` that returns the stages in child processes.
     """
     begun = time.monotonic()
     for stage in stages:
         outcome = missing(stage, libraries, gpu)
-        if outcome is None and time.monotonic() - begun > LIMIT:
-            reason = f"the other stages took more than {LIMIT:.0f} s"
+        if outcome is None and time.monotonic() - begun > limit:
+            reason = f"the other stages took more than {limit:.0f} s"
             outcome = Outcome(SKIPPED, {}, reason, f"yolact-doctor --only {stage.name}")
         yield Checked(stage, outcome) if outcome else _run(stage, context, source)
 
@@ -60,12 +61,12 @@ def run_stages(
 def missing(stage: Stage, libraries: Mapping[str, Library], gpu: Gpu) -> Outcome | None:
     """The outcome of a stage that cannot be run; None for one that can."""
     names = [name for name in stage.needs if name != GPU]
+    if GPU in stage.needs and gpu.state != OK:
+        return Outcome(SKIPPED, {}, gpu.reason, gpu.remedy)
     for name in names:
         found = libraries.get(name)
         if found is not None and found.state == FAILED:
             return Outcome(FAILED, {}, found.reason, found.remedy)
-    if GPU in stage.needs and gpu.state != OK:
-        return Outcome(SKIPPED, {}, gpu.reason, gpu.remedy)
     if absent := [name for name in names if not installed(name)]:
         distributions = ", ".join(PACKAGES[name][0] if name in PACKAGES else name for name in absent)
         return Outcome(SKIPPED, {}, f"not installed: {distributions}", install_command(absent))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from yolact_bench.doctor.stage import FAILED, OK, Figure
+from yolact_bench.doctor.stage import FAILED, OK, SKIPPED, Figure
 from yolact_runtime.commandline import print_line
 from yolact_runtime.packages import own_version
 
@@ -35,6 +35,9 @@ def machine(found: Mapping[str, Any], gpu: Gpu) -> None:
 def machine_rows(found: Mapping[str, Any], gpu: Gpu) -> list[tuple[str, str]]:
     """Names and texts of the facts about a machine."""
     limits = [f"{found['cores']} usable of {found['logical_cpus']} logical"]
+    if found["load"] is not None:
+        busy = "; other programs run, so times are too long" if found["load"] > 0.5 * found["cores"] else ""
+        limits.append(f"load {found['load']}{busy}")
     limits += [f"quota {found['cpu_quota']}"] if found["cpu_quota"] else []
     memory = [f"{found['memory_gib']} GiB, {found['memory_available_gib']} available"]
     memory += [f"container's limit {found['memory_limit_gib']} GiB"] if found["memory_limit_gib"] else []
@@ -54,27 +57,37 @@ def machine_rows(found: Mapping[str, Any], gpu: Gpu) -> list[tuple[str, str]]:
 
 def libraries(found: Mapping[str, Library]) -> None:
     """Print each library's state and, if it is not well, the command that mends it."""
-    good = ", ".join(f"{one.distribution} {one.version}" for one in found.values() if one.state == OK)
-    first, *more = textwrap.wrap(good, _WIDTH, break_on_hyphens=False) or [""]
-    _line(f"{OK:<8} {first}", OK)
-    for line in more:
-        _line(f"{_INDENT}{line}", OK)
+    groups: dict[tuple[str, str, str], list[str]] = {}
     for one in found.values():
-        if one.state != OK:
-            _line(f"{one.state:<8} {one.distribution} {one.version}".rstrip(), one.state)
-            _advice(one.reason, one.remedy)
+        names = groups.setdefault((one.state, one.reason, one.remedy), [])
+        names.append(f"{one.distribution} {one.version}".rstrip())
+    for (state, why, remedy), names in groups.items():
+        _several(state, names)
+        _advice(why, remedy)
     print_line("", sys.stdout)
 
 
-def stage(one: Checked) -> None:
-    """Print the outcome of a stage: a line, its figures, what is wrong and what to do."""
-    outcome = one.outcome
+def reason(one: Checked) -> tuple[str, str] | None:
+    """Why a stage that was not begun is skipped; None for others."""
+    skipped = one.outcome.state == SKIPPED and not one.seconds
+    return (one.outcome.reason, one.outcome.remedy.replace(one.stage.name, "STAGE")) if skipped else None
+
+
+def stages(together: Sequence[Checked]) -> None:
+    """Print the outcome of a stage: a line, its figures, what is wrong and what to do.
+
+    Args:
+        together: One stage, or several that are skipped for the same reason.
+    """
+    one, outcome = together[0], together[0].outcome
     seconds = f"{one.seconds:6.1f} s" if one.seconds else ""
-    _line(f"{outcome.state:<8} {one.stage.name:<22}{seconds}".rstrip(), outcome.state)
+    names = [each.stage.name for each in together]
+    _several(outcome.state, names if len(names) > 1 else [f"{names[0]:<22}{seconds}".rstrip()])
     figures = ", ".join(f"{name} {text(value)}" for name, value in outcome.figures.items())
     for line in textwrap.wrap(figures, _WIDTH, break_long_words=False, break_on_hyphens=False):
         print_line(f"{_INDENT}{line}", sys.stdout)
-    _advice(outcome.reason, outcome.remedy)
+    remedy = outcome.remedy if len(together) == 1 else outcome.remedy.replace(one.stage.name, "STAGE")
+    _advice(outcome.reason, remedy)
 
 
 def end(report: Mapping[str, Any]) -> None:
@@ -84,6 +97,14 @@ def end(report: Mapping[str, Any]) -> None:
     broken = ", ".join(summary["broken_libraries"])
     more = f"; libraries that do not load: {broken}" if broken else ""
     _line(f"{counts} in {report['seconds']:.0f} s{more}", FAILED if report["exit_code"] else OK)
+
+
+def _several(state: str, names: Sequence[str]) -> None:
+    """Print a state and names, on several lines if need be."""
+    first, *more = textwrap.wrap(", ".join(names), _WIDTH, break_on_hyphens=False) or [""]
+    _line(f"{state:<8} {first}", state)
+    for line in more:
+        _line(f"{_INDENT}{line}", state)
 
 
 def _advice(reason: str, remedy: str) -> None:

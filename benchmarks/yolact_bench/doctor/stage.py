@@ -44,7 +44,7 @@ class Context:
     folder: Path
     config: str = "yolact_resnet50"
     quick: bool = False
-    seconds: float = 1.0
+    seconds: float = 0.5
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from yolact_bench.doctor.facts import gpu_here
 from yolact_bench.doctor.parts import part_stages
 from yolact_bench.doctor.speed import speed_stages
 from yolact_bench.doctor.stage import Context, Outcome, Stage
+from yolact_bench.gpu_checks.stages import gpu_stages
 from yolact_runtime.errors import UsageError
 from yolact_runtime.typed import nearest
 
@@ -16,7 +17,11 @@ from yolact_runtime.typed import nearest
 def all_stages(context: Context) -> list[Stage]:
     """Every stage; which can be run here is found out later."""
     driver = Stage("driver", "gpu", _driver, (), "the NVIDIA driver starts and names its GPUs", 20)
-    return [*part_stages(), *engine_stages(), driver, *speed_stages()]
+    engines = engine_stages()
+    # What is quick and what a GPU does first: no stage is begun after some minutes.
+    first = [one for one in engines if one.quick]
+    more = [one for one in engines if not one.quick]
+    return [*part_stages(), *first, driver, *gpu_stages(context), *more, *speed_stages()]
 
 
 def choose(stages: Sequence[Stage], only: Collection[str], quick: bool) -> list[Stage]:

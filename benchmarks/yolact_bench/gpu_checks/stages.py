@@ -6,15 +6,6 @@ from collections.abc import Callable
 from functools import partial
 
 from yolact_bench.doctor.stage import FAILED, GPU, OK, SKIPPED, Context, Outcome, Stage
-from yolact_bench.gpu_checks.kernels import (
-    BATCHES,
-    KINDS,
-    SMALL,
-    MismatchError,
-    Sizes,
-    kernel_cases,
-    on_device,
-)
 from yolact_bench.gpu_checks.networks import FLAVOURS, MAX_BATCH, Flavour, flavour, make_engine
 from yolact_runtime.errors import YolactError
 
@@ -24,9 +15,10 @@ TIMED = {
     "tensorrt": ("tensorrt-runtime", ("--precision", "fp16")),
     "tensorrt-rtx": ("tensorrt-rtx-runtime", ("--precision", "fp16")),
     "onnxruntime-cuda": ("onnxruntime-cuda-runtime", ()),
-    "pytorch-cuda": ("pytorch-cuda", ()),
+    "pytorch-cuda": ("pytorch-cuda-half", ()),
 }
 REPORT = "attach the report of yolact-doctor to an issue; until then use the CPU: --backend onnxruntime"
+# The kinds of `kernels.KINDS`; nothing large is imported to list the stages.
 _TEXTS = {
     "resize": "resizing and normalisation of images",
     "detection": "decoding of boxes and fast NMS",
@@ -43,7 +35,7 @@ def gpu_stages(context: Context) -> list[Stage]:
             f"kernels-{kind}", "kernels", partial(run_kernels, kind), ("pycuda", "cuda", GPU),
             f"CUDA kernels against NumPy: {_TEXTS[kind]}", 120,
         )
-        for kind in KINDS
+        for kind in _TEXTS
     ]  # fmt: skip
     stages += [
         Stage(
@@ -62,7 +54,7 @@ def gpu_stages(context: Context) -> list[Stage]:
     stages += [
         Stage(
             f"gpu-speed-{name}", "gpu-speed", partial(run_speed, *how),
-            (*_needs(flavour(how[0])), "onnx", "sympy", GPU),
+            (*_needs(flavour(how[0])), "sympy", GPU),
             f"{context.config}: fps at batch 1 and 8, stages with their floors, share of the roofline", 420,
             quick=False,
         )
@@ -72,12 +64,14 @@ def gpu_stages(context: Context) -> list[Stage]:
 
 
 def _needs(one: Flavour) -> tuple[str, ...]:
-    """Packages of a flavour and of its checks: pycuda watches the memory."""
-    return tuple(dict.fromkeys((*one.needs, "onnx", "torch", "pycuda", "cuda", "psutil")))
+    """Packages of a flavour, of exports, and of its checks: pycuda watches the memory."""
+    exports = "torch", "torchvision", "onnx", "onnxscript"
+    return tuple(dict.fromkeys((*one.needs, *exports, "pycuda", "cuda", "psutil")))
 
 
 def run_kernels(kind: str, context: Context) -> Outcome:
-    """Compile the kernels of one of `KINDS` for this GPU and compare them with NumPy."""
+    """Compile the kernels of one kind for this GPU and compare them with NumPy."""
+    from yolact_bench.gpu_checks.kernels import BATCHES, SMALL, MismatchError, Sizes, kernel_cases, on_device
     from yolact_runtime.cuda import nvrtc
     from yolact_runtime.cuda.compile import parse_capability
     from yolact_runtime.cuda.device import Device
@@ -109,6 +103,7 @@ def run_engine(one: Flavour, context: Context) -> Outcome:
     """Build an engine, and check results, graphs, streams and memory."""
     from yolact_bench.gpu_checks import engines
     from yolact_bench.gpu_checks.inputs import make_images
+    from yolact_bench.gpu_checks.kernels import MismatchError
     from yolact_runtime import load_engine
     from yolact_runtime.cuda.device import Device
 

@@ -4,7 +4,8 @@
 
 SETTINGS is JSON {"config", "weights", "device", "threads", "input_size", "classes"}, with {"freeze_bn",
 "case": the batch} for the task `train` and {"categories": id of each class} for `infer`. Each line of the
-input is a request and is answered with a line of JSON. `train` answers {} with {"loss"} of one step; those of
+input is a request and is answered with a line of JSON. `train` answers {} with
+{"loss", "cpu_seconds"} of one step; those of
 `infer` are
 
     {"prepare": [paths]}            decode and resize them for `network_only`       {}
@@ -86,6 +87,8 @@ class Training:
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Run one step."""
+        torch.manual_seed(0)  # which masks are sampled
+        start = time.process_time()
         self.optimizer.zero_grad()
         arguments = list(self.targets), list(self.masks), self.crowds  # it changes them
         losses = self.criterion(self.net, self.net(self.images), *arguments)
@@ -93,7 +96,7 @@ class Training:
         loss.backward()
         if torch.isfinite(loss).item():
             self.optimizer.step()
-        return {"loss": loss.item()}
+        return {"loss": loss.item(), "cpu_seconds": time.process_time() - start}
 
 
 class Inference:

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 
-from yolact_export.precision.placement import roundings
+from yolact_export.precision.measure import run_graph
+from yolact_export.precision.placement import quantisable, roundings
 from yolact_runtime.cache import Cache
 from yolact_runtime.commandline import track
 from yolact_runtime.errors import UsageError, YolactError
@@ -33,6 +34,9 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "percentile": ("PercentileCalibrater", {"num_bins": 4096, "percentile": 99.99}),
     "minmax": ("MinMaxCalibrater", {}),
 }
+
+# Images for the means of channels, at most.
+_MEAN_IMAGES = 16
 
 Ranges = dict[str, tuple[float, float]]
 
@@ -119,6 +123,42 @@ def calibrate(
     return ranges
 
 
+def channel_means(
+    model: onnx.ModelProto, images: CalibrationImages, metadata: Metadata
+) -> dict[str, np.ndarray]:
+    """The mean of each channel of what enters convolutions, (C,) float64, measured or read from the cache.
+
+    At most `_MEAN_IMAGES` of the images are used: means need fewer than extremes.
+    """
+    names = sorted({node.input[0] for node in quantisable(model)})
+    step = -(-len(images.paths) // _MEAN_IMAGES)
+    inputs = [_graph_hash(model), images.digest, step, _library_version(), names]
+    cached = _CACHE.read("means", inputs, lambda value: _check_means(value, names))
+    if cached is not None:
+        return cached
+    paths = images.paths[::step]
+    steps = track(batches(map(read_image, paths), metadata), "measuring means", len(paths))
+    sums: dict[str, np.ndarray] = {}
+    for values in run_graph(model, names, steps):
+        for name in names:
+            axes = tuple(axis for axis in range(values[name].ndim) if axis != 1)
+            mean = values[name].mean(axis=axes, dtype=np.float64) / len(paths)
+            sums[name] = sums.get(name, 0) + mean
+    _CACHE.write("means", inputs, {name: mean.tolist() for name, mean in sums.items()})
+    return sums
+
+
+def _check_means(value: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The cached means of the tensors `names`; a ValueError if they cannot be means of these."""
+    if sorted(value) != list(names):
+        raise ValueError("it has other tensors")
+    means = {name: np.array(one, np.float64) for name, one in value.items()}
+    for name, mean in means.items():
+        if mean.ndim != 1 or not np.isfinite(mean).all():
+            raise ValueError(f"the means of {name} are not one finite number a channel")
+    return means
+
+
 def batches(images: Iterable[np.ndarray], metadata: Metadata) -> Iterator[np.ndarray]:
     """Each (H, W, 3) uint8 BGR image as the smallest batch that the graph accepts, (n, H, W, 3)."""
     for image in images:
@@ -128,10 +168,17 @@ def batches(images: Iterable[np.ndarray], metadata: Metadata) -> Iterator[np.nda
 
 def _inputs(model: onnx.ModelProto, options: CalibrationOptions, images: CalibrationImages) -> list[Any]:
     """All that the ranges depend on."""
+    return [_graph_hash(model), images.digest, METHODS[options.method], _library_version()]
+
+
+def _graph_hash(model: onnx.ModelProto) -> str:
+    return hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _library_version() -> str:
     import onnxruntime
 
-    graph = hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()
-    return [graph, images.digest, METHODS[options.method], onnxruntime.__version__]
+    return str(onnxruntime.__version__)
 
 
 def _check_ranges(value: Any, names: Sequence[str]) -> Ranges:
@@ -190,12 +237,13 @@ def entropy_threshold(histogram: Sequence[np.ndarray], levels: int) -> tuple[np.
 
     Args:
         histogram: Counts (n,) and edges (n+1,) of equal bins, symmetric about 0; smallest and largest value.
-        levels: Number of steps on the positive side.
+        levels: Number of steps on the positive side; twice as many if no value is negative.
 
     Returns:
         Lowest and highest value of the range.
     """
     counts, edges, smallest, largest = histogram[:4]
+    levels *= 1 if smallest < 0 else 2
     half = len(counts) // 2
     folded = (counts[-half:] + counts[:half][::-1]).astype(np.float64)  # (half,), from 0 outwards
     # Zeros from ReLU are exact in any range, and would outweigh all other values.

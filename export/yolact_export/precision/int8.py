@@ -18,8 +18,9 @@ from onnx import helper, numpy_helper
 from yolact_export.precision.layers import layer_group
 from yolact_export.precision.placement import Rounding, quantisable, roundings
 
-# Sums of two products of a byte and a weight stay below 2**15, where CPUs without VNNI would cut them off.
-WEIGHT_LIMIT = 64
+# CPUs without VNNI add the products of two bytes and two weights in 16 bits, where larger sums are cut off.
+# So the absolute values of neighbouring weights add up to at most `PAIR_LIMIT`: 255 * 128 < 2**15.
+WEIGHT_LIMIT, PAIR_LIMIT = 127, 128
 # A bias is at most this multiple of the scale of its products; beyond, the scale of the weights grows.
 _LARGEST_BIAS = 2**30
 _FLOAT, _INTEGER = "_unrounded", "_quantised"
@@ -29,7 +30,7 @@ def quantise(
     model: onnx.ModelProto,
     ranges: Mapping[str, tuple[float, float]],
     keep_float: Collection[str] = (),
-    weight_limit: int = WEIGHT_LIMIT,
+    means: Mapping[str, np.ndarray] | None = None,
 ) -> onnx.ModelProto:
     """Quantise the convolutions of a graph, and what lies between them.
 
@@ -37,7 +38,8 @@ def quantise(
         model: The float32 graph; it is not changed.
         ranges: Smallest and largest value of the tensors that `roundings` of the whole graph names.
         keep_float: Layer groups that stay in float32.
-        weight_limit: Largest absolute value of an integer weight, at most 127.
+        means: Mean of each channel, (C,), of the tensors that enter convolutions. With them, biases make up
+            for what the rounding of the weights adds to the mean of each output channel.
     """
     tensors = roundings(model, keep_float)
     chosen = [node for node in quantisable(model) if layer_group(node) not in keep_float]
@@ -46,7 +48,7 @@ def quantise(
     graph = result.graph
     del graph.node[:]
     constants = _Constants(graph)
-    weights = _quantise_weights(model, chosen, scales, weight_limit, constants)
+    weights = _quantise_weights(model, chosen, scales, constants)
     graph.node.extend(weights.values())
     parameters = {
         name: [
@@ -68,9 +70,10 @@ def quantise(
         changed.input[:] = [rounded_inputs.get(name, name) for name in changed.input]
         if node.output and node.output[0] in chosen_outputs:
             changed.input[1] = weights[node.input[1]].output[0]
-            bias = _quantise_bias(node, scales[node.input[0]], weights[node.input[1]], constants)
+            mean = (means or {}).get(node.input[0])
+            bias = _quantise_bias(node, scales[node.input[0]], weights[node.input[1]], mean, constants)
             if bias is not None:
-                changed.input[2] = bias.output[0]
+                changed.input[:] = [*changed.input[:2], bias.output[0]]
                 graph.node.append(bias)
         changed.output[:] = [name + _FLOAT if name in tensors else name for name in node.output]
         graph.node.append(changed)
@@ -148,7 +151,6 @@ def _quantise_weights(
     model: onnx.ModelProto,
     chosen: Sequence[onnx.NodeProto],
     scales: Mapping[str, np.float32],
-    limit: int,
     constants: _Constants,
 ) -> dict[str, onnx.NodeProto]:
     """Add the integers of each weight that `chosen` read; the DequantizeLinear of each weight by its name."""
@@ -156,16 +158,15 @@ def _quantise_weights(
     for name in dict.fromkeys(node.input[1] for node in chosen):
         users = [node for node in chosen if node.input[1] == name]
         weight, axis = constants[name], _channel_axis(users[0])
-        others = tuple(index for index in range(weight.ndim) if index != axis)
-        step = np.abs(weight).max(axis=others).astype(np.float64) / limit  # (C,)
+        step = _weight_steps(weight, axis)
         for node in users:
             bias = constants.get(node.input[2]) if len(node.input) > 2 else None
             if bias is not None and bias.shape == step.shape:
                 step = np.maximum(step, np.abs(bias) / (float(scales[node.input[0]]) * _LARGEST_BIAS))
         step = np.where(step > np.finfo(np.float32).tiny, step, 1).astype(np.float32)
-        integers = np.rint(weight / _per_channel(step, weight.ndim, axis)).clip(-limit, limit).astype(np.int8)
+        integers = np.rint(weight / _per_channel(step, weight.ndim, axis))
         parameters = [
-            constants.add(f"{name}{_INTEGER}", integers),
+            constants.add(f"{name}{_INTEGER}", integers.astype(np.int8)),
             constants.add(f"{name}_scale", step),
             constants.add(f"{name}_zero_point", np.zeros(len(step), np.int8)),
         ]
@@ -175,18 +176,43 @@ def _quantise_weights(
     return made
 
 
+def _weight_steps(weight: np.ndarray, axis: int) -> np.ndarray:
+    """The step of each output channel, (C,) float64: the smallest with which integers keep both limits.
+
+    Neighbours are those that CPUs multiply together: input channels at the same position of the kernel, and
+    where their number is odd, the last one and the first one of the next position.
+    """
+    rows = np.moveaxis(np.abs(weight.astype(np.float64)), axis, 0)  # (C, I, ...)
+    rows = np.moveaxis(rows, 1, -1).reshape(len(rows), -1)  # (C, ... * I), input channels side by side
+    pairs = (rows[:, :-1] + rows[:, 1:]).max(axis=1, initial=0)
+    # Rounding adds up to a half to each of the two.
+    return np.maximum(rows.max(axis=1) / WEIGHT_LIMIT, pairs / (PAIR_LIMIT - 1))
+
+
 def _quantise_bias(
-    node: onnx.NodeProto, data_scale: np.float32, weight: onnx.NodeProto, constants: _Constants
+    node: onnx.NodeProto,
+    data_scale: np.float32,
+    weight: onnx.NodeProto,
+    mean: np.ndarray | None,
+    constants: _Constants,
 ) -> onnx.NodeProto | None:
     """Add the bias of a convolution as int32, at the scale of its products, and return its DequantizeLinear.
 
-    None without a bias that has a value for each scale of the weight.
+    None if there is no bias, or it has not one value for each scale of the weight.
     """
     scale = constants[weight.input[1]] * data_scale  # (C,)
-    bias = constants.get(node.input[2]) if len(node.input) > 2 else None
+    bias = constants.get(node.input[2]) if len(node.input) > 2 else np.zeros(scale.shape)
     if bias is None or bias.shape != scale.shape:
         return None
-    name = f"{node.output[0]}_bias"
+    name, exact = f"{node.output[0]}_bias", constants[node.input[1]]
+    if mean is not None and node.op_type == "Conv" and mean.shape == exact.shape[1:2]:
+        steps = _per_channel(constants[weight.input[1]], exact.ndim, 0).astype(np.float64)
+        added = (
+            (constants[weight.input[0]] * steps - exact).reshape(*exact.shape[:2], -1).sum(axis=2)
+        )  # (O, I)
+        bias = bias - added @ mean
+    elif len(node.input) < 3:
+        return None
     integers = np.rint(bias.astype(np.float64) / scale)
     largest = np.iinfo(np.int32)
     parameters = [

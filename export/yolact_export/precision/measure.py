@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -131,7 +131,7 @@ def tensor_errors(
 
 
 def run_graph(
-    model: onnx.ModelProto, tensors: Sequence[str], batches: Sequence[np.ndarray]
+    model: onnx.ModelProto, tensors: Sequence[str], batches: Iterable[np.ndarray]
 ) -> Iterator[Mapping[str, np.ndarray]]:
     """Values of any tensors of a graph, by name, for each batch; raises as `open_graph`."""
     run = open_graph(model, tensors)

@@ -11,7 +11,13 @@ import numpy as np
 import onnx
 
 from yolact_export.onnx_graph import graph_metadata
-from yolact_export.precision.calibration import CalibrationOptions, batches, calibrate, choose_images
+from yolact_export.precision.calibration import (
+    CalibrationOptions,
+    batches,
+    calibrate,
+    channel_means,
+    choose_images,
+)
 from yolact_export.precision.compute import by_group, delivered, layer_compute, shares
 from yolact_export.precision.fp16 import emulate_half, to_half
 from yolact_export.precision.int8 import quantise
@@ -94,7 +100,9 @@ def reduce_graph(model: onnx.ModelProto, options: PrecisionOptions, images: Sequ
         ranges = calibrate(model, options.calibration, chosen, metadata)
         step = max(1, len(chosen.paths) // SAMPLES)
         samples = list(batches(map(read_image, chosen.paths[::step][:SAMPLES]), metadata))
-        convert: Convert = functools.partial(quantise, model, ranges)
+        convert: Convert = functools.partial(
+            quantise, model, ranges, means=channel_means(model, chosen, metadata)
+        )
     else:
         samples = list(batches(images[:SAMPLES], metadata))
         convert = functools.partial(to_half, model)

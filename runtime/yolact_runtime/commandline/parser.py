@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import functools
 import re
 import sys
@@ -154,6 +153,8 @@ class Parser(argparse.ArgumentParser):
 
 def _did_you_mean(word: str, known: Iterable[str]) -> str:
     """The names that `word` begins, or else up to three that are near it, as advice; empty without any."""
+    import difflib  # for wrong words only
+
     names = sorted(known)
     near = [name for name in names if name.startswith(word)] if word.strip("-") else []
     near = near or difflib.get_close_matches(word, names, n=3, cutoff=0.7)

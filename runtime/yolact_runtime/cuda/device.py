@@ -256,13 +256,22 @@ class Device(Resource):
             held.close()
 
 
+def check_packages() -> None:
+    """Check that this machine has what kernels need, apart from their compiler.
+
+    Raises:
+        YolactError: as for `Device`, which is not opened.
+    """
+    _find_gpu()
+    _import_pycuda()
+
+
 def _find_gpu() -> Gpu:
     """The GPU, or an error that names what is missing."""
     try:
         from cuda.bindings import driver  # noqa: F401
     except ImportError as error:
-        # The extra `rtx` installs it as well.
-        raise imports_failed(error, "running kernels on a GPU", "trt") from error
+        raise imports_failed(error, "running kernels on a GPU") from error
     gpu = current_gpu()
     if gpu is None:
         raise YolactError("running kernels needs an NVIDIA GPU and its driver; nvidia-smi shows none here")
@@ -276,7 +285,7 @@ def _import_pycuda() -> Any:
     except ModuleNotFoundError as error:
         raise YolactError(
             f"running on a GPU needs pycuda (no module {error.name!r}), which pip builds from source with the"
-            ' CUDA toolkit: pip install "yolact[trt]"'
+            ' CUDA toolkit: pip install "yolact[cuda]"'
         ) from error
     except ImportError as error:
         raise DeviceError(

@@ -38,7 +38,7 @@ class Backend:
 BACKENDS = {
     "onnxruntime": Backend("yolact_runtime.engines.onnxruntime:OnnxRuntimeEngine", ("onnx",)),
     "openvino": Backend("yolact_runtime.engines.openvino:OpenVinoEngine", ("onnx", "xml"), "openvino"),
-    "cuda": Backend("yolact_runtime.engines.onnxruntime:open_on_cuda", ("onnx",)),
+    "cuda": Backend("yolact_runtime.engines.onnxruntime_cuda:open_on_cuda", ("onnx",)),
     "tensorrt": Backend(
         "yolact_runtime.engines.tensorrt.open:open_engine", ("engine", "plan", "onnx"), "trt"
     ),

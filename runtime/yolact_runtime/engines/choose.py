@@ -6,12 +6,10 @@ import ctypes
 import importlib
 import importlib.util
 import sys
-from pathlib import Path
 
 from yolact_runtime.engines.backends import IN_BF16
+from yolact_runtime.engines.cpu import cpu_flags
 from yolact_runtime.errors import YolactError
-
-_CPU_INFO = Path("/proc/cpuinfo")
 
 
 def cuda_may_load() -> bool:
@@ -53,13 +51,3 @@ def _cpu_has_bf16() -> bool:
     except YolactError:
         return False
     return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-
-
-def cpu_flags() -> set[str]:
-    """Instruction sets of an x86 CPU as Linux names them; empty elsewhere."""
-    try:
-        with _CPU_INFO.open(encoding="ascii", errors="replace") as file:
-            text = file.read(8192)  # the first core; the whole file takes long on large machines
-    except OSError:
-        return set()
-    return set(text.partition("\nflags")[2].partition("\n")[0].split())

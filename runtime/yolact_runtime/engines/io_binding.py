@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-_KINDS = {"tensor(uint8)": np.uint8, "tensor(int32)": np.int32, "tensor(int64)": np.int64,
+# NumPy types of ONNX Runtime's.
+KINDS = {"tensor(uint8)": np.uint8, "tensor(int32)": np.int32, "tensor(int64)": np.int64,
           "tensor(float)": np.float32, "tensor(float16)": np.float16}  # fmt: skip
 
 
@@ -37,7 +38,7 @@ class BoundSession:
         self._session, self._input_name, self._output_names = session, input_name, list(output_names)
         declared = {value.name: value for value in [*session.get_inputs(), *session.get_outputs()]}
         self._shapes = {
-            name: ([int(side) for side in declared[name].shape[1:]], _KINDS[declared[name].type])
+            name: ([int(side) for side in declared[name].shape[1:]], KINDS[declared[name].type])
             for name in [input_name, *output_names]
         }
         self._page_locked = page_locked_memory(session)

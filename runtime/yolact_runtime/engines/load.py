@@ -53,8 +53,8 @@ def load_engine(
         backend: "onnxruntime", "openvino", "cuda" or "tensorrt" for exported files. Left out: CUDA where it
             loads, otherwise the fastest for this CPU and file (docs/how-to/deploy-cpu.md).
         precision: "fp32", "fp16", "bf16", "int8" or "int8+bf16"; an engine that delivers another is refused.
-            Those with bf16 are ways to run an fp32 or int8 file in OpenVINO; the others are properties of
-            the file.
+            Those with bf16 are ways to run an fp32 or int8 file in OpenVINO, fp16 is one to run a checkpoint
+            on a GPU; otherwise they are properties of the file.
         threads: CPU threads, for all streams together; left out, as many as there are cores.
         streams: Number of concurrent calls; "auto" for the highest throughput, which is 1 for engines
             without streams.
@@ -83,7 +83,7 @@ def load_engine(
         engine, why = open_exported(file, backend, precision, options)
     else:
         options |= {} if size is None else {"input_size": size}
-        engine, why = _open_by_entry_point(file, backend, options), ""
+        engine, why = _open_by_entry_point(file, backend, precision, options), ""
     try:
         check_precision(engine, precision, file)
         _check_input_size(engine, size, file)
@@ -157,13 +157,18 @@ def _file_of_name(name: str) -> Path:
     raise failure
 
 
-def _open_by_entry_point(file: Path, backend: str | None, options: dict[str, Any]) -> Engine:
+def _open_by_entry_point(
+    file: Path, backend: str | None, precision: str | None, options: dict[str, Any]
+) -> Engine:
     """Open a file, such as a checkpoint, with the engine that another package registers for its suffix."""
     if backend is not None:
         check_backend(backend, file)
     point = entry_points("engines")[_suffix(file)]
     try:
-        return call(point.load(), file, options, f"a .{point.name} engine")
+        opener = point.load()
+        if precision is not None and "precision" in options_of(opener):
+            options = {**options, "precision": precision}
+        return call(opener, file, options, f"a .{point.name} engine")
     except ImportError as error:
         raise imports_failed(error, f"opening .{point.name} files") from error
 
@@ -260,7 +265,7 @@ def _warn_of_precision(engine: Engine, file: Path) -> None:
 
 def _better_backend(precision: str) -> str:
     gpu = "run it on a GPU: --backend cuda or tensorrt"
-    return "use --backend openvino" if precision == "int8" else gpu
+    return "use --backend openvino, or export it again" if precision == "int8" else gpu
 
 
 def options_of(opener: Callable[..., Any]) -> list[str]:

@@ -13,22 +13,26 @@ import numpy as np
 from yolact_runtime.detections import Detections
 from yolact_runtime.engines.backends import UNKNOWN
 from yolact_runtime.engines.base import Engine
+from yolact_runtime.engines.compiled import CompiledNetwork
 from yolact_runtime.engines.io_binding import BoundSession
 from yolact_runtime.engines.onnx_file import check_onnx, read_nodes
 from yolact_runtime.engines.outputs import INPUT, GraphOutputs
 from yolact_runtime.engines.threads import AUTO, check_threads, usable_cores
 from yolact_runtime.errors import UsageError, YolactError, first_line, run_failed
 from yolact_runtime.metadata import PREFIX, Metadata
+from yolact_runtime.untrusted import MIB
 
 _CPU = "CPUExecutionProvider"
-_CUDA = "CUDAExecutionProvider"
+CUDA = "CUDAExecutionProvider"
 # Providers that take a device number, as in `cuda:1`.
-_NUMBERED = {_CUDA, "TensorrtExecutionProvider", "DmlExecutionProvider", "ROCMExecutionProvider"}
+_NUMBERED = {CUDA, "TensorrtExecutionProvider", "DmlExecutionProvider", "ROCMExecutionProvider"}
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 _FLOAT_PRODUCTS = {"Conv", "FusedConv", "NhwcFusedConv", "MatMul", "FusedMatMul", "Gemm", "FusedGemm"}
 _INTEGER_PRODUCTS = {
     *("QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QGemm")
 }
+# Bytes of an fp32 file above which its optimised graph is not kept.
+_LARGE = 32 * MIB
 # More concurrent calls gain little, and each has its own working memory.
 _MOST_STREAMS = 8
 
@@ -97,7 +101,7 @@ class OnnxRuntimeEngine(Engine):
         self._outputs.check_input(inputs[INPUT], _DTYPES.get(kind, kind))
         # On the CPU the session returns new arrays without copying: binding saves nothing.
         self._bound = (
-            BoundSession(self._session, INPUT, self._outputs.names, self.streams) if first == _CUDA else None
+            BoundSession(self._session, INPUT, self._outputs.names, self.streams) if first == CUDA else None
         )
 
     @property
@@ -126,6 +130,27 @@ class OnnxRuntimeEngine(Engine):
     def close(self) -> None:
         self._session = self._bound = None
 
+    @property
+    def closed(self) -> bool:
+        """Whether it has been closed."""
+        return self._session is None
+
+    def values(self) -> list[Any]:
+        """The input and the outputs that are used, as the session describes them."""
+        outputs = {value.name: value for value in self._session.get_outputs()}
+        return [*self._session.get_inputs(), *(outputs[name] for name in self._outputs.names)]
+
+    def open_session(self, providers: Sequence[str], options: dict[str, str], threads: int | None) -> Any:
+        """Another session of the file, with more options of its first provider.
+
+        Raises:
+            YolactError: it cannot be opened.
+        """
+        import onnxruntime
+
+        (name, own), *rest = [_provider(one, onnxruntime.get_available_providers()) for one in providers]
+        return self._open([(name, own | options), *rest], threads)
+
     def _open_inspected(
         self, providers: list[tuple[str, dict[str, str]]], threads: int | None, stored: str
     ) -> tuple[Any, str]:
@@ -135,35 +160,69 @@ class OnnxRuntimeEngine(Engine):
             providers, threads: As in `_open`.
             stored: The precision of the file.
         """
-        if stored not in ("fp16", "int8"):
-            session = self._open(providers, threads)
-            if stored == "fp32":
-                return session, stored
+        inspected = stored in ("fp16", "int8")
+        if not inspected and stored != "fp32":
             self.unknown_because = "the metadata cannot be read from the file"
-            return session, UNKNOWN
+            return self._open(providers, threads), UNKNOWN
+        kept = self._kept(providers, stored)
+        if kept and (entry := kept.read()):
+            try:
+                session = self._open(providers, threads, content=bytes(entry.data))
+                computed, self.unknown_because = str(entry.value["precision"]), str(entry.value["unknown"])
+                return session, computed
+            except (YolactError, LookupError) as error:
+                kept.unusable(error)
+        keep = kept is not None and kept.may_be_kept()
+        if not inspected and not keep:
+            return self._open(providers, threads), stored
         try:
             with tempfile.TemporaryDirectory() as folder:
                 written = Path(folder) / "optimised.onnx"
                 session = self._open(providers, threads, written)
-                computed = delivered_precision(read_nodes(written), stored)
-            self.unknown_because = "its graph has no convolutions" if computed == UNKNOWN else ""
+                computed = delivered_precision(read_nodes(written), stored) if inspected else stored
+                self.unknown_because = "its graph has no convolutions" if computed == UNKNOWN else ""
+                if kept and keep:
+                    value = {"precision": computed, "unknown": self.unknown_because}
+                    kept.write(value, written.read_bytes())
         except (YolactError, OSError, ValueError) as error:
             # A full disk, or a provider that compiles the graph; a broken file fails again.
-            session, computed = self._open(providers, threads), UNKNOWN
+            session, computed = self._open(providers, threads), UNKNOWN if inspected else stored
             reason = (isinstance(error, OSError) and error.strerror) or first_line(error.__cause__ or error)
-            self.unknown_because = (
-                f"its optimised graph cannot be written to {_temporary()} ({reason}); if that folder is full,"
-                " set TMPDIR to another"
-            )
+            if inspected:
+                self.unknown_because = (
+                    f"its optimised graph cannot be written to {_temporary()} ({reason}); if that folder is"
+                    " full, set TMPDIR to another"
+                )
         return session, computed
 
+    def _kept(self, providers: list[tuple[str, dict[str, str]]], stored: str) -> CompiledNetwork | None:
+        """Where the optimised graph is kept.
+
+        None if it is not kept: other providers compile it themselves, weights in other files would be looked
+        for in the cache folder, and of a large file without conversions reading takes as long as optimising.
+        """
+        import onnxruntime
+
+        if any(name != _CPU for name, _ in providers) or check_onnx(self.path).external:
+            return None
+        if stored == "fp32" and self.path.stat().st_size > _LARGE:
+            return None
+        # It is the same for any number of threads.
+        return CompiledNetwork(self.path, "onnxruntime", onnxruntime.__version__, [])
+
     def _open(
-        self, providers: list[tuple[str, dict[str, str]]], threads: int | None, written: Path | None = None
+        self,
+        providers: list[tuple[str, dict[str, str]]],
+        threads: int | None,
+        written: Path | None = None,
+        content: bytes | None = None,
     ) -> Any:
-        """A session; `written` receives its optimised graph."""
+        """A session; `written` receives its optimised graph, and `content` is one that was written before."""
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
+        if content is not None:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         if written is not None:
             options.optimized_model_filepath = str(written)
         # Fatal messages only: exceptions and the provider check report errors.
@@ -175,12 +234,12 @@ class OnnxRuntimeEngine(Engine):
         names = [name for name, _ in providers]
         if _CPU not in names:
             providers = [*providers, (_CPU, {})]
-        if _CUDA in names and hasattr(onnxruntime, "preload_dlls"):
+        if CUDA in names and hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()
         onnxruntime.set_default_logger_severity(4)
         try:
             session = onnxruntime.InferenceSession(
-                str(self.path), options, providers=providers, enable_fallback=0
+                content or str(self.path), options, providers=providers, enable_fallback=0
             )
         except Exception as error:  # as above
             raise YolactError(
@@ -192,24 +251,6 @@ class OnnxRuntimeEngine(Engine):
         # Otherwise the CPU silently replaces a provider that fails later.
         session.disable_fallback()
         return session
-
-
-def open_on_cuda(
-    path: str | Path,
-    providers: Sequence[str] | None = None,
-    threads: int | None = None,
-    streams: int | str = 1,
-) -> OnnxRuntimeEngine:
-    """An `OnnxRuntimeEngine` whose first provider is CUDA, for example "cuda:1".
-
-    Raises:
-        YolactError: CUDA does not load, or the file is not an ONNX file from yolact-export.
-        UsageError: another provider is first, or this ONNX Runtime is built without CUDA.
-    """
-    providers = list(providers or ["cuda"])
-    if not re.match(r"cuda(executionprovider)?(:|$)", providers[0].lower()):
-        raise UsageError(f"providers {' '.join(providers)}: backend cuda needs cuda or cuda:N first")
-    return OnnxRuntimeEngine(path, providers, threads, streams)
 
 
 def delivered_precision(nodes: Iterable[tuple[str, str]], stored: str) -> str:
@@ -276,8 +317,10 @@ def _provider(text: str, available: list[str]) -> tuple[str, dict[str, str]]:
     if wanted not in short:
         raise UsageError(f"provider {name!r} is not in this ONNX Runtime; it has {', '.join(short)}")
     provider = short[wanted]
+    # By default it rounds float32 convolutions to TensorFloat-32.
+    options = {"use_tf32": "0"} if provider == CUDA else {}
     if not colon:
-        return provider, {}
+        return provider, options
     if provider not in _NUMBERED or not re.fullmatch(r"\d+", device):
         raise UsageError(f"provider {text!r}: only GPU providers take a device number, as in cuda:1")
-    return provider, {"device_id": device}
+    return provider, {"device_id": device, **options}

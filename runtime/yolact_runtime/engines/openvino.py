@@ -14,11 +14,13 @@ import numpy as np
 from yolact_runtime.detections import Detections
 from yolact_runtime.engines.backends import IN_BF16, UNKNOWN
 from yolact_runtime.engines.base import Engine
+from yolact_runtime.engines.compiled import CompiledNetwork
+from yolact_runtime.engines.content import content_hashes
 from yolact_runtime.engines.onnx_file import check_onnx
 from yolact_runtime.engines.outputs import INPUT, GraphOutputs
+from yolact_runtime.engines.stored import stored_metadata
 from yolact_runtime.engines.threads import AUTO, check_threads, usable_cores
 from yolact_runtime.errors import UsageError, YolactError, cause_line, run_failed
-from yolact_runtime.files import sha256
 from yolact_runtime.metadata import PREFIX, Metadata
 from yolact_runtime.packages import imports_failed
 from yolact_runtime.untrusted import check_regular
@@ -66,18 +68,6 @@ class OpenVinoEngine(Engine):
         needed = IN_BF16.get(precision or "")
         if needed and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise YolactError(f"{path}: this CPU has no bf16 arithmetic; use precision {needed}")
-        model, self.metadata = read_model(self.path)
-        stored = self.metadata.precision
-        if needed and stored != needed:
-            raise UsageError(
-                f"{path}: precision {precision} needs a file in {needed}, but this one is in {stored};"
-                f" leave --precision out, or export it in {needed}"
-            )
-        self._outputs = GraphOutputs(self.metadata, self.path)
-        self._outputs.check(_shapes(model.inputs, path), _shapes(model.outputs, path))
-        given = model.inputs[0]
-        kind = given.element_type.get_type_name()
-        self._outputs.check_input(_shapes([given], path)[INPUT], _DTYPES.get(kind, kind))
         self.threads = threads or usable_cores()
         settings: dict[str, object] = {
             "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
@@ -86,12 +76,13 @@ class OpenVinoEngine(Engine):
         }
         if streams != AUTO:
             settings["NUM_STREAMS"] = streams
+        compiled, delivered = self._compiled(settings, precision)
+        stored = self.metadata.precision
         try:
-            compiled = core.compile_model(model, "CPU", settings)
             self.streams = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
             if streams != AUTO:
                 self.streams = int(streams)
-            self._precision = delivered_precision(compiled)
+            self._precision = delivered
             if self._precision == UNKNOWN and stored == "fp32" and not needed:
                 self._precision = stored  # nothing reduces it
             elif self._precision == UNKNOWN:
@@ -103,6 +94,53 @@ class OpenVinoEngine(Engine):
                 self._requests.put(compiled.create_infer_request())
         except Exception as error:  # OpenVINO raises RuntimeErrors of many lines
             raise YolactError(f"{path}: OpenVINO cannot compile it: {cause_line(error)}") from error
+
+    def _compiled(self, settings: dict[str, object], precision: str | None) -> tuple[Any, str]:
+        """The compiled model and the precision that it delivers, from the cache folder if it is there.
+
+        Sets what is known of the model.
+        """
+        core, needed = shared_core(), IN_BF16.get(precision or "")
+        kept = CompiledNetwork(self.path, "openvino", _version(), settings)
+        metadata, entry = stored_metadata(self.path), kept.read()
+        if entry and metadata and not (needed and needed != metadata.precision):
+            try:
+                memory = _tensor(entry.data)
+                compiled, delivered = (
+                    core.import_model(memory, "CPU", settings),
+                    str(entry.value["precision"]),
+                )
+                self.metadata = metadata
+                self._check(compiled)
+                return compiled, delivered
+            except Exception as error:  # OpenVINO raises most of Python's exceptions
+                kept.unusable(error)
+        model, self.metadata = read_model(self.path)
+        if needed and needed != self.metadata.precision:
+            raise UsageError(
+                f"{self.path}: precision {precision} needs a file in {needed}, but this one is in"
+                f" {self.metadata.precision}; leave --precision out, or export it in {needed}"
+            )
+        self._check(model)
+        try:
+            compiled = core.compile_model(model, "CPU", settings)
+            delivered = delivered_precision(compiled)
+        except Exception as error:  # as above, of many lines
+            raise YolactError(f"{self.path}: OpenVINO cannot compile it: {cause_line(error)}") from error
+        if kept.may_be_kept():
+            try:
+                kept.write({"precision": delivered}, compiled.export_model().getbuffer())
+            except Exception as error:  # as above
+                kept.unusable(error)
+        return compiled, delivered
+
+    def _check(self, model: Any) -> None:
+        """Check the inputs and outputs of a model, compiled or not."""
+        self._outputs = GraphOutputs(self.metadata, self.path)
+        self._outputs.check(_shapes(model.inputs, self.path), _shapes(model.outputs, self.path))
+        given = model.inputs[0]
+        kind = given.element_type.get_type_name()
+        self._outputs.check_input(_shapes([given], self.path)[INPUT], _DTYPES.get(kind, kind))
 
     @property
     def name(self) -> str:
@@ -206,15 +244,25 @@ def _shapes(ports: Sequence[Any], path: str | Path) -> dict[str, list[object]]:
 
 def _check_weights(path: Path, expected: str) -> None:
     """Raise a YolactError if a `.bin` is not the one that was written with its `.xml`."""
-    try:
-        found = sha256(path)
-    except OSError as error:
-        raise YolactError(f"cannot read {path}: {error.strerror or error}") from error
+    (found,) = content_hashes([path])
     if found != expected:
         raise YolactError(
             f"{path} is damaged or of another model: its SHA-256 is {found[:12]}..., its .xml says"
             f" {expected[:12]}...; copy both files again, or export them again"
         )
+
+
+def _version() -> str:
+    import openvino
+
+    return str(openvino.get_version())
+
+
+def _tensor(data: memoryview) -> Any:
+    """A tensor with a copy of `data`: OpenVINO uses its own memory after all of Python's objects are gone."""
+    import openvino
+
+    return openvino.Tensor(np.frombuffer(data, np.uint8))
 
 
 def shared_core() -> Any:

@@ -26,10 +26,11 @@ def add_engine_options(parser: argparse.ArgumentParser, required: bool = True) -
         help="library for exported files (default: CUDA if it loads, else the fastest)")  # fmt: skip
     add("--precision", choices=PRECISIONS,
         help="refuse an engine that delivers another precision; those with bf16 run an fp32 or int8 file in"
-        " OpenVINO")  # fmt: skip
+        " OpenVINO, fp16 a checkpoint on a GPU")  # fmt: skip
     add("--threads", type=int, metavar="N", help="CPU threads (default: the number of cores)")
     add("--providers", nargs="+", metavar="NAME",
         help="ONNX Runtime providers, best first: cuda, cuda:1, cpu; end them with --")  # fmt: skip
+    add("--device", help="where a checkpoint runs: auto (a GPU if there is one), cpu, cuda, cuda:N")
     add("--config", help="configuration of a checkpoint that does not name its own")
     add("--input-size", type=parse_input_size, metavar="HxW",
         help="open a checkpoint with an input of this height and width; N for a square")  # fmt: skip
@@ -86,7 +87,16 @@ def open_engine(args: argparse.Namespace, **options: Any) -> Engine:
     check_stored_classes(args.engine, getattr(args, "classes", None), "--classes")
     named = {
         name: getattr(args, name)
-        for name in ("backend", "precision", "threads", "providers", "config", "input_size", "class_names")
+        for name in (
+            "backend",
+            "precision",
+            "threads",
+            "providers",
+            "device",
+            "config",
+            "input_size",
+            "class_names",
+        )
     }
     named |= {name: getattr(args, name) for name in SERVER_OPTIONS}
     given = {name: value for name, value in named.items() if value is not None}

@@ -23,11 +23,10 @@ from typing import Any
 from yolact_runtime.cache import Cache
 from yolact_runtime.child import limit_process, module_command
 from yolact_runtime.engines.backends import BACKENDS
-from yolact_runtime.engines.onnx_file import check_onnx
+from yolact_runtime.engines.content import content_files, content_hashes
 from yolact_runtime.engines.threads import usable_cores
 from yolact_runtime.errors import UsageError, YolactError, first_line, lacks_memory
-from yolact_runtime.files import sha256
-from yolact_runtime.untrusted import MIB, beyond, check_regular, limit
+from yolact_runtime.untrusted import LIMITS, MIB, beyond, limit
 
 log = logging.getLogger(__name__)
 
@@ -61,14 +60,14 @@ def try_engine(path: Path, backend: str) -> None:
         YolactError: `check_onnx` refuses it, it cannot be opened, or the library crashes, hangs or needs too
             much memory.
     """
-    files = _files(path)
+    files = content_files(path)
     size = sum(file.stat().st_size for file in files)
     if size > limit("engine_file_bytes"):  # which would be hashed for minutes
         raise YolactError(f"{path}: its files have {size:,} bytes, more than {beyond('engine_file_bytes')}")
     if os.environ.get(TRUST) == "1" or getattr(sys, "frozen", False) or not sys.executable:
         return
     backend = TRIED.get(backend, backend)
-    inputs = _hashes(files)
+    inputs = content_hashes(files)
     if _PASSED.read(backend, inputs, bool):
         return
     most = limit("engine_bytes") + 2 * size
@@ -76,37 +75,18 @@ def try_engine(path: Path, backend: str) -> None:
     if "error" in result:
         kind = UsageError if result.get("usage") else YolactError
         raise kind(str(result["error"]))
-    if result.get("passed"):
+    # Somebody may have put another file there before it was tried.
+    if result.get("passed") and content_hashes(content_files(path)) == inputs:
         _PASSED.write(backend, inputs, True)
 
 
 def remember(path: Path) -> None:
     """Count a file that an export has just written as tried with all backends."""
     suffix = path.suffix.lower().removeprefix(".")
-    inputs = _hashes(_files(path))
+    inputs = content_hashes(content_files(path))
     for backend in _TITLES:
         if suffix in (BACKENDS[backend].suffixes if backend in BACKENDS else (SHAPES,)):
             _PASSED.write(backend, inputs, True)
-
-
-def _files(path: Path) -> list[Path]:
-    """The files that are read for an engine, checked."""
-    if path.suffix.lower() == ".xml":
-        files = [path, path.with_suffix(".bin")]
-        for file in files:
-            check_regular(file, "OpenVINO file")
-        if path.stat().st_size > limit("text_bytes"):
-            raise YolactError(f"{path} has more bytes than {beyond('text_bytes')}")
-        return files
-    names = {external.location for external in check_onnx(path).external}
-    return [path, *(path.parent / name for name in sorted(names))]
-
-
-def _hashes(files: Sequence[Path]) -> list[str]:
-    try:
-        return [sha256(file) for file in files]
-    except OSError as error:
-        raise YolactError(f"cannot read {error.filename}: {error.strerror or error}") from error
 
 
 def _run(path: Path, backend: str, most: int) -> dict[str, Any]:
@@ -117,7 +97,8 @@ def _run(path: Path, backend: str, most: int) -> dict[str, Any]:
     """
     words = str(path), backend, str(most)
     # Each thread of OpenBLAS would allocate memory when NumPy is imported.
-    env = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    # What the library compiles there is not kept: this process compiles what it has hashed.
+    env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", LIMITS["cache_bytes"].variable: "1"}
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # what a crash leaves there goes with the folder
             folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)

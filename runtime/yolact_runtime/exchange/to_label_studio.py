@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import quote
-from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
@@ -80,6 +79,8 @@ def label_studio_config(
     class_names: Sequence[str], polygons: bool = False, from_name: str = "label", to_name: str = "image"
 ) -> str:
     """The labeling interface (XML) that fits the predictions; the image is `$image` of a task."""
+    from xml.sax.saxutils import quoteattr  # imports what talks to servers
+
     tag = "PolygonLabels" if polygons else "BrushLabels"
     labels = [
         f'    <Label value={quoteattr(_label(name))} background="{_COLOURS[index % len(_COLOURS)]}"/>'

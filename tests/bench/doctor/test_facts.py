@@ -44,12 +44,12 @@ def test_each_library_that_ends_the_process_is_found_and_the_others_are_still_im
     broken("openvino", "import os, signal; os.kill(os.getpid(), signal.SIGILL)")
     broken("av", "import time; time.sleep(60)")
     broken("pyarrow", "import os; os._exit(0)")
-    monkeypatch.setattr(facts, "_IMPORT_SECONDS", 3.0)
+    monkeypatch.setattr(facts, "_IMPORT_SECONDS", 2.0)
     found = probe_libraries(NONE, ("openvino", "numpy", "av", "rich", "pyarrow"))
     assert {name: found[name].state for name in ("openvino", "numpy", "av", "rich", "pyarrow")} == {
         "openvino": FAILED, "numpy": OK, "av": FAILED, "rich": OK, "pyarrow": FAILED
     }  # fmt: skip
-    assert "SIGILL" in found["openvino"].reason and "3 s" in found["av"].reason
+    assert "SIGILL" in found["openvino"].reason and "2 s" in found["av"].reason
     assert found["openvino"].remedy == "pip install --force-reinstall openvino"
 
 
@@ -62,6 +62,7 @@ def test_a_missing_library_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
     assert found["numpy"].remedy == "pip install yolact"
 
 
+@pytest.mark.slow
 def test_a_gpu_library_without_a_driver_is_no_failure(broken) -> None:
     broken("pycuda", "")
     broken("tensorrt", "raise ImportError('libnvinfer.so.10: cannot open shared object file')")
@@ -106,7 +107,6 @@ def test_a_driver_with_a_gpu(driver) -> None:
         ({"code": 100}, SKIPPED, "the NVIDIA driver finds no GPU"),
         ({"count": 0}, SKIPPED, "the NVIDIA driver finds no GPU"),
         ({"code": 999}, FAILED, "failed in cuInit: error 999"),
-        ({"crash": "abort()"}, FAILED, "SIGABRT"),
         ({"crash": "*(volatile int *)0 = 1"}, FAILED, "SIGSEGV"),
     ],
     ids=str,

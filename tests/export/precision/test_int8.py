@@ -16,6 +16,7 @@ from yolact_export.precision.calibration import (
     CalibrationOptions,
     batches,
     calibrate,
+    channel_means,
     choose_images,
     entropy_threshold,
 )
@@ -80,9 +81,10 @@ def test_steps_of_every_convolution(
         integers, steps, zeros = (values[name] for name in weight.input)
         exact = originals[original.input[1]].astype(np.float64)
         assert integers.dtype == np.int8 and not zeros.any() and steps.shape == (len(exact),)
-        # Two products of any bytes fit 16 bits, where CPUs without VNNI saturate.
-        assert np.abs(integers.astype(int)).max() <= 64 and 2 * 64 * 255 < 2**15
-        np.testing.assert_allclose(steps, np.abs(exact).max(axis=(1, 2, 3)) / 64, rtol=1e-5)
+        # Two products of any bytes fit 16 bits, where CPUs without VNNI saturate: of neighbouring channels.
+        rows = np.abs(integers.astype(int)).transpose(0, 2, 3, 1).reshape(len(integers), -1)
+        assert rows.max() <= 127 and (rows[:, 1:] + rows[:, :-1]).max() * 255 < 2**15
+        assert (rows.max(axis=1) >= 63).all()
         spread = steps[:, None, None, None]
         assert (np.abs(integers * spread - exact) <= 0.5001 * spread).all()
         for dequantised in bias:
@@ -128,7 +130,7 @@ def test_rounded_values_against_numpy(
 def test_every_convolution_in_integers_and_as_openvino(
     graph: onnx.ModelProto, quantised: onnx.ModelProto, photos: Path, metadata: Metadata, tmp_path: Path
 ) -> None:
-    """No Relu is left, sums are integers, and OpenVINO computes the same up to single steps."""
+    """No Relu is left, sums are integers, and OpenVINO, which rounds less, is as close as float32 is."""
     onnx.save(quantised, tmp_path / "m.onnx")
     kinds = optimised_operators(tmp_path / "m.onnx")
     assert count_products(kinds) == (len(quantisable(graph)),) * 2
@@ -144,7 +146,7 @@ def test_every_convolution_in_integers_and_as_openvino(
     for name in heads.values():
         error = Error()
         error.add(expected[name], other[name])
-        assert error.relative < 0.02, name
+        assert error.relative < 0.08, name
 
 
 def test_pairs_in_kept_groups(graph: onnx.ModelProto, ranges: Ranges) -> None:
@@ -170,6 +172,29 @@ def test_all_groups_kept_is_the_float32_graph(
     again = quantise(graph, ranges, compute_groups(graph))
     heads, _ = tensor_errors(graph, again, list(batches([read_image(photos / "0.png")], metadata)))
     assert all(error.difference == 0 for error in heads.values())
+
+
+def test_biases_make_up_for_rounded_weights(
+    graph: onnx.ModelProto, ranges: Ranges, photos: Path, metadata: Metadata
+) -> None:
+    """A constant input, at the mean of each channel, gives the exact output, also without a bias before."""
+    means = channel_means(graph, choose_images(CalibrationOptions(photos)), metadata)
+    model = quantise(graph, ranges, (), means)
+    values, originals, made, before = constants(model), constants(graph), producers(model), producers(graph)
+    convs = [node for node in model.graph.node if node.op_type == "Conv"]
+    assert {len(before[node.output[0].removesuffix("_unrounded")].input) for node in convs} == {2, 3}
+    for node in convs:
+        original = before[node.output[0].removesuffix("_unrounded")]
+        mean = means[original.input[0]]
+        weight, bias = (
+            (integers.T * steps.astype(np.float64)).T
+            for integers, steps, _ in ([values[name] for name in made[i].input] for i in node.input[1:])
+        )
+        step = values[made[node.input[2]].input[1]]
+        exact = originals[original.input[1]].astype(np.float64).sum(axis=(2, 3)) @ mean
+        exact = exact + (originals[original.input[2]] if len(original.input) > 2 else 0)
+        assert (np.abs(weight.sum(axis=(2, 3)) @ mean + bias - exact) <= 0.51 * step + 1e-6).all()
+    assert channel_means(graph, choose_images(CalibrationOptions(photos)), metadata).keys() == means.keys()
 
 
 def test_a_bias_beyond_the_integers_widens_the_step(
@@ -215,6 +240,9 @@ def test_entropy_cuts_off_outliers() -> None:
     # Without outliers, hardly anything may be cut off.
     counts, edges = np.histogram(rng.uniform(-1, 1, 100_000), 4096, range=(-1, 1))
     assert entropy_threshold((counts, edges, -1.0, 1.0), 128)[1] > 0.95
+    # Without negative values there are twice as many steps for the same values, so less is cut off.
+    counts, edges = np.histogram(np.abs(values), 4096, range=(-50, 50))
+    assert entropy_threshold((counts, edges, 0.0, values.max()), 128)[1] >= high
 
 
 def test_second_calibration_comes_from_the_cache(

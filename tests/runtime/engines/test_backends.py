@@ -7,7 +7,7 @@ import pytest
 from fake_onnx import NATIVE, native_arrays, write_onnx
 
 from yolact_runtime import load_engine
-from yolact_runtime.engines import choose, load
+from yolact_runtime.engines import choose, cpu, load
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_the_rule_for_cpus(monkeypatch, delivered, asked, installed, bf16_units,
 )
 def test_cpus_without_bf16_do_not_load_openvino(monkeypatch, tmp_path, flags, asked):
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t: avx512f\n")
-    monkeypatch.setattr(choose, "_CPU_INFO", tmp_path / ("cpuinfo" if flags else "none"))
+    monkeypatch.setattr(cpu, "_CPU_INFO", tmp_path / ("cpuinfo" if flags else "none"))
     core, loaded = SimpleNamespace(get_property=lambda *_: ["FP32", "BF16"]), []
     module = SimpleNamespace(shared_core=lambda: loaded.append("openvino") or core)
     monkeypatch.setattr(choose.importlib, "import_module", lambda name: module)

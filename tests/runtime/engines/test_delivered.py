@@ -100,6 +100,7 @@ def test_what_cannot_be_inspected_is_not_confirmed(
 ) -> None:
     """A full disk, an optimised graph of which only a part was written, and one with nothing in it."""
     path = int8_file(tmp_path / "m.onnx", relu=True)
+    monkeypatch.setenv("YOLACT_CACHE", str(tmp_path / "cache"))  # which may have this graph
     if failure == "no folder":
         full = OSError(28, "No space left on device")
         monkeypatch.setattr("tempfile.TemporaryDirectory", lambda: _raise(full))

@@ -11,7 +11,7 @@ import pytest
 from fake_onnx import NATIVE, SCORES, native_arrays, write_onnx
 
 from yolact_runtime.engines.io_binding import BoundSession, page_locked_memory
-from yolact_runtime.engines.onnxruntime import open_on_cuda
+from yolact_runtime.engines.onnxruntime_cuda import open_on_cuda
 from yolact_runtime.errors import UsageError
 
 NAMES = ["count", "boxes", "scores", "classes", "coefficients", "prototypes"]
@@ -74,7 +74,7 @@ def test_an_engine_on_cuda_is_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path = write_onnx(tmp_path / "m.onnx", native_arrays(), NATIVE)
     with open_on_cuda(path, providers=["cuda:1"], streams="auto") as engine:
         assert (engine.name, engine.streams, engine.threads) == ("ONNX Runtime CUDA", 1, None)
-        assert engine._session.asked == ("CUDAExecutionProvider", {"device_id": "1"})
+        assert engine._session.asked == ("CUDAExecutionProvider", {"device_id": "1", "use_tf32": "0"})
         (result,) = engine.predict([np.full((20, 30, 3), 255, np.uint8)])
         engine.predict([np.zeros((20, 30, 3), np.uint8)])
     np.testing.assert_array_equal(result.scores, SCORES)

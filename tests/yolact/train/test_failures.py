@@ -39,7 +39,10 @@ def test_a_bad_batch_is_saved_and_can_be_analysed(
 
     with monkeypatch.context() as patch:
         patch.setattr(Yolact, "forward_train", poisoned)
-        assert run(tmp_path, "--iterations", "9", "--set", "train.max_bad_steps=2") == 1
+        assert (
+            run(tmp_path, "--iterations", "9", "--set", "train.max_bad_steps=2", "--set", "train.fast=false")
+            == 1
+        )
     output = capsys.readouterr().err
     assert "2 times in a row, last at iteration 1 on images [" in output
     assert "box nan" in output
@@ -115,7 +118,7 @@ def test_out_of_memory_says_what_to_lower(
     run: Any, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Yolact, "forward_train", lambda model, x: torch.empty(1 << 55))
-    assert run(tmp_path, "--iterations", "1") == 1
+    assert run(tmp_path, "--iterations", "1", "--set", "train.fast=false") == 1
     output = capsys.readouterr().err
     assert "out of memory" in output
     for option in ("--batch-size (now 4)", "--accumulate", "--amp bf16", "input size"):

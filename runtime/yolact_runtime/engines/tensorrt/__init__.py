@@ -1,1 +1,1 @@
-"""TensorRT and TensorRT-RTX engines on pycuda: `open.py` checks and opens, `engine.py` runs."""
+"""TensorRT and TensorRT-RTX: `open.py` checks and opens their files, `network.py` runs them."""

@@ -8,7 +8,8 @@ from types import ModuleType
 
 from yolact_runtime.cuda.gpu import current_gpu
 from yolact_runtime.engines.base import Engine
-from yolact_runtime.engines.tensorrt.engine import TensorRtEngine
+from yolact_runtime.engines.device.engine import DeviceEngine
+from yolact_runtime.engines.tensorrt.network import TensorRtNetwork
 from yolact_runtime.engines.tensorrt.record import (
     LIBRARIES,
     TITLES,
@@ -38,7 +39,8 @@ def open_engine(path: str | Path, streams: int | str = "auto", graphs: bool = Tr
     metadata, record = read_engine(path)
     library = check_machine(path, record)
     try:
-        return TensorRtEngine(path, metadata, record, library, streams, graphs)
+        network = TensorRtNetwork(path, metadata, record, library)
+        return DeviceEngine(path, metadata, network, streams, graphs)
     except UsageError:
         raise
     except YolactError as error:

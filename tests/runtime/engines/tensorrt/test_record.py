@@ -182,9 +182,11 @@ def test_what_passes_every_check_is_opened(
     engine: Path, machine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = []
-    monkeypatch.setattr(module, "TensorRtEngine", lambda *arguments: opened.append(arguments))
+    monkeypatch.setattr(module, "TensorRtNetwork", lambda *arguments: arguments)
+    monkeypatch.setattr(module, "DeviceEngine", lambda *arguments: opened.append(arguments))
     module.open_engine(engine, streams=3)
-    assert opened == [(engine, NATIVE, read_engine(engine)[1], machine.library, 3, True)]
+    network = (engine, NATIVE, read_engine(engine)[1], machine.library)
+    assert opened == [(engine, NATIVE, network, 3, True)]
 
 
 def test_another_version_is_refused(engine: Path, machine: SimpleNamespace) -> None:

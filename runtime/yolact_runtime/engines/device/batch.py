@@ -8,9 +8,10 @@ from contextlib import ExitStack
 from yolact_runtime.cuda.launch import LoadedPlan
 from yolact_runtime.cuda.plans.plan import Plan
 from yolact_runtime.cuda.resource import Resource
+from yolact_runtime.engines.device.buffers import ImageBuffers, SlotBuffers
+from yolact_runtime.engines.device.model import Model
+from yolact_runtime.engines.device.segment import Segment
 from yolact_runtime.engines.outputs import INPUT
-from yolact_runtime.engines.tensorrt.buffers import ImageBuffers, SlotBuffers
-from yolact_runtime.engines.tensorrt.model import Model
 
 
 class Batch(Resource):
@@ -35,16 +36,13 @@ class Batch(Resource):
         self._addresses = {**buffers.addresses, **self.header.addresses, **self.summary.addresses}
         self._addresses.setdefault("mask_scores", self._addresses["scores"])
         self.connected = False
-        self._graph: Callable[[], None] | None = None
-        self._graph_held = ExitStack()
-        self._runs = 0
-        self._at = f"batch {n}"
+        self._segments: list[Segment] = []
+        self._images_held = ExitStack()
 
     def _open(self) -> None:
-        model, plan = self._model, self._model.plan
+        plan = self._model.plan
         addresses = {name: self._addresses[plan.buffer_name(name)] for name in plan.tensors}
-        scratch, stream = self._buffers.scratch, self._stream.handle
-        self._execution = model.execution(self._held, self.n, scratch, addresses, stream)
+        self._execution = self._buffers.prepare(self._held, self.n, addresses)
         detection = plan.detection(self.n)
         self._detection = None if detection is None else self._load(self._held, detection, self._addresses)
         self._held.callback(self.disconnect)
@@ -60,7 +58,7 @@ class Batch(Resource):
             DeviceError: there is not enough memory.
         """
         plan, n = self._model.plan, self.n
-        addresses, held = self._addresses | images.addresses, self._graph_held
+        addresses, held = self._addresses | images.addresses, self._images_held
         self._resize = self._staged = None
         if plan.resizes:
             resize = plan.resize(n, n * 3 * images.height * images.width)
@@ -72,20 +70,22 @@ class Batch(Resource):
         replaced = {"count": addresses["visible"], "boxes": addresses["mask_boxes"]}
         masks = plan.masks(n, images.height, images.width)
         self._masks = self._load(held, masks, addresses | replaced)
-        self._runs, self.connected = 0, True
+        self._segments = self._make_segments()
+        self.connected = True
 
     def disconnect(self) -> None:
-        """Forget the image buffers, and the graph that uses them."""
-        self.connected, self._graph = False, None
-        self._graph_held.close()
+        """Forget the image buffers, and the graphs that use them."""
+        self.connected = False
+        self._segments.clear()
+        self._images_held.close()
 
     def queue_network(self) -> None:
         """Put the network on the stream.
 
         Raises:
-            DeviceError: TensorRT failed.
+            DeviceError: the network's library failed.
         """
-        self._execution.queue(self._stream.handle)
+        self._execution.queue()
 
     def queue_detection(self) -> None:
         """Put detection on the stream, unless the engine detects.
@@ -100,7 +100,7 @@ class Batch(Resource):
         """Names and functions of what a call puts on the stream, from header upload to summary download.
 
         It depends on the images only through memory, so it can be captured. Each raises DeviceError if
-        TensorRT or a launch fails, and pycuda's exceptions if a copy does.
+        the network's library or a launch fails, and pycuda's exceptions if a copy does.
         """
         return [
             ("upload", self._queue_upload),
@@ -124,27 +124,22 @@ class Batch(Resource):
         self._visible.run(self._stream)
         self._masks.run(self._stream)
 
-    def _queue_all(self) -> None:
-        for _, stage in self.stages():
-            stage()
-
-    def _queue_for_graph(self) -> None:
-        with self._model.device.failing(self._at):
-            self._queue_all()
+    def _make_segments(self) -> list[Segment]:
+        """The stages in as few CUDA graphs as the network allows."""
+        model, (upload, resize, network, *rest) = self._model, [stage for _, stage in self.stages()]
+        execution, at = self._execution, f"batch {self.n}"
+        if model.network.in_graphs:
+            stages, ready = [upload, resize, network, *rest], execution.capturable
+            return [Segment(model, self._images_held, self._stream, stages, at, ready)]
+        around = ([upload, resize], f"before the network, {at}"), (rest, f"after the network, {at}")
+        before, after = (Segment(model, self._images_held, self._stream, *part) for part in around)
+        return [before, Segment(model, self._images_held, self._stream, [network], at, lambda: False), after]
 
     def run(self) -> None:
-        """Put all stages on the stream, as a CUDA graph from the second time on.
-
-        The first run is plain: the libraries initialise things in it, which cannot be captured.
+        """Put all stages on the stream, as CUDA graphs from the second time on.
 
         Raises:
-            DeviceError: TensorRT or the driver failed.
+            DeviceError: the network's library or the driver failed.
         """
-        graphs, handle = self._model.graphs, self._stream.handle
-        if self._graph is None and self._runs > 0 and graphs.enabled and self._execution.capturable(handle):
-            self._graph = graphs.capture(self._graph_held, handle, self._queue_for_graph, self._at)
-        if self._graph is not None:
-            self._graph()
-        else:
-            self._queue_all()
-        self._runs += 1
+        for segment in self._segments:
+            segment.run()

@@ -1,4 +1,4 @@
-"""A deserialised engine and its execution contexts, through what TensorRT 8.6 to 11 have in common.
+"""Engines and execution contexts of TensorRT, through what its versions 8.6 to 11 have in common.
 
 Features are detected, not version numbers.
 """
@@ -6,21 +6,18 @@ Features are detected, not version numbers.
 from __future__ import annotations
 
 import logging
-import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from yolact_runtime.cuda.device import Device
-from yolact_runtime.cuda.graphs import Graphs
-from yolact_runtime.cuda.launch import Kernels
-from yolact_runtime.cuda.resource import Resource
+from yolact_runtime.cuda.device import Device, Stream
+from yolact_runtime.engines.device.network import Network, Prepare, Tensor
 from yolact_runtime.engines.outputs import INPUT, GraphOutputs
-from yolact_runtime.engines.tensorrt.processing_plan import ProcessingPlan, Tensor
 from yolact_runtime.engines.tensorrt.record import EngineRecord
 from yolact_runtime.errors import DeviceError, YolactError, device_failure, first_line
 from yolact_runtime.metadata import Metadata
@@ -33,63 +30,32 @@ _DTYPES = {
 }  # fmt: skip
 
 
-class Model(Resource):
-    """An engine in GPU memory, with the kernels and priors that all its slots share.
+class TensorRtNetwork(Network):
+    """An engine of TensorRT or TensorRT-RTX in GPU memory.
 
-    Opened and closed with the context current.
-
-    Attributes:
-        device: The GPU.
-        path: The file.
-        metadata: The engine's metadata.
-        outputs: What its outputs mean.
-        plan: What runs before and after the network.
-        scratch_bytes: Memory that an execution needs besides inputs and outputs.
-        kernels: All kernels of `plan`, loaded.
-        graphs: Captures CUDA graphs.
-        priors: Device address of the priors; None if the engine detects.
-        most_pixels: Images of at least this size get their masks on the host: GPU memory was too small.
+    Args:
+        path: The file, checked.
+        metadata: Its metadata.
+        record: The rest of its JSON.
+        library: The module `tensorrt` or `tensorrt_rtx`.
 
     Raises:
-        YolactError: the engine does not match its metadata, or no compiler for the kernels is installed.
-        DeviceError: TensorRT or the GPU failed.
+        YolactError: the engine does not match its metadata.
+        DeviceError: TensorRT failed.
     """
 
-    plan: ProcessingPlan
-    scratch_bytes: int
-    kernels: Kernels
-    priors: int | None
+    in_graphs = True
 
-    def __init__(
-        self,
-        device: Device,
-        path: Path,
-        metadata: Metadata,
-        record: EngineRecord,
-        library: Any,
-        graphs: bool = True,
-    ) -> None:
+    def __init__(self, path: Path, metadata: Metadata, record: EngineRecord, library: Any) -> None:
         super().__init__()
-        self.device, self.path, self.metadata = device, path, metadata
-        self.outputs = GraphOutputs(metadata, path)
-        self.graphs = Graphs(graphs)
-        self.most_pixels: float = math.inf
-        self._record, self._trt = record, library
+        self.title, self.precision = record.title, metadata.precision
+        self._path, self._metadata, self._record, self._trt = path, metadata, record, library
         self._messages: deque[str] = deque(maxlen=4)
         self._engine: Any = None
         self._settings: Any = None
+        self._scratch_bytes = 1  # that an execution needs besides inputs and outputs
 
     def _open(self) -> None:
-        self._deserialize()
-        self.plan.check()
-        self.kernels = self._held.enter_context(Kernels(self.device, self.plan.plans()))
-        self.priors = None
-        if self.metadata.detect == "runtime":
-            table = np.ascontiguousarray(self.outputs.priors, np.float32)
-            self.priors = self.device.allocate(self._held, "priors", table.nbytes)
-            self.device.upload(self.priors, table, "priors")
-
-    def _deserialize(self) -> None:
         """Load the engine file and read its tensors."""
         trt = self._trt
         with self.failing("Runtime"):
@@ -100,9 +66,9 @@ class Model(Resource):
             # Such an engine contains code for the host. Its hash has been compared with its record.
             self._runtime.engine_host_code_allowed = True
         try:
-            data = self.path.read_bytes()
+            data = self._path.read_bytes()
         except OSError as error:
-            raise YolactError(f"cannot read engine {self.path}: {error.strerror or error}") from error
+            raise YolactError(f"cannot read engine {self._path}: {error.strerror or error}") from error
         at = f"{len(data):,} bytes"
         with self.failing("deserialize_cuda_engine", at):
             self._engine = self._runtime.deserialize_cuda_engine(data)
@@ -110,10 +76,10 @@ class Model(Resource):
             self._read_tensors()
             self._configure()
             size = getattr(self._engine, "device_memory_size_v2", None)
-            self.scratch_bytes = max(int(self._engine.device_memory_size if size is None else size), 1)
+            self._scratch_bytes = max(int(self._engine.device_memory_size if size is None else size), 1)
 
     def _read_tensors(self) -> None:
-        """Plan the processing from names, shapes and types of the engine's inputs and outputs."""
+        """Check and keep names, shapes and types of the engine's inputs and outputs."""
         modes = self._trt.TensorIOMode
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         inputs: dict[str, list[object]] = {}
@@ -122,23 +88,23 @@ class Model(Resource):
             sides = [side if side >= 0 else "?" for side in self._engine.get_tensor_shape(name)]
             of_input = self._engine.get_tensor_mode(name) == modes.INPUT
             (inputs if of_input else outputs)[name] = sides
-        self.outputs.check(inputs, outputs)
+        GraphOutputs(self._metadata, self._path).check(inputs, outputs)
         tensors = {}
         for name in names:
             _, *shape = tuple(self._engine.get_tensor_shape(name))
             kind = self._engine.get_tensor_dtype(name).name
             if kind not in _DTYPES or any(side < 1 for side in shape):
                 raise YolactError(
-                    f"{self.path}: its {name} is {kind} {tuple(shape)} for each image, which the runtime does"
-                    " not support; export it again"
+                    f"{self._path}: its {name} is {kind} {tuple(shape)} for each image, which the runtime"
+                    " does not support; export it again"
                 )
             tensors[name] = Tensor(name, tuple(map(int, shape)), np.dtype(_DTYPES[kind]))
-        if tensors[INPUT].dtype != np.dtype(self.metadata.input_dtype):
+        if tensors[INPUT].dtype != np.dtype(self._metadata.input_dtype):
             raise YolactError(
-                f"{self.path}: it takes {tensors[INPUT].dtype} images, its metadata says"
-                f" {self.metadata.input_dtype}; export it again"
+                f"{self._path}: it takes {tensors[INPUT].dtype} images, its metadata says"
+                f" {self._metadata.input_dtype}; export it again"
             )
-        self.plan = ProcessingPlan(self.metadata, tensors, self.path)
+        self.tensors = tensors
 
     def _configure(self) -> None:
         """Let execution contexts of TensorRT-RTX share what they compile at their first use."""
@@ -154,36 +120,30 @@ class Model(Resource):
         # In this order: each refers to the ones after it.
         self._settings = self._engine = self._runtime = self._logger = None
 
-    def execution(
-        self, held: ExitStack, n: int, scratch: int, addresses: Mapping[str, int], stream: int
+    def on_stream(self, held: ExitStack, device: Device, stream: Stream) -> Prepare:
+        """Allocate the scratch memory that all executions on a stream share."""
+        scratch = device.allocate(held, "TensorRT's scratch", self._scratch_bytes)
+        return partial(self._execution, scratch, stream.handle)
+
+    def _execution(
+        self, scratch: int, stream: int, held: ExitStack, n: int, addresses: Mapping[str, int]
     ) -> Execution:
-        """A new execution context for n images, which `held` closes.
-
-        Args:
-            held: Closed with the context current.
-            n: Number of images, within the profile.
-            scratch: Address of `scratch_bytes` bytes, which only executions on one stream may share.
-            addresses: Device address of the input and of each output, by name.
-            stream: Handle.
-
-        Raises:
-            DeviceError: TensorRT refuses.
-        """
+        """A new execution context for n images, which `held` closes."""
         at = f"batch {n}"
         with self.failing("create_execution_context", at):
-            execution = Execution(self, self._context(), at)
+            execution = Execution(self, self._context(), stream, at)
             held.callback(execution.close)
             self.check(execution.context, "create_execution_context", at)
             if getattr(execution.context, "active_optimization_profile", 0) < 0:
                 done = execution.context.set_optimization_profile_async(0, stream)
                 self.check(done, "set_optimization_profile_async", at)
             if hasattr(execution.context, "set_device_memory"):
-                execution.context.set_device_memory(scratch, self.scratch_bytes)
+                execution.context.set_device_memory(scratch, self._scratch_bytes)
             else:
                 execution.context.device_memory = scratch
-            shape = (n, *self.plan.tensors[INPUT].shape)
+            shape = (n, *self.tensors[INPUT].shape)
             self.check(execution.context.set_input_shape(INPUT, shape), "set_input_shape", at)
-            for name in self.plan.tensors:
+            for name in self.tensors:
                 done = execution.context.set_tensor_address(name, addresses[name])
                 self.check(done, "set_tensor_address", f"{name} of {at}")
         return execution
@@ -200,7 +160,7 @@ class Model(Resource):
         """The error of a call to TensorRT, with the last error that it logged."""
         logged = self._messages[-1] if self._messages else reason or "it gave no reason"
         self._messages.clear()  # a reported message must not explain a later failure
-        return device_failure(f"{self.path}: {self._record.title}", call, logged, at)
+        return device_failure(f"{self._path}: {self._record.title}", call, logged, at)
 
     @contextmanager
     def failing(self, call: str, at: str = "") -> Iterator[None]:
@@ -219,29 +179,29 @@ class Model(Resource):
 
 
 class Execution:
-    """An execution context with its shapes and addresses set once, by `Model.execution`.
+    """An execution context with its shapes and addresses set once.
 
     Attributes:
         context: The library's. Nobody else may keep it: the traceback of an error would make it outlive the
             GPU's context.
     """
 
-    def __init__(self, model: Model, context: Any, at: str) -> None:
-        self._model, self.context, self._at = model, context, at
+    def __init__(self, network: TensorRtNetwork, context: Any, stream: int, at: str) -> None:
+        self._network, self.context, self._stream, self._at = network, context, stream, at
 
-    def queue(self, stream: int) -> None:
-        """Put the network on a stream.
+    def queue(self) -> None:
+        """Put the network on the stream.
 
         Raises:
             DeviceError: TensorRT refuses.
         """
-        with self._model.failing("execute_async_v3", self._at):
-            self._model.check(self.context.execute_async_v3(stream), "execute_async_v3", self._at)
+        with self._network.failing("execute_async_v3", self._at):
+            self._network.check(self.context.execute_async_v3(self._stream), "execute_async_v3", self._at)
 
-    def capturable(self, stream: int) -> bool:
+    def capturable(self) -> bool:
         """Whether a CUDA graph can be captured now: TensorRT-RTX first compiles in the background."""
         asked = getattr(self.context, "is_stream_capturable", None)
-        return True if asked is None else bool(asked(stream))
+        return True if asked is None else bool(asked(self._stream))
 
     def close(self) -> None:
         """Release the context: the library destroys it when nobody refers to it any more."""

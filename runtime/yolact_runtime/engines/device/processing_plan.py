@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from yolact_runtime.cuda.plans.masks import MaskShapes, mask_plan
 from yolact_runtime.cuda.plans.plan import Buffer, Plan
 from yolact_runtime.cuda.plans.preprocess import preprocess_plan
 from yolact_runtime.cuda.plans.visible import visible_plan
+from yolact_runtime.engines.device.network import Tensor
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.metadata import Metadata
 
@@ -21,25 +21,6 @@ _FLOAT, _INT = np.dtype(np.float32), np.dtype(np.int32)
 # Buffers of the plans that hold an output of another name. An engine that detects returns the coefficients of
 # its detections, other engines those of all priors.
 _NATIVE_NAMES = {"coefficients": "kept_coefficients"}
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """An input or output of an engine.
-
-    Attributes:
-        name: Its name in the graph.
-        shape: Its shape for one image, without the batch.
-        dtype: Its element type.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    def nbytes(self, n: int) -> int:
-        """Size for n images."""
-        return n * math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)

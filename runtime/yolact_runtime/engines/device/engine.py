@@ -1,4 +1,4 @@
-"""TensorRT engines run from pinned and device buffers, several calls at a time."""
+"""Engines on the GPU run from pinned and device buffers, several calls at a time."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
 
 import numpy as np
 
 from yolact_runtime.cuda.device import Device
 from yolact_runtime.detections import Detections, check_detections
 from yolact_runtime.engines.base import Engine
+from yolact_runtime.engines.device.model import Model
+from yolact_runtime.engines.device.network import Network
+from yolact_runtime.engines.device.slot import Slot
 from yolact_runtime.engines.outputs import INPUT
-from yolact_runtime.engines.tensorrt.model import Model
-from yolact_runtime.engines.tensorrt.record import EngineRecord
-from yolact_runtime.engines.tensorrt.slot import Slot
 from yolact_runtime.errors import UsageError, YolactError
 from yolact_runtime.metadata import Metadata
 from yolact_runtime.results import Result, result_of
@@ -30,24 +29,23 @@ MOST_STREAMS = 8
 AUTO_STREAMS = 2
 
 
-class TensorRtEngine(Engine):
-    """An engine on the GPU.
+class DeviceEngine(Engine):
+    """An engine on the GPU, whichever library runs its network.
 
-    Resizing, detection after a `runtime` engine and masks are kernels on the network's stream; they return
+    Resizing, detection after raw heads and masks are kernels on the network's stream; they return
     the detections that a result can show and the edges of their masks. Calls from up to `streams` threads run
     at the same time; further calls wait.
 
     Args:
         path: The file, checked.
         metadata: Its metadata.
-        record: The rest of its JSON.
-        library: The module `tensorrt` or `tensorrt_rtx`.
+        network: The network, which the engine opens and closes.
         streams: Number of calls at the same time, 1..8; "auto" for 2.
         graphs: Whether to launch by CUDA graphs.
 
     Raises:
         YolactError: the engine does not match its metadata, or pycuda or the kernels' compiler is missing.
-        DeviceError: the GPU or TensorRT failed.
+        DeviceError: the GPU or the network's library failed.
         UsageError: `streams` is outside its range.
     """
 
@@ -58,8 +56,7 @@ class TensorRtEngine(Engine):
         self,
         path: Path,
         metadata: Metadata,
-        record: EngineRecord,
-        library: Any,
+        network: Network,
         streams: int | str = "auto",
         graphs: bool = True,
     ) -> None:
@@ -67,15 +64,14 @@ class TensorRtEngine(Engine):
         if not isinstance(slots, int) or not 1 <= slots <= MOST_STREAMS:
             raise UsageError(f"streams is {streams!r}; it must be in 1..{MOST_STREAMS}, or 'auto'")
         self.metadata, self.streams = metadata, slots
-        self.path, self._title = path, record.title
+        self.path, self._network = path, network
+        self.unknown_because = network.unknown_because
         self._idle: SimpleQueue[Slot | None] = SimpleQueue()
         self._closed = False
         with ExitStack() as held:
             self._device: Device = held.enter_context(Device())
             with self._device.current, ExitStack() as inner:
-                model: Model = inner.enter_context(
-                    Model(self._device, path, metadata, record, library, graphs)
-                )
+                model: Model = inner.enter_context(Model(self._device, path, metadata, network, graphs))
                 for number in range(slots):
                     self._idle.put(inner.enter_context(Slot(model, number)))
                 held.callback(self._device.close_within, inner.pop_all())
@@ -90,7 +86,11 @@ class TensorRtEngine(Engine):
 
     @property
     def name(self) -> str:
-        return self._title
+        return self._network.title
+
+    @property
+    def precision(self) -> str:
+        return self._network.precision
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """The image itself if the GPU resizes it."""
@@ -130,7 +130,7 @@ class TensorRtEngine(Engine):
                         for index, size in enumerate(sizes)
                     ]
         if self._resizes:
-            prepared = [super(TensorRtEngine, self).prepare(image) for image in prepared]
+            prepared = [super(DeviceEngine, self).prepare(image) for image in prepared]
         return super().predict_prepared(prepared, sizes, score_threshold, top_k, classes)
 
     def detect(self, batch: np.ndarray, classes: frozenset[int] | None = None) -> Detections:

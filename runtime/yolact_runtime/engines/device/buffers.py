@@ -10,10 +10,11 @@ import numpy as np
 from yolact_runtime.cuda.device import Device, Stream
 from yolact_runtime.cuda.plans.plan import Buffer
 from yolact_runtime.cuda.resource import Resource
+from yolact_runtime.engines.device.model import Model
+from yolact_runtime.engines.device.network import Prepare
 from yolact_runtime.engines.outputs import INPUT
-from yolact_runtime.engines.tensorrt.model import Model
 
-_ALIGNED = 256  # bytes; plans and TensorRT need such addresses
+_ALIGNED = 256  # bytes; plans and networks need such addresses
 
 
 class PackedBuffers:
@@ -110,13 +111,13 @@ class SlotBuffers(Resource):
     Attributes:
         stream: Everything of the slot runs on it.
         addresses: Device addresses of the network's tensors and of detection's buffers, by name in the plans.
-        scratch: Device address of TensorRT's scratch memory.
+        prepare: Prepares executions of the network on the stream.
         header: What a call uploads besides pixels.
         summary: What a call downloads besides edges or prototypes.
     """
 
     stream: Stream
-    scratch: int
+    prepare: Prepare
     header: PackedBuffers
     summary: PackedBuffers
 
@@ -141,7 +142,7 @@ class SlotBuffers(Resource):
                 self.addresses[name] = device.allocate(held, name, nbytes)
         if self._model.priors is not None:
             self.addresses["priors"] = self._model.priors
-        self.scratch = device.allocate(held, "TensorRT's scratch", self._model.scratch_bytes)
+        self.prepare = self._model.network.on_stream(held, device, self.stream)
         self.header = PackedBuffers.allocate(device, held, "header", header)
         self.summary = PackedBuffers.allocate(device, held, "summary", summary)
 

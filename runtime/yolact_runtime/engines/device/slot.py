@@ -19,10 +19,10 @@ from yolact_runtime.cuda.plans.preprocess import pack
 from yolact_runtime.cuda.plans.visible import class_words
 from yolact_runtime.cuda.resource import Resource
 from yolact_runtime.detections import Detections
+from yolact_runtime.engines.device.batch import Batch
+from yolact_runtime.engines.device.buffers import ImageBuffers, SlotBuffers
+from yolact_runtime.engines.device.model import Model
 from yolact_runtime.engines.outputs import INPUT
-from yolact_runtime.engines.tensorrt.batch import Batch
-from yolact_runtime.engines.tensorrt.buffers import ImageBuffers, SlotBuffers
-from yolact_runtime.engines.tensorrt.model import Model
 from yolact_runtime.errors import DeviceError, UsageError, counted
 from yolact_runtime.masks import Region
 

@@ -1,0 +1,223 @@
+"""Checkpoints on the GPU, on fakes of pycuda and of PyTorch's CUDA: the kernels around PyTorch's network."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fake_gpu import FakeGpu
+from fake_torch_cuda import install_torch_cuda
+
+from yolact.engine import TorchEngine
+from yolact.gpu import open_checkpoint
+from yolact.model import Yolact
+from yolact.registry import get_config
+from yolact.train.checkpoint import save_checkpoint
+from yolact_runtime import Result, load_engine
+from yolact_runtime.cuda import launch
+from yolact_runtime.engines.device.engine import DeviceEngine
+from yolact_runtime.errors import DeviceError, UsageError, YolactError
+
+RNG = np.random.default_rng(0)
+IMAGES = [RNG.integers(0, 256, (*size, 3), np.uint8) for size in ((90, 120), (64, 64), (41, 170))]
+
+
+def write(folder: Path, **changes: object) -> Path:
+    """A checkpoint of a small untrained network that is sure of what it finds."""
+    torch.manual_seed(0)
+    name, config = "yolact_tiny", get_config("yolact_tiny")
+    config = replace(config, model=replace(config.model, **{"input_size": 96, **changes}))  # type: ignore[arg-type]
+    model = Yolact(config)
+    torch.nn.init.normal_(model.prediction_layers[0].conf_layer.bias, std=2.0)  # type: ignore[union-attr]
+    path = folder / f"{name}_0_1.pth"
+    save_checkpoint(path, model, 0, 1, None)
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("gpu"))
+
+
+@pytest.fixture
+def torch_gpu(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+    install_torch_cuda(gpu, monkeypatch)
+    return gpu
+
+
+def assert_same(got: list[Result], expected: list[Result], atol: float = 1e-5) -> None:
+    assert len(got) == len(expected)
+    for one, other in zip(got, expected, strict=True):
+        assert len(one) == len(other) > 0
+        np.testing.assert_array_equal(one.classes, other.classes)
+        for name in ("scores", "mask_scores", "relative_boxes"):
+            np.testing.assert_allclose(getattr(one, name), getattr(other, name), atol=atol)
+        # Rounding moves a pixel at a border now and then.
+        differ = np.mean([np.mean(a != b) for a, b in zip(one.masks, other.masks, strict=True)])
+        assert differ < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "options"),
+    [
+        ({}, {}),
+        ({}, {"input_dtype": "uint8"}),
+        pytest.param({"mask_iou": True, "input_size": 256}, {}, marks=pytest.mark.slow),
+        ({}, {"nms": "cross_class"}),
+    ],
+)
+def test_results_equal_those_of_the_cpu(
+    changes: dict, options: dict, torch_gpu: FakeGpu, tmp_path: Path
+) -> None:
+    path = write(tmp_path, **changes)
+    with (
+        TorchEngine(path, device="cpu", **options) as reference,
+        open_checkpoint(path, **options, max_batch=3) as engine,
+    ):
+        assert isinstance(engine, DeviceEngine)
+        assert (engine.name, engine.precision) == ("PyTorch (cpu)", "fp32")  # the fake's GPU is the CPU
+        expected = reference.predict(IMAGES, 0.1)
+        for _ in range(3):  # plain, captured, replayed
+            assert_same(engine.predict(IMAGES, 0.1), expected)
+        assert_same(engine.predict(IMAGES[:1], 0.1), expected[:1])
+        # Other images through the same graph.
+        assert_same(engine.predict(IMAGES[::-1], 0.1), expected[::-1])
+        assert torch_gpu.names.count("replay") >= 3
+    assert not torch_gpu.held and not torch_gpu.problems
+
+
+def test_the_order_on_the_stream(torch_gpu: FakeGpu, checkpoint: Path) -> None:
+    with open_checkpoint(checkpoint, input_dtype="uint8", max_batch=1) as engine:
+        calls = []
+        for _ in range(2):
+            torch_gpu.ran.clear()
+            engine.predict(IMAGES[:1], 0.1)
+            assert len({stream for stream, _ in torch_gpu.ran}) == 1
+            calls.append([name.removeprefix("graph: ") for _, name in torch_gpu.ran])
+        assert calls[0] == calls[1]
+        assert calls[0][:4] == ["upload", "upload", "resize", "network"]
+        assert calls[0][4] == "filter_scores" and calls[0][-2:] == ["download", "download"]
+        assert engine.stage_times(IMAGES[:1])["network"] > 0  # type: ignore[attr-defined]
+    assert not torch_gpu.held and not torch_gpu.problems
+
+
+def test_four_threads_on_two_slots_share_nothing(torch_gpu: FakeGpu, checkpoint: Path) -> None:
+    with TorchEngine(checkpoint, device="cpu") as reference:
+        expected = [reference.predict([image], 0.1) for image in IMAGES]
+    with open_checkpoint(checkpoint, streams="auto", max_batch=1) as engine:
+        assert engine.streams == 2
+        failures: list[BaseException] = []
+
+        def work(index: int) -> None:
+            try:
+                for _ in range(3):
+                    assert_same(engine.predict([IMAGES[index]], 0.1), expected[index])
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(index % 3,)) for index in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failures
+    assert not torch_gpu.held and not torch_gpu.problems
+
+
+def test_half_precision_is_delivered_and_reported(
+    torch_gpu: FakeGpu, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with TorchEngine(checkpoint, device="cpu") as reference:
+        expected = reference.predict(IMAGES[:1], 0.3)
+    with load_engine(checkpoint, precision="fp16", max_batch=1, graphs=False) as engine:
+        assert isinstance(engine, DeviceEngine) and engine.precision == "fp16"
+        found = engine.predict(IMAGES[:1], 0.3)
+        assert engine._network.tensors["prototypes"].dtype == np.float16
+        assert abs(len(found[0]) - len(expected[0])) <= 1
+        np.testing.assert_allclose(found[0].scores[:3], expected[0].scores[:3], atol=5e-3)
+    assert "capture_begin" not in torch_gpu.names
+
+
+@pytest.mark.parametrize("call", ["capture_begin", "capture_end"])
+def test_without_graphs_networks_are_launched_one_by_one(
+    call: str, torch_gpu: FakeGpu, checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch_gpu.fail_when = lambda name: name == call
+    with open_checkpoint(checkpoint, max_batch=1) as engine, caplog.at_level(logging.WARNING):
+        expected = engine.predict(IMAGES[:1], 0.1)
+        for _ in range(3):
+            assert_same(engine.predict(IMAGES[:1], 0.1), expected)
+    (record,) = caplog.records
+    assert record.message.startswith("no CUDA graphs of the network, launching one by one: CUDA error")
+    assert not torch_gpu.held and not torch_gpu.problems
+
+
+def test_failures_are_one_line_and_the_engine_goes_on(torch_gpu: FakeGpu, checkpoint: Path) -> None:
+    torch_gpu.fail_when = lambda name: name == "ExternalStream"
+    with pytest.raises(DeviceError, match=r"\.pth: PyTorch failed at a stream in ExternalStream: CUDA error"):
+        open_checkpoint(checkpoint)
+    assert not torch_gpu.held
+    torch_gpu.fail_when = lambda name: False
+    with open_checkpoint(checkpoint, max_batch=1) as engine:
+        engine.predict(IMAGES[:1], 0.1)
+        torch_gpu.fail_when = lambda name: name == "network"
+        with pytest.raises(
+            DeviceError, match=r"at batch 1 in the network: CUDA out of memory.*fewer"
+        ) as raised:
+            engine.predict(IMAGES[:1], 0.1)
+        assert "\n" not in str(raised.value)
+        torch_gpu.fail_when = lambda name: False
+        assert len(engine.predict(IMAGES[:1], 0.1)[0])
+    assert not torch_gpu.held and not torch_gpu.problems
+
+
+def test_without_kernels_pytorch_detects_and_says_so(
+    torch_gpu: FakeGpu, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def warned(**options: object) -> str:
+        caplog.clear()
+        with caplog.at_level(logging.WARNING), open_checkpoint(checkpoint, **options) as engine:  # type: ignore[arg-type]
+            assert isinstance(engine, TorchEngine)
+            assert len(engine.predict(IMAGES[:1], 0.1)[0])
+        (record,) = caplog.records
+        assert "PyTorch detects, and masks are computed on the CPU" in record.message
+        return record.message
+
+    assert "no kernel for traditional NMS" in warned(nms="traditional")
+
+    def choose(*_: object, **__: object) -> str:
+        raise YolactError("there is no NVRTC")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(launch.nvrtc, "choose", choose)
+        assert "there is no NVRTC" in warned()
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    assert 'pip install "yolact[cuda]"' in warned()
+    assert not torch_gpu.held and not torch_gpu.problems
+
+
+def test_on_the_cpu_options_of_a_gpu_are_refused(checkpoint: Path) -> None:
+    with pytest.raises(UsageError, match=r"streams is 2; a checkpoint has several on a GPU only"):
+        load_engine(checkpoint, device="cpu", streams=2)
+    with pytest.raises(UsageError, match=r"precision fp16 was asked for, but PyTorch \(cpu\) delivers fp32"):
+        load_engine(checkpoint, device="cpu", precision="fp16")
+    with pytest.raises(UsageError, match=r"max_batch is 65; it must be in 1\.\.64"):
+        open_checkpoint(checkpoint, device="cpu", max_batch=65)
+    with load_engine(checkpoint, device="cpu", streams="auto") as engine:
+        assert isinstance(engine, TorchEngine)
+
+
+def test_pytorch_has_what_the_fake_stands_for() -> None:
+    """Names and arguments, as far as they can be seen without a GPU."""
+    assert "capture_error_mode" in inspect.signature(torch.cuda.CUDAGraph.capture_begin).parameters
+    assert issubclass(torch.cuda.ExternalStream, torch.cuda.Stream)
+    assert {"enabled", "benchmark", "allow_tf32"} <= inspect.signature(
+        torch.backends.cudnn.flags
+    ).parameters.keys()
