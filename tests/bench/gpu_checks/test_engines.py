@@ -46,7 +46,7 @@ def expected(path: Path) -> list[Result]:
 def test_a_right_engine_passes(gpu: FakeGpu, path: Path, expected: list[Result]) -> None:
     opened = partial(load_engine, path)
     found = check_results(opened, IMAGES, expected)
-    assert found["matched"] == 1 and found["differing pixels"] == 0
+    assert found["matched"] == 1 and found["differing pixels"] == 0 and float(found["network ms"]) > 0
     assert check_graphs(opened, IMAGES, expected, True) == {"graphs": "equal"}
     assert gpu.names.count("cuGraphLaunch")
     assert check_streams(opened, IMAGES, True, 3) == {"streams": 3}
@@ -64,6 +64,12 @@ def test_engines_without_graphs_and_streams_are_left_alone(path: Path, expected:
 
     assert check_graphs(opened, IMAGES, expected, False) == {"graphs": "no such option"}
     assert check_streams(opened, IMAGES, False, 3) == {"streams": 1}
+
+
+def test_masks_on_the_cpu_are_found(path: Path, expected: list[Result]) -> None:
+    opened = partial(load_engine, path.with_suffix(".onnx"), backend="onnxruntime")
+    with pytest.raises(MismatchError, match="only the network runs on the GPU"):
+        check_results(opened, IMAGES, expected)
 
 
 def test_wrong_kernels_in_an_engine_are_found(
