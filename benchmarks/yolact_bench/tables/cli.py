@@ -199,6 +199,9 @@ def render(table: FigureTable, record: Mapping[str, Any]) -> str:
     machine = "\n".join(textwrap.wrap(f"{'; '.join(parts)}.", _WIDTH, break_on_hyphens=False))
     commands = "\n".join(_wrapped(line.removeprefix("& ")) for line in table.commands)
     shown = [one["printed"] for one in record["commands"] if not one["command"].startswith("& ")]
+    if table.verbatim:
+        whole = textwrap.indent("\n".join(line.rstrip() for line in "".join(shown).splitlines()), "    ")
+        return "\n\n".join([machine, commands, "It printed:", whole])
     return "\n\n".join([machine, commands, *(_kept(text.splitlines(), table.keep) for text in shown)])
 
 
