@@ -48,6 +48,7 @@ class FakeGpu:
 
     Attributes:
         names: Of the calls, in order.
+        compilations: How often TensorRT-RTX compiled an engine for the GPU.
         fail_at: Index in `names` of the call that fails; none by default.
         fail_when: Whether the call of this name fails.
         broken: Whether every call fails.
@@ -66,6 +67,7 @@ class FakeGpu:
 
     def __init__(self) -> None:
         self.names: list[str] = []
+        self.compilations = 0
         self.fail_at = -1
         self.fail_when: Callable[[str], bool] = lambda name: False
         self.broken = False

@@ -75,11 +75,21 @@ def make_tensorrt(gpu: Any, kind: str = "10") -> Any:
                 return None
             return Engine(self, data)
 
+    class RuntimeCache:
+        content = b""
+
+        def deserialize(self, data: bytes) -> bool:
+            self.content = data if data.startswith(b"compiled") else b""
+            return bool(self.content)
+
+        def serialize(self) -> bytes:
+            return self.content
+
     class RuntimeConfig:
         strategy = cache = None
 
         def create_runtime_cache(self) -> object:
-            return object()
+            return RuntimeCache()
 
         def set_runtime_cache(self, cache: object) -> None:
             self.cache = cache
@@ -122,6 +132,8 @@ def make_tensorrt(gpu: Any, kind: str = "10") -> Any:
                 assert how.strategy == USER_MANAGED and how.cache is not None
                 self.cache = self.cache or how.cache
                 assert how.cache is self.cache
+                gpu.compilations += not how.cache.content
+                how.cache.content = b"compiled"
             else:
                 assert how == USER_MANAGED
             return self.create_execution_context_without_device_memory()

@@ -35,6 +35,7 @@ COMMANDS = {
     "data": ("yolact_bench.data", "time the making of training samples, stage by stage"),
     "masks": ("yolact_bench.masks", "time masks inside boxes against masks of whole images"),
     "overhead": ("yolact_bench.overhead", "time everything but the network, stage by stage"),
+    "start": ("yolact_bench.start", "time a start, from the command to the first image"),
     "tracks": ("yolact_bench.tracks", "measure tracks on synthetic videos of known identities"),
     "load": ("yolact_bench.load", "measure an engine on a server under load"),
     "ray": ("yolact_bench.cluster", "measure yolact-infer --ray against the plain pipeline, and its driver"),

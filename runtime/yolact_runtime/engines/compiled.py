@@ -1,8 +1,8 @@
 """Compiled networks in the cache folder, so that a library does not compile the same file at each start.
 
-An entry is a file of one block of JSON and what the library wrote. It is known by all that the library computed it
-from: the content of the network's files, the library's version, this machine's CPU and the settings. The CRC-32
-finds damage only. Nobody else may be able to write the entry: `yolact_runtime.cache` checks that.
+An entry is a file of one block of JSON and what the library wrote. It is known by all that this was computed
+from: the content of the network's files, the library's version, this machine's CPU and the settings. The
+CRC-32 finds damage only. Nobody else may be able to write the entry: `yolact_runtime.cache` checks that.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from yolact_runtime.cache import (
     opened_entry,
     opened_folder,
 )
-from yolact_runtime.engines.cpu import cpu_flags
 from yolact_runtime.engines.content import content_files, content_hashes
+from yolact_runtime.engines.cpu import cpu_flags
 from yolact_runtime.errors import YolactError, first_line
 from yolact_runtime.files import new_file
 from yolact_runtime.untrusted import limit, parse_json
@@ -40,6 +40,7 @@ FOLDER = "networks"
 _SUFFIX = ".network"
 # Bytes of the JSON with the blanks after it: a page, so that what follows can be mapped into memory.
 _HEAD = 4096
+# Another one if entries get another form, or what is kept with them another meaning.
 _FORMAT = 1
 # Environment variables that let libraries use other instructions than the CPU's.
 _INSTRUCTIONS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE")
@@ -114,10 +115,10 @@ class CompiledNetwork:
             return False
 
     def write(self, value: Mapping[str, Any], data: bytes | memoryview) -> None:
-        """Keep what the library wrote, and remove the entries that were not used for longest if there are too many.
+        """Keep what the library wrote; if there is too much then, remove what was not used for longest.
 
-        Nothing is kept if the network's files have changed, if the disk has less than twice the space, or if it
-        cannot be written.
+        Nothing is kept if the network's files have changed, if the disk has less than twice the space, or if
+        it cannot be written.
 
         Args:
             value: What to keep with it, as JSON has it; at most a few hundred bytes.

@@ -18,7 +18,7 @@ _known: dict[str, tuple[tuple[int, ...], str]] = {}
 
 
 def content_files(path: Path) -> list[Path]:
-    """The files that are read for an ONNX or OpenVINO network, checked.
+    """The files that are read for an ONNX or OpenVINO network or a TensorRT engine, checked.
 
     Raises:
         YolactError: `check_onnx` refuses it, one of them is not a regular file, or the `.xml` is too large.
@@ -30,6 +30,9 @@ def content_files(path: Path) -> list[Path]:
         if path.stat().st_size > limit("text_bytes"):
             raise YolactError(f"{path} has more bytes than {beyond('text_bytes')}")
         return files
+    if path.suffix.lower() in (".engine", ".plan"):
+        check_regular(path, "engine")
+        return [path]
     names = {external.location for external in check_onnx(path).external}
     return [path, *(path.parent / name for name in sorted(names))]
 

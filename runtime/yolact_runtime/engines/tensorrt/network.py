@@ -19,6 +19,7 @@ from yolact_runtime.cuda.device import Device, Stream
 from yolact_runtime.engines.device.network import Network, Prepare, Tensor
 from yolact_runtime.engines.outputs import INPUT, GraphOutputs
 from yolact_runtime.engines.tensorrt.record import EngineRecord
+from yolact_runtime.engines.tensorrt.runtime_cache import RuntimeCache
 from yolact_runtime.errors import DeviceError, YolactError, device_failure, first_line
 from yolact_runtime.metadata import Metadata
 
@@ -53,6 +54,7 @@ class TensorRtNetwork(Network):
         self._messages: deque[str] = deque(maxlen=4)
         self._engine: Any = None
         self._settings: Any = None
+        self._runtime_cache: RuntimeCache | None = None
         self._scratch_bytes = 1  # that an execution needs besides inputs and outputs
 
     def _open(self) -> None:
@@ -114,10 +116,13 @@ class TensorRtNetwork(Network):
         self._settings.set_execution_context_allocation_strategy(
             self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         )
-        self._settings.set_runtime_cache(self._settings.create_runtime_cache())
+        self._runtime_cache = RuntimeCache(self._path, str(self._trt.__version__), self._settings)
 
     def _forget(self) -> None:
+        if self._runtime_cache is not None:
+            self._runtime_cache.keep()
         # In this order: each refers to the ones after it.
+        self._runtime_cache = None
         self._settings = self._engine = self._runtime = self._logger = None
 
     def on_stream(self, held: ExitStack, device: Device, stream: Stream) -> Prepare:

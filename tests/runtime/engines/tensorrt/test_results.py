@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from yolact_runtime import load_engine
+from yolact_runtime.engines.compiled import CompiledNetwork, Entry
 from yolact_runtime.engines.onnxruntime import OnnxRuntimeEngine
 
 
@@ -83,4 +84,29 @@ def test_results_are_those_of_onnx_runtime(kind: str, gpu: FakeGpu, tmp_path: Pa
             # Four images where three fit: a full batch and a ragged one.
             assert_same(engine.predict(images(), 0.2, 3), expected)
     assert not gpu.problems
+    assert not gpu.held
+
+
+def test_what_tensorrt_rtx_compiled_is_kept(
+    gpu: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second start compiles nothing; a cache that the library refuses is replaced."""
+    monkeypatch.setenv("YOLACT_CACHE", str(tmp_path / "cache"))
+    library = make_tensorrt(gpu, "rtx")
+    monkeypatch.setitem(sys.modules, library.__name__, library)
+    path = write_engine(
+        tmp_path, *ENGINES["native"], library=library.__name__, library_version=library.__version__
+    )
+
+    def compilations() -> int:
+        before = gpu.compilations
+        with load_engine(path) as engine:
+            engine.predict(images(), 0.2, 3)
+        return gpu.compilations - before
+
+    assert (compilations(), compilations()) == (1, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(CompiledNetwork, "read", lambda _: Entry({}, memoryview(b"of another driver")))
+        assert compilations() == 1
+    assert compilations() == 0
     assert not gpu.held
