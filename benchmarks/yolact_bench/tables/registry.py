@@ -252,6 +252,17 @@ TABLES = (
         (WEIGHTS,), 6, ("ray", "pyarrow", "numpy", "onnxruntime"),
     ),
     FigureTable(
+        "start",
+        "from the command to the first image, phase by phase: first start, and with compiled networks kept",
+        (
+            _EXPORT_TINY,
+            _EXPORT_R50,
+            "yolact-bench start --engine tiny.onnx",
+            "yolact-bench start --engine r50.onnx --backends openvino --runs 3",
+        ),
+        (DEMO, WEIGHTS), 4, _ENGINES,
+    ),
+    FigureTable(
         "demo",
         "the whole chain: data, training, export, engines, benchmark",
         ("yolact-demo --output demo --seed 0",),
@@ -262,8 +273,8 @@ TABLES = (
         "R50 at 300 overfits eight images of COCO, and what int8 loses of that",
         (
             "& yolact-train --config yolact_resnet50 --dataset coco-mini --overfit 8 --batch-size 8 "
-            "--iterations 240 --lr 1.2e-4 --workers 1 --threads 2 --save-folder eight --set train.init=random "
-            "--set train.optimizer=adamw "
+            "--iterations 240 --lr 1.2e-4 --workers 1 --threads 2 --save-folder eight "
+            "--set train.init=random --set train.optimizer=adamw "
             "--set train.schedule=cosine --set train.warmup_iterations=20 --set train.warmup_lr=1e-5 "
             "--set train.max_grad_norm=10 --set train.weight_decay=1e-4 --set model.input_size=300 "
             "--set 'model.prior_scales=[[13],[26],[52],[105],[209]]'",
