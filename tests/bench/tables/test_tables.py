@@ -137,7 +137,8 @@ def test_the_list_says_what_can_be_run(capsys, monkeypatch) -> None:
 
 RECORD = {
     "cpu": "Some CPU", "cpu_features": ["avx2"], "cores": 2, "memory_gib": 8.0, "gpu": None,
-    "system": "Linux", "python": "3.11.7", "versions": {"numpy": "2.0"}, "threads_variables": {"OMP_NUM_THREADS": "1"},
+    "system": "Linux", "python": "3.11.7", "versions": {"numpy": "2.0"},
+    "threads_variables": {"OMP_NUM_THREADS": "1"},
     "commit": "0123456789ab", "date": "2026-01-02", "minutes": 0.5, "load": [1.0, 2.0],
     "commands": [
         {"command": "& yolact-data shapes s", "printed": "not shown"},
