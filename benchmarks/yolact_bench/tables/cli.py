@@ -17,12 +17,14 @@ from collections.abc import Iterable, Mapping
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from yolact_bench.tables.page import read_blocks, replace_block
 from yolact_bench.tables.registry import GPU, INPUTS, NEEDS, SERVER, TABLES, FigureTable
 from yolact_runtime.commandline import Table, print_line, track
 from yolact_runtime.commandline.printing import TABLES as AS_MARKDOWN
 from yolact_runtime.errors import UsageError, YolactError, first_line
+from yolact_runtime.files import write_json
 from yolact_runtime.packages import require
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("names", nargs="*", metavar="NAME", help="tables to measure; all that can be, if left out")
     add("--list", action="store_true", help="print the tables, what they need, and how long they take")
     add("--page", metavar="FILE", help="page whose blocks to replace (default: print the tables)")
+    add("--keep", metavar="DIR", help="write what each command printed, and the machine, to DIR/NAME.json")
     add("--most-minutes", type=float, metavar="M", help="leave out tables that take longer")
     for name, text in NEEDS.items():
         metavar = "ADDRESS" if name == SERVER else "DIR"
@@ -65,7 +68,10 @@ def command(args: argparse.Namespace) -> int:
     for table in track(chosen, "tables"):
         log.info("%s: %s, about %g min", table.name, table.shows, table.minutes)
         try:
-            text = measure(table, given)
+            record = measure(table, given)
+            if args.keep:
+                write_json(Path(args.keep, f"{table.name}.json"), record, indent=2)
+            text = render(table, record)
             if args.page:
                 replace_block(args.page, table.name, text)
             else:
@@ -131,7 +137,7 @@ def _chosen(args: argparse.Namespace, given: Mapping[str, str]) -> list[FigureTa
     return [table for table in tables if args.most_minutes is None or table.minutes <= args.most_minutes]
 
 
-def measure(table: FigureTable, given: Mapping[str, str]) -> str:
+def measure(table: FigureTable, given: Mapping[str, str]) -> dict[str, Any]:
     """Run a table's commands in a folder of their own.
 
     Args:
@@ -139,7 +145,7 @@ def measure(table: FigureTable, given: Mapping[str, str]) -> str:
         given: Where the inputs are, by key of `INPUTS`.
 
     Returns:
-        The block: machine, commands, and what they print, in Markdown.
+        What `render` needs, for JSON: the machine, versions, date, load, and what each command printed.
 
     Raises:
         YolactError: a command failed.
@@ -147,9 +153,8 @@ def measure(table: FigureTable, given: Mapping[str, str]) -> str:
     require("yolact-bench tables", "bench", "psutil")
     import psutil
 
-    load = psutil.getloadavg()[0]
-    start = time.monotonic()
-    printed: list[str] = []
+    before, start = psutil.getloadavg()[0], time.monotonic()
+    printed = []
     with tempfile.TemporaryDirectory() as folder:
         for name, value in given.items():
             if name in table.needs and name != SERVER:
@@ -158,18 +163,53 @@ def measure(table: FigureTable, given: Mapping[str, str]) -> str:
                 link.symlink_to(Path(value).resolve())
         for line in table.commands:
             output = _run(line.removeprefix("& "), folder, given)
-            if not line.startswith("& "):
-                printed.append(_kept(output, table.keep))
-    minutes = (time.monotonic() - start) / 60
+            printed.append({"command": line, "printed": output})
+    return {
+        "table": table.name,
+        **_machine(),
+        "versions": _versions(("yolact", *table.packages)),
+        "commit": _commit(),
+        "date": str(date.today()),
+        "minutes": round((time.monotonic() - start) / 60, 1),
+        "load": [round(before, 2), round(psutil.getloadavg()[0], 2)],
+        "commands": printed,
+    }
+
+
+def render(table: FigureTable, record: Mapping[str, Any]) -> str:
+    """The block of a table: machine, commands, and what they printed, in Markdown.
+
+    Args:
+        table: The table.
+        record: As by `measure`.
+    """
+    variables = ", ".join(f"{name}={value}" for name, value in record["threads_variables"].items())
+    before, after = record["load"]
+    parts = [
+        f"{record['cpu']} ({' '.join(record['cpu_features'])})",
+        f"{record['cores']} cores, {record['memory_gib']:.0f} GiB",
+        f"GPU {record['gpu']}" if record["gpu"] else "no GPU",
+        record["system"],
+        f"Python {record['python']}",
+        *(f"{name} {version}" for name, version in record["versions"].items()),
+        *([variables] if variables else []),
+        *([f"commit {record['commit']}"] if record["commit"] else []),
+        f"{record['date']}, {record['minutes']} min, load {before:.2f} before and {after:.2f} after",
+    ]
+    machine = "\n".join(textwrap.wrap(f"{'; '.join(parts)}.", _WIDTH, break_on_hyphens=False))
     commands = "\n".join(_wrapped(line.removeprefix("& ")) for line in table.commands)
-    return "\n\n".join([_machine(table, load, minutes), commands, *printed])
+    shown = [one["printed"] for one in record["commands"] if not one["command"].startswith("& ")]
+    if table.verbatim:
+        whole = textwrap.indent("\n".join(line.rstrip() for line in "".join(shown).splitlines()), "    ")
+        return "\n\n".join([machine, commands, "It printed:", whole])
+    return "\n\n".join([machine, commands, *(_kept(text.splitlines(), table.keep) for text in shown)])
 
 
-def _run(line: str, folder: str, given: Mapping[str, str]) -> list[str]:
-    """Lines that a command printed; those of text are wrapped.
+def _run(line: str, folder: str, given: Mapping[str, str]) -> str:
+    """What a command printed, with its tables in Markdown.
 
     Raises:
-        YolactError: it failed, or printed nothing that its table needs.
+        YolactError: it failed.
     """
     if SERVER in given:
         line = line.replace(INPUTS[SERVER], given[SERVER])
@@ -186,15 +226,19 @@ def _run(line: str, folder: str, given: Mapping[str, str]) -> list[str]:
         raise YolactError(f"{line}: {first_line(error)}") from error
     if done.returncode:
         raise YolactError(f"{line}: exit code {done.returncode}: {' '.join(done.stderr.split())[-300:]}")
-    return [
-        part
-        for text in done.stdout.splitlines()
-        for part in ([text] if text.startswith("|") else textwrap.wrap(text, _WIDTH) or [""])
-    ]
+    return done.stdout
 
 
 def _kept(lines: list[str], keep: tuple[str, ...]) -> str:
-    """What a command printed, without the tables whose title begins with none of `keep`, if it has any."""
+    """What a command printed, without the tables whose title begins with none of `keep`, if it has any.
+
+    Lines of text are wrapped.
+    """
+    lines = [
+        part
+        for text in lines
+        for part in ([text] if text.startswith("|") else textwrap.wrap(text, _WIDTH) or [""])
+    ]
     parts = [part for part in "\n".join(lines).split("\n\n") if part.strip("\n")]
     shown, wanted = [], True
     for part, following in zip(parts, [*parts[1:], ""], strict=True):
@@ -212,30 +256,39 @@ def _wrapped(line: str) -> str:
                      for n, part in enumerate(parts))  # fmt: skip
 
 
-def _machine(table: FigureTable, load: float, minutes: float) -> str:
-    """One paragraph: what the figures were taken on, and when."""
+def _machine() -> dict[str, Any]:
+    """What the figures are taken on."""
     from yolact_bench.doctor.facts import machine
     from yolact_bench.measure.machine import describe_machine
 
     found, gpu = machine(), describe_machine()["gpu"]
-    threads = ", ".join(f"{name}={value}" for name, value in found["threads_variables"].items())
-    parts = [
-        f"{found['cpu']} ({' '.join(found['cpu_features'])})",
-        f"{found['cores']} cores, {found['memory_gib']:.0f} GiB",
-        f"GPU {gpu['name']}" if gpu else "no GPU",
-        found["system"],
-        f"Python {found['python']}",
-        *_versions(("yolact", *table.packages)),
-        *([threads] if threads else []),
-        f"{date.today()}, {minutes:.1f} min, load {load:.2f} before",
-    ]
-    return "\n".join(textwrap.wrap(f"{'; '.join(parts)}.", _WIDTH, break_on_hyphens=False))
+    names = ("cpu", "cpu_features", "cores", "memory_gib", "system", "python", "threads_variables")
+    return {**{name: found[name] for name in names}, "gpu": gpu["name"] if gpu else None}
 
 
-def _versions(packages: Iterable[str]) -> list[str]:
-    found = []
+def _versions(packages: Iterable[str]) -> dict[str, str]:
+    found = {}
     for name in packages:
         for distribution in (name, f"{name}-gpu"):  # ONNX Runtime has another name with CUDA in it
             with contextlib.suppress(PackageNotFoundError):
-                found.append(f"{distribution} {version(distribution)}")
+                found[distribution] = version(distribution)
     return found
+
+
+def _commit() -> str:
+    """Commit of the code that is measured, with "+" if it was changed since; empty outside of a clone."""
+    here = Path(__file__).parent
+    folders = ("runtime", "export", "benchmarks", "yolact")
+    try:
+        root, head = (
+            _git(here, "rev-parse", *what) for what in (["--show-toplevel"], ["--short=12", "HEAD"])
+        )
+        return head + ("+" if _git(Path(root), "status", "--porcelain", "--", *folders) else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    return done.stdout.strip()

@@ -37,6 +37,7 @@ class FigureTable:
         packages: Libraries whose versions matter.
         keep: How the titles of the tables begin that the page has, of those with a title that are printed;
             none: all.
+        verbatim: Show what is printed as it is: text that is no table.
     """
 
     name: str
@@ -46,6 +47,7 @@ class FigureTable:
     minutes: float = 1
     packages: tuple[str, ...] = ("numpy", "opencv-python-headless", "onnxruntime")
     keep: tuple[str, ...] = ()
+    verbatim: bool = False
 
 
 _TINY = "results/demo/weights/yolact_tiny_5_700.pth"
@@ -53,6 +55,7 @@ _SHAPES = "results/demo/shapes"
 _VAL = f"--images {_SHAPES}/val --annotations {_SHAPES}/annotations/instances_val.json"
 _VERIFY = f"--verify {_SHAPES}/val --annotations {_SHAPES}/annotations/instances_val.json"
 _R50 = "weights/yolact_resnet50_54_800000.pth"
+_EIGHT = "eight/yolact_resnet50_240_240.pth"
 _EXPORT_TINY = f"& yolact-export --weights {_TINY} --to onnx --max-batch 8 --no-verify --output tiny.onnx"
 _EXPORT_TINY_INT8 = (
     f"& yolact-export --weights {_TINY} --to onnx --max-batch 8 --precision int8 "
@@ -249,6 +252,17 @@ TABLES = (
         (WEIGHTS,), 6, ("ray", "pyarrow", "numpy", "onnxruntime"),
     ),
     FigureTable(
+        "start",
+        "from the command to the first image, phase by phase: first start, and with compiled networks kept",
+        (
+            _EXPORT_TINY,
+            _EXPORT_R50,
+            "yolact-bench start --engine tiny.onnx",
+            "yolact-bench start --engine r50.onnx --backends openvino --runs 3",
+        ),
+        (DEMO, WEIGHTS), 4, _ENGINES,
+    ),
+    FigureTable(
         "demo",
         "the whole chain: data, training, export, engines, benchmark",
         ("yolact-demo --output demo --seed 0",),
@@ -256,16 +270,36 @@ TABLES = (
     ),
     FigureTable(
         "overfit",
-        "R50 at 300 overfits eight images of COCO",
+        "R50 at 300 overfits eight images of COCO, and what int8 loses of that",
         (
-            "yolact-train --config yolact_resnet50 --dataset coco-mini --overfit 8 --batch-size 8 "
-            "--iterations 240 --lr 1.2e-4 --workers 1 --threads 2 --set train.init=random "
-            "--set train.optimizer=adamw "
+            "& yolact-train --config yolact_resnet50 --dataset coco-mini --overfit 8 --batch-size 8 "
+            "--iterations 240 --lr 1.2e-4 --workers 1 --threads 2 --save-folder eight "
+            "--set train.init=random --set train.optimizer=adamw "
             "--set train.schedule=cosine --set train.warmup_iterations=20 --set train.warmup_lr=1e-5 "
             "--set train.max_grad_norm=10 --set train.weight_decay=1e-4 --set model.input_size=300 "
             "--set 'model.prior_scales=[[13],[26],[52],[105],[209]]'",
+            f"& yolact-export --weights {_EIGHT} --to onnx --no-verify --output eight.onnx",
+            f"& yolact-export --weights {_EIGHT} --to onnx --precision int8 --calibrate coco-mini/train2017 "
+            "--calibration-images 8 --no-verify --output eight_int8.onnx",
+            "yolact-bench --engine eight.onnx --engine eight_int8.onnx --images coco-mini/train2017 "
+            "--annotations coco-mini/annotations/instances_train2017.json --max-images 8 --no-cold",
         ),
-        (COCO,), 40, _TORCH,
+        (COCO,), 45, _BOTH,
+    ),
+    FigureTable(
+        "layers",
+        "layers of the int8 network that lose time in OpenVINO, and why",
+        (
+            _EXPORT_R50_INT8,
+            "yolact-bench roofline --onnx r50_int8.onnx --precision int8 --threads 1 --layers 10",
+        ),
+        (WEIGHTS, COCO), 3, ("openvino", "torch", "numpy"),
+    ),
+    FigureTable(
+        "doctor-cpu",
+        "each engine of this machine on a small network, against stored results",
+        ("yolact-doctor --quick",),
+        (), 1, verbatim=True,
     ),
     FigureTable(
         "kernels",
@@ -277,6 +311,6 @@ TABLES = (
         "doctor",
         "engines and kernels on a GPU, as far as the libraries are installed",
         ("yolact-doctor --config yolact_resnet50",),
-        (GPU,), 4, ("pycuda", "cuda-bindings", "onnxruntime-gpu", "torch"),
+        (GPU,), 4, ("pycuda", "cuda-bindings", "onnxruntime", "torch"), verbatim=True,
     ),
 )  # fmt: skip

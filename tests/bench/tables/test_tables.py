@@ -1,8 +1,10 @@
 """The tables of the page of measurements: registry, page and commands."""
 
 import argparse
+import dataclasses
 import functools
 import importlib.util
+import json
 import re
 import shlex
 import sys
@@ -88,8 +90,10 @@ def test_tables_are_measured_and_a_failure_leaves_its_block(tmp_path, monkeypatc
     names = [table.name for table in tables]
     blocks = "\n".join(f"<!-- table: {name} -->\n\nold\n\n<!-- end: {name} -->" for name in names)
     path = page(tmp_path, blocks)
-    assert main(["tables", "--page", str(path), "--most-minutes", "2"]) == 1
+    assert main(["tables", "--page", str(path), "--most-minutes", "2", "--keep", str(tmp_path)]) == 1
     found = read_blocks(path)
+    kept = json.loads((tmp_path / "shapes.json").read_text())
+    assert cli.render(tables[0], kept) == found["shapes"] and not (tmp_path / "broken.json").exists()
     assert found["broken"] == found["long"] == found["far"] == "old"
     assert "broken: yolact-data check nothing-here: exit code" in capsys.readouterr().err
     assert "\n    yolact-data shapes s --train 2 --val 1\n    yolact-bench tables --list\n" in found["shapes"]
@@ -129,3 +133,31 @@ def test_the_list_says_what_can_be_run(capsys, monkeypatch) -> None:
     assert main(["tables", "--list"]) == 0
     printed = capsys.readouterr().out
     assert all(table.name in printed for table in TABLES)
+
+
+RECORD = {
+    "cpu": "Some CPU", "cpu_features": ["avx2"], "cores": 2, "memory_gib": 8.0, "gpu": None,
+    "system": "Linux", "python": "3.11.7", "versions": {"numpy": "2.0"},
+    "threads_variables": {"OMP_NUM_THREADS": "1"},
+    "commit": "0123456789ab", "date": "2026-01-02", "minutes": 0.5, "load": [1.0, 2.0],
+    "commands": [
+        {"command": "& yolact-data shapes s", "printed": "not shown"},
+        {"command": "yolact-bench masks", "printed": "Some title\n\n| a |\n|---|\n| 1 |\n\n"},
+    ],
+}  # fmt: skip
+
+
+def test_a_stored_record_gives_the_block() -> None:
+    commands = ("& yolact-data shapes s", "yolact-bench masks")
+    expected = [
+        "Some CPU (avx2); 2 cores, 8 GiB; no GPU; Linux; Python 3.11.7; numpy 2.0; OMP_NUM_THREADS=1; commit",
+        "0123456789ab; 2026-01-02, 0.5 min, load 1.00 before and 2.00 after.",
+        *("", "    yolact-data shapes s", "    yolact-bench masks", ""),
+    ]
+    stored = json.loads(json.dumps(RECORD))
+    table = FigureTable("x", "a check", commands)
+    found = cli.render(table, stored)
+    assert found.split()[:-9] == " ".join(expected).split()
+    assert found.endswith("\n\nSome title\n\n| a |\n|---|\n| 1 |")
+    verbatim = cli.render(dataclasses.replace(table, verbatim=True), stored)
+    assert "\n    Some title\n" in verbatim and "\n    | a |\n" in verbatim
