@@ -25,8 +25,8 @@ def start_method() -> str:
 def keep_freed_memory() -> None:
     """Let this process use freed memory again instead of returning it to the system; glibc only.
 
-    Samples and activations are arrays of megabytes, whose memory glibc returns at once. To get it anew costs a
-    page fault for every 4 KiB: up to half of the time of a sample.
+    Samples and activations are arrays of megabytes, whose memory glibc returns at once. To get it anew costs
+    a page fault for every 4 KiB: up to half of the time of a sample.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
