@@ -11,11 +11,12 @@ from fake_onnx import NATIVE, native_arrays, write_onnx
 from yolact_bench.cli import main
 
 
-def test_wrong_options_come_before_any_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_wrong_options_come_before_any_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["start", "--engine", str(tmp_path / "none.onnx")]) == 2
     network = write_onnx(tmp_path / "m.onnx", native_arrays(), NATIVE)
     assert main(["start", "--engine", str(network), "--backends", "torch"]) == 2
-    assert "is not a file" in caplog.text and "--checkpoint FILE" in caplog.text
+    errors = capsys.readouterr().err
+    assert "is not a file" in errors and "--checkpoint FILE" in errors
 
 
 @pytest.mark.slow
