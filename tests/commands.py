@@ -24,6 +24,7 @@ SUBCOMMANDS = {
         "masks",
         "tracks",
         "load",
+        "tables",
     ],
 }
 COMMAND_LINES = [

@@ -138,6 +138,7 @@ def test_no_import_points_the_wrong_way(package: str) -> None:
         ("roofline", {"measure", "report", "options"}),
         ("peers", {"measure", "options"}),
         ("gpu_checks", {"doctor", "kernel_measurements", "kernels", "measure", "peers", "roofline"}),
+        ("tables", {"doctor", "measure"}),
     ],
 )
 def test_folders_of_the_benchmarks_import_only_what_is_below(folder: str, below: set[str]) -> None:

@@ -88,6 +88,7 @@ LINES: dict[str, tuple[str, str]] = {
     f"yolact-bench peers --engine heads.onnx {DATA.split(' --a')[0]} --torchvision": ("psutil", "train"),
     "yolact-bench roofline --onnx heads.onnx": ("onnx sympy", "train"),
     "yolact-bench kernels": ("psutil", "train,trt"),
+    "yolact-bench tables --list": ("psutil", "bench"),
     "yolact-bench training --dataset shapes": ("torch psutil", "train"),
     "yolact-bench data --dataset shapes": ("torch psutil", "train"),
 }

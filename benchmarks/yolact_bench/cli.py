@@ -39,6 +39,7 @@ COMMANDS = {
     "tracks": ("yolact_bench.tracks", "measure tracks on synthetic videos of known identities"),
     "load": ("yolact_bench.load", "measure an engine on a server under load"),
     "ray": ("yolact_bench.cluster", "measure yolact-infer --ray against the plain pipeline, and its driver"),
+    "tables": ("yolact_bench.tables.cli", "measure the tables of the page of measurements"),
 }
 
 

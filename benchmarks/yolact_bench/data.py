@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolact_bench.options import check_number
-from yolact_runtime.commandline import Table, printing_beside
+from yolact_runtime.commandline import Table, print_line, printing_beside
 from yolact_runtime.errors import counted
 from yolact_runtime.files import write_json
 from yolact_runtime.metadata import size_text
@@ -26,6 +27,8 @@ from yolact_runtime.packages import require
 
 if TYPE_CHECKING:
     from yolact.data.coco import CocoDataset, Record
+
+RATE = 200  # images/s that fast GPUs train on
 
 STAGES = ("decode", "draw", "photometric", "geometry", "normalise", "masks")
 
@@ -51,6 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", required=True, help="a folder in COCO layout or a .yaml")
     parser.add_argument("--config", default="yolact_base", help="configuration to make samples for")
     parser.add_argument("--rounds", type=int, default=3, help="passes over the dataset")
+    parser.add_argument("--workers", type=int, default=0, help="time the loader with so many processes, too")
+    parser.add_argument("--batch-size", type=int, default=8, help="images in a batch of the loader")
     parser.add_argument("--torchvision", action="store_true", help="torchvision.transforms.v2, interleaved")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
 
@@ -59,6 +64,8 @@ def command(args: argparse.Namespace) -> None:
     """Time the making of samples."""
     require("yolact-bench data", "train", "torch")
     check_number("--rounds", args.rounds, 1, "runs")
+    check_number("--workers", args.workers, 0, "workers")
+    check_number("--batch-size", args.batch_size, 1, "batch")
     # The libraries read this when they are first imported.
     os.environ["OMP_NUM_THREADS"] = "1"
     import cv2
@@ -67,8 +74,10 @@ def command(args: argparse.Namespace) -> None:
     from yolact.data.annotations import read_classes
     from yolact.data.coco import CocoDataset
     from yolact.data.layout import resolve_dataset
+    from yolact.data.workers import keep_freed_memory
     from yolact.registry import get_config
 
+    keep_freed_memory()  # as in a worker
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     config, folders = get_config(args.config), resolve_dataset(args.dataset)
@@ -106,10 +115,49 @@ def command(args: argparse.Namespace) -> None:
         whole, cpu = figures[name].values()
         label = "whole sample" if name == "samples" else name
         rows.append([label, f"{whole:.1f}", f"{1000 / whole:.2f}", f"{1000 / cpu:.2f}"])
+    loader = _time_loader(dataset, args.workers, args.batch_size, count) if args.workers else None
     with printing_beside(args.json):
         Table(title, ("", "images/s", "ms/image", "CPU ms"), rows).show()
+        if loader:
+            rate, cpu = loader["images_per_s"], loader["cpu_ms"]
+            text = (
+                f"loader, {counted(args.workers, 'worker')}, batch {args.batch_size}: {rate:.1f} images/s,"
+                f" {cpu:.2f} ms of CPU time an image; {RATE} images/s need {RATE * cpu / 1000:.1f} cores"
+            )
+            print_line(text, sys.stdout)
+            figures["loader"] = loader
     if args.json:
         write_json(args.json, figures, indent=2)
+
+
+def _time_loader(dataset: CocoDataset, workers: int, batch_size: int, images: int) -> dict[str, float]:
+    """Images per second of the loader of `yolact-train`, and CPU milliseconds an image of all processes."""
+    import torch
+
+    from yolact.config import TrainConfig
+    from yolact.train.loader import iterations
+    from yolact.train.sampler import EpochBatches, SharedBatches
+
+    batch_size = min(batch_size, len(dataset))
+    steps = max(2 * workers, images // batch_size)
+    settings = TrainConfig(batch_size=batch_size, workers=workers)
+    shared = SharedBatches(EpochBatches(len(dataset), batch_size, 0, 0, steps), 1)
+    before = _cpu_seconds()
+    loaded = iterations(dataset, shared, settings, torch.device("cpu"))
+    next(loaded)  # the processes are started
+    start = time.perf_counter()
+    for _ in loaded:
+        pass
+    seconds = time.perf_counter() - start  # the workers have ended, so their CPU time is known
+    return {
+        "images_per_s": (steps - 1) * batch_size / seconds,
+        "cpu_ms": 1000 * (_cpu_seconds() - before) / (steps * batch_size),
+    }
+
+
+def _cpu_seconds() -> float:
+    """CPU time of this process and of those that it started and that have ended."""
+    return sum(os.times()[:4])
 
 
 def _stages(dataset: CocoDataset, epoch: int, index: int, clock: Clock) -> None:

@@ -68,6 +68,7 @@ def command(args: argparse.Namespace) -> None:
     from yolact.data.batch import collate
     from yolact.data.coco import CocoDataset
     from yolact.data.layout import resolve_dataset
+    from yolact.data.workers import keep_freed_memory
     from yolact.engine import pick_device
     from yolact.model import Yolact
     from yolact.registry import get_config
@@ -81,6 +82,8 @@ def command(args: argparse.Namespace) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     device = pick_device(args.device)
+    if device.type == "cpu":
+        keep_freed_memory()  # as yolact-train
     folders = resolve_dataset(args.dataset)
     config = override(get_config(args.config), args.set)
     training = replace(config.train, batch_size=args.batch_size)
@@ -113,7 +116,9 @@ def command(args: argparse.Namespace) -> None:
             trainers[name] = Trainer(replace(config, train=settings), model, batch, device, layout)
             steps[name] = trainers[name].step
         times, results = take_turns(steps, args.seconds, args.runs)
-        configured = trainers.get("configured") or trainers["bf16" if config.train.amp == "bf16" else "float32"]
+        configured = (
+            trainers.get("configured") or trainers["bf16" if config.train.amp == "bf16" else "float32"]
+        )
         stages = configured.stages(rounds=min(args.runs, 5))
     losses = {name: values[0][0] for name, values in results.items()}
     cpu_s = {name: statistics.median(cpu for _, cpu in values) for name, values in results.items()}
@@ -244,7 +249,17 @@ def _show(
         rows.append([name, *(f"{value:.1f}" for value in times), str(timing.runs)])
         rows[-1] += [*(f"{value:.2f}" for value in shares), f"{losses[name]:.4f}"]
         rows[-1] += [f"{abs(losses[name] / loss - 1):.1e}"]
-    columns = ("step", "median ms", "p90", "min", "CPU ms", "steps", "images/s", f"time / {first}", "CPU / it")
+    columns = (
+        "step",
+        "median ms",
+        "p90",
+        "min",
+        "CPU ms",
+        "steps",
+        "images/s",
+        f"time / {first}",
+        "CPU / it",
+    )
     Table("", (*columns, "loss", "differs by"), rows).show()
     whole = sum(stages.values())
     shown = [[name, f"{stages[name] * 1000:.1f}", f"{stages[name] / whole:.1%}"] for name in STAGES]

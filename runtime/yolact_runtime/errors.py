@@ -107,7 +107,7 @@ def cause_line(error: Exception) -> str:
 
 
 class DeviceError(YolactError):
-    """The GPU, its driver, pycuda or TensorRT failed; names the call, and the buffer or batch."""
+    """The GPU, its driver, pycuda or the library of the network failed; names the call and its subject."""
 
 
 # What to do about failures that are recognised by their reason.

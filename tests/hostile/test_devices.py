@@ -120,7 +120,7 @@ def test_no_pycuda(gpu: FakeGpu, engine: Path, monkeypatch: pytest.MonkeyPatch) 
     refused(
         engine,
         r"needs pycuda \(no module 'pycuda\S*'\), which pip builds from source with the CUDA toolkit: pip"
-        rf' install "yolact\[trt\]"; {INSTEAD}',
+        rf' install "yolact\[cuda\]"; {INSTEAD}',
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 
 @dataclass
@@ -83,7 +84,7 @@ class Batch:
 def collate(samples: Sequence[Sample]) -> Batch:
     """Samples as one batch: the `collate_fn` of a DataLoader."""
     return Batch(
-        torch.stack([sample.image for sample in samples]),
+        default_collate([sample.image for sample in samples]),  # in a worker directly to shared memory
         [sample.target for sample in samples],
         [sample.image_id for sample in samples],
     )

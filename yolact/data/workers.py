@@ -1,9 +1,15 @@
-"""How the processes that load images are started."""
+"""How the processes that load images are started, and how they keep their memory."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import multiprocessing
 import sys
+
+# Options of glibc's mallopt, and the highest value.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_MOST = 2**31 - 1
 
 
 def start_method() -> str:
@@ -14,3 +20,16 @@ def start_method() -> str:
     """
     chosen = multiprocessing.get_start_method(allow_none=True)
     return chosen or ("fork" if sys.platform == "linux" else "spawn")
+
+
+def keep_freed_memory() -> None:
+    """Let this process use freed memory again instead of returning it to the system; glibc only.
+
+    Samples and activations are arrays of megabytes, whose memory glibc returns at once. To get it anew costs a
+    page fault for every 4 KiB: up to half of the time of a sample.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_TRIM_THRESHOLD, _MOST)
+        mallopt(_MMAP_THRESHOLD, _MOST)  # refused by some versions; then the next one counts
+        mallopt(_MMAP_MAX, 0)

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from yolact.config import TrainConfig
 from yolact.data.batch import Batch
 from yolact.data.coco import CocoDataset
-from yolact.data.workers import start_method
+from yolact.data.workers import keep_freed_memory, start_method
 from yolact.train.failures import ReplacingDataset, collate_replaced
 from yolact.train.sampler import SharedBatches
 from yolact_runtime.commandline import stop_signals
@@ -29,7 +29,7 @@ def iterations(
         batch_sampler=batches,
         collate_fn=collate_replaced,
         num_workers=settings.workers,
-        worker_init_fn=_delay_signals,
+        worker_init_fn=_prepare_worker,
         pin_memory=device.type == "cuda",
         multiprocessing_context=start_method() if settings.workers else None,
     )
@@ -38,7 +38,13 @@ def iterations(
         yield [first, *(next(loaded) for _ in range(settings.accumulate - 1))]
 
 
-def _delay_signals(worker: int) -> None:
+def _prepare_worker(worker: int) -> None:
+    """Prepare a process that loads images."""
+    keep_freed_memory()
+    _delay_signals()
+
+
+def _delay_signals() -> None:
     """Keep a process that loads images alive while the training finishes its iteration and saves.
 
     Ctrl-C, SIGTERM and SIGHUP often go to a whole group of processes.

@@ -15,8 +15,8 @@ MIN_BATCH_FOR_BATCH_NORM = 6
 def memory_format(device: torch.device, settings: TrainConfig) -> torch.memory_format:
     """The memory layout in which convolutions are fastest.
 
-    Channels last suits tensor cores, the bf16 units of CPUs, AVX-512, and `winograd`; in float32 with AVX2 it takes
-    a fifth longer layer by layer.
+    Channels last suits tensor cores, the bf16 units of CPUs, and `winograd`; in float32 on CPUs with AVX2 it
+    takes a fifth longer layer by layer.
     """
     channels_last = device.type == "cuda" or settings.amp == "bf16" or settings.fast
     return torch.channels_last if channels_last else torch.contiguous_format

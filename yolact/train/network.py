@@ -1,4 +1,4 @@
-"""The network's forward pass in training, arranged for speed: equal to `Yolact.forward_train` up to rounding."""
+"""The forward pass in training, arranged for speed: `Yolact.forward_train` up to rounding."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from yolact.train import winograd
 def forward_train(model: Yolact, images: Tensor) -> tuple[YolactOutput, Tensor]:
     """The result of `model.forward_train(images)`, in less time.
 
-    Frozen batch norm is folded into the weights of its convolution, the three layers of the head are one, and in
-    float32 on CPUs large 3x3 convolutions use `winograd`.
+    Frozen batch norm is folded into the weights of its convolution, the three layers of the head are one,
+    and in float32 on CPUs large 3x3 convolutions use `winograd`.
     """
     with _convolutions(images):
         backbone = model.backbone
@@ -52,6 +52,7 @@ class _CpuConvolutions(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        """Call `function`, or `winograd.convolve` in its place."""
         if function is torch.conv2d and not kwargs and len(args) == 7:
             x, weight, bias, stride, padding, dilation, groups = args
             if (
@@ -89,7 +90,7 @@ def _bottleneck(block: Bottleneck, x: Tensor) -> Tensor:
 
 
 def _convolve(x: Tensor, layer: nn.Module, norm: nn.Module) -> Tensor:
-    """`norm(layer(x))`; a frozen norm is computed on the weights, which are fewer numbers than the outputs."""
+    """`norm(layer(x))`; a frozen norm is computed on the weights, which are fewer numbers."""
     if norm.training or not (isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)):
         result: Tensor = norm(layer(x))
         return result

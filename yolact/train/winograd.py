@@ -1,12 +1,12 @@
 """3x3 convolutions with a quarter of the multiplications, for training in float32 on CPUs.
 
-Winograd's algorithm F(4x4, 3x3) (Lavin and Gray 2016): 36 products give 4x4 outputs of a channel that take 144
-directly. Each step is a matrix product, so gradients are products with the same matrices, transposed:
+Winograd's algorithm F(4x4, 3x3) (Lavin and Gray 2016): 36 products give 4x4 outputs of a channel that
+take 144 directly. Each step is a matrix product, so gradients are products with the same matrices:
 
     V = B D,  M = V U with U = G W,  Y = A M      (D: tiles of 6x6 inputs, Y: tiles of 4x4 outputs)
 
-Work goes in chunks of tiles that stay in the cache. With the points below, rounding errors are close to those of a
-direct convolution (1.1e-6 and 0.9e-6 of the result's norm with 256 channels).
+Work goes in chunks of tiles that stay in the cache. With the points below, rounding errors are close to those
+of a direct convolution (1.1e-6 and 0.9e-6 of the result's norm with 256 channels).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class _Tiling(NamedTuple):
         return _Tiling(x.shape[0], -(-x.shape[1] // _SIDE), -(-x.shape[2] // _SIDE))
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         return self.images * self.rows * self.columns
 
     def padded(self, x: Tensor, border: int) -> Tensor:
@@ -66,7 +66,7 @@ class _Tiling(NamedTuple):
         return F.pad(x, (0, 0, border, right, border, below))
 
     def view(self, padded: Tensor, first: int, side: int) -> Tensor:
-        """The tiles of the rows from `first`: (side, side, N, rows, columns, channels), overlapping if > 4."""
+        """The tiles of the rows from `first`: (side, side, N, rows, columns, channels); 6: overlapping."""
         image, row, column, channel = padded.stride()
         shape = side, side, *self, padded.shape[3]
         strides = row, column, image, _SIDE * row, _SIDE * column, channel
@@ -108,7 +108,7 @@ def suits(x: Tensor, weight: Tensor) -> bool:
 
     Transforms pay with many channels, and with enough tiles for one transform of the weights.
     """
-    return min(weight.shape[:2]) >= 96 and _Tiling.of(x.permute(0, 2, 3, 1)).count >= 80
+    return min(weight.shape[:2]) >= 96 and _Tiling.of(x.permute(0, 2, 3, 1)).size >= 80
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -117,13 +117,14 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Returns:
         (N, K, H, W), channels last in memory.
     """
-    result: Tensor = _Convolution.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    result: Tensor = _Convolution.apply(x, weight, bias)
     return result
 
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """See `convolve`."""
         ctx.save_for_backward(x, weight)
         matrices, buffers = _matrices(x.dtype), _Buffers(x)
         filters = weight.shape[0]
@@ -137,9 +138,9 @@ class _Convolution(torch.autograd.Function):
             outputs = _Tiling.of(x[images]).padded(y[images], 0)
             for first, tiling in chunks:
                 values = _transform_inputs(matrices, buffers, inputs, first, tiling)
-                products = buffers.get("products", _TILE * _TILE, tiling.count, filters)
+                products = buffers.get("products", _TILE * _TILE, tiling.size, filters)
                 torch.bmm(values, transformed.transpose(1, 2), out=products)
-                flat = buffers.get("outputs", _SIDE * _SIDE, tiling.count * filters)
+                flat = buffers.get("outputs", _SIDE * _SIDE, tiling.size * filters)
                 torch.mm(matrices.outputs, products.flatten(1), out=flat)
                 tiles = flat.view(_SIDE, _SIDE, *tiling, filters)
                 tiling.view(outputs, first, _SIDE).copy_(tiles if bias is None else tiles.add_(bias))
@@ -148,6 +149,7 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Gradients of the inputs that need one, from that of the output (N, K, H, W)."""
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
         matrices, buffers = _matrices(x.dtype), _Buffers(x)
@@ -163,7 +165,7 @@ class _Convolution(torch.autograd.Function):
             for first, tiling in chunks:
                 tiles = buffers.get("outputs", _SIDE, _SIDE, *tiling, filters)
                 tiles.copy_(tiling.view(outputs, first, _SIDE))
-                products = buffers.get("products", _TILE * _TILE, tiling.count, filters)
+                products = buffers.get("products", _TILE * _TILE, tiling.size, filters)
                 torch.mm(
                     matrices.outputs.T, tiles.view(_SIDE * _SIDE, -1), out=products.view(_TILE * _TILE, -1)
                 )
@@ -171,9 +173,9 @@ class _Convolution(torch.autograd.Function):
                     values = _transform_inputs(matrices, buffers, inputs, first, tiling)
                     sums.baddbmm_(products.transpose(1, 2), values)
                 if spread is not None:
-                    values = buffers.get("values", _TILE * _TILE, tiling.count, channels)
+                    values = buffers.get("values", _TILE * _TILE, tiling.size, channels)
                     torch.bmm(products, transformed, out=values)
-                    back = buffers.get("inputs", _TILE * _TILE, tiling.count * channels)
+                    back = buffers.get("inputs", _TILE * _TILE, tiling.size * channels)
                     torch.mm(matrices.inputs.T, values.flatten(1), out=back)
                     _add_tiles(spread, back.view(_TILE, _TILE, *tiling, channels), first, tiling)
             if gradient_x is not None and spread is not None:
@@ -198,7 +200,7 @@ def _transform_inputs(
     channels = padded.shape[3]
     tiles = buffers.get("inputs", _TILE, _TILE, *tiling, channels)
     tiles.copy_(tiling.view(padded, first, _TILE))
-    values = buffers.get("values", _TILE * _TILE, tiling.count, channels)
+    values = buffers.get("values", _TILE * _TILE, tiling.size, channels)
     torch.mm(matrices.inputs, tiles.view(_TILE * _TILE, -1), out=values.flatten(1))
     return values
 

@@ -12,6 +12,7 @@ import numpy as np
 from yolact_bench.gpu_checks.kernels import MismatchError
 from yolact_runtime import Engine, Result
 from yolact_runtime.engines.load import UnknownOptionError
+from yolact_runtime.errors import YolactError
 
 Figures = dict[str, float | int | str]
 Open = Callable[..., Engine]
@@ -85,9 +86,27 @@ def check_results(open_engine: Open, images: Sequence[np.ndarray], expected: Seq
     with open_engine() as engine:
         for _ in range(3):
             figures = compare_results(engine.predict(images, THRESHOLD, TOP_K), expected)
+        figures |= _stages(engine, images[:1])
         figures["engine"] = engine.name
         figures["precision"] = engine.precision
     return figures
+
+
+def _stages(engine: Engine, images: Sequence[np.ndarray]) -> Figures:
+    """GPU time of each stage, which only engines with the kernels on the GPU report.
+
+    Raises:
+        MismatchError: detection and masks are computed on the CPU.
+    """
+    stage_times = getattr(engine, "stage_times", None)
+    try:
+        if stage_times is None:
+            raise YolactError(f"{engine.name} has no kernels around the network")
+        return {f"{stage} ms": taken for stage, taken in stage_times(images).items()}
+    except YolactError as error:
+        raise MismatchError(
+            f"only the network runs on the GPU ({error}); yolact-infer with this engine warns why"
+        ) from error
 
 
 def check_graphs(

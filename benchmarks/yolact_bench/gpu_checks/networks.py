@@ -52,6 +52,8 @@ def _tensorrt(name: str, library: str, short: str, detect: str) -> Flavour:
     return Flavour(f"{name}-{detect}", needs, export, {"backend": "tensorrt"}, True)
 
 
+# Images rounded like those of exported files.
+_TORCH = {"device": "cuda", "input_dtype": "uint8"}
 FLAVOURS = (
     *(_tensorrt("tensorrt", "tensorrt", "trt", detect) for detect in ("native", "runtime", "plugin")),
     *(_tensorrt("tensorrt-rtx", "tensorrt_rtx", "rtx", detect) for detect in ("native", "runtime")),
@@ -64,7 +66,8 @@ FLAVOURS = (
         )
         for detect in ("native", "runtime")
     ),
-    Flavour("pytorch-cuda", ("torch",), (), {"device": "cuda", "input_dtype": "uint8"}),
+    Flavour("pytorch-cuda", ("torch",), (), _TORCH),
+    Flavour("pytorch-cuda-half", ("torch",), (), {**_TORCH, "precision": "fp16"}),
 )
 
 

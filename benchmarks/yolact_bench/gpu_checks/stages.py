@@ -15,7 +15,7 @@ TIMED = {
     "tensorrt": ("tensorrt-runtime", ("--precision", "fp16")),
     "tensorrt-rtx": ("tensorrt-rtx-runtime", ("--precision", "fp16")),
     "onnxruntime-cuda": ("onnxruntime-cuda-runtime", ()),
-    "pytorch-cuda": ("pytorch-cuda", ()),
+    "pytorch-cuda": ("pytorch-cuda-half", ()),
 }
 REPORT = "attach the report of yolact-doctor to an issue; until then use the CPU: --backend onnxruntime"
 # The kinds of `kernels.KINDS`; nothing large is imported to list the stages.

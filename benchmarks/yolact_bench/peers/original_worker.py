@@ -4,7 +4,8 @@
 
 SETTINGS is JSON {"config", "weights", "device", "threads", "input_size", "classes"}, with {"freeze_bn",
 "case": the batch} for the task `train` and {"categories": id of each class} for `infer`. Each line of the
-input is a request and is answered with a line of JSON. `train` answers {} with {"loss", "cpu_seconds"} of one step; those of
+input is a request and is answered with a line of JSON. `train` answers {} with
+{"loss", "cpu_seconds"} of one step; those of
 `infer` are
 
     {"prepare": [paths]}            decode and resize them for `network_only`       {}

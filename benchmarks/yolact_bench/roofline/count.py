@@ -55,11 +55,11 @@ def count_file(path: Path, batch: int) -> GraphWork:
         ) from None
     if "error" in answer:
         raise (UsageError if answer["usage"] else YolactError)(answer["error"])
-    return _graph_work(answer)
+    return graph_work(answer)
 
 
-def _graph_work(answer: dict[str, Any]) -> GraphWork:
-    """The inverse of `asdict`."""
+def graph_work(answer: dict[str, Any]) -> GraphWork:
+    """The inverse of `dataclasses.asdict`."""
     nodes = {
         name: tuple(NodeWork(**{**node, "work": Work(**node["work"])}) for node in answer[name])
         for name in ("unfused", "fused")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
+TABLES = "YOLACT_TABLES"  # variable of the environment: how tables are printed
 _WIDTH = 140  # of tables in files and pipes, enough for all columns
 
 
@@ -90,6 +91,8 @@ class Table:
     def show(self, styles: Sequence[str | None] = ()) -> None:
         """Print it to standard output; `styles` may hold a style of rich for each row.
 
+        With `YOLACT_TABLES=markdown` in the environment, print it as Markdown.
+
         Raises:
             BrokenPipeError: the reader has closed it.
             YolactError: it cannot be written, or is closed.
@@ -99,6 +102,9 @@ class Table:
         from rich.table import Table as Drawn
 
         check_stdout()
+        if os.environ.get(TABLES) == "markdown":
+            print_text(f"{self.markdown()}\n\n", sys.stdout)
+            return
         drawn = Drawn(
             title=plain(self.title, "table.title") if self.title else None,
             caption=plain(self.note, "table.caption") if self.note else None,
@@ -123,6 +129,17 @@ class Table:
         with _printing(sys.stdout), console.capture() as lines:
             console.print(drawn, "")
         print_text(lines.get(), sys.stdout)
+
+    def markdown(self) -> str:
+        """The table in Markdown, without a line end."""
+
+        def line(cells: Iterable[str]) -> str:
+            return f"| {' | '.join(escape_controls(cell).replace('|', chr(92) + '|') for cell in cells)} |"
+
+        ruled = ["---" if index < self.text_columns else "---:" for index in range(len(self.columns))]
+        lines = [line(self.columns), f"|{'|'.join(ruled)}|", *(line(row) for row in self.rows if row)]
+        parts = [escape_controls(self.title), "\n".join(lines), escape_controls(self.note)]
+        return "\n\n".join(filter(None, parts))
 
 
 def print_text(text: str, file: TextIO) -> None:

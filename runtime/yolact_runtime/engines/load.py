@@ -265,7 +265,7 @@ def _warn_of_precision(engine: Engine, file: Path) -> None:
 
 def _better_backend(precision: str) -> str:
     gpu = "run it on a GPU: --backend cuda or tensorrt"
-    return "use --backend openvino" if precision == "int8" else gpu
+    return "use --backend openvino, or export it again" if precision == "int8" else gpu
 
 
 def options_of(opener: Callable[..., Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from yolact_bench.gpu_checks import stages as module
 from yolact_bench.gpu_checks.kernels import SMALL
 from yolact_bench.gpu_checks.networks import FLAVOURS, MAX_BATCH
 from yolact_bench.gpu_checks.stages import gpu_stages
+from yolact_bench.roofline.ceilings import Ceilings
+from yolact_bench.roofline.graph import Reached
 from yolact_runtime.cuda import nvrtc
 from yolact_runtime.errors import YolactError
 from yolact_runtime.packages import PACKAGES
@@ -102,6 +105,7 @@ def test_an_engine(stages: dict[str, Stage], tmp_path: Path, gpu: FakeGpu) -> No
     assert not gpu.held and not gpu.problems
 
 
+@pytest.mark.slow
 def test_an_engine_that_loses_memory(
     stages: dict[str, Stage], tmp_path: Path, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,10 +135,17 @@ def test_libraries_without_cuda(
     assert outcome.remedy.startswith("use --detect runtime")
 
 
-@pytest.mark.slow  # counting the work of a graph imports SymPy in a process of its own
+class Counted:
+    """A graph that takes 2 ms at least."""
+
+    def reached(self, limits: Ceilings, measured_ms: float, precision: str) -> Reached:
+        return Reached(1.0, 2.0, 2.0, 3.0, measured_ms, 2.0 / measured_ms, 3.0 / measured_ms)
+
+
 def test_speed(
     stages: dict[str, Stage], tmp_path: Path, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(speed, "_roofline", lambda onnx, batch: Counted())
     gpu.computes = False
     outcome = run(stages, "gpu-ceilings", tmp_path)
     assert outcome.state == OK
@@ -142,13 +153,19 @@ def test_speed(
     assert outcome.figures["copy GB/s"] == pytest.approx(2 * 256 * 2**20 / 0.002 / 1e9)
     assert outcome.figures["upload GB/s"] == pytest.approx(64 * 2**20 / 0.002 / 1e9)
     gpu.computes = True
+    file = tmp_path / "gpu-ceilings.json"
+    measured = json.loads(file.read_text())
+    measured["ceilings"]["operations"] = {"float32": 1e12}  # which PyTorch measures on a GPU
+    file.write_text(json.dumps(measured))
     outcome = run(stages, "gpu-speed-tensorrt", tmp_path)
     assert (outcome.state, outcome.reason) == (OK, "")
     for batch in (1, 8):
         assert outcome.figures[f"batch {batch} fps"] == pytest.approx(
             1000 * batch / float(outcome.figures[f"batch {batch} ms"])
         )
-        for stage in ("upload", "preprocess", "download"):
+        network = float(outcome.figures[f"batch {batch} network ms"])
+        assert outcome.figures[f"batch {batch} share of the roofline"] == 2 / network
+        for stage in ("upload", "preprocess", "network", "download"):
             assert float(outcome.figures[f"batch {batch} {stage} floor ms"]) > 0
     # 8 images in bytes, over the bus of the fake.
     floor = 1000 * 8 * 24 * 32 * 3 / (64 * 2**20 / 0.002)

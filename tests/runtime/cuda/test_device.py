@@ -203,5 +203,5 @@ def test_no_bindings_or_no_gpu_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(YolactError, match="needs an NVIDIA GPU and its driver"), Device():
         pass
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    with pytest.raises(YolactError, match=r"pip install \"yolact\[trt\]\""), Device():
+    with pytest.raises(YolactError, match=r"pip install \"yolact\[cuda\]\""), Device():
         pass

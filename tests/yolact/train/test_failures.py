@@ -39,7 +39,10 @@ def test_a_bad_batch_is_saved_and_can_be_analysed(
 
     with monkeypatch.context() as patch:
         patch.setattr(Yolact, "forward_train", poisoned)
-        assert run(tmp_path, "--iterations", "9", "--set", "train.max_bad_steps=2", "--set", "train.fast=false") == 1
+        assert (
+            run(tmp_path, "--iterations", "9", "--set", "train.max_bad_steps=2", "--set", "train.fast=false")
+            == 1
+        )
     output = capsys.readouterr().err
     assert "2 times in a row, last at iteration 1 on images [" in output
     assert "box nan" in output

@@ -58,7 +58,9 @@ def small_network(backbone: str) -> Yolact:
     # Deformable blocks with the ResNet, so that both kinds of blocks take part.
     deformable = (0, 1, 0, 0) if backbone == "resnet50" else (0, 0, 0, 0)
     parts = BackboneConfig(name=backbone, deformable=deformable)
-    return Yolact(replace(config, model=replace(config.model, backbone=parts, input_size=96, fpn_features=96)))
+    return Yolact(
+        replace(config, model=replace(config.model, backbone=parts, input_size=96, fpn_features=96))
+    )
 
 
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trained"])
