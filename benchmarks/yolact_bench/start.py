@@ -117,9 +117,11 @@ def _measure(args: argparse.Namespace, folder: Path, image: Path) -> dict[str, A
                 printed = _in_state(state, opened, folder / f"open {backend} {run}")[0]
                 for name, lap in json.loads(printed).items():
                     phases.setdefault(f"{backend}, {state}", {}).setdefault(name, []).append(lap)
-    for rows in (commands, *phases.values()):
-        for row in rows.values():
-            del row[0]
+    for times in commands.values():
+        del times[0]
+    for laps in phases.values():
+        for each in laps.values():
+            del each[0]
     return {"commands": commands, "phases": phases}
 
 
