@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -214,13 +215,15 @@ class _Failing:
 
 
 class _Execution:
-    """The network for one batch size on one stream, as a CUDA graph from the second run on."""
+    """The network for one batch size on one stream, as a CUDA graph from a thread's second run on."""
 
     def __init__(self, network: TorchNetwork, stream: Any, tensors: dict[str, torch.Tensor], at: str) -> None:
         self._network, self._stream, self._at = network, stream, at
         self._images, self._outputs = tensors.pop(INPUT), tensors
         self._graph: Any = None
-        self._ran = False
+        # cuDNN's handles, and the algorithms that it chose, belong to threads: what has not run plainly on a
+        # thread cannot be captured there.
+        self._ran = threading.local()
 
     def queue(self) -> None:
         """Put the network on the stream."""
@@ -230,13 +233,13 @@ class _Execution:
             torch.cuda.stream(self._stream),
             exact_convolutions(True),
         ):
-            if self._graph is None and self._ran and self._network.graphs:
+            if self._graph is None and self._network.graphs and hasattr(self._ran, "here"):
                 self._capture()
             if self._graph is not None:
                 self._graph.replay()
             else:
                 self._compute()
-            self._ran = True
+                self._ran.here = True
 
     def capturable(self) -> bool:
         """Never: it captures its own graphs."""

@@ -63,6 +63,7 @@ def steps(output: Path, work: Path, dataset: Path | None) -> list[Step]:
         Step("doctor", ("yolact-doctor", "--report", str(output / "doctor"), "--limit", "560"), 660),
         Step("kernels", (*kernels, "--json", str(output / "kernels.json")), 180),
         Step("kernels-half", (*kernels, "--half", "--json", str(output / "kernels-half.json")), 120),
+        Step("test-networks", (*pytest, "tests/gpu/test_networks.py"), 180),
         Step("test-engines", (*pytest, "tests/gpu/test_engines.py"), 480),
         Step("ceilings", ("yolact-bench", "roofline", "--gpu", "--json", str(output / "ceilings.json")), 90),
         Step("export-native", ("python", "-c", make.format("native")), 180),
@@ -72,6 +73,7 @@ def steps(output: Path, work: Path, dataset: Path | None) -> list[Step]:
             (
                 *("yolact-bench", "--json", str(output / "engines.json"), "--batch", "1", "8", "--no-cold"),
                 *("--engine", f"{checkpoint}:device=cuda,name=PyTorch"),
+                *("--engine", f"{checkpoint}:device=cuda,precision=fp16,name=PyTorch half"),
                 *(
                     word
                     for kind in ("native", "runtime")

@@ -6,6 +6,7 @@ import inspect
 import logging
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,6 +132,25 @@ def test_four_threads_on_two_slots_share_nothing(torch_gpu: FakeGpu, checkpoint:
     assert not torch_gpu.held and not torch_gpu.problems
 
 
+def test_a_graph_is_captured_by_a_thread_that_has_run_the_network(
+    torch_gpu: FakeGpu, checkpoint: Path
+) -> None:
+    """cuDNN would open handles and try algorithms within the capture otherwise."""
+    with open_checkpoint(checkpoint, max_batch=1) as engine:
+
+        def elsewhere() -> int:
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(engine.predict, IMAGES[:1], 0.1).result()
+            return torch_gpu.names.count("capture_begin")
+
+        assert [elsewhere() for _ in range(3)] == [0, 0, 0]
+        for expected in (0, 1, 1):
+            engine.predict(IMAGES[:1], 0.1)
+            assert torch_gpu.names.count("capture_begin") == expected
+        assert elsewhere() == 1 and torch_gpu.names.count("replay") == 3
+    assert not torch_gpu.held and not torch_gpu.problems
+
+
 def test_half_precision_is_delivered_and_reported(
     torch_gpu: FakeGpu, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,7 +183,11 @@ def test_failures_are_one_line_and_the_engine_goes_on(torch_gpu: FakeGpu, checkp
     torch_gpu.fail_when = lambda name: name == "ExternalStream"
     with pytest.raises(DeviceError, match=r"\.pth: PyTorch failed at a stream in ExternalStream: CUDA error"):
         open_checkpoint(checkpoint)
-    assert not torch_gpu.held
+    for call in ("cuMemAlloc", "cuMemHostAlloc", "cuModuleLoadDataEx"):
+        torch_gpu.fail_when = lambda name, call=call: name == call  # type: ignore[misc]
+        with pytest.raises(DeviceError, match=f"{call}: out of memory"):
+            open_checkpoint(checkpoint)
+        assert not torch_gpu.held and not torch_gpu.problems
     torch_gpu.fail_when = lambda name: False
     with open_checkpoint(checkpoint, max_batch=1) as engine:
         engine.predict(IMAGES[:1], 0.1)

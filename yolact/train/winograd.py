@@ -124,6 +124,7 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """See `convolve`."""
         ctx.save_for_backward(x, weight)
         matrices, buffers = _matrices(x.dtype), _Buffers(x)
         filters = weight.shape[0]
@@ -148,6 +149,7 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Gradients of the inputs that need one, from that of the output (N, K, H, W)."""
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
         matrices, buffers = _matrices(x.dtype), _Buffers(x)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from yolact_runtime.child import module_command
+from yolact_runtime.untrusted import LIMITS
 
 _SHOWN = 1200  # characters of what a child has printed
 _KILLED = "the system killed it (SIGKILL), most likely as memory ran out; free memory, or allow more"
@@ -44,6 +45,8 @@ def call(function: str, *words: str, seconds: float, folder: Path | None = None)
         folder: For its temporary files; None for the system's.
     """
     environment = {**os.environ, "YOLACT_TRUST_ENGINES": "1", "OPENCV_LOG_LEVEL": "OFF"}
+    # No compiled network of a run is kept: the next one would not find it.
+    environment[LIMITS["cache_bytes"].variable] = "1"
     if folder is not None:
         environment["TMPDIR"] = str(folder)
     problem = ""

@@ -44,6 +44,7 @@ PROBED = (
 # Modules that load a package's shared libraries, where importing the package itself does not.
 _LOADS = {"cuda": "cuda.bindings.driver", "pycuda": "pycuda.driver", "pycocotools": "pycocotools.mask"}
 _LOADS |= {"onnx": "onnx.checker", "pynvml": "pynvml", "scipy": "scipy.stats"}
+NOT_TRIED = "installed; its import was not tried"
 _ON_GPU = ("cuda", "pycuda", "tensorrt", "tensorrt_rtx")
 # What decides how fast a CPU computes this project's networks.
 _FEATURES = (
@@ -166,7 +167,7 @@ def probe_libraries(gpu: Gpu, names: Sequence[str] = PROBED) -> dict[str, Librar
         if name in found:
             continue
         if installed(name):
-            found[name] = Library(name, distribution, OK, _version(name))
+            found[name] = Library(name, _distribution(name), OK, _version(name), NOT_TRIED)
         else:
             remedy = str(missing_extra("", extras[0])).rpartition("run: ")[2]
             found[name] = Library(name, distribution, SKIPPED, reason="not installed", remedy=remedy)

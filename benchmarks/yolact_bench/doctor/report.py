@@ -160,7 +160,13 @@ def page(report: Mapping[str, Any]) -> str:
         for one in report["libraries"]
     ]
     stages = [
-        [_text(one["name"]), _state(one), f"{one['seconds']:.1f} s", _figures(one), _details(one)]
+        [
+            _text(one["name"]),
+            _state(one),
+            f"{one['seconds']:.1f} s" if one["seconds"] else "",
+            _figures(one),
+            _details(one),
+        ]
         for one in report["stages"]
     ]
     machine = [[_text(name), _text(value)] for name, value in machine_rows(report["machine"], gpu)]

@@ -29,7 +29,7 @@ def speed_stages() -> list[Stage]:
     backends = {"onnxruntime": ("onnxruntime",), "openvino": ("openvino",), "pytorch": ()}
     text = "stage times, images per second and share of the roofline of --config in"
     return [
-        Stage("build", "speed", _build, _BUILD, "--config with random weights as an ONNX file", 120, False),
+        Stage("build", "speed", _build, _BUILD, "--config with random weights as an ONNX file", 180, False),
         Stage("ceilings", "speed", _ceilings, _MEASURE, "fastest arithmetic and memory here", 60, False),
         *(
             Stage(

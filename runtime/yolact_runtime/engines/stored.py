@@ -6,7 +6,6 @@ import json
 import mmap
 from collections.abc import Iterable
 from pathlib import Path
-from xml.etree import ElementTree
 
 from yolact_runtime.classes import resolve_classes
 from yolact_runtime.engines.onnx_file import read_properties
@@ -39,7 +38,7 @@ def stored_metadata(path: str | Path) -> Metadata | None:
     try:
         properties = reader(path)
         return Metadata.from_props(properties, path) if properties else None
-    except (YolactError, OSError, ValueError, ElementTree.ParseError):
+    except (YolactError, OSError, ValueError, SyntaxError):
         return None
 
 
@@ -63,6 +62,8 @@ def _of_openvino(path: Path) -> dict[str, str]:
         text = content[first : last + len(end)] if first >= 0 else b""
     if not text:
         return {}
+    from xml.etree import ElementTree  # which ONNX files do without
+
     # No entities are declared in a section, so it can have none that grow.
     return {f"{PREFIX}{item.tag}": item.get("value", "") for item in ElementTree.fromstring(text)}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from yolact_bench.doctor import facts
-from yolact_bench.doctor.facts import Gpu, probe_gpu, probe_libraries
+from yolact_bench.doctor.facts import Gpu, Library, probe_gpu, probe_libraries
 from yolact_bench.doctor.stage import FAILED, OK, SKIPPED
 from yolact_runtime.packages import PACKAGES
 
@@ -50,6 +50,9 @@ def test_each_library_that_ends_the_process_is_found_and_the_others_are_still_im
         "openvino": FAILED, "numpy": OK, "av": FAILED, "rich": OK, "pyarrow": FAILED
     }  # fmt: skip
     assert "SIGILL" in found["openvino"].reason and "2 s" in found["av"].reason
+    assert found["cv2"] == Library(
+        "cv2", found["cv2"].distribution, OK, found["cv2"].version, facts.NOT_TRIED
+    )
     assert found["openvino"].remedy == "pip install --force-reinstall openvino"
 
 

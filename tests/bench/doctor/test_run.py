@@ -119,13 +119,13 @@ def states(report: Path) -> dict[str, str]:
 def test_a_broken_onnx_runtime_is_one_failure_without_a_traceback(tmp_path: Path) -> None:
     """One that loads, and crashes when a session is created; and the report says so."""
     (tmp_path / "p" / "onnxruntime").mkdir(parents=True)
+    # The installed one, with sessions that crash.
     (tmp_path / "p" / "onnxruntime" / "__init__.py").write_text(
-        "import os, signal\n"
-        "get_available_providers = lambda: ['CPUExecutionProvider']\n"
-        "set_default_logger_severity = lambda level: None\n"
-        "class SessionOptions:\n"
-        "    def add_session_config_entry(self, *words): pass\n"
-        "def InferenceSession(*words, **options): os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "import os, signal, sys\n"
+        "sys.path.remove(os.path.dirname(os.path.dirname(__file__)))\n"
+        "del sys.modules['onnxruntime']\n"
+        "import onnxruntime\n"
+        "onnxruntime.InferenceSession = lambda *words, **options: os.kill(os.getpid(), signal.SIGSEGV)\n"
     )
     report = tmp_path / "report"
     done = doctor("--only", "onnxruntime-fp32", "numpy", "--report", str(report), packages=tmp_path / "p")

@@ -128,18 +128,31 @@ def test_streams_that_disturb_each_other_are_found(path: Path, monkeypatch: pyte
         check_streams(opened, IMAGES, True, 3)
 
 
+class Idle:
+    """An engine that does nothing."""
+
+    def __enter__(self) -> Idle:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def predict(self, *arguments: object) -> None:
+        pass
+
+
 @pytest.mark.parametrize(
     ("name", "words"), [("device", "device growth bytes over 60 calls"), ("host", "host growth bytes")]
 )
-def test_growth_is_found(name: str, words: str, path: Path) -> None:
+def test_growth_is_found(name: str, words: str) -> None:
     used = iter(range(0, 10**12, 2**25))
     watched = {"free": lambda: 2**40, "resident": lambda: 0}
     watched |= {"free": lambda: 2**40 - next(used)} if name == "device" else {"resident": lambda: next(used)}
     with pytest.raises(MismatchError, match=words):
-        check_growth(partial(load_engine, path), IMAGES, 60, **watched)
+        check_growth(Idle, IMAGES, 60, **watched)
 
 
-def test_memory_that_is_not_given_back_is_found(path: Path) -> None:
+def test_memory_that_is_not_given_back_is_found() -> None:
     left = iter([2**30, 2**30 - 1000, 2**30 - 1000, 2**30 - engines.DEVICE_GROWTH - 1])
     with pytest.raises(MismatchError, match="device bytes left"):
-        check_growth(partial(load_engine, path), IMAGES, 30, lambda: next(left), lambda: 0)
+        check_growth(Idle, IMAGES, 30, lambda: next(left), lambda: 0)

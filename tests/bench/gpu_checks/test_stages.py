@@ -105,6 +105,7 @@ def test_an_engine(stages: dict[str, Stage], tmp_path: Path, gpu: FakeGpu) -> No
     assert not gpu.held and not gpu.problems
 
 
+@pytest.mark.slow
 def test_an_engine_that_loses_memory(
     stages: dict[str, Stage], tmp_path: Path, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
