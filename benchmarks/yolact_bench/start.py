@@ -117,8 +117,8 @@ def _measure(args: argparse.Namespace, folder: Path, image: Path) -> dict[str, A
                 printed = _in_state(state, opened, folder / f"open {backend} {run}")[0]
                 for name, lap in json.loads(printed).items():
                     phases.setdefault(f"{backend}, {state}", {}).setdefault(name, []).append(lap)
-    for times in commands.values():
-        del times[0]
+    for taken in commands.values():
+        del taken[0]
     for laps in phases.values():
         for each in laps.values():
             del each[0]
