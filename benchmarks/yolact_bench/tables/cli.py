@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import logging
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -197,7 +198,7 @@ def render(table: FigureTable, record: Mapping[str, Any]) -> str:
         f"{record['date']}, {record['minutes']} min, load {before:.2f} before and {after:.2f} after",
     ]
     machine = "\n".join(textwrap.wrap(f"{'; '.join(parts)}.", _WIDTH, break_on_hyphens=False))
-    commands = "\n".join(_wrapped(line.removeprefix("& ")) for line in table.commands)
+    commands = "\n".join(_wrapped(one["command"].removeprefix("& ")) for one in record["commands"])
     shown = [one["printed"] for one in record["commands"] if not one["command"].startswith("& ")]
     if table.verbatim:
         whole = textwrap.indent("\n".join(line.rstrip() for line in "".join(shown).splitlines()), "    ")
@@ -239,7 +240,9 @@ def _kept(lines: list[str], keep: tuple[str, ...]) -> str:
         for text in lines
         for part in ([text] if text.startswith("|") else textwrap.wrap(text, _WIDTH) or [""])
     ]
-    parts = [part for part in "\n".join(lines).split("\n\n") if part.strip("\n")]
+    # Without an empty line before it, a table would be text.
+    whole = re.sub(r"^([^|\n].*)\n(?=\|)", r"\1\n\n", "\n".join(lines), flags=re.MULTILINE)
+    parts = [part for part in whole.split("\n\n") if part.strip("\n")]
     shown, wanted = [], True
     for part, following in zip(parts, [*parts[1:], ""], strict=True):
         if keep and following.lstrip("\n").startswith("|") and not part.lstrip("\n").startswith("|"):

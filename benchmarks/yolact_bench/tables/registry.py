@@ -210,11 +210,16 @@ TABLES = (
         (
             _EXPORT_TINY,
             "& yolact-data shapes large --train 1 --val 4 --image-size 3000x4000 --diameter 20 33 "
-            "--max-instances 200",
+            "--max-instances 100 --seed 1",
             "yolact-eval --engine tiny.onnx --dataset large",
             "yolact-eval --engine tiny.onnx --dataset large --tile 96 --tile-overlap 0.4",
+            "& yolact-data shapes mixed --train 1 --val 8 --image-size 1500x2000 --diameter 40 700 "
+            "--max-instances 25 --seed 2",
+            "yolact-eval --engine tiny.onnx --dataset mixed",
+            "yolact-eval --engine tiny.onnx --dataset mixed --tile 256 --tile-overlap 0.25 --no-tile-full",
+            "yolact-eval --engine tiny.onnx --dataset mixed --tile 256 --tile-overlap 0.25",
         ),
-        (DEMO,), 3,
+        (DEMO,), 5,
     ),
     FigureTable(
         "tracks",
