@@ -51,7 +51,7 @@ for _name in (
     "fake_tensorrt",
     "fake_gpu",
     "fake_ort_cuda",
-    "fake_torch_cuda",
+    *(["fake_torch_cuda"] if importlib.util.find_spec("torch") else []),
     "device_networks",
     "engine_files",
     "converted",
