@@ -181,10 +181,10 @@ def test_a_file_that_may_not_be_read(place, capsys, monkeypatch):
     if os.access(locked, os.R_OK):  # by root
         opened = os.open
 
-        def refuse(path, *arguments):
+        def refuse(path, *arguments, **named):
             if str(path).endswith("locked.png"):
                 raise PermissionError(13, "Permission denied")
-            return opened(path, *arguments)
+            return opened(path, *arguments, **named)
 
         monkeypatch.setattr(os, "open", refuse)
     is_reported_and_skipped(capsys, "cannot read image photos/locked.png: Permission denied")
