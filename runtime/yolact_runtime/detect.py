@@ -16,10 +16,12 @@ log = logging.getLogger(__name__)
 CENTRE_VARIANCE = 0.1
 SIZE_VARIANCE = 0.2
 
-# Pairs of boxes in memory at a time.
-_PAIRS = 1 << 20
-# Rows whose maxima are taken at once, and columns that NumPy is fast enough for.
-_ROWS, _SHORT = 4096, 10
+# Pairs of boxes in memory at a time, and those of several classes at once, which stay in the caches.
+_PAIRS, _TABLE = 1 << 20, 1 << 16
+# Pairs of a class of more boxes are compared as a table, which has each twice but gathers none.
+_MANY = 16
+# Rows whose maxima are taken at once, columns that are only transposed, and those that halving ends with.
+_ROWS, _FEW, _SHORT = 4096, 20, 10
 
 
 def detect(
@@ -101,9 +103,11 @@ def select(logits: np.ndarray, score_threshold: float) -> tuple[np.ndarray, np.n
 def _row_max(values: np.ndarray) -> np.ndarray:
     """The maximum of each row of (n, m) float32, m >= 1; with NaN in a row, NaN or the maximum of others.
 
-    NumPy takes 2.5 times as long along rows this short, whether transposed first or not.
+    NumPy takes 2.5 times as long along 80 columns, whether transposed first or not. A few are transposed.
     """
     columns = values.shape[1]
+    if columns <= _FEW:
+        return _transposed(values).max(axis=0)
     half = (columns + 1) // 2  # of an odd number, both halves have the middle one
     found = np.empty(len(values), np.float32)
     # In a buffer of some rows: one for all would be memory that the system has to clear each time.
@@ -114,8 +118,13 @@ def _row_max(values: np.ndarray) -> np.ndarray:
         while (width := rows.shape[1]) > _SHORT:
             narrow = (width + 1) // 2
             rows = cv2.max(rows[:, :narrow], rows[:, width - narrow :], rows[:, :narrow])
-        found[start : start + _ROWS] = cv2.transpose(rows).reshape(rows.shape[::-1]).max(axis=0)
+        found[start : start + _ROWS] = _transposed(rows).max(axis=0)
     return found
+
+
+def _transposed(values: np.ndarray) -> np.ndarray:
+    """(n, m) to (m, n), contiguous; OpenCV takes half the time, and returns another shape for one column."""
+    return cv2.transpose(values).reshape(values.shape[::-1])
 
 
 def decode(loc: np.ndarray, priors: np.ndarray) -> np.ndarray:
@@ -160,16 +169,20 @@ def _best(flat: np.ndarray, scores: np.ndarray, count: int) -> np.ndarray:
     """Positions of the `count` best of `flat`, and of all that equal the last one, so that no tie is cut."""
     if count == len(flat):
         return np.arange(len(flat))
-    # The best score of each box is a bound that leaves few others to choose from.
-    peaks = _row_max(scores)
-    place = len(peaks) - count
-    bound = np.partition(peaks, place)[place] if place > 0 else peaks.min()
-    some = np.flatnonzero(flat >= bound)
-    if len(some) < count:
-        some = np.arange(len(flat))
-    values = flat[some]
-    worst = np.partition(values, len(values) - count)[len(values) - count]
-    return some[values >= worst]
+    if scores.shape[1] > 1 and count < len(scores):
+        # The best score of each box is a bound that leaves few others to choose from.
+        bound = _nth_best(_row_max(scores), count)
+        some = np.flatnonzero(flat >= bound)
+        if len(some) >= count:
+            values = flat[some]
+            return some[values >= _nth_best(values, count)]
+    return np.flatnonzero(flat >= _nth_best(flat, count))
+
+
+def _nth_best(values: np.ndarray, count: int) -> np.floating:
+    """The least of the `count` greatest."""
+    place = len(values) - count
+    return np.partition(values, place)[place]
 
 
 def _survivors(boxes: np.ndarray, classes: np.ndarray, iou_threshold: float, top_k: int) -> np.ndarray:
@@ -179,25 +192,54 @@ def _survivors(boxes: np.ndarray, classes: np.ndarray, iou_threshold: float, top
     rank = np.arange(len(grouped)) - (np.cumsum(counts) - counts)[classes[grouped]]
     allowed = rank < top_k
     grouped, rank = grouped[allowed], rank[allowed]
-    kept = np.ones(len(grouped), bool)
     corners = np.ascontiguousarray(boxes[grouped].T)  # (4, n)
-    # Each box is compared with all better ones of its class, the `rank` boxes before it.
-    ends = np.cumsum(rank)
-    start = 0
-    while start < len(grouped):
-        before = int(ends[start - 1]) if start else 0
-        stop = max(start + 1, int(np.searchsorted(ends, before + _PAIRS, side="right")))
-        counts = rank[start:stop]
-        box = np.repeat(np.arange(start, stop), counts)
-        better = np.arange(len(box)) + np.repeat(np.arange(start, stop) - ends[start:stop] + before, counts)
-        over = _iou(corners[:, better], corners[:, box]) > iou_threshold
-        kept[box[over]] = False
-        start = stop
+    sizes = np.minimum(counts, top_k)
+    many = sizes > _MANY
+    kept = _kept_of_few(corners, np.where(many[classes[grouped]], 0, rank), iou_threshold)
+    starts = np.cumsum(sizes) - sizes
+    # Classes of about the same size, as many as the caches hold, padded with any boxes after their last.
+    alike = np.flatnonzero(many)
+    alike = alike[np.argsort(-sizes[alike], kind="stable")]
+    while len(alike):
+        ranks = np.arange(sizes[alike[0]])
+        fit = max(1, _TABLE // len(ranks) ** 2)
+        some, alike = alike[:fit, None], alike[fit:]
+        place, used = starts[some] + ranks, ranks < sizes[some]
+        table = corners.take(place, axis=1, mode="clip")
+        kept[place[used]] = _kept_of_many(table, iou_threshold)[used]
     return np.sort(grouped[kept])
 
 
+def _kept_of_few(corners: np.ndarray, better: np.ndarray, iou_threshold: float) -> np.ndarray:
+    """(n,) bool: boxes (4, n) that none of the `better` (n,) ones right before them overlaps."""
+    kept = np.ones(len(better), bool)
+    ends = np.cumsum(better)
+    start = 0
+    while start < len(better):
+        before = int(ends[start - 1]) if start else 0
+        stop = max(start + 1, int(np.searchsorted(ends, before + _PAIRS, side="right")))
+        counts = better[start:stop]
+        box = np.repeat(np.arange(start, stop), counts)
+        other = np.arange(len(box)) + np.repeat(np.arange(start, stop) - ends[start:stop] + before, counts)
+        over = _iou(corners[:, other], corners[:, box]) > iou_threshold
+        kept[box[over]] = False
+        start = stop
+    return kept
+
+
+def _kept_of_many(corners: np.ndarray, iou_threshold: float) -> np.ndarray:
+    """(G, R) bool: boxes (4, G, R) of G classes, best first, that no better one of their class overlaps."""
+    groups, ranks = corners.shape[1:]
+    kept = np.ones((groups, ranks), bool)
+    step = max(1, _PAIRS // (groups * ranks))
+    for start in range(0, ranks, step):
+        better, others = corners[:, :, start : start + step, None], corners[:, :, None, start:]
+        kept[:, start:] &= ~np.triu(_iou(better, others) > iou_threshold, 1).any(axis=1)
+    return kept
+
+
 def _iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """IoU of boxes (4, n) with others, pair by pair: (n,); 0 without an area."""
+    """IoU of boxes (4, ...) with others, pair by pair; 0 without an area."""
     left, top, right, bottom = boxes
     left_2, top_2, right_2, bottom_2 = others
     with np.errstate(over="ignore", invalid="ignore"):

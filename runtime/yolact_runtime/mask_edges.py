@@ -21,8 +21,8 @@ import numpy as np
 
 from yolact_runtime.preprocess import bilinear_axis
 
-# Cells of the prototypes processed at once, and squares of four cells at columns of the image: some MB, which
-# stay in the caches.
+# Cells of the prototypes processed at once, and squares of four cells at columns of the image. Besides, a few
+# arrays have one value for each column of the image that an instance covers.
 _CELLS, _PAIRS = 1 << 20, 1 << 16
 # The sigmoid of every greater value is above 0.5; that of 1e-8 is 0.5 in float32.
 _SURE = 1e-6

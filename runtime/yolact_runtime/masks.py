@@ -1,9 +1,7 @@
 """Masks at image size, computed from their outlines.
 
 A mask is sigmoid(prototypes . coefficients), cropped to its box at prototype resolution, resized to the image
-(bilinear, half-pixel centres) and thresholded at 0.5 (YOLACT, Sec. 3.3). Along a column of the image, the
-resized values are linear between prototype rows. So the points where they cross 0.5, the ends of COCO's runs,
-follow from the prototype rows alone, without computing the pixels between.
+(bilinear, half-pixel centres) and thresholded at 0.5 (YOLACT, Sec. 3.3). `mask_edges` finds the outlines.
 """
 
 from __future__ import annotations

@@ -73,6 +73,21 @@ def test_many_candidates_are_compared_in_parts(monkeypatch):
         np.testing.assert_array_equal(found, wanted)
 
 
+@pytest.mark.parametrize("limits", [{}, {"_PAIRS": 2000, "_TABLE": 5000, "_MANY": 4}])
+def test_classes_of_few_and_of_many_boxes_agree_with_the_oracle(limits, monkeypatch):
+    """Boxes of a class are compared in pairs or in a table, with other classes of about its size."""
+    for name, value in limits.items():
+        monkeypatch.setattr(f"yolact_runtime.detect.{name}", value)
+    loc, logits, *rest = heads(2, 400, 12, background=0)
+    logits[..., 1:] += np.array([4, 3, 3, 2, 2, 1, 1, 0, 0, -1, -2, -3], np.float32)
+    found = detect(loc, logits, *rest, metadata(12, max_detections=300, nms_top_k=90))
+    expected = oracle.detect(loc[0], logits[0], rest[0][0], rest[2], top_k=90, limit=300)
+    counts = np.bincount(expected["classes"])
+    assert counts.min() < 4 and counts.max() > 16
+    np.testing.assert_array_equal(found.classes[0, : found.count[0]], expected["classes"])
+    np.testing.assert_allclose(found.boxes[0, : found.count[0]], expected["boxes"], atol=1e-5)
+
+
 def test_detections_agree_with_the_reference():
     case = np.load(reference_file("unit_loss_detect.npz"))
     # det_conf are scores; the softmax of their logarithms is themselves.
@@ -155,7 +170,7 @@ def test_the_best_of_some_classes_are_those_of_the_oracle(seed, priors, wanted, 
     np.testing.assert_array_equal(found.coefficients[0, : len(rows)], every["coefficients"][rows])
 
 
-@pytest.mark.parametrize("columns", [1, 2, 10, 11, 13, 80, 81])
+@pytest.mark.parametrize("columns", [1, 2, 10, 11, 20, 21, 33, 80, 81])
 def test_maxima_of_rows(columns, monkeypatch):
     monkeypatch.setattr("yolact_runtime.detect._ROWS", 7)
     logits = np.random.default_rng(columns).normal(size=(30, columns + 1)).astype(np.float32)
@@ -167,8 +182,9 @@ def test_maxima_of_rows(columns, monkeypatch):
 
 
 def test_the_best_candidates_include_all_that_equal_the_last():
-    scores = np.random.default_rng(0).integers(1, 6, (50, 4)).astype(np.float32) / 8
-    flat = scores.T.ravel()
-    for count in (1, 10, 49, 50, 51, 199, 200):
-        worst = np.sort(flat)[-count]
-        assert _best(flat, scores, count).tolist() == np.flatnonzero(flat >= worst).tolist()
+    for classes in (4, 1):
+        scores = np.random.default_rng(0).integers(1, 6, (50, classes)).astype(np.float32) / 8
+        flat = scores.T.ravel()
+        for count in (1, 10, 49, 50, 51, 199, 200)[: 7 if classes == 4 else 4]:
+            worst = np.sort(flat)[-count]
+            assert _best(flat, scores, count).tolist() == np.flatnonzero(flat >= worst).tolist()

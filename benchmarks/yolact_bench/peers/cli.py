@@ -42,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output(parser)
 
 
-def command(args: argparse.Namespace) -> None:
-    """Measure engines and peers in one run."""
+def command(args: argparse.Namespace) -> int:
+    """Measure engines and peers in one run; 1 if a peer that was asked for cannot run here."""
     if not (args.torchvision or args.torchvision_weights or args.ultralytics or args.original):
         raise UsageError("no peer was asked for; give --torchvision, --ultralytics YAML or --original PATH")
     if args.original and not args.weights:
@@ -58,7 +58,7 @@ def command(args: argparse.Namespace) -> None:
     with ExitStack() as stack:
         ours = open_engines(args.engines, settings, stack, lambda spec: _device_options(spec, args.device))
         _check_devices(ours, args.device)
-        peers = _open_peers(args, ours[0].engine.metadata, settings, images, stack)
+        peers, missing = _open_peers(args, ours[0].engine.metadata, settings, images, stack)
         if settings.score_threshold or (args.original and settings.top_k):
             log.warning(
                 "--score-threshold applies to our engines only, and --top-k does not apply to the original;"
@@ -77,6 +77,7 @@ def command(args: argparse.Namespace) -> None:
             if (found := agree(peer, candidate, images[:AGREE_ON]))
         }
     deliver(with_extras(report, extras), args)
+    return 1 if missing else 0
 
 
 def _device_options(spec: EngineSpec, device: str) -> dict[str, Any]:
@@ -109,8 +110,8 @@ def _check_devices(ours: Sequence[EngineCandidate], device: str) -> None:
 
 def _open_peers(
     args: argparse.Namespace, like: Metadata, settings: Settings, images: Sequence[Path], stack: ExitStack
-) -> list[Candidate]:
-    """Open the peers that can process an image here; the others are reported and left out."""
+) -> tuple[list[Candidate], int]:
+    """Open the peers that can process an image here; the others are reported, left out and counted."""
     from yolact_bench.peers import original, torchvision, ultralytics
     from yolact_runtime.engines.threads import usable_cores
 
@@ -140,4 +141,4 @@ def _open_peers(
             peers.append(peer)
     if not peers:
         raise YolactError("none of the peers that were asked for can run here; see the lines above")
-    return peers
+    return peers, len(factories) - len(peers)

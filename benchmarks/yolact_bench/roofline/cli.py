@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpu", action="store_true", help="ceilings of the first GPU instead of the CPU")
     parser.add_argument("--fresh", action="store_true", help="measure the ceilings again; the faster counts")
     parser.add_argument("--measured-ms", type=float, metavar="X", help="of a call: shows the share reached")
-    parser.add_argument("--precision", choices=PRECISIONS, help="what the engine really computes in")
+    text = "what the engine really computes in; the file decides that of --layers, except for bf16"
+    parser.add_argument("--precision", choices=PRECISIONS, help=text)
     text = "profile the graph in OpenVINO: the N layers that lose most time (default: 20), and why"
     parser.add_argument("--layers", type=int, nargs="?", const=20, metavar="N", help=text)
     parser.add_argument("--json", metavar="FILE", help="write the figures as JSON")

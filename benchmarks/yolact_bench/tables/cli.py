@@ -24,7 +24,7 @@ from yolact_bench.tables.page import read_blocks, replace_block
 from yolact_bench.tables.registry import GPU, INPUTS, NEEDS, SERVER, TABLES, FigureTable
 from yolact_runtime.commandline import Table, print_line, track
 from yolact_runtime.commandline.printing import TABLES as AS_MARKDOWN
-from yolact_runtime.errors import UsageError, YolactError, first_line
+from yolact_runtime.errors import UsageError, YolactError, first_line, without_secrets
 from yolact_runtime.files import write_json
 from yolact_runtime.packages import require
 
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 _WIDTH = 116  # of lines of text
 _HOURS = 2.0  # of one command, at most
+# What `report.tables` prints if figures are worthless, because something else took much of the CPU.
+_BUSY = re.compile(r"^Warning: (other (?:processes|machines) .*)$", re.MULTILINE)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +67,8 @@ def command(args: argparse.Namespace) -> int:
     blocks = read_blocks(args.page) if args.page else {}
     if args.page and (lost := [table.name for table in chosen if table.name not in blocks]):
         raise UsageError(f"{args.page} has no block for {', '.join(lost)}")
+    if args.page and not _commit():
+        raise UsageError("--page: the commit that is measured is unknown; run it from a clone with git")
     failed = 0
     for table in track(chosen, "tables"):
         log.info("%s: %s, about %g min", table.name, table.shows, table.minutes)
@@ -74,6 +78,8 @@ def command(args: argparse.Namespace) -> int:
                 write_json(Path(args.keep, f"{table.name}.json"), record, indent=2)
             text = render(table, record)
             if args.page:
+                if busy := _BUSY.search("\n".join(one["printed"] for one in record["commands"])):
+                    raise YolactError(f"its block stays as it was: {busy[1]}")
                 replace_block(args.page, table.name, text)
             else:
                 print_line("", sys.stdout)
@@ -149,7 +155,7 @@ def measure(table: FigureTable, given: Mapping[str, str]) -> dict[str, Any]:
         What `render` needs, for JSON: the machine, versions, date, load, and what each command printed.
 
     Raises:
-        YolactError: a command failed.
+        YolactError: a command failed, or printed nothing.
     """
     require("yolact-bench tables", "bench", "psutil")
     import psutil
@@ -164,7 +170,10 @@ def measure(table: FigureTable, given: Mapping[str, str]) -> dict[str, Any]:
                 link.symlink_to(Path(value).resolve())
         for line in table.commands:
             output = _run(line.removeprefix("& "), folder, given)
-            printed.append({"command": line, "printed": output})
+            shown = _with_server(line, without_secrets(given.get(SERVER, "")))
+            if not output.strip() and not line.startswith("& "):
+                raise YolactError(f"{shown}: it printed nothing")
+            printed.append({"command": shown, "printed": output})
     return {
         "table": table.name,
         **_machine(),
@@ -207,14 +216,13 @@ def render(table: FigureTable, record: Mapping[str, Any]) -> str:
 
 
 def _run(line: str, folder: str, given: Mapping[str, str]) -> str:
-    """What a command printed, with its tables in Markdown.
+    """What a command printed, with its tables in Markdown, and without the folder in its paths.
 
     Raises:
         YolactError: it failed.
     """
-    if SERVER in given:
-        line = line.replace(INPUTS[SERVER], given[SERVER])
-    program, *words = shlex.split(line)
+    program, *words = shlex.split(_with_server(line, given.get(SERVER, "")))
+    line = _with_server(line, without_secrets(given.get(SERVER, "")))
     environment = {**os.environ, AS_MARKDOWN: "markdown"}
     script = Path(sysconfig.get_path("scripts"), program)
     try:
@@ -227,7 +235,14 @@ def _run(line: str, folder: str, given: Mapping[str, str]) -> str:
         raise YolactError(f"{line}: {first_line(error)}") from error
     if done.returncode:
         raise YolactError(f"{line}: exit code {done.returncode}: {' '.join(done.stderr.split())[-300:]}")
+    for path in (str(Path(folder).resolve()), folder):
+        done.stdout = done.stdout.replace(f"{path}{os.sep}", "")
     return done.stdout
+
+
+def _with_server(line: str, address: str) -> str:
+    """A command with the address of the server that was given, if any."""
+    return line.replace(INPUTS[SERVER], shlex.quote(address)) if address else line
 
 
 def _kept(lines: list[str], keep: tuple[str, ...]) -> str:

@@ -24,8 +24,13 @@ def replace_block(path: str | Path, name: str, text: str) -> None:
     """Replace the text of a block, and leave all else as it is.
 
     Raises:
-        YolactError: as by `read_blocks`, or the page has no such block, or cannot be written.
+        YolactError: as by `read_blocks`, or the page has no such block, or cannot be written, or the text has
+            a marker.
     """
+    if marker := _MARKER.search(text.replace("\r", "\n")):
+        raise YolactError(
+            f"{path}: table {name!r}: its text has a line {marker[0]}, which is kept for markers"
+        )
     between, blocks = _split(read_text(path, "page"), path)
     if name not in dict(blocks):
         raise YolactError(f"{path}: no line <!-- table: {name} --> to put the table after")

@@ -116,11 +116,15 @@ def _instances(result: Result) -> Instances:
 def agreement_table(seen: Agreement, precision: str) -> Table:
     """Numbers of matched detections, and how closely the pairs agree."""
     title = f"Detections: {precision} against float32 on {seen.images} images"
+    least = f"{SCORE - SCORE_SLACK:g}"
     rows = [
         ["float32", str(seen.expected)],
         [precision, str(seen.found)],
-        ["matched (same class, mask IoU 0.5)", str(seen.matched)],
-        ["extra", str(seen.extra)],
+        [
+            f"of float32, matched by one of {least} or more (same class, mask IoU {MASK_IOU:g})",
+            str(seen.matched),
+        ],
+        [f"of {precision}, matched by none of {least} or more", str(seen.extra)],
     ]
     if seen.matched:
         rows.append(["mean box IoU of pairs", f"{np.mean(seen.box_iou):.4f}"])
@@ -128,7 +132,7 @@ def agreement_table(seen: Agreement, precision: str) -> Table:
         rows.append(["mean score difference", f"{np.mean(seen.scores):.4f}"])
     if seen.heads is not None:
         rows.append(["relative error of the heads", f"{worst(seen.heads):.2%}"])
-    return Table(title, ("detections scoring 0.3 or more", ""), rows)
+    return Table(title, (f"detections scoring {SCORE:g} or more", ""), rows)
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def test_agreement_counts_what_the_second_finds_of_the_first(images: list[Path])
 def test_command(
     options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One peer runs next to two engines, one is not installed: one line, and the rest goes on."""
+    """One peer runs next to two engines, one is not installed: one line, exit code 1, the rest goes on."""
 
     def missing(*arguments: Any) -> Candidate:
         raise YolactError("torchvision is not here; run: pip install it")
@@ -89,7 +89,7 @@ def test_command(
     path, page = tmp_path / "peers.json", tmp_path / "peers.html"
     peers = ["--original", "folder", "--weights", "w.pth", "--torchvision"]
     more = ["--engine", "other.xml:threads=2,name=second", "--json", str(path), "--report", str(page)]
-    assert cli.main(["peers", *options, *peers, *more]) == 0
+    assert cli.main(["peers", *options, *peers, *more]) == 1
     said = capsys.readouterr()
     assert "left out: torchvision is not here; run: pip install it" in said.err
     for word in ("CC0", "stub: made", "Network only", "Stages of end to end"):
@@ -119,7 +119,7 @@ def test_a_peer_that_dies_at_its_first_image_is_left_out(options: list[str], mon
 
     monkeypatch.setattr(original, "OriginalCandidate", Dead)
     monkeypatch.setattr(torchvision, "TorchvisionCandidate", Stub)
-    assert cli.main(["peers", *options, "--original", "folder", "--weights", "w.pth", "--torchvision"]) == 0
+    assert cli.main(["peers", *options, "--original", "folder", "--weights", "w.pth", "--torchvision"]) == 1
     assert "left out: the original ended: no module named this" in capsys.readouterr().err
 
 

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -77,16 +78,27 @@ def test_markers_that_are_no_pairs(tmp_path: Path, text: str, words: str) -> Non
     assert path.read_text() == text
 
 
+def test_text_with_a_marker_never_reaches_the_page(tmp_path: Path) -> None:
+    whole = "<!-- table: x -->\n<!-- end: x -->\n"
+    path = page(tmp_path, whole)
+    for text in ("a\n<!-- end: x -->\nb", "a\r\n<!-- table: y -->\r\n"):
+        with pytest.raises(YolactError, match=r"table 'x': its text has a line <!--"):
+            replace_block(path, "x", text)
+    assert path.read_text() == whole
+
+
 def test_tables_are_measured_and_a_failure_leaves_its_block(tmp_path, monkeypatch, capsys) -> None:
     tables = (
         FigureTable(
             "shapes", "a check", ("& yolact-data shapes s --train 2 --val 1", "yolact-bench tables --list")
         ),
         FigureTable("broken", "no such folder", ("yolact-data check nothing-here",)),
+        FigureTable("silent", "prints nothing", ("yolact-data shapes quiet --train 1 --val 1",)),
         FigureTable("long", "takes long", ("yolact-data check s",), minutes=99),
         FigureTable("far", "needs a server", ("yolact-data check s",), needs=("server",)),
     )
     monkeypatch.setattr(cli, "TABLES", tables)
+    monkeypatch.setattr(cli, "_commit", lambda: "0123456789ab")
     names = [table.name for table in tables]
     blocks = "\n".join(f"<!-- table: {name} -->\n\nold\n\n<!-- end: {name} -->" for name in names)
     path = page(tmp_path, blocks)
@@ -94,8 +106,11 @@ def test_tables_are_measured_and_a_failure_leaves_its_block(tmp_path, monkeypatc
     found = read_blocks(path)
     kept = json.loads((tmp_path / "shapes.json").read_text())
     assert cli.render(tables[0], kept) == found["shapes"] and not (tmp_path / "broken.json").exists()
-    assert found["broken"] == found["long"] == found["far"] == "old"
-    assert "broken: yolact-data check nothing-here: exit code" in capsys.readouterr().err
+    assert found["broken"] == found["long"] == found["far"] == found["silent"] == "old"
+    said = capsys.readouterr().err
+    assert "broken: yolact-data check nothing-here: exit code" in said
+    assert "silent: yolact-data shapes quiet --train 1 --val 1: it printed nothing" in said
+    assert "commit 0123456789ab" in found["shapes"].replace("\n", " ")
     assert "\n    yolact-data shapes s --train 2 --val 1\n    yolact-bench tables --list\n" in found["shapes"]
     assert re.search(r"\d+ cores, .* Python 3\.\d+\.\d+; .*yolact \d", found["shapes"].replace("\n", " "))
     assert re.search(r"^\|.*\|$", found["shapes"], re.MULTILINE)
@@ -145,6 +160,45 @@ RECORD = {
         {"command": "yolact-bench masks", "printed": "Some title\n\n| a |\n|---|\n| 1 |\n\n"},
     ],
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("who", ["processes", "machines on the same hardware"])
+def test_figures_of_a_busy_machine_never_reach_the_page(tmp_path, monkeypatch, capsys, who) -> None:
+    warning = f"other {who} took 87% of the CPU time while measuring"
+    busy = {"command": "yolact-bench masks", "printed": f"| a |\n|---|\n\nWarning: {warning}\n"}
+    monkeypatch.setattr(cli, "TABLES", [FigureTable("x", "a check", ("yolact-bench masks",))])
+    monkeypatch.setattr(cli, "_commit", lambda: "0123456789ab")
+    monkeypatch.setattr(cli, "measure", lambda *_: {**RECORD, "commands": [busy]})
+    path = page(tmp_path, "<!-- table: x -->\n\nold\n\n<!-- end: x -->")
+    assert main(["tables", "--page", str(path)]) == 1
+    assert read_blocks(path) == {"x": "old"}
+    assert f"x: its block stays as it was: {warning}" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_blocks_need_a_commit(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(cli, "_commit", lambda: "")
+    monkeypatch.setattr(cli, "measure", lambda *_: pytest.fail("measured"))
+    assert main(["tables", "masks", "--page", str(PAGE)]) == 2
+    assert "the commit that is measured is unknown" in capsys.readouterr().err
+
+
+def test_commands_are_shown_as_they_ran(tmp_path, monkeypatch) -> None:
+    """The address that was given, without a password; paths without the temporary folder."""
+    ran = []
+
+    def run(words, cwd, **_):
+        ran.append([str(word) for word in words])
+        return subprocess.CompletedProcess(words, 0, f"open {Path(cwd, 'demo/report.html')}\n", "")
+
+    monkeypatch.setattr(cli.subprocess, "run", run)
+    monkeypatch.setattr(cli, "_machine", dict)
+    monkeypatch.setattr(cli, "_commit", str)
+    table = FigureTable("x", "a check", ("& yolact-bench load --engine grpc://127.0.0.1:8001/shapes",) * 2)
+    record = cli.measure(table, {"server": "grpc://me:word@far:9/other"})
+    assert ran[0][-1] == "grpc://me:word@far:9/other"
+    assert record["commands"][0] == {
+        "command": "& yolact-bench load --engine grpc://far:9/other", "printed": "open demo/report.html\n"
+    }  # fmt: skip
 
 
 def test_a_stored_record_gives_the_block() -> None:
