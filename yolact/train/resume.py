@@ -13,6 +13,7 @@ import torch
 
 from yolact.config import Classes, Config, TrainConfig
 from yolact.settings import differences
+from yolact.train.step import complete_moments
 from yolact.weights.files import is_plain
 from yolact.weights.load import Checkpoint
 from yolact_runtime.errors import UsageError, YolactError, first_line
@@ -140,6 +141,7 @@ def restore_optimizer(
                 raise ValueError(f"it has moments of a parameter {shown(index)}")
             _check_moments(moments, _MOMENTS[settings.optimizer], parameters[index])
         optimizer.load_state_dict({"state": state["state"], "param_groups": own})
+        complete_moments(optimizer)
 
 
 # What each optimizer keeps for a parameter. SGD without momentum keeps None.

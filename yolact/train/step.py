@@ -57,13 +57,32 @@ def build_optimizer(model: Yolact, settings: TrainConfig) -> torch.optim.Optimiz
         return torch.optim.AdamW(
             model.parameters(), lr=settings.lr, betas=betas, weight_decay=settings.weight_decay, fused=True
         )
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         model.parameters(),
         lr=settings.lr,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
         fused=True,  # one pass over the weights
     )
+    complete_moments(optimizer)
+    return optimizer
+
+
+def complete_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Give moments the memory layout of their parameters, and SGD the momentum buffers that are missing.
+
+    On CPUs, fused optimizers ignore strides. Fused SGD creates buffers for all parameters or for none, and
+    leaves them uninitialised if the first step overflows. A first step from zeros gives the same buffers.
+    """
+    for group in optimizer.param_groups:
+        has_buffers = isinstance(optimizer, torch.optim.SGD) and group["momentum"] != 0
+        for parameter in group["params"]:
+            moments = optimizer.state.get(parameter, {})
+            for name, value in moments.items():
+                if name != "step" and value is not None:
+                    moments[name] = torch.empty_like(parameter).copy_(value)
+            if has_buffers and parameter.requires_grad and moments.get("momentum_buffer") is None:
+                optimizer.state[parameter] = {"momentum_buffer": torch.zeros_like(parameter)}
 
 
 def learning_rate(iteration: int, config: TrainConfig) -> float:
