@@ -79,6 +79,8 @@ def make_tensorrt(gpu: Any, kind: str = "10") -> Any:
         content = b""
 
         def deserialize(self, data: bytes) -> bool:
+            if gpu.fails("deserialize"):
+                raise RuntimeError("std::bad_alloc")
             self.content = data if data.startswith(b"compiled") else b""
             return bool(self.content)
 

@@ -146,9 +146,14 @@ class Cache:
 
     def _say(self, text: str, key: str) -> None:
         """Give a warning, unless there was one about `key`."""
-        if key not in _given:
-            _given.add(key)
-            (self.warn or log.warning)(text)
+        say_once(text, key, self.warn)
+
+
+def say_once(text: str, key: str, warn: Callable[[str], None] | None = None) -> None:
+    """Give a warning, in the log by default, unless there was one about `key` in this process."""
+    if key not in _given:
+        _given.add(key)
+        (warn or log.warning)(text)
 
 
 def digest(*values: Any) -> str:
@@ -221,6 +226,34 @@ def _opened(path: Path, flags: int, outer: int | None = None) -> Iterator[int]:
         yield handle
     finally:
         os.close(handle)
+
+
+def check_ours(path: Path) -> None:
+    """Refuse a file that somebody else may put another one in the place of, at any part of its path.
+
+    Raises:
+        NotTrustedError: it, a folder above it or a link on the way belongs to another user, or others may
+            write to it. In a folder with the sticky bit, as /tmp, others cannot replace what is not theirs.
+        OSError: it cannot be found.
+    """
+    _check_parts(path.absolute(), set())
+
+
+def _check_parts(path: Path, checked: set[Path]) -> None:
+    if not _POSIX or path in checked:
+        return
+    checked.add(path)
+    if path.parent != path:
+        _check_parts(path.parent, checked)
+    status = path.lstat()
+    if status.st_uid not in (os.geteuid(), 0):
+        raise NotTrustedError(f"{path} belongs to another user (number {status.st_uid})")
+    if stat.S_ISLNK(status.st_mode):
+        _check_parts(path.parent / path.readlink(), checked)
+        return
+    sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
+    if status.st_mode & _OTHERS_WRITE and not sticky:
+        raise NotTrustedError(f"others may write to {path}")
 
 
 def _check_link(path: Path) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from fake_onnx import NATIVE, native_arrays, write_onnx
 
+from yolact_bench import start
 from yolact_bench.cli import main
+from yolact_runtime import YolactError
 
 
 def test_wrong_options_come_before_any_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -17,6 +19,26 @@ def test_wrong_options_come_before_any_run(tmp_path: Path, capsys: pytest.Captur
     assert main(["start", "--engine", str(network), "--backends", "torch"]) == 2
     errors = capsys.readouterr().err
     assert "is not a file" in errors and "--checkpoint FILE" in errors
+
+
+def test_what_the_user_has_set_does_not_change_the_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in start._REMOVED:
+        monkeypatch.setenv(name, "1")
+    folder = tmp_path / "runs"
+    words = ["-c", f"import os; print([name in os.environ for name in {start._REMOVED}])"]
+    assert json.loads(start._in_state("new file", words, folder)[0].lower()) == [False, False, False]
+    assert json.loads(start._in_state("tried", words, folder)[0].lower()) == [False, True, False]
+    monkeypatch.setattr(start, "_MOST_SECONDS", 0.05)
+    with pytest.raises(YolactError, match="takes more than"):
+        start._in_state("peer", ["-c", "import time; time.sleep(9)"], folder)
+    real = start.importlib.util.find_spec
+    monkeypatch.setattr(
+        start.importlib.util, "find_spec", lambda name: None if name == "resource" else real(name)
+    )
+    network = write_onnx(tmp_path / "m.onnx", native_arrays(), NATIVE)
+    assert main(["start", "--engine", str(network)]) == 2
 
 
 @pytest.mark.slow

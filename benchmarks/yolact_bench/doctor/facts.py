@@ -88,7 +88,7 @@ def machine() -> dict[str, Any]:
     physical, available = _memory()
     return {
         "cpu": _cpu_model(),
-        "cpu_features": [name for name in _FEATURES if name in _all_features()],
+        "cpu_features": [name for name in _FEATURES if name in cpu_flags()],
         "cores": usable_cores(),
         "logical_cpus": os.cpu_count() or 1,
         "cpu_quota": _cgroup("cpu.max"),
@@ -111,12 +111,6 @@ def _cpu_model() -> str:
     from yolact_bench.measure.machine import cpu_model
 
     return cpu_model()
-
-
-def _all_features() -> set[str]:
-    """Instruction sets of the CPU as Linux names them, on x86 and ARM."""
-    text = _read(Path("/proc/cpuinfo"))[:8192]
-    return cpu_flags() | set(text.partition("\nFeatures")[2].partition("\n")[0].split())
 
 
 def _memory() -> tuple[float | None, float | None]:

@@ -1,8 +1,9 @@
 """Compiled networks in the cache folder, so that a library does not compile the same file at each start.
 
 An entry is a file of one block of JSON and what the library wrote. It is known by all that this was computed
-from: the content of the network's files, the library's version, this machine's CPU and the settings. The
-CRC-32 finds damage only. Nobody else may be able to write the entry: `yolact_runtime.cache` checks that.
+from: the content of the network's files, the versions of the library and of this package, this machine's CPU
+and the settings. The CRC-32 of both finds damage only. Nobody else may be able to write the entry, or to
+replace the network's files while they are compiled: `yolact_runtime.cache` checks that.
 """
 
 from __future__ import annotations
@@ -11,39 +12,46 @@ import contextlib
 import errno
 import json
 import logging
-import mmap
 import os
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from yolact_runtime.cache import (
     NotTrustedError,
     cache_folder,
+    check_ours,
     create_folder,
     digest,
     opened_entry,
     opened_folder,
+    say_once,
 )
 from yolact_runtime.engines.content import content_files, content_hashes
-from yolact_runtime.engines.cpu import cpu_flags
+from yolact_runtime.engines.cpu import cpu_flags, cpu_part
 from yolact_runtime.errors import YolactError, first_line
 from yolact_runtime.files import new_file
-from yolact_runtime.untrusted import limit, parse_json
+from yolact_runtime.untrusted import beyond, limit, parse_json
 
 log = logging.getLogger(__name__)
 
 FOLDER = "networks"
 _SUFFIX = ".network"
-# Bytes of the JSON with the blanks after it: a page, so that what follows can be mapped into memory.
+# Bytes of the JSON with the blanks after it.
 _HEAD = 4096
 # Another one if entries get another form, or what is kept with them another meaning.
-_FORMAT = 1
+_FORMAT = 2
+_NOT_READ = (NotTrustedError, YolactError, OSError, ValueError, TypeError, LookupError, MemoryError)
 # Environment variables that let libraries use other instructions than the CPU's.
-_INSTRUCTIONS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE")
+_INSTRUCTIONS = (
+    *("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"),
+    *("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"),
+)
 
 
 @dataclass(frozen=True)
@@ -52,11 +60,11 @@ class Entry:
 
     Attributes:
         value: What was kept with it.
-        data: What the library wrote: a view of the file, which is not read into memory.
+        data: What the library wrote, (size,) uint8.
     """
 
     value: Mapping[str, Any]
-    data: memoryview
+    data: np.ndarray
 
 
 class CompiledNetwork:
@@ -73,30 +81,36 @@ class CompiledNetwork:
     def __init__(
         self, path: Path, library: str, version: str, settings: Any, device: Any | None = None
     ) -> None:
+        from yolact_runtime import __version__  # which is looked up
+
         self._network, self._library = path, library
-        self._rest = [_FORMAT, library, version, settings, device or _machine()]
+        self._rest = [_FORMAT, __version__, library, version, settings, device or _machine()]
         self._inputs: Any = None
         self._entry: Path | None = None
-        if limit("cache_bytes") < _HEAD:
-            return
+        if limit("cache_bytes") < _HEAD or not (device or cpu_flags()):
+            return  # what is compiled for a CPU that is not known may not run on the next one
         try:
             self._inputs = self._rest, content_hashes(content_files(path))
             self._entry = cache_folder() / FOLDER / f"{library}-{digest(self._inputs)[:32]}{_SUFFIX}"
         except YolactError as error:  # opening the file reports what is wrong with it
             log.debug("%s: compiled networks are not kept: %s", path, error)
 
-    def read(self) -> Entry | None:
-        """The entry; None if there is none, it is damaged, or somebody else may have written it."""
+    def read(self, allocate: Callable[[int], np.ndarray] | None = None) -> Entry | None:
+        """The entry; None if there is none, it is damaged, or somebody else may have written it.
+
+        Args:
+            allocate: Makes the array of so many bytes that it is read into; left out, NumPy.
+        """
         if self._entry is None:
             return None
         try:
             with opened_entry(self._entry) as handle:
-                entry = self._checked(handle)
+                entry = self._checked(handle, allocate or _empty)
                 with contextlib.suppress(OSError):  # of root's entries, only root sets the time
                     os.utime(handle if os.utime in os.supports_fd else self._entry)
         except FileNotFoundError:
             return None
-        except (NotTrustedError, YolactError, OSError, ValueError, TypeError, LookupError) as error:
+        except _NOT_READ as error:
             self._not_used(error)
             return None
         return entry
@@ -106,7 +120,9 @@ class CompiledNetwork:
         if self._entry is None:
             return False
         try:
-            size = sum(file.stat().st_size for file in content_files(self._network))
+            files = content_files(self._network)
+            _check_files(files)
+            size = sum(file.stat().st_size for file in files)
             with self._opened_folder() as folder:
                 _check_space(folder, size)
                 return _HEAD + size <= limit("cache_bytes") and os.access(folder, os.W_OK)
@@ -117,8 +133,8 @@ class CompiledNetwork:
     def write(self, value: Mapping[str, Any], data: bytes | memoryview) -> None:
         """Keep what the library wrote; if there is too much then, remove what was not used for longest.
 
-        Nothing is kept if the network's files have changed, if the disk has less than twice the space, or if
-        it cannot be written.
+        Nothing is kept if the network's files have changed or others can change them, if the disk has less
+        than twice the space, or if it cannot be written.
 
         Args:
             value: What to keep with it, as JSON has it; at most a few hundred bytes.
@@ -126,11 +142,14 @@ class CompiledNetwork:
         """
         if self._entry is None or _HEAD + len(data) > limit("cache_bytes"):
             return
-        head = {"inputs": digest(self._inputs), "value": value, "bytes": len(data), "crc32": zlib.crc32(data)}
-        block = json.dumps(head).encode().ljust(_HEAD)
+        head = {"inputs": digest(self._inputs), "value": value, "bytes": len(data)}
+        block = json.dumps(head | {"crc32": _checksum(head, data)}).encode().ljust(_HEAD)
         try:
-            # Somebody may have put another file there between its hash and its compilation.
-            if len(block) > _HEAD or content_hashes(content_files(self._network)) != self._inputs[1]:
+            # Between its hash and its compilation, an export may have put another file there; others can put
+            # the first back as well.
+            files = content_files(self._network)
+            _check_files(files)
+            if len(block) > _HEAD or content_hashes(files, again=True) != self._inputs[1]:
                 return
             with self._opened_folder() as folder:
                 _check_space(folder, len(data))
@@ -158,24 +177,49 @@ class CompiledNetwork:
         """Say that the library refuses the entry."""
         self._not_used(error)
 
-    def _checked(self, handle: int) -> Entry:
+    def _checked(self, handle: int, allocate: Callable[[int], np.ndarray]) -> Entry:
         """The entry of an open file; a ValueError if it is damaged or of other inputs."""
         size = os.fstat(handle).st_size
         if size <= _HEAD:
             raise ValueError("it is cut off")
-        # It stays as it is, because entries are replaced and never written to.
-        content = memoryview(mmap.mmap(handle, size, access=mmap.ACCESS_READ))
-        head = parse_json(bytes(content[:_HEAD]))
-        if head["inputs"] != digest(self._inputs) or not isinstance(head["value"], dict):
-            raise ValueError("it is that of another network")
-        data = content[_HEAD:]
-        if head["bytes"] != len(data) or head["crc32"] != zlib.crc32(data):
+        if size > limit("cache_bytes"):
+            raise ValueError(f"it has more bytes than {beyond('cache_bytes')}")
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            head = parse_json(file.read(_HEAD))
+            if head["inputs"] != digest(self._inputs) or not isinstance(head["value"], dict):
+                raise ValueError("it is that of another network")
+            if head["bytes"] != size - _HEAD:
+                raise ValueError("its size differs")
+            data = allocate(size - _HEAD)
+            read = file.readinto(data.data)
+        if read != len(data) or head.pop("crc32") != _checksum(head, data.data):
             raise ValueError("its bytes differ")
         return Entry(head["value"], data)
 
     def _not_used(self, error: Exception) -> None:
         reason = (isinstance(error, OSError) and error.strerror) or first_line(error)
         log.debug("%s: the compiled network is not used or not kept: %s", self._entry, reason)
+        if isinstance(error, NotTrustedError):
+            key = f"{FOLDER} in {os.environ.get('YOLACT_CACHE')}"
+            say_once(f"a compiled network: the cache is not used: {reason}", key)
+
+
+def _check_files(files: Sequence[Path]) -> None:
+    """Raise an error if others can put other files in the place of a network's while it is compiled."""
+    for file in files:
+        try:
+            check_ours(file)
+        except NotTrustedError as error:
+            raise YolactError(str(error)) from error  # a reason, not a warning: it is no fault
+
+
+def _empty(size: int) -> np.ndarray:
+    return np.empty(size, np.uint8)
+
+
+def _checksum(head: Mapping[str, Any], data: bytes | memoryview) -> int:
+    """The CRC-32 of an entry: of its JSON without the CRC, and of its data."""
+    return zlib.crc32(data, zlib.crc32(json.dumps(head, sort_keys=True).encode()))
 
 
 def _check_space(folder: Path, size: int) -> None:
@@ -187,7 +231,7 @@ def _check_space(folder: Path, size: int) -> None:
 def _remove_oldest(folder: Path, kept: Path) -> None:
     """Remove the entries that were not used for longest until all have at most `cache_bytes`."""
     found = []
-    for path in folder.glob(f"*{_SUFFIX}"):
+    for path in folder.glob(f"[!.]*{_SUFFIX}"):  # hidden ones are being written
         with contextlib.suppress(OSError):  # another process may have removed it
             status = path.lstat()
             found.append((path != kept, -status.st_mtime_ns, status.st_size, path))
@@ -202,4 +246,4 @@ def _remove_oldest(folder: Path, kept: Path) -> None:
 def _machine() -> list[Any]:
     """What a network compiled for the CPU depends on."""
     system = [*os.uname()[::4]] if hasattr(os, "uname") else [os.environ.get("PROCESSOR_IDENTIFIER", "")]
-    return [system, sorted(cpu_flags()), {name: os.environ.get(name) for name in _INSTRUCTIONS}]
+    return [system, sorted(cpu_flags()), cpu_part(), {name: os.environ.get(name) for name in _INSTRUCTIONS}]

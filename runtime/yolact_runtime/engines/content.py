@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ from yolact_runtime.untrusted import beyond, check_regular, limit
 
 # A file that was changed less than this many seconds ago may change again without another time of change.
 _SETTLED = 2.0
-# The hash of each file, and what `stat` said of the file when it was read. Nobody can set `st_ctime_ns`.
+# The hash of each file, and what `stat` said of the file when it was read. It may have changed in
+# spite of that: writes through mapped memory are dated later, and clocks of network disks differ.
 _known: dict[str, tuple[tuple[int, ...], str]] = {}
 
 
@@ -37,25 +39,30 @@ def content_files(path: Path) -> list[Path]:
     return [path, *(path.parent / name for name in sorted(names))]
 
 
-def content_hashes(files: Sequence[Path]) -> list[str]:
-    """The SHA-256 of each file; a file that has not changed in this process's time is read once.
+def content_hashes(files: Sequence[Path], again: bool = False) -> list[str]:
+    """The SHA-256 of each file; a file that does not seem to have changed is read once in a process.
+
+    Args:
+        files: Their paths.
+        again: Read them all, for what is kept longer than the process.
 
     Raises:
         YolactError: one cannot be read.
     """
     try:
-        return [_hash(file) for file in files]
+        return [_hash(file, again) for file in files]
     except OSError as error:
         raise YolactError(f"cannot read {error.filename}: {error.strerror or error}") from error
 
 
-def _hash(file: Path) -> str:
+def _hash(file: Path, again: bool) -> str:
     status = file.stat()
     state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     known = _known.get(str(file))
-    if known and known[0] == state:
+    if known and known[0] == state and not again:
         return known[1]
     found = sha256(file)
-    if time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED:
+    # On Windows `st_ctime` is when the file was created, and anybody can set the other time.
+    if os.name == "posix" and time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED:
         _known[str(file)] = state, found
     return found

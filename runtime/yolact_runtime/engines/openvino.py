@@ -101,15 +101,15 @@ class OpenVinoEngine(Engine):
         Sets what is known of the model.
         """
         core, needed = shared_core(), IN_BF16.get(precision or "")
-        kept = CompiledNetwork(self.path, "openvino", _version(), settings)
-        metadata, entry = stored_metadata(self.path), kept.read()
-        if entry and metadata and not (needed and needed != metadata.precision):
+        # Releases that import from files only would write another copy of the network at each start.
+        takes_memory = "openvino.Tensor" in (type(core).import_model.__doc__ or "")
+        kept = CompiledNetwork(self.path, "openvino", _version(), settings) if takes_memory else None
+        metadata, memory = stored_metadata(self.path), _Memory()
+        entry = kept.read(memory.allocate) if kept else None
+        if kept and entry and metadata and not (needed and needed != metadata.precision):
             try:
-                memory = _tensor(entry.data)
-                compiled, delivered = (
-                    core.import_model(memory, "CPU", settings),
-                    str(entry.value["precision"]),
-                )
+                compiled = core.import_model(memory.tensor, "CPU", settings)
+                delivered = str(entry.value["precision"])
                 self.metadata = metadata
                 self._check(compiled)
                 return compiled, delivered
@@ -127,7 +127,8 @@ class OpenVinoEngine(Engine):
             delivered = delivered_precision(compiled)
         except Exception as error:  # as above, of many lines
             raise YolactError(f"{self.path}: OpenVINO cannot compile it: {cause_line(error)}") from error
-        if kept.may_be_kept():
+        # The next start takes the metadata from the text of the file: it must say the same.
+        if kept and metadata == self.metadata and kept.may_be_kept():
             try:
                 kept.write({"precision": delivered}, compiled.export_model().getbuffer())
             except Exception as error:  # as above
@@ -258,11 +259,18 @@ def _version() -> str:
     return str(openvino.get_version())
 
 
-def _tensor(data: memoryview) -> Any:
-    """A tensor with a copy of `data`: OpenVINO uses its own memory after all of Python's objects are gone."""
-    import openvino
+class _Memory:
+    """Memory of OpenVINO, which uses it after all of Python's objects are gone."""
 
-    return openvino.Tensor(np.frombuffer(data, np.uint8))
+    tensor: Any = None
+
+    def allocate(self, size: int) -> np.ndarray:
+        """A view, (size,) uint8, of a new tensor."""
+        import openvino
+
+        self.tensor = openvino.Tensor(openvino.Type.u8, openvino.Shape([size]))
+        view: np.ndarray = self.tensor.data
+        return view
 
 
 def shared_core() -> Any:

@@ -276,8 +276,10 @@ def test_an_entry_that_the_library_refuses_is_replaced(
     load_engine(network, backend=backend).close()
     (before,) = cache.iterdir()
     with pytest.MonkeyPatch.context() as patch:
-        entry = Entry({"precision": "fp32", "unknown": ""}, memoryview(b"\0" * 100))
-        patch.setattr(CompiledNetwork, "read", lambda _: entry)
+        entry = Entry({"precision": "fp32", "unknown": ""}, np.zeros(100, np.uint8))
+        patch.setattr(
+            CompiledNetwork, "read", lambda _, allocate=None: (allocate and allocate(100).fill(0)) or entry
+        )
         load_engine(network, backend=backend).close()
     assert list(cache.iterdir()) == [before]
 
@@ -288,3 +290,142 @@ def test_a_read_only_home_is_no_error(network: Path, tmp_path: Path, monkeypatch
     assert not kept(network).may_be_kept()
     with load_engine(network, backend="onnxruntime") as engine:
         assert isinstance(engine, OnnxRuntimeEngine)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="no OpenVINO")
+def test_releases_of_openvino_that_import_from_files_only_keep_nothing(
+    network: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from yolact_runtime.engines import openvino
+
+    class Core:
+        compiled = 0
+
+        def import_model(self, model: object, *rest: object) -> object:
+            """Imports from a BytesIO."""
+            raise TypeError("incompatible function arguments")
+
+        def compile_model(self, *words: object) -> object:
+            self.compiled += 1
+            return real.compile_model(*words)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(real, name)
+
+    real, core = openvino.shared_core(), Core()
+    monkeypatch.setattr(openvino, "shared_core", lambda: core)
+    load_engine(network, backend="openvino").close()
+    assert core.compiled == 1 and not cache.exists()
+
+
+def test_nothing_is_kept_of_an_openvino_file_whose_readers_differ(
+    network: Path, tmp_path: Path, cache: Path
+) -> None:
+    """A comment behind the metadata is what the reader of the file's end finds."""
+    pytest.importorskip("openvino")
+    export = pytest.importorskip("yolact_export.openvino")
+    path = tmp_path / "m.xml"
+    export.write_openvino(network, path)
+    shutil.rmtree(cache, ignore_errors=True)
+    text = path.read_text()
+    section = text[text.rindex("<yolact>") : text.rindex("</yolact>") + len("</yolact>")]
+    path.write_text(f"{text}<!-- {section.replace('cat', 'cow')} -->")
+    for _ in range(2):
+        with load_engine(path, backend="openvino") as engine:
+            assert engine.metadata.class_names[0] == "cat"
+    assert not cache.exists()
+    path.write_text(text)
+    load_engine(path, backend="openvino").close()
+    assert len(list(cache.iterdir())) == 1
+
+
+@posix
+@pytest.mark.parametrize("where", ["file", "folder", "above", "link"])
+def test_nothing_is_kept_of_a_file_that_others_can_replace(
+    tmp_path: Path, cache: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They could put another one there while it is compiled, and the first back."""
+    (tmp_path / "above" / "folder").mkdir(parents=True)
+    network = write_onnx(tmp_path / "above" / "folder" / "m.onnx", native_arrays(), NATIVE)
+    shared = {"file": network, "folder": network.parent}.get(where, tmp_path / "above")
+    if where == "link":
+        (tmp_path / "own").mkdir()
+        real = network.replace(tmp_path / "own" / "m.onnx")
+        network.symlink_to(real)
+    given: list[str] = []
+    monkeypatch.setattr("yolact_runtime.cache.log.warning", given.append)
+    shared.chmod(0o777)
+    assert not kept(network).may_be_kept()
+    kept(network).write(VALUE, DATA)
+    assert read(network) is None and not given
+    shared.chmod(0o1777 if shared.is_dir() else 0o644)  # as /tmp
+    assert kept(network).may_be_kept()
+    kept(network).write(VALUE, DATA)
+    assert read(network) == (VALUE, DATA)
+
+
+@posix
+def test_one_warning_says_that_others_may_write_the_cache(
+    network: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[str] = []
+    monkeypatch.setattr("yolact_runtime.cache.log.warning", given.append)
+    written(network, cache)
+    cache.chmod(0o777)
+    assert (read(network), read(network)) == (None, None)
+    assert len(given) == 1 and "chmod 700" in given[0]
+
+
+def test_the_checksum_covers_what_is_kept_with_the_data(network: Path, cache: Path) -> None:
+    file = written(network, cache)
+    file.write_bytes(file.read_bytes().replace(b'"fp32"', b'"fp16"', 1))
+    assert read(network) is None
+
+
+def test_other_versions_of_this_package_are_other_entries(
+    network: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept(network).write(VALUE, DATA)
+    monkeypatch.setattr("yolact_runtime.__version__", "0.0", raising=False)
+    assert read(network) is None
+
+
+@pytest.mark.parametrize("name", module._INSTRUCTIONS)
+def test_each_variable_is_part_of_the_machine(
+    network: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept(network).write(VALUE, DATA)
+    monkeypatch.setenv(name, "BF16")
+    assert read(network) is None
+
+
+def test_nothing_is_kept_for_a_cpu_that_is_not_known(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "cpu_flags", set)
+    assert not kept(network).may_be_kept() and kept(network, device="gpu").may_be_kept()
+
+
+def test_entries_that_are_being_written_are_not_removed(
+    network: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = written(network, cache)
+    hidden = cache / f".part{module._SUFFIX}"
+    hidden.write_bytes(DATA)
+    monkeypatch.setenv("YOLACT_MAX_CACHE_BYTES", str(file.stat().st_size))
+    kept(network, version="2").write(VALUE, DATA)
+    assert hidden.exists() and not file.exists()
+
+
+def test_what_is_kept_longer_is_read_again(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file whose times say nothing of its change."""
+    monkeypatch.setattr(content, "_SETTLED", -1.0)
+    before = content.content_hashes([network])
+    entry = kept(network)
+    state, found = content._known[str(network)]
+    change(network)
+    now = network.stat()
+    state = (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
+    content._known[str(network)] = state, found
+    assert content.content_hashes([network]) == before
+    entry.write(VALUE, DATA)
+    assert entry.read() is None
+    assert content.content_hashes([network], again=True) != before

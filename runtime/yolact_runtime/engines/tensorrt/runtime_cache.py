@@ -26,10 +26,12 @@ class RuntimeCache:
         self._before = b""
         if entry := self._kept.read():
             data = bytes(entry.data)
-            if self._cache.deserialize(data):
+            try:
+                if not self._cache.deserialize(data):  # of another driver, for example
+                    raise ValueError("TensorRT-RTX refuses it")
                 self._before = data
-            else:  # of another driver, for example
-                self._kept.unusable(ValueError("TensorRT-RTX refuses it"))
+            except Exception as error:  # the bindings raise whatever C++ throws
+                self._kept.unusable(error)
                 self._cache = settings.create_runtime_cache()
         settings.set_runtime_cache(self._cache)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from device_networks import ENGINES, assert_same, images
 from engine_files import write_engine
@@ -106,7 +107,11 @@ def test_what_tensorrt_rtx_compiled_is_kept(
 
     assert (compilations(), compilations()) == (1, 0)
     with monkeypatch.context() as patch:
-        patch.setattr(CompiledNetwork, "read", lambda _: Entry({}, memoryview(b"of another driver")))
+        other = np.frombuffer(b"of another driver", np.uint8)
+        patch.setattr(CompiledNetwork, "read", lambda _: Entry({}, other))
+        assert compilations() == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu, "fail_when", lambda name: name == "deserialize")
         assert compilations() == 1
     assert compilations() == 0
     assert not gpu.held
