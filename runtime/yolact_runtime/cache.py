@@ -240,6 +240,7 @@ def check_ours(path: Path) -> None:
 
 
 def _check_parts(path: Path, checked: set[Path]) -> None:
+    """Check a path, the folders above it, and what links on the way lead to."""
     if not _POSIX or path in checked:
         return
     checked.add(path)

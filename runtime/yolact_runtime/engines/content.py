@@ -56,6 +56,7 @@ def content_hashes(files: Sequence[Path], again: bool = False) -> list[str]:
 
 
 def _hash(file: Path, again: bool) -> str:
+    """The SHA-256 of a file, read again or from memory."""
     status = file.stat()
     state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     known = _known.get(str(file))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_onnx import NATIVE, native_arrays, write_onnx
+from fake_onnx import NATIVE, int8_file, native_arrays, write_onnx
 
 from yolact_runtime import load_engine
 from yolact_runtime.engines import compiled as module
@@ -246,8 +246,11 @@ def test_hashes_are_remembered_until_the_file_changes(network: Path, monkeypatch
 
 
 @backends
-def test_results_are_equal_to_the_bit(network: Path, cache: Path, backend: str) -> None:
+@pytest.mark.parametrize("kind", ["fp32", "int8"])
+def test_results_are_equal_to_the_bit(network: Path, cache: Path, backend: str, kind: str) -> None:
     """Without the cache, when it is filled, and from it; for each number of threads and streams."""
+    if kind == "int8":
+        int8_file(network, relu=True)
 
     def arrays(**options: object) -> list[bytes]:
         with load_engine(network, backend=backend, **options) as engine:  # type: ignore[arg-type]
@@ -386,7 +389,7 @@ def test_other_versions_of_this_package_are_other_entries(
     network: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept(network).write(VALUE, DATA)
-    monkeypatch.setattr("yolact_runtime.__version__", "0.0", raising=False)
+    monkeypatch.setattr(module, "own_version", lambda: "0.0")
     assert read(network) is None
 
 
