@@ -115,13 +115,14 @@ def command(args: argparse.Namespace) -> None:
         whole, cpu = figures[name].values()
         label = "whole sample" if name == "samples" else name
         rows.append([label, f"{whole:.1f}", f"{1000 / whole:.2f}", f"{1000 / cpu:.2f}"])
-    loader = _time_loader(dataset, args.workers, args.batch_size, count) if args.workers else None
+    batch_size = min(args.batch_size, len(dataset))
+    loader = _time_loader(dataset, args.workers, batch_size, count) if args.workers else None
     with printing_beside(args.json):
         Table(title, ("", "images/s", "ms/image", "CPU ms"), rows).show()
         if loader:
             rate, cpu = loader["images_per_s"], loader["cpu_ms"]
             text = (
-                f"loader, {counted(args.workers, 'worker')}, batch {args.batch_size}: {rate:.1f} images/s,"
+                f"loader, {counted(args.workers, 'worker')}, batch {batch_size}: {rate:.1f} images/s,"
                 f" {cpu:.2f} ms of CPU time an image; {RATE} images/s need {RATE * cpu / 1000:.1f} cores"
             )
             print_line(text, sys.stdout)
@@ -138,19 +139,16 @@ def _time_loader(dataset: CocoDataset, workers: int, batch_size: int, images: in
     from yolact.train.loader import iterations
     from yolact.train.sampler import EpochBatches, SharedBatches
 
-    batch_size = min(batch_size, len(dataset))
     steps = max(2 * workers, images // batch_size)
     settings = TrainConfig(batch_size=batch_size, workers=workers)
     shared = SharedBatches(EpochBatches(len(dataset), batch_size, 0, 0, steps), 1)
     before = _cpu_seconds()
     loaded = iterations(dataset, shared, settings, torch.device("cpu"))
-    next(loaded)  # the processes are started
-    start = time.perf_counter()
-    for _ in loaded:
-        pass
-    seconds = time.perf_counter() - start  # the workers have ended, so their CPU time is known
+    # The workers start together, so their first batches are ready together: the clock starts after these.
+    ends = [time.perf_counter() for _ in loaded][workers - 1 :]
     return {
-        "images_per_s": (steps - 1) * batch_size / seconds,
+        "images_per_s": (steps - workers) * batch_size / (ends[-1] - ends[0]),
+        # The workers have ended, so their CPU time is known.
         "cpu_ms": 1000 * (_cpu_seconds() - before) / (steps * batch_size),
     }
 

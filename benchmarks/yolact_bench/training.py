@@ -1,12 +1,12 @@
 """`yolact-bench training`: how long a training step takes, stage by stage.
 
-The first images of the dataset, without augmentation, and random weights with batch norm settled on
-them. Interleaved in one run: "plain", the network layer by layer in PyTorch's default layout; "float32" and
-"bf16", the steps of `yolact-train` with these types; "configured", if `--set` asks for another one. With
-`--original`, a checkout of github.com/dbolya/yolact takes part as well, in its own process, on the
-same images and weights. Batch norm is frozen in all of them if the batch is as small as the original
-freezes it for. Masks are sampled by the same random numbers, so the losses can be compared. CPU time is for
-machines shared with others.
+The first images of the dataset, without augmentation, and random weights with batch norm settled on them.
+Interleaved in one run: "plain", the network layer by layer in PyTorch's default layout, with the fused
+optimizer of all variants; "float32" and "bf16", the steps of `yolact-train` with these types; "configured",
+if `--set` asks for another one. With `--original`, a checkout of github.com/dbolya/yolact takes part as well,
+in its own process, on the same images and weights. Batch norm is frozen in all of them if the batch is as
+small as the original freezes it for. Masks are sampled by the same random numbers, so the losses can be
+compared. CPU time is for machines shared with others.
 """
 
 from __future__ import annotations
@@ -110,16 +110,15 @@ def command(args: argparse.Namespace) -> None:
 
             steps["original"] = ask
         trainers = {}
-        for name, settings in _variants(config.train).items():
-            # "plain" is what PyTorch does by default.
+        variants = _variants(config.train)
+        for name, settings in variants.items():
+            # The network of "plain" is what PyTorch does by default; its optimizer is fused like the others'.
             layout = torch.contiguous_format if name == "plain" else memory_format(device, settings)
             trainers[name] = Trainer(replace(config, train=settings), model, batch, device, layout)
             steps[name] = trainers[name].step
         times, results = take_turns(steps, args.seconds, args.runs)
-        configured = (
-            trainers.get("configured") or trainers["bf16" if config.train.amp == "bf16" else "float32"]
-        )
-        stages = configured.stages(rounds=min(args.runs, 5))
+        configured = next(name for name, settings in variants.items() if settings == config.train)
+        stages = trainers[configured].stages(rounds=min(args.runs, 5))
     losses = {name: values[0][0] for name, values in results.items()}
     cpu_s = {name: statistics.median(cpu for _, cpu in values) for name, values in results.items()}
     timings = {name: Timing.of(taken, args.batch_size) for name, taken in times.items()}
@@ -258,7 +257,7 @@ def _show(
         "steps",
         "images/s",
         f"time / {first}",
-        "CPU / it",
+        f"CPU / {first}",
     )
     Table("", (*columns, "loss", "differs by"), rows).show()
     whole = sum(stages.values())

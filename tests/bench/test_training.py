@@ -71,11 +71,17 @@ def checkout(tmp_path):
     return tmp_path / "checkout"
 
 
-def test_times_steps_and_stages(options, checkout, tmp_path, capsys):
+def test_times_steps_and_stages(options, checkout, tmp_path, capsys, monkeypatch):
     path = tmp_path / "figures.json"
+    staged, stages = [], training.Trainer.stages
+    monkeypatch.setattr(
+        training.Trainer, "stages", lambda self, rounds: staged.append(self) or stages(self, rounds)
+    )
+    options = [*options, "--set", "train.fast=false"]
     assert cli.main(["training", *options, "--original", str(checkout), "--json", str(path)]) == 0
     out = capsys.readouterr().out
-    assert "batch 2" in out
+    assert "batch 2" in out and "CPU / original" in " ".join(out.split())
+    assert [(one.settings.fast, one.settings.amp) for one in staged] == [(False, "none")]
     figures = json.loads(path.read_text())
     assert set(figures["steps"]) == {"original", "plain", "float32", "bf16"}
     assert set(figures["stages_s"]) == set(training.STAGES)

@@ -84,6 +84,7 @@ def command(args: argparse.Namespace) -> int:
 
     import torch
 
+    from yolact.data.workers import keep_freed_memory
     from yolact.train.distributed import TIMEOUT, join_processes
     from yolact.train.loop import train
     from yolact.train.outputs import check_training_outputs
@@ -102,6 +103,8 @@ def command(args: argparse.Namespace) -> int:
                     return 0
             folder, init = args.save_folder, args.init_from
             waited = processes.any(check_training_outputs(config, folder, init, args.dataset, processes))
+        if device.type == "cpu":
+            keep_freed_memory()
         train(config, args.save_folder, device, resume, start, init_from, processes)
     return 0
 

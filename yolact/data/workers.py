@@ -7,9 +7,8 @@ import ctypes
 import multiprocessing
 import sys
 
-# Options of glibc's mallopt, and the highest value.
+# Options of glibc's mallopt.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
-_MOST = 2**31 - 1
 
 
 def start_method() -> str:
@@ -25,11 +24,12 @@ def start_method() -> str:
 def keep_freed_memory() -> None:
     """Let this process use freed memory again instead of returning it to the system; glibc only.
 
+    For good, and for everything the process does: for commands and workers, not for library functions.
     Samples and activations are arrays of megabytes, whose memory glibc returns at once. To get it anew costs
     a page fault for every 4 KiB: up to half of the time of a sample.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_TRIM_THRESHOLD, _MOST)
-        mallopt(_MMAP_THRESHOLD, _MOST)  # refused by some versions; then the next one counts
+        mallopt(_TRIM_THRESHOLD, -1)  # never
+        mallopt(_MMAP_THRESHOLD, 2**31 - 1)  # refused by some versions; then the next one counts
         mallopt(_MMAP_MAX, 0)

@@ -17,7 +17,6 @@ from yolact.data.annotations import forget_annotations
 from yolact.data.batch import Batch
 from yolact.data.cached import CachedDataset
 from yolact.data.coco import CocoDataset, check_trainable, find_missing_images
-from yolact.data.workers import keep_freed_memory
 from yolact.losses import MultiBoxLoss
 from yolact.model import Yolact
 from yolact.model.backbone import zero_init_residual
@@ -78,8 +77,6 @@ def train(
             f" {settings.max_iterations} (scaled to batch size {settings.effective_batch})"
         )
     torch.manual_seed(settings.seed)
-    if device.type == "cpu":
-        keep_freed_memory()
     training = _Training(config, folder, device, resume, start, init_from, processes)
     try:
         return training.run()

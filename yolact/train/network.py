@@ -109,7 +109,8 @@ def _head(head: Head, pyramid: list[Tensor]) -> list[Tensor]:
     sizes = [layer.out_channels for layer in layers]
     levels = []
     for x in pyramid:
-        y = F.conv2d(head.upfeature(x), weight, bias, padding=1)  # (N, all sizes, H, W)
+        # All arguments by position, as `_CpuConvolutions` expects them.
+        y = F.conv2d(head.upfeature(x), weight, bias, 1, 1, 1, 1)  # (N, all sizes, H, W)
         levels.append(y.permute(0, 2, 3, 1).flatten(1, 2).split(sizes, dim=-1))
     loc, logits, coefficients = (
         torch.cat(parts, dim=1).unflatten(-1, (head.priors, -1)).flatten(1, 2)  # (N, cells, A*V) to (N, P, V)

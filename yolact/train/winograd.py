@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 _SIDE = 4  # of the outputs of a tile
 _TILE = _SIDE + 2  # of its inputs
@@ -148,6 +149,7 @@ class _Convolution(torch.autograd.Function):
         return result
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Gradients of the inputs that need one, from that of the output (N, K, H, W)."""
         x, weight = ctx.saved_tensors
@@ -157,7 +159,7 @@ class _Convolution(torch.autograd.Function):
         transformed = _transform_weight(matrices, weight)  # (36, K, C)
         x, gradient = x.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
         gradient_x = x.new_empty(x.shape) if for_x else None
-        sums = x.new_zeros(_TILE * _TILE, filters, channels)
+        sums = x.new_zeros(_TILE * _TILE, filters, channels) if for_weight else None
         for images, chunks in _groups(x, max(filters, channels)):
             whole = _Tiling.of(x[images])
             inputs, outputs = whole.padded(x[images], 1), whole.padded(gradient[images], 0)
@@ -169,7 +171,7 @@ class _Convolution(torch.autograd.Function):
                 torch.mm(
                     matrices.outputs.T, tiles.view(_SIDE * _SIDE, -1), out=products.view(_TILE * _TILE, -1)
                 )
-                if for_weight:
+                if sums is not None:
                     values = _transform_inputs(matrices, buffers, inputs, first, tiling)
                     sums.baddbmm_(products.transpose(1, 2), values)
                 if spread is not None:
@@ -180,10 +182,9 @@ class _Convolution(torch.autograd.Function):
                     _add_tiles(spread, back.view(_TILE, _TILE, *tiling, channels), first, tiling)
             if gradient_x is not None and spread is not None:
                 gradient_x[images] = spread[:, 1 : 1 + x.shape[1], 1 : 1 + x.shape[2]]
-        gradient_weight = (sums.flatten(1).T @ matrices.weights).view(weight.shape) if for_weight else None
         return (
             gradient_x.permute(0, 3, 1, 2) if gradient_x is not None else None,
-            gradient_weight,
+            (sums.flatten(1).T @ matrices.weights).view(weight.shape) if sums is not None else None,
             gradient.sum((0, 1, 2)) if for_bias else None,
         )
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -16,7 +18,7 @@ from yolact.config import AugmentConfig, Classes, DatasetConfig, ModelConfig
 from yolact.data.batch import Batch
 from yolact.data.cached import CachedDataset
 from yolact.data.coco import CocoDataset
-from yolact.data.workers import start_method
+from yolact.data.workers import keep_freed_memory, start_method
 from yolact.dataset_tools.synthetic import make_shapes_dataset
 from yolact.train.failures import ReplacingDataset, collate_replaced
 from yolact.train.sampler import EpochBatches, SharedBatches
@@ -94,6 +96,15 @@ def test_the_start_method(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none, one=chosen: one)
         monkeypatch.setattr(sys, "platform", platform)
         assert start_method() == expected
+
+
+def test_freed_memory_is_never_trimmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = {}
+    library = SimpleNamespace(mallopt=calls.__setitem__)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    keep_freed_memory()
+    # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX
+    assert calls == {-1: -1, -3: 2**31 - 1, -4: 0}
 
 
 class Annotations(torch.utils.data.Dataset):

@@ -43,6 +43,18 @@ def test_winograd_is_the_convolution(
     assert torch.allclose(own, other, atol=1e-11)
 
 
+def test_winograd_has_gradients_of_the_first_order() -> None:
+    x = torch.randn(1, 3, 5, 5, requires_grad=True)
+    frozen = torch.randn(2, 3, 3, 3)
+    (own,) = torch.autograd.grad(winograd.convolve(x, frozen, None).sum(), x)
+    (other,) = torch.autograd.grad(F.conv2d(x, frozen, padding=1).sum(), x)
+    assert torch.allclose(own, other, atol=1e-5)
+    loss = winograd.convolve(x, frozen, None).pow(2).sum()
+    (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 def test_winograd_rounds_like_a_direct_convolution() -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(1, 128, 36, 36), torch.randn(128, 128, 3, 3)
@@ -96,6 +108,24 @@ def test_outputs_and_gradients_are_those_of_the_layers(
     if frozen:
         norms = [m for m in fast.modules() if isinstance(m, torch.nn.BatchNorm2d)]
         assert all(m.weight.grad is None and m.bias.grad is None for m in norms)
+
+
+def test_the_convolutions_that_winograd_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, convolve = [], winograd.convolve
+
+    def count(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        calls.append((weight.shape[0], tuple(x.shape[2:])))
+        return convolve(x, weight, bias)
+
+    monkeypatch.setattr(winograd, "convolve", count)
+    model = small_network("tiny").train()
+    with torch.no_grad():
+        forward_train(model, torch.randn(2, 3, 224, 224))
+    head = model.prediction_layers[0]
+    merged = sum(layer.out_channels for layer in (head.bbox_layer, head.conf_layer, head.mask_layer))  # type: ignore[union-attr]
+    # 2 images of 7 x 7 tiles are enough; those of the next level are not.
+    assert (96, (28, 28)) in calls and (merged, (28, 28)) in calls
+    assert min(size for _, (size, _) in calls) == 28
 
 
 def test_reduced_precision_keeps_to_the_library(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -301,3 +302,11 @@ def test_tensorboard_holds_what_the_log_holds(shapes: Path, tmp_path: Path) -> N
     assert logged == [(r["iteration"], pytest.approx(r["box"], rel=1e-6)) for r in losses(tmp_path)]
     assert {"total", "lr", "images_per_second", "grad_norm"} <= set(events.Tags()["scalars"])
     assert events.Tags()["images"] == ["batch"]
+
+
+def test_the_command_keeps_freed_memory(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr("yolact.data.workers.keep_freed_memory", lambda: calls.append("keep"))
+    monkeypatch.setattr("yolact.train.loop.train", lambda *arguments: calls.append("train"))
+    assert run(tmp_path) == 0
+    assert calls == ["keep", "train"]
