@@ -43,7 +43,7 @@ def quantisable(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 
 def roundings(model: onnx.ModelProto, keep_float: Collection[str] = ()) -> dict[str, Rounding]:
-    """The tensors to quantise, in no order, with some layer groups in float32.
+    """The tensors to quantise, by name, with some layer groups in float32.
 
     Those are the inputs and results of all convolutions with constant weights, and the results of sums,
     pooling and resizing between them. A Relu that alone reads a result belongs to it.
@@ -65,7 +65,7 @@ def roundings(model: onnx.ModelProto, keep_float: Collection[str] = ()) -> dict[
         if inside:
             found.add(result_of(node, readers))
     producer = {name: node for node in model.graph.node for name in node.output}
-    return {name: _rounding(name, producer) for name in found}
+    return {name: _rounding(name, producer) for name in sorted(found)}
 
 
 def _rounding(tensor: str, producer: dict[str, onnx.NodeProto]) -> Rounding:

@@ -24,7 +24,7 @@ import onnx
 
 from yolact_export.trt.compute import count_engine, count_network
 from yolact_export.trt.errors import build_error, parser_error
-from yolact_export.trt.int8 import signed_int8
+from yolact_export.trt.int8 import has_unsigned, signed_int8
 from yolact_export.trt.process import BuildRequest, BuildResult
 from yolact_runtime.cache import Cache
 from yolact_runtime.errors import YolactError
@@ -57,8 +57,9 @@ def build(trt: Any, request: BuildRequest, progress: Progress) -> BuildResult:
         raise YolactError(f"the builder does not start: {build_error(logger.errors, None)}")
     network, typed = _make_network(trt, builder)
     parser = trt.OnnxParser(network, logger)
-    if not _parse(parser, request):
-        raise YolactError(parser_error(parser, _load(request.onnx)))
+    parsed, model = _parse(parser, request)
+    if not parsed:
+        raise YolactError(parser_error(parser, model))
     if request.plugin:
         _add_plugins(trt, network, request)
     config = builder.create_builder_config()
@@ -72,7 +73,7 @@ def build(trt: Any, request: BuildRequest, progress: Progress) -> BuildResult:
     timing.load(config)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
-        raise YolactError(build_error(logger.errors, _load(request.onnx)))
+        raise YolactError(build_error(logger.errors, model))
     Path(request.engine).write_bytes(engine)
     timing.save(config)
     counted = count_network(trt, network)
@@ -83,12 +84,13 @@ def build(trt: Any, request: BuildRequest, progress: Progress) -> BuildResult:
     return BuildResult(str(trt.__version__), compute or counted, inspected, seconds, counted, notes)
 
 
-def _parse(parser: Any, request: BuildRequest) -> bool:
-    """Read the graph of the request; int8 with signed bytes, whatever the file has."""
-    model = _load(request.onnx) if request.precision == "int8" else None
-    if model is None or (signed := signed_int8(model)) is model:
-        return bool(parser.parse_from_file(request.onnx))
-    return bool(parser.parse(signed.SerializeToString()))
+def _parse(parser: Any, request: BuildRequest) -> tuple[bool, onnx.ModelProto | None]:
+    """Read the graph of the request, with signed bytes; also the graph that was read."""
+    model = _load(request.onnx)
+    if model is None or not has_unsigned(model):
+        return bool(parser.parse_from_file(request.onnx)), model
+    signed = signed_int8(onnx.load(request.onnx))  # with weights from other files, which the bytes then hold
+    return bool(parser.parse(signed.SerializeToString())), signed
 
 
 def known_capabilities(trt: Any) -> tuple[str, ...]:

@@ -20,6 +20,21 @@ from yolact_export.precision.placement import OPERATORS
 _QUANTISE, _DEQUANTISE = "QuantizeLinear", "DequantizeLinear"
 
 
+def has_unsigned(model: onnx.ModelProto) -> bool:
+    """Whether a graph rounds to unsigned bytes; needs no weights from other files."""
+    return bool(_unsigned(model))
+
+
+def _unsigned(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    """The nodes that round to unsigned bytes, by their output."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    return {
+        node.output[0]: node
+        for node in model.graph.node
+        if node.op_type == _QUANTISE and _zero_point(node, constants) in (0, 128)
+    }
+
+
 def signed_int8(model: onnx.ModelProto) -> onnx.ModelProto:
     """A graph with unsigned activations as one with signed activations; others are returned as they are.
 
@@ -27,14 +42,10 @@ def signed_int8(model: onnx.ModelProto) -> onnx.ModelProto:
     Zero point 128 becomes 0 with the same steps. Pairs that no convolution reads are removed, except for one
     of the two inputs of a sum. Biases become float32.
     """
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    unsigned = {
-        node.output[0]: node
-        for node in model.graph.node
-        if node.op_type == _QUANTISE and _zero_point(node, constants) in (0, 128)
-    }
+    unsigned = _unsigned(model)
     if not unsigned:
         return model
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
     kept = _pairs_to_keep(model)
     result = copy.deepcopy(model)
     del result.graph.node[:]
