@@ -183,6 +183,8 @@ def _imported(names: Sequence[str], gpu: Gpu) -> Iterator[tuple[str, Library]]:
         for name, problem in done.items():
             yield name, _library(name, problem, gpu)
         left = left[len(done) :]
+        if ended.late and done:  # all of them took long: the next one has not had its time
+            continue
         if left:  # the first of them is the one that was being imported
             distribution, problem = PACKAGES[left[0]][0], ended.problem or "its import ended the process"
             remedy = f"pip install --force-reinstall {_distribution(left[0]) or distribution}"
@@ -265,6 +267,8 @@ def gpu_here(report: Any = None) -> dict[str, Any]:
     """The child process: the fields of `Gpu`."""
     name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     none: dict[str, Any] = {"state": SKIPPED, "driver": _driver(), "devices": []}
+    if sys.platform == "darwin":  # NVIDIA has no driver for it
+        return none | {"reason": "no NVIDIA GPU", "remedy": ""}
     try:
         driver = ctypes.CDLL(name)
     except OSError as error:
@@ -285,7 +289,7 @@ def gpu_here(report: Any = None) -> dict[str, Any]:
 
 def _no_library(name: str, error: str) -> dict[str, Any]:
     """What it means that the driver's library does not load."""
-    if "No such file" not in error and "not find" not in error:
+    if not any(words in error.lower() for words in ("no such file", "not find")):
         reason = f"the GPU's driver library does not load: {error[:200]}"
         return {"state": FAILED, "reason": reason, "remedy": "install NVIDIA's driver again"}
     if _driver() or Path("/dev/nvidiactl").exists():

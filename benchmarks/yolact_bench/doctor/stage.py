@@ -10,6 +10,9 @@ OK, FAILED, SKIPPED = "OK", "FAILED", "SKIPPED"
 # In `Stage.needs`: an NVIDIA GPU and its driver.
 GPU = "gpu"
 
+# What to do where measuring takes too long.
+SMALLER = "measure a smaller network: --config yolact_tiny"
+
 Figure = float | int | str
 
 

@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 
 import yolact_bench.doctor
+from yolact_bench.doctor.child import Ended
 from yolact_bench.doctor.cli import main
 from yolact_bench.doctor.facts import Gpu, Library
 from yolact_bench.doctor.run import install_command, missing, outcome_of, run_stages
@@ -80,6 +81,10 @@ def test_what_a_stage_needs_decides_whether_it_is_run() -> None:
     absent = missing(Stage("a", "g", never, ("numpy", "no_such_package")), {}, NONE)
     assert absent is not None and absent.state == SKIPPED and "no_such_package" in absent.reason
     assert missing(Stage("a", "g", never, ("cv2", GPU)), broken, NONE) == gpu
+    driver = Gpu(FAILED, reason="cuInit: error 999", remedy="see what nvidia-smi says")
+    assert missing(Stage("a", "g", never, (GPU,)), {}, driver) == Outcome(
+        FAILED, {}, driver.reason, driver.remedy
+    )
     failed = missing(Stage("a", "g", never, ("cv2",)), broken, NONE)
     assert failed == Outcome(FAILED, {}, "libGL", "pip install x")
 
@@ -95,6 +100,33 @@ def test_no_stage_is_begun_when_the_time_is_up(tmp_path: Path) -> None:
     stage = Stage("late", "test", lambda context: Outcome(OK))
     (done,) = run_stages([stage], Context(tmp_path), {}, NONE, limit=-1.0)
     assert done.outcome.state == SKIPPED and done.outcome.remedy == "yolact-doctor --only late"
+
+
+@pytest.mark.parametrize(
+    ("group", "allowed", "most", "state", "reason"),
+    [
+        ("speed", 120.0, 120.0, SKIPPED, "too slow to measure here: "),
+        ("gpu-speed", 20.0, 20.0, SKIPPED, "too slow to measure here: "),
+        ("engines", 50.0, 50.0, FAILED, "it did not end"),
+        ("engines", 900.0, 70.0, SKIPPED, "it did not end"),
+    ],
+)
+def test_a_stage_has_no_more_time_than_the_run(
+    group: str, allowed: float, most: float, state: str, reason: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    given = []
+
+    def call(*words: str, seconds: float, folder: Path) -> Ended:
+        given.append(seconds)
+        return Ended(problem="it did not end", late=True)
+
+    monkeypatch.setattr("yolact_bench.doctor.run.call", call)
+    stage = Stage("late", group, lambda context: Outcome(OK), seconds=allowed)
+    limit = 150.0 if most == allowed else 10.0
+    (done,) = run_stages([stage], Context(tmp_path), {}, NONE, limit)
+    assert given == [pytest.approx(most, abs=1)]
+    assert done.outcome.state == state and done.outcome.reason.startswith(reason)
 
 
 def doctor(*words: str, packages: Path | None = None) -> subprocess.CompletedProcess[str]:
