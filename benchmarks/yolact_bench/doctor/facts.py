@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import json
 import os
 import platform
 import re
@@ -359,11 +358,3 @@ def _nvml_driver() -> str:
             nvml.close()
             return text
     return ""
-
-
-def library_json(found: Library) -> dict[str, Any]:
-    """A library as the report has it."""
-    text = {
-        key: getattr(found, key) for key in ("name", "distribution", "state", "version", "reason", "remedy")
-    }
-    return json.loads(json.dumps(text)) | {"extras": [extra or "base" for extra in PACKAGES[found.name][1]]}

@@ -20,12 +20,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolact_bench.doctor.facts import Gpu, Library, library_json
+from yolact_bench.doctor.facts import Gpu, Library
 from yolact_bench.doctor.show import machine_rows, text
 from yolact_bench.doctor.stage import FAILED, OK, SKIPPED
 from yolact_runtime.errors import escape_controls
 from yolact_runtime.files import atomic_path, write_json
-from yolact_runtime.packages import own_version
+from yolact_runtime.packages import PACKAGES, own_version
 
 if TYPE_CHECKING:
     from yolact_bench.doctor.run import Checked
@@ -56,6 +56,7 @@ def make_report(
     gpu: Gpu,
     libraries: Mapping[str, Library],
     checked: Sequence[Checked],
+    complete: bool = True,
 ) -> dict[str, Any]:
     """The report as JSON has it, without names of users, hosts and their folders.
 
@@ -72,6 +73,7 @@ def make_report(
         "options": {"config": args.config, "quick": args.quick, "only": list(args.only)},
         "seconds": round(time.monotonic() - begun, 1),
         "exit_code": int(failed),
+        "complete": complete,
         "summary": {
             "ok": states.count(OK),
             "failed": states.count(FAILED),
@@ -80,7 +82,10 @@ def make_report(
         },
         "machine": dict(machine),
         "gpu": {**asdict(gpu), "devices": list(gpu.devices)},
-        "libraries": [library_json(one) for one in libraries.values()],
+        "libraries": [
+            asdict(one) | {"extras": [extra or "base" for extra in PACKAGES[one.name][1]]}
+            for one in libraries.values()
+        ],
         "stages": [
             {
                 "name": one.stage.name,
@@ -169,13 +174,14 @@ def page(report: Mapping[str, Any]) -> str:
         ]
         for one in report["stages"]
     ]
+    ended = "" if report["complete"] else ". The command ended before all stages had been run."
     machine = [[_text(name), _text(value)] for name, value in machine_rows(report["machine"], gpu)]
     parts = [
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>yolact-doctor</title><style>{_STYLE}</style></head><body>",
         "<h1>yolact-doctor</h1>",
-        f"<p>{_text(counts)}, {report['seconds']:.0f} s, {_text(report['created'])}</p>",
+        f"<p>{_text(counts)}, {report['seconds']:.0f} s, {_text(report['created'])}{ended}</p>",
         f"<h2>Machine</h2>{_table([], machine)}",
         f"<h2>Stages</h2>{_table(['stage', 'state', 'time', 'figures', 'why, and what to do'], stages)}",
         f"<h2>Libraries</h2>{_table(['library', 'version', 'state', 'why', 'what mends it'], libraries)}",

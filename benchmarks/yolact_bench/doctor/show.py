@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import textwrap
-import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +17,6 @@ if TYPE_CHECKING:
 
 STYLES = {OK: "green", FAILED: "bold red"}
 _INDENT, _WIDTH = " " * 9, 100
-
-
-def now() -> float:
-    """Seconds of a clock that does not jump."""
-    return time.monotonic()
 
 
 def machine(found: Mapping[str, Any], gpu: Gpu) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jsonschema
@@ -183,6 +184,60 @@ def test_a_base_package_that_does_not_load(package: str, tmp_path: Path) -> None
     assert found["onnxruntime-fp32"] == FAILED
     assert found["masks"] == (OK if package == "onnxruntime" else FAILED)
     assert "libX.so.1: cannot open" in done.stdout and "pip install --force-reinstall" in done.stdout
+
+
+WAITS = """
+import os, subprocess, time
+from yolact_bench.doctor.stage import OK, Outcome, Stage
+def waits(context):
+    one = subprocess.Popen(["sleep", "60"])
+    with open(os.environ["STARTED"] + "+", "w") as file: file.write(f"{os.getpid()} {one.pid}")
+    os.rename(os.environ["STARTED"] + "+", os.environ["STARTED"])
+    time.sleep(60)
+def stages(context):
+    return [Stage("good", "test", lambda context: Outcome(OK)), Stage("waits", "test", waits)]
+"""
+STOPPED = """
+import sys
+import doctor_waits, yolact_bench.doctor.stages as known, yolact_bench.doctor.run as run
+known.all_stages = doctor_waits.stages
+run.run_stages.__defaults__ = (*run.run_stages.__defaults__[:-1], "doctor_waits:stages")
+from yolact_bench.doctor.cli import main
+sys.exit(main())
+"""
+
+
+def test_a_stopped_run_leaves_a_report_and_no_process(
+    modules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modules("doctor_waits", WAITS)
+    started, report = tmp_path / "started", tmp_path / "report"
+    monkeypatch.setenv("STARTED", str(started))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    words = [sys.executable, "-c", STOPPED, "--only", "test", "--report", str(report)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        for _ in range(600):
+            if started.exists() or run.poll() is not None:
+                break
+            time.sleep(0.05)
+        assert started.exists(), run.communicate()
+        run.terminate()
+        _, errors = run.communicate(timeout=60)
+    assert run.returncode == 130 and b"Traceback" not in errors
+    assert states(report) == {"good": OK}
+    content = json.loads((report / "doctor.json").read_text(encoding="utf-8"))
+    assert content["complete"] is False
+    assert "ended before all stages" in (report / "doctor.html").read_text(encoding="utf-8")
+    for process in map(int, started.read_text().split()):
+        assert not alive(process)
+
+
+def alive(process: int) -> bool:
+    """Whether a process runs; one that waits to be collected does not."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
 
 
 HIDE = """
