@@ -9,6 +9,7 @@ import argparse
 import getpass
 import html
 import math
+import platform
 import re
 import sys
 import tempfile
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 SCHEMA = "yolact-doctor/1"
 NAMES = ("doctor.json", "doctor.html")
+# Keys of texts that are the project's own.
+_OWN = ("schema", "name", "group", "text", "state", "distribution", "extras", "config", "only")
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --soft: #5d6875; --grid: #e3e7ec; --page: #fff;
   --ok: #1d7a3c; --bad: #b3261e; --skip: #8a5a00; }
@@ -103,37 +106,55 @@ def make_report(
 
 
 def _without_names(value: Any) -> Any:
-    """A value whose texts have no control characters, and short names for folders of this user and run."""
-    replaced = _private_folders()
+    """A value whose texts have no control characters, and other words for names of user and host."""
+    replaced = [(re.compile(pattern), short) for pattern, short in (*_folders(), *_users())]
+    hosts = [(re.compile(pattern), short) for pattern, short in _hosts()]
 
-    def clean(value: Any) -> Any:
-        """The same for a part of it."""
+    def clean(value: Any, key: str = "") -> Any:
+        """The same for a part of it, the value of a key."""
         if isinstance(value, str):
-            for folder, short in replaced:
-                value = value.replace(folder, short)
-            value = re.sub(r"(/home/|/Users/|\\Users\\)[^/\\\s:'\"]+", r"\1...", value)
+            # A host may be called like a stage: what only we write stays.
+            for pattern, short in [*replaced, *([] if key in _OWN else hosts)]:
+                value = pattern.sub(short, value)
             return "\n".join(map(escape_controls, value.splitlines()))
         if isinstance(value, dict):
-            return {clean(key): clean(one) for key, one in value.items()}
+            return {clean(key, "name"): clean(one, key) for key, one in value.items()}
         if isinstance(value, (list, tuple)):
-            return [clean(one) for one in value]
+            return [clean(one, key) for one in value]
         # JSON has no such numbers.
         return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
     return clean(value)
 
 
-def _private_folders() -> list[tuple[str, str]]:
-    """Folders that name the user or the run, with what is shown for each; longer ones first."""
-    found = {tempfile.gettempdir(): "TMP"}
-    if sys.prefix != sys.base_prefix:
-        found[sys.prefix] = "VENV"
+def _folders() -> list[tuple[str, str]]:
+    """Patterns of folders that name the user or the run, with what is shown for each; longer ones first."""
+    venv = sys.prefix != sys.base_prefix
+    found = {tempfile.gettempdir(): "TMP", sys.prefix: "VENV" if venv else "PYTHON"}
+    checkout = Path(__file__).resolve().parents[3]
+    if (checkout / "pyproject.toml").exists():
+        found[str(checkout)] = "CHECKOUT"
     with suppress(RuntimeError):
         found[str(Path.home())] = "~"
     with suppress(Exception):
         found[f"/home/{getpass.getuser()}"] = "~"
-    usable = {folder: short for folder, short in found.items() if len(folder) > 3}
-    return sorted(usable.items(), key=lambda pair: -len(pair[0]))
+    usable = sorted((folder for folder in found if len(folder) > 3), key=len, reverse=True)
+    return [(rf"{re.escape(folder)}(?![\w.-])", found[folder]) for folder in usable]
+
+
+def _users() -> list[tuple[str, str]]:
+    """Patterns of users' names in paths."""
+    found = [(r"(/home/|/Users/|\\Users\\)[^/\\\s:'\"]+", r"\1...")]
+    with suppress(Exception):
+        found.append((rf"(?<=[/\\]){re.escape(getpass.getuser())}(?=[/\\\s:'\"]|$)", "..."))
+    return found
+
+
+def _hosts() -> list[tuple[str, str]]:
+    """Patterns of the host's name, with and without its domain."""
+    node = platform.node()
+    names = sorted({node, node.partition(".")[0]} - {"", "localhost"}, key=len, reverse=True)
+    return [(rf"(?<![\w-]){re.escape(name)}(?![\w-])", "HOST") for name in names]
 
 
 def write_report(report: Mapping[str, Any], folder: Path) -> list[Path]:

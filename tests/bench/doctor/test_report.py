@@ -90,3 +90,19 @@ def test_no_secrets_and_no_folders_of_the_user(monkeypatch: pytest.MonkeyPatch, 
     found = json.dumps(report(text="/home/ann.other/work/x.so and /home/bob/y and C:\\Users\\carl\\z"))
     assert "ann.other" not in found and "bob" not in found and "carl" not in found and "s3cr3t" not in found
     assert "~/work/x.so" in found
+
+
+def test_names_of_the_user_and_the_host_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.node", lambda: "gpu.example.org")
+    monkeypatch.setattr("getpass.getuser", lambda: "ann")
+    monkeypatch.setattr("sys.prefix", "/opt/py")
+    monkeypatch.setattr("sys.base_prefix", "/opt/py")
+    checkout = Path(yolact_bench.doctor.__file__).parents[3]
+    text = f"/data/ann/x /data/anna gpu.example.org: gpu gpu-speed /opt/py/a /opt/py3/a {checkout}/b"
+    found = report(("gpu",), text=text)
+    jsonschema.validate(found, SCHEMA)
+    expected = "/data/.../x /data/anna HOST: HOST gpu-speed PYTHON/a /opt/py3/a"
+    assert found["machine"]["system"].startswith(expected)
+    assert str(checkout) not in json.dumps(found)
+    # A host that is called like a group takes nothing else from the report.
+    assert found["options"]["only"] == ["gpu"] and found["gpu"]["state"] == OK
