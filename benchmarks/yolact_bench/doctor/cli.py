@@ -87,10 +87,11 @@ def _examine(args: argparse.Namespace, context: Context, stages: Sequence[Stage]
     from yolact_bench.doctor import facts, show
     from yolact_bench.doctor.report import make_report, write_report
     from yolact_bench.doctor.run import Checked, run_stages
+    from yolact_bench.measure.machine import machine
 
     begun = time.monotonic()
-    machine, gpu = facts.machine(), facts.probe_gpu()
-    show.machine(machine, gpu)
+    found, gpu = machine(), facts.probe_gpu()
+    show.machine(found, gpu)
     # With --only, those that the stages need are imported, and others only looked up.
     needed = {name for one in stages for name in one.needs}
     names = [name for name in facts.PROBED if name in needed or not args.only]
@@ -103,7 +104,7 @@ def _examine(args: argparse.Namespace, context: Context, stages: Sequence[Stage]
 
     def report(complete: bool = False) -> dict[str, Any]:
         """The report so far, which is written whole or not at all."""
-        made = make_report(args, begun, machine, gpu, libraries, checked, complete)
+        made = make_report(args, begun, found, gpu, libraries, checked, complete)
         if args.report is not None:
             paths = write_report(made, args.report)
             for path in paths if complete else ():

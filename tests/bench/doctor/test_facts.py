@@ -12,6 +12,7 @@ from yolact_bench.doctor import facts
 from yolact_bench.doctor.child import Ended
 from yolact_bench.doctor.facts import Gpu, Library, probe_gpu, probe_libraries
 from yolact_bench.doctor.stage import FAILED, OK, SKIPPED
+from yolact_bench.measure.machine import machine
 from yolact_runtime.packages import PACKAGES
 
 NONE = Gpu(SKIPPED, reason="no NVIDIA GPU")
@@ -145,7 +146,7 @@ def test_a_library_that_is_another_one(driver) -> None:
 
 
 def test_the_machine_is_described_without_names() -> None:
-    found = facts.machine()
+    found = machine()
     assert found["cores"] >= 1 and found["cpu"] and found["memory_gib"] > 0
     assert not any(name in str(found) for name in ("PATH", str(Path.home())))
 

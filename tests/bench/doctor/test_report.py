@@ -12,10 +12,11 @@ import jsonschema
 import pytest
 
 import yolact_bench.doctor
-from yolact_bench.doctor.facts import Gpu, Library, machine
+from yolact_bench.doctor.facts import Gpu, Library
 from yolact_bench.doctor.report import make_report, page, write_report
 from yolact_bench.doctor.run import Checked
 from yolact_bench.doctor.stage import FAILED, OK, SKIPPED, Outcome, Stage
+from yolact_bench.measure.machine import machine
 
 SCHEMA = json.loads((Path(yolact_bench.doctor.__file__).parent / "schema.json").read_text(encoding="utf-8"))
 HOSTILE = "<script>alert(1)</script>\"'&\x1b[31m\u202e\ud800 \n</td>"
