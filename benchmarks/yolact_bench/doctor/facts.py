@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from yolact_bench.doctor.child import call
-from yolact_bench.doctor.stage import FAILED, OK, SKIPPED
+from yolact_bench.doctor.stage import FAILED, OK, SKIPPED, Figure, Outcome
 from yolact_bench.measure.machine import read_text
 from yolact_runtime.errors import first_line, missing_extra
 from yolact_runtime.packages import PACKAGES, import_failure, installed
@@ -175,6 +175,14 @@ def probe_gpu() -> Gpu:
         remedy = "install NVIDIA's driver again, or start the machine again; see what nvidia-smi says"
         return Gpu(FAILED, _driver(), reason=f"the GPU's driver library: {ended.problem}", remedy=remedy)
     return Gpu(**{**ended.value, "devices": tuple(ended.value["devices"])})
+
+
+def driver_outcome(gpu: Gpu) -> Outcome:
+    """The GPUs as the outcome of a stage."""
+    figures: dict[str, Figure] = {
+        f"GPU {number}": device["name"] for number, device in enumerate(gpu.devices)
+    }
+    return Outcome(gpu.state, figures | ({"CUDA": gpu.cuda} if gpu.cuda else {}), gpu.reason, gpu.remedy)
 
 
 def gpu_here(report: Any = None) -> dict[str, Any]:

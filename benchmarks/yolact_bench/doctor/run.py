@@ -12,8 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from yolact_bench.doctor.child import call
-from yolact_bench.doctor.facts import Gpu, Library
-from yolact_bench.doctor.stage import FAILED, GPU, OK, SKIPPED, SMALLER, Context, Figure, Outcome, Stage
+from yolact_bench.doctor.facts import Gpu, Library, driver_outcome
+from yolact_bench.doctor.stage import (
+    DRIVER,
+    FAILED,
+    GPU,
+    OK,
+    SKIPPED,
+    SMALLER,
+    Context,
+    Figure,
+    Outcome,
+    Stage,
+)
 from yolact_runtime.errors import YolactError, first_line, missing_extra
 from yolact_runtime.packages import PACKAGES, import_failure, installed
 
@@ -55,7 +66,7 @@ def run_stages(
     """
     begun = time.monotonic()
     for stage in stages:
-        outcome = missing(stage, libraries, gpu)
+        outcome = driver_outcome(gpu) if stage.name == DRIVER else missing(stage, libraries, gpu)
         left = begun + limit - time.monotonic()
         if outcome is None and left < 0:
             reason = f"the other stages took more than {limit:.0f} s"

@@ -18,6 +18,7 @@ from yolact_bench.doctor.cli import main
 from yolact_bench.doctor.facts import Gpu, Library
 from yolact_bench.doctor.run import install_command, missing, outcome_of, run_stages
 from yolact_bench.doctor.stage import FAILED, GPU, OK, SKIPPED, Context, Outcome, Stage
+from yolact_bench.doctor.stages import all_stages
 from yolact_runtime.errors import YolactError
 
 NONE = Gpu(SKIPPED, reason="no NVIDIA GPU")
@@ -88,6 +89,15 @@ def test_what_a_stage_needs_decides_whether_it_is_run() -> None:
     )
     failed = missing(Stage("a", "g", never, ("cv2",)), broken, NONE)
     assert failed == Outcome(FAILED, {}, "libGL", "pip install x")
+
+
+def test_the_driver_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("yolact_bench.doctor.run.call", pytest.fail)
+    (stage,) = [one for one in all_stages(Context(tmp_path)) if one.name == "driver"]
+    for gpu in (NONE, Gpu(FAILED, reason="error 999"), Gpu(OK, cuda="12.8", devices=({"name": "A"},))):
+        (done,) = run_stages([stage], Context(tmp_path), {}, gpu)
+        assert (done.outcome.state, done.outcome.reason) == (gpu.state, gpu.reason)
+    assert done.outcome.figures == {"GPU 0": "A", "CUDA": "12.8"}
 
 
 def test_one_command_installs_all_that_is_missing() -> None:
