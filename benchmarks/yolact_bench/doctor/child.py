@@ -28,11 +28,13 @@ class Ended:
         value: The last value that it reported; None if there is none.
         problem: Why it did not end well, one line; empty if it did.
         output: The end of what it printed.
+        late: Whether it was stopped because its time was up.
     """
 
     value: Any = None
     problem: str = ""
     output: str = ""
+    late: bool = False
 
 
 def call(function: str, *words: str, seconds: float, folder: Path | None = None) -> Ended:
@@ -49,7 +51,7 @@ def call(function: str, *words: str, seconds: float, folder: Path | None = None)
     environment[LIMITS["cache_bytes"].variable] = "1"
     if folder is not None:
         environment["TMPDIR"] = str(folder)
-    problem = ""
+    problem, late = "", False
     with tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as reported:
         child = subprocess.Popen(
             module_command("yolact_bench.doctor.worker", function, *words),
@@ -59,6 +61,7 @@ def call(function: str, *words: str, seconds: float, folder: Path | None = None)
         try:
             code = child.wait(seconds)
         except subprocess.TimeoutExpired:
+            late = True
             problem = f"it did not end within {seconds:.0f} s and was stopped"
         else:
             problem = _problem(code)
@@ -75,7 +78,7 @@ def call(function: str, *words: str, seconds: float, folder: Path | None = None)
         problem = f"{problem}: {error}"
     fatal = output.rfind("Fatal Python error")
     shown = output[fatal:][:_SHOWN] if fatal >= 0 else output[-_SHOWN:]
-    return Ended(value, problem, shown if problem else "")
+    return Ended(value, problem, shown if problem else "", late)
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import logging
 import math
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from yolact_runtime.commandline import Parser, Table, run
 
@@ -57,7 +57,7 @@ def command(args: argparse.Namespace) -> int:
         context = Context(Path(folder), args.config, args.quick)
         stages = choose(all_stages(context), args.only, args.quick)
         if args.list:
-            _list(context, args)
+            _list(stages)
             return 0
         _check(args)
         return _examine(args, context, stages)
@@ -76,24 +76,22 @@ def _check(args: argparse.Namespace) -> None:
         check_outputs([], [("--report", args.report / name) for name in NAMES], [("--report", args.report)])
 
 
-def _list(context: Context, args: argparse.Namespace) -> None:
+def _list(stages: Sequence[Stage]) -> None:
     """Print the stages with what they need."""
-    from yolact_bench.doctor.stages import all_stages, choose
-
-    chosen = choose(all_stages(context), args.only, args.quick)
-    rows = [[one.name, one.group, one.text, ", ".join(one.needs)] for one in chosen]
+    rows = [[one.name, one.group, one.text, ", ".join(one.needs)] for one in stages]
     Table("Stages", ("stage", "group", "checks", "needs"), rows, text_columns=4).show()
 
 
 def _examine(args: argparse.Namespace, context: Context, stages: Sequence[Stage]) -> int:
-    """Look at the machine, run the stages, print what is found, and write the report."""
+    """Look at the machine, run the stages, print what is found, and write the report after each of them."""
     from yolact_bench.doctor import facts, show
     from yolact_bench.doctor.report import make_report, write_report
     from yolact_bench.doctor.run import Checked, run_stages
+    from yolact_bench.measure.machine import machine
 
-    begun = show.now()
-    machine, gpu = facts.machine(), facts.probe_gpu()
-    show.machine(machine, gpu)
+    begun = time.monotonic()
+    found, gpu = machine(), facts.probe_gpu()
+    show.machine(found, gpu)
     # With --only, those that the stages need are imported, and others only looked up.
     needed = {name for one in stages for name in one.needs}
     names = [name for name in facts.PROBED if name in needed or not args.only]
@@ -103,17 +101,33 @@ def _examine(args: argparse.Namespace, context: Context, stages: Sequence[Stage]
     default = math.inf if args.only else LIMIT
     limit = default if args.limit is None else args.limit
     running = run_stages(stages, context, libraries, gpu, limit)
-    # Stages that are skipped for the same reason are shown together.
-    for _, group in itertools.groupby(running, lambda one: show.reason(one) or one.stage.name):
-        together = list(group)
-        checked += together
-        show.stages(together)
-    report = make_report(args, begun, machine, gpu, libraries, checked)
-    if args.report is not None:
-        for path in write_report(report, args.report):
-            log.info("wrote %s", path)
-    show.end(report)
-    code: int = report["exit_code"]
+
+    def report(complete: bool = False) -> dict[str, Any]:
+        """The report so far, which is written whole or not at all."""
+        made = make_report(args, begun, found, gpu, libraries, checked, complete)
+        if args.report is not None:
+            paths = write_report(made, args.report)
+            for path in paths if complete else ():
+                log.info("wrote %s", path)
+        return made
+
+    report()
+    waiting: list[Checked] = []  # not begun, for the same reason: they are shown together
+    for one in running:
+        checked.append(one)
+        report()
+        if waiting and show.reason(one) != show.reason(waiting[0]):
+            show.stages(waiting)
+            waiting = []
+        waiting.append(one)
+        if show.reason(one) is None:
+            show.stages(waiting)
+            waiting = []
+    if waiting:
+        show.stages(waiting)
+    whole = report(complete=True)
+    show.end(whole)
+    code: int = whole["exit_code"]
     return code
 
 

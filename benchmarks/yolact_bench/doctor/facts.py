@@ -1,14 +1,10 @@
-"""What a machine is and has: processor, memory, GPU, and the libraries, each imported in a child process."""
+"""What a machine has: GPUs and libraries, each asked or imported in a child process."""
 
 from __future__ import annotations
 
 import ctypes
 import importlib
-import json
-import os
-import platform
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -18,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from yolact_bench.doctor.child import call
-from yolact_bench.doctor.stage import FAILED, OK, SKIPPED
-from yolact_runtime.engines.cpu import cpu_flags
-from yolact_runtime.engines.threads import usable_cores
+from yolact_bench.doctor.stage import FAILED, OK, SKIPPED, Figure, Outcome
+from yolact_bench.measure.machine import read_text
 from yolact_runtime.errors import first_line, missing_extra
 from yolact_runtime.packages import PACKAGES, import_failure, installed
 
@@ -46,11 +41,6 @@ _LOADS = {"cuda": "cuda.bindings.driver", "pycuda": "pycuda.driver", "pycocotool
 _LOADS |= {"onnx": "onnx.checker", "pynvml": "pynvml", "scipy": "scipy.stats"}
 NOT_TRIED = "installed; its import was not tried"
 _ON_GPU = ("cuda", "pycuda", "tensorrt", "tensorrt_rtx")
-# What decides how fast a CPU computes this project's networks.
-_FEATURES = (
-    *("sse4_1", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx_vnni", "avx512_vnni"),
-    *("avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "asimd", "asimddp", "bf16", "i8mm", "sve"),
-)
 _IMPORT_SECONDS = 60.0
 _GPU_SECONDS = 20.0
 _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
@@ -83,76 +73,6 @@ class Gpu:
     remedy: str = ""
 
 
-def machine() -> dict[str, Any]:
-    """Processor, cores, memory and system, without what names the user or the host."""
-    physical, available = _memory()
-    return {
-        "cpu": _cpu_model(),
-        "cpu_features": [name for name in _FEATURES if name in cpu_flags()],
-        "cores": usable_cores(),
-        "logical_cpus": os.cpu_count() or 1,
-        "cpu_quota": _cgroup("cpu.max"),
-        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
-        "memory_gib": physical,
-        "memory_available_gib": available,
-        "memory_limit_gib": _gib(_cgroup("memory.max")),
-        "temporary_free_gib": _free(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "threads_variables": {
-            name: os.environ[name]
-            for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-            if re.fullmatch(r"\d{1,6}", os.environ.get(name, ""))
-        },
-    }
-
-
-def _cpu_model() -> str:
-    from yolact_bench.measure.machine import cpu_model
-
-    return cpu_model()
-
-
-def _memory() -> tuple[float | None, float | None]:
-    """GiB of memory, and those that are free or can be freed."""
-    found = dict(
-        re.findall(r"^(MemTotal|MemAvailable):\s+(\d+) kB", _read(Path("/proc/meminfo")), re.MULTILINE)
-    )
-    if not found:
-        with suppress(Exception):
-            import psutil
-
-            memory = psutil.virtual_memory()
-            return round(memory.total / 2**30, 1), round(memory.available / 2**30, 1)
-    total, free = (found.get(name) for name in ("MemTotal", "MemAvailable"))
-    return tuple(round(int(text) / 2**20, 1) if text else None for text in (total, free))  # type: ignore[return-value]
-
-
-def _cgroup(name: str) -> str:
-    """A limit of this container; empty if there is none."""
-    text = _read(Path("/sys/fs/cgroup") / name).strip()
-    return "" if text.startswith("max") else text
-
-
-def _gib(text: str) -> float | None:
-    return round(int(text) / 2**30, 1) if text.isdigit() else None
-
-
-def _free() -> float | None:
-    import tempfile
-
-    with suppress(OSError):
-        return round(shutil.disk_usage(tempfile.gettempdir()).free / 2**30, 1)
-    return None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
 def probe_libraries(gpu: Gpu, names: Sequence[str] = PROBED) -> dict[str, Library]:
     """The state of each library by the name that it is imported by."""
     asked = [name for name in names if installed(name)]
@@ -177,6 +97,8 @@ def _imported(names: Sequence[str], gpu: Gpu) -> Iterator[tuple[str, Library]]:
         for name, problem in done.items():
             yield name, _library(name, problem, gpu)
         left = left[len(done) :]
+        if ended.late and done:  # all of them took long: the next one has not had its time
+            continue
         if left:  # the first of them is the one that was being imported
             distribution, problem = PACKAGES[left[0]][0], ended.problem or "its import ended the process"
             remedy = f"pip install --force-reinstall {_distribution(left[0]) or distribution}"
@@ -255,10 +177,20 @@ def probe_gpu() -> Gpu:
     return Gpu(**{**ended.value, "devices": tuple(ended.value["devices"])})
 
 
+def driver_outcome(gpu: Gpu) -> Outcome:
+    """The GPUs as the outcome of a stage."""
+    figures: dict[str, Figure] = {
+        f"GPU {number}": device["name"] for number, device in enumerate(gpu.devices)
+    }
+    return Outcome(gpu.state, figures | ({"CUDA": gpu.cuda} if gpu.cuda else {}), gpu.reason, gpu.remedy)
+
+
 def gpu_here(report: Any = None) -> dict[str, Any]:
     """The child process: the fields of `Gpu`."""
     name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     none: dict[str, Any] = {"state": SKIPPED, "driver": _driver(), "devices": []}
+    if sys.platform == "darwin":  # NVIDIA has no driver for it
+        return none | {"reason": "no NVIDIA GPU", "remedy": ""}
     try:
         driver = ctypes.CDLL(name)
     except OSError as error:
@@ -279,7 +211,7 @@ def gpu_here(report: Any = None) -> dict[str, Any]:
 
 def _no_library(name: str, error: str) -> dict[str, Any]:
     """What it means that the driver's library does not load."""
-    if "No such file" not in error and "not find" not in error:
+    if not any(words in error.lower() for words in ("no such file", "not find")):
         reason = f"the GPU's driver library does not load: {error[:200]}"
         return {"state": FAILED, "reason": reason, "remedy": "install NVIDIA's driver again"}
     if _driver() or Path("/dev/nvidiactl").exists():
@@ -297,14 +229,18 @@ def _remedy() -> str:
 
 def _driver() -> str:
     """Version of the kernel's driver; empty if there is none."""
-    match = re.search(r"Kernel Module\s+(?:for \S+\s+)?([\d.]+)", _read(Path("/proc/driver/nvidia/version")))
+    match = re.search(
+        r"Kernel Module\s+(?:for \S+\s+)?([\d.]+)", read_text(Path("/proc/driver/nvidia/version"))
+    )
     return match[1] if match else ""
 
 
 def _has_card() -> bool:
     """Whether the machine has a display or 3D controller by NVIDIA."""
     for device in Path("/sys/bus/pci/devices").glob("*"):
-        if _read(device / "vendor").strip() == "0x10de" and _read(device / "class").startswith("0x03"):
+        if read_text(device / "vendor").strip() == "0x10de" and read_text(device / "class").startswith(
+            "0x03"
+        ):
             return True
     return False
 
@@ -349,11 +285,3 @@ def _nvml_driver() -> str:
             nvml.close()
             return text
     return ""
-
-
-def library_json(found: Library) -> dict[str, Any]:
-    """A library as the report has it."""
-    text = {
-        key: getattr(found, key) for key in ("name", "distribution", "state", "version", "reason", "remedy")
-    }
-    return json.loads(json.dumps(text)) | {"extras": [extra or "base" for extra in PACKAGES[found.name][1]]}

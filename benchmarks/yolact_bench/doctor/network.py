@@ -1,8 +1,8 @@
 """The network of the doctor: small, with weights from a seeded generator, and what it finds in three images.
 
 The ONNX files in `data/` have zeros for their weights, which compress to a few kB. The weights are computed
-here and written over the zeros, so that neither PyTorch nor onnx is needed to get a whole file. `build.py`
-writes what is in `data/`.
+here and written over the zeros, so that neither PyTorch nor onnx is needed to get a whole file.
+`tests/doctor_files.py` writes what is in `data/`.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import argparse
 import getpass
 import html
 import math
+import platform
 import re
 import sys
 import tempfile
@@ -20,18 +21,20 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolact_bench.doctor.facts import Gpu, Library, library_json
+from yolact_bench.doctor.facts import Gpu, Library
 from yolact_bench.doctor.show import machine_rows, text
 from yolact_bench.doctor.stage import FAILED, OK, SKIPPED
 from yolact_runtime.errors import escape_controls
 from yolact_runtime.files import atomic_path, write_json
-from yolact_runtime.packages import own_version
+from yolact_runtime.packages import PACKAGES, own_version
 
 if TYPE_CHECKING:
     from yolact_bench.doctor.run import Checked
 
 SCHEMA = "yolact-doctor/1"
 NAMES = ("doctor.json", "doctor.html")
+# Keys of texts that are the project's own.
+_OWN = ("schema", "name", "group", "text", "state", "distribution", "extras", "config", "only")
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --soft: #5d6875; --grid: #e3e7ec; --page: #fff;
   --ok: #1d7a3c; --bad: #b3261e; --skip: #8a5a00; }
@@ -56,6 +59,7 @@ def make_report(
     gpu: Gpu,
     libraries: Mapping[str, Library],
     checked: Sequence[Checked],
+    complete: bool = True,
 ) -> dict[str, Any]:
     """The report as JSON has it, without names of users, hosts and their folders.
 
@@ -72,6 +76,7 @@ def make_report(
         "options": {"config": args.config, "quick": args.quick, "only": list(args.only)},
         "seconds": round(time.monotonic() - begun, 1),
         "exit_code": int(failed),
+        "complete": complete,
         "summary": {
             "ok": states.count(OK),
             "failed": states.count(FAILED),
@@ -80,7 +85,10 @@ def make_report(
         },
         "machine": dict(machine),
         "gpu": {**asdict(gpu), "devices": list(gpu.devices)},
-        "libraries": [library_json(one) for one in libraries.values()],
+        "libraries": [
+            asdict(one) | {"extras": [extra or "base" for extra in PACKAGES[one.name][1]]}
+            for one in libraries.values()
+        ],
         "stages": [
             {
                 "name": one.stage.name,
@@ -98,37 +106,55 @@ def make_report(
 
 
 def _without_names(value: Any) -> Any:
-    """A value whose texts have no control characters, and short names for folders of this user and run."""
-    replaced = _private_folders()
+    """A value whose texts have no control characters, and other words for names of user and host."""
+    replaced = [(re.compile(pattern), short) for pattern, short in (*_folders(), *_users())]
+    hosts = [(re.compile(pattern), short) for pattern, short in _hosts()]
 
-    def clean(value: Any) -> Any:
-        """The same for a part of it."""
+    def clean(value: Any, key: str = "") -> Any:
+        """The same for a part of it, the value of a key."""
         if isinstance(value, str):
-            for folder, short in replaced:
-                value = value.replace(folder, short)
-            value = re.sub(r"(/home/|/Users/|\\Users\\)[^/\\\s:'\"]+", r"\1...", value)
+            # A host may be called like a stage: what only we write stays.
+            for pattern, short in [*replaced, *([] if key in _OWN else hosts)]:
+                value = pattern.sub(short, value)
             return "\n".join(map(escape_controls, value.splitlines()))
         if isinstance(value, dict):
-            return {clean(key): clean(one) for key, one in value.items()}
+            return {clean(key, "name"): clean(one, key) for key, one in value.items()}
         if isinstance(value, (list, tuple)):
-            return [clean(one) for one in value]
+            return [clean(one, key) for one in value]
         # JSON has no such numbers.
         return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
     return clean(value)
 
 
-def _private_folders() -> list[tuple[str, str]]:
-    """Folders that name the user or the run, with what is shown for each; longer ones first."""
-    found = {tempfile.gettempdir(): "TMP"}
-    if sys.prefix != sys.base_prefix:
-        found[sys.prefix] = "VENV"
+def _folders() -> list[tuple[str, str]]:
+    """Patterns of folders that name the user or the run, with what is shown for each; longer ones first."""
+    venv = sys.prefix != sys.base_prefix
+    found = {tempfile.gettempdir(): "TMP", sys.prefix: "VENV" if venv else "PYTHON"}
+    checkout = Path(__file__).resolve().parents[3]
+    if (checkout / "pyproject.toml").exists():
+        found[str(checkout)] = "CHECKOUT"
     with suppress(RuntimeError):
         found[str(Path.home())] = "~"
     with suppress(Exception):
         found[f"/home/{getpass.getuser()}"] = "~"
-    usable = {folder: short for folder, short in found.items() if len(folder) > 3}
-    return sorted(usable.items(), key=lambda pair: -len(pair[0]))
+    usable = sorted((folder for folder in found if len(folder) > 3), key=len, reverse=True)
+    return [(rf"{re.escape(folder)}(?![\w.-])", found[folder]) for folder in usable]
+
+
+def _users() -> list[tuple[str, str]]:
+    """Patterns of users' names in paths."""
+    found = [(r"(/home/|/Users/|\\Users\\)[^/\\\s:'\"]+", r"\1...")]
+    with suppress(Exception):
+        found.append((rf"(?<=[/\\]){re.escape(getpass.getuser())}(?=[/\\\s:'\"]|$)", "..."))
+    return found
+
+
+def _hosts() -> list[tuple[str, str]]:
+    """Patterns of the host's name, with and without its domain."""
+    node = platform.node()
+    names = sorted({node, node.partition(".")[0]} - {"", "localhost"}, key=len, reverse=True)
+    return [(rf"(?<![\w-]){re.escape(name)}(?![\w-])", "HOST") for name in names]
 
 
 def write_report(report: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -169,13 +195,14 @@ def page(report: Mapping[str, Any]) -> str:
         ]
         for one in report["stages"]
     ]
+    ended = "" if report["complete"] else ". The command ended before all stages had been run."
     machine = [[_text(name), _text(value)] for name, value in machine_rows(report["machine"], gpu)]
     parts = [
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>yolact-doctor</title><style>{_STYLE}</style></head><body>",
         "<h1>yolact-doctor</h1>",
-        f"<p>{_text(counts)}, {report['seconds']:.0f} s, {_text(report['created'])}</p>",
+        f"<p>{_text(counts)}, {report['seconds']:.0f} s, {_text(report['created'])}{ended}</p>",
         f"<h2>Machine</h2>{_table([], machine)}",
         f"<h2>Stages</h2>{_table(['stage', 'state', 'time', 'figures', 'why, and what to do'], stages)}",
         f"<h2>Libraries</h2>{_table(['library', 'version', 'state', 'why', 'what mends it'], libraries)}",

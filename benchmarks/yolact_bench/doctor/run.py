@@ -12,13 +12,28 @@ from pathlib import Path
 from typing import Any
 
 from yolact_bench.doctor.child import call
-from yolact_bench.doctor.facts import Gpu, Library
-from yolact_bench.doctor.stage import FAILED, GPU, OK, SKIPPED, Context, Figure, Outcome, Stage
+from yolact_bench.doctor.facts import Gpu, Library, driver_outcome
+from yolact_bench.doctor.stage import (
+    DRIVER,
+    FAILED,
+    GPU,
+    OK,
+    SKIPPED,
+    SMALLER,
+    Context,
+    Figure,
+    Outcome,
+    Stage,
+)
 from yolact_runtime.errors import YolactError, first_line, missing_extra
 from yolact_runtime.packages import PACKAGES, import_failure, installed
 
 # The function that returns all stages, called with the context in each child process.
 SOURCE = "yolact_bench.doctor.stages:all_stages"
+# A stage that has been begun may end so many seconds after the limit, and has at least so many.
+_OVER, _LEAST = 60.0, 30.0
+# A machine on which these take too long is slow, not broken.
+_MEASURING = ("speed", "gpu-speed")
 
 
 @dataclass(frozen=True)
@@ -45,24 +60,26 @@ def run_stages(
         stages: In this order.
         context: What they are given.
         libraries: The states of libraries that were imported; a stage that needs a broken one fails.
-        gpu: The GPUs; without one, stages that need it are skipped.
-        limit: After so many seconds no stage is begun.
+        gpu: The GPUs; without one, stages that need it are skipped, and with a broken driver they fail.
+        limit: After so many seconds no stage is begun, and soon after it those that run are stopped.
         source: `module:function` that returns the stages in child processes.
     """
     begun = time.monotonic()
     for stage in stages:
-        outcome = missing(stage, libraries, gpu)
-        if outcome is None and time.monotonic() - begun > limit:
+        outcome = driver_outcome(gpu) if stage.name == DRIVER else missing(stage, libraries, gpu)
+        left = begun + limit - time.monotonic()
+        if outcome is None and left < 0:
             reason = f"the other stages took more than {limit:.0f} s"
             outcome = Outcome(SKIPPED, {}, reason, f"yolact-doctor --only {stage.name}")
-        yield Checked(stage, outcome) if outcome else _run(stage, context, source)
+        most = min(stage.seconds, max(_LEAST, left + _OVER))
+        yield Checked(stage, outcome) if outcome else _run(stage, context, source, most)
 
 
 def missing(stage: Stage, libraries: Mapping[str, Library], gpu: Gpu) -> Outcome | None:
     """The outcome of a stage that cannot be run; None for one that can."""
     names = [name for name in stage.needs if name != GPU]
     if GPU in stage.needs and gpu.state != OK:
-        return Outcome(SKIPPED, {}, gpu.reason, gpu.remedy)
+        return Outcome(gpu.state, {}, gpu.reason, gpu.remedy)
     for name in names:
         found = libraries.get(name)
         if found is not None and found.state == FAILED:
@@ -86,13 +103,18 @@ def install_command(names: Sequence[str]) -> str:
     return str(missing_extra("", ",".join(filter(None, extras)))).rpartition("run: ")[2]
 
 
-def _run(stage: Stage, context: Context, source: str) -> Checked:
-    """Run a stage in a child process."""
+def _run(stage: Stage, context: Context, source: str, most: float) -> Checked:
+    """Run a stage in a child process, for so many seconds at most."""
     start = time.monotonic()
     words = source, stage.name, json.dumps({**asdict(context), "folder": str(context.folder)})
-    ended = call("yolact_bench.doctor.run:run_here", *words, seconds=stage.seconds, folder=context.folder)
+    ended = call("yolact_bench.doctor.run:run_here", *words, seconds=most, folder=context.folder)
     seconds = time.monotonic() - start
     outcome = _outcome(ended.value) if not ended.problem else None
+    if ended.late and stage.group in _MEASURING:
+        outcome = Outcome(SKIPPED, {}, f"too slow to measure here: {ended.problem}", SMALLER)
+    elif ended.late and most < stage.seconds:
+        reason = f"{ended.problem}, as the time of the whole run was up"
+        outcome = Outcome(SKIPPED, {}, reason, f"yolact-doctor --only {stage.name}")
     if outcome is None:
         reason = ended.problem or "it returned no outcome"
         remedy = f"run it alone, and attach the report to a bug report: yolact-doctor --only {stage.name}"

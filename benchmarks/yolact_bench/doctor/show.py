@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 import textwrap
-import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from yolact_bench.doctor.stage import FAILED, OK, SKIPPED, Figure
+from yolact_bench.doctor.stage import FAILED, OK, Figure
 from yolact_runtime.commandline import print_line
 from yolact_runtime.packages import own_version
 
@@ -18,11 +17,6 @@ if TYPE_CHECKING:
 
 STYLES = {OK: "green", FAILED: "bold red"}
 _INDENT, _WIDTH = " " * 9, 100
-
-
-def now() -> float:
-    """Seconds of a clock that does not jump."""
-    return time.monotonic()
 
 
 def machine(found: Mapping[str, Any], gpu: Gpu) -> None:
@@ -68,16 +62,16 @@ def libraries(found: Mapping[str, Library]) -> None:
 
 
 def reason(one: Checked) -> tuple[str, str] | None:
-    """Why a stage that was not begun is skipped; None for others."""
-    skipped = one.outcome.state == SKIPPED and not one.seconds
-    return (one.outcome.reason, one.outcome.remedy.replace(one.stage.name, "STAGE")) if skipped else None
+    """Why a stage was not begun; None for others."""
+    left_out = one.outcome.state != OK and not one.seconds
+    return (one.outcome.reason, one.outcome.remedy.replace(one.stage.name, "STAGE")) if left_out else None
 
 
 def stages(together: Sequence[Checked]) -> None:
     """Print the outcome of a stage: a line, its figures, what is wrong and what to do.
 
     Args:
-        together: One stage, or several that are skipped for the same reason.
+        together: One stage, or several that were not begun for the same reason.
     """
     one, outcome = together[0], together[0].outcome
     seconds = f"{one.seconds:6.1f} s" if one.seconds else ""

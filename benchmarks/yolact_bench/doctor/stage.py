@@ -9,6 +9,11 @@ from pathlib import Path
 OK, FAILED, SKIPPED = "OK", "FAILED", "SKIPPED"
 # In `Stage.needs`: an NVIDIA GPU and its driver.
 GPU = "gpu"
+# The stage whose outcome is what the driver has said.
+DRIVER = "driver"
+
+# What to do where measuring takes too long.
+SMALLER = "measure a smaller network: --config yolact_tiny"
 
 Figure = float | int | str
 

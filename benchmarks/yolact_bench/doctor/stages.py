@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from yolact_bench.doctor.engines import engine_stages
-from yolact_bench.doctor.facts import gpu_here
+from yolact_bench.doctor.facts import driver_outcome, probe_gpu
 from yolact_bench.doctor.parts import part_stages
 from yolact_bench.doctor.speed import speed_stages
-from yolact_bench.doctor.stage import Context, Outcome, Stage
+from yolact_bench.doctor.stage import DRIVER, GPU, Context, Outcome, Stage
 from yolact_bench.gpu_checks.stages import gpu_stages
 from yolact_runtime.errors import UsageError
 from yolact_runtime.typed import nearest
@@ -16,7 +16,7 @@ from yolact_runtime.typed import nearest
 
 def all_stages(context: Context) -> list[Stage]:
     """Every stage; which can be run here is found out later."""
-    driver = Stage("driver", "gpu", _driver, (), "the NVIDIA driver starts and names its GPUs", 20)
+    driver = Stage(DRIVER, "gpu", _driver, (GPU,), "the NVIDIA driver starts and names its GPUs", 20)
     engines = engine_stages()
     # What is quick and what a GPU does first: no stage is begun after some minutes.
     first = [one for one in engines if one.quick]
@@ -45,8 +45,5 @@ def choose(stages: Sequence[Stage], only: Collection[str], quick: bool) -> list[
 
 
 def _driver(context: Context) -> Outcome:
-    """What the driver says of its GPUs."""
-    found = gpu_here()
-    figures = {f"GPU {number}": device["name"] for number, device in enumerate(found["devices"])}
-    cuda = {"CUDA": found["cuda"]} if found.get("cuda") else {}
-    return Outcome(found["state"], {**figures, **cuda}, found.get("reason", ""), found.get("remedy", ""))
+    """What the driver says of its GPUs; a run, which has asked it, does not call this."""
+    return driver_outcome(probe_gpu())

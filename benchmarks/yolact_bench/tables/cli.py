@@ -276,12 +276,11 @@ def _wrapped(line: str) -> str:
 
 def _machine() -> dict[str, Any]:
     """What the figures are taken on."""
-    from yolact_bench.doctor.facts import machine
     from yolact_bench.measure.machine import describe_machine
 
-    found, gpu = machine(), describe_machine()["gpu"]
+    found = describe_machine()
     names = ("cpu", "cpu_features", "cores", "memory_gib", "system", "python", "threads_variables")
-    return {**{name: found[name] for name in names}, "gpu": gpu["name"] if gpu else None}
+    return {**{name: found[name] for name in names}, "gpu": (found["gpu"] or {}).get("name")}
 
 
 def _versions(packages: Iterable[str]) -> dict[str, str]:

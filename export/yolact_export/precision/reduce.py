@@ -61,8 +61,8 @@ class Reduced:
 
     Attributes:
         model: The graph to write.
-        emulated: Computes on a CPU what `model` computes on a GPU; for int8 `model` itself, of which TensorRT gets a
-            form with half the steps after a ReLU.
+        emulated: Computes on a CPU what `model` computes on a GPU; for int8 `model` itself, of
+            which TensorRT gets a form with half the steps after a ReLU.
         precision: The precision that `model` really has.
         shortfall: One line if that is less than requested, else "".
         kept: Layer groups in float32.

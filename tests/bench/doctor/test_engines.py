@@ -62,3 +62,14 @@ def test_the_speed_of_a_configuration(tmp_path: Path, monkeypatch: pytest.Monkey
         assert done.figures[f"{stage} ms"] >= 0
     for stage in ("preprocess", "network", "masks", "rle"):
         assert done.figures[f"{stage} floor ms"] <= done.figures[f"{stage} ms"]
+
+
+def test_a_slow_machine_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of one call decides, before warming up."""
+    file = network.write_onnx_file(tmp_path / "network.onnx", "native")
+    monkeypatch.setattr(speed, "configured_files", lambda context: (file, file))
+    monkeypatch.setattr(speed, "_MOST", 0.0)
+    monkeypatch.setattr(speed, "_measure_batch", pytest.fail)
+    done = run("speed-onnxruntime", tmp_path)
+    assert done.state == SKIPPED and done.reason.startswith("too slow to measure here: ")
+    assert "--config" in done.remedy

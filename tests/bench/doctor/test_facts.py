@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from yolact_bench.doctor import facts
+from yolact_bench.doctor.child import Ended
 from yolact_bench.doctor.facts import Gpu, Library, probe_gpu, probe_libraries
 from yolact_bench.doctor.stage import FAILED, OK, SKIPPED
+from yolact_bench.measure.machine import machine
 from yolact_runtime.packages import PACKAGES
 
 NONE = Gpu(SKIPPED, reason="no NVIDIA GPU")
@@ -144,6 +146,38 @@ def test_a_library_that_is_another_one(driver) -> None:
 
 
 def test_the_machine_is_described_without_names() -> None:
-    found = facts.machine()
+    found = machine()
     assert found["cores"] >= 1 and found["cpu"] and found["memory_gib"] > 0
     assert not any(name in str(found) for name in ("PATH", str(Path.home())))
+
+
+@pytest.mark.parametrize(
+    "error", ["dlopen(libcuda.so.1): tried: 'libcuda.so.1' (no such file)", "cannot open: No such file"]
+)
+def test_no_driver_library_is_no_failure(error: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(facts, "_driver", lambda: "")
+    monkeypatch.setattr(facts, "_has_card", lambda: False)
+    monkeypatch.setattr(facts.Path, "exists", lambda path: False)
+    assert facts._no_library("libcuda.so.1", error) == {"reason": "no NVIDIA GPU", "remedy": ""}
+
+
+def test_macos_has_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(facts.sys, "platform", "darwin")
+    monkeypatch.setattr(facts.ctypes, "CDLL", pytest.fail)
+    found = facts.gpu_here()
+    assert (found["state"], found["reason"]) == (SKIPPED, "no NVIDIA GPU")
+
+
+def test_a_slow_disk_is_not_a_broken_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is not done when the time is up is tried again, alone with its time."""
+    asked = []
+
+    def call(function: str, *names: str, seconds: float) -> Ended:
+        asked.append(names)
+        done = {"numpy": ""} if names[0] == "numpy" else {"cv2": ""} if len(asked) == 2 else {}
+        return Ended(done, "it did not end within 60 s and was stopped", late=True)
+
+    monkeypatch.setattr(facts, "call", call)
+    found = dict(facts._imported(["numpy", "cv2", "rich"], NONE))
+    assert [one.state for one in found.values()] == [OK, OK, FAILED]
+    assert asked == [("numpy", "cv2", "rich"), ("cv2", "rich"), ("rich",)]

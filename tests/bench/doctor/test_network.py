@@ -103,3 +103,20 @@ def test_a_wrong_detection_is_noticed(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("yolact_runtime.detect.SIZE_VARIANCE", 0.3)
     (stage,) = [one for one in parts.part_stages() if one.name == "numpy"]
     assert stage.run(Context(tmp_path)).state == FAILED
+
+
+def test_wrong_boxes_and_masks_are_named() -> None:
+    expected = network.expected_results()
+    left, top, width, height = expected[0]["bbox"]
+    moved = changed(0, bbox=[left + 0.1 * width, top, width, height])
+    assert compare(expected, moved, EXACT).reason.startswith("a box overlaps its stored one by only 0.8")
+    assert compare(expected, moved, REDUCED).state == OK
+    far = changed(0, bbox=[left + 0.5 * width, top, width, height])
+    assert compare(expected, far, REDUCED).reason.startswith("a box overlaps its stored one by only 0.3")
+    # A mask without its right part.
+    mask = coco_mask.decode(expected[0]["segmentation"])
+    columns = np.cumsum(mask.sum(axis=0))
+    mask[:, np.searchsorted(columns, 0.4 * columns[-1]) :] = 0
+    part = coco_mask.encode(np.asfortranarray(mask))
+    less = changed(0, segmentation={**part, "counts": part["counts"].decode()})
+    assert compare(expected, less, REDUCED).reason.startswith("a mask overlaps its stored one by only 0.3")

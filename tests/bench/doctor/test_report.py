@@ -12,10 +12,11 @@ import jsonschema
 import pytest
 
 import yolact_bench.doctor
-from yolact_bench.doctor.facts import Gpu, Library, machine
+from yolact_bench.doctor.facts import Gpu, Library
 from yolact_bench.doctor.report import make_report, page, write_report
 from yolact_bench.doctor.run import Checked
 from yolact_bench.doctor.stage import FAILED, OK, SKIPPED, Outcome, Stage
+from yolact_bench.measure.machine import machine
 
 SCHEMA = json.loads((Path(yolact_bench.doctor.__file__).parent / "schema.json").read_text(encoding="utf-8"))
 HOSTILE = "<script>alert(1)</script>\"'&\x1b[31m\u202e\ud800 \n</td>"
@@ -90,3 +91,19 @@ def test_no_secrets_and_no_folders_of_the_user(monkeypatch: pytest.MonkeyPatch, 
     found = json.dumps(report(text="/home/ann.other/work/x.so and /home/bob/y and C:\\Users\\carl\\z"))
     assert "ann.other" not in found and "bob" not in found and "carl" not in found and "s3cr3t" not in found
     assert "~/work/x.so" in found
+
+
+def test_names_of_the_user_and_the_host_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.node", lambda: "gpu.example.org")
+    monkeypatch.setattr("getpass.getuser", lambda: "ann")
+    monkeypatch.setattr("sys.prefix", "/opt/py")
+    monkeypatch.setattr("sys.base_prefix", "/opt/py")
+    checkout = Path(yolact_bench.doctor.__file__).parents[3]
+    text = f"/data/ann/x /data/anna gpu.example.org: gpu gpu-speed /opt/py/a /opt/py3/a {checkout}/b"
+    found = report(("gpu",), text=text)
+    jsonschema.validate(found, SCHEMA)
+    expected = "/data/.../x /data/anna HOST: HOST gpu-speed PYTHON/a /opt/py3/a"
+    assert found["machine"]["system"].startswith(expected)
+    assert str(checkout) not in json.dumps(found)
+    # A host that is called like a group takes nothing else from the report.
+    assert found["options"]["only"] == ["gpu"] and found["gpu"]["state"] == OK

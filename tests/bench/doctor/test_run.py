@@ -6,16 +6,19 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jsonschema
 import pytest
 
 import yolact_bench.doctor
+from yolact_bench.doctor.child import Ended
 from yolact_bench.doctor.cli import main
 from yolact_bench.doctor.facts import Gpu, Library
 from yolact_bench.doctor.run import install_command, missing, outcome_of, run_stages
 from yolact_bench.doctor.stage import FAILED, GPU, OK, SKIPPED, Context, Outcome, Stage
+from yolact_bench.doctor.stages import all_stages
 from yolact_runtime.errors import YolactError
 
 NONE = Gpu(SKIPPED, reason="no NVIDIA GPU")
@@ -80,8 +83,21 @@ def test_what_a_stage_needs_decides_whether_it_is_run() -> None:
     absent = missing(Stage("a", "g", never, ("numpy", "no_such_package")), {}, NONE)
     assert absent is not None and absent.state == SKIPPED and "no_such_package" in absent.reason
     assert missing(Stage("a", "g", never, ("cv2", GPU)), broken, NONE) == gpu
+    driver = Gpu(FAILED, reason="cuInit: error 999", remedy="see what nvidia-smi says")
+    assert missing(Stage("a", "g", never, (GPU,)), {}, driver) == Outcome(
+        FAILED, {}, driver.reason, driver.remedy
+    )
     failed = missing(Stage("a", "g", never, ("cv2",)), broken, NONE)
     assert failed == Outcome(FAILED, {}, "libGL", "pip install x")
+
+
+def test_the_driver_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("yolact_bench.doctor.run.call", pytest.fail)
+    (stage,) = [one for one in all_stages(Context(tmp_path)) if one.name == "driver"]
+    for gpu in (NONE, Gpu(FAILED, reason="error 999"), Gpu(OK, cuda="12.8", devices=({"name": "A"},))):
+        (done,) = run_stages([stage], Context(tmp_path), {}, gpu)
+        assert (done.outcome.state, done.outcome.reason) == (gpu.state, gpu.reason)
+    assert done.outcome.figures == {"GPU 0": "A", "CUDA": "12.8"}
 
 
 def test_one_command_installs_all_that_is_missing() -> None:
@@ -95,6 +111,33 @@ def test_no_stage_is_begun_when_the_time_is_up(tmp_path: Path) -> None:
     stage = Stage("late", "test", lambda context: Outcome(OK))
     (done,) = run_stages([stage], Context(tmp_path), {}, NONE, limit=-1.0)
     assert done.outcome.state == SKIPPED and done.outcome.remedy == "yolact-doctor --only late"
+
+
+@pytest.mark.parametrize(
+    ("group", "allowed", "most", "state", "reason"),
+    [
+        ("speed", 120.0, 120.0, SKIPPED, "too slow to measure here: "),
+        ("gpu-speed", 20.0, 20.0, SKIPPED, "too slow to measure here: "),
+        ("engines", 50.0, 50.0, FAILED, "it did not end"),
+        ("engines", 900.0, 70.0, SKIPPED, "it did not end"),
+    ],
+)
+def test_a_stage_has_no_more_time_than_the_run(
+    group: str, allowed: float, most: float, state: str, reason: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    given = []
+
+    def call(*words: str, seconds: float, folder: Path) -> Ended:
+        given.append(seconds)
+        return Ended(problem="it did not end", late=True)
+
+    monkeypatch.setattr("yolact_bench.doctor.run.call", call)
+    stage = Stage("late", group, lambda context: Outcome(OK), seconds=allowed)
+    limit = 150.0 if most == allowed else 10.0
+    (done,) = run_stages([stage], Context(tmp_path), {}, NONE, limit)
+    assert given == [pytest.approx(most, abs=1)]
+    assert done.outcome.state == state and done.outcome.reason.startswith(reason)
 
 
 def doctor(*words: str, packages: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -151,6 +194,60 @@ def test_a_base_package_that_does_not_load(package: str, tmp_path: Path) -> None
     assert found["onnxruntime-fp32"] == FAILED
     assert found["masks"] == (OK if package == "onnxruntime" else FAILED)
     assert "libX.so.1: cannot open" in done.stdout and "pip install --force-reinstall" in done.stdout
+
+
+WAITS = """
+import os, subprocess, time
+from yolact_bench.doctor.stage import OK, Outcome, Stage
+def waits(context):
+    one = subprocess.Popen(["sleep", "60"])
+    with open(os.environ["STARTED"] + "+", "w") as file: file.write(f"{os.getpid()} {one.pid}")
+    os.rename(os.environ["STARTED"] + "+", os.environ["STARTED"])
+    time.sleep(60)
+def stages(context):
+    return [Stage("good", "test", lambda context: Outcome(OK)), Stage("waits", "test", waits)]
+"""
+STOPPED = """
+import sys
+import doctor_waits, yolact_bench.doctor.stages as known, yolact_bench.doctor.run as run
+known.all_stages = doctor_waits.stages
+run.run_stages.__defaults__ = (*run.run_stages.__defaults__[:-1], "doctor_waits:stages")
+from yolact_bench.doctor.cli import main
+sys.exit(main())
+"""
+
+
+def test_a_stopped_run_leaves_a_report_and_no_process(
+    modules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modules("doctor_waits", WAITS)
+    started, report = tmp_path / "started", tmp_path / "report"
+    monkeypatch.setenv("STARTED", str(started))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    words = [sys.executable, "-c", STOPPED, "--only", "test", "--report", str(report)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        for _ in range(600):
+            if started.exists() or run.poll() is not None:
+                break
+            time.sleep(0.05)
+        assert started.exists(), run.communicate()
+        run.terminate()
+        _, errors = run.communicate(timeout=60)
+    assert run.returncode == 130 and b"Traceback" not in errors
+    assert states(report) == {"good": OK}
+    content = json.loads((report / "doctor.json").read_text(encoding="utf-8"))
+    assert content["complete"] is False
+    assert "ended before all stages" in (report / "doctor.html").read_text(encoding="utf-8")
+    for process in map(int, started.read_text().split()):
+        assert not alive(process)
+
+
+def alive(process: int) -> bool:
+    """Whether a process runs; one that waits to be collected does not."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
 
 
 HIDE = """

@@ -1,4 +1,4 @@
-"""Writes `data/`, the files of the doctor's network: `python -m yolact_bench.doctor.build FOLDER`."""
+"""Writes `data/`, the files of the doctor's network: `python -m tests.doctor_files FOLDER`."""
 
 from __future__ import annotations
 
