@@ -24,6 +24,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "yolact_resnet50"
+GRACE = 10  # seconds between SIGTERM and SIGKILL
+NO_TIME = "no time left"
+Entry = dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -51,23 +54,21 @@ def steps(output: Path, work: Path, dataset: Path | None) -> list[Step]:
     """
     pytest = ("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", "300")
     kernels = ("yolact-bench", "kernels", "--config", CONFIG, "--batch", "1", "8", "32")
+    # Its group gpu-engines is what test-engines does.
+    parts = ("--only", "parts", "engines", "gpu", "kernels", "gpu-speed")
     make = (
         "from pathlib import Path; from yolact_bench.gpu_checks.networks import *;"
         f" print(make_engine(flavour('onnxruntime-cuda-{{}}'), Path({str(work)!r}), {CONFIG!r}))"
     )
     checkpoint = work / f"{CONFIG}_0_1.pth"
     found = [
-        Step("gpu", ("nvidia-smi",), 30),
-        Step("packages", ("python", "-m", "pip", "freeze"), 60),
-        Step("test-kernels", (*pytest, "tests/gpu/test_kernels.py"), 240),
-        Step("doctor", ("yolact-doctor", "--report", str(output / "doctor"), "--limit", "560"), 660),
-        Step("kernels", (*kernels, "--json", str(output / "kernels.json")), 180),
-        Step("kernels-half", (*kernels, "--half", "--json", str(output / "kernels-half.json")), 120),
-        Step("test-networks", (*pytest, "tests/gpu/test_networks.py"), 180),
-        Step("test-engines", (*pytest, "tests/gpu/test_engines.py"), 480),
-        Step("ceilings", ("yolact-bench", "roofline", "--gpu", "--json", str(output / "ceilings.json")), 90),
-        Step("export-native", ("python", "-c", make.format("native")), 180),
-        Step("export-heads", ("python", "-c", make.format("runtime")), 180),
+        Step("gpu", ("nvidia-smi",), 20),
+        Step("packages", ("python", "-m", "pip", "freeze"), 30),
+        Step("test-kernels", (*pytest, "tests/gpu/test_kernels.py"), 200),
+        Step("kernels", (*kernels, "--json", str(output / "kernels.json")), 140),
+        Step("test-networks", (*pytest, "tests/gpu/test_networks.py"), 140),
+        Step("export-native", ("python", "-c", make.format("native")), 80),
+        Step("export-heads", ("python", "-c", make.format("runtime")), 80),
         Step(
             "engines",
             (
@@ -83,8 +84,13 @@ def steps(output: Path, work: Path, dataset: Path | None) -> list[Step]:
                     )
                 ),
             ),
-            240,
+            200,
         ),
+        Step("ceilings", ("yolact-bench", "roofline", "--gpu", "--json", str(output / "ceilings.json")), 80),
+        Step("kernels-half", (*kernels, "--half", "--json", str(output / "kernels-half.json")), 90),
+        Step("test-engines", (*pytest, "-k", "onnxruntime or pytorch", "tests/gpu/test_engines.py"), 260),
+        Step("doctor", ("yolact-doctor", *parts, "--report", str(output / "doctor"), "--limit", "100"), 180),
+        Step("test-tensorrt", (*pytest, "-k", "tensorrt", "tests/gpu/test_engines.py"), 480),
     ]
     if dataset:
         training = ("yolact-bench", "training", "--dataset", str(dataset), "--config", CONFIG)
@@ -111,7 +117,7 @@ def environment() -> dict[str, str]:
     return os.environ | more | ({"LD_LIBRARY_PATH": os.pathsep.join(paths)} if paths else {})
 
 
-def run(step: Step, output: Path, seconds: float) -> dict[str, object]:
+def run(step: Step, output: Path, seconds: float) -> Entry:
     """Run one step for at most so many seconds; returns its entry in the summary."""
     log = output / f"{step.name}.log"
     start = time.monotonic()
@@ -129,16 +135,38 @@ def run(step: Step, output: Path, seconds: float) -> dict[str, object]:
                 code = child.wait(seconds)
             except subprocess.TimeoutExpired:
                 code = f"ended after {seconds:.0f} s"
-            finally:  # also what the step started
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
+            finally:
+                _end(child)
         except OSError as error:
             code = str(error)
     return {
         "step": step.name, "command": list(step.command), "code": code,
         "seconds": round(time.monotonic() - start, 1),
     }  # fmt: skip
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """End a step and all that it started; the doctor ends its stages, which are in groups of their own."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if child.poll() is None:
+            os.killpg(child.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(GRACE)
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def merge(file: Path, entries: Sequence[Entry]) -> None:
+    """Write the entries of a call into the summary, where they replace those of earlier calls by name."""
+    try:
+        before = {entry["step"]: entry for entry in json.loads(file.read_text())}
+    except (OSError, ValueError):
+        before = {}
+    for entry in entries:
+        # A step that has run is not forgotten because there was no time for it once more.
+        if entry["code"] != NO_TIME or entry["step"] not in before:
+            before[entry["step"]] = entry
+    file.write_text(json.dumps([*before.values()], indent=1))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -164,16 +192,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     for folder in (output, work):
         folder.mkdir(parents=True, exist_ok=True)
-    end, entries = time.monotonic() + 60 * args.minutes, []
+    end, entries = time.monotonic() + 60 * args.minutes, list[Entry]()
     for step in chosen:
         left = min(step.seconds, end - time.monotonic())
         if left < 2:
-            entries.append({"step": step.name, "command": list(step.command), "code": "no time left"})
+            entries.append({"step": step.name, "command": list(step.command), "code": NO_TIME})
         else:
             entries.append(run(step, output, left))
         print(f"{step.name:18} {entries[-1]['code']!s:>8}  {entries[-1].get('seconds', 0):7} s", flush=True)
         # After each step: whoever ends this early has what was found until then.
-        (output / "summary.json").write_text(json.dumps(entries, indent=1))
+        merge(output / "summary.json", entries)
         with tarfile.open(f"{output}.tar.gz", "w:gz") as archive:
             archive.add(output, output.name)
     return int(any(entry["code"] != 0 for entry in entries))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import random
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -149,7 +151,64 @@ def test_each_step_ends_and_the_next_ones_run(tmp_path: Path, monkeypatch: pytes
     assert (output / "hangs.log").read_text().endswith("1\n")
     assert (tmp_path / "output.tar.gz").exists()
     assert bring_up.main([str(output), "--only", "works", "--minutes", "0"]) == 1
-    assert json.loads((output / "summary.json").read_text())[0]["code"] == "no time left"
+    summary = json.loads((output / "summary.json").read_text())
+    assert [entry["code"] for entry in summary] == codes  # what has run is kept
+
+
+def test_a_call_adds_its_steps_to_the_summary(tmp_path: Path) -> None:
+    file = tmp_path / "summary.json"
+    for name, code in (("a", 1), ("b", 0), ("a", 0), ("b", bring_up.NO_TIME), ("c", bring_up.NO_TIME)):
+        bring_up.merge(file, [{"step": name, "code": code}])
+    found = {entry["step"]: entry["code"] for entry in json.loads(file.read_text())}
+    assert found == {"a": 0, "b": 0, "c": bring_up.NO_TIME}
+
+
+def test_a_step_may_end_its_own_children(tmp_path: Path) -> None:
+    program = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(print('ended them')))\n"
+        "print('on', flush=True); time.sleep(60)"
+    )
+    entry = bring_up.run(bring_up.Step("s", ("python", "-c", program), 60), tmp_path, 3)
+    assert entry["code"] == "ended after 3 s"
+    assert (tmp_path / "s.log").read_text().endswith("on\nended them\n")
+
+
+def test_packages_for_a_cuda() -> None:
+    assert "onnxruntime-gpu[cuda,cudnn]<1.27" in wheels._cuda_packages("12.8")
+    assert "onnxruntime-gpu[cuda,cudnn]>=1.28" in wheels._cuda_packages("13.0")
+    wheels._check_indexes(["torch"], "13.0", [])
+    wheels._check_indexes(["torch", "tensorrt"], "12.8", ["https://index"])
+    with pytest.raises(wheels.KitError, match=r"--with torch .* add --index https://download\S+/cu128$"):
+        wheels._check_indexes(["torch"], "12.8", [])
+    with pytest.raises(wheels.KitError, match=r"add --index https://pypi\.nvidia\.com"):
+        wheels._check_indexes(["tensorrt"], "13.0", [])
+
+
+def test_toolkit_and_driver_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CUDA_PATH", "CUDA_HOME", "CUDA_ROOT", "LD_LIBRARY_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(wheels.shutil, "which", lambda name: None)  # neither nvcc nor ldconfig
+    for name in ("cu13", "cuda_runtime"):
+        toolkit = tmp_path / name / "nvidia" / name
+        (toolkit / "include").mkdir(parents=True)
+        (toolkit / "include" / "cuda.h").touch()
+        monkeypatch.setenv("CUDA_PATH", str(toolkit))
+        assert wheels.find_toolkit() == toolkit
+        monkeypatch.delenv("CUDA_PATH")
+        if not any((Path(place) / "include/cuda.h").is_file() for place in ("/usr", "/usr/local/cuda")):
+            assert wheels.find_toolkit([tmp_path / name]) == toolkit
+    (toolkit / "lib" / "stubs").mkdir(parents=True)
+    (toolkit / "lib" / "stubs" / "libcuda.so").touch()
+    assert wheels.find_driver(toolkit).name.startswith("libcuda.so")
+
+
+def test_pycuda_that_is_there_is_not_built(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wheels, "build_pycuda", lambda *_: pytest.fail("built"))
+    wheels._install_pycuda([Path("numpy-2.0.whl")], Path("python"), argparse.Namespace())
+    assert "the one that is there is used" in capsys.readouterr().out
 
 
 def test_the_steps_name_commands_that_exist(tmp_path: Path) -> None:
@@ -158,7 +217,13 @@ def test_the_steps_name_commands_that_exist(tmp_path: Path) -> None:
     from yolact_bench.doctor.cli import build_parser as doctor_parser
 
     names = [step.name for step in bring_up.steps(tmp_path / "out", tmp_path / "work", tmp_path)]
-    assert names[2:5] == ["test-kernels", "doctor", "kernels"] and len(set(names)) == len(names)
+    assert names[2:4] == ["test-kernels", "kernels"] and len(set(names)) == len(names)
+    limits = {step.name: step.seconds for step in bring_up.steps(tmp_path, tmp_path, None)}
+    assert sum(limits.values()) - limits["test-tensorrt"] <= 25 * 60
+    page = (bring_up.ROOT / "docs/contributing/first-gpu.md").read_text()
+    calls = re.findall(r"bring_up\.py results --minutes 9 --only (.+)", page)
+    assert [name for call in calls for name in call.split()] == [*limits][:-1]
+    assert all(sum(limits[name] for name in call.split()) <= 540 for call in calls)
     for step in bring_up.steps(tmp_path / "out", tmp_path / "work", tmp_path):
         if step.command[0] == "yolact-doctor":
             doctor_parser().parse_args(step.command[1:])

@@ -29,19 +29,25 @@ ROOT = Path(__file__).resolve().parents[2]
 KIT, LIST = "kit", "kit.json"
 MIB = 2**20
 # Beyond these, what pip resolves for them.
-BASE = ("numpy", "onnxruntime-gpu", "opencv-python-headless", "pycocotools", "rich", "shtab")
+BASE = ("numpy", "opencv-python-headless", "pycocotools", "rich", "shtab")
+# From 1.27 on, it is built for CUDA 13. Its extras are NVIDIA's libraries, which not every machine has.
+ONNX_RUNTIME = {12: "onnxruntime-gpu[cuda,cudnn]<1.27", 13: "onnxruntime-gpu[cuda,cudnn]>=1.28"}
 MEASURE = ("psutil", "scipy", "jinja2", "matplotlib", "nvidia-ml-py")
-EXPORT = ("onnx", "onnxscript", "safetensors", "sympy", "pyyaml", "huggingface_hub", "pillow")
+EXPORT = ("onnx", "onnxscript", "sympy", "pyyaml")
 TESTS = ("pytest>=8", "pytest-timeout", "hypothesis")
 # pycuda has no wheels: its own needs, and those of building it without a network.
 PYCUDA = ("pytools", "platformdirs", "mako", "setuptools", "wheel")
 # Large ones, only where they are asked for.
 EXTRAS = {
     "torch": ("torch", "torchvision"),
-    "tensorrt": ("tensorrt",),
-    "tensorrt-rtx": ("tensorrt-rtx-cu13",),
+    # PyPI has what imports these as sources only: that is built here, see `WRAPPED`.
+    "tensorrt": ("tensorrt-cu{major}-libs", "tensorrt-cu{major}-bindings"),
+    "tensorrt-rtx": ("tensorrt-rtx-cu{major}-libs", "tensorrt-rtx-cu{major}-bindings"),
     "openvino": ("openvino",),
 }
+WRAPPED = ("tensorrt", "tensorrt-rtx")
+# What PyPI has not, or for another CUDA.
+INDEXES = {"tensorrt": "https://pypi.nvidia.com", "torch": "https://download.pytorch.org/whl/cu{cuda}"}
 # pip matches the number of a platform exactly.
 PLATFORMS = (*(f"manylinux_2_{minor}_" for minor in range(39, 4, -1)), "manylinux2014_", "manylinux2010_",
              "manylinux1_", "linux_")  # fmt: skip
@@ -58,10 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--python", default=version, metavar="X.Y", help=f"Python of the GPU machine (default: {version})")
     add("--machine", default="x86_64", choices=["x86_64", "aarch64"], help="its processor")
     add("--cuda", default="13.0", metavar="X.Y", help="CUDA of its driver, see nvidia-smi (default: 13.0)")
-    add("--part-size", type=int, default=48, metavar="MIB", help="most bytes of a transfer (default: 48 MiB)")
+    add("--part-size", type=int, default=40, metavar="MIB", help="most bytes of a transfer (default: 40 MiB)")
     add("--have", type=Path, metavar="FILE", help="its `pip freeze`: what is there already is left out")
     text = "large packages that are left out by default"
     add("--with", nargs="+", default=[], choices=sorted(EXTRAS), dest="extras", help=text)
+    text = "further package index, such as https://download.pytorch.org/whl/cu128; may be repeated"
+    add("--index", action="append", default=[], metavar="URL", help=text)
     add = commands.add_parser("store", help="add one transfer to the store").add_argument
     add("transfer", type=Path, help="folder of a transfer")
     add("store", type=Path, help="folder that collects all transfers")
@@ -79,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             store(args.transfer, args.store)
         else:
             install(args)
-    except KitError as error:
+    except (KitError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -97,7 +105,9 @@ def collect(args: argparse.Namespace) -> None:
     if args.folder.exists() and any(args.folder.iterdir()):
         raise KitError(f"{args.folder} is not empty; name a new folder")
     names = [*BASE, *MEASURE, *EXPORT, *TESTS, *PYCUDA, *_cuda_packages(args.cuda)]
-    names += [name for extra in args.extras for name in EXTRAS[extra]]
+    major = int(args.cuda.split(".")[0])
+    _check_indexes(args.extras, args.cuda, args.index)
+    names += [name.format(major=major) for extra in args.extras for name in EXTRAS[extra]]
     there = _frozen(args.have) if args.have else {}
     args.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.folder) as text:
@@ -106,10 +116,14 @@ def collect(args: argparse.Namespace) -> None:
         constraints.write_text("".join(f"{name}=={version}\n" for name, version in there.items()))
         files = folder / "files"
         files.mkdir()
-        _download(names, files, args.python, args.machine, constraints)
+        _download(names, files, args.python, args.machine, constraints, args.index)
+        for extra in (extra for extra in args.extras if extra in WRAPPED):
+            _wrap(f"{extra}-cu{major}", files)
         _pip("download", "--no-deps", "--no-binary", "pycuda", "-d", str(files), "pycuda")
         for file in sorted(files.iterdir()):
             name, version = _name_and_version(file.name)
+            if re.search(r"\d(a|b|rc)\d|dev", version.partition("+")[0]):
+                raise KitError(f"{file.name} is a pre-release; no index has a final version for this machine")
             if there.get(name) == version:
                 file.unlink()
         count = cut(sorted(files.iterdir()), args.folder, args.part_size * MIB, vars(args))
@@ -124,15 +138,34 @@ def _cuda_packages(version: str) -> list[str]:
     major = int(version.split(".")[0])
     suffix = "-cu12" if major == 12 else ""
     compiler = [f"nvidia-cuda-{name}{suffix}=={version}.*" for name in ("nvrtc", "runtime")]
-    return [f"cuda-bindings=={major}.*", *compiler]
+    return [f"cuda-bindings=={major}.*", *compiler, ONNX_RUNTIME[major]]
 
 
-def _download(names: Iterable[str], folder: Path, python: str, machine: str, constraints: Path) -> None:
+def _check_indexes(extras: Sequence[str], cuda: str, given: Sequence[str]) -> None:
+    """Refuse what PyPI has not: it has PyTorch for CUDA 13, and no libraries of TensorRT."""
+    for extra in extras:
+        if extra in INDEXES and not given and not (extra == "torch" and cuda.startswith("13")):
+            index = INDEXES[extra].format(cuda=cuda.replace(".", ""))
+            raise KitError(f"--with {extra} for CUDA {cuda}: PyPI has no wheels; add --index {index}")
+
+
+def _wrap(name: str, folder: Path) -> None:
+    """Build the wheel of a package that imports its libraries, of their version."""
+    (libraries,) = folder.glob(f"{name.replace('-', '_')}_libs-*.whl")
+    requirement = f"{name}=={_name_and_version(libraries.name)[1]}"
+    _pip("wheel", "--no-deps", "--no-binary", name, "-w", str(folder), requirement)
+
+
+def _download(
+    names: Iterable[str], folder: Path, python: str, machine: str, constraints: Path,
+    indexes: Sequence[str] = (),
+) -> None:  # fmt: skip
     """Wheels of packages and of all that they need, for another Python and machine."""
     platforms = [word for name in PLATFORMS for word in ("--platform", f"{name}{machine}")]
     target = ["--python-version", python, "--implementation", "cp", "--abi", "cp" + python.replace(".", ""),
               "--abi", "abi3", "--abi", "none"]  # fmt: skip
     options = ["--only-binary=:all:", *platforms, *target, "-c", str(constraints), "-d", str(folder)]
+    options += [word for index in indexes for word in ("--extra-index-url", index)]
     _pip("download", *options, *names)
 
 
@@ -233,10 +266,20 @@ def install(args: argparse.Namespace) -> None:
     offline = ["install", "--no-index", "--no-deps", "--no-cache-dir", "--disable-pip-version-check", "-q"]
     _pip(*offline, *(str(file) for file in wheels if file.suffix == ".whl"), python=python)
     if not args.no_pycuda:
-        source = next(file for file in wheels if file.name.startswith("pycuda-"))
-        build_pycuda(source, python, args.cuda_root or find_toolkit(), args.driver or find_driver())
+        _install_pycuda(wheels, python, args)
     _pip(*offline, "--no-build-isolation", "-e", str(ROOT), python=python)
     print(f"installed; next: {python} {ROOT / 'tests/gpu/bring_up.py'} OUTPUT")
+
+
+def _install_pycuda(files: Sequence[Path], python: Path, args: argparse.Namespace) -> None:
+    """Build pycuda, unless it is there already and was therefore not collected."""
+    source = next((file for file in files if file.name.startswith("pycuda-")), None)
+    if source is None:
+        print("pycuda is not in the kit: the one that is there is used")
+        return
+    folders = [*args.venv.glob("lib/python*/site-packages")] if args.venv else []
+    toolkit = args.cuda_root or find_toolkit(folders)
+    build_pycuda(source, python, toolkit, args.driver or find_driver(toolkit))
 
 
 def make_venv(folder: Path) -> Path:
@@ -296,29 +339,35 @@ def build_pycuda(source: Path, python: Path, toolkit: Path, driver: Path) -> Non
         _pip("install", *options, str(tree), python=python)
 
 
-def find_toolkit() -> Path:
-    """The CUDA toolkit: a folder with include/cuda.h."""
+def find_toolkit(packages: Sequence[Path] = ()) -> Path:
+    """The CUDA toolkit: a folder with include/cuda.h.
+
+    Args:
+        packages: Folders of packages besides those of this Python.
+    """
     named = [os.environ.get(name) for name in ("CUDA_PATH", "CUDA_HOME", "CUDA_ROOT")]
     places = [Path(name) for name in named if name]
     places += [*sorted(Path("/usr/local").glob("cuda*")), Path("/usr"), Path("/opt/cuda")]
     if nvcc := shutil.which("nvcc"):
         places.append(Path(nvcc).resolve().parents[1])
     # Wheels of NVIDIA have the headers as well.
-    places += [Path(folder) / "nvidia" / "cu13" for folder in sys.path]
+    folders = [*packages, *map(Path, sys.path)]
+    places += [folder / "nvidia" / name for folder in folders for name in ("cu13", "cuda_runtime")]
     for place in places:
         if (place / "include" / "cuda.h").is_file():
             return place
     raise KitError("no CUDA toolkit with include/cuda.h was found; name it: --cuda-root DIR")
 
 
-def find_driver() -> Path:
-    """The driver's library."""
+def find_driver(toolkit: Path) -> Path:
+    """The driver's library, or the stub of it in a toolkit."""
     folders = os.environ.get("LD_LIBRARY_PATH", "").split(":")
     folders += ["/usr/local/nvidia/lib64", "/usr/local/nvidia/lib", "/usr/lib/wsl/lib"]
-    listed = subprocess.run(["ldconfig", "-p"], capture_output=True, text=True).stdout
+    ldconfig = shutil.which("ldconfig") or shutil.which("/sbin/ldconfig")
+    listed = subprocess.run([ldconfig, "-p"], capture_output=True, text=True).stdout if ldconfig else ""
     found = [Path(match) for match in re.findall(r"libcuda\.so\S* .*=> (\S+)", listed)]
     found += [Path(folder) / name for folder in folders if folder for name in ("libcuda.so.1", "libcuda.so")]
-    found += [find_toolkit() / lib / "stubs" / "libcuda.so" for lib in ("lib64", "lib")]
+    found += [toolkit / lib / "stubs" / "libcuda.so" for lib in ("lib64", "lib")]
     for path in found:
         if path.is_file():
             return path

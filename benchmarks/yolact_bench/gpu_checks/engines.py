@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from yolact_bench.gpu_checks.kernels import MismatchError
+from yolact_bench.gpu_checks.kernels import MismatchError, worse
 from yolact_runtime import Engine, Result
 from yolact_runtime.engines.load import UnknownOptionError
 from yolact_runtime.errors import YolactError
@@ -25,6 +26,11 @@ REFERENCE_TOP_K = 60
 MATCHED, SCORE_ERROR, BOX_ERROR, PIXELS = 0.9, 0.02, 0.02, 0.005
 THREADS, CALLS_PER_THREAD = 5, 20
 DEVICE_GROWTH, HOST_GROWTH = 4 * 2**20, 16 * 2**20
+LIMITS = {
+    "device growth bytes": DEVICE_GROWTH,
+    "host growth bytes": HOST_GROWTH,
+    "device bytes left": DEVICE_GROWTH,
+}
 
 
 def compare_results(got: Sequence[Result], expected: Sequence[Result]) -> Figures:
@@ -52,13 +58,13 @@ def compare_results(got: Sequence[Result], expected: Sequence[Result]) -> Figure
             if not apart[twin] < BOX_ERROR:
                 continue
             twins += 1
-            worst = max(worst, float(abs(one.scores[row] / other.scores[twin] - 1)))
+            worst = worse(worst, np.abs(one.scores[row] / other.scores[twin] - 1))
             differing += int(np.count_nonzero(one.masks[row] != other.masks[twin]))
             pixels += one.masks[row].size
     if not rows:
         raise MismatchError("nothing was found, so nothing was compared")
     matched, pixel_error = twins / rows, differing / max(pixels, 1)
-    if matched < MATCHED or worst > SCORE_ERROR or pixel_error > PIXELS:
+    if not (matched >= MATCHED and worst <= SCORE_ERROR and pixel_error <= PIXELS):
         raise MismatchError(
             f"results are not those of the CPU: matched {matched:.3g}, score error {worst:.3g}, differing"
             f" pixels {pixel_error:.3g}; allowed are {MATCHED:g} or more, {SCORE_ERROR:g} and {PIXELS:g}"
@@ -187,34 +193,59 @@ def check_growth(
         opened and closed before.
 
     Raises:
-        MismatchError: memory grew.
+        MismatchError: memory grew, twice.
     """
     resident = resident or _resident
-    with open_engine() as engine:
-        engine.predict(images[:1], THRESHOLD, TOP_K)
-    gc.collect()
-    before = free()
-    with open_engine() as engine:
-        first = max(calls // 5, 4 * len(images))
-        for call in range(first):
-            engine.predict(images[: 1 + call % len(images)], THRESHOLD, TOP_K)
-        gc.collect()
-        within, host = free(), resident()
-        for call in range(calls - first):
-            engine.predict(images[: 1 + call % len(images)], THRESHOLD, TOP_K)
-        gc.collect()
-        found = {"device growth bytes": within - free(), "host growth bytes": resident() - host}
-    del engine
-    gc.collect()
-    found["device bytes left"] = before - free()
-    for name, limit in (
-        ("device growth bytes", DEVICE_GROWTH),
-        ("host growth bytes", HOST_GROWTH),
-        ("device bytes left", DEVICE_GROWTH),
-    ):
-        if found[name] > limit:
-            raise MismatchError(f"{name} over {calls:,} calls: {found[name]:,}; {limit:,} are allowed")
+    found = _growth(open_engine, images, calls, free, resident)
+    if _grown(found):  # once more: what is loaded once, and other programs on the GPU, do not grow again
+        found = _growth(open_engine, images, calls, free, resident)
+    if grown := _grown(found):
+        raise MismatchError(
+            f"{grown} over {calls:,} calls: {found[grown]:,}; {LIMITS[grown]:,} are allowed"
+            " (other programs on the GPU count)"
+        )
     return {"calls": calls, **found}
+
+
+def _growth(
+    open_engine: Open, images: Sequence[np.ndarray], calls: int, free: Callable[[], int],
+    resident: Callable[[], int],
+) -> dict[str, int]:  # fmt: skip
+    """Measure once; names are those of `LIMITS`."""
+
+    def call(engine: Engine, count: int) -> None:
+        for number in range(count):
+            engine.predict(images[: 1 + number % len(images)], THRESHOLD, TOP_K)
+
+    def settled() -> int:
+        gc.collect()
+        _empty_cache()
+        return free()
+
+    warm = 4 * len(images)
+    with open_engine() as engine:
+        call(engine, warm)
+    before = settled()
+    with open_engine() as engine:
+        first = max(calls // 5, warm)
+        call(engine, first)
+        within, host = settled(), resident()
+        call(engine, calls - first)
+        found = {"device growth bytes": within - settled(), "host growth bytes": resident() - host}
+    del engine
+    return found | {"device bytes left": before - settled()}
+
+
+def _grown(found: dict[str, int]) -> str | None:
+    """The first figure that is above its limit."""
+    return next((name for name, limit in LIMITS.items() if found[name] > limit), None)
+
+
+def _empty_cache() -> None:
+    """Give back what PyTorch keeps for later, if it is loaded and has CUDA."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def device_memory(device: Any) -> Callable[[], int]:

@@ -39,6 +39,11 @@ class MismatchError(Exception):
     """A kernel or an engine on the GPU computes something else than the CPU; says what and by how much."""
 
 
+def worse(worst: float, apart: np.ndarray) -> float:
+    """The largest of deviations, at least `worst`; NaN if one is, which Python's `max` would drop."""
+    return float(np.maximum(worst, np.max(apart, initial=0)))
+
+
 @dataclass(frozen=True)
 class Sizes:
     """How large the inputs are: of a network, and of an image."""
@@ -211,6 +216,8 @@ def _compare_detections(heads: Heads, limit: int, out: Arrays) -> dict[str, floa
         if not 0 <= count <= limit:
             raise MismatchError(f"image {n} has {count} detections, outside 0..{limit}")
         rows = slice(0, count)
+        if not np.isfinite(out["kept_coefficients"][n, rows]).all():
+            raise MismatchError(f"coefficients of image {n} are not finite")
         got = Found(
             out["classes"][n, rows], out["scores"][n, rows], indices_of(out["kept_coefficients"][n, rows]),
             out["boxes"][n, rows],
@@ -223,10 +230,10 @@ def _compare_detections(heads: Heads, limit: int, out: Arrays) -> dict[str, floa
         mine, theirs = np.array(both, int).reshape(-1, 2).T
         scores = ours.scores[theirs]
         apart = np.abs(got.scores[mine] - scores) / np.maximum(scores, 1e-12)
-        worst["score error"] = max(worst["score error"], float(apart.max(initial=0)))
+        worst["score error"] = worse(worst["score error"], apart)
         boxes = ours.boxes[theirs]
         apart = np.abs(got.boxes[mine] - boxes) / np.maximum(np.abs(boxes), 1)
-        worst["box error"] = max(worst["box error"], float(apart.max(initial=0)))
+        worst["box error"] = worse(worst["box error"], apart)
     for name, error in worst.items():
         if not error <= ROUNDING:
             raise MismatchError(f"{name} is {error:.2g}, and {ROUNDING:g} is allowed")
@@ -236,7 +243,7 @@ def _compare_detections(heads: Heads, limit: int, out: Arrays) -> dict[str, floa
 def _compare_rows(n: int, got: Found, expected: Found, close: tuple[Found, ...], limit: int) -> None:
     """Which detections there are, and their order; `expected` and `close` have more rows than the limit."""
     keys = set(got.rows)
-    if len(keys) != len(got.scores) or (np.diff(got.scores) > 0).any():
+    if len(keys) != len(got.scores) or not (np.diff(got.scores) <= 0).all():
         raise MismatchError(f"detections of image {n} are not in order, or there twice")
     allowed = set(expected.rows).union(*(one.rows for one in close))
     last = expected.scores[min(limit, len(expected.scores)) - 1] if len(expected.scores) else 0.0
@@ -283,7 +290,7 @@ def _compare_masks(inputs: Arrays, out: Arrays) -> dict[str, float]:
     for n, count in enumerate(inputs["count"].tolist()):
         kept, boxes = (inputs[name][n, :count] for name in ("kept_coefficients", "boxes"))
         expected = masks.assemble(kept, inputs["prototypes"][n].astype(np.float32), boxes)
-        worst = max(worst, float(np.abs(out["masks"][n, :count] - expected).max(initial=0)))
+        worst = worse(worst, np.abs(out["masks"][n, :count] - expected))
         if out["masks"][n, count:].any():
             raise MismatchError(f"masks of image {n} are not zero past its {count} detections")
     if not worst <= ROUNDING:

@@ -64,9 +64,9 @@ def gpu_stages(context: Context) -> list[Stage]:
 
 
 def _needs(one: Flavour) -> tuple[str, ...]:
-    """Packages of a flavour, of exports, and of its checks: pycuda watches the memory."""
+    """Packages of a flavour, of exports, and its checks: ONNX Runtime is the CPU's, pycuda watches memory."""
     exports = "torch", "torchvision", "onnx", "onnxscript"
-    return tuple(dict.fromkeys((*one.needs, *exports, "pycuda", "cuda", "psutil")))
+    return tuple(dict.fromkeys((*one.needs, *exports, "onnxruntime", "pycuda", "cuda", "psutil")))
 
 
 def run_kernels(kind: str, context: Context) -> Outcome:

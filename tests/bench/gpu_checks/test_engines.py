@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -95,6 +97,10 @@ def test_other_results_are_found(expected: list[Result]) -> None:
         compare_results([with_rows(one, boxes=-0.1) for one in expected], expected)
     with pytest.raises(MismatchError, match=r"score error 0\.1"):
         compare_results([with_rows(one, scores=0.1) for one in expected], expected)
+    with pytest.raises(MismatchError, match="score error nan"):
+        compare_results([with_rows(one, scores=np.nan) for one in expected], expected)
+    with pytest.raises(MismatchError, match=r"matched 0\.5"):
+        compare_results([with_rows(one, boxes=np.nan) for one in expected], expected)
     with pytest.raises(MismatchError, match="nothing was found"):
         compare_results([], [])
 
@@ -153,6 +159,15 @@ def test_growth_is_found(name: str, words: str) -> None:
 
 
 def test_memory_that_is_not_given_back_is_found() -> None:
-    left = iter([2**30, 2**30 - 1000, 2**30 - 1000, 2**30 - engines.DEVICE_GROWTH - 1])
-    with pytest.raises(MismatchError, match="device bytes left"):
+    left = iter([2**30, 2**30 - 1000, 2**30 - 1000, 2**30 - engines.DEVICE_GROWTH - 1] * 2)
+    with pytest.raises(MismatchError, match=r"device bytes left .*other programs on the GPU count"):
         check_growth(Idle, IMAGES, 30, lambda: next(left), lambda: 0)
+
+
+def test_memory_that_is_taken_once_is_no_growth(monkeypatch: pytest.MonkeyPatch) -> None:
+    emptied = []
+    fake = SimpleNamespace(is_available=lambda: True, empty_cache=lambda: emptied.append(1))
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=fake))
+    left = iter([2**30, *[2**29] * 7])
+    assert check_growth(Idle, IMAGES, 30, lambda: next(left), lambda: 0)["device bytes left"] == 0
+    assert len(emptied) == 8  # before each look

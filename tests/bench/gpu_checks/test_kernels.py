@@ -137,3 +137,22 @@ def test_a_wrong_number_is_found(
 
     with pytest.raises(MismatchError, match=words):
         case.check(wrong)
+
+
+NAN = [
+    (kind, output)
+    for kind in ("resize", "detection", "masks", "visible")
+    for case in list(kernel_cases(kind, SMALL, (1,)))[-1:]
+    for output in (buffer.name for buffer in case.plan.outputs if buffer.dtype.kind == "f")
+]
+
+
+@pytest.mark.parametrize(("kind", "output"), NAN)
+def test_outputs_that_are_no_numbers_are_found(kind: str, output: str) -> None:
+    *_, case = kernel_cases(kind, SMALL, (1,))
+    out = cuda_on_cpu.run(case.plan, case.inputs)
+    for spoiled in (1, out[output].size):  # the first number, and all
+        array = out[output].copy()
+        array.flat[:spoiled] = np.nan
+        with pytest.raises(MismatchError):
+            case.check(lambda *_, array=array: {**out, output: array})

@@ -65,6 +65,7 @@ def test_names_and_needs(stages: dict[str, Stage]) -> None:
     for stage in stages.values():
         assert GPU in stage.needs and set(stage.needs) - {GPU, "sympy"} <= set(PACKAGES)
         assert stage.text and stage.group in ("kernels", "gpu-engines", "gpu-speed")
+        assert stage.group != "gpu-engines" or "onnxruntime" in stage.needs  # the reference
 
 
 def test_right_kernels(stages: dict[str, Stage], tmp_path: Path) -> None:
