@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -96,9 +96,13 @@ class TorchEngine(Engine):
         x = self.normalise(torch.from_numpy(np.ascontiguousarray(batch)).to(self.device))
         if self.metadata.precision == "fp16":
             x = x.to(torch.half, memory_format=torch.channels_last)
-        with exact_convolutions() if self.device.type == "cuda" else nullcontext():
+        with self._exact():
             output: YolactOutput = self.model(x)
         return YolactOutput(*(value.float() for value in output))
+
+    def _exact(self) -> AbstractContextManager[None]:
+        """For whatever convolves: the network, and the re-scoring of masks in detection."""
+        return exact_convolutions() if self.device.type == "cuda" else nullcontext()
 
     def heads(self, batch: np.ndarray) -> dict[str, np.ndarray]:
         """Raw outputs of the network, by name in `YolactOutput`, for a batch as `detect` takes it."""
@@ -109,7 +113,9 @@ class TorchEngine(Engine):
         """Detections from raw outputs of the network, by name."""
         with torch.inference_mode():
             output = YolactOutput(**{name: torch.from_numpy(v).to(self.device) for name, v in heads.items()})
-            return Detections(*(tensor.cpu().numpy() for tensor in detect(self.model, output)))
+            with self._exact():
+                found = detect(self.model, output)
+            return Detections(*(tensor.cpu().numpy() for tensor in found))
 
     def detect(self, batch: np.ndarray, classes: frozenset[int] | None = None) -> Detections:
         with torch.inference_mode():
@@ -117,7 +123,8 @@ class TorchEngine(Engine):
             if self.stage_timer is not None and self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)  # the network's time is not detection's
             with self.timed("detect"):
-                found = detect(self.model, output, classes=classes)
+                with self._exact():
+                    found = detect(self.model, output, classes=classes)
                 return Detections(*(tensor.cpu().numpy() for tensor in found))
 
 
