@@ -57,17 +57,12 @@ def quantise(
         ]
         for name, one in tensors.items()
     }
-    inputs = {value.name for value in model.graph.input}
-    rounded_inputs = {name: f"{name}_rounded" for name in tensors if name in inputs}
-    for name, rounded in rounded_inputs.items():
-        graph.node.extend(_pair(name, name, rounded, parameters[name]))
     chosen_outputs = {node.output[0] for node in chosen}
     for node in model.graph.node:
         changed = copy.deepcopy(node)
         if node.op_type == "Shape" and node.input[0] in tensors:
             # Otherwise runtimes would dequantise the tensor for its shape.
             changed.input[0] += _INTEGER
-        changed.input[:] = [rounded_inputs.get(name, name) for name in changed.input]
         if node.output and node.output[0] in chosen_outputs:
             changed.input[1] = weights[node.input[1]].output[0]
             mean = (means or {}).get(node.input[0])
