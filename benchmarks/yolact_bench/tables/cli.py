@@ -248,11 +248,13 @@ def _with_server(line: str, address: str) -> str:
 def _kept(lines: list[str], keep: tuple[str, ...]) -> str:
     """What a command printed, without the tables whose title begins with none of `keep`, if it has any.
 
-    Lines of text are wrapped.
+    With `keep`, whatever a library printed before the first of them is left out, too. Lines of text are
+    wrapped.
     """
+    first = next((number for number, text in enumerate(lines) if keep and text.startswith(keep)), 0)
     lines = [
         part
-        for text in lines
+        for text in lines[first:]
         for part in ([text] if text.startswith("|") else textwrap.wrap(text, _WIDTH) or [""])
     ]
     # Without an empty line before it, a table would be text.

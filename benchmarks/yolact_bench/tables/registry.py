@@ -244,7 +244,7 @@ TABLES = (
             _EXPORT_TINY,
             f"yolact-bench ray --engine tiny.onnx --images {_SHAPES}/train --repeat 4 --rounds 3",
         ),
-        (DEMO,), 4, ("ray", "pyarrow", "numpy", "onnxruntime"),
+        (DEMO,), 4, ("ray", "pyarrow", "numpy", "onnxruntime"), ("Whole runs", "Workers that"),
     ),
     FigureTable(
         "ray-large",
@@ -254,7 +254,7 @@ TABLES = (
             "& yolact-data shapes few --train 200 --val 1",
             "yolact-bench ray --engine r50.onnx --images few/train --repeat 1 --rounds 1 --workers",
         ),
-        (WEIGHTS,), 6, ("ray", "pyarrow", "numpy", "onnxruntime"),
+        (WEIGHTS,), 6, ("ray", "pyarrow", "numpy", "onnxruntime"), ("Whole runs", "Workers that"),
     ),
     FigureTable(
         "start",

@@ -141,6 +141,7 @@ def test_titles_choose_what_is_kept() -> None:
         *("Third one", "\n".join(table[:3])),
     ]
     assert cli._kept(lines, ()).count("| 1 |") == 3
+    assert cli._kept(["(library) WARNING: some", *lines[1:]], ("First", "Third")).startswith("First one")
 
 
 def test_the_list_says_what_can_be_run(capsys, monkeypatch) -> None:
