@@ -152,8 +152,9 @@ class Checkpoints:
         """Write one and return its path; see `save_checkpoint`."""
         path = self.folder / checkpoint_name(self.config, epoch, iteration, interrupt)
         written = [name for name in self.written if name != path.name] + [path.name]
+        # All of them, also those deleted below: a process killed before that leaves them to the resumed one.
+        save_checkpoint(path, model, epoch, iteration, {**training, "written": written, "run": self.run}, ema)
         kept = written[-self.keep_last :]
-        save_checkpoint(path, model, epoch, iteration, {**training, "written": kept, "run": self.run}, ema)
         for name in written[: len(written) - len(kept)]:
             (self.folder / name).unlink(missing_ok=True)
         if path.name not in self.written:  # the same again, with the result of its validation

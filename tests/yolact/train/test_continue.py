@@ -282,6 +282,28 @@ def test_only_checkpoints_of_the_run_are_deleted(tmp_path: Path) -> None:
     assert Checkpoints(folder, "yolact_tiny", 1, names).written == []
 
 
+def test_checkpoints_that_a_killed_process_had_no_time_to_delete_are_deleted_later(
+    continued: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process ends when the next checkpoint is there and the old one still has to be deleted."""
+    unlink = Path.unlink
+
+    class Killed(BaseException):
+        pass
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix == ".pth":
+            raise Killed
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Path, "unlink", killed)
+        continued("--keep-last", "1")
+    assert {file.name for file in tmp_path.glob("*_?.pth")} == {"yolact_tiny_0_2.pth", "yolact_tiny_0_3.pth"}
+    assert continued("--iterations", "4", "--keep-last", "1") == 0
+    assert {file.name for file in tmp_path.glob("*_?.pth")} == {"yolact_tiny_0_4.pth"}
+
+
 def test_checkpoints_of_another_run_in_the_folder_are_kept(continued: Any, tmp_path: Path) -> None:
     path, other = tmp_path / "yolact_tiny_0_2.pth", tmp_path / "yolact_tiny_0_1.pth"
     content = torch.load(path, weights_only=True)
