@@ -296,7 +296,7 @@ TABLES = (
         "layers of the int8 network that lose time in OpenVINO, and why",
         (
             _EXPORT_R50_INT8,
-            "yolact-bench roofline --onnx r50_int8.onnx --threads 1 --layers 10",
+            "yolact-bench roofline --onnx r50_int8.onnx --threads 1 --fresh --layers 10",
         ),
         (WEIGHTS, COCO), 3, ("openvino", "torch", "numpy"),
     ),
