@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 
-from yolact_runtime import __version__
 from yolact_runtime.cache import (
     NotTrustedError,
     cache_folder,
@@ -38,6 +37,7 @@ from yolact_runtime.engines.cpu import cpu_flags, cpu_part
 from yolact_runtime.errors import YolactError, first_line
 from yolact_runtime.files import new_file
 from yolact_runtime.untrusted import beyond, limit, parse_json
+from yolact_runtime.version import __version__
 
 log = logging.getLogger(__name__)
 
