@@ -1,10 +1,10 @@
 """Scales channels between convolutions, so that all channels of a tensor use its steps.
 
-A tensor has one step for all channels, and a channel with small values has few of its steps. A Relu, pooling
-and resizing pass a positive factor on, so the weights of the convolution before can be divided by a factor for
-each channel, and those of the convolutions behind multiplied by it: the network computes the same. See M. Nagel
-et al., Data-free quantization through weight equalization and bias correction, ICCV 2019, and for factors from
-the values of tensors, G. Xiao et al., SmoothQuant, ICML 2023.
+A tensor has one step for all channels, and a channel with small values has few of its steps. A Relu,
+pooling and resizing pass a positive factor on, so the weights of the convolution before can be divided by a
+factor for each channel, and those of the convolutions behind multiplied by it: the network computes the same.
+See M. Nagel et al., Data-free quantization through weight equalization and bias correction, ICCV 2019, and
+for factors from the values of tensors, G. Xiao et al., SmoothQuant, ICML 2023.
 """
 
 from __future__ import annotations
