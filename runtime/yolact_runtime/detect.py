@@ -23,7 +23,7 @@ _PAIRS, _TABLE = 1 << 20, 1 << 16
 _MANY = 16
 # Rows whose maxima are taken at once, columns that are only transposed, and those that halving ends with.
 _ROWS, _FEW, _SHORT = 4096, 20, 10
-# Priors that are processed first, for each detection wanted; how far rounding may take a score above its bound.
+# Priors processed first, for each detection to find; how far rounding may take a score above its bound.
 _FIRST, _ROUNDING = 3, 1.001
 
 
