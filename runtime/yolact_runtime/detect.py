@@ -97,11 +97,11 @@ def _best_of_image(
     likely = np.flatnonzero(bounds >= lowest)
     bounds = bounds[likely]
     least = float(_nth_best(bounds, _FIRST * limit)) if len(likely) > _FIRST * limit else lowest
+    last = 0.0  # the score of the last kept
     for enough in (False, False, True):
         every = enough or least <= lowest
-        chosen, scores = _scores(
-            logits, likely if every else likely[bounds >= least], metadata.score_threshold
-        )
+        some = likely if every else likely[bounds >= least]
+        chosen, scores = _scores(logits, some, metadata.score_threshold, 0 if every else last)
         boxes = decode(loc[chosen], priors[chosen])
         finite = np.isfinite(boxes).all(axis=1)
         if not (sound := finite.all()):
@@ -110,24 +110,36 @@ def _best_of_image(
             scores = scores[:, columns]
         rows, found = fast_nms(boxes, scores, metadata.iou_threshold, metadata.nms_top_k, limit)
         kept = scores[rows, found]
-        if every or (len(kept) == limit and kept[-1] > _ROUNDING / (1 + np.exp(-least))):
+        full = sound and len(kept) == limit  # all are processed where the warning has to count some
+        if every or (full and kept[-1] >= last and kept[-1] > _ROUNDING / (1 + np.exp(-least))):
             break
-        # All priors that may be better than the last kept; too few if these remove some that were kept.
-        least = -np.log(_ROUNDING**2 / float(kept[-1]) - 1) if len(kept) == limit else lowest
+        # All that may be as good as the last kept; too few if these remove some that were kept.
+        last = float(kept[-1]) if full else 0.0
+        least = -np.log(_ROUNDING**2 / last - 1) if full else lowest
     if not sound:
         log.warning("dropped %d boxes that are not finite", len(finite) - int(finite.sum()))
     return _Best(chosen[rows], boxes[rows], kept, found if columns is None else columns[found])
 
 
-def _scores(logits: np.ndarray, priors: np.ndarray, score_threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Those of some priors whose best foreground score exceeds the threshold, and their (n, C) scores."""
+def _scores(
+    logits: np.ndarray, priors: np.ndarray, score_threshold: float, least: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Those of some priors whose best foreground score exceeds the threshold and is `least` or more.
+
+    Returns:
+        Their indices (n,) and scores (n, C).
+    """
+    if not len(priors):
+        return priors, np.zeros((0, logits.shape[1] - 1), np.float32)
     powers = logits[priors].astype(np.float32, copy=False)
-    powers -= powers.max(axis=1, keepdims=True)
+    powers -= _row_max(powers)[:, None]
     np.exp(powers, out=powers)
-    powers /= powers.sum(axis=1, keepdims=True)
-    scores = powers[:, 1:]
-    keep = scores.max(axis=1, initial=0) > score_threshold
-    return priors[keep], scores[keep]
+    sums = powers.sum(axis=1)
+    best = _row_max(powers[:, 1:]) / sums
+    keep = np.flatnonzero((best > score_threshold) & (best >= least))
+    scores = powers[keep, 1:]
+    scores /= sums[keep, None]
+    return priors[keep], scores
 
 
 def _row_max(values: np.ndarray) -> np.ndarray:
