@@ -208,8 +208,9 @@ def _check_files(files: Sequence[Path]) -> None:
     for file in files:
         try:
             check_ours(file)
-        except NotTrustedError as error:
-            raise YolactError(str(error)) from error  # a reason, not a warning: it is no fault
+        except NotTrustedError as error:  # no fault, as of shared folders, but each start takes longer
+            say_once(f"{file}: its compiled network is not kept: {error}", f"files {error}", log.info)
+            raise YolactError(str(error)) from error
 
 
 def _empty(size: int) -> np.ndarray:
