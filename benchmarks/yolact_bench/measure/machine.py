@@ -52,7 +52,7 @@ def machine() -> dict[str, Any]:
         "memory_available_gib": available,
         "memory_limit_gib": _gib(_cgroup("memory.max")),
         "temporary_free_gib": _free(),
-        "system": platform.platform(),
+        "system": _system(),
         "python": platform.python_version(),
         "threads_variables": {
             name: os.environ[name]
@@ -60,6 +60,12 @@ def machine() -> dict[str, Any]:
             if re.fullmatch(r"\d{1,6}", os.environ.get(name, ""))
         },
     }
+
+
+def _system() -> str:
+    """Name, version and C library of the system; not the kernel's build, which may name who runs the host."""
+    version = ".".join(platform.release().split(".")[:2])
+    return " ".join([platform.system(), version, platform.machine(), *platform.libc_ver()]).strip()
 
 
 def _memory() -> tuple[float | None, float | None]:

@@ -262,7 +262,7 @@ TABLES = (
         (
             _EXPORT_TINY,
             _EXPORT_R50,
-            "yolact-bench start --engine tiny.onnx",
+            f"yolact-bench start --engine tiny.onnx --image {_SHAPES}/val/000001.png",
             "yolact-bench start --engine r50.onnx --backends openvino --runs 3",
         ),
         (DEMO, WEIGHTS), 4, _ENGINES,
@@ -296,7 +296,7 @@ TABLES = (
         "layers of the int8 network that lose time in OpenVINO, and why",
         (
             _EXPORT_R50_INT8,
-            "yolact-bench roofline --onnx r50_int8.onnx --threads 1 --layers 10",
+            "yolact-bench roofline --onnx r50_int8.onnx --threads 1 --fresh --layers 10",
         ),
         (WEIGHTS, COCO), 3, ("openvino", "torch", "numpy"),
     ),
