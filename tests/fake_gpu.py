@@ -63,6 +63,7 @@ class FakeGpu:
         launched: (kernel, grid, block, arguments, shared bytes, stream) of each launch, in order.
         compilers: (capability, newest major) of each choice of a compiler.
         peak: The most streams with work waiting at the same time.
+        graph_pools: (stream, pool) of each graph that PyTorch began to capture.
     """
 
     def __init__(self) -> None:
@@ -82,6 +83,7 @@ class FakeGpu:
         self.launched: list[tuple[Any, ...]] = []
         self.compilers: list[tuple[Any, int]] = []
         self.peak = 0
+        self.graph_pools: list[tuple[int, Any]] = []
         self.streams: dict[int, FakeStream] = {}
         self.blocks: dict[int, tuple[int, np.ndarray]] = {}
         self.lock = threading.RLock()

@@ -7,6 +7,7 @@ of the stream. A captured graph repeats the recorded operations into the tensors
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -47,23 +48,41 @@ def install_torch_cuda(gpu: Any, monkeypatch: Any) -> None:
     """Let checkpoints run on the fake GPU."""
     from yolact import gpu as module
 
-    class ExternalStream:
+    class Stream:
+        """A stream of PyTorch's own, which works like any other."""
+
+        def __init__(self, handle: int) -> None:
+            self.handle = handle
+
+        def wait_stream(self, other: Stream) -> None:
+            gpu.names.append(f"{names.get(self.handle, 'ours')} waits for {names.get(other.handle, 'ours')}")
+            waited = other.handle
+            gpu.streams[self.handle].put("wait", lambda: gpu.wait(waited))
+
+        def synchronize(self) -> None:
+            gpu.fails("torch synchronizes")
+            gpu.wait(self.handle)
+
+    class ExternalStream(Stream):
         def __init__(self, handle: int, device: Any = None) -> None:
             if gpu.fails("ExternalStream"):
                 raise RuntimeError("CUDA error: invalid resource handle")
             assert handle in gpu.streams
-            self.handle = handle
+            super().__init__(handle)
 
+    default = Stream(gpu.open_stream())
+    names = {default.handle: "default"}
     current: list[int] = []
+    pools = itertools.count(1)
 
     @contextmanager
-    def stream(external: ExternalStream) -> Iterator[None]:
+    def stream(entered: Stream) -> Iterator[None]:
         assert gpu.stack
-        assert gpu.streams[external.handle].captured is None, "it must not be in a graph of the caller's"
-        gpu.wait(external.handle)
-        current.append(external.handle)
+        assert gpu.streams[entered.handle].captured is None, "it must not be in a graph of the caller's"
+        gpu.wait(entered.handle)
+        current.append(entered.handle)
         with gpu.lock:
-            gpu.ran.append((external.handle, "network"))
+            gpu.ran.append((entered.handle, "network"))
         try:
             if gpu.fails("network"):
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
@@ -72,22 +91,31 @@ def install_torch_cuda(gpu: Any, monkeypatch: Any) -> None:
             current.pop()
 
     class CUDAGraph:
-        """Records what runs between begin and end."""
+        """Records what runs between begin and end.
+
+        Attributes:
+            began: The pool; None without one, and after `reset`.
+        """
 
         def __init__(self) -> None:
             self.recorder = Recorder()
+            self.began: Any = None
+            self.ended = False
 
-        def capture_begin(self, capture_error_mode: str = "global") -> None:
+        def capture_begin(self, pool: Any = None, capture_error_mode: str = "global") -> None:
             assert capture_error_mode == "thread_local"
+            assert current[-1] != default.handle, "the default stream cannot be captured"
+            self.began = pool
+            gpu.graph_pools.append((current[-1], pool))
             if gpu.fails("capture_begin"):
                 raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
             self.recorder.__enter__()
 
         def capture_end(self) -> None:
-            if gpu.names[-1] == "capture_begin" and gpu.fails("capture_end"):
-                self.recorder.__exit__(None, None, None)
-                raise RuntimeError("CUDA error: capture invalidated")
             self.recorder.__exit__(None, None, None)
+            if gpu.fails("capture_end"):
+                raise RuntimeError("CUDA error: capture invalidated")
+            self.ended = True
             gpu.take("reset graph", id(self))
 
         def replay(self) -> None:
@@ -95,7 +123,14 @@ def install_torch_cuda(gpu: Any, monkeypatch: Any) -> None:
             repeat(self.recorder.operations)
 
         def reset(self) -> None:
-            gpu.give_back("reset graph", id(self))
+            self.began = None
+            if self.ended:
+                gpu.give_back("reset graph", id(self))
+                self.ended = False
+
+        def __del__(self) -> None:
+            if self.began is not None:
+                gpu.problems.append("a graph was freed while the allocator asks it what belongs to it")
 
     def view(address: int, shape: tuple[int, ...], dtype: np.dtype, device: Any) -> torch.Tensor:
         nbytes = int(np.prod(shape)) * dtype.itemsize
@@ -109,4 +144,7 @@ def install_torch_cuda(gpu: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(torch.cuda, "ExternalStream", ExternalStream)
     monkeypatch.setattr(torch.cuda, "stream", stream)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", CUDAGraph)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device=None: default)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: default)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, next(pools)))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: gpu.fails("torch.cuda.synchronize"))

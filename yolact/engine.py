@@ -33,7 +33,7 @@ class TorchEngine(Engine):
     Args:
         path: A `.pth` or `.safetensors` file.
         config: The configuration or its name, if neither the file nor its name says it.
-        device: `cpu`, `cuda`, `cuda:1`, ...; `auto` is the first GPU, if there is one.
+        device: `cpu`, `cuda`, `cuda:1`, ...; `auto` is a GPU, if there is one. See `pick_device`.
         nms: `fast`, `traditional` or `cross_class`; None for the configuration's.
         input_dtype: `float32` resizes on float values, as the original does. `uint8` rounds the resized
             image, like the input of an exported graph: use it to compare with one.
@@ -139,8 +139,55 @@ def exact_convolutions(benchmark: bool = False) -> Iterator[None]:
     Args:
         benchmark: Also choose the fastest algorithm for each shape, by running all of them the first time.
     """
-    with _FLAGS, torch.backends.cudnn.flags(enabled=True, benchmark=benchmark, allow_tf32=False):
+    cudnn = torch.backends.cudnn
+    with _FLAGS:
+        before = cudnn.benchmark
+        cudnn.benchmark = benchmark
+        try:
+            # From 2.9 on there is a precision for each operator, and PyTorch refuses to read the older
+            # setting where that contradicts it.
+            with _ieee_convolutions() if hasattr(cudnn, "conv") else _without_tf32():
+                yield
+        finally:
+            cudnn.benchmark = before
+
+
+@contextmanager
+def _ieee_convolutions() -> Iterator[None]:
+    """Set what decides about convolutions to "ieee", and nothing if they are computed in that."""
+    everything: Any = torch.backends
+    cudnn: Any = everything.cudnn
+    if cudnn.conv.fp32_precision != "tf32":
         yield
+        return
+    # What is read is what applies, also where it is inherited. What inherits changes with the other.
+    above, top = cudnn.fp32_precision, everything.fp32_precision
+    everything.fp32_precision = "ieee" if top == "none" else "none"
+    own_above = above if cudnn.fp32_precision == above else "none"
+    everything.fp32_precision = top
+    # PyTorch's default for convolutions is no value that can be set, but gives way to the setting above it.
+    cudnn.fp32_precision = "ieee"
+    own = cudnn.conv.fp32_precision == "tf32"
+    try:
+        if own:
+            cudnn.fp32_precision, cudnn.conv.fp32_precision = own_above, "ieee"
+        yield
+    finally:
+        if own:
+            cudnn.conv.fp32_precision = "tf32"
+        else:
+            cudnn.fp32_precision = own_above
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32
+    cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = before
 
 
 def to_half(model: Yolact) -> Yolact:
@@ -190,13 +237,15 @@ def with_nms(config: Config, nms: str) -> Config:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`; `auto` is the first GPU, or the CPU if there is none.
+    """The device called `name`, a GPU always with its number; `auto` is a GPU, or the CPU if there is none.
+
+    `auto` and `cuda` are PyTorch's current GPU: the first, unless `torch.cuda.set_device` chose another.
 
     Raises:
         UsageError: there is no such device.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except (RuntimeError, ValueError, OverflowError):
@@ -207,6 +256,8 @@ def pick_device(name: str) -> torch.device:
         raise UsageError(f"device {name!r}: PyTorch finds no CUDA device here; use --device cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"device {name!r}: PyTorch finds {torch.cuda.device_count()} CUDA devices here")
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
     if device.type not in ("cpu", "cuda"):
         try:
             torch.zeros(1, device=device).cpu()

@@ -127,8 +127,8 @@ def test_damaged_and_hostile_transfers(
 
 def test_names_and_versions(tmp_path: Path) -> None:
     file = tmp_path / "freeze"
-    file.write_text("Torch==2.11.0+cu130\nml_dtypes==0.5\n-e /work/x\npillow @ file:///x\n")
-    assert wheels._frozen(file) == {"torch": "2.11.0+cu130", "ml-dtypes": "0.5"}
+    file.write_text("Torch==2.11.0+cu130\nml_dtypes==0.5\n-e /work/x\npillow @ file:///x\nSciPy\n")
+    assert wheels._frozen(file) == {"torch": "2.11.0+cu130", "ml-dtypes": "0.5", "scipy": ""}
     assert wheels._name_and_version("ml_dtypes-0.5-cp312-cp312-linux_x86_64.whl") == ("ml-dtypes", "0.5")
     assert wheels._name_and_version("pycuda-2026.1.tar.gz") == ("pycuda", "2026.1")
     assert "nvidia-cuda-nvrtc==13.0.*" in wheels._cuda_packages("13.0")

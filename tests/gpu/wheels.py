@@ -64,8 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--python", default=version, metavar="X.Y", help=f"Python of the GPU machine (default: {version})")
     add("--machine", default="x86_64", choices=["x86_64", "aarch64"], help="its processor")
     add("--cuda", default="13.0", metavar="X.Y", help="CUDA of its driver, see nvidia-smi (default: 13.0)")
-    add("--part-size", type=int, default=40, metavar="MIB", help="most bytes of a transfer (default: 40 MiB)")
-    add("--have", type=Path, metavar="FILE", help="its `pip freeze`: what is there already is left out")
+    add("--part-size", type=int, default=50, metavar="MIB", help="most bytes of a transfer (default: 50 MiB)")
+    text = "its `pip freeze`: what is there already is left out; of a name without a version, any version"
+    add("--have", type=Path, metavar="FILE", help=text)
     text = "large packages that are left out by default"
     add("--with", nargs="+", default=[], choices=sorted(EXTRAS), dest="extras", help=text)
     text = "further package index, such as https://download.pytorch.org/whl/cu128; may be repeated"
@@ -113,7 +114,8 @@ def collect(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(dir=args.folder) as text:
         folder = Path(text)
         constraints = folder / "constraints.txt"
-        constraints.write_text("".join(f"{name}=={version}\n" for name, version in there.items()))
+        known = {name: version for name, version in there.items() if version}
+        constraints.write_text("".join(f"{name}=={version}\n" for name, version in known.items()))
         files = folder / "files"
         files.mkdir()
         _download(names, files, args.python, args.machine, constraints, args.index)
@@ -122,10 +124,10 @@ def collect(args: argparse.Namespace) -> None:
         _pip("download", "--no-deps", "--no-binary", "pycuda", "-d", str(files), "pycuda")
         for file in sorted(files.iterdir()):
             name, version = _name_and_version(file.name)
-            if re.search(r"\d(a|b|rc)\d|dev", version.partition("+")[0]):
-                raise KitError(f"{file.name} is a pre-release; no index has a final version for this machine")
-            if there.get(name) == version:
+            if there.get(name) in (version, ""):
                 file.unlink()
+            elif re.search(r"\d(a|b|rc)\d|dev", version.partition("+")[0]):
+                raise KitError(f"{file.name} is a pre-release; no index has a final version for this machine")
         count = cut(sorted(files.iterdir()), args.folder, args.part_size * MIB, vars(args))
     print(f"{args.folder}: {count} transfers of at most {args.part_size} MiB; next, for each of them:")
     print("  python tests/gpu/wheels.py store TRANSFER STORE")
@@ -214,11 +216,14 @@ def _transfer(folder: Path, number: int) -> Path:
 
 
 def _frozen(file: Path) -> dict[str, str]:
-    """Names and versions in the output of `pip freeze`; other lines, such as paths, are left out."""
+    """Names and versions in the output of `pip freeze`; other lines, such as paths, are left out.
+
+    A line with a name only has no version: "".
+    """
     found = {}
     for line in file.read_text().splitlines():
-        if match := re.fullmatch(r"([\w.-]+)==([\w.!+-]+)\s*", line):
-            found[_plain(match[1])] = match[2]
+        if match := re.fullmatch(r"([\w.-]+)(?:==([\w.!+-]+))?\s*", line):
+            found[_plain(match[1])] = match[2] or ""
     return found
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import os
 import pickle
+import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from yolact.engine import TorchEngine, pick_device
+from yolact.engine import TorchEngine, exact_convolutions, pick_device
 from yolact.model import Yolact
 from yolact.model.preprocess import Normalise
 from yolact.registry import get_config
@@ -123,3 +127,73 @@ def test_classes_of_weights_without_names(checkpoint: Path, tmp_path: Path) -> N
 def test_devices_that_are_not_there(name):
     with pytest.raises(UsageError, match=r"^device .*(allowed: auto, cpu|use --device cpu)"):
         pick_device(name)
+
+
+def settings() -> tuple[object, ...]:
+    """All that decides about TensorFloat-32, and whether PyTorch lets the older setting be read."""
+    cudnn, read = torch.backends.cudnn, torch._C._get_fp32_precision_getter
+    try:
+        old: object = cudnn.allow_tf32
+    except RuntimeError:
+        old = "refused"
+    new = [read(*one) for one in (("generic", "all"), ("cuda", "all"), ("cuda", "conv"), ("cuda", "rnn"))]
+    return (*new, read("cuda", "matmul"), old, cudnn.enabled, cudnn.benchmark, cudnn.deterministic)
+
+
+def setters(*names: str) -> list[str]:
+    precisions = "ieee", "tf32", "none"
+    return [f"torch.backends.{name}fp32_precision = {value!r}" for name in names for value in precisions]
+
+
+# Those after which PyTorch's default for convolutions, which is no value that can be set, is still there.
+KEEPING = ["", "torch.backends.cudnn.deterministic = True", *setters("", "cudnn.", "cuda.matmul.")]
+OTHERS = [*(f"torch.backends.cudnn.allow_tf32 = {value}" for value in (True, False)),
+          *setters("cudnn.conv.", "cudnn.rnn.")]  # fmt: skip
+
+
+def check_all_settings() -> None:
+    """Every two settings, one after the other; and a third has the effect that it has without us."""
+    for some in (KEEPING, [*KEEPING, *OTHERS]):
+        for first, second, third in itertools.product(some, some, some[::5]):
+            found = []
+            for used in (False, True):
+                for setter in setters("", "cudnn.", "cuda.matmul.")[2::3]:
+                    exec(setter)
+                if some != KEEPING:
+                    torch.backends.cudnn.allow_tf32 = True
+                exec(first)
+                exec(second)
+                before = settings()
+                if used:
+                    with exact_convolutions(True):
+                        assert torch.backends.cudnn.conv.fp32_precision != "tf32"
+                        assert torch.backends.cudnn.benchmark
+                    assert settings() == before, (first, second, before, settings())
+                exec(third)
+                found.append(settings())
+            assert found[0] == found[1], (first, second, third, found)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="PyTorch before 2.9")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_convolutions_are_exact_whatever_the_settings_are() -> None:
+    """In a fork, which alone loses PyTorch's default."""
+    child = os.fork()
+    if not child:
+        try:
+            check_all_settings()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, "its output says which settings"
+
+
+def test_convolutions_are_exact_with_the_older_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    cudnn = SimpleNamespace(benchmark=True, allow_tf32=True)
+    monkeypatch.setattr(torch.backends, "cudnn", cudnn)
+    with pytest.raises(KeyError), exact_convolutions():
+        assert (cudnn.benchmark, cudnn.allow_tf32) == (False, False)
+        raise KeyError
+    assert (cudnn.benchmark, cudnn.allow_tf32) == (True, True)

@@ -16,7 +16,8 @@ import torch
 from fake_gpu import FakeGpu
 from fake_torch_cuda import install_torch_cuda
 
-from yolact.engine import TorchEngine
+from yolact import gpu as module
+from yolact.engine import TorchEngine, pick_device
 from yolact.gpu import open_checkpoint
 from yolact.model import Yolact
 from yolact.registry import get_config
@@ -84,12 +85,20 @@ def test_results_equal_those_of_the_cpu(
     ):
         assert isinstance(engine, DeviceEngine)
         assert (engine.name, engine.precision) == ("PyTorch (cpu)", "fp32")  # the fake's GPU is the CPU
-        expected = reference.predict(IMAGES, 0.1)
+        expected, everything = reference.predict(IMAGES, 0.1), reference.predict(IMAGES, 0.1, 100)
         for _ in range(3):  # plain, captured, replayed
             assert_same(engine.predict(IMAGES, 0.1), expected)
         assert_same(engine.predict(IMAGES[:1], 0.1), expected[:1])
-        # Other images through the same graph.
+        # Other images through the same graph, and other classes.
         assert_same(engine.predict(IMAGES[::-1], 0.1), expected[::-1])
+        # The others are left out before suppression and the limit.
+        more = 0
+        for few in ({1}, {0, 2}):
+            some = reference.predict(IMAGES, 0.1, 100, [reference.metadata.class_names[c] for c in few])
+            found = engine.predict(IMAGES, 0.1, 100, [reference.metadata.class_names[c] for c in few])
+            assert_same(found, some)
+            more += sum(map(len, some)) - sum(c in few for one in everything for c in one.classes)
+        assert more > 0
         assert torch_gpu.names.count("replay") >= 3
     assert not torch_gpu.held and not torch_gpu.problems
 
@@ -102,7 +111,9 @@ def test_the_order_on_the_stream(torch_gpu: FakeGpu, checkpoint: Path) -> None:
             engine.predict(IMAGES[:1], 0.1)
             assert len({stream for stream, _ in torch_gpu.ran}) == 1
             calls.append([name.removeprefix("graph: ") for _, name in torch_gpu.ran])
-        assert calls[0] == calls[1]
+        # The first call comes after what PyTorch had queued, such as copies of the weights.
+        assert calls[0] == ["wait", *calls[1]]
+        calls[0].pop(0)
         assert calls[0][:4] == ["upload", "upload", "resize", "network"]
         assert calls[0][4] == "filter_scores" and calls[0][-2:] == ["download", "download"]
         assert engine.stage_times(IMAGES[:1])["network"] > 0  # type: ignore[attr-defined]
@@ -151,6 +162,54 @@ def test_a_graph_is_captured_by_a_thread_that_has_run_the_network(
     assert not torch_gpu.held and not torch_gpu.problems
 
 
+def test_the_graphs_of_a_stream_share_memory(torch_gpu: FakeGpu, checkpoint: Path) -> None:
+    with open_checkpoint(checkpoint, streams=2, max_batch=2) as engine:
+        for n in (1, 1, 2, 2) * 2:  # calls take the slots in turn
+            engine.predict(IMAGES[:n], 0.1)
+        pools: dict[int, set[object]] = {}
+        for stream, pool in torch_gpu.graph_pools:
+            pools.setdefault(stream, set()).add(pool)
+        assert len(torch_gpu.graph_pools) == 4 and len(pools) == 2
+        assert all(len(one) == 1 and None not in one for one in pools.values())
+        assert len(set.union(*pools.values())) == 2
+    assert not torch_gpu.held and not torch_gpu.problems
+
+
+def test_a_stream_comes_after_the_weights_and_before_they_are_freed(
+    torch_gpu: FakeGpu, checkpoint: Path
+) -> None:
+    with open_checkpoint(checkpoint, streams=2) as engine:
+        assert torch_gpu.names.count("ours waits for default") == 2
+        engine.predict(IMAGES[:1], 0.1)
+        assert "torch synchronizes" not in torch_gpu.names
+    assert torch_gpu.names.count("torch synchronizes") == 2
+    assert not torch_gpu.held and not torch_gpu.problems
+
+
+def test_deformable_convolutions_run_on_the_default_stream(
+    torch_gpu: FakeGpu, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchvision launches them there. Here all convolutions stand for them."""
+    monkeypatch.setattr(module, "DeformConv", torch.nn.Conv2d)
+    with TorchEngine(checkpoint, device="cpu") as reference, open_checkpoint(checkpoint) as engine:
+        expected = reference.predict(IMAGES, 0.1)
+        for _ in range(3):
+            torch_gpu.names.clear()
+            torch_gpu.ran.clear()
+            assert_same(engine.predict(IMAGES, 0.1), expected)
+            turns = [name for name in torch_gpu.names if "waits" in name]
+            assert turns == ["default waits for ours", "ours waits for default"]
+            (network,) = {stream for stream, name in torch_gpu.ran if name == "network"}
+            assert network not in {stream for stream, name in torch_gpu.ran if name.endswith("download")}
+        torch_gpu.names.clear()
+        torch_gpu.fail_when = lambda name: name == "network"
+        with pytest.raises(DeviceError, match="in the network"):
+            engine.predict(IMAGES, 0.1)
+        assert [name for name in torch_gpu.names if "waits" in name] == turns
+    assert "capture_begin" not in torch_gpu.names
+    assert not torch_gpu.held and not torch_gpu.problems
+
+
 def test_half_precision_is_delivered_and_reported(
     torch_gpu: FakeGpu, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +235,30 @@ def test_without_graphs_networks_are_launched_one_by_one(
             assert_same(engine.predict(IMAGES[:1], 0.1), expected)
     (record,) = caplog.records
     assert record.message.startswith("no CUDA graphs of the network, launching one by one: CUDA error")
+    assert module._FAILED[-1].began is None  # reset, but not freed
+    assert not torch_gpu.held and not torch_gpu.problems
+
+
+def test_what_cannot_be_captured_is_said_and_launched_one_by_one(
+    torch_gpu: FakeGpu, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The reason comes from the operation, not from ending the capture, which then fails as well."""
+    compute = module.TorchNetwork.compute
+
+    def refuse(*arguments: object) -> dict[str, torch.Tensor]:
+        if torch_gpu.names[-1] == "capture_begin":
+            raise RuntimeError("CUDA error: operation not permitted")
+        return compute(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module.TorchNetwork, "compute", refuse)
+    torch_gpu.fail_when = lambda name: name == "capture_end"
+    with open_checkpoint(checkpoint, max_batch=1) as engine, caplog.at_level(logging.WARNING):
+        expected = engine.predict(IMAGES[:1], 0.1)
+        for _ in range(3):
+            assert_same(engine.predict(IMAGES[:1], 0.1), expected)
+    (record,) = caplog.records
+    assert record.message.endswith("operation not permitted")
+    assert torch_gpu.names.count("capture_begin") == 1 == torch_gpu.names.count("capture_end")
     assert not torch_gpu.held and not torch_gpu.problems
 
 
@@ -227,6 +310,18 @@ def test_without_kernels_pytorch_detects_and_says_so(
     assert not torch_gpu.held and not torch_gpu.problems
 
 
+def test_another_gpu_than_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the device has no number, and is PyTorch's current one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    for name, number in (("auto", 1), ("cuda", 1), ("cuda:0", 0), ("cuda:1", 1)):
+        assert pick_device(name) == torch.device("cuda", number)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-8f3c")
+    reason = module._no_kernels(get_config("yolact_tiny"), pick_device("cuda"))
+    assert reason.endswith("set CUDA_VISIBLE_DEVICES=GPU-8f3c and use --device cuda")
+
+
 def test_on_the_cpu_options_of_a_gpu_are_refused(checkpoint: Path) -> None:
     with pytest.raises(UsageError, match=r"streams is 2; a checkpoint has several on a GPU only"):
         load_engine(checkpoint, device="cpu", streams=2)
@@ -240,8 +335,10 @@ def test_on_the_cpu_options_of_a_gpu_are_refused(checkpoint: Path) -> None:
 
 def test_pytorch_has_what_the_fake_stands_for() -> None:
     """Names and arguments, as far as they can be seen without a GPU."""
-    assert "capture_error_mode" in inspect.signature(torch.cuda.CUDAGraph.capture_begin).parameters
+    parameters = inspect.signature(torch.cuda.CUDAGraph.capture_begin).parameters
+    assert {"pool", "capture_error_mode"} <= parameters.keys()
     assert issubclass(torch.cuda.ExternalStream, torch.cuda.Stream)
-    assert {"enabled", "benchmark", "allow_tf32"} <= inspect.signature(
-        torch.backends.cudnn.flags
-    ).parameters.keys()
+    for function in (torch.cuda.default_stream, torch.cuda.current_stream):
+        assert [*inspect.signature(function).parameters] == ["device"]
+    assert not inspect.signature(torch.cuda.graph_pool_handle).parameters
+    assert callable(torch.cuda.Stream.wait_stream) and callable(torch.cuda.CUDAGraph.reset)

@@ -50,7 +50,7 @@ def detect(
     output: YolactOutput,
     config: DetectConfig | None = None,
     compact: bool = True,
-    classes: Collection[int] | None = None,
+    classes: Collection[int] | Tensor | None = None,
 ) -> Detections:
     """Decode boxes, apply NMS and, for YOLACT++, re-score masks.
 
@@ -63,7 +63,8 @@ def detect(
             which orders equal scores by their indices, as the stable sort here does.
         classes: 0-based indices of the wanted classes; None for all. The others are left out before NMS, so
             they suppress nothing. In cross-class NMS a prior has the best of all its classes, and is left
-            out if this one is not wanted.
+            out if this one is not wanted. Or a mask (C,) bool of the wanted classes: the same result, with
+            shapes that do not depend on it.
 
     Returns:
         The best `max_detections` of every image.
@@ -71,17 +72,26 @@ def detect(
     config = config or model.config.detect
     scores = output.logits.softmax(dim=-1)[..., 1:]  # (N, P, C)
     boxes = decode(output.loc, model.priors)  # (N, P, 4)
-    columns = None if classes is None else torch.tensor(sorted(classes), device=scores.device)
+    wanted, columns = None, None
+    if isinstance(classes, Tensor):
+        wanted = classes
+    elif classes is not None:
+        columns = torch.tensor(sorted(classes), device=scores.device)
     if config.nms == "cross_class":
         best, labels = scores.max(dim=-1)  # (N, P)
         keep = best > config.score_threshold
+        if wanted is not None:
+            keep = keep & wanted[labels]
         if columns is not None:
             keep = keep & torch.isin(labels, columns)
         kept = _fast_nms(boxes, best[..., None], keep, config, compact)
         kept = kept._replace(classes=labels.gather(1, kept.priors))
     else:
         keep = scores.amax(dim=-1) > config.score_threshold  # (N, P)
-        scores = scores if columns is None else scores[..., columns]
+        if wanted is not None:
+            scores = torch.where(wanted, scores, -1.0)
+        if columns is not None:
+            scores = scores[..., columns]
         if config.nms == "traditional":
             kept = _traditional_nms(boxes, scores, config, model.config.model.input_shape)
         else:

@@ -7,6 +7,7 @@ not pycuda, which pip has to compile.
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,29 @@ def current_gpu() -> Gpu | None:
         log.debug("no GPU: %s", error)
         return None
     return Gpu(name, f"{major}.{minor}", f"{version // 1000}.{version % 1000 // 10}")
+
+
+def only_the_first(number: int, option: str) -> str:
+    """Why kernels cannot run on the GPU `number`, and how to make it the first visible one.
+
+    The numbers of a program are positions in CUDA_VISIBLE_DEVICES, if that is set.
+
+    Args:
+        number: Of the GPU, from 1 on.
+        option: The option that takes the first visible GPU, such as "--device cuda".
+    """
+    reason = "the kernels run on the first visible GPU only"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    entries = [str(number)] * (number + 1) if visible is None else [one.strip() for one in visible.split(",")]
+    # CUDA sees none of those from an invalid entry on.
+    end = next((place for place, entry in enumerate(entries) if entry in ("", "-1")), len(entries))
+    if number < end:
+        first = f"set CUDA_VISIBLE_DEVICES={entries[number]}"
+        return f"{reason}; to make this one the first, {first} and use {option}"
+    return (
+        f"{reason}; CUDA_VISIBLE_DEVICES is {visible!r}, in which there is no GPU {number}: set it to the"
+        f" number or the UUID of the wanted one (nvidia-smi -L), and use {option}"
+    )
 
 
 def driver_call(name: str, *arguments: Any, at: str = "") -> Any:

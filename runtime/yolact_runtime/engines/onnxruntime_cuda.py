@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from yolact_runtime.cuda.device import Device, Stream, check_packages
+from yolact_runtime.cuda.gpu import only_the_first
 from yolact_runtime.engines.base import Engine
 from yolact_runtime.engines.device.engine import DeviceEngine
 from yolact_runtime.engines.device.network import Network, Prepare, Tensor
@@ -63,10 +64,7 @@ def open_on_cuda(
     engine = OnnxRuntimeEngine(path, providers, threads, streams)  # which checks the file and the provider
     try:
         if number := int(providers[0].partition(":")[2] or 0):
-            raise YolactError(
-                "the kernels run on the first visible GPU only; to make this one the first, set"
-                f" CUDA_VISIBLE_DEVICES={number} and use --providers cuda"
-            )
+            raise YolactError(only_the_first(number, "--providers cuda"))
         check_packages()
         network = OnnxRuntimeNetwork(engine, providers, threads)
         engine.close()  # its session has no stream of ours

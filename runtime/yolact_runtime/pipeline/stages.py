@@ -15,6 +15,7 @@ import itertools
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 
 # Seconds that an aborted thread has to end.
 _PATIENCE = 1.0
+# Engines that take fewer images than some run wanted: runs of many requests share an engine.
+_WARNED: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 @dataclass(eq=False)
@@ -67,7 +70,7 @@ class Run:
         self.error: BaseException | None = None
         self._source, self._engine, self._sinks, self._settings = source, engine, sinks, settings
         self._classes = engine.class_indices(settings.classes)
-        self._batch = min(settings.batch_size, engine.metadata.max_batch)
+        self._batch = _batch_size(settings.batch_size, engine)
         streams = max(1, engine.streams)
         late = source.live if settings.drop_late is None else settings.drop_late
         # One batch in each stream and one waiting; with more, frames of a live source would be outdated.
@@ -348,6 +351,19 @@ class Run:
             self.stats.count(item.frame.source, None if item.fault is not None else item.detections)
             self.stats.seconds = time.perf_counter() - self._start
             self._slots.put(None)
+
+
+def _batch_size(wanted: int, engine: Engine) -> int:
+    """Images per call of the engine; warns once for an engine that takes fewer than are wanted."""
+    most = engine.metadata.max_batch
+    if wanted > most and engine not in _WARNED:
+        _WARNED.add(engine)
+        log.warning(
+            "%s takes at most %s in a call, and the batch size is %d: batches have %d; for larger ones export"
+            " with --max-batch %d, or open a checkpoint with load_engine(..., max_batch=%d)",
+            engine.name, counted(most, "image"), wanted, most, wanted, wanted,
+        )  # fmt: skip
+    return min(wanted, most)
 
 
 def _in_order(queue: Channel[_Item]) -> Iterator[_Item]:

@@ -14,6 +14,7 @@ from fake_gpu import FakeGpu
 
 from yolact_runtime.cuda import device as module
 from yolact_runtime.cuda.device import Device
+from yolact_runtime.cuda.gpu import only_the_first
 from yolact_runtime.cuda.launch import Kernels, LoadedPlan
 from yolact_runtime.cuda.plans.plan import Buffer, Launch, Plan
 from yolact_runtime.cuda.timing import FLUSHES, copy_bandwidth, time_launches
@@ -205,3 +206,26 @@ def test_no_bindings_or_no_gpu_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     with pytest.raises(YolactError, match=r"pip install \"yolact\[cuda\]\""), Device():
         pass
+
+
+@pytest.mark.parametrize(
+    ("visible", "number", "advice"),
+    [
+        (None, 2, "set CUDA_VISIBLE_DEVICES=2 and use --device cuda"),
+        ("5,3", 1, "set CUDA_VISIBLE_DEVICES=3 and use --device cuda"),
+        ("0, GPU-8f3c-12, MIG-a1", 1, "set CUDA_VISIBLE_DEVICES=GPU-8f3c-12 and use --device cuda"),
+        ("0, GPU-8f3c-12, MIG-a1", 2, "set CUDA_VISIBLE_DEVICES=MIG-a1 and use --device cuda"),
+        ("5", 1, "is '5', in which there is no GPU 1: set it to the number"),
+        ("5,-1,3", 2, "is '5,-1,3', in which there is no GPU 2"),
+        ("5,,3", 2, "in which there is no GPU 2"),
+        ("", 1, "is '', in which there is no GPU 1"),
+        ("-1", 1, "is '-1', in which there is no GPU 1"),
+    ],
+)
+def test_advice_for_another_gpu_than_the_first(
+    visible: str | None, number: int, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert advice in only_the_first(number, "--device cuda")

@@ -167,10 +167,14 @@ def test_a_partial_batch_goes_at_its_deadline():
     assert fake.sizes[0] <= 2
 
 
-def test_a_batch_is_never_larger_than_the_engine_takes():
+def test_a_batch_is_never_larger_than_the_engine_takes(caplog):
     fake = engine(max_batch=2)
-    run_pipeline(Shades([1] * 9), fake, [Record()], PipelineSettings(8))
+    for size in (2, 8, 8):  # one warning for an engine, however many runs it serves
+        run_pipeline(Shades([1] * 9), fake, [Record()], PipelineSettings(size))
     assert max(fake.sizes) == 2
+    (record,) = (record for record in caplog.records if record.levelno == logging.WARNING)
+    assert "takes at most 2 images in a call, and the batch size is 8" in record.message
+    assert "--max-batch 8" in record.message and "max_batch=8" in record.message
 
 
 def test_streams_run_at_the_same_time():

@@ -218,6 +218,11 @@ def test_some_classes_are_those_of_the_oracle(nms: str, wanted: set[int], limit:
         np.testing.assert_allclose(found.scores[i, :n], [score for score, _ in rows[:n]], atol=1e-6)
         assert found.classes[i, :n].tolist() == [cls for _, cls in rows[:n]]
         assert (found.classes[i, n:] == 0).all()
+    mask = torch.tensor([index in wanted for index in range(4)])
+    for compact in (True, False):
+        same = detect(model, output, config, compact, mask)
+        for name in ("count", "scores", "classes", "boxes", "coefficients"):
+            assert torch.equal(getattr(same, name), getattr(found, name)), name
 
 
 def test_a_class_that_is_left_out_suppresses_nothing() -> None:

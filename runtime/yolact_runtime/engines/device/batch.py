@@ -10,6 +10,7 @@ from yolact_runtime.cuda.plans.plan import Plan
 from yolact_runtime.cuda.resource import Resource
 from yolact_runtime.engines.device.buffers import ImageBuffers, SlotBuffers
 from yolact_runtime.engines.device.model import Model
+from yolact_runtime.engines.device.network import WANTED
 from yolact_runtime.engines.device.segment import Segment
 from yolact_runtime.engines.outputs import INPUT
 
@@ -42,6 +43,7 @@ class Batch(Resource):
     def _open(self) -> None:
         plan = self._model.plan
         addresses = {name: self._addresses[plan.buffer_name(name)] for name in plan.tensors}
+        addresses[WANTED] = self._addresses[WANTED]
         self._execution = self._buffers.prepare(self._held, self.n, addresses)
         detection = plan.detection(self.n)
         self._detection = None if detection is None else self._load(self._held, detection, self._addresses)

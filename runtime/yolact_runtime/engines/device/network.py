@@ -48,8 +48,10 @@ class Execution(Protocol):
         """Whether `queue` can be captured in a CUDA graph now; asked only of networks `in_graphs`."""
 
 
+# The name of an address that is no input or output: a bit for each class that a call wants (`class_words`).
+WANTED = "wanted"
 # A function that prepares an execution. Arguments: a stack that closes it, with the context current; the
-# number of images, at most `metadata.max_batch`; device addresses of input and outputs, by name.
+# number of images, at most `metadata.max_batch`; device addresses of input, outputs and `WANTED`, by name.
 Prepare = Callable[[ExitStack, int, Mapping[str, int]], Execution]
 
 
