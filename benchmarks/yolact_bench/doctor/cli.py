@@ -87,13 +87,14 @@ def _examine(args: argparse.Namespace, context: Context, stages: Sequence[Stage]
     from yolact_bench.doctor import facts, show
     from yolact_bench.doctor.report import make_report, write_report
     from yolact_bench.doctor.run import Checked, run_stages
+    from yolact_bench.doctor.stage import BASE
     from yolact_bench.measure.machine import machine
 
     begun = time.monotonic()
     found, gpu = machine(), facts.probe_gpu()
     show.machine(found, gpu)
     # With --only, those that the stages need are imported, and others only looked up.
-    needed = {name for one in stages for name in one.needs}
+    needed = {*BASE, *(name for one in stages for name in one.needs)}
     names = [name for name in facts.PROBED if name in needed or not args.only]
     libraries = facts.probe_libraries(gpu, names)
     show.libraries(libraries)
