@@ -162,8 +162,8 @@ def test_each_package_missing_in_turn(line: str, package: str, extra: str, folde
 @pytest.mark.parametrize(
     ("package", "error"),
     [
-        ("torch", "ImportError"), ("onnxruntime", "OSError"), ("cv2", "ImportError"), ("rich", "AttributeError"),
-        ("numpy", "AttributeError"),
+        ("torch", "ImportError"), ("onnxruntime", "OSError"), ("cv2", "ImportError"),
+        ("rich", "AttributeError"), ("numpy", "AttributeError"),
     ],
 )  # fmt: skip
 def test_a_package_that_does_not_load(package: str, error: str, folder: Path, tmp_path: Path) -> None:
@@ -175,8 +175,8 @@ def test_a_package_that_does_not_load(package: str, error: str, folder: Path, tm
 @pytest.mark.parametrize(
     ("line", "package", "error"),
     [
-        ("yolact-train --config yolact_tiny --dataset shapes", "torchvision", "OSError"),
-        ("yolact-demo --output demo", "matplotlib", "AttributeError"),
+        ("yolact-train --config yolact_tiny --dataset shapes", "torch", "OSError"),
+        ("yolact-demo --output demo", "torch", "AttributeError"),
         ("yolact-export --weights heads.onnx --to openvino --no-verify", "openvino", "AttributeError"),
         ("yolact-export inspect heads.onnx", "onnx", "OSError"),
         ("yolact-infer --engine heads.onnx film.mp4 --output o", "av", "AttributeError"),
@@ -191,12 +191,12 @@ def test_each_command_with_a_broken_package(
 
 
 def check_broken(line: str, package: str, error: str, folder: Path, tmp_path: Path) -> None:
-    """A command, on a terminal, ends in one line if a package raises when it is imported."""
+    """A command ends in one line if a package raises when it is imported; with rich, on a terminal."""
     (tmp_path / package).mkdir()
     (tmp_path / package / "__init__.py").write_text(f"raise {error}('libX.so.1: cannot open shared object')")
-    paths = {"PYTHONPATH": str(tmp_path), "FORCE_COLOR": "1", "COLUMNS": "2000"}
-    done = call(line, folder, "no_package", **paths)
-    *before, said = [line for line in re.sub(r"\x1b\[[\d;]*m", "", done.stderr).splitlines() if line.strip()]
+    terminal = {"FORCE_COLOR": "1"} if package == "rich" else {}
+    done = call(line, folder, "no_package", PYTHONPATH=str(tmp_path), **terminal)
+    *before, said = done.stderr.splitlines()
     assert done.returncode == 1 and all("INFO" in one for one in before), done.stderr
     assert re.search(rf"needs {package}, which is installed but does not load \(libX.so.1: cannot open", said)
 

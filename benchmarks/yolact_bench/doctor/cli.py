@@ -66,7 +66,7 @@ def command(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     """Refuse an unknown configuration, and a folder that cannot be written to."""
     from yolact.registry import get_config
-    from yolact_bench.doctor.report import NAMES
+    from yolact_bench.doctor.report import NAMES, check_folder
     from yolact_bench.options import LONGEST, check_number
     from yolact_runtime.outputs import check_outputs
 
@@ -74,6 +74,7 @@ def _check(args: argparse.Namespace) -> None:
     check_number("--limit", args.limit, 0, LONGEST)
     if args.report is not None:
         check_outputs([], [("--report", args.report / name) for name in NAMES], [("--report", args.report)])
+        check_folder(args.report)
 
 
 def _list(stages: Sequence[Stage]) -> None:
