@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from yolact_runtime.results import Result
     from yolact_runtime.tracks import Tracker, TrackSettings
 
-    __version__: str
-
 __all__ = [
     "Detections",
     "Engine",
@@ -31,6 +29,8 @@ __all__ = [
     "load_engine",
     "tiled",
 ]
+
+__version__ = "0.1.0"
 
 # ONNX Runtime and OpenVINO report their use to their makers. OpenVINO does so at its import, by a forked
 # process, which can keep this one from ending.
@@ -52,12 +52,9 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        value: Any = importlib.import_module(f"{__name__}.packages").own_version()
-    elif name in _MODULES:
-        value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-    else:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 

@@ -8,8 +8,9 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from yolact_runtime.commandline import Parser, run
+from yolact_runtime.commandline import Parser, end_process, run
 from yolact_runtime.commandline.original import ELSEWHERE, add_original_options, split_video
 from yolact_runtime.commandline.ray_options import add_ray_options, check_ray_options
 from yolact_runtime.engines.options import add_class_filter, add_engine_options, add_tile_options
@@ -168,8 +169,13 @@ def split_shard(text: str) -> tuple[int, int]:
     return number, count
 
 
+def program() -> NoReturn:
+    """Entry point of `yolact-infer`."""
+    end_process(main())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `yolact-infer`; returns the exit code."""
+    """Run `yolact-infer` with the words of its command line; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     if words[:1] == ["merge"]:
@@ -261,4 +267,4 @@ def _check_labelling_options(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -51,16 +51,6 @@ PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
 _SHARED = ("cuda",)
 
 
-def own_version() -> str:
-    """The version of this project."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("yolact")
-    except PackageNotFoundError:  # a checkout that is not installed
-        return "0+unknown"
-
-
 def require(what: str, extra: str, *packages: str) -> None:
     """Raise a YolactError that says which extra installs the missing ones of `packages`; imports none."""
     if missing := [name for name in packages if not installed(name)]:

@@ -263,12 +263,11 @@ def _prefix(stem: str, keep: bool = False) -> str:
 @functools.cache
 def _origin() -> tuple[str, str]:
     """The host, and the start of its kernel, which containers on it share; eight hexadecimal digits each."""
-    import socket
-
+    host = os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
     start = _UNKNOWN
     with contextlib.suppress(OSError):
         start = _digest(Path("/proc/sys/kernel/random/boot_id").read_bytes(), 8)
-    return _digest(socket.gethostname().encode(), 8), start
+    return _digest(host.encode(), 8), start
 
 
 def _digest(data: bytes, digits: int) -> str:

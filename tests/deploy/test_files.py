@@ -26,6 +26,7 @@ from deploy_files import (
     stages,
 )
 
+import yolact_runtime
 from yolact_runtime.cli import build_parser, check_options
 
 tomllib = pytest.importorskip("tomllib")  # from Python 3.11 on
@@ -117,7 +118,7 @@ def test_the_client_of_compose_reaches_the_server() -> None:
 def test_images_are_labelled_pinned_and_without_root(path: Path) -> None:
     build, final = stages(path)
     labels = " ".join(final.all("LABEL"))
-    assert f'org.opencontainers.image.version="{PROJECT["project"]["version"]}"' in labels
+    assert f'org.opencontainers.image.version="{yolact_runtime.__version__}"' in labels
     assert 'org.opencontainers.image.licenses="MIT"' in labels
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", final.last("USER"))
     assert final.all("HEALTHCHECK")

@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any
 from yolact_bench.doctor.facts import Gpu, Library
 from yolact_bench.doctor.show import machine_rows, text
 from yolact_bench.doctor.stage import FAILED, OK, SKIPPED
+from yolact_runtime import __version__
 from yolact_runtime.errors import UsageError, escape_controls
 from yolact_runtime.files import atomic_path, write_json
-from yolact_runtime.packages import PACKAGES, own_version
+from yolact_runtime.packages import PACKAGES
 
 if TYPE_CHECKING:
     from yolact_bench.doctor.run import Checked
@@ -81,7 +82,7 @@ def make_report(
     report = {
         "schema": SCHEMA,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "version": own_version(),
+        "version": __version__,
         "options": {"config": args.config, "quick": args.quick, "only": list(args.only)},
         "seconds": round(time.monotonic() - begun, 1),
         "exit_code": int(failed),

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from yolact_bench.doctor.stage import FAILED, OK, Figure
+from yolact_runtime import __version__
 from yolact_runtime.commandline import print_line
-from yolact_runtime.packages import own_version
 
 if TYPE_CHECKING:
     from yolact_bench.doctor.facts import Gpu, Library
@@ -39,7 +39,7 @@ def machine_rows(found: Mapping[str, Any], gpu: Gpu) -> list[tuple[str, str]]:
     driver = [f"driver {gpu.driver}"] if gpu.driver else []
     driver += [f"CUDA up to {gpu.cuda}"] if gpu.cuda else []
     return [
-        ("yolact", f"{own_version()}, Python {found['python']}"),
+        ("yolact", f"{__version__}, Python {found['python']}"),
         ("system", found["system"]),
         ("CPU", found["cpu"]),
         ("features", " ".join(found["cpu_features"]) or "unknown"),

@@ -262,7 +262,7 @@ TABLES = (
         (
             _EXPORT_TINY,
             _EXPORT_R50,
-            "yolact-bench start --engine tiny.onnx",
+            f"yolact-bench start --engine tiny.onnx --image {_SHAPES}/val/000001.png",
             "yolact-bench start --engine r50.onnx --backends openvino --runs 3",
         ),
         (DEMO, WEIGHTS), 4, _ENGINES,

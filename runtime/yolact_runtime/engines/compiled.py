@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from yolact_runtime import __version__
 from yolact_runtime.cache import (
     NotTrustedError,
     cache_folder,
@@ -36,7 +37,6 @@ from yolact_runtime.engines.content import content_files, content_hashes
 from yolact_runtime.engines.cpu import cpu_flags, cpu_part
 from yolact_runtime.errors import YolactError, first_line
 from yolact_runtime.files import new_file
-from yolact_runtime.packages import own_version
 from yolact_runtime.untrusted import beyond, limit, parse_json
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class CompiledNetwork:
         self, path: Path, library: str, version: str, settings: Any, device: Any | None = None
     ) -> None:
         self._network, self._library = path, library
-        self._rest = [_FORMAT, own_version(), library, version, settings, device or _machine()]
+        self._rest = [_FORMAT, __version__, library, version, settings, device or _machine()]
         self._inputs: Any = None
         self._entry: Path | None = None
         if limit("cache_bytes") < _HEAD or not (device or cpu_flags()):

@@ -24,7 +24,6 @@ from yolact_runtime.engines.base import Engine
 from yolact_runtime.engines.choose import choose_for_cpu, cuda_may_load
 from yolact_runtime.engines.onnx_file import check_onnx
 from yolact_runtime.engines.remote.address import is_address
-from yolact_runtime.engines.tensorrt.record import read_engine, rebuild_command
 from yolact_runtime.engines.threads import check_threads
 from yolact_runtime.engines.trial import TRIED, try_engine
 from yolact_runtime.errors import UsageError, YolactError, counted
@@ -364,6 +363,8 @@ def find_engine(onnx: Path) -> Path:
         YolactError: there is none, it was built from something else, or it cannot be read. The message has
             the command that builds it.
     """
+    from yolact_runtime.engines.tensorrt.record import read_engine, rebuild_command
+
     found = [path for suffix in (".engine", ".plan") if (path := onnx.with_suffix(suffix)).exists()]
     if not found:
         target = str(onnx.with_suffix(".engine"))

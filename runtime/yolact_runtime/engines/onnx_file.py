@@ -288,7 +288,10 @@ def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, i
             raise _DamagedError(f"the field at byte {position} has no number")
         value = 4
         if kind in (_BYTES, _VARINT):
-            value, position = _varint(data, position)
+            if position < end and (value := data[position]) < 0x80:
+                position += 1
+            else:
+                value, position = _varint(data, position)
         elif kind == _FIXED64:
             value = 8
         elif kind != _FIXED32:

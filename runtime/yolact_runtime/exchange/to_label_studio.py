@@ -27,8 +27,8 @@ _COLOURS = (
 _SIZES = np.array([3, 4, 8, 16])
 _LONGEST = 1 << 16
 _MOST_VALUES = (1 << 32) - 1
-# Characters that XML cannot have, such as control characters.
-_NO_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# Characters that XML cannot have, such as control characters; compiled where it is used, as that takes 4 ms.
+_NO_XML = "[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 def label_studio_prediction(
@@ -101,7 +101,7 @@ def label_studio_config(
 
 def _label(name: str) -> str:
     """A class name as a label, equal in tasks and interface."""
-    return _NO_XML.sub("\ufffd", name)
+    return re.sub(_NO_XML, "\ufffd", name)
 
 
 def image_address(prefix: str, name: str) -> str:

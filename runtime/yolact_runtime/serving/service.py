@@ -13,13 +13,13 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from yolact_runtime import __version__
 from yolact_runtime.detections import check_detections
 from yolact_runtime.engines.base import Engine
 from yolact_runtime.engines.outputs import INPUT, GraphOutputs
 from yolact_runtime.engines.threads import usable_cores
 from yolact_runtime.errors import YolactError, escape_controls
 from yolact_runtime.metadata import Metadata
-from yolact_runtime.packages import own_version
 from yolact_runtime.preprocess import resize_batch
 from yolact_runtime.results import Result, result_of
 from yolact_runtime.serving.answers import answer
@@ -110,7 +110,7 @@ class InstanceService:
         """Start the threads."""
         self.engine = engine
         self._workers = Workers()
-        facts = {"engine": engine.name, "precision": engine.precision, "version": own_version()}
+        facts = {"engine": engine.name, "precision": engine.precision, "version": __version__}
         facts["model"] = _digest(engine.metadata)
         self._facts = np.array([[json.dumps(facts).encode()]], object)
 

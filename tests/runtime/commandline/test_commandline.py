@@ -213,3 +213,29 @@ def test_a_long_message_keeps_its_ends(capsys):
     assert len(line) < 2100
     assert line.startswith("ERROR: key xxx")
     assert line.endswith("xxx is none; use another\n")
+
+
+ENDING = """
+import atexit, sys, tempfile, threading, time
+from yolact_runtime.commandline import end_process
+
+class Slow:
+    def __del__(self):
+        print("taken apart")
+
+kept = Slow()
+atexit.register(print, "registered", flush=True)
+if sys.argv[1] == "thread":
+    threading.Thread(target=lambda: (time.sleep(0.2), print("thread done"))).start()
+sys.stdout.write("written\\n")
+end_process(3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "printed"),
+    [("alone", "written\nregistered\n"), ("thread", "written\nthread done\nregistered\ntaken apart\n")],
+)
+def test_a_process_ends_without_taking_apart_what_it_has(kind: str, printed: str) -> None:
+    done = subprocess.run([sys.executable, "-c", ENDING, kind], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (3, printed, "")

@@ -400,7 +400,7 @@ def test_other_versions_of_this_package_are_other_entries(
     network: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept(network).write(VALUE, DATA)
-    monkeypatch.setattr(module, "own_version", lambda: "0.0")
+    monkeypatch.setattr(module, "__version__", "0.0")
     assert read(network) is None
 
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from yolact_runtime import __version__
 from yolact_runtime.engines.backends import UNKNOWN
 from yolact_runtime.engines.remote.address import parse_address
 from yolact_runtime.engines.remote.engine import RemoteEngine
 from yolact_runtime.errors import UsageError, counted
 from yolact_runtime.metadata import InputSize, height_width, size_text
-from yolact_runtime.packages import own_version
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +33,10 @@ def open_remote(
         raise
     facts = f"{remote.name}, {remote.precision}, {counted(remote.streams, 'stream')}"
     log.info("%s: %s", remote.address, facts)
-    if remote.server_version != own_version():
+    if remote.server_version != __version__:
         log.info(
             "%s: the server has version %s of this toolkit, and this is %s; results may differ",
-            remote.address, remote.server_version, own_version(),
+            remote.address, remote.server_version, __version__,
         )  # fmt: skip
     return remote
 
