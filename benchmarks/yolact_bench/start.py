@@ -32,6 +32,11 @@ STATES = ("new file", "tried", "again")
 _REMOVED = ("YOLACT_TRUST_ENGINES", LIMITS["cache_bytes"].variable, "PYTHONDONTWRITEBYTECODE")
 _MOST_SECONDS = 600
 _NO_NETWORKS = {LIMITS["cache_bytes"].variable: "1"}
+# What the installed script does; `python -m` would compile the module anew in each process.
+_INFER = "from yolact_runtime.cli import program; program()"
+# The phases between the imports and an engine that is ready, and the row of their sum.
+_TO_OPEN = ("import library", "check file", "open")
+_OPENED = "library to open"
 # Opens an engine and runs it twice; prints the CPU and wall milliseconds of each phase.
 _PHASES = """
 import json, sys, time
@@ -115,7 +120,7 @@ def _measure(args: argparse.Namespace, folder: Path, image: Path) -> dict[str, A
             engine = args.checkpoint if backend == "torch" else args.engine
             path, threads = str(engine.resolve()), str(args.threads)
             named = [] if backend == "torch" else ["--backend", backend]
-            infer = ["-m", "yolact_runtime.cli", "--engine", path, str(image.resolve()), "--threads", threads]
+            infer = ["-c", _INFER, "--engine", path, str(image.resolve()), "--threads", threads]
             opened = ["-c", _PHASES, path, backend, threads]
             for state in ("again",) if backend == "torch" else STATES:
                 times = _in_state(state, [*infer, *named], folder / f"infer {backend} {run}")
@@ -179,9 +184,15 @@ def _show(taken: dict[str, Any], args: argparse.Namespace) -> None:
     names = list(dict.fromkeys(name for laps in taken["phases"].values() for name in laps))
     rows = []
     for name in names:
-        row = [name]
-        for laps in taken["phases"].values():
-            found = laps.get(name)
-            row.append(f"{statistics.median(cpu for cpu, _ in found):.0f}" if found else "-")
-        rows.append(row)
+        found = [laps.get(name) for laps in taken["phases"].values()]
+        rows.append(
+            [name, *(f"{statistics.median(cpu for cpu, _ in lap):.0f}" if lap else "-" for lap in found)]
+        )
+    rows.append([_OPENED, *(f"{_to_open(laps):.0f}" for laps in taken["phases"].values())])
     Table("CPU ms of this process, by phase", ["phase", *taken["phases"]], rows).show()
+
+
+def _to_open(laps: dict[str, list[list[float]]]) -> float:
+    """Median over the runs of the CPU milliseconds from the library's import to the opened engine."""
+    each = [[cpu for cpu, _ in laps[name]] for name in _TO_OPEN if name in laps]
+    return statistics.median(map(sum, zip(*each, strict=True)))

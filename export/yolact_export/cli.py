@@ -101,8 +101,9 @@ def _add_precision_options(group: argparse._ArgumentGroup) -> None:
     keep = "layer groups to keep in float32, separated by commas; auto measures which have to be"
     add("--keep-float", default="auto", metavar="auto|none|NAMES", help=keep)
     add("--calibrate", type=Path, metavar="DIR", help="folder of images to calibrate int8")
-    methods = ["entropy", "percentile", "minmax"]
-    add("--calibration-method", choices=methods, default="minmax", help="how to choose the range of a tensor")
+    methods = ["auto", "entropy", "percentile", "minmax"]
+    how = "how to choose the range of a tensor; auto compares percentile and minmax"
+    add("--calibration-method", choices=methods, default="auto", help=how)
     add("--calibration-images", type=int, default=128, help="calibrate with at most this many images")
     fallback = "write the file even if it has less of the precision than requested"
     add("--allow-fallback", action="store_true", help=fallback)

@@ -7,6 +7,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from yolact_runtime.version import __version__
+
 if TYPE_CHECKING:
     from yolact_runtime.detections import Detections
     from yolact_runtime.engines.base import Engine
@@ -29,8 +31,6 @@ __all__ = [
     "load_engine",
     "tiled",
 ]
-
-__version__ = "0.1.0"
 
 # ONNX Runtime and OpenVINO report their use to their makers. OpenVINO does so at its import, by a forked
 # process, which can keep this one from ending.

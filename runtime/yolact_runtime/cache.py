@@ -233,7 +233,8 @@ def check_ours(path: Path) -> None:
 
     Raises:
         NotTrustedError: it, a folder above it or a link on the way belongs to another user, or others may
-            write to it. In a folder with the sticky bit, as /tmp, others cannot replace what is not theirs.
+            write to it; says what to do. In a folder with the sticky bit, as /tmp, others cannot replace
+            what is not theirs.
         OSError: it cannot be found.
     """
     _check_parts(path.absolute(), set())
@@ -247,14 +248,17 @@ def _check_parts(path: Path, checked: set[Path]) -> None:
     if path.parent != path:
         _check_parts(path.parent, checked)
     status = path.lstat()
+    elsewhere = "keep the file in a folder that only you can write to"
     if status.st_uid not in (os.geteuid(), 0):
-        raise NotTrustedError(f"{path} belongs to another user (number {status.st_uid})")
+        raise NotTrustedError(f"{path} belongs to another user (number {status.st_uid}); {elsewhere}")
     if stat.S_ISLNK(status.st_mode):
         _check_parts(path.parent / path.readlink(), checked)
         return
     sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
     if status.st_mode & _OTHERS_WRITE and not sticky:
-        raise NotTrustedError(f"others may write to {path}")
+        mine = status.st_uid == os.geteuid()
+        remedy = f"run: chmod go-w {shlex.quote(str(path))}" if mine else elsewhere
+        raise NotTrustedError(f"others may write to {path}; {remedy}")
 
 
 def _check_link(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -22,6 +23,8 @@ _PAIRS, _TABLE = 1 << 20, 1 << 16
 _MANY = 16
 # Rows whose maxima are taken at once, columns that are only transposed, and those that halving ends with.
 _ROWS, _FEW, _SHORT = 4096, 20, 10
+# Priors processed first, for each detection to find; how far rounding may take a score above its bound.
+_FIRST, _ROUNDING = 3, 1.001
 
 
 def detect(
@@ -60,44 +63,83 @@ def detect(
     )
     columns = None if classes is None else np.array(sorted(classes), np.int32)
     for i in range(n):
-        candidates, scores = select(logits[i], metadata.score_threshold)
-        boxes = decode(loc[i, candidates], priors[candidates])
-        finite = np.isfinite(boxes).all(axis=1)
-        if not finite.all():
-            log.warning("dropped %d boxes that are not finite", len(finite) - int(finite.sum()))
-            candidates, scores, boxes = candidates[finite], scores[finite], boxes[finite]
-        if columns is not None:
-            scores = scores[:, columns]
-        rows, found = fast_nms(boxes, scores, metadata.iou_threshold, metadata.nms_top_k, k)
-        count = len(rows)
+        best = _best_of_image(loc[i], logits[i], priors, metadata, columns)
+        count = len(best.priors)
         out.count[i] = count
-        out.boxes[i, :count] = boxes[rows]
-        out.scores[i, :count] = out.mask_scores[i, :count] = scores[rows, found]
-        out.classes[i, :count] = found if columns is None else columns[found]
-        out.coefficients[i, :count] = coefficients[i, candidates[rows]]
+        out.boxes[i, :count] = best.boxes
+        out.scores[i, :count] = out.mask_scores[i, :count] = best.scores
+        out.classes[i, :count] = best.classes
+        out.coefficients[i, :count] = coefficients[i, best.priors]
     return out
 
 
-def select(logits: np.ndarray, score_threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Priors whose best foreground score exceeds the threshold.
+class _Best(NamedTuple):
+    """What NMS keeps of an image, best first: priors (m,), boxes (m, 4), scores (m,) and classes (m,)."""
 
-    Args:
-        logits: (P, C+1), background first.
-        score_threshold: 0..1, of the softmax.
+    priors: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+
+
+def _best_of_image(
+    loc: np.ndarray, logits: np.ndarray, priors: np.ndarray, metadata: Metadata, columns: np.ndarray | None
+) -> _Best:
+    """The best `max_detections` of (P, 4) offsets and (P, C+1) logits, of the classes `columns` only.
+
+    Best class minus background bounds the log odds of all scores of a prior. So the priors with the highest
+    bounds are processed first, and more only if one of them may have a score above the last that was kept:
+    NMS depends on better boxes only.
+    """
+    limit = metadata.max_detections
+    bounds = _row_max(logits[:, 1:]) - logits[:, 0]
+    lowest = np.log(max(metadata.score_threshold, 1e-30)) - 1e-3
+    likely = np.flatnonzero(bounds >= lowest)
+    bounds = bounds[likely]
+    least = float(_nth_best(bounds, _FIRST * limit)) if len(likely) > _FIRST * limit else lowest
+    last = 0.0  # the score of the last kept
+    for enough in (False, False, True):
+        every = enough or least <= lowest
+        some = likely if every else likely[bounds >= least]
+        chosen, scores = _scores(logits, some, metadata.score_threshold, 0 if every else last)
+        boxes = decode(loc[chosen], priors[chosen])
+        finite = np.isfinite(boxes).all(axis=1)
+        if not (sound := finite.all()):
+            chosen, scores, boxes = chosen[finite], scores[finite], boxes[finite]
+        if columns is not None:
+            scores = scores[:, columns]
+        rows, found = fast_nms(boxes, scores, metadata.iou_threshold, metadata.nms_top_k, limit)
+        kept = scores[rows, found]
+        full = sound and len(kept) == limit  # all are processed where the warning has to count some
+        if every or (full and kept[-1] >= last and kept[-1] > _ROUNDING / (1 + np.exp(-least))):
+            break
+        # All that may be as good as the last kept; too few if these remove some that were kept.
+        last = float(kept[-1]) if full else 0.0
+        least = -np.log(_ROUNDING**2 / last - 1) if full else lowest
+    if not sound:
+        log.warning("dropped %d boxes that are not finite", len(finite) - int(finite.sum()))
+    return _Best(chosen[rows], boxes[rows], kept, found if columns is None else columns[found])
+
+
+def _scores(
+    logits: np.ndarray, priors: np.ndarray, score_threshold: float, least: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Those of some priors whose best foreground score exceeds the threshold and is `least` or more.
 
     Returns:
-        Their indices (n,) and foreground scores (n, C) float32.
+        Their indices (n,) and scores (n, C).
     """
-    # exp(best - background) bounds the best score from above, so most priors need no softmax.
-    margin = np.log(max(score_threshold, 1e-30)) - 1e-3
-    likely = np.flatnonzero(_row_max(logits[:, 1:]) - logits[:, 0] >= margin)
-    powers = logits[likely].astype(np.float32, copy=False)
-    powers -= powers.max(axis=1, keepdims=True)
+    if not len(priors):
+        return priors, np.zeros((0, logits.shape[1] - 1), np.float32)
+    powers = logits[priors].astype(np.float32, copy=False)
+    powers -= _row_max(powers)[:, None]
     np.exp(powers, out=powers)
-    powers /= powers.sum(axis=1, keepdims=True)
-    scores = powers[:, 1:]
-    keep = scores.max(axis=1, initial=0) > score_threshold
-    return likely[keep], scores[keep]
+    sums = powers.sum(axis=1)
+    best = _row_max(powers[:, 1:]) / sums
+    keep = np.flatnonzero((best > score_threshold) & (best >= least))
+    scores = powers[keep, 1:]
+    scores /= sums[keep, None]
+    return priors[keep], scores
 
 
 def _row_max(values: np.ndarray) -> np.ndarray:

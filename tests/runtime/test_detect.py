@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shared_data import reference_file
 
+from yolact_runtime import detect as detect_module
 from yolact_runtime.detect import _best, _row_max, detect, fast_nms
 
 
@@ -170,11 +171,49 @@ def test_the_best_of_some_classes_are_those_of_the_oracle(seed, priors, wanted, 
     np.testing.assert_array_equal(found.coefficients[0, : len(rows)], every["coefficients"][rows])
 
 
+def test_few_priors_give_the_best_of_all(monkeypatch):
+    """To the bit, when the first priors are enough, when better ones are added, and when all are needed."""
+    passes = []
+    scores_of = detect_module._scores
+
+    def counted(*args):
+        passes[-1] += 1
+        return scores_of(*args)
+
+    monkeypatch.setattr(detect_module, "_scores", counted)
+    for seed in range(40):
+        # Many classes of similar logits: scores are far below their bounds.
+        case = heads(seed, 300, (1, 6, 40)[seed % 3], background=-1.0, spread=(0.3, 1.0, 40.0)[seed // 3 % 3])
+        case[0][:] *= 4  # boxes of all sizes
+        meta = metadata(case[1].shape[2] - 1, max_detections=6, score_threshold=0.01, nms_top_k=20)
+        classes = frozenset({0, 3}) if seed % 3 and seed % 2 else None
+        passes.append(0)
+        found = detect(*case, meta, classes)
+        with monkeypatch.context() as patch:
+            patch.setattr(detect_module, "_FIRST", 10**6)
+            passes.append(-1)
+            wanted = detect(*case, meta, classes)
+            assert passes.pop() == 0
+        for one, other in zip(found, wanted, strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert set(passes) == {1, 2}
+    # The last one has a lower bound than the others and removes two of them: a third pass finds another.
+    monkeypatch.setattr(detect_module, "_FIRST", 1)
+    logits = np.array([[0, 5, -9], [-5, 3, 2.96], [-5, 3, 2.96], [0, 0.3, -9]], np.float32)
+    priors = np.array([[0.5, 0.5, 0.05, 0.05], [0.25, 0.5, 0.5, 1], [0.75, 0.5, 0.5, 1], [0.5, 0.5, 1, 1]])
+    empty = np.zeros((1, 4, 4), np.float32), np.zeros((1, 2, 2, 4), np.float32)
+    meta = metadata(2, max_detections=3, iou_threshold=0.3)
+    passes.append(0)
+    found = detect(empty[0], logits[None], empty[0], empty[1], priors.astype(np.float32), meta)
+    assert passes[-1] == 3 and found.classes.tolist() == [[0, 0, 1]]
+    np.testing.assert_allclose(found.boxes[0, 1:], [[0, 0, 1, 1], [0, 0, 0.5, 1]])
+
+
 @pytest.mark.parametrize("columns", [1, 2, 10, 11, 20, 21, 33, 80, 81])
 def test_maxima_of_rows(columns, monkeypatch):
     monkeypatch.setattr("yolact_runtime.detect._ROWS", 7)
     logits = np.random.default_rng(columns).normal(size=(30, columns + 1)).astype(np.float32)
-    values = logits[:, 1:]  # not contiguous, as in `select`
+    values = logits[:, 1:]  # not contiguous, as in `detect`
     values[3], values[4, -1] = -np.inf, np.inf
     before = logits.copy()
     np.testing.assert_array_equal(_row_max(values), values.max(axis=1))

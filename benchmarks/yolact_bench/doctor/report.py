@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any
 from yolact_bench.doctor.facts import Gpu, Library
 from yolact_bench.doctor.show import machine_rows, text
 from yolact_bench.doctor.stage import FAILED, OK, SKIPPED
-from yolact_runtime import __version__
 from yolact_runtime.errors import UsageError, escape_controls
 from yolact_runtime.files import atomic_path, write_json
 from yolact_runtime.packages import PACKAGES
+from yolact_runtime.version import __version__
 
 if TYPE_CHECKING:
     from yolact_bench.doctor.run import Checked

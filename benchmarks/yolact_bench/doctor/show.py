@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from yolact_bench.doctor.stage import FAILED, OK, Figure
-from yolact_runtime import __version__
 from yolact_runtime.commandline import print_line
+from yolact_runtime.version import __version__
 
 if TYPE_CHECKING:
     from yolact_bench.doctor.facts import Gpu, Library

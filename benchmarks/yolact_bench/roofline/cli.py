@@ -96,7 +96,7 @@ def _layers(args: argparse.Namespace, threads: int) -> None:
     from yolact_bench.roofline.layers import layers_table, measure_layers, reasons_table, to_json
 
     limit = ceilings(threads, args.fresh)
-    found = measure_layers(Path(args.onnx), limit, args.batch, bf16="bf16" in (args.precision or ""))
+    found, limit = measure_layers(Path(args.onnx), limit, args.batch, bf16="bf16" in (args.precision or ""))
     with printing_beside(args.json):
         layers_table(found, args.layers).show()
         reasons_table(found).show()

@@ -285,9 +285,14 @@ TABLES = (
             "--set 'model.prior_scales=[[13],[26],[52],[105],[209]]'",
             f"& yolact-export --weights {_EIGHT} --to onnx --no-verify --output eight.onnx",
             f"& yolact-export --weights {_EIGHT} --to onnx --precision int8 --calibrate coco-mini/train2017 "
-            "--calibration-images 8 --no-verify --output eight_int8.onnx",
-            "yolact-bench --engine eight.onnx --engine eight_int8.onnx --images coco-mini/train2017 "
-            "--annotations coco-mini/annotations/instances_train2017.json --max-images 8 --no-cold",
+            "--no-verify --output eight_int8.onnx",
+            "yolact-bench --engine eight.onnx:backend=onnxruntime,name=ort "
+            "--engine eight_int8.onnx:backend=onnxruntime,name=ort-int8 "
+            "--engine eight.onnx:backend=openvino,name=openvino "
+            "--engine eight_int8.onnx:backend=openvino,name=openvino-int8 "
+            "--images coco-mini/train2017 --annotations coco-mini/annotations/instances_train2017.json "
+            "--max-images 8 --threads 1 --no-cold",
+            "yolact-bench int8 eight.onnx eight_int8.onnx",
         ),
         (COCO,), 45, _BOTH,
     ),

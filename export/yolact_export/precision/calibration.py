@@ -35,8 +35,11 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "minmax": ("MinMaxCalibrater", {}),
 }
 
-# Images for the means of channels, at most.
-_MEAN_IMAGES = 16
+# Of all three `auto` compares these: entropy needs far more images than are usual.
+AUTO, COMPARED = "auto", ("percentile", "minmax")
+
+# Images for the means and largest values of channels, at most.
+_CHANNEL_IMAGES = 16
 
 Ranges = dict[str, tuple[float, float]]
 
@@ -49,17 +52,17 @@ class CalibrationOptions:
 
     Attributes:
         folder: Images like those that the model will see.
-        method: One of `METHODS`.
+        method: One of `METHODS`, or `AUTO`: that of `COMPARED` with the smaller error of the heads.
         images: Use at most this many, evenly spaced over the folder.
     """
 
     folder: Path
-    method: str = "minmax"
+    method: str = AUTO
     images: int = 128
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise UsageError(f"--calibration-method {self.method}; allowed: {', '.join(METHODS)}")
+        if self.method not in (AUTO, *METHODS):
+            raise UsageError(f"--calibration-method {self.method}; allowed: {AUTO}, {', '.join(METHODS)}")
         if self.images < 1:
             raise UsageError(f"--calibration-images {self.images}; allowed: 1 or more")
 
@@ -105,7 +108,7 @@ def calibrate(
 
     Args:
         model: The float32 graph.
-        options: How to calibrate.
+        options: How to calibrate, by one method.
         images: What `choose_images` found.
         metadata: Of the graph.
 
@@ -126,37 +129,53 @@ def calibrate(
 def channel_means(
     model: onnx.ModelProto, images: CalibrationImages, metadata: Metadata
 ) -> dict[str, np.ndarray]:
-    """The mean of each channel of what enters convolutions, (C,) float64, measured or read from the cache.
-
-    At most `_MEAN_IMAGES` of the images are used: means need fewer than extremes.
-    """
+    """The mean of each channel of what enters convolutions, (C,) float64, measured or read from the cache."""
     names = sorted({node.input[0] for node in quantisable(model)})
-    step = -(-len(images.paths) // _MEAN_IMAGES)
-    inputs = [_graph_hash(model), images.digest, step, _library_version(), names]
-    cached = _CACHE.read("means", inputs, lambda value: _check_means(value, names))
+    found = _of_channels("means", model, names, images, metadata)
+    return {name: np.mean(values, axis=0) for name, values in found.items()}
+
+
+def channel_largest(
+    model: onnx.ModelProto, names: Sequence[str], images: CalibrationImages, metadata: Metadata
+) -> dict[str, np.ndarray]:
+    """The largest absolute value of each channel of some tensors, (C,) float64; else as `channel_means`."""
+    found = _of_channels("largest", model, names, images, metadata)
+    return {name: np.max(values, axis=0) for name, values in found.items()}
+
+
+def _of_channels(
+    kind: str, model: onnx.ModelProto, names: Sequence[str], images: CalibrationImages, metadata: Metadata
+) -> dict[str, np.ndarray]:
+    """A number of each channel in each image, (images, C) float64, measured or read from the cache.
+
+    At most `_CHANNEL_IMAGES` of the images are used: they suffice for means, and for sizes of channels.
+    """
+    step = -(-len(images.paths) // _CHANNEL_IMAGES)
+    inputs = [_graph_hash(model), images.digest, step, _library_version(), *names]
+    cached = _CACHE.read(kind, inputs, lambda value: _check_channels(value, names))
     if cached is not None:
         return cached
     paths = images.paths[::step]
-    steps = track(batches(map(read_image, paths), metadata), "measuring means", len(paths))
-    sums: dict[str, np.ndarray] = {}
+    steps = track(batches(map(read_image, paths), metadata), "measuring channels", len(paths))
+    rows: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for values in run_graph(model, names, steps):
-        for name in names:
-            axes = tuple(axis for axis in range(values[name].ndim) if axis != 1)
-            mean = values[name].mean(axis=axes, dtype=np.float64) / len(paths)
-            sums[name] = sums.get(name, 0) + mean
-    _CACHE.write("means", inputs, {name: mean.tolist() for name, mean in sums.items()})
-    return sums
+        for name, value in values.items():
+            axes = tuple(axis for axis in range(value.ndim) if axis != 1)
+            found = value.mean(axes, np.float64) if kind == "means" else np.abs(value).max(axes)
+            rows[name].append(found.astype(np.float64))
+    _CACHE.write(kind, inputs, {name: [row.tolist() for row in found] for name, found in rows.items()})
+    return {name: np.array(found) for name, found in rows.items()}
 
 
-def _check_means(value: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The cached means of the tensors `names`; a ValueError if they cannot be means of these."""
-    if sorted(value) != list(names):
+def _check_channels(value: Any, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The cached numbers of the tensors `names`; a ValueError if they cannot be numbers of channels."""
+    if sorted(value) != sorted(names):
         raise ValueError("it has other tensors")
-    means = {name: np.array(one, np.float64) for name, one in value.items()}
-    for name, mean in means.items():
-        if mean.ndim != 1 or not np.isfinite(mean).all():
-            raise ValueError(f"the means of {name} are not one finite number a channel")
-    return means
+    found = {name: np.array(one, np.float64) for name, one in value.items()}
+    for name, numbers in found.items():
+        if numbers.ndim != 2 or not numbers.size or not np.isfinite(numbers).all():
+            raise ValueError(f"the numbers of {name} are not one finite number a channel")
+    return found
 
 
 def batches(images: Iterable[np.ndarray], metadata: Metadata) -> Iterator[np.ndarray]:

@@ -5,20 +5,25 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
 
 from yolact_export.onnx_graph import graph_metadata
 from yolact_export.precision.calibration import (
+    AUTO,
+    COMPARED,
+    CalibrationImages,
     CalibrationOptions,
     batches,
     calibrate,
+    channel_largest,
     channel_means,
     choose_images,
 )
 from yolact_export.precision.compute import by_group, delivered, layer_compute, shares
+from yolact_export.precision.equalise import equalise, link_tensors
 from yolact_export.precision.fp16 import emulate_half, to_half
 from yolact_export.precision.int8 import quantise
 from yolact_export.precision.layers import check_groups
@@ -26,6 +31,7 @@ from yolact_export.precision.measure import Error, HeadReference, tensor_errors,
 from yolact_export.precision.sensitivity import BOUNDS, Convert, Sensitivity, measure_sensitivity
 from yolact_runtime.commandline import Table
 from yolact_runtime.errors import UsageError, YolactError
+from yolact_runtime.metadata import Metadata
 from yolact_runtime.sources.images import read_image
 
 log = logging.getLogger(__name__)
@@ -98,12 +104,10 @@ def reduce_graph(model: onnx.ModelProto, options: PrecisionOptions, images: Sequ
     if options.precision == "int8":
         assert options.calibration is not None
         chosen = choose_images(options.calibration)
-        ranges = calibrate(model, options.calibration, chosen, metadata)
         step = max(1, len(chosen.paths) // SAMPLES)
         samples = list(batches(map(read_image, chosen.paths[::step][:SAMPLES]), metadata))
-        convert: Convert = functools.partial(
-            quantise, model, ranges, means=channel_means(model, chosen, metadata)
-        )
+        model = equalise(model, channel_largest(model, link_tensors(model), chosen, metadata))
+        convert: Convert = _calibrated(model, options.calibration, chosen, metadata, samples, named)
     else:
         samples = list(batches(images[:SAMPLES], metadata))
         convert = functools.partial(to_half, model)
@@ -133,6 +137,30 @@ def reduce_graph(model: onnx.ModelProto, options: PrecisionOptions, images: Sequ
             f"{broken[0]} is not finite in {options.precision}; keep it in float32 with --keep-float"
         )
     return Reduced(result, final, precision, shortfall, kept, sensitivity, heads, groups)
+
+
+def _calibrated(
+    model: onnx.ModelProto,
+    options: CalibrationOptions,
+    images: CalibrationImages,
+    metadata: Metadata,
+    samples: Sequence[np.ndarray],
+    named: Collection[str],
+) -> Convert:
+    """What quantises the graph with the ranges of the method; "auto": of that with the smallest error."""
+    means = channel_means(model, images, metadata)
+    found: dict[str, Convert] = {}
+    for method in COMPARED if options.method == AUTO else (options.method,):
+        ranges = calibrate(model, replace(options, method=method), images, metadata)
+        found[method] = functools.partial(quantise, model, ranges, means=means)
+    if len(found) == 1:
+        return found[options.method]
+    reference = HeadReference(model, samples, metadata)
+    errors = {method: worst(reference.errors(convert(named))) for method, convert in found.items()}
+    best = min(errors, key=errors.__getitem__)
+    texts = ", ".join(f"{method} {error:.2%}" for method, error in errors.items())
+    log.info("calibration method: %s (error of the heads: %s)", best, texts)
+    return found[best]
 
 
 def error_table(reduced: Reduced, precision: str) -> Table:

@@ -21,8 +21,10 @@ _QUANTISE, _DEQUANTISE = "QuantizeLinear", "DequantizeLinear"
 
 
 def has_unsigned(model: onnx.ModelProto) -> bool:
-    """Whether a graph rounds to unsigned bytes; needs no weights from other files."""
-    return bool(_unsigned(model))
+    """Whether a graph rounds to unsigned bytes; of any zero point: values may be in other files."""
+    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    rounding = (node for node in model.graph.node if node.op_type == _QUANTISE and len(node.input) > 2)
+    return any(kinds.get(node.input[2]) == onnx.TensorProto.UINT8 for node in rounding)
 
 
 def _unsigned(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:

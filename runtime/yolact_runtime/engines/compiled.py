@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 
-from yolact_runtime import __version__
 from yolact_runtime.cache import (
     NotTrustedError,
     cache_folder,
@@ -38,6 +37,7 @@ from yolact_runtime.engines.cpu import cpu_flags, cpu_part
 from yolact_runtime.errors import YolactError, first_line
 from yolact_runtime.files import new_file
 from yolact_runtime.untrusted import beyond, limit, parse_json
+from yolact_runtime.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -208,8 +208,9 @@ def _check_files(files: Sequence[Path]) -> None:
     for file in files:
         try:
             check_ours(file)
-        except NotTrustedError as error:
-            raise YolactError(str(error)) from error  # a reason, not a warning: it is no fault
+        except NotTrustedError as error:  # no fault, as of shared folders, but each start takes longer
+            say_once(f"{file}: its compiled network is not kept: {error}", f"files {error}", log.info)
+            raise YolactError(str(error)) from error
 
 
 def _empty(size: int) -> np.ndarray:

@@ -149,7 +149,7 @@ class OnnxRuntimeEngine(Engine):
         import onnxruntime
 
         (name, own), *rest = [_provider(one, onnxruntime.get_available_providers()) for one in providers]
-        return self._open([(name, own | options), *rest], threads)
+        return _open_session(self.path, [(name, own | options), *rest], threads)
 
     def _open_inspected(
         self, providers: list[tuple[str, dict[str, str]]], threads: int | None, stored: str
@@ -157,28 +157,28 @@ class OnnxRuntimeEngine(Engine):
         """A session and the precision that it computes in, as its optimised graph shows.
 
         Args:
-            providers, threads: As in `_open`.
+            providers, threads: As in `_open_session`.
             stored: The precision of the file.
         """
         inspected = stored in ("fp16", "int8")
         if not inspected and stored != "fp32":
             self.unknown_because = "the metadata cannot be read from the file"
-            return self._open(providers, threads), UNKNOWN
+            return _open_session(self.path, providers, threads), UNKNOWN
         kept = self._kept(providers, stored)
         if kept and (entry := kept.read()):
             try:
-                session = self._open(providers, threads, content=bytes(entry.data))
+                session = _open_session(self.path, providers, threads, content=bytes(entry.data))
                 computed, self.unknown_because = str(entry.value["precision"]), str(entry.value["unknown"])
                 return session, computed
             except (YolactError, LookupError) as error:
                 kept.unusable(error)
         keep = kept is not None and kept.may_be_kept()
         if not inspected and not keep:
-            return self._open(providers, threads), stored
+            return _open_session(self.path, providers, threads), stored
         try:
             with tempfile.TemporaryDirectory() as folder:
                 written = Path(folder) / "optimised.onnx"
-                session = self._open(providers, threads, written)
+                session = _open_session(self.path, providers, threads, written)
                 computed = delivered_precision(read_nodes(written), stored) if inspected else stored
                 self.unknown_because = "its graph has no convolutions" if computed == UNKNOWN else ""
                 if kept and keep:
@@ -186,7 +186,7 @@ class OnnxRuntimeEngine(Engine):
                     kept.write(value, written.read_bytes())
         except (YolactError, OSError, ValueError) as error:
             # A full disk, or a provider that compiles the graph; a broken file fails again.
-            session, computed = self._open(providers, threads), UNKNOWN if inspected else stored
+            session, computed = _open_session(self.path, providers, threads), UNKNOWN if inspected else stored
             reason = (isinstance(error, OSError) and error.strerror) or first_line(error.__cause__ or error)
             if inspected:
                 self.unknown_because = (
@@ -210,47 +210,48 @@ class OnnxRuntimeEngine(Engine):
         # It is the same for any number of threads.
         return CompiledNetwork(self.path, "onnxruntime", onnxruntime.__version__, [])
 
-    def _open(
-        self,
-        providers: list[tuple[str, dict[str, str]]],
-        threads: int | None,
-        written: Path | None = None,
-        content: bytes | None = None,
-    ) -> Any:
-        """A session; `written` receives its optimised graph, and `content` is one that was written before."""
-        import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        if content is not None:
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        if written is not None:
-            options.optimized_model_filepath = str(written)
-        # Fatal messages only: exceptions and the provider check report errors.
-        options.log_severity_level = 4
-        # Otherwise its threads keep spinning while masks are computed.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        names = [name for name, _ in providers]
-        if _CPU not in names:
-            providers = [*providers, (_CPU, {})]
-        if CUDA in names and hasattr(onnxruntime, "preload_dlls"):
-            onnxruntime.preload_dlls()
-        onnxruntime.set_default_logger_severity(4)
-        try:
-            session = onnxruntime.InferenceSession(
-                content or str(self.path), options, providers=providers, enable_fallback=0
-            )
-        except Exception as error:  # as above
-            raise YolactError(
-                f"{self.path}: ONNX Runtime cannot open it with {', '.join(names)}; if the file is"
-                f" damaged, copy or export it again ({first_line(error)})"
-            ) from error
-        finally:
-            onnxruntime.set_default_logger_severity(2)
-        # Otherwise the CPU silently replaces a provider that fails later.
-        session.disable_fallback()
-        return session
+def _open_session(
+    path: Path,
+    providers: list[tuple[str, dict[str, str]]],
+    threads: int | None,
+    written: Path | None = None,
+    content: bytes | None = None,
+) -> Any:
+    """A session; `written` receives its optimised graph, and `content` is one that was written before."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    if content is not None:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if written is not None:
+        options.optimized_model_filepath = str(written)
+    # Fatal messages only: exceptions and the provider check report errors.
+    options.log_severity_level = 4
+    # Otherwise its threads keep spinning while masks are computed.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    names = [name for name, _ in providers]
+    if _CPU not in names:
+        providers = [*providers, (_CPU, {})]
+    if CUDA in names and hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()
+    onnxruntime.set_default_logger_severity(4)
+    try:
+        session = onnxruntime.InferenceSession(
+            content or str(path), options, providers=providers, enable_fallback=0
+        )
+    except Exception as error:  # as above
+        raise YolactError(
+            f"{path}: ONNX Runtime cannot open it with {', '.join(names)}; if the file is"
+            f" damaged, copy or export it again ({first_line(error)})"
+        ) from error
+    finally:
+        onnxruntime.set_default_logger_severity(2)
+    # Otherwise the CPU silently replaces a provider that fails later.
+    session.disable_fallback()
+    return session
 
 
 def delivered_precision(nodes: Iterable[tuple[str, str]], stored: str) -> str:
@@ -288,17 +289,13 @@ def optimised_operators(path: Path) -> list[str]:
     Raises:
         YolactError: ONNX Runtime cannot open it, or its graph cannot be written to the temporary folder.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
     try:
         with tempfile.TemporaryDirectory() as folder:
-            options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
-            onnxruntime.InferenceSession(str(path), options, providers=[_CPU])
-            return [kind for _, kind in read_nodes(options.optimized_model_filepath)]
-    except Exception as error:  # the exceptions of ONNX Runtime have no other common base
-        raise YolactError(f"{path}: ONNX Runtime cannot optimise it ({first_line(error)})") from error
+            written = Path(folder) / "optimised.onnx"
+            _open_session(path, [(_CPU, {})], None, written)
+            return [kind for _, kind in read_nodes(written)]
+    except OSError as error:
+        raise YolactError(f"{path}: ONNX Runtime's graph cannot be written: {error}") from error
 
 
 def _temporary() -> str:

@@ -13,7 +13,6 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from yolact_runtime import __version__
 from yolact_runtime.detections import check_detections
 from yolact_runtime.engines.base import Engine
 from yolact_runtime.engines.outputs import INPUT, GraphOutputs
@@ -25,6 +24,7 @@ from yolact_runtime.results import Result, result_of
 from yolact_runtime.serving.answers import answer
 from yolact_runtime.serving.images import SIZE, Prepared, read_request, read_size
 from yolact_runtime.serving.parameters import Parameters, read_parameters
+from yolact_runtime.version import __version__
 
 log = logging.getLogger(__name__)
 S = TypeVar("S")

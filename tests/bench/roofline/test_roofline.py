@@ -23,7 +23,7 @@ from yolact_bench import cli
 from yolact_bench.roofline import cli as command
 from yolact_bench.roofline.ceilings import Ceilings
 from yolact_bench.roofline.graph import Roofline, roofline
-from yolact_bench.roofline.layers import Layer, judge, measure_layers, reasons
+from yolact_bench.roofline.layers import REASONS, Layer, judge, measure_layers, raised, reasons
 from yolact_bench.roofline.work import GraphWork, Work, at_batch, count_work
 from yolact_export.onnx import OnnxOptions, write_onnx
 from yolact_runtime.errors import UsageError, YolactError
@@ -267,7 +267,7 @@ def test_command(exported: Path, tmp_path: Path, monkeypatch, capsys) -> None:
 
 def test_layers_in_openvino_have_the_operations_of_the_graph(network: Yolact, exported: Path) -> None:
     pytest.importorskip("openvino")
-    found = measure_layers(exported, LIMITS, batch=2, runs=1)
+    found, _ = measure_layers(exported, LIMITS, batch=2, runs=1)
     size = network.config.model.input_size
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.zeros(2, 3, size, size))
@@ -296,12 +296,27 @@ def test_why_layers_are_below_their_ceiling() -> None:
     }
     found = {one.reason: one for one in judge(layers.values(), LIMITS)}
     assert set(found) == set(layers) - {"skipped"}
+    assert set(REASONS) == set(found) - {""}
     assert found[""].floor_ms == pytest.approx(1) and found[""].bound == "compute"
     assert (found["memory-bound"].floor_ms, found["memory-bound"].bound) == (2.0, "memory")
     assert found["not in int8"].floor_ms == pytest.approx(4)  # at the ceiling of float32
     assert found["other"].share == pytest.approx(1 / 1.1) and found["other"].lost_ms == pytest.approx(0.1)
     sums = reasons(found.values())
     assert next(iter(sums)) == "not in int8" and sums["short sums"] == {"layers": 1, "ms": 2, "lost_ms": 1}
+
+
+def test_a_layer_that_computes_faster_raises_the_ceiling_of_its_type() -> None:
+    fast = Layer("/model/fast/Conv", "Convolution", "brgconv", "int8", "", 6_000_000, 1000)
+    slow = replace(fast, name="slow", operations=3_000_000)
+    short = replace(fast, name="short", operations=9_000_000)  # 0.1% of the time: not to be relied on
+    moves = Layer("r", "Reorder", "jit", "float32", "", 0, 1000)
+    timed = [(fast, 1.0), (slow, 1.0), (short, 0.003), (moves, 1.0), (fast, 0.0)]
+    limits = raised(LIMITS, timed)
+    assert limits.operations == {**LIMITS.operations, "int8": pytest.approx(6e9)}
+    assert limits.by["int8"] == "layer fast"
+    shares = {one.layer.name: one.share for one in judge(timed[:2], limits)}
+    assert shares == pytest.approx({fast.name: 1, "slow": 0.5})
+    assert raised(LIMITS, [(slow, 1.0)]) == LIMITS and raised(LIMITS, []) == LIMITS
 
 
 def test_command_of_layers(exported: Path, tmp_path: Path, monkeypatch, capsys) -> None:

@@ -35,7 +35,7 @@ Ranges = dict[str, tuple[float, float]]
 
 @pytest.fixture(scope="module")
 def ranges(graph: onnx.ModelProto, photos: Path, metadata: Metadata) -> Ranges:
-    options = CalibrationOptions(photos)
+    options = CalibrationOptions(photos, "minmax")
     return calibrate(graph, options, choose_images(options), metadata)
 
 

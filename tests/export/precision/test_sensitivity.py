@@ -57,3 +57,11 @@ def test_named_groups_and_broken_ones_are_kept(graph: onnx.ModelProto) -> None:
     )  # type: ignore[arg-type, return-value]
     assert found.kept == {"protonet", "head.classes"}
     assert found.errors["head.classes"] == np.inf
+
+
+def test_a_group_with_little_compute_is_kept_for_less(graph: onnx.ModelProto) -> None:
+    """3% and 4% are within the bound of a group; of the two, only the boxes cost nearly nothing."""
+    reference: Any = Reference(compute_groups(graph))
+    bounds = Bounds(0.05, 1.0, cheap=0.02)
+    found = measure_sensitivity(graph, lambda names: names, reference, bounds, frozenset())  # type: ignore[arg-type, return-value]
+    assert found.kept == {"fpn", "head.boxes"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from yolact_export.precision.int8 import quantise
 from yolact_export.precision.layers import network_outputs
 from yolact_export.precision.measure import Error, run_graph
 from yolact_export.precision.placement import quantisable, roundings
+from yolact_export.trt.builder import _parse
 from yolact_export.trt.checks import check_graph
 from yolact_export.trt.engine import build_engine
 from yolact_export.trt.int8 import signed_int8
@@ -80,6 +82,23 @@ def test_computes_the_same(unsigned: onnx.ModelProto, graph: onnx.ModelProto) ->
         for error, found in zip(errors, (first, second), strict=True):
             error.add(exact[name], found[name])
         assert errors[1].relative < max(0.03, 1.5 * errors[0].relative), name
+
+
+def test_weights_in_another_file_reach_the_parser(unsigned: onnx.ModelProto, tmp_path: Path) -> None:
+    """The parser gets bytes, which have no folder to look for the file in."""
+    path = tmp_path / "m.onnx"
+    copied = onnx.ModelProto.FromString(unsigned.SerializeToString())
+    onnx.save(copied, path, save_as_external_data=True, location="m.data", size_threshold=0)
+    assert (tmp_path / "m.data").stat().st_size > path.stat().st_size
+    received: list[bytes] = []
+    parser = SimpleNamespace(parse=lambda content: received.append(content) or True)
+    parsed, model = _parse(parser, SimpleNamespace(onnx=str(path)))  # type: ignore[arg-type]
+    expected = signed_int8(unsigned)
+    assert parsed and model is not None
+    found = {one.name: one for one in onnx.ModelProto.FromString(received[0]).graph.initializer}
+    for one in expected.graph.initializer:
+        assert found[one.name].data_location != onnx.TensorProto.EXTERNAL
+        np.testing.assert_array_equal(numpy_helper.to_array(found[one.name]), numpy_helper.to_array(one))
 
 
 @pytest.mark.slow

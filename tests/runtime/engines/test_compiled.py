@@ -368,10 +368,14 @@ def test_nothing_is_kept_of_a_file_that_others_can_replace(
         network.symlink_to(real)
     given: list[str] = []
     monkeypatch.setattr("yolact_runtime.cache.log.warning", given.append)
+    noted: list[str] = []
+    monkeypatch.setattr(module.log, "info", noted.append)
     shared.chmod(0o777)
     assert not kept(network).may_be_kept()
     kept(network).write(VALUE, DATA)
     assert read(network) is None and not given
+    (line,) = noted  # once, of both
+    assert f"others may write to {shared}; run: chmod go-w {shared}" in line
     shared.chmod(0o1777 if shared.is_dir() else 0o644)  # as /tmp
     assert kept(network).may_be_kept()
     kept(network).write(VALUE, DATA)

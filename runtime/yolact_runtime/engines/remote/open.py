@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from yolact_runtime import __version__
 from yolact_runtime.engines.backends import UNKNOWN
 from yolact_runtime.engines.remote.address import parse_address
 from yolact_runtime.engines.remote.engine import RemoteEngine
 from yolact_runtime.errors import UsageError, counted
 from yolact_runtime.metadata import InputSize, height_width, size_text
+from yolact_runtime.version import __version__
 
 log = logging.getLogger(__name__)
 
