@@ -119,10 +119,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def call(line: str, folder: Path, blocked: str) -> subprocess.CompletedProcess[str]:
+def call(line: str, folder: Path, blocked: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a command line without the packages `blocked`."""
     name, *words = line.split()
     environment = {**os.environ, "BLOCKED": blocked, "OMP_NUM_THREADS": "1", "YOLACT_CACHE": str(folder)}
+    environment |= variables
     command = [sys.executable, "-c", CALL, COMMANDS[name], *words]
     return subprocess.run(
         command, capture_output=True, text=True, check=False, cwd=folder, env=environment, timeout=120
@@ -158,19 +159,51 @@ def test_each_package_missing_in_turn(line: str, package: str, extra: str, folde
     check(call(line, folder, package), extra, *set(PACKAGES[package][1]) & set(extra.split(",")))
 
 
-@pytest.mark.parametrize("package", ["torch", "onnxruntime", "cv2", "rich", "numpy"])
-def test_a_package_that_does_not_load(package: str, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("package", "error"),
+    [
+        ("torch", "ImportError"), ("onnxruntime", "OSError"), ("cv2", "ImportError"),
+        ("rich", "AttributeError"), ("numpy", "AttributeError"),
+    ],
+)  # fmt: skip
+def test_a_package_that_does_not_load(package: str, error: str, folder: Path, tmp_path: Path) -> None:
+    engine = "w.pth" if package == "torch" else "heads.onnx --backend onnxruntime"
+    check_broken(f"yolact-eval --engine {engine} {DATA}", package, error, folder, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("line", "package", "error"),
+    [
+        ("yolact-train --config yolact_tiny --dataset shapes", "torch", "OSError"),
+        ("yolact-demo --output demo", "torch", "AttributeError"),
+        ("yolact-export --weights heads.onnx --to openvino --no-verify", "openvino", "AttributeError"),
+        ("yolact-export inspect heads.onnx", "onnx", "OSError"),
+        ("yolact-infer --engine heads.onnx film.mp4 --output o", "av", "AttributeError"),
+        (f"yolact-bench {QUICK}", "psutil", "OSError"),
+        ("yolact-data convert voc voc made.json", "PIL", "ImportError"),
+    ],
+)
+def test_each_command_with_a_broken_package(
+    line: str, package: str, error: str, folder: Path, tmp_path: Path
+) -> None:
+    check_broken(line, package, error, folder, tmp_path)
+
+
+def check_broken(line: str, package: str, error: str, folder: Path, tmp_path: Path) -> None:
+    """A command ends in one line if a package raises when it is imported; with rich, on a terminal."""
     (tmp_path / package).mkdir()
-    (tmp_path / package / "__init__.py").write_text(
-        "raise ImportError('libX.so.1: cannot open shared object')"
-    )
-    words = ["-m", "yolact.cli.evaluate", "--engine", "heads.onnx", "--backend", "onnxruntime"]
-    if package == "torch":
-        words[3:] = ["w.pth"]
-    done = subprocess.run(
-        [sys.executable, *words, *DATA.split()], capture_output=True, text=True, check=False, cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-    )  # fmt: skip
-    *before, line = done.stderr.splitlines()
-    assert done.returncode == 1 and all(one.startswith("INFO") for one in before)
-    assert re.search(rf"needs {package}, which is installed but does not load \(libX.so.1: cannot open", line)
+    (tmp_path / package / "__init__.py").write_text(f"raise {error}('libX.so.1: cannot open shared object')")
+    terminal = {"FORCE_COLOR": "1"} if package == "rich" else {}
+    done = call(line, folder, "no_package", PYTHONPATH=str(tmp_path), **terminal)
+    *before, said = done.stderr.splitlines()
+    assert done.returncode == 1 and all("INFO" in one for one in before), done.stderr
+    assert re.search(rf"needs {package}, which is installed but does not load \(libX.so.1: cannot open", said)
+
+
+def test_rich_is_not_needed_for_lines_on_a_terminal(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "rich").mkdir()
+    (tmp_path / "rich" / "__init__.py").write_text("raise AttributeError('broken')")
+    paths = {"PYTHONPATH": str(tmp_path), "FORCE_COLOR": "1"}
+    done = call("yolact-data shapes plain --train 1 --val 1", folder, "no_package", **paths)
+    assert (done.returncode, done.stderr.partition(":")[0]) == (0, "INFO"), done.stderr

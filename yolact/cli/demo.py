@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import json
 import os
@@ -118,6 +119,8 @@ def command(args: argparse.Namespace) -> None:
     # All that its commands need, before the first of them works.
     needed = "torch", "torchvision", "onnx", "onnxscript", "psutil", "scipy", "matplotlib", "jinja2"
     require("yolact-demo", "train", *needed)
+    for name in needed:
+        importlib.import_module(name)  # one that does not load is found now, not after the training
     folder = args.output
     check_outputs([], [], [("--output", folder)])
     with atomic_path(folder / "demo.log"):

@@ -200,9 +200,7 @@ def _data(args: argparse.Namespace, config: str) -> tuple[Path, Path]:
 
 
 def show(evaluation: Evaluation, per_class: bool = False) -> None:
-    """Print an evaluation in percent: its tables, with the main figures before and after them."""
-    headline = _headline(evaluation)
-    print_line(headline, sys.stdout)
+    """Print an evaluation in percent: its tables, and the main figures last."""
     kinds: list[tuple[str, Metrics]] = [("box", evaluation.box)]
     if evaluation.mask:
         kinds.append(("mask", evaluation.mask))
@@ -228,7 +226,7 @@ def show(evaluation: Evaluation, per_class: bool = False) -> None:
         f" {evaluation.ms_per_image:.1f} ms per image from array to boxes and RLE masks",
         sys.stdout,
     )
-    print_line(headline, sys.stdout)
+    print_line(_headline(evaluation), sys.stdout)
 
 
 def _headline(evaluation: Evaluation) -> str:

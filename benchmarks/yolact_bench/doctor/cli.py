@@ -66,7 +66,7 @@ def command(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     """Refuse an unknown configuration, and a folder that cannot be written to."""
     from yolact.registry import get_config
-    from yolact_bench.doctor.report import NAMES
+    from yolact_bench.doctor.report import NAMES, check_folder
     from yolact_bench.options import LONGEST, check_number
     from yolact_runtime.outputs import check_outputs
 
@@ -74,6 +74,7 @@ def _check(args: argparse.Namespace) -> None:
     check_number("--limit", args.limit, 0, LONGEST)
     if args.report is not None:
         check_outputs([], [("--report", args.report / name) for name in NAMES], [("--report", args.report)])
+        check_folder(args.report)
 
 
 def _list(stages: Sequence[Stage]) -> None:
@@ -87,13 +88,14 @@ def _examine(args: argparse.Namespace, context: Context, stages: Sequence[Stage]
     from yolact_bench.doctor import facts, show
     from yolact_bench.doctor.report import make_report, write_report
     from yolact_bench.doctor.run import Checked, run_stages
+    from yolact_bench.doctor.stage import BASE
     from yolact_bench.measure.machine import machine
 
     begun = time.monotonic()
     found, gpu = machine(), facts.probe_gpu()
     show.machine(found, gpu)
     # With --only, those that the stages need are imported, and others only looked up.
-    needed = {name for one in stages for name in one.needs}
+    needed = {*BASE, *(name for one in stages for name in one.needs)}
     names = [name for name in facts.PROBED if name in needed or not args.only]
     libraries = facts.probe_libraries(gpu, names)
     show.libraries(libraries)

@@ -144,6 +144,8 @@ def checkpoint_file(context: Context) -> Path:
 
 def exported_file(context: Context, precision: str) -> Path:
     """The checkpoint exported to ONNX in a precision by yolact-export, verified on the sample images."""
+    from yolact_bench.gpu_checks.networks import export
+
     path = context.folder / f"exported_{precision}.onnx"
     if not path.exists():
         images = str(image_folder(context))
@@ -151,19 +153,6 @@ def exported_file(context: Context, precision: str) -> Path:
         words += ["--max-batch", str(network.MAX_BATCH), "--precision", precision, "--keep-float", "none"]
         export(*words, *(["--calibrate", images] if precision == "int8" else []))
     return path
-
-
-def export(*words: str) -> None:
-    """Run yolact-export in this process.
-
-    Raises:
-        YolactError: it failed.
-    """
-    from yolact_export import cli
-
-    parser = cli.build_parser()
-    parser.set_defaults(command_line="yolact-doctor")
-    cli.command(parser.parse_args(words))
 
 
 def image_folder(context: Context) -> Path:

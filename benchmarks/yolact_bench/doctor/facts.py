@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -90,7 +91,7 @@ def probe_libraries(gpu: Gpu, names: Sequence[str] = PROBED) -> dict[str, Librar
 
 def _imported(names: Sequence[str], gpu: Gpu) -> Iterator[tuple[str, Library]]:
     """Import libraries in a child process, which begins again behind each that ends it."""
-    left = list(names)
+    left, without_numpy = list(names), False
     while left:
         ended = call("yolact_bench.doctor.facts:import_here", *left, seconds=_IMPORT_SECONDS)
         done: dict[str, str] = ended.value if isinstance(ended.value, dict) else {}
@@ -100,9 +101,13 @@ def _imported(names: Sequence[str], gpu: Gpu) -> Iterator[tuple[str, Library]]:
         if ended.late and done:  # all of them took long: the next one has not had its time
             continue
         if left:  # the first of them is the one that was being imported
-            distribution, problem = PACKAGES[left[0]][0], ended.problem or "its import ended the process"
-            remedy = f"pip install --force-reinstall {_distribution(left[0]) or distribution}"
-            yield left[0], _failed(left[0], f"installed, but its import does not end well: {problem}", remedy)
+            name, problem = left[0], ended.problem or "its import ended the process"
+            guilty = "numpy" if without_numpy else _crashed(ended.output) or name
+            without_numpy = guilty == "numpy"
+            text = f"installed, but its import does not end well: {problem}"
+            if guilty != name:
+                text = f"installed, but {guilty}, which it needs, does not load: {problem}"
+            yield name, _failed(name, text, _reinstall(guilty, problem))
             left = left[1:]
 
 
@@ -111,11 +116,11 @@ def import_here(*names: str, report: Callable[[Any], None]) -> dict[str, str]:
     done: dict[str, str] = {}
     for name in names:
         done[name] = ""
+        before = _printed_bytes()
         try:
             importlib.import_module(_LOADS.get(name, name))
         except Exception as error:
-            failure = import_failure(error, name)
-            done[name] = str(failure) if failure else f"{type(error).__name__}: {first_line(error)}"
+            done[name] = _problem(name, error, before)
         report(done)
     return done
 
@@ -127,13 +132,79 @@ def _library(name: str, problem: str, gpu: Gpu) -> Library:
         return Library(name, distribution, OK, _version(name))
     if name in _ON_GPU and gpu.state == SKIPPED:
         return Library(name, distribution, SKIPPED, _version(name), gpu.reason, gpu.remedy)
-    text, again, command = problem.partition("; install what it lacks, or the package again: ")
-    if again:
-        package = command.rpartition(" ")[2]
-        own = next((one for one, (known, _) in PACKAGES.items() if known == package), name)
-        return _failed(name, text, f"pip install --force-reinstall {_distribution(own)}")
-    text, run, command = problem.partition("; run: ")
-    return _failed(name, text, command if run else f"pip install --force-reinstall {distribution}")
+    guilty, _, why = problem.partition(": ")
+    if guilty not in PACKAGES:
+        text, run, command = problem.partition("; run: ")
+        return _failed(name, text, command if run else _reinstall(name, problem))
+    needed = "" if guilty == name else f" {guilty}, which it needs,"
+    verb = " does not load" if needed else ", but does not load"
+    return _failed(
+        name, f"installed{', but' if needed else ''}{needed}{verb}: {why}", _reinstall(guilty, why)
+    )
+
+
+def _printed_bytes() -> int:
+    """Bytes that this process has printed to standard error, if that is a file."""
+    return os.fstat(2).st_size
+
+
+def _problem(name: str, error: Exception, printed: int) -> str:
+    """Why a library does not load: the package to blame and the reason, or an error that says what to do.
+
+    Args:
+        name: What was imported.
+        error: What was raised.
+        printed: Bytes that were printed before.
+    """
+    failure = import_failure(error, name)
+    found = re.search(r" needs (\w+), which is installed but does not load ", str(failure or ""))
+    if not found and failure:
+        return str(failure)
+    reason = str(error).strip() and first_line(error)
+    if not reason:  # NumPy prints the reason and has no words in its exception
+        with suppress(OSError):
+            said = os.pread(2, 4000, printed).decode(errors="replace").split("\n\n")
+            reason = next((" ".join(one.split())[:200] for one in said if one.strip()), "")
+    kind = type(error).__name__
+    return f"{found[1] if found else name}: {f'{kind}: {reason}' if reason else kind}"
+
+
+def _crashed(output: str) -> str:
+    """The package in whose module a process crashed, from the stack in its output; empty if unknown."""
+    names = re.findall(
+        r"File \"[^\"]*(?:site|dist)-packages/(\w+)", output.partition("Fatal Python error")[2]
+    )
+    return next((name for name in names if name in PACKAGES), "")
+
+
+# Libraries of the system that wheels do not bring: part of an error, package for Debian and for Fedora.
+_SYSTEM = {
+    "libgomp.so": ("libgomp1", "libgomp"),
+    "libGL.so": ("libgl1", "mesa-libGL"),
+    "libgthread-2.0.so": ("libglib2.0-0", "glib2"),
+    "libglib-2.0.so": ("libglib2.0-0", "glib2"),
+    "libstdc++.so": ("libstdc++6", "libstdc++"),
+}
+_OF_NUMPY = ("numpy.core", "numpy.dtype", "_ARRAY_API", "NumPy 1.x", "module 'numpy'")
+
+
+def _reinstall(name: str, problem: str) -> str:
+    """What mends a package that does not load, by the reason."""
+    distribution = _distribution(name)
+    for library, (debian, fedora) in _SYSTEM.items():
+        if library in problem and "cannot open" in problem:
+            return f"apt install {debian} (Debian, Ubuntu) or dnf install {fedora} (Fedora)"
+    if "SIGILL" in problem:
+        return f"this CPU lacks an instruction that it uses: install another version of {distribution}"
+    if any(words in problem for words in _OF_NUMPY):  # built for another NumPy: another version is needed
+        return f"pip install --upgrade --no-cache-dir {distribution}"
+    version = _version(name).partition("+")[0]
+    damaged = any(
+        words in problem for words in ("SIGBUS", "SIGSEGV", "too short", "ELF", "Header", "decompress")
+    )
+    if damaged and version:  # the same version, and nothing else: other packages may need it
+        return f"pip install --force-reinstall --no-deps {distribution}=={version}"
+    return f"pip install --force-reinstall {distribution}"
 
 
 def _failed(name: str, reason: str, remedy: str) -> Library:

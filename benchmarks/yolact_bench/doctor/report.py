@@ -9,6 +9,7 @@ import argparse
 import getpass
 import html
 import math
+import os
 import platform
 import re
 import sys
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from yolact_bench.doctor.facts import Gpu, Library
 from yolact_bench.doctor.show import machine_rows, text
 from yolact_bench.doctor.stage import FAILED, OK, SKIPPED
-from yolact_runtime.errors import escape_controls
+from yolact_runtime.errors import UsageError, escape_controls
 from yolact_runtime.files import atomic_path, write_json
 from yolact_runtime.packages import PACKAGES
 from yolact_runtime.version import __version__
@@ -34,6 +35,14 @@ if TYPE_CHECKING:
 
 SCHEMA = "yolact-doctor/1"
 NAMES = ("doctor.json", "doctor.html")
+# Part of a name whose value is secret.
+_SECRET = "(?:password|passwd|secret|token|api_?key|access_?key|credential)"
+# What the page says of it.
+PRIVATE = (
+    "Left out or replaced: folders of the user (~), of temporary files (TMP), of Python (VENV, PYTHON) and of"
+    " a clone (CHECKOUT), names of users (...) and of the host (HOST), passwords, tokens and e-mail addresses"
+    " (...). Messages of libraries may have more: read the page before you publish it."
+)
 # Keys of texts that are the project's own.
 _OWN = ("schema", "name", "group", "text", "state", "distribution", "extras", "config", "only")
 _STYLE = """
@@ -108,7 +117,8 @@ def make_report(
 
 def _without_names(value: Any) -> Any:
     """A value whose texts have no control characters, and other words for names of user and host."""
-    replaced = [(re.compile(pattern), short) for pattern, short in (*_folders(), *_users())]
+    patterns = *_secrets(), *_folders(), *_users()
+    replaced = [(re.compile(pattern), short) for pattern, short in patterns]
     hosts = [(re.compile(pattern), short) for pattern, short in _hosts()]
 
     def clean(value: Any, key: str = "") -> Any:
@@ -126,6 +136,20 @@ def _without_names(value: Any) -> Any:
         return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
     return clean(value)
+
+
+def _secrets() -> list[tuple[str, str]]:
+    """Patterns of passwords and tokens: in addresses, after their names, and values of variables."""
+    found = [
+        (r"(?i)\b([a-z][\w+.-]*://)[^\s/]*@", r"\1...@"),
+        (r"(?i)\b(bearer|basic)\s+[\w+/.=~-]{8,}", r"\1 ..."),
+        (rf"(?i)({_SECRET}[\w-]*[\"']?\s*[=:]\s*[\"']?)[^\s\"'&,;]+", r"\1..."),
+    ]
+    values = {value for name, value in os.environ.items() if re.search(_SECRET, name, re.IGNORECASE)}
+    # A short or common value would take words from the report.
+    values = {value for value in values if len(value) >= 8}
+    found += [(re.escape(value), "...") for value in sorted(values, key=len, reverse=True)]
+    return [(r"\w[\w.+-]*@[\w-]+(\.[\w-]+)+", "..."), *found][::-1]
 
 
 def _folders() -> list[tuple[str, str]]:
@@ -156,6 +180,28 @@ def _hosts() -> list[tuple[str, str]]:
     node = platform.node()
     names = sorted({node, node.partition(".")[0]} - {"", "localhost"}, key=len, reverse=True)
     return [(rf"(?<![\w-]){re.escape(name)}(?![\w-])", "HOST") for name in names]
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder whose files of these names are not reports of this command.
+
+    Raises:
+        UsageError: one is not.
+    """
+    signs = f'"schema": "{SCHEMA.partition("/")[0]}/', "<title>yolact-doctor</title>"
+    for name, sign in zip(NAMES, signs, strict=True):
+        path = folder / name
+        if path.exists() and sign not in _start(path):
+            raise UsageError(f"--report: {path} is not a report of yolact-doctor; name another folder")
+
+
+def _start(path: Path) -> str:
+    """The first 1000 bytes of a regular file as text; empty for what is none or cannot be read."""
+    with suppress(OSError):
+        if path.is_file():
+            with path.open("rb") as file:
+                return file.read(1000).decode(errors="replace")
+    return ""
 
 
 def write_report(report: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -204,6 +250,7 @@ def page(report: Mapping[str, Any]) -> str:
         f"<title>yolact-doctor</title><style>{_STYLE}</style></head><body>",
         "<h1>yolact-doctor</h1>",
         f"<p>{_text(counts)}, {report['seconds']:.0f} s, {_text(report['created'])}{ended}</p>",
+        f"<p>{_text(PRIVATE)}</p>",
         f"<h2>Machine</h2>{_table([], machine)}",
         f"<h2>Stages</h2>{_table(['stage', 'state', 'time', 'figures', 'why, and what to do'], stages)}",
         f"<h2>Libraries</h2>{_table(['library', 'version', 'state', 'why', 'what mends it'], libraries)}",

@@ -14,6 +14,7 @@ from typing import Any
 from yolact_bench.doctor.child import call
 from yolact_bench.doctor.facts import Gpu, Library, driver_outcome
 from yolact_bench.doctor.stage import (
+    BASE,
     DRIVER,
     FAILED,
     GPU,
@@ -77,13 +78,13 @@ def run_stages(
 
 def missing(stage: Stage, libraries: Mapping[str, Library], gpu: Gpu) -> Outcome | None:
     """The outcome of a stage that cannot be run; None for one that can."""
-    names = [name for name in stage.needs if name != GPU]
+    names = list(dict.fromkeys([*BASE, *(name for name in stage.needs if name != GPU)]))
     if GPU in stage.needs and gpu.state != OK:
         return Outcome(gpu.state, {}, gpu.reason, gpu.remedy)
     for name in names:
         found = libraries.get(name)
         if found is not None and found.state == FAILED:
-            return Outcome(FAILED, {}, found.reason, found.remedy)
+            return Outcome(FAILED, {}, f"{found.distribution}: {found.reason}", found.remedy)
     if absent := [name for name in names if not installed(name)]:
         distributions = ", ".join(PACKAGES[name][0] if name in PACKAGES else name for name in absent)
         return Outcome(SKIPPED, {}, f"not installed: {distributions}", install_command(absent))

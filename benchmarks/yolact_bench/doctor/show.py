@@ -108,11 +108,8 @@ def _advice(reason: str, remedy: str) -> None:
 
 
 def _line(line: str, state: str) -> None:
-    """Print a line in the colour of a state; without colour if rich does not load."""
-    try:
-        print_line(line, sys.stdout, STYLES.get(state, "yellow"))
-    except ImportError:
-        print_line(line, sys.stdout)
+    """Print a line in the colour of a state."""
+    print_line(line, sys.stdout, STYLES.get(state, "yellow"))
 
 
 def text(value: Figure) -> str:

@@ -9,6 +9,8 @@ from pathlib import Path
 OK, FAILED, SKIPPED = "OK", "FAILED", "SKIPPED"
 # In `Stage.needs`: an NVIDIA GPU and its driver.
 GPU = "gpu"
+# What every stage imports, whatever else it needs.
+BASE = ("numpy", "cv2", "pycocotools")
 # The stage whose outcome is what the driver has said.
 DRIVER = "driver"
 

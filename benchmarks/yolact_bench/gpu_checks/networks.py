@@ -141,9 +141,18 @@ def make_engine(
     arguments += ["--output", str(path)]
     if "rtx" in flavour.export and capability:
         arguments += ["--device-capability", capability]
-    # In a process of its own: builders keep memory, and report errors on standard error.
-    done = subprocess.run(module_command("yolact_export.cli", *arguments), capture_output=True, text=True)
+    export(*arguments)
+    return path
+
+
+def export(*words: str) -> None:
+    """Run yolact-export in a process of its own: builders keep memory, and print what is no error.
+
+    Raises:
+        YolactError: it failed, with its last line.
+    """
+    done = subprocess.run(module_command("yolact_export.cli", *words), capture_output=True, text=True)
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise YolactError(lines[-1].removeprefix("error: ") if lines else f"{flavour.name} cannot be built")
-    return path
+        reason = lines[-1].removeprefix("ERROR: ") if lines else f"exit code {done.returncode}"
+        raise YolactError(f"yolact-export failed: {reason}")

@@ -55,7 +55,7 @@ def gpu_stages(context: Context) -> list[Stage]:
         Stage(
             f"gpu-speed-{name}", "gpu-speed", partial(run_speed, *how),
             (*_needs(flavour(how[0])), "sympy", GPU),
-            f"{context.config}: fps at batch 1 and 8, stages with their floors, share of the roofline", 420,
+            f"{context.config}: images/s at batch 1 and 8, stages and floors, share of the roofline", 420,
             quick=False,
         )
         for name, how in TIMED.items()
@@ -135,7 +135,7 @@ def run_engine(one: Flavour, context: Context) -> Outcome:
 
 def run_ceilings(context: Context) -> Outcome:
     """Measure what this GPU reaches in copies and matrix products."""
-    from yolact_bench.gpu_checks.speed import ceiling_figures, measure_gpu
+    from yolact_bench.doctor.speed import ceiling_figures, measure_gpu
 
     found, bus = measure_gpu(context.folder)
     figures = ceiling_figures(found, bus)
@@ -146,7 +146,7 @@ def run_ceilings(context: Context) -> Outcome:
 
 def run_speed(name: str, more: tuple[str, ...], context: Context) -> Outcome:
     """Time the chosen configuration in one library."""
-    from yolact_bench.gpu_checks.speed import measure_gpu, speed_figures
+    from yolact_bench.doctor.speed import measure_gpu, speed_figures
     from yolact_runtime import load_engine
 
     one = flavour(name)
@@ -159,7 +159,7 @@ def run_speed(name: str, more: tuple[str, ...], context: Context) -> Outcome:
     else:
         onnx = make_engine(flavour("onnxruntime-cuda-runtime"), context.folder, context.config)
     with load_engine(path, **one.options) as engine:
-        return Outcome(OK, speed_figures(engine, onnx, limits, bus, context.seconds))
+        return Outcome(OK, speed_figures(engine, onnx, limits, bus, context.seconds, context.folder))
 
 
 def _capability() -> str:

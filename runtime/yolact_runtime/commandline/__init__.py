@@ -23,6 +23,7 @@ from yolact_runtime.commandline.printing import (
     print_line,
     printing_beside,
     progress_bar,
+    rich_loads,
     track,
 )
 from yolact_runtime.errors import YolactError, escape_controls, first_line, lacks_memory
@@ -228,17 +229,14 @@ def _imports(frame: FrameType | None) -> bool:
 
 
 def setup_logging(level: int = logging.INFO) -> None:
-    """Log to standard error; plain lines if that is not a terminal."""
-    if is_terminal(sys.stderr):
+    """Log to standard error; plain lines if that is not a terminal, or if rich does not load."""
+    handler: logging.Handler = logging.StreamHandler()
+    handler.setFormatter(OneLine("%(levelname)s: %(message)s"))
+    if is_terminal(sys.stderr) and rich_loads():
         from rich.logging import RichHandler
 
-        handler: logging.Handler = RichHandler(
-            console=error_console(), show_path=False, show_time=False, markup=False
-        )
+        handler = RichHandler(console=error_console(), show_path=False, show_time=False, markup=False)
         handler.setFormatter(OneLine("%(message)s"))
-    else:
-        handler = logging.StreamHandler()
-        handler.setFormatter(OneLine("%(levelname)s: %(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     # Other libraries log their internals at INFO.

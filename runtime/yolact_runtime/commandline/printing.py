@@ -36,6 +36,17 @@ def is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and (stream.isatty() or bool(os.environ.get("FORCE_COLOR")))
 
 
+@functools.cache
+def rich_loads() -> bool:
+    """Whether rich can be imported; lines and log messages are plain without it, tables need it."""
+    try:
+        import rich.console
+        import rich.logging  # noqa: F401
+    except Exception:  # a broken package raises anything
+        return False
+    return True
+
+
 def print_line(text: str, file: TextIO | None, style: str = "") -> None:
     """Print one line to standard output, or to standard error if there is any.
 
@@ -51,7 +62,7 @@ def print_line(text: str, file: TextIO | None, style: str = "") -> None:
     if file is None:
         check_stdout()
         return
-    if style and is_terminal(file):
+    if style and is_terminal(file) and rich_loads():
         from rich.console import Console
 
         console = Console(file=file)

@@ -13,10 +13,11 @@ import pytest
 
 import yolact_bench.doctor
 from yolact_bench.doctor.facts import Gpu, Library
-from yolact_bench.doctor.report import make_report, page, write_report
+from yolact_bench.doctor.report import NAMES, check_folder, make_report, page, write_report
 from yolact_bench.doctor.run import Checked
 from yolact_bench.doctor.stage import FAILED, OK, SKIPPED, Outcome, Stage
 from yolact_bench.measure.machine import machine
+from yolact_runtime.errors import UsageError
 
 SCHEMA = json.loads((Path(yolact_bench.doctor.__file__).parent / "schema.json").read_text(encoding="utf-8"))
 HOSTILE = "<script>alert(1)</script>\"'&\x1b[31m\u202e\ud800 \n</td>"
@@ -91,6 +92,40 @@ def test_no_secrets_and_no_folders_of_the_user(monkeypatch: pytest.MonkeyPatch, 
     found = json.dumps(report(text="/home/ann.other/work/x.so and /home/bob/y and C:\\Users\\carl\\z"))
     assert "ann.other" not in found and "bob" not in found and "carl" not in found and "s3cr3t" not in found
     assert "~/work/x.so" in found
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (
+            "Looking in indexes: https://ann:pypi-AgEI@pypi.example.org/simple",
+            "Looking in indexes: https://...@pypi.example.org/simple",
+        ),
+        ("https://pypi-AgEI@pypi.example.org/simple failed", "https://...@pypi.example.org/simple failed"),
+        ("https://h.org/x?token=pypi-AgEI&page=2", "https://h.org/x?token=...&page=2"),
+        ("Authorization: Bearer pypi-AgEI.x_y", "Authorization: Bearer ..."),
+        ("HF_TOKEN='pypi-AgEI' is wrong", "HF_TOKEN='...' is wrong"),
+        ("key my-pypi-AgEI-value was refused", "key ... was refused"),
+        ("mail ann@example.org", "mail ..."),
+        ("a token was not found; keys 1, 2", "a token was not found; keys 1, 2"),
+    ],
+)
+def test_passwords_and_tokens_are_left_out(text: str, kept: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_API_KEY", "my-pypi-AgEI-value")
+    found = report(text=text)
+    assert found["machine"]["system"] == kept
+    assert "AgEI" not in json.dumps(found) + page(found)
+    assert "read the page before you publish it" in page(found)
+
+
+def test_no_file_of_another_is_written_over(tmp_path: Path) -> None:
+    write_report(report(), tmp_path)
+    check_folder(tmp_path)  # its own reports
+    for name in NAMES:
+        (tmp_path / name).write_text('{"schema": "mine"}')
+        with pytest.raises(UsageError, match=rf"{name} is not a report of yolact-doctor; name"):
+            check_folder(tmp_path)
+        (tmp_path / name).unlink()
 
 
 def test_names_of_the_user_and_the_host_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,7 @@ def test_what_a_stage_needs_decides_whether_it_is_run() -> None:
         FAILED, {}, driver.reason, driver.remedy
     )
     failed = missing(Stage("a", "g", never, ("cv2",)), broken, NONE)
-    assert failed == Outcome(FAILED, {}, "libGL", "pip install x")
+    assert failed == Outcome(FAILED, {}, "opencv-python-headless: libGL", "pip install x")
 
 
 def test_the_driver_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

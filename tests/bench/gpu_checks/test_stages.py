@@ -13,8 +13,9 @@ from engine_files import engine_of
 from fake_gpu import FakeGpu
 from fake_onnx import NATIVE, native_arrays, write_onnx
 
+from yolact_bench.doctor import speed
 from yolact_bench.doctor.stage import FAILED, GPU, OK, SKIPPED, Context, Outcome, Stage
-from yolact_bench.gpu_checks import engines, kernels, speed
+from yolact_bench.gpu_checks import engines, kernels
 from yolact_bench.gpu_checks import stages as module
 from yolact_bench.gpu_checks.kernels import SMALL
 from yolact_bench.gpu_checks.networks import FLAVOURS, MAX_BATCH
@@ -146,7 +147,7 @@ class Counted:
 def test_speed(
     stages: dict[str, Stage], tmp_path: Path, gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speed, "_roofline", lambda onnx, batch: Counted())
+    monkeypatch.setattr(speed, "_countable", lambda folder, onnx, batch: Counted())
     gpu.computes = False
     outcome = run(stages, "gpu-ceilings", tmp_path)
     assert outcome.state == OK
@@ -161,7 +162,7 @@ def test_speed(
     outcome = run(stages, "gpu-speed-tensorrt", tmp_path)
     assert (outcome.state, outcome.reason) == (OK, "")
     for batch in (1, 8):
-        assert outcome.figures[f"batch {batch} fps"] == pytest.approx(
+        assert outcome.figures[f"batch {batch} images/s"] == pytest.approx(
             1000 * batch / float(outcome.figures[f"batch {batch} ms"])
         )
         network = float(outcome.figures[f"batch {batch} network ms"])

@@ -39,9 +39,9 @@ DATA = ["--images", "val", "--annotations", "annotations/instances_val.json"]
 def test_prints_the_original_columns(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["--engine", "e.onnx", *DATA, "--per-class"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
-    assert " ".join(lines[0]) == "mask AP 50.50, AP50 50.50; box AP 50.50, AP50 50.50"
-    assert lines[-1] == lines[0]
-    assert " ".join(lines[1]) == "AP all .50 .55 .60 .65 .70 .75 .80 .85 .90 .95"
+    summary = "mask AP 50.50, AP50 50.50; box AP 50.50, AP50 50.50"
+    assert [" ".join(line) for line in lines].index(summary) == len(lines) - 1
+    assert " ".join(lines[0]) == "AP all .50 .55 .60 .65 .70 .75 .80 .85 .90 .95"
     assert ["box", *["50.50"] * 11] in lines
     assert ["mask", *["50.50"] * 11] in lines
     assert ["cat", "50.50", "50.50"] in lines
