@@ -169,9 +169,9 @@ def split_shard(text: str) -> tuple[int, int]:
     return number, count
 
 
-def program() -> NoReturn:
+def program(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point of `yolact-infer`."""
-    end_process(main())
+    end_process(main(argv))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
