@@ -54,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
             for step in script:
                 if step == "stall":
                     self.wfile.flush()
-                    self.server.released.wait(20)
+                    self.server.released.wait(200)
                 else:
                     self.wfile.write(step)
 

@@ -30,6 +30,9 @@ hypothesis.settings.load_profile("patient")
 # A shell that starts the tests in the background has them ignore Ctrl-C, and every process that they start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# `nohup` does the same to the signal of a closed terminal, which commands then ignore as they should.
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # `import oracle` and the others work from every test. With this folder on the path, tests/yolact
 # would hide the package.
 for _name in (

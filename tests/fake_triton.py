@@ -274,7 +274,7 @@ def _add_service(server: FakeTriton, to: Any) -> None:
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Service(), to)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Wait until a condition holds."""
     until = time.monotonic() + seconds
     while not condition():

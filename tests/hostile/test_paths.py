@@ -17,6 +17,8 @@ import pytest
 from commands import COMMANDS
 from fake_onnx import NATIVE, native_arrays, write_onnx
 
+from yolact_runtime import files
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform == "win32", reason="links, pipes and devices of POSIX"),
@@ -64,6 +66,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("YOLACT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("YOLACT_TRUST_ENGINES", "1")
+    monkeypatch.setattr(files, "READER_WAIT", 0.1)  # nobody reads the pipe
     for name in ("images", "labels", "set"):
         Path(name).mkdir()
     cv2.imwrite("images/a.png", np.zeros((16, 16, 3), np.uint8))

@@ -24,6 +24,7 @@ from yolact_runtime.sources.video import VideoSource, is_video
 av = pytest.importorskip("av")
 
 QUICK = CameraSettings(open_timeout=0.4, read_timeout=0.3, attempts=1, delay=0.01)
+PATIENT = CameraSettings(open_timeout=60, read_timeout=60, attempts=1, delay=0.01)
 ENGINE = FakeEngine({})
 
 
@@ -362,7 +363,7 @@ def free_port():
 @pytest.mark.parametrize("scheme", ["rtsp", "http", "tcp"])
 def test_an_address_that_refuses(scheme):
     port = free_port()
-    message = failure(list, CameraSource(f"{scheme}://admin:s3cret@127.0.0.1:{port}/1", QUICK))
+    message = failure(list, CameraSource(f"{scheme}://admin:s3cret@127.0.0.1:{port}/1", PATIENT))
     assert message == (
         f"cannot open camera {scheme}://127.0.0.1:{port}/1: Connection refused; "
         "check the address, and that no other program uses it"
@@ -402,10 +403,10 @@ def test_a_camera_that_stalls(tmp_path, caplog):
     frames = []
     with listener(http_video(tmp_path)) as port:
         address = f"http://127.0.0.1:{port}/"
-        message = failure(frames.extend, CameraSource(address, CameraSettings(2, 0.3, 1, 0.01)))
-    assert f"camera {address} is lost (no data for 0.3 s); attempt 1 of 1 to reconnect" in caplog.text
+        message = failure(frames.extend, CameraSource(address, CameraSettings(60, 1, 1, 0.01)))
+    assert f"camera {address} is lost (no data for 1 s); attempt 1 of 1 to reconnect" in caplog.text
     assert message == (
-        f"camera {address} is lost after {len(frames)} frames (no data for 0.3 s); "
+        f"camera {address} is lost after {len(frames)} frames (no data for 1 s); "
         "1 attempts to reconnect failed"
     )
     assert 70 <= len(frames) <= 80
@@ -413,7 +414,7 @@ def test_a_camera_that_stalls(tmp_path, caplog):
 
 def test_a_camera_that_disappears_leaves_a_video_that_plays(tmp_path):
     with listener(http_video(tmp_path)) as port:
-        source = CameraSource(f"http://127.0.0.1:{port}/", CameraSettings(2, 0.3, 0))
+        source = CameraSource(f"http://127.0.0.1:{port}/", CameraSettings(60, 1, 0))
         sink = VideoSink(tmp_path / "out")
 
         def work():

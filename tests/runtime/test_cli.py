@@ -210,7 +210,7 @@ def test_an_interruption_keeps_what_is_done(place, number, monkeypatch, capsys):
     def interrupted(path):
         if Path(path).name == "b.jpg":
             _thread.interrupt_main(number)
-            assert stopped.wait(10)
+            assert stopped.wait(60)
         return read(path)
 
     monkeypatch.setattr(images, "read_image", interrupted)

@@ -153,7 +153,7 @@ def test_a_partial_batch_goes_at_its_deadline():
         def __iter__(self):
             for frame in super().__iter__():
                 if frame.index == 2:
-                    assert more.wait(10)
+                    assert more.wait(60)
                 yield frame
 
     class Signal(Record):
@@ -178,7 +178,7 @@ def test_a_batch_is_never_larger_than_the_engine_takes(caplog):
 
 
 def test_streams_run_at_the_same_time():
-    both = threading.Barrier(2, timeout=10)
+    both = threading.Barrier(2, timeout=60)
     fake = engine(2, delay=lambda _: both.wait() and 0)
     assert run_pipeline(Shades([1, 1]), fake, [Record()]).done == 2
 
@@ -238,12 +238,12 @@ def test_a_live_source_drops_the_late_and_keeps_the_newest():
             for frame in super().__iter__():
                 yield frame
                 if frame.index == 0:
-                    assert busy.wait(10)
+                    assert busy.wait(60)
             given_all.set()
 
     def hold(_):
         busy.set()
-        assert given_all.wait(10)
+        assert given_all.wait(60)
         return 0
 
     sink = Record()
@@ -287,7 +287,7 @@ def test_ctrl_c_finishes_what_is_under_way():
         def read(self, index, shade):
             if index == 5:
                 _thread.interrupt_main()
-                assert self.closed.wait(10)
+                assert self.closed.wait(60)
             return super().read(index, shade)
 
     sink, stats = Record(), RunStats()

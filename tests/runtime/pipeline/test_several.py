@@ -133,12 +133,18 @@ def test_one_that_dies_costs_one_failure():
 
 def test_ctrl_c_ends_all():
     sources = [Shades(10, 10**9, True, 0.001), Shades(20, 1, True, 1e6), Shades(30, 10**9)]
-    source, sinks, stats = SimultaneousSource(sources), [Record() for _ in sources], RunStats()
-    threading.Timer(0.2, _thread.interrupt_main).start()
-    began = time.monotonic()
+
+    class Interrupting(Record):
+        def write(self, frame, shade):
+            super().write(frame, shade)
+            if frame.index == 10:
+                _thread.interrupt_main()
+
+    sinks, stats = [Record(), Record(), Interrupting()], RunStats()
+    source = SimultaneousSource(sources)
     with pytest.raises(KeyboardInterrupt):
         run_pipeline(source, engine(), [RoutingSink(source, sinks)], stats=stats)
-    assert time.monotonic() - began < 10 and all(one.closed.is_set() for one in sources)
+    assert all(one.closed.is_set() for one in sources)
     assert stats.done == sum(len(sink.order) for sink in sinks) > 10
     assert not [t for t in threading.enumerate() if t.name.startswith("source ")]
 
@@ -148,7 +154,7 @@ def test_no_frames_pile_up_before_a_slow_engine():
 
     class Held(FakeEngine):
         def detect(self, batch):
-            assert release.wait(10)
+            assert release.wait(60)
             return super().detect(batch)
 
     class Given(Shades):
@@ -160,7 +166,7 @@ def test_no_frames_pile_up_before_a_slow_engine():
     source, sinks = SimultaneousSource([Given(10, 100, True), Given(20, 100, True)]), [Record(), Record()]
 
     def wait():
-        assert given.acquire(timeout=10) and given.acquire(timeout=10)
+        assert given.acquire(timeout=60) and given.acquire(timeout=60)
         release.set()
 
     threading.Thread(target=wait).start()

@@ -47,7 +47,7 @@ class Scripted(Source):
 
 
 def wait_for(condition):
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.002)
@@ -58,7 +58,7 @@ def of(frames, number):
 
 
 def test_all_are_read_at_the_same_time_and_each_in_order():
-    meeting = threading.Barrier(3, timeout=10)
+    meeting = threading.Barrier(3, timeout=60)
     source = SimultaneousSource([Scripted(name, 5, before=meeting.wait) for name in "abc"])
     assert source.total == 15 and not source.live
     frames = list(source)
@@ -86,7 +86,7 @@ def test_of_live_ones_the_newest_is_kept_and_others_wait():
     assert source.live and source.total is None and source.drops_late(None)
     frames = iter(source)
     first = next(frames)
-    assert live.given.wait(10)
+    assert live.given.wait(60)
     time.sleep(0.02)
     assert file.yielded <= 5  # it does not run ahead
     rest = [first, *frames]
@@ -104,7 +104,7 @@ def test_what_is_dropped_can_be_chosen(drop):
     frames = iter(source)
     taken = [next(frames)]
     if drop:
-        assert all(one.given.wait(10) for one in sources)
+        assert all(one.given.wait(60) for one in sources)
     taken += frames
     assert len(taken) + source.dropped == 80
     assert (len(taken) < 10) if drop else (len(taken) == 80)
@@ -160,15 +160,17 @@ def test_cameras_among_files(tmp_path, monkeypatch):
 
 def test_two_streams_of_which_one_is_cut_and_comes_back():
     pytest.importorskip("av")
-    quick = CameraSettings(open_timeout=5, read_timeout=5, attempts=3, delay=0.01)
+    quick = CameraSettings(open_timeout=60, read_timeout=60, attempts=3, delay=0.01)
     data = stream()
     with serving([data], [503], [data]) as cut, serving([data, "stall"]) as steady:
         source = SimultaneousSource([CameraSource(one.address, quick) for one in (cut, steady)])
         assert source.drops_late(False)
-        frames = []
+        frames, lost = [], False
         for frame in source:
             frames.append(frame)
-            if frame.name == cut.shown:  # lost for good, while the other one is silent
+            lost = lost or frame.name == cut.shown
+            # One is lost for good; the other one may be late, and is silent after its last frame.
+            if lost and len(of(frames, 1)) > 35:
                 source.close()
     first, second = of(frames, 0), of(frames, 1)
     assert 70 < len(first) <= 81 and 35 < len(second) <= 40
@@ -182,12 +184,12 @@ def test_two_streams_of_which_one_is_cut_and_comes_back():
 
 def test_two_rtsp_cameras_of_which_one_is_killed_and_comes_back():
     pytest.importorskip("av")
-    settings = CameraSettings(open_timeout=5, read_timeout=5, attempts=50, delay=0.02)
+    settings = CameraSettings(open_timeout=60, read_timeout=60, attempts=50, delay=0.02)
     killed, steady = (RtspCamera(videos.shades(10)) for _ in range(2))
     killed.start()
     steady.start()
     source = SimultaneousSource([CameraSource(one.address, settings) for one in (killed, steady)])
-    frames, before, between = [], 0, 0
+    frames, before, between, again = [], 0, 0, 0
     try:
         for frame in source:
             frames.append(frame)
@@ -197,7 +199,8 @@ def test_two_rtsp_cameras_of_which_one_is_killed_and_comes_back():
                 before, between = counts
             elif before and killed.ended.is_set() and counts[1] >= between + 10:
                 killed.start()  # the other one went on in between
-            elif not killed.ended.is_set() and before and counts[0] >= before + 10:
+                again = counts[0]
+            elif again and source.feeds[0].reconnects and counts[0] >= again + 10:
                 break
     finally:
         source.close()

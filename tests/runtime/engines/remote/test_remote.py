@@ -100,20 +100,23 @@ def test_encoded_images_are_decoded_by_the_server(server: FakeTriton) -> None:
 
 def test_requests_are_bounded_and_concurrent(server: FakeTriton) -> None:
     """A batch of 20 has `streams` requests in flight, never more."""
-    most, now, lock = 0, 0, threading.Lock()
+    most, now, lock, several = 0, 0, threading.Lock(), threading.Event()
 
     def before() -> None:
         nonlocal most, now
         with lock:
             now += 1
             most = max(most, now)
+            if now == 5:
+                several.set()
+        several.wait(20)
         time.sleep(0.01)
         with lock:
             now -= 1
 
-    server.before = before
     address = start(server, "http")
     with load_engine(address, streams=10) as engine:
+        server.before = before
         assert (engine.streams, engine.metadata.min_batch, engine.metadata.max_batch) == (10, 1, 10)
         engine.predict(IMAGES * 4)
     assert 5 <= most <= 10
@@ -190,17 +193,17 @@ def test_a_server_that_is_started_again(
         caplog.clear()
         # Killed in the middle of a request, and away for a while.
         entered, go = threading.Event(), threading.Event()
-        server.before = lambda: (entered.set(), go.wait(5))[0]
+        server.before = lambda: (entered.set(), go.wait(60))[0]
         found: list[Any] = []
         thread = threading.Thread(target=lambda: found.extend(engine.predict(IMAGES)))
         thread.start()
-        assert entered.wait(5)
+        assert entered.wait(60)
         server.stop()
         server.before = lambda: None
         wait_for(lambda: "trying again" in caplog.text)
         go.set()
         start(server, scheme)
-        thread.join(20)
+        thread.join(60)
         assert list(map(plain, found)) == expected
         assert caplog.text.count("trying again for up to 120 s") == 1  # of all requests in flight
         assert " is back after" in caplog.text and engine.retried >= 1
@@ -224,9 +227,9 @@ def test_a_server_that_stays_away(server: FakeTriton, scheme: str) -> None:
     with load_engine(start(server, scheme), retry_seconds=0.5) as engine:
         server.stop()
         began = time.monotonic()
-        with pytest.raises(EngineUnavailableError, match=r"did not answer \d+ attempts in [01] s: .*refused"):
+        with pytest.raises(EngineUnavailableError, match=r"did not answer \d+ attempts in \d+ s: .*refused"):
             engine.predict(IMAGES)
-        assert 0.4 < time.monotonic() - began < 10
+        assert 0.4 < time.monotonic() - began < 60  # not the 120 s of a default
         # Once only, from now on.
         with pytest.raises(EngineUnavailableError, match="1 attempt "):
             engine.predict(IMAGES[:1])
@@ -307,9 +310,9 @@ def test_a_model_that_is_not_loaded_yet_is_waited_for(server: FakeTriton, scheme
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_request_that_takes_too_long(server: FakeTriton, scheme: str) -> None:
-    with load_engine(start(server, scheme), timeout=0.2, retries=1) as engine:
-        server.before = lambda: time.sleep(0.5)
-        with pytest.raises(EngineUnavailableError, match=r"2 attempts in .* no answer within 0.2 s"):
+    with load_engine(start(server, scheme), timeout=0.5, retries=1) as engine:
+        server.before = lambda: time.sleep(1)
+        with pytest.raises(EngineUnavailableError, match=r"2 attempts in .* no answer within 0.5 s"):
             engine.predict(IMAGES[:1])
 
 
