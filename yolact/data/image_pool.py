@@ -41,7 +41,7 @@ class ImagePool:
         shape = workers, places, batch, height, width, 3
         # Not `share_memory_`, which copies what is there.
         storage = torch.UntypedStorage._new_shared(4 * torch.Size(shape).numel(), device="cpu")
-        self._images = torch.empty(0, dtype=torch.float32).set_(storage, 0, shape)
+        self._images = torch.empty(0, dtype=torch.float32).set_(storage).view(shape)
         self._taken = torch.zeros((workers, places), dtype=torch.bool).share_memory_()
         self._number = next(_numbers)
         _pools[self._number] = self
@@ -81,5 +81,5 @@ class _PooledBatch(Batch):
 
 def _receive(place: tuple[int, int, int], images: int, parts: tuple[Any, ...]) -> Batch:
     """The batch that a worker has written, in the process that created the pool."""
-    number, *where = place
-    return from_parts(_pools[number].receive(*where, images), *parts)
+    number, worker, index = place
+    return from_parts(_pools[number].receive(worker, index, images), *parts)
