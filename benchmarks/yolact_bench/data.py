@@ -54,7 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", required=True, help="a folder in COCO layout or a .yaml")
     parser.add_argument("--config", default="yolact_base", help="configuration to make samples for")
     parser.add_argument("--rounds", type=int, default=3, help="passes over the dataset")
-    parser.add_argument("--workers", type=int, default=0, help="time the loader with so many processes, too")
+    text = "time the loader with so many processes, too; several values are allowed"
+    parser.add_argument("--workers", type=int, nargs="+", default=[], metavar="N", help=text)
     parser.add_argument("--batch-size", type=int, default=8, help="images in a batch of the loader")
     parser.add_argument("--torchvision", action="store_true", help="torchvision.transforms.v2, interleaved")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures as JSON")
@@ -64,7 +65,8 @@ def command(args: argparse.Namespace) -> None:
     """Time the making of samples."""
     require("yolact-bench data", "train", "torch")
     check_number("--rounds", args.rounds, 1, "runs")
-    check_number("--workers", args.workers, 0, "workers")
+    for workers in args.workers:
+        check_number("--workers", workers, 1, "workers")
     check_number("--batch-size", args.batch_size, 1, "batch")
     # The libraries read this when they are first imported.
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -116,17 +118,17 @@ def command(args: argparse.Namespace) -> None:
         label = "whole sample" if name == "samples" else name
         rows.append([label, f"{whole:.1f}", f"{1000 / whole:.2f}", f"{1000 / cpu:.2f}"])
     batch_size = min(args.batch_size, len(dataset))
-    loader = _time_loader(dataset, args.workers, batch_size, count) if args.workers else None
+    loaders = {n: _time_loader(dataset, n, batch_size, count) for n in args.workers}
     with printing_beside(args.json):
         Table(title, ("", "images/s", "ms/image", "CPU ms"), rows).show()
-        if loader:
+        for workers, loader in loaders.items():
             rate, cpu = loader["images_per_s"], loader["cpu_ms"]
             text = (
-                f"loader, {counted(args.workers, 'worker')}, batch {batch_size}: {rate:.1f} images/s,"
+                f"loader, {counted(workers, 'worker')}, batch {batch_size}: {rate:.1f} images/s,"
                 f" {cpu:.2f} ms of CPU time an image; {RATE} images/s need {RATE * cpu / 1000:.1f} cores"
             )
             print_line(text, sys.stdout)
-            figures["loader"] = loader
+            figures[f"loader_{workers}"] = loader
     if args.json:
         write_json(args.json, figures, indent=2)
 
@@ -174,7 +176,7 @@ def _stages(dataset: CocoDataset, epoch: int, index: int, clock: Clock) -> None:
         photometric(part[inside])
     with clock("geometry"):
         resized = geometry.resize(part, (height, width), dataset.model.input_size, augmenter.fill)
-        pixels = geometry.turn(resized)
+        pixels = geometry.turn_pixels(resized)
     with clock("normalise"):
         augmenter.normalise(pixels)
     with clock("masks"):

@@ -71,8 +71,10 @@ class Augmenter:
         self.model = model
         self.seed = seed
         self.fill = np.array(config.expand_fill, np.float32)  # BGR
-        self._mean = np.array(model.mean, np.float32)
-        self._scale = 1 / np.array(model.std, np.float32)
+        width = self.model.input_shape[1]
+        # Of the values of a row, RGB.
+        self._mean = np.tile(np.array(model.mean[::-1], np.float32), width)
+        self._scale = np.tile(1 / np.array(model.std[::-1], np.float32), width)
 
     def draw(
         self, epoch: int, index: int, boxes: np.ndarray, crowd: np.ndarray, height: int, width: int
@@ -93,18 +95,20 @@ class Augmenter:
         return photometric, geometry
 
     def image(self, image: np.ndarray, photometric: Photometric, geometry: Geometry) -> np.ndarray:
-        """Augment an image (h, w, 3) uint8 BGR: (H, W, 3) float32 BGR, values about 0..255, a view."""
+        """Augment an image (h, w, 3) uint8 BGR: (H, W, 3) float32 BGR, values about 0..255."""
         pixels, inside = geometry.visible_pixels(image, self.fill)
         photometric(pixels[inside])
-        return geometry.turn(geometry.resize(pixels, image.shape[:2], self.model.input_size, self.fill))
+        resized = geometry.resize(pixels, image.shape[:2], self.model.input_size, self.fill)
+        return geometry.turn_pixels(resized)
 
     def normalise(self, pixels: np.ndarray) -> np.ndarray:
-        """(H, W, 3) float32 BGR as (3, H, W) float32 RGB, minus mean, over std."""
-        planes = np.empty((3, *pixels.shape[:2]), np.float32)
-        for plane, channel in zip(planes, (2, 1, 0), strict=True):
-            np.subtract(pixels[..., channel], self._mean[channel], out=plane)
-            plane *= self._scale[channel]
-        return planes
+        """(H, W, 3) float32 BGR as (3, H, W) float32 RGB, minus mean, over std; channels last in memory."""
+        rgb = np.empty(pixels.shape, np.float32)
+        cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=rgb)
+        rows = rgb.reshape(len(rgb), -1)  # (H, W * 3)
+        rows -= self._mean
+        rows *= self._scale
+        return rgb.transpose(2, 0, 1)
 
 
 def draw_photometric(rng: np.random.Generator, config: AugmentConfig) -> Photometric:

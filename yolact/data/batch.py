@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -32,10 +33,6 @@ class Target:
         """The same target on `device`."""
         return Target(**{name: t.to(device, non_blocking=non_blocking) for name, t in vars(self).items()})
 
-    def pin_memory(self) -> Target:
-        """The same target in pinned host memory (what a DataLoader calls)."""
-        return Target(**{name: tensor.pin_memory() for name, tensor in vars(self).items()})
-
 
 @dataclass(frozen=True)
 class Sample:
@@ -54,7 +51,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """Several samples: images (B, 3, H, W) float32, and as many targets and image ids."""
+    """Several samples: images (B, 3, H, W) float32, and as many targets and image ids.
+
+    Between processes, and to pinned memory, the targets are passed on as one tensor: each tensor that
+    processes share costs a file and its messages, far more than to copy its bytes.
+    """
 
     images: Tensor
     targets: list[Target]
@@ -78,13 +79,56 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """The same batch in pinned host memory (what a DataLoader calls)."""
-        return Batch(self.images.pin_memory(), [t.pin_memory() for t in self.targets], self.image_ids)
+        packed, shapes = _pack(self.targets)
+        return Batch(self.images.pin_memory(), _unpack(packed.pin_memory(), shapes), self.image_ids)
+
+    def __reduce__(self) -> tuple[Callable[..., Batch], tuple[object, ...]]:
+        return from_parts, (self.images, *to_parts(self))
+
+
+_Shapes = list[dict[str, tuple[torch.dtype, torch.Size]]]
+
+
+def _pack(targets: Sequence[Target]) -> tuple[Tensor, _Shapes]:
+    """The bytes of all tensors of targets, (n,) uint8, each at a multiple of 8; their types and shapes."""
+    shapes = [{name: (tensor.dtype, tensor.shape) for name, tensor in vars(t).items()} for t in targets]
+    tensors = [tensor for target in targets for tensor in vars(target).values()]
+    starts = list(accumulate((-(-tensor.nbytes // 8) * 8 for tensor in tensors), initial=0))
+    packed = torch.empty(starts[-1], dtype=torch.uint8)
+    for tensor, start in zip(tensors, starts, strict=False):
+        packed[start : start + tensor.nbytes] = tensor.reshape(-1).view(torch.uint8)
+    return packed, shapes
+
+
+def _unpack(packed: Tensor, shapes: _Shapes) -> list[Target]:
+    """The targets of `_pack`, without a copy."""
+    targets, start = [], 0
+    for named in shapes:
+        tensors = {}
+        for name, (dtype, shape) in named.items():
+            size = shape.numel() * dtype.itemsize
+            tensors[name] = packed[start : start + size].view(dtype).view(shape)
+            start += -(-size // 8) * 8
+        targets.append(Target(**tensors))
+    return targets
+
+
+def to_parts(batch: Batch) -> tuple[Tensor, _Shapes, list[int]]:
+    """All of a batch but its images, as few objects."""
+    return *_pack(batch.targets), batch.image_ids
+
+
+def from_parts(images: Tensor, packed: Tensor, shapes: _Shapes, image_ids: list[int]) -> Batch:
+    """The batch of these images and the result of `to_parts`."""
+    return Batch(images, _unpack(packed, shapes), image_ids)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Samples as one batch: the `collate_fn` of a DataLoader."""
+    """Samples as one batch, its images channels last: the `collate_fn` of a DataLoader."""
+    # In a worker directly to shared memory.
+    images = default_collate([sample.image.permute(1, 2, 0) for sample in samples])
     return Batch(
-        default_collate([sample.image for sample in samples]),  # in a worker directly to shared memory
+        images.permute(0, 3, 1, 2),
         [sample.target for sample in samples],
         [sample.image_id for sample in samples],
     )

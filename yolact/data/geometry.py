@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -41,6 +41,12 @@ class Geometry:
         if self.flip:
             image = image[::-1]
         return np.rot90(image, self.turns) if self.turns else image
+
+    def turn_pixels(self, pixels: np.ndarray) -> np.ndarray:
+        """`turn` for (H, W, 3) float32, in memory row by row: OpenCV mirrors ten times as fast as NumPy."""
+        return np.ascontiguousarray(
+            replace(self, mirror=False).turn(cv2.flip(pixels, 1) if self.mirror else pixels)
+        )
 
     def turn_region(self, region: np.ndarray, x: int, y: int) -> tuple[np.ndarray, int, int]:
         """Mirror, flip and rotate a region whose first pixel is at x, y in the image.

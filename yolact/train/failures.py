@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch.utils.data import Dataset
@@ -46,7 +46,9 @@ class ReplacingDataset(Dataset[tuple[Sample, dict[int, str]]]):
         raise YolactError(f"no image can be read: {failures[index]}")
 
 
-def collate_replaced(items: Sequence[tuple[Sample, dict[int, str]]]) -> tuple[Batch, dict[int, str]]:
+def collate_replaced(
+    items: Sequence[tuple[Sample, dict[int, str]]], collate: Callable[[Sequence[Sample]], Batch] = collate
+) -> tuple[Batch, dict[int, str]]:
     """The batch of a `ReplacingDataset`'s items, and all their failures."""
     failures: dict[int, str] = {}
     for _, failed in items:

@@ -7,8 +7,9 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
 
 import cv2
 import numpy as np
@@ -23,6 +24,8 @@ from yolact_runtime.packages import imports_failed
 from yolact_runtime.untrusted import parse_json
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 LOG_EVERY = 10
 MAX_LINE = 1 << 20  # bytes
@@ -49,6 +52,7 @@ class TrainingLog:
         self.file: TextIO | None = None
         self.writer: Any = None
         self.last = time.perf_counter()
+        self.waited = 0.0  # seconds, in this iteration
         self.smooth: float | None = None
         self.quiet = not error_console().is_terminal
         self.bar = progress_bar(
@@ -111,6 +115,14 @@ class TrainingLog:
             return None
         return number < self.start and (self.validated or not (validation and number == self.start - 1))
 
+    def waiting(self, batches: Iterator[T]) -> Iterator[T]:
+        """The same batches; the time until each is there counts as waiting for data."""
+        start = time.perf_counter()
+        for batch in batches:
+            self.waited += time.perf_counter() - start
+            yield batch
+            start = time.perf_counter()
+
     def add(
         self, iteration: int, epoch: int, step: Step, rate: float, images: int, device: torch.device
     ) -> None:
@@ -119,6 +131,7 @@ class TrainingLog:
             return
         now = time.perf_counter()
         seconds, self.last = now - self.last, now
+        wait, self.waited = self.waited / seconds, 0.0
         total = sum(step.losses.values())
         if step.applied:
             self.smooth = total if self.smooth is None else 0.95 * self.smooth + 0.05 * total
@@ -127,13 +140,16 @@ class TrainingLog:
             "epoch": epoch,
             "lr": rate,
             "images_per_second": round(images / seconds, 3),
+            "data_wait": round(wait, 3),
             "memory_mib": memory_mib(device),
             "total": total if step.applied else None,
             **{name: value if math.isfinite(value) else None for name, value in step.losses.items()},
             "grad_norm": step.grad_norm if math.isfinite(step.grad_norm) else None,
         }
         self._write(record, iteration)
-        status = f"loss {self.smooth or math.nan:.3f} {images / seconds:.1f} images/s"
+        status = (
+            f"loss {self.smooth or math.nan:.3f} {images / seconds:.1f} images/s, {wait:.0%} waiting for data"
+        )
         self.bar.update(self.task, completed=iteration + 1, status=status)
         if self.quiet and (iteration % LOG_EVERY == 0 or iteration + 1 == self.total):
             detail = " ".join(f"{name} {value:.3f}" for name, value in step.losses.items())

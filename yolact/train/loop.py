@@ -193,7 +193,8 @@ class _Training:
         if self.unvalidated and self.validation:
             self._validate(self.validation, saved=self.last)
         shared = SharedBatches(self.batches, settings.accumulate, processes.rank, processes.count)
-        for batches in iterations(self.dataset, shared, settings, self.device):
+        loaded = iterations(self.dataset, shared, settings, self.device)
+        for batches in self.journal.waiting(loaded):
             if self.iteration == self.batches.start:
                 self._draw("batch", lambda: draw_batch(batches[0][0], self.config, settings.pictures))  # noqa: B023
             step, rate = self._step(batches)

@@ -66,6 +66,11 @@ class SharedBatches(Sampler[list[tuple[int, int]]]):
     def __len__(self) -> int:
         return len(self.batches) * self.accumulate
 
+    @property
+    def largest(self) -> int:
+        """Images in the largest batch."""
+        return -(-self.batches.batch_size // (self.accumulate * self.processes))
+
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         shares = self.accumulate * self.processes
         for whole in self.batches:

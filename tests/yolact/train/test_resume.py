@@ -23,7 +23,7 @@ EVERYTHING = (
     "--accumulate", "2",
     "--set", "train.ema_decay=0.99", "--set", "train.schedule=cosine", "--set", "loss.max_masks=2",
 )  # fmt: skip
-TIMES = ("images_per_second", "memory_mib")
+TIMES = ("images_per_second", "data_wait", "memory_mib")
 
 
 def lasting(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
