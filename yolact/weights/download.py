@@ -103,7 +103,8 @@ def download(url: str, path: str | Path, sha256: str | None = None) -> Path:
     path = Path(path)
     check_scheme(url)
     expected = sha256.lower() if sha256 else ""
-    if _is_there(path, expected):
+    # Without a note it may be a file that another process is just putting there: that one holds the lock.
+    if _note(path) and _is_there(path, expected):
         return path
     try:
         from huggingface_hub.utils import WeakFileLock

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from yolact_bench.doctor import child
 
 
 @pytest.fixture
@@ -30,3 +35,24 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
         (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
 
     return put
+
+
+@pytest.fixture
+def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder: the time of a child process is up when it makes `HANGING/<its id>` in it, not before."""
+    folder = tmp_path / "hanging"
+    folder.mkdir()
+    monkeypatch.setenv("HANGING", str(folder))
+
+    class Process(subprocess.Popen):
+        def wait(self, timeout: float | None = None) -> int:
+            end = time.monotonic() + 120
+            while timeout is not None and self.poll() is None and time.monotonic() < end:
+                if (folder / str(self.pid)).exists():
+                    raise subprocess.TimeoutExpired(self.args, timeout)
+                time.sleep(0.01)
+            return super().wait(None if timeout is None else 0.1)
+
+    known = SimpleNamespace(**{**vars(subprocess), "Popen": Process})
+    monkeypatch.setattr(child, "subprocess", known)
+    return folder

@@ -72,10 +72,11 @@ def test_the_reason_of_an_exception_without_words_is_what_was_printed(broken) ->
 
 @pytest.mark.slow
 def test_each_library_that_ends_the_process_is_found_and_the_others_are_still_imported(
-    broken, monkeypatch: pytest.MonkeyPatch
+    broken, hanging: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken("openvino", "import os, signal; os.kill(os.getpid(), signal.SIGILL)")
-    broken("av", "import time; time.sleep(60)")
+    code = "import os, time; open(os.environ['HANGING'] + f'/{os.getpid()}', 'x'); time.sleep(60)"
+    broken("av", code)
     broken("pyarrow", "import os; os._exit(0)")
     monkeypatch.setattr(facts, "_IMPORT_SECONDS", 2.0)
     found = probe_libraries(NONE, ("openvino", "numpy", "av", "rich", "pyarrow"))

@@ -439,9 +439,30 @@ def test_processes_that_ask_at_once_fetch_once(server: Server, tmp_path: Path) -
     code = "import sys; from yolact.weights.download import download; download(sys.argv[1], sys.argv[2])"
     arguments = [sys.executable, "-c", code, f"{server.url}/file", str(tmp_path / "file")]
     processes = [subprocess.Popen(arguments, env={**os.environ, "no_proxy": "*"}) for _ in range(3)]
-    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert [process.wait(300) for process in processes] == [0, 0, 0]
     assert (tmp_path / "file").read_bytes() == CONTENT
     assert len(server.requests) == 1
+
+
+def test_a_file_whose_note_is_still_to_come_is_no_file_put_there_by_hand(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another download finds the file in its place before the first one has noted where it is from."""
+    url, noted, others = f"{server.url}/file", [], []
+    write = module.write_json
+
+    def note(path: Path, content: dict[str, object]) -> None:
+        noted.append(content["url"])
+        if not others:
+            others.append(threading.Thread(target=download, args=(url, tmp_path / "file")))
+            others[0].start()
+            others[0].join(0.3)
+        write(path, content)
+
+    monkeypatch.setattr(module, "write_json", note)
+    download(url, tmp_path / "file")
+    others[0].join(60)
+    assert noted == [url] and len(server.requests) == 1
 
 
 def test_missing_library_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
