@@ -168,7 +168,7 @@ TABLES = (
     FigureTable(
         "samples",
         "making of training samples",
-        ("yolact-bench data --dataset coco-mini --torchvision",),
+        ("yolact-bench data --dataset coco-mini --torchvision --workers 1 2",),
         (COCO,), 1, (*_TORCH, "torchvision"),
     ),
     FigureTable(
@@ -301,7 +301,7 @@ TABLES = (
         "layers of the int8 network that lose time in OpenVINO, and why",
         (
             _EXPORT_R50_INT8,
-            "yolact-bench roofline --onnx r50_int8.onnx --threads 1 --fresh --layers 10",
+            "yolact-bench roofline --onnx r50_int8.onnx --threads 1 --fresh --layers 30",
         ),
         (WEIGHTS, COCO), 3, ("openvino", "torch", "numpy"),
     ),

