@@ -9,7 +9,6 @@ from pathlib import Path
 
 from yolact_runtime.classes import resolve_classes
 from yolact_runtime.engines.onnx_file import read_properties
-from yolact_runtime.engines.tensorrt.record import record_path
 from yolact_runtime.errors import YolactError
 from yolact_runtime.files import is_file, read_json
 from yolact_runtime.metadata import PREFIX, Metadata
@@ -70,6 +69,8 @@ def _of_openvino(path: Path) -> dict[str, str]:
 
 def _of_engine(path: Path) -> dict[str, str]:
     """The properties in the JSON file of a TensorRT engine."""
+    from yolact_runtime.engines.tensorrt.record import record_path
+
     value = read_json(record_path(path), "engine metadata")
     stored = value.get("metadata") if isinstance(value, dict) else None
     if not isinstance(stored, dict):

@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -95,6 +94,8 @@ def _run(path: Path, backend: str, most: int) -> dict[str, Any]:
     Raises:
         YolactError: it crashes, or takes too long.
     """
+    import subprocess  # which files that have passed do without
+
     words = str(path), backend, str(most)
     # Each thread of OpenBLAS would allocate memory when NumPy is imported.
     # What the library compiles there is not kept: this process compiles what it has hashed.

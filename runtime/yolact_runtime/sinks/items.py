@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from yolact_runtime.errors import ItemError, UsageError, YolactError
@@ -74,6 +73,8 @@ def write_items(files: Sequence[tuple[Path, bytes]], names: FreeNames) -> None:
     Raises:
         ItemError, YolactError: as `write_item`.
     """
+    from concurrent.futures import ThreadPoolExecutor  # which runs without several files do without
+
     # Each file waits for the disk, several at once hardly longer than one.
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         writes = [pool.submit(write_item, path, data) for path, data in files]
