@@ -224,16 +224,22 @@ def test_half_precision_is_delivered_and_reported(
     assert "capture_begin" not in torch_gpu.names
 
 
-@pytest.mark.parametrize("call", ["capture_begin", "capture_end"])
-def test_without_graphs_networks_are_launched_one_by_one(
-    call: str, torch_gpu: FakeGpu, checkpoint: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    torch_gpu.fail_when = lambda name: name == call
+def only_warning_of_four_runs(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> logging.LogRecord:
+    """Open a checkpoint and run it four times, with the same results."""
     with open_checkpoint(checkpoint, max_batch=1) as engine, caplog.at_level(logging.WARNING):
         expected = engine.predict(IMAGES[:1], 0.1)
         for _ in range(3):
             assert_same(engine.predict(IMAGES[:1], 0.1), expected)
     (record,) = caplog.records
+    return record
+
+
+@pytest.mark.parametrize("call", ["capture_begin", "capture_end"])
+def test_without_graphs_networks_are_launched_one_by_one(
+    call: str, torch_gpu: FakeGpu, checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch_gpu.fail_when = lambda name: name == call
+    record = only_warning_of_four_runs(checkpoint, caplog)
     assert record.message.startswith("no CUDA graphs of the network, launching one by one: CUDA error")
     assert module._FAILED[-1].began is None  # reset, but not freed
     assert not torch_gpu.held and not torch_gpu.problems
@@ -252,11 +258,7 @@ def test_what_cannot_be_captured_is_said_and_launched_one_by_one(
 
     monkeypatch.setattr(module.TorchNetwork, "compute", refuse)
     torch_gpu.fail_when = lambda name: name == "capture_end"
-    with open_checkpoint(checkpoint, max_batch=1) as engine, caplog.at_level(logging.WARNING):
-        expected = engine.predict(IMAGES[:1], 0.1)
-        for _ in range(3):
-            assert_same(engine.predict(IMAGES[:1], 0.1), expected)
-    (record,) = caplog.records
+    record = only_warning_of_four_runs(checkpoint, caplog)
     assert record.message.endswith("operation not permitted")
     assert torch_gpu.names.count("capture_begin") == 1 == torch_gpu.names.count("capture_end")
     assert not torch_gpu.held and not torch_gpu.problems
