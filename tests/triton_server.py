@@ -11,7 +11,6 @@ import functools
 import json
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -21,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from ports import free_ports
 
 VARIABLE = "YOLACT_TRITON_SERVER"
 _FACTS = """
@@ -48,15 +48,6 @@ def _environment(python: str) -> dict[str, str]:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, f"{VARIABLE}={python}:\n{done.stderr}"
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 class TritonServer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from ports import free_ports
 
 from yolact.data.coco import CocoDataset
 from yolact.data.layout import resolve_dataset
@@ -35,15 +35,13 @@ class Machines:
     """Runs `torchrun` of two machines on this one, and everything that they started ends with the test."""
 
     def __init__(self, folder: Path, command: list[str]) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        (self.port,) = free_ports(1)
         self.folder, self.command = folder, command
         self.started: Agents = []
 
     def start(self, name: str) -> subprocess.Popen[str]:
         """Start a machine; its output goes to `<name>.log`, at whose end it continues."""
-        settings = "join_timeout=60,last_call_timeout=1,keep_alive_interval=1,keep_alive_max_attempt=2"
+        settings = "join_timeout=60,last_call_timeout=1,keep_alive_interval=1,keep_alive_max_attempt=5"
         launcher = (
             *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"),
             *("--max-restarts", "3", "--monitor-interval", "0.1", "--rdzv-backend", "c10d"),
@@ -106,14 +104,14 @@ def test_two_machines_of_which_one_freezes_and_is_started_again_equal_one_proces
 ) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     assert run(one, *OPTIONS) == 0
-    with machines(tmp_path, [*command(two, *OPTIONS), "--resume", "auto", "--timeout", "10"]) as both:
+    with machines(tmp_path, [*command(two, *OPTIONS), "--resume", "auto", "--timeout", "20"]) as both:
         first, second = both.start("first"), both.start("second")
         log = tmp_path / "first.log"
         wait_for(lambda: list(two.glob("*_4.pth")))
         both.signal(second, signal.SIGSTOP)
-        wait_for(lambda: "has not answered for 10 s" in log.read_text())
+        wait_for(lambda: "has not answered for 20 s" in log.read_text())
         both.signal(second, signal.SIGKILL)
-        second.wait(10)
+        second.wait(60)
         second = both.start("second")
         assert (first.wait(120), second.wait(120)) == (0, 0), log.read_text()
     assert log.read_text().count("INFO: continuing from") == 1

@@ -150,7 +150,7 @@ def test_other_models(server: FakeTriton, scheme: str) -> None:
     began = time.monotonic()
     with pytest.raises(YolactError, match="no such model: Request for unknown model"):
         load_engine(address.replace("/yolact", "/yolo"))
-    assert time.monotonic() - began < 5  # without waiting
+    assert time.monotonic() - began < 60  # without waiting for 120 s
     good = dict(server.parameters)
     for parameters, text in (
         ({}, "is not a model that yolact-export --to triton wrote"),
@@ -256,7 +256,7 @@ def test_closing_ends_the_waiting(server: FakeTriton) -> None:
     began = time.monotonic()
     with pytest.raises(YolactError, match="closed"):
         engine.predict(IMAGES)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -310,9 +310,9 @@ def test_a_model_that_is_not_loaded_yet_is_waited_for(server: FakeTriton, scheme
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_request_that_takes_too_long(server: FakeTriton, scheme: str) -> None:
-    with load_engine(start(server, scheme), timeout=0.5, retries=1) as engine:
-        server.before = lambda: time.sleep(1)
-        with pytest.raises(EngineUnavailableError, match=r"2 attempts in .* no answer within 0.5 s"):
+    with load_engine(start(server, scheme), timeout=2, retries=1) as engine:
+        server.before = lambda: time.sleep(3)
+        with pytest.raises(EngineUnavailableError, match=r"2 attempts in .* no answer within 2 s"):
             engine.predict(IMAGES[:1])
 
 
@@ -523,5 +523,5 @@ def test_bytes_that_come_one_by_one_do_not_defeat_the_time_limit() -> None:
     began = time.monotonic()
     with pytest.raises(EngineUnavailableError, match=r"no answer within 0.4 s"):
         load_engine(server.address, timeout=0.4, retries=0)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     server.listener.close()
