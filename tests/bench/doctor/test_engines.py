@@ -28,7 +28,9 @@ def test_engines_find_what_is_stored(name: str, tmp_path: Path) -> None:
         pytest.skip(done.reason)
     assert done.state == OK, done
     assert done.figures["computes in"] == name.rpartition("-")[2]
-    assert done.figures["matched"] == done.figures["detections"] > 30
+    found, stored = done.figures["matched"], done.figures["detections"]
+    # bf16 is rounded differently with AVX-512 and with AMX, so a detection near a threshold may be missing.
+    assert stored > 30 and (found >= 0.9 * stored if name.endswith("bf16") else found == stored)
 
 
 def test_an_engine_that_computes_something_else_fails(tmp_path: Path, monkeypatch) -> None:
