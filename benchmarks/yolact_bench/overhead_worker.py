@@ -8,8 +8,7 @@ of each image as `N.npz`. Each line of the input is a request and is answered wi
     {"cold": bool}    all images once, after emptying the caches before each if cold
                       {"stages": {stage: [seconds of CPU time of each image]}, "wall": by the clock, "rows"}
 
-"rows" is the SHA-256 of the JSON of all images. The stage "detect" includes the copy of the prototypes
-that the OpenVINO engine makes, because its next call overwrites them.
+"rows" is the SHA-256 of the JSON of all images.
 
 `yolact_runtime` may be that of another version: only what all of them have is used.
 """
@@ -75,7 +74,6 @@ class Case:
         resize_batch([image], meta.input_size, meta.input_dtype)
         marks.append(_now())
         found = self.outputs.detections(self.values[index])
-        found = found._replace(prototypes=np.array(found.prototypes))
         marks.append(_now())
         size = image.shape[0], image.shape[1]
         result = result_of(found, 0, size, meta, 0.0, meta.max_detections, copy=False)

@@ -17,6 +17,7 @@ from yolact_runtime.engines.options import add_class_filter, add_engine_options,
 from yolact_runtime.errors import UsageError
 from yolact_runtime.files import stream_of
 from yolact_runtime.merge.cli import add_merge_options, merge_command
+from yolact_runtime.packages import skip_openvino_tools
 from yolact_runtime.untrusted import beyond, limit
 
 _DRIVE = r"[A-Za-z]:(?=[\\/])"
@@ -171,6 +172,7 @@ def split_shard(text: str) -> tuple[int, int]:
 
 def program(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point of `yolact-infer`."""
+    skip_openvino_tools()
     end_process(main(argv))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -120,3 +121,11 @@ def _failing_package(error: BaseException) -> str | None:
         names.append(error.name or "")  # a shared library that does not load has no frame
     packages = [name.partition(".")[0] for name in names]
     return next((name for name in reversed(packages) if name in PACKAGES), None)
+
+
+def skip_openvino_tools() -> None:
+    """Keep OpenVINO from importing its converters of models, which take most of the time.
+
+    For processes that are all ours: `openvino.convert_model` is missing afterwards.
+    """
+    sys.modules.setdefault("openvino.tools", None)  # type: ignore[arg-type]

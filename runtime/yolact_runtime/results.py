@@ -387,5 +387,5 @@ def result_of(
 def _all_finite(values: np.ndarray) -> bool:
     """Whether all of them are finite."""
     with np.errstate(over="ignore", invalid="ignore"):
-        # NaN and infinity reach the sum: one pass, no temporary array. Large values may overflow in it.
-        return bool(np.isfinite(values.sum()) or np.isfinite(values).all())
+        # NaN and infinity reach the sum of squares, and large values may overflow in it: one pass, no array.
+        return bool(np.isfinite(np.vdot(values, values)) or np.isfinite(values).all())

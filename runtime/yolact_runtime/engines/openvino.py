@@ -29,6 +29,8 @@ from yolact_runtime.untrusted import check_regular
 SECTION = PREFIX.rstrip(".")
 # Property of an OpenVINO file: the SHA-256 of its weights. Files of earlier versions have none.
 WEIGHTS_HASH = f"{PREFIX}bin_sha256"
+# The output that results keep.
+_KEPT = "prototypes"
 _PRODUCTS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
 _DTYPES = {"u8": "uint8", "f32": "float32"}
 _TYPES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8", "u8": "int8"}
@@ -158,22 +160,26 @@ class OpenVinoEngine(Engine):
             raise YolactError(f"engine {self.path} is closed; open it again")
         request = requests.get()
         try:
-            # Its arrays are views of buffers that the next call of this request overwrites.
             found = self._infer(request, batch)
             if self.metadata.detect != "runtime":
-                return self._outputs.detections([np.array(value) for value in found])
+                return self._outputs.detections(
+                    [value if name == _KEPT else np.array(value) for name, value in found.items()]
+                )
             with self.timed("detect"):
-                detections = self._outputs.detections(found, classes)
-            # Of the heads, 9 MB for an image, only the rows of detections are kept.
-            return detections._replace(prototypes=np.array(detections.prototypes))
+                # Of the other heads, 9 MB for an image, only the rows of detections are kept.
+                return self._outputs.detections(list(found.values()), classes)
         finally:
             requests.put(request)
 
-    def _infer(self, request: Any, batch: np.ndarray) -> list[np.ndarray]:
-        """The outputs of the graph, in memory of the request."""
+    def _infer(self, request: Any, batch: np.ndarray) -> dict[str, np.ndarray]:
+        """The outputs of the graph; the next call of the request overwrites all but `_KEPT`."""
         try:
             found = request.infer({INPUT: np.ascontiguousarray(batch)}, share_inputs=True, share_outputs=True)
-            return [found[name] for name in self._outputs.names]
+            outputs = {name: found[name] for name in self._outputs.names}
+            # Its array keeps the tensor, and the next call writes to another: nothing is copied.
+            tensor = request.get_tensor(_KEPT)
+            request.set_tensor(_KEPT, type(tensor)(tensor.element_type, tensor.shape))
+            return outputs
         except Exception as error:  # as above
             raise run_failed(self.path, "OpenVINO", error, len(batch)) from error
 

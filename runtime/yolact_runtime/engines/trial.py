@@ -25,6 +25,7 @@ from yolact_runtime.engines.backends import BACKENDS
 from yolact_runtime.engines.content import content_files, content_hashes
 from yolact_runtime.engines.threads import usable_cores
 from yolact_runtime.errors import UsageError, YolactError, first_line, lacks_memory
+from yolact_runtime.packages import skip_openvino_tools
 from yolact_runtime.untrusted import LIMITS, MIB, beyond, limit
 
 log = logging.getLogger(__name__)
@@ -142,6 +143,7 @@ def main(path: str, backend: str, most: str) -> None:
     output = os.dup(1)
     with open(os.devnull, "w") as nothing:  # noqa: PTH123 - for what libraries print
         os.dup2(nothing.fileno(), 1)
+    skip_openvino_tools()
     result = _try(Path(path), backend, int(most))
     os.write(output, json.dumps(result).encode())
     # Libraries may crash or wait when they are unloaded.

@@ -97,7 +97,7 @@ class GrowingJson:
         return self._file.size
 
     def append(self, entries: list[str]) -> None:
-        """Append list elements, each as JSON; all, or none and a YolactError."""
+        """Append list elements, one or more in each string, as JSON; all, or none and a YolactError."""
         if entries:
             comma = "" if self.size == self._empty else ", "
             self._file.append((comma + ", ".join(entries)).encode())

@@ -38,13 +38,18 @@ def test_native_detections(convert):
     assert len(second) == 0
 
 
-def test_results_outlive_the_next_call(convert):
-    with load_engine(convert(native_arrays(), NATIVE)) as engine:
+@pytest.mark.parametrize(("arrays", "metadata"), [(native_arrays(), NATIVE), (runtime_arrays(), RUNTIME)])
+def test_results_outlive_the_next_call(convert, arrays, metadata):
+    with load_engine(convert(arrays, metadata)) as engine:
         batch = np.full((1, 16, 16, 3), 255, np.uint8)
         first = engine.detect(batch)
-        kept = first.scores.copy()
-        engine.detect(np.zeros_like(batch))
-    np.testing.assert_array_equal(first.scores, kept)
+        kept = first._make(map(np.array, first))
+        first.prototypes[:] += 1  # the next call neither reads nor writes this memory
+        later = [engine.detect(np.full((n, 16, 16, 3), 0, np.uint8)) for n in (1, 3, 2)]
+    for value, expected in zip(first._replace(prototypes=first.prototypes - 1), kept, strict=True):
+        np.testing.assert_array_equal(value, expected)
+    for n, found in zip((1, 3, 2), later, strict=True):
+        np.testing.assert_array_equal(found.prototypes, np.repeat(kept.prototypes, n, axis=0))
 
 
 def test_raw_heads_as_onnx_runtime(convert, tmp_path):
@@ -127,3 +132,15 @@ def test_first_inferences_in_two_threads_do_not_wait_for_each_other() -> None:
         "[one.start() for one in threads]; [one.join() for one in threads]"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_the_command_does_without_the_tools_of_openvino(convert, tmp_path):
+    (tmp_path / "a.pgm").write_bytes(b"P5 2 2 255 " + b"\xff" * 4)
+    words = ["--engine", str(convert(runtime_arrays(), RUNTIME)), "--output", "o.json", "a.pgm"]
+    code = f"from yolact_runtime.cli import program; program({words})"
+    command = [sys.executable, "-X", "importtime", "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    # It lists the attempt to import them, too.
+    assert "openvino._ov_api" in done.stderr and "openvino.tools.ovc.convert" not in done.stderr
+    assert (tmp_path / "o.json").exists()
