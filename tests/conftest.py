@@ -61,6 +61,7 @@ for _name in (
     "videos",
     "camera_server",
     "rtsp_server",
+    "ports",
     "fake_triton",
     "triton_server",
 ):
