@@ -28,6 +28,7 @@ class Frame:
         duration: Seconds that the frame is shown, where the video says so.
         source: Which of several sources the frame is from, from 0.
         source_index: Position in that source, if several are read at the same time; else None.
+        interrupted: Seconds for which its camera was lost before the frame, in all; `time` leaves them out.
     """
 
     index: int
@@ -38,6 +39,7 @@ class Frame:
     duration: float | None = None
     source: int = 0
     source_index: int | None = None
+    interrupted: float = 0.0
 
 
 def failed_frame(index: int, name: str, error: YolactError, source: int = 0) -> Frame:

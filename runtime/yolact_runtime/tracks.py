@@ -196,7 +196,9 @@ class SourceTrackers:
 
     def update(self, frame: Frame, result: Result) -> Result:
         """The result of a frame with `track_ids`; the frames of a source must come in order."""
-        return self._of(frame).update(result, frame.time)
+        # What a camera shows after an interruption is as much later as it lasted.
+        time = None if frame.time is None else frame.time + frame.interrupted
+        return self._of(frame).update(result, time)
 
     def skip(self, frame: Frame) -> None:
         """Count a frame without a result. Those of videos are missed by their time."""

@@ -1,6 +1,7 @@
 """Tracks of boxes whose identities are known."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -235,6 +236,18 @@ def test_each_video_has_its_own_tracks_and_ids_are_unique():
             new = trackers.update(frame(path, step, step / RATE, source), still)
             found[path, source] += new.track_ids.tolist()
     assert list(found.values()) == [[-1, n, n, n] for n in (1, 2, 3)]
+
+
+def test_what_a_camera_shows_after_a_long_interruption_is_new():
+    """The stream's time goes on where it ended; the objects did not wait. Frames after it may be dropped."""
+    still = result([box(0, (100, 100), (0, 0))])
+    for lost, expected in ((0.5, [1, 1]), (20, [-1, 2])):
+        trackers, found = SourceTrackers(TrackSettings(memory=1)), []
+        for step in (*range(10), 12, 13):
+            interrupted = lost if step >= 10 else 0.0
+            seen = replace(frame("rtsp://x", step, step / RATE), interrupted=interrupted)
+            found += trackers.update(seen, still).track_ids.tolist()
+        assert found == [-1] + [1] * 9 + expected
 
 
 def test_images_of_a_folder_are_frames_also_those_that_fail():

@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -106,6 +106,7 @@ class CameraSource(Source):
         self._overdue = math.inf  # when a call with a time limit of its own should have ended
         self._clock = Clock(None, 1 / 25, live=True)
         self._count = 0
+        self._interrupted = 0.0
         if device:
             self.name = f"camera:{device[1]}" if device[1] else device[2]
             self._connect: Callable[[], Iterator[Frame]] = lambda: self._device(
@@ -175,14 +176,18 @@ class CameraSource(Source):
     def _frames(self) -> Iterator[Frame]:
         """The frames of consecutive connections."""
         failures = 0
+        latest = math.inf  # when the latest frame came
         while True:
             began: float | None = None
             try:
                 for frame in self._connect():
+                    now = time.monotonic()
                     if began is None:
-                        began = time.monotonic()
+                        began = now
                         self.reconnects += failures > 0
-                    yield frame
+                        self._interrupted += max(0.0, now - latest)
+                    latest = now
+                    yield replace(frame, interrupted=self._interrupted)
                 return
             except _LostError as error:
                 if not self._count:

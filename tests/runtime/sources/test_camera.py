@@ -82,6 +82,8 @@ def test_a_stream_that_is_cut_and_comes_back(caplog, container, codec, pixels, k
     assert 2 * count - 8 <= len(frames) <= 2 * count
     assert [frame.index for frame in frames] == list(range(len(frames)))
     assert frames[3].name == f"{server.shown}#3"
+    paused = [frame.interrupted for frame in frames]
+    assert sorted(paused) == paused and len(set(paused)) == 2 and paused[0] == 0
     gaps = np.diff([frame.time for frame in frames])
     assert frames[0].time < 0.1 and gaps.min() > 0.03 and gaps.max() < 60
     assert {image.shape for image in images} == {(48, 64, 3)}
@@ -204,6 +206,9 @@ def test_an_unplugged_device_may_come_back(capture, caplog):
     with pytest.raises(YolactError, match="lost after 6 frames"):
         frames.extend(CameraSource("0", QUICK))
     assert "camera camera:0 is lost (it delivers no pictures); attempt 1 of 2" in caplog.text
+    paused = [frame.interrupted for frame in frames]
+    assert paused[:3] == [0, 0, 0] and paused[3:] == [paused[3]] * 3 and paused[3] >= QUICK.delay
+    assert frames[3].time - frames[2].time < 1  # without the interruption
 
 
 def test_stopping_the_iteration_lets_go_of_the_device(capture):
