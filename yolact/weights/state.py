@@ -96,7 +96,9 @@ def parse_classes(text: str) -> Classes:
     else:
         names = [name.strip() for name in text.split(",")]
     if len(names) > limit("classes"):
-        raise YolactError(f"--class-names {text[:200]} has {len(names):,} names, more than {beyond('classes')}")
+        raise YolactError(
+            f"--class-names {text[:200]} has {len(names):,} names, more than {beyond('classes')}"
+        )
     twice = sorted(name for name, times in Counter(names).items() if times > 1)
     if not all(names) or twice:
         problem = f"{twice[0]!r} occurs twice" if twice and twice[0] else "a name is empty"
