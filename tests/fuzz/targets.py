@@ -1,4 +1,4 @@
-"""Readers that no command reaches quickly, as functions that end as commands do: caches, rooflines, Parquet."""
+"""Readers that no command reaches quickly, as functions: caches, rooflines, Parquet."""
 
 from __future__ import annotations
 

@@ -16,7 +16,6 @@ from yolact_runtime.sinks.jsonl import is_line
 from yolact_runtime.sources.shard import Shard
 from yolact_runtime.untrusted import beyond, limit
 
-
 _SAID = "info", "failed", "unlisted", "categories"  # besides the images
 
 

@@ -68,7 +68,7 @@ def _group_bytes(group: Any, limited: bool) -> int:
 
 
 def _is_flat(leaf: Any) -> bool:
-    """Whether a column has no parts; pyarrow opens no other ones as dictionaries, and ends at 2 GB of text."""
+    """Whether a column has no parts; pyarrow opens no others as dictionaries, and ends at 2 GB."""
     return "." not in leaf.path and leaf.max_repetition_level == 0
 
 
