@@ -8,6 +8,7 @@ from pathlib import Path
 
 import corpus_data
 import corpus_models
+import corpus_parquet
 from corpus_data import Seed
 from fake_onnx import NATIVE, native_arrays, write_onnx
 
@@ -28,6 +29,7 @@ READERS: dict[str, Callable[[], Iterator[Seed]]] = {
     "settings": corpus_models.setting_seeds,
     "lines": corpus_models.lines_seeds,
     "merges": corpus_models.merge_seeds,
+    "parquet": corpus_parquet.parquet_seeds,
     "reports": corpus_models.report_seeds,
     "caches": corpus_models.cache_seeds,
     "rooflines": corpus_models.roofline_seeds,

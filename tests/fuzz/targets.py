@@ -1,8 +1,9 @@
-"""Readers that no command reaches quickly, as functions that end as commands do: caches, rooflines."""
+"""Readers that no command reaches quickly, as functions: caches, rooflines, Parquet."""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import json
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from yolact_runtime.commandline import Parser, run
+from yolact_runtime.errors import YolactError
 
 CALIBRATION = {"a": [0.0, 1.5], "b": [-3.0, 3.0]}
 KERNELS = {
@@ -78,3 +80,25 @@ def roofline(argv: Sequence[str]) -> int:
         return 0
 
     return run(work, Parser(prog="yolact-bench"), [])
+
+
+def read_parquet(argv: Sequence[str]) -> int:
+    """Read the images that a Parquet file names or holds, as a run on a cluster does."""
+
+    def work(args: object) -> int:
+        import pyarrow as pa
+
+        from yolact_runtime.batch import images, listing
+
+        found = listing.list_sources([argv[0]])
+        rows = [{"path": path} for path in found.paths.to_pylist()[:20]]
+        if found.groups:
+            groups = pa.Table.from_pylist([{"file": file, "group": group} for file, group in found.groups])
+            parts = listing.read_groups(groups, listing.digests([]))
+            rows = [row for part in parts for row in part.to_pylist()][:20]
+        for frame in images.RowSource(rows):
+            with contextlib.suppress(YolactError):  # a row's own
+                frame.read()
+        return 0
+
+    return run(work, Parser(prog="yolact-infer"), [])

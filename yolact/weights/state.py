@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from yolact.config import Classes
 from yolact_runtime.errors import UsageError, YolactError
-from yolact_runtime.files import read_text
+from yolact_runtime.files import is_file, read_text
 from yolact_runtime.typed import first_few
+from yolact_runtime.untrusted import beyond, limit
 
 # Under which keys training scripts save the state dict together with other things.
 WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -87,13 +89,17 @@ def parse_classes(text: str) -> Classes:
         UsageError: a name is empty or occurs twice.
     """
     file = Path(text)
-    if file.is_file() or (file.suffix and "," not in text):
+    if is_file(file) or (file.suffix and "," not in text):
         names = [line.strip() for line in read_text(file, "--class-names").splitlines() if line.strip()]
         if not names:
             raise YolactError(f"--class-names {text}: the file has no names; expected one in each line")
     else:
         names = [name.strip() for name in text.split(",")]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    if len(names) > limit("classes"):
+        raise YolactError(
+            f"--class-names {text[:200]} has {len(names):,} names, more than {beyond('classes')}"
+        )
+    twice = sorted(name for name, times in Counter(names).items() if times > 1)
     if not all(names) or twice:
         problem = f"{twice[0]!r} occurs twice" if twice and twice[0] else "a name is empty"
         raise UsageError(

@@ -15,7 +15,7 @@ import numpy as np
 from yolact_runtime.batch.remote_files import fetched_schema, filesystem_of, find_files, is_remote, local_path
 from yolact_runtime.errors import UsageError, YolactError, first_line, without_secrets
 from yolact_runtime.files import STDOUT
-from yolact_runtime.merge.parquet import open_parquet, read_batches
+from yolact_runtime.merge.parquet import open_parquet, plain_columns, plain_type, read_batches
 from yolact_runtime.sources.camera import is_camera
 from yolact_runtime.sources.folders import IMAGES, VIDEOS, images_in, is_pattern, match, suffix_of
 from yolact_runtime.sources.images import expand
@@ -145,16 +145,17 @@ def _add_table(file: str, chunks: list[pyarrow.Array], groups: dict[tuple[str, i
         check_type(parquet, file, "path", pa.types.is_string, pa.types.is_large_string)
         before = 0
         for batch in read_batches(without_secrets(file), parquet, columns=["path"]):
-            found = batch.column("path").to_pylist()
-            if lost := next((row for row, name in enumerate(found, before + 1) if not name), None):
-                raise YolactError(f"{without_secrets(file)}: row {lost} has no path")
-            before += len(found)
-            chunks.append(_names(found))
+            for values in plain_columns(without_secrets(file), batch):
+                found = values["path"]
+                if lost := next((row for row, name in enumerate(found, before + 1) if not name), None):
+                    raise YolactError(f"{without_secrets(file)}: row {lost} has no path")
+                before += len(found)
+                chunks.append(_names(found))
 
 
 def check_type(parquet: Any, file: str, column: str, *allowed: Callable[[Any], bool]) -> None:
     """Raise a YolactError for a column of another type."""
-    kind = parquet.schema_arrow.field(column).type
+    kind = plain_type(parquet.schema_arrow.field(column).type)
     if not any(is_kind(kind) for is_kind in allowed):
         wanted = "bytes" if column == "bytes" else "text"
         raise YolactError(f"{without_secrets(file)}: column {column} is {kind}; it must be {wanted}")
@@ -195,9 +196,12 @@ def read_groups(batch: pyarrow.Table, done: np.ndarray) -> Iterator[pyarrow.Tabl
         with _open(work["file"], limited=False) as parquet:  # which the process that listed it has checked
             columns = [name for name in ("path", "bytes") if name in parquet.schema_arrow.names]
             how = {"row_groups": [work["group"]], "columns": columns, "batch_size": 32}
-            for rows in read_batches(without_secrets(work["file"]), parquet, **how):
-                content = rows.column("bytes").to_pylist()
-                paths = rows.column("path").to_pylist() if "path" in columns else [None] * len(content)
+            shown = without_secrets(work["file"])
+            batches = read_batches(shown, parquet, **how)
+            parts = (part for rows in batches for part in plain_columns(shown, rows, "image_bytes"))
+            for values in parts:
+                content = values["bytes"]
+                paths = values.get("path", [None] * len(content))
                 places = [f"{place}, row {before + row}" for row in range(1, len(content) + 1)]
                 before += len(content)
                 names = [_name(*row) for row in zip(paths, content, places, strict=True)]

@@ -158,7 +158,9 @@ class PartsFolder:
             with self._errors("read"):
                 whole = parquet.read_table(self._at(name), **self._where())
             self._replace(name, whole.filter(compute.invert(failed)))
-        return digests(rows.filter(compute.invert(failed)).column("path").drop_null().to_pylist())
+        with self._errors("read"):
+            paths = rows.filter(compute.invert(failed)).column("path").drop_null().to_pylist()
+        return digests(paths)
 
     def _check_columns(self, name: str) -> None:
         """Check that a file can be a part.
@@ -225,7 +227,9 @@ class PartsFolder:
     @contextlib.contextmanager
     def _errors(self, verb: str) -> Iterator[None]:
         """Turn errors of file systems and of Parquet files into one line."""
+        from pyarrow import ArrowException
+
         try:
             yield
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ArrowException) as error:
             raise YolactError(f"cannot {verb} {self.name}: {first_line(error)}") from error

@@ -16,6 +16,8 @@ from yolact_runtime.sinks.jsonl import is_line
 from yolact_runtime.sources.shard import Shard
 from yolact_runtime.untrusted import beyond, limit
 
+_SAID = "info", "failed", "unlisted", "categories"  # besides the images
+
 
 def open_coco(path: Path) -> ShardFile:
     """Look through the list of images of a shard's COCO results.
@@ -47,11 +49,13 @@ def _inside(value: Any, name: str) -> Any:
 
 
 def _images(path: Path, others: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The entries of a list of images; at the end, `others` has all else that is in the file."""
+    """The entries of a list of images; at the end, `others` has what else is said."""
     with JsonStream(path) as stream:
         for name in stream.members():
             if name != "images":
-                others[name] = stream.value()
+                value = stream.value()
+                if name in _SAID:
+                    others[name] = value
                 continue
             if _inside(others.get("info"), "shard") is None:
                 raise YolactError(

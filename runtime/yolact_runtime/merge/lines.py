@@ -15,7 +15,9 @@ from yolact_runtime.sinks.jsonl import parse_line, read_first
 from yolact_runtime.sources.shard import Shard
 from yolact_runtime.untrusted import beyond, limit, open_regular, parse_json
 
-_HEAD = re.compile(rb'\{"image": "(?:[^"\\]|\\.)*", "index": (\d{1,18})[,}]')
+# It takes much memory for each escape, so it gets the beginning of a line: that has any path.
+_HEAD = re.compile(rb'\{"image": "[^"\\]*(?:\\.[^"\\]*)*", "index": (\d{1,18})[,}]')
+_LONGEST_HEAD = 1 << 17  # bytes
 
 
 def open_lines(path: Path) -> ShardFile:
@@ -51,7 +53,7 @@ def _positions(path: Path, start: int) -> Iterator[tuple[int, int]]:
     with open_regular(path) as file:
         file.seek(start)
         for number, raw in enumerate(_raw_lines(file, path), start=2):
-            if (match := _HEAD.match(raw)) is None:
+            if (match := _HEAD.match(raw[:_LONGEST_HEAD])) is None:
                 raise YolactError(f"{path}: line {number} was not written by yolact-infer")
             yield start, int(match[1])
             start += len(raw)

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 _BATCH = 64  # rows
 _FINISHED, _FAILED = 0, 1
 _SHOWN = 10  # errors of images that are logged
+_LONGEST_ERROR = 1 << 16  # characters
 
 
 def parts_in(folder: Path) -> list[Path]:
@@ -153,7 +154,8 @@ def _record(row: dict[str, Any]) -> Record | None:
     if type(path) is not str or not 0 < len(path) <= limit("name") or "\0" in path:
         return None
     if error is not None:
-        return ([path, _FAILED], {"error": error}) if type(error) is str else None
+        right = type(error) is str and len(error) <= _LONGEST_ERROR
+        return ([path, _FAILED], {"error": error}) if right else None
     try:
         fields = [row[name] for name in ("boxes", "category_ids", "mask_scores", "scores", "rles", "area")]
         if len({len(field) for field in fields}) != 1 or len(fields[0]) > limit("candidates"):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from yolact_runtime.errors import YolactError
 from yolact_runtime.files import read_json
@@ -20,7 +20,7 @@ from yolact_runtime.merge.parquet import open_parquet, read_rows
 from yolact_runtime.merge.shards import ShardFile, ascents, pairs
 from yolact_runtime.sinks.table import COLUMNS, INDEX, METADATA, shard_file
 from yolact_runtime.sources.shard import Shard
-from yolact_runtime.untrusted import check_regular, limit, open_regular, parse_json
+from yolact_runtime.untrusted import beyond, check_regular, limit, open_regular, parse_json
 
 _TYPES = {**COLUMNS, **INDEX}
 _BATCH = 1024  # rows
@@ -106,7 +106,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
     """The rows of a CSV file, with numbers where they are numbers."""
     convert = [{"string": str, "int64": int, "float64": float}[kind] for kind in _TYPES.values()]
     with io.TextIOWrapper(open_regular(path), encoding="utf-8", newline="") as file, _reading_csv(path):
-        reader = csv.reader(file, strict=True)
+        reader = csv.reader(_lines(path, file), strict=True)
         if next(reader, None) != list(_TYPES):
             raise YolactError(f"{path} is of no shard: it does not have the columns of one")
         for number, cells in enumerate(reader, start=1):
@@ -121,6 +121,15 @@ def _csv_rows(path: Path) -> Iterator[Row]:
             except ValueError:
                 raise YolactError(f"{path}: row {number} has something else than a number") from None
             yield _check(path, number, row)
+
+
+def _lines(path: Path, file: TextIO) -> Iterator[str]:
+    """The lines of a file; a long one could have more cells than memory holds."""
+    most = limit("list_bytes")
+    while line := file.readline(most + 1):
+        if len(line) > most:
+            raise YolactError(f"{path} has a line with more characters than {beyond('list_bytes')}")
+        yield line
 
 
 @contextlib.contextmanager

@@ -184,3 +184,14 @@ def test_images_larger_than_the_limit_are_refused(monkeypatch):
     monkeypatch.setenv("YOLACT_MAX_IMAGE_BYTES", "99")
     row = fetched(["memory://pictures/large.png"])[0]
     assert row["bytes"] is None and "more bytes than" in row["error"]
+
+
+@pytest.mark.parametrize("column", ["path", "bytes"])
+def test_texts_that_are_none_end_in_one_line(place, column):
+    damaged = pa.array([b"a.png", b"\xff\xfe.png"]).view(pa.string())
+    columns = {"path": damaged} | ({"bytes": [b"x", b"y"]} if column == "bytes" else {})
+    parquet.write_table(pa.table(columns), "a.parquet")
+    with pytest.raises(YolactError, match=r"a\.parquet is damaged"):
+        listing = list_sources(["a.parquet"])
+        groups = pa.Table.from_pylist([{"file": file, "group": group} for file, group in listing.groups])
+        list(read_groups(groups, digests([])))

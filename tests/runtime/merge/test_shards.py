@@ -274,3 +274,16 @@ def test_damaged_inputs_end_in_one_line(three, tmp_path, capsys, name):
         assert code in (1, 2) and "Traceback" not in text  # 1: an image had failed
         assert out.exists() or text.count("\n") == 1
         out.unlink(missing_ok=True)
+
+
+def test_long_lines_are_not_read_whole(three, tmp_path, capsys, monkeypatch):
+    path = three[0] / "l.jsonl"
+    first, second, *rest = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([first, second.replace(b'{"image": "', b'{"image": "' + b"a" * 99**3), *rest]))
+    assert merge(*(folder / "l.jsonl" for folder in three), "--json", tmp_path / "o.json") == 1
+    assert "line 2 was not written by yolact-infer" in capsys.readouterr().err
+    monkeypatch.setenv("YOLACT_MAX_LIST_BYTES", "5000")
+    table = three[0] / "t.csv"
+    table.write_text(table.read_text() + "," * 5001 + "\n")
+    assert merge(*(folder / "t.csv" for folder in three), "--table", tmp_path / "o.csv") == 1
+    assert "t.csv has a line with more characters than the 5,000 allowed" in capsys.readouterr().err

@@ -367,6 +367,17 @@ def test_wrong_classes(text: str, message: str) -> None:
         parse_classes(text)
 
 
+def test_many_and_long_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"class {number}" for number in range(2000)]
+    assert parse_classes(",".join(names)).names == tuple(names)  # longer than the name of a file may be
+    file = tmp_path / "names.txt"
+    file.write_text("\n".join(names))
+    assert parse_classes(str(file)).names == tuple(names)
+    monkeypatch.setenv("YOLACT_MAX_CLASSES", "1999")
+    with pytest.raises(YolactError, match="has 2,000 names, more than the 1,999 allowed"):
+        parse_classes(str(file))
+
+
 class Harmful:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return exec, ("raise SystemExit('code was run')",)
