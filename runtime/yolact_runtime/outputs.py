@@ -95,7 +95,8 @@ def identity_of(path: str | Path) -> Identity:
 def among(files: Callable[[], Iterable[str | Path]]) -> Callable[[Path], bool]:
     """A function that says whether a path is one of `files`, which are looked at when it is first needed."""
     known = functools.cache(lambda: {identity_of(path) for path in files()})
-    return lambda path: path.exists() and identity_of(path) in known()
+    # Unlike `Path.exists`, no error for a name that is too long.
+    return lambda path: os.path.exists(path) and identity_of(path) in known()  # noqa: PTH110
 
 
 def engine_files(engine: str | Path) -> list[Path]:

@@ -92,6 +92,15 @@ def test_options_that_do_not_fit(place, capsys, arguments, message):
     assert content() == before
 
 
+def test_an_image_whose_cut_outs_would_have_too_long_names_fails_alone(place, capsys):
+    Path("in/0000.png").rename(Path("in", "0" * 248 + ".png"))
+    assert infer("in", *QUIET, *ALL, "--jsonl", "l.jsonl") == 1
+    output = capsys.readouterr()
+    assert "1 image, 2 detections, 1 failure" in output.out and "too long" in output.err
+    assert [path.name for path in sorted(Path("cut").iterdir())] == ["0001_0_dog.png", "0001_1_cat.png"]
+    assert Path("t.csv").read_text().count('"in/0001.png"') == 2
+
+
 def test_frames_of_videos(place):
     pytest.importorskip("av")
     from videos import scene, write
