@@ -34,10 +34,11 @@ def test_each_class_name_has_one_line(tmp_path: Path) -> None:
     names = ("circle\nfake", "a\r\n\u2028b\x85", "half", "")
     metadata = dataclasses.replace(NATIVE, class_names=names, category_ids=(1, 2, 3, 4))
     path = write_onnx(tmp_path / "m.onnx", native_arrays(), metadata)
-    folder = write_repository(path, tmp_path / "repository", "names", RAW)
     expected = ["circle\\nfake", "a\\r\\n\\u2028b\\x85", "half", ""]
-    assert (folder / "labels.txt").read_text("utf-8").splitlines() == expected
-    assert read(folder).name == "names_raw"
+    for options, name in ((RAW, "names_raw"), (TritonOptions(models="python"), "names")):
+        folder = write_repository(path, tmp_path / "repository", "names", options)
+        assert (folder / "labels.txt").read_text("utf-8").splitlines() == expected
+        assert read(folder).name == name
 
 
 def test_models_that_do_not_match_their_metadata(tmp_path: Path) -> None:
@@ -188,6 +189,7 @@ def test_the_model_that_finds_instances(model: Path, tmp_path: Path) -> None:
         "cats/1/model.onnx",
         "cats/1/model.py",
         "cats/config.pbtxt",
+        "cats/labels.txt",
     ]
     config = read(folder)
     assert (config.name, config.backend, config.max_batch_size) == ("cats", "python", 3)

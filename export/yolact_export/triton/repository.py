@@ -1,6 +1,6 @@
 """Adds models to a model repository of the Triton Inference Server.
 
-REPOSITORY/<name>/config.pbtxt                                  image in, instances out
+REPOSITORY/<name>/config.pbtxt, labels.txt                      image in, instances out
 REPOSITORY/<name>/1/model.py, model.onnx | model.engine
 REPOSITORY/<name>_raw/config.pbtxt, labels.txt                  the plain network
 REPOSITORY/<name>_raw/1/model.onnx | model.plan
@@ -96,12 +96,13 @@ def _writers(name: str, models: tuple[str, ...]) -> dict[str, _Writer]:
 
 def _write_raw(folder: Path, network: Network, name: str, options: TritonOptions) -> None:
     version = _write_config(folder, config.raw_config(network, name, options))
-    (folder / "labels.txt").write_text(_label_lines(network.metadata), encoding="utf-8")
+    _write_labels(folder, network.metadata)
     shutil.copyfile(network.file, version / BACKENDS[network.file.suffix][1])
 
 
 def _write_python(folder: Path, network: Network, name: str, options: TritonOptions) -> None:
     version = _write_config(folder, config.python_config(network, name, options))
+    _write_labels(folder, network.metadata)
     _write_code(version, "InstancesModel")
     target = version / f"model{network.file.suffix}"
     shutil.copyfile(network.file, target)
@@ -134,7 +135,7 @@ def _write_code(version: Path, name: str, metadata: Metadata | None = None) -> N
         (version / METADATA_FILE).write_text(json.dumps(metadata.to_props()), encoding="utf-8")
 
 
-def _label_lines(metadata: Metadata) -> str:
-    """The class names, one on each line; line ends and other control characters within a name are escaped."""
+def _write_labels(folder: Path, metadata: Metadata) -> None:
+    """Write the class names, one on each line; line ends and other control characters are escaped."""
     names = (escape_controls(name) for name in metadata.class_names)
-    return "".join(f"{name}\n" for name in names)
+    (folder / "labels.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
