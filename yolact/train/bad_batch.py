@@ -137,8 +137,8 @@ def _check(content: dict[str, Any], config: Config) -> None:
         }
         for name, (height, width) in sizes.items():
             _check_tensor(name, target[name], (count, height, width), torch.bool)
-    numbers = [content["iteration"], content["lr"], *ids, *content["losses"].values()]
-    if not all(type(number) in (int, float) for number in numbers):
+    numbers = [content["lr"], *ids, *content["losses"].values()]
+    if type(content["iteration"]) is not int or not all(type(number) in (int, float) for number in numbers):
         raise ValueError("iteration, rate, ids and losses are not all numbers")
 
 

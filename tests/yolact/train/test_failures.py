@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import shutil
 import subprocess
@@ -79,7 +80,7 @@ def test_a_damaged_batch_is_one_line(shapes: Path, tmp_path: Path, capsys: Captu
         {"images": content["images"].mT},
         {"images": content["images"].double()}, {"image_ids": [1]}, {"losses": {"box": [1]}},
         {"losses": torch.zeros(2)},
-        {"targets": None}, {"iteration": "x"},
+        {"targets": None}, {"iteration": "x"}, {"iteration": math.nan},
         {"targets": [{**target, "labels": target["labels"] + 99}] * 2}, {"targets": [{}, {}]},
         {"targets": [{**target, "masks": target["masks"][:, :3]}] * 2}, {"targets": [[1], [2]]},
     ]  # fmt: skip
