@@ -141,6 +141,7 @@ def test_the_command_does_without_the_tools_of_openvino(convert, tmp_path):
     command = [sys.executable, "-X", "importtime", "-c", code]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    # It lists the attempt to import them, too.
-    assert "openvino._ov_api" in done.stderr and "openvino.tools.ovc.convert" not in done.stderr
+    imported = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines()]
+    # The attempt to import them is listed, too.
+    assert "openvino" in imported and "openvino.tools.ovc.convert" not in imported
     assert (tmp_path / "o.json").exists()
