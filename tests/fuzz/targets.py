@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import functools
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -95,7 +96,9 @@ def read_parquet(argv: Sequence[str]) -> int:
         if found.groups:
             groups = pa.Table.from_pylist([{"file": file, "group": group} for file, group in found.groups])
             parts = listing.read_groups(groups, listing.digests([]))
-            rows = [row for part in parts for row in part.to_pylist()][:20]
+            rows = list(itertools.islice((row for part in parts for row in part.to_pylist()), 20))
+            for _ in parts:  # the rest is read and forgotten
+                pass
         for frame in images.RowSource(rows):
             with contextlib.suppress(YolactError):  # a row's own
                 frame.read()

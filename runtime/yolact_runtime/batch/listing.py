@@ -20,6 +20,7 @@ from yolact_runtime.sources.camera import is_camera
 from yolact_runtime.sources.folders import IMAGES, VIDEOS, images_in, is_pattern, match, suffix_of
 from yolact_runtime.sources.images import expand
 from yolact_runtime.sources.listing import ListSource
+from yolact_runtime.untrusted import beyond, limit
 
 if TYPE_CHECKING:
     import pyarrow
@@ -149,8 +150,18 @@ def _add_table(file: str, chunks: list[pyarrow.Array], groups: dict[tuple[str, i
                 found = values["path"]
                 if lost := next((row for row, name in enumerate(found, before + 1) if not name), None):
                     raise YolactError(f"{without_secrets(file)}: row {lost} has no path")
+                _check_lengths(file, found, before)
                 before += len(found)
                 chunks.append(_names(found))
+
+
+def _check_lengths(file: str, paths: Sequence[str | None], before: int) -> None:
+    """Raise a YolactError for a path that is too long: a file may have each of its texts a million times."""
+    most = limit("name")
+    if long := next((row for row, path in enumerate(paths, before + 1) if path and len(path) > most), None):
+        raise YolactError(
+            f"{without_secrets(file)}: row {long} has a path of more characters than {beyond('name')}"
+        )
 
 
 def check_type(parquet: Any, file: str, column: str, *allowed: Callable[[Any], bool]) -> None:
@@ -202,6 +213,7 @@ def read_groups(batch: pyarrow.Table, done: np.ndarray) -> Iterator[pyarrow.Tabl
             for values in parts:
                 content = values["bytes"]
                 paths = values.get("path", [None] * len(content))
+                _check_lengths(work["file"], paths, before)
                 places = [f"{place}, row {before + row}" for row in range(1, len(content) + 1)]
                 before += len(content)
                 names = [_name(*row) for row in zip(paths, content, places, strict=True)]

@@ -195,3 +195,17 @@ def test_texts_that_are_none_end_in_one_line(place, column):
         listing = list_sources(["a.parquet"])
         groups = pa.Table.from_pylist([{"file": file, "group": group} for file, group in listing.groups])
         list(read_groups(groups, digests([])))
+
+
+@pytest.mark.parametrize("column", ["path", "bytes"])
+def test_paths_that_are_too_long_are_refused(place, column):
+    columns = {"path": ["a.png", "b" * 4096, "c" * 4097]} | (
+        {"bytes": [b"x"] * 3} if column == "bytes" else {}
+    )
+    parquet.write_table(pa.table(columns), "a.parquet")
+    with pytest.raises(
+        YolactError, match=r"a\.parquet: row 3 has a path of more characters than the 4,096 allowed"
+    ):
+        listing = list_sources(["a.parquet"])
+        groups = pa.Table.from_pylist([{"file": file, "group": group} for file, group in listing.groups])
+        list(read_groups(groups, digests([])))
