@@ -52,6 +52,8 @@ def open_parquet(
             found = {field.name: str(plain_type(field.type)) for field in schema}
         if any(not 0 <= size <= most for size in groups):
             raise YolactError(f"{path} has a group of rows with more bytes than {beyond('row_group_bytes')}")
+        if len(found) < len(schema):
+            raise YolactError(f"{path} has several columns of the same name")
         found = {name: kind.replace("double", "float64") for name, kind in found.items()}
         if isinstance(columns, Mapping) and (found != dict(columns) or list(found) != list(columns)):
             raise YolactError(f"{path} is of no shard: it does not have the columns of one")

@@ -65,3 +65,10 @@ def test_equal_numbers_count_as_they_are_in_memory(tmp_path, monkeypatch):
     assert path.stat().st_size < 10_000
     with pytest.raises(YolactError, match="a group of rows with more bytes"):
         list(rows_of(path, ["c"]))
+
+
+def test_columns_of_the_same_name_are_refused(tmp_path):
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.Table.from_arrays([pa.array(["x"]), pa.array(["y"])], ["c", "c"]), path)
+    with pytest.raises(YolactError, match=r"a\.parquet has several columns of the same name"):
+        list(rows_of(path, ["c"]))
